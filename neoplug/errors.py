@@ -1,0 +1,91 @@
+"""Errors for people: where, what is wrong, why, and the fix. Each error knows the exit code it ends the command with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+Path = tuple[str | int, ...]  # a key in a recipe
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in a text: 1-based line and column, the length of what is meant, and the whole line."""
+
+    file: str
+    line: int
+    column: int
+    length: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+    def excerpt(self) -> str:
+        """Return the line with a caret under what is meant."""
+        number = str(self.line)
+        carets = " " * (self.column - 1) + "^" * max(1, self.length)
+        return f"  {number} | {self.text}\n  {' ' * len(number)} | {carets}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a recipe.
+
+    what    what is wrong, one sentence without a full stop
+    why     why it cannot work (may be empty)
+    fix     what to do instead (may be empty)
+    path    the key in the recipe, as ("adapter", "dora", "r"); the recipe finds the line for it
+    mark    the place itself, where it is already known
+    """
+
+    what: str
+    why: str = ""
+    fix: str = ""
+    path: Path = ()
+    mark: Mark | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.mark}: " if self.mark else f"{'.'.join(map(str, self.path))}: " if self.path else ""
+        lines = [place + self.what]
+        if self.mark:
+            lines.append(self.mark.excerpt())
+        lines += [f"{word}: {text}" for word, text in (("why", self.why), ("fix", self.fix)) if text]
+        return "\n".join(lines)
+
+
+class NeoplugError(Exception):
+    """What ends a command with a message and no traceback."""
+
+    exit_code = 1
+
+
+class RunError(NeoplugError):
+    """A run that failed on its way: exit 1."""
+
+
+class UsageError(NeoplugError):
+    """A command that asks for what cannot be done: exit 2."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """All mistakes of a recipe at once: exit 2, before a model is loaded."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n\n".join(map(str, self.problems)))
+
+
+class Interrupted(NeoplugError):
+    """A run that saved and stopped because a signal asked for it: exit 128 + signal."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        self.exit_code = 128 + signal
+        super().__init__(message)
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """Return "; did you mean `close`?" for the nearest of `names`, or an empty string."""
+    close = get_close_matches(name, names, n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""

@@ -1,0 +1,106 @@
+"""Tiny real models on disk, made once a session: a BPE tokenizer trained on real prose, random Llamas of two sizes."""
+
+import json
+import os
+import pydoc_data.topics
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def neoplug_home(tmp_path_factory):
+    """Keep the user's cache out of the tests, unless NEOPLUG_HOME names one on purpose."""
+    os.environ.setdefault("NEOPLUG_HOME", str(tmp_path_factory.mktemp("neoplug-home")))
+    return Path(os.environ["NEOPLUG_HOME"])
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    bpe.train_from_iterator(list(pydoc_data.topics.topics.values())[:20], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def tiny_llama(folder, tokenizer, *, seed, layers=2, hidden=48, vocab=None, **config):
+    """Save a random Llama and its tokenizer to `folder`. Its logits are far from uniform, so that losses differ."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    options = {
+        "vocab_size": vocab or len(tokenizer),
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    } | config
+    LlamaForCausalLM(LlamaConfig(**options)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_student(tmp_path_factory, tiny_tokenizer):
+    """Return the folder of a 2-layer Llama, hidden size 48, tied head."""
+    return tiny_llama(tmp_path_factory.mktemp("student"), tiny_tokenizer, seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory, tiny_tokenizer):
+    """Return the folder of a 4-layer Llama, hidden size 64, untied head, same tokenizer."""
+    return tiny_llama(
+        tmp_path_factory.mktemp("teacher"), tiny_tokenizer, seed=2, layers=4, hidden=64, tie_word_embeddings=False
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tmp_path_factory):
+    """Return a jsonl file of 24 `messages` rows of unequal length, some with two assistant turns."""
+    rows = []
+    for number in range(24):
+        messages = [
+            {"role": "user", "content": f"What is {number} plus {number}?"},
+            {"role": "assistant", "content": f"It is {2 * number}." + " Indeed it is." * (number % 5)},
+        ]
+        if number % 3 == 0:
+            messages += [
+                {"role": "user", "content": "Are you sure?"},
+                {"role": "assistant", "content": "Yes, I added them twice."},
+            ]
+        rows.append({"messages": messages})
+    file = tmp_path_factory.mktemp("data") / "chat.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
