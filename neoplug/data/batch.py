@@ -1,10 +1,11 @@
-"""Documents in, tensors out: how the documents of a micro-batch are laid out for a model to run.
+"""Documents in, tensors out: a micro-batch is a run of documents, and a layout is how a model reads them.
 
-B rows and L columns of a batch, N answer tokens in it. An answer token at column i is predicted at column i - 1.
+T tokens and N answer tokens of a batch; B rows and L columns of a layout. The answer token at index i of a document is
+predicted at index i - 1: this shift happens here and nowhere else.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,25 +39,25 @@ class Document:
 
 @dataclass(eq=False)
 class Batch:
-    """A micro-batch as a model runs it, and the answer tokens that the objective scores.
+    """A micro-batch: its documents one after the other, and the answer tokens that the objective scores.
 
-    input_ids       [B, L] int64
-    position_ids    [B, L] int64, restarting at 0 with each document
-    attention_mask  None (one flat row, isolated by position_ids) | [1, 1, L, L] bool (a block for each document)
-                    | [B, L] int64 (padded rows)
-    positions       [N] int64: index in the flattened [B * L] of the position that predicts each answer token
-    labels          [N] int64: the answer tokens
-    rows            [N] int64: the source row of each answer token
-    tokens          how many real tokens it holds, padding excluded
+    input_ids  [T] int64
+    lengths    how many tokens each document has; they add up to T
+    positions  [N] int64: index in `input_ids` of the position that predicts each answer token
+    labels     [N] int64: the answer tokens
+    rows       [N] int64: the source row of each answer token
     """
 
     input_ids: Tensor
-    position_ids: Tensor
-    attention_mask: Tensor | None
+    lengths: list[int]
     positions: Tensor
     labels: Tensor
     rows: Tensor
-    tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Count the tokens, T."""
+        return len(self.input_ids)
 
     @property
     def answer_tokens(self) -> int:
@@ -65,54 +66,59 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
-        moved = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
+        names = ("input_ids", "positions", "labels", "rows")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+    def layout(self, name: Layout, pad_token_id: int = 0) -> tuple[dict[str, Any], Tensor]:
+        """Return what a model is called with, and `positions` as indices in its flattened [B * L] output.
+
+        flat    one row [1, T]; `position_ids` restart with each document and no mask is given: most models then keep
+                documents apart (an all-ones mask would make them leak)
+        block   the same row with a mask [1, 1, T, T], True inside each document's causal triangle
+        padded  a row a document [B, L] with a mask [B, L]; positions are left to the model, prompt methods shift them
+        """
+        if name == "padded":
+            return self._padded(pad_token_id)
+        starts = [torch.arange(length, device=self.input_ids.device) for length in self.lengths]
+        inputs = {
+            "input_ids": self.input_ids[None],
+            "position_ids": torch.cat(starts)[None],
+            "attention_mask": self._block_mask() if name == "block" else None,
+            "use_cache": False,
         }
-        return replace(self, **moved)
+        return inputs, self.positions
 
-    def model_inputs(self) -> dict[str, Any]:
-        """Return what the model is called with. Padded rows leave the positions to the model: prompt methods shift them."""
-        inputs: dict[str, Any] = {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "use_cache": False}
-        if self.attention_mask is None or self.attention_mask.dim() == 4:
-            inputs["position_ids"] = self.position_ids
-        return inputs
+    def _padded(self, pad_token_id: int) -> tuple[dict[str, Any], Tensor]:
+        longest, device = max(self.lengths), self.input_ids.device
+        gaps = torch.tensor([longest - length for length in self.lengths])
+        shift = torch.repeat_interleave(gaps.cumsum(0) - gaps, torch.tensor(self.lengths))  # [T] padding before a token
+        place = (torch.arange(self.tokens) + shift).to(device)
+        input_ids = self.input_ids.new_full((len(self.lengths) * longest,), pad_token_id)
+        mask = torch.zeros_like(input_ids)
+        inputs = {
+            "input_ids": input_ids.index_copy(0, place, self.input_ids).view(-1, longest),
+            "attention_mask": mask.index_fill(0, place, 1).view(-1, longest),
+            "use_cache": False,
+        }
+        return inputs, place[self.positions]
+
+    def _block_mask(self) -> Tensor:
+        numbers = torch.arange(len(self.lengths))
+        document = torch.repeat_interleave(numbers, torch.tensor(self.lengths)).to(self.input_ids.device)
+        return (document[:, None] == document[None]).tril()[None, None]
 
 
-def collate(documents: Sequence[Document], layout: Layout, pad_token_id: int = 0) -> Batch:
-    """Lay documents out: `flat` one unpadded row, `block` the same with a block mask, `padded` a row each."""
-    if layout == "padded":
-        return _padded(documents, pad_token_id)
+def collate(documents: Sequence[Document]) -> Batch:
+    """Join documents to a batch on the CPU."""
     lengths = [len(document) for document in documents]
     starts = np.cumsum([0, *lengths[:-1]])
-    input_ids = torch.from_numpy(np.concatenate([document.input_ids for document in documents]))[None]
-    position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
-    mask = _block_mask(lengths) if layout == "block" else None
-    return Batch(input_ids, position_ids, mask, *_answers(documents, starts), tokens=sum(lengths))
-
-
-def _padded(documents: Sequence[Document], pad_token_id: int) -> Batch:
-    longest = max(map(len, documents))
-    input_ids = torch.full((len(documents), longest), pad_token_id, dtype=torch.int64)
-    mask = torch.zeros_like(input_ids)
-    for row, document in enumerate(documents):
-        input_ids[row, : len(document)] = torch.from_numpy(document.input_ids)
-        mask[row, : len(document)] = 1
-    position_ids = torch.arange(longest).expand(len(documents), -1).contiguous()
-    starts = np.arange(len(documents)) * longest
-    return Batch(input_ids, position_ids, mask, *_answers(documents, starts), tokens=sum(map(len, documents)))
-
-
-def _answers(documents: Sequence[Document], starts: np.ndarray) -> Iterator[Tensor]:
-    """Yield positions, labels and rows of all answer tokens; the shift by one happens here and nowhere else."""
-    found = [np.flatnonzero(document.scored[1:]) for document in documents]
-    yield torch.from_numpy(np.concatenate([at + start for at, start in zip(found, starts, strict=True)]))
-    yield torch.from_numpy(np.concatenate([d.input_ids[at + 1] for d, at in zip(documents, found, strict=True)]))
-    yield torch.from_numpy(np.concatenate([np.full(len(at), d.row) for d, at in zip(documents, found, strict=True)]))
-
-
-def _block_mask(lengths: Sequence[int]) -> Tensor:
-    """Return [1, 1, L, L] bool: causal inside each document, nothing across."""
-    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    return ((document[:, None] == document[None]) & torch.ones(len(document), len(document)).tril().bool())[None, None]
+    before = [np.flatnonzero(document.scored[1:]) for document in documents]  # one before each scored token
+    labels = [document.input_ids[at + 1] for document, at in zip(documents, before, strict=True)]
+    rows = [np.full(len(at), document.row) for document, at in zip(documents, before, strict=True)]
+    return Batch(
+        input_ids=torch.from_numpy(np.concatenate([document.input_ids for document in documents])),
+        lengths=lengths,
+        positions=torch.from_numpy(np.concatenate([at + start for at, start in zip(before, starts, strict=True)])),
+        labels=torch.from_numpy(np.concatenate(labels)),
+        rows=torch.from_numpy(np.concatenate(rows)),
+    )

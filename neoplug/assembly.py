@@ -1,0 +1,104 @@
+"""What a run stands on before a weight is loaded: models found, data tokenised, vocabularies compared, losses named."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from math import ceil
+from typing import Any
+
+import torch
+
+from neoplug.data import Corpus, Order, load_corpus
+from neoplug.data.batch import Batch, collate
+from neoplug.errors import Problem, RecipeError
+from neoplug.models import Located, load_config, load_tokenizer, locate, prepare
+from neoplug.objective import Loss
+from neoplug.progress import Progress
+from neoplug.recipe import Checked, Train
+from neoplug.vocabulary import Vocabulary, shared
+
+logger = logging.getLogger("neoplug")
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a run stands on before a weight is loaded. `base` is the prepared student, or the student as it came."""
+
+    student: Located
+    base: Located
+    teacher: Located | None
+    tokenizer: Any
+    corpus: Corpus
+    vocabulary: Vocabulary
+
+
+def gather(checked: Checked, progress: Progress) -> Parts:
+    """Find models, tokenise the data, compare vocabularies, prepare the student.
+
+    Raises:
+        RecipeError: a model or the data cannot be used.
+    """
+    recipe = checked.recipe
+    progress.phase("looking for the models")
+    student = locate(recipe.student.model, recipe.student.revision, ("student", "model"))
+    teacher = recipe.teacher and locate(recipe.teacher.model, recipe.teacher.revision, ("teacher", "model"))
+    tokenizer = load_tokenizer(student, ("student", "model"))
+    rows = load_config(student, ("student", "model")).get_text_config().vocab_size
+    if teacher is None:
+        vocabulary = shared(tokenizer, tokenizer, rows, rows)
+    else:
+        theirs = load_config(teacher, ("teacher", "model")).get_text_config().vocab_size
+        vocabulary = shared(tokenizer, load_tokenizer(teacher, ("teacher", "model")), rows, theirs)
+    progress.phase("reading the data")
+    corpus = load_corpus(recipe.data, tokenizer)
+    for line in corpus.report.lines():
+        logger.info("data: %s", line)
+    refuse_unshared(corpus, vocabulary, tokenizer)
+    if recipe.student.prepare:
+        progress.phase("preparing the student")
+    base = prepare(student, checked, partial(training_batches, checked, corpus), corpus.fingerprint)
+    return Parts(student, base, teacher or None, tokenizer, corpus, vocabulary)
+
+
+def refuse_unshared(corpus: Corpus, vocabulary: Vocabulary, tokenizer: Any) -> None:
+    """Refuse text with tokens that only one of the models knows."""
+    documents = [document for row in corpus.rows for document in row] + corpus.held_out
+    strange = {token for document in documents for token in vocabulary.unshared(torch.from_numpy(document.input_ids))}
+    if strange:
+        named = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in sorted(strange)[:5])
+        problem = Problem(
+            what=f"the text has {len(strange)} tokens that the teacher does not know, as {named}",
+            why="the teacher cannot read them, so it has nothing to teach there",
+            fix="use a teacher with the student's vocabulary, or text without these tokens",
+            path=("data", "source"),
+        )
+        raise RecipeError([problem])
+
+
+def make_order(checked: Checked, corpus: Corpus, world: int) -> Order:
+    """Return which rows each step holds."""
+    train = checked.recipe.train
+    batch, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    return Order(len(corpus.rows), batch, accumulation, world, checked.recipe.seed)
+
+
+def training_batches(checked: Checked, corpus: Corpus) -> Iterator[Batch]:
+    """Yield training micro-batches in the recipe's order, without end, for hooks that ask for `batches`."""
+    order = make_order(checked, corpus, 1)
+    for step in count():
+        for rows in order.micro_batches(step, 0):
+            yield collate([document for row in rows for document in corpus.rows[row]])
+
+
+def count_steps(train: Train, steps_per_epoch: int) -> int:
+    """Return how many optimizer steps a run has."""
+    return train.max_steps or ceil((train.num_train_epochs or 1) * steps_per_epoch)
+
+
+def make_losses(checked: Checked) -> list[Loss]:
+    """Return the recipe's losses with their weights, in the order of their names."""
+    values = checked.plugins.functions("token_loss", section="loss")
+    gradients = checked.plugins.functions("token_gradient", section="loss")
+    return [Loss(name, checked.weights[name], value, gradients.get(name)) for name, value in sorted(values.items())]

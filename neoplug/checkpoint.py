@@ -1,0 +1,104 @@
+"""Save and resume. A checkpoint is a folder, renamed into place when it is whole; resumed runs repeat bit for bit.
+
+Random numbers and the order of the data are functions of (seed, step), so neither needs a place in a checkpoint.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from neoplug.errors import RunError
+from neoplug.files import folder_atomically
+from neoplug.registry import Plugins
+
+FORMAT = 1
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    plugins: Plugins,
+    state: dict,
+) -> Path:
+    """Write `folder/step-N`: what trains, the optimizer, the schedule, what plugins remember, and `state` as JSON."""
+    path = folder / f"step-{step}"
+    if path.exists():
+        return path
+    with folder_atomically(path) as draft:
+        save_file(_trained(model), draft / "trainable.safetensors")
+        moving = {
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "plugins": _remembered(plugins),
+        }
+        torch.save(moving, draft / "training.pt")
+        plugins.each("on_save", model=model, path=draft)
+        (draft / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}), encoding="utf-8")
+    return path
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the newest usable checkpoint, if there is one."""
+    found = [path for path in folder.glob("step-*") if (path / "state.json").is_file()]
+    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+
+
+def load(path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, plugins: Plugins) -> None:
+    """Put a checkpoint back in place.
+
+    Raises:
+        RunError: the checkpoint holds other parameters than the model trains.
+    """
+    stored, present = load_file(path / "trainable.safetensors"), _trained(model)
+    if stored.keys() != present.keys():
+        odd = sorted(stored.keys() ^ present.keys())
+        raise RunError(f"{path} does not fit the model: {len(odd)} names differ, as {odd[0]}")
+    with torch.no_grad():
+        for name, tensor in present.items():
+            tensor.copy_(stored[name])
+    moving = torch.load(path / "training.pt", weights_only=True)
+    optimizer.load_state_dict(moving["optimizer"])
+    schedule.load_state_dict(moving["schedule"])
+    for name, remembered in moving["plugins"].items():
+        plugins.everyone()[name].load_state_dict(remembered)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what `save` was given as `state`, and the step.
+
+    Raises:
+        RunError: the checkpoint was written in another format.
+    """
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if state["format"] != FORMAT:
+        raise RunError(f"{path} has format {state['format']}; this neoplug reads format {FORMAT}")
+    return state
+
+
+def prune(folder: Path, limit: int | None) -> None:
+    """Keep the newest `limit` checkpoints."""
+    found = sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    for path in found[:-limit] if limit else []:
+        shutil.rmtree(path)
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a run changes: trainable parameters, and buffers that a state dict keeps."""
+    buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
+    changed = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    changed |= {name: buffer for name, buffer in model.named_buffers() if name in buffers}
+    return {name: tensor.detach().contiguous() for name, tensor in changed.items()}
+
+
+def _remembered(plugins: Plugins) -> dict[str, Any]:
+    return {name: plugin.state_dict() for name, plugin in plugins.everyone().items() if hasattr(plugin, "state_dict")}

@@ -1,0 +1,49 @@
+"""The command line: a file a command. Nothing heavy is imported before a command needs it."""
+
+import sys
+from collections.abc import Callable
+
+import typer
+
+from neoplug import __version__
+from neoplug.cli import doctor, export, plan, plugins, preview, recipes, run, schema
+from neoplug.errors import NeoplugError
+
+app = typer.Typer(
+    name="neoplug",
+    help="Distil language models with parameter-efficient adapters: a run is a recipe, variants are plugins.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "terminal_width": 100},
+)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    run.run,
+    plan.plan,
+    preview.preview,
+    plugins.plugins,
+    recipes.recipes,
+    schema.schema,
+    export.export,
+    doctor.doctor,
+)
+for command in COMMANDS:
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def neoplug(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    """Distil language models with parameter-efficient adapters: a run is a recipe, variants are plugins."""
+    if version:
+        typer.echo(f"neoplug {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; what people got wrong ends in a message and an exit code, not in a traceback."""
+    try:
+        app(prog_name="neoplug")
+    except NeoplugError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,64 @@
+"""`neoplug plan`: what a run would do and cost."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument
+from neoplug.cli.screen import heading, say, size, table
+
+
+def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a recipe and show what a run would do.
+
+    Shows each value with its origin, plugins, parameters, data, steps, memory and disk. Loads no weights.
+    """
+    from neoplug import recipe as recipes
+
+    checked = recipes.load(recipe, overrides or ())
+
+    from neoplug.plan import plan as work_out
+
+    found = work_out(checked)
+    if as_json:
+        say(json.dumps(found, indent=2))
+    else:
+        show(found)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print a plan."""
+    heading(f"recipe {found['name']}")
+    table([[f"  {key}", value, place] for key, value, place in values(found["recipe"], found["origin"])])
+    heading("plugins")
+    table([[f"  {p['section']}", p["name"], f"{p['package']} {p['version']}", p["target"]] for p in found["plugins"]])
+    heading("models")
+    table([[f"  {role}", *model_cells(model)] for role, model in found["models"].items()])
+    parameters = found["parameters"]
+    share = parameters["trainable"] / parameters["total"]
+    say(f"  trainable: {parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.2%})")
+    heading("data")
+    for line in found["data"]["lines"]:
+        say(f"  {line}")
+    heading("the run")
+    say(f"  {found['steps']:,} steps, {found['epochs']:.2f} epochs")
+    say(f"  {found['tokens']:,} tokens, {found['answer_tokens']:,} of them scored")
+    for part in ("memory", "disk"):
+        heading(f"{part}, estimated")
+        table([[f"  {key.replace('_', ' ')}", size(count)] for key, count in found[f"{part}_bytes"].items()])
+
+
+def model_cells(model: Mapping[str, Any]) -> list[str]:
+    """Return source, parameters, dtype and device, bytes."""
+    placed = f"{model['dtype']} on {model['device']}"
+    return [model["source"], f"{model['parameters']:,} parameters", placed, size(model["bytes"])]
+
+
+def values(recipe: Mapping[str, Any], origin: Mapping[str, str], path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield each value of the resolved recipe: dotted key, value, and where it came from."""
+    for key, value in recipe.items():
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping) and value:
+            yield from values(value, origin, name)
+        else:
+            yield name, json.dumps(value, ensure_ascii=False), origin.get(name, "default")

@@ -1,0 +1,175 @@
+"""`neoplug plugins`: what is installed, and what one plugin takes and answers."""
+
+import dataclasses
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from neoplug import hookspecs
+from neoplug.cli.arguments import AsJson
+from neoplug.cli.screen import heading, say, table
+from neoplug.errors import UsageError, did_you_mean
+from neoplug.registry import Entry, find, installed
+
+HEADER = ("name", "package", "version", "target")
+
+
+def plugins(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Show this one: its options, hooks, docstring and source.", metavar="NAME", show_default=False
+        ),
+    ] = None,
+    section: Annotated[
+        str | None,
+        typer.Option(
+            help=f"List what fits a section ({', '.join(hookspecs.HOOKS_OF_SECTION)}); this imports the plugins.",
+            metavar="SECTION",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the installed plugins without importing them, or show one."""
+    if name is not None and section is not None:
+        raise UsageError("name a plugin or a section, not both")
+    if name is not None:
+        show(described(name), as_json)
+    else:
+        entries = installed() if section is None else list(fitting(section))
+        rows = [{key: getattr(entry, key) for key in HEADER} for entry in entries]
+        if as_json:
+            say(json.dumps(rows, indent=2))
+        else:
+            table([[str(row[key]) for key in HEADER] for row in rows], header=HEADER)
+
+
+def fitting(section: str) -> Iterator[Entry]:
+    """Yield the plugins that answer one of a section's hooks; one that cannot be imported is named on stderr."""
+    sections = hookspecs.HOOKS_OF_SECTION
+    if section not in sections:
+        known = ", ".join(sections)
+        raise UsageError(f"no section is called {section}{did_you_mean(section, list(sections))}\nfix: one of {known}")
+    for entry in installed():
+        try:
+            answered = hooks(entry.load())
+        except Exception as error:  # whatever a stranger's module does when it is imported
+            print(f"left out: {entry.name} ({entry.package} {entry.version}): {reason(error)}", file=sys.stderr)
+            continue
+        if set(answered) & set(sections[section]):
+            yield entry
+
+
+def described(name: str) -> dict[str, Any]:
+    """Return all that is known of one plugin.
+
+    Raises:
+        UsageError: there is none of that name, or it cannot be imported.
+    """
+    entry = find(name, Path.cwd())
+    try:
+        plugin = entry.load()
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a stranger's module does when it is imported
+        raise UsageError(
+            f"{entry.name} ({entry.package} {entry.version}) cannot be imported: {reason(error)}"
+        ) from error
+    answered = hooks(plugin)
+    return {
+        **{key: getattr(entry, key) for key in HEADER},
+        "sections": [section for section, names in hookspecs.HOOKS_OF_SECTION.items() if set(names) & set(answered)],
+        "options": list(options(plugin)),
+        "hooks": {hook: getattr(hookspecs, hook).answers for hook in answered},
+        "docstring": docstring(plugin),
+        "source": source(plugin),
+    }
+
+
+def reason(error: BaseException) -> str:
+    """Return an exception as one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def hooks(plugin: type) -> list[str]:
+    """Return the hooks that a class answers, in call order."""
+    return [name for name in hook_names() if hasattr(getattr(plugin, name, None), "neoplug_impl")]
+
+
+def hook_names() -> list[str]:
+    """Return all hooks in call order."""
+    return [name for name, value in vars(hookspecs).items() if hasattr(value, "neoplug_spec")]
+
+
+def options(plugin: type) -> Iterator[dict[str, Any]]:
+    """Yield name, type and default of each option; a default of a kind that JSON lacks is its text."""
+    if not dataclasses.is_dataclass(plugin):
+        return
+    for field in dataclasses.fields(plugin):
+        if not field.init:
+            continue
+        option: dict[str, Any] = {"name": field.name, "type": type_name(field.type)}
+        if field.default_factory is not dataclasses.MISSING:
+            option["default"] = json_ready(field.default_factory())
+        elif field.default is not dataclasses.MISSING:
+            option["default"] = json_ready(field.default)
+        yield option
+
+
+def type_name(annotation: Any) -> str:
+    """Return a type as one writes it."""
+    plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
+    return annotation.__name__ if plain else str(annotation).replace("typing.", "")
+
+
+def json_ready(value: Any) -> Any:
+    """Return the value, or its text where JSON cannot hold it."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return repr(value)
+    return value
+
+
+def docstring(plugin: type) -> str:
+    """Return what a plugin says of itself: the module's docstring, then the class's own."""
+    module = inspect.getdoc(sys.modules.get(plugin.__module__)) or ""
+    own = inspect.cleandoc(plugin.__doc__ or "")
+    written = not own.startswith(f"{plugin.__name__}(")  # a dataclass without one gets its signature
+    return "\n\n".join(filter(None, [module, own if written else ""]))
+
+
+def source(plugin: type) -> str | None:
+    """Return the file that a class stands in; None where it has none."""
+    try:
+        return inspect.getsourcefile(plugin)
+    except (TypeError, OSError):
+        return None
+
+
+def show(plugin: dict[str, Any], as_json: bool) -> None:
+    """Print one plugin."""
+    if as_json:
+        say(json.dumps(plugin, indent=2))
+        return
+    say(f"{plugin['name']}  {plugin['package']} {plugin['version']}  {plugin['target']}")
+    say(f"sections: {', '.join(plugin['sections']) or 'none'}")
+    say(f"source: {plugin['source']}")
+    heading("options")
+    table([[f"  {option['name']}", option["type"], default(option)] for option in plugin["options"]] or [["  none"]])
+    heading("hooks")
+    table([[f"  {hook}", f"answered by {rule}"] for hook, rule in plugin["hooks"].items()] or [["  none"]])
+    if plugin["docstring"]:
+        heading("what it is")
+        say(plugin["docstring"])
+
+
+def default(option: dict[str, Any]) -> str:
+    """Return an option's default in words."""
+    return f"default {json.dumps(option['default'])}" if "default" in option else "required"

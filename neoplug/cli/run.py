@@ -1,0 +1,42 @@
+"""`neoplug run`: a recipe becomes a trained student, and what it was worth is told in a table."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neoplug.cli.arguments import Overrides, RecipeArgument
+
+
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the run is written: by default the recipe's output_dir, else runs/RECIPE-DATE-TIME.",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in DIR from its last checkpoint.")
+    ] = False,
+) -> None:
+    """Distil: evaluate, train, evaluate again.
+
+    Writes the adapter, the metrics of each step and the result into the run's directory.
+    """
+    from neoplug import recipe as recipes
+    from neoplug.rundir import chosen_output
+
+    checked = recipes.load(recipe, overrides or ())
+    folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
+
+    from neoplug.cli import show, watch
+    from neoplug.runner import execute
+
+    with watch.notes(), watch.progress(every=checked.recipe.train.logging_steps) as progress:
+        result = execute(checked, folder, resume, progress)
+    if watch.is_main():
+        show.result(result, folder)

@@ -1,0 +1,15 @@
+"""`neoplug schema`: what an editor needs to complete and check recipes."""
+
+import json
+
+from neoplug.cli.screen import say
+
+
+def schema() -> None:
+    """Print the JSON schema of recipes.
+
+    It holds the options of every installed plugin, so this imports them all.
+    """
+    from neoplug import recipe
+
+    say(json.dumps(recipe.schema(), indent=2))

@@ -1,0 +1,73 @@
+"""What stands on the screen: rich on a terminal; anywhere else plain lines, never wrapped, cut or coloured."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Cells = Sequence[str]
+
+
+def is_terminal() -> bool:
+    """Say whether somebody reads stdout as it is written."""
+    return sys.stdout.isatty()
+
+
+def console() -> "Console":
+    """Return rich's console on stdout; only for a terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str = "") -> None:
+    """Print a line and let it through at once: a pipe should see it when it happens."""
+    print(text, flush=True)
+
+
+def heading(text: str) -> None:
+    """Print a heading after an empty line."""
+    say()
+    if is_terminal():
+        console().print(text, style="bold", markup=False)
+    else:
+        say(text)
+
+
+def table(rows: Sequence[Cells], *, header: Cells = (), numbers: bool = False) -> None:
+    """Print rows in columns; with `numbers` all columns but the first stand to the right."""
+    for number, line in enumerate(columns([header, *rows] if header else rows, numbers=numbers)):
+        if header and number == 0 and is_terminal():
+            console().print(line, style="bold", markup=False)
+        else:
+            say(line)
+
+
+def columns(rows: Sequence[Cells], *, numbers: bool = False) -> list[str]:
+    """Align cells by spaces; the last column is as long as it is."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if numbers and place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as people read it: 1.4 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as 0:07, 12:30 or 3:04:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,87 @@
+"""A result as people read it: before, after and teacher side by side, one continuation, what lies where, what next."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from neoplug.cli.screen import duration, heading, say, size, table
+from neoplug.rundir import RunDir
+
+COLUMNS = ("before", "after", "teacher")
+ROWS = {
+    "forward_kl": "forward KL",
+    "reverse_kl": "reverse KL",
+    "jsd": "JSD",
+    "cross_entropy": "cross-entropy",
+    "perplexity": "perplexity",
+    "top1_agreement": "top-1 agreement",
+}
+
+
+def result(result: Mapping[str, Any], folder: Path) -> None:
+    """Show the result of a run that ended, and what it left in `folder`."""
+    measured = [column for column in COLUMNS if result.get(column)]
+    if measured:
+        heading("on held-out text (nats per token; agreement is with the teacher)")
+        table(list(measures(result, measured)), header=("", *measured), numbers=True)
+    if sample := result.get("sample"):
+        continuation(sample)
+    heading("the run")
+    say(cost(result))
+    heading(f"written to {folder}")
+    table([(f"  {name}", size(count)) for name, count in RunDir(folder).contents()])
+    heading("next")
+    say(f"  neoplug export {shlex.quote(str(folder))} {shlex.quote(f'{folder}-model')}")
+
+
+def measures(result: Mapping[str, Any], measured: list[str]) -> Iterator[list[str]]:
+    """Yield a row for each measure that anybody has, then one for each number of a probe."""
+    for key, title in ROWS.items():
+        cells = [number(result[column].get(key)) for column in measured]
+        if any(cells):
+            yield [title, *cells]
+    probes = [dict(scalars(result[column].get("probes") or {})) for column in measured]
+    for key in dict.fromkeys(key for column in probes for key in column):
+        yield [key, *(number(column.get(key)) for column in probes)]
+
+
+def scalars(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the plain numbers of nested maps with their dotted names; lists are for files."""
+    for key, inner in value.items():
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(inner, Mapping):
+            yield from scalars(inner, name)
+        elif isinstance(inner, int | float) and not isinstance(inner, bool):
+            yield name, inner
+
+
+def number(value: float | None) -> str:
+    """Return four significant digits or more; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def continuation(sample: Mapping[str, str]) -> None:
+    """Show how the student goes on after one prompt, before and after training."""
+    heading("one prompt, continued")
+    for name in ("prompt", "before", "after"):
+        if sample.get(name) is not None:
+            say(f"  {name + ':':8} {' '.join(str(sample[name]).split())}")
+
+
+def cost(result: Mapping[str, Any]) -> str:
+    """Return steps, tokens, time, memory and parameters in one line, as far as they are known."""
+    parts = []
+    if (steps := result.get("steps")) is not None:
+        parts.append(f"{steps:,} steps")
+    if (tokens := result.get("tokens")) is not None:
+        parts.append(f"{tokens:,} tokens ({result.get('answer_tokens', 0):,} scored)")
+    if (seconds := result.get("seconds")) is not None:
+        parts.append(duration(seconds))
+    if peak := result.get("peak_memory_bytes"):
+        parts.append(f"peak memory {size(peak)}")
+    if (trainable := result.get("trainable_parameters")) is not None:
+        parts.append(f"{trainable:,} of {result['total_parameters']:,} parameters trained")
+    return "  " + ", ".join(parts)

@@ -1,0 +1,22 @@
+"""From a source's rows to the documents of each micro-batch. Knows nothing of models."""
+
+from neoplug.data.batch import Batch, Document, Layout, collate
+from neoplug.data.corpus import Corpus, check_source, load_corpus
+from neoplug.data.lengths import idle
+from neoplug.data.order import Order
+from neoplug.data.preview import preview
+from neoplug.data.report import Report
+
+__all__ = [
+    "Batch",
+    "Corpus",
+    "Document",
+    "Layout",
+    "Order",
+    "Report",
+    "check_source",
+    "collate",
+    "idle",
+    "load_corpus",
+    "preview",
+]

@@ -1,0 +1,55 @@
+"""In which order rows are trained on, and which of them each rank runs in each step.
+
+A new permutation each epoch, drawn from Philox keyed by (seed, epoch). What a step trains on depends only on the seed
+and on how many rows a step has, not on how they are spread over ranks and micro-batches.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Order:
+    """The rows of every step.
+
+    rows          how many there are
+    batch_size    rows of one micro-batch on one rank, at most
+    accumulation  micro-batches of one step on one rank, at most
+    world         ranks
+    """
+
+    rows: int
+    batch_size: int
+    accumulation: int
+    world: int
+    seed: int
+    rows_per_step: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.batch_size, self.accumulation, self.world) < 1:
+            raise ValueError(f"an order needs at least one of each: {self}")
+        object.__setattr__(self, "rows_per_step", self.batch_size * self.accumulation * self.world)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Count the steps of an epoch; the last may be smaller."""
+        return -(-self.rows // self.rows_per_step)
+
+    def micro_batches(self, step: int, rank: int) -> list[list[int]]:
+        """Return the row numbers of each micro-batch that `rank` runs in `step`, which counts from 0 over all epochs.
+
+        All ranks get equally many micro-batches; one that has no rows left gets empty ones.
+        """
+        epoch, within = divmod(step, self.steps_per_epoch)
+        rows = permutation(self.rows, self.seed, epoch)[within * self.rows_per_step :][: self.rows_per_step]
+        at_once = self.batch_size * self.world
+        return [rows[start : start + at_once][rank :: self.world].tolist() for start in range(0, len(rows), at_once)]
+
+
+@lru_cache(maxsize=2)
+def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
+    """Return a random permutation of `rows`, the same everywhere: numpy promises Philox's raw bits to stay."""
+    bits = np.random.Philox(np.random.SeedSequence([seed % 2**64, epoch])).random_raw(rows)
+    return np.argsort(bits, kind="stable")

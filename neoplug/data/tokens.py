@@ -1,0 +1,73 @@
+"""A tokenizer as this package needs it: plain tokens of a text, with the true place of each in the text.
+
+Tokenizers of the byte-level family report places without the blanks that belong to a token, so that the line break
+before an answer would seem to stand in it. That happens in their post-processor; a copy without one keeps true places,
+and gives the same tokens, since special tokens are put around them here.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from neoplug.errors import Problem, RecipeError
+
+Tokenizer: TypeAlias = Any  # transformers' PreTrainedTokenizerBase: importing it costs seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """The tokens of one text.
+
+    input_ids  [L] int64
+    starts     [L] int64: the character of the text at which each token starts
+    """
+
+    input_ids: np.ndarray
+    starts: np.ndarray
+
+
+class Tokens:
+    """Tokens of texts, and what the tokenizer itself puts before and after a text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.prefix, self.suffix = _affixes(tokenizer)
+        self._plain = copy.deepcopy(tokenizer)
+        if tokenizer.is_fast:
+            self._plain.backend_tokenizer.post_processor = None
+
+    @property
+    def end(self) -> list[int]:
+        """Return the end-of-sequence token, or nothing where the tokenizer has none."""
+        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+
+    def plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each text, without special tokens around them."""
+        return self._plain(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+    def placed(self, texts: Sequence[str]) -> list[Encoded]:
+        """Return the tokens of each text and where they start, without special tokens around them."""
+        if not self.tokenizer.is_fast:
+            what = f"{type(self.tokenizer).__name__} does not say which part of a text a token stands for"
+            why = "without that, the tokens of an answer cannot be told from those of its prompt"
+            raise RecipeError([Problem(what, why, "use a fast tokenizer, or prompt + completion", ("data", "source"))])
+        if not texts:
+            return []
+        found = self._plain(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [
+            Encoded(np.array(ids, np.int64), np.array(places, np.int64).reshape(-1, 2)[:, 0])
+            for ids, places in zip(found["input_ids"], found["offset_mapping"], strict=True)
+        ]
+
+
+def _affixes(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer puts before and after a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    return [], []

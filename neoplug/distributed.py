@@ -1,0 +1,53 @@
+"""The world a run lives in: its ranks, its device, and sums over ranks. accelerate does the work."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from neoplug.errors import RunError
+
+
+class World:
+    """All processes of a run; the main one writes.
+
+    Raises:
+        RunError: the launcher promised more processes than came together.
+    """
+
+    def __init__(self) -> None:
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        self.rank = self.accelerator.process_index
+        self.size = self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self.is_main = self.accelerator.is_main_process
+        promised = int(os.environ.get("WORLD_SIZE", "1"))
+        if promised != self.size:
+            raise RunError(
+                f"the launcher promised {promised} processes, but this one runs in a world of {self.size}\n"
+                "fix: start several processes with `torchrun --nproc-per-node N -m neoplug run ...`"
+            )
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Return the module with gradients averaged over ranks in its backward; a lone process needs no wrapper."""
+        return module if self.size == 1 else self.accelerator.prepare_model(module)
+
+    @contextmanager
+    def accumulating(self, module: nn.Module, last: bool) -> Iterator[None]:
+        """Keep gradients local until the last micro-batch of a step."""
+        if last or self.size == 1:
+            yield
+        else:
+            with self.accelerator.no_sync(module):
+                yield
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over ranks."""
+        return tensor if self.size == 1 else self.accelerator.reduce(tensor, "sum")
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,82 @@
+"""The fixed ruler: whatever a student trained on, it is measured at temperature 1 on held-out text.
+
+N answer tokens, V shared vocabulary; p is the teacher's and q the student's probability. All values are means over
+answer tokens, in nats where they have a unit.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neoplug.data.batch import Batch, Document, collate
+from neoplug.forward import LanguageModel
+from neoplug.objective import log_probabilities
+from neoplug.registry import Plugins
+from neoplug.teacher import ask
+
+
+def held_out_batches(documents: Sequence[Document], size: int, device: torch.device) -> list[Batch]:
+    """Return batches of `size` documents on the device."""
+    return [collate(documents[at : at + size]).to(device) for at in range(0, len(documents), size)]
+
+
+@torch.no_grad()
+def measure(student: LanguageModel, teacher: LanguageModel | None, batches: Sequence[Batch]) -> dict[str, float]:
+    """Return cross_entropy, perplexity and, with a teacher, forward_kl, reverse_kl, jsd and top1_agreement."""
+    training = student.module.training
+    student.module.eval()
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        states, labels = student.hidden(batch), student.head.vocabulary.index(batch.labels)
+        signal = None if teacher is None else ask(teacher, batch)
+        for rows, log_q, log_p in log_probabilities(student.head, states, signal):
+            found = {"cross_entropy": -log_q.gather(-1, labels[rows, None]).squeeze(-1)}
+            if log_p is not None:
+                found |= _divergences(log_p, log_q)
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0) + value.double().sum()
+    student.module.train(training)
+    return _means(sums, sum(batch.answer_tokens for batch in batches))
+
+
+def _divergences(log_p: Tensor, log_q: Tensor) -> dict[str, Tensor]:
+    """[n, V], [n, V] log-probabilities of teacher and student -> [n] each."""
+    p, q, difference = log_p.exp(), log_q.exp(), log_p - log_q
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return {
+        "forward_kl": (p * difference).sum(-1),
+        "reverse_kl": -(q * difference).sum(-1),
+        "jsd": (p * (log_p - log_m) + q * (log_q - log_m)).sum(-1) / 2,
+        "top1_agreement": (log_p.argmax(-1) == log_q.argmax(-1)).float(),
+    }
+
+
+def _means(sums: dict[str, Tensor], tokens: int) -> dict[str, float]:
+    means = {name: float(value) / max(tokens, 1) for name, value in sums.items()}
+    if "cross_entropy" in means:
+        means["perplexity"] = math.exp(min(means["cross_entropy"], 700.0))
+    return means
+
+
+@torch.no_grad()
+def probe(
+    plugins: Plugins, student: LanguageModel, teacher: LanguageModel | None, batches: Sequence[Batch]
+) -> dict[str, Any]:
+    """Return the answers of all probes by name."""
+    known = {id(model.module): model for model in (student, teacher) if model is not None}
+
+    def predict(module: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        model = known[id(module)]
+        labels = model.head.vocabulary.index(batch.labels)
+        for rows, log_q, _ in log_probabilities(model.head, model.hidden(batch)):
+            yield log_q, labels[rows]
+
+    training = student.module.training
+    student.module.eval()
+    other = None if teacher is None else teacher.module
+    answers = plugins.each("on_evaluate", model=student.module, teacher=other, batches=batches, predict=predict)
+    student.module.train(training)
+    return answers

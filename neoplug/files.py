@@ -1,0 +1,119 @@
+"""Files that are whole or absent: atomic writes, content hashes, locks, and where neoplug keeps what it makes once."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"  # how the name of a half-written sibling ends; after a kill it may stay behind
+
+
+def cache_root() -> Path:
+    """Return $NEOPLUG_HOME, else `neoplug` in the user's cache folder. It need not exist yet."""
+    if home := os.environ.get("NEOPLUG_HOME"):
+        return Path(home).expanduser().absolute()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")).expanduser() / "neoplug"
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/neoplug").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "neoplug"
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` (text as UTF-8) so that `path` holds either the old bytes or all of the new ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.chmod(_default_mode())  # mkstemp gives 0600: a result should be as readable as any other file
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+@contextmanager
+def folder_atomically(path: Path) -> Iterator[Path]:
+    """Yield an empty sibling folder that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises FileExistsError where `path` exists already: a finished folder is never overwritten.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_existing(path)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
+    try:
+        yield partial
+        _sync_tree(partial)
+        partial.chmod(_default_mode() | 0o111 & ~_umask())
+        _refuse_existing(path)
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync(path.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(value: Any) -> str:
+    """Return the sha256 of `value` as canonical JSON: the order of maps does not matter. Refuses NaN (ValueError)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`.lock, waiting for other processes; the operating system frees it when one dies."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(path.name + ".lock")):
+        yield
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists() or path.is_symlink():
+        raise FileExistsError(f"{path} exists already")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _default_mode() -> int:
+    return 0o666 & ~_umask()
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(parent, name))
+        _sync(Path(parent))
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to disk, so that a rename never outlives what it names."""
+    if sys.platform == "win32" and path.is_dir():  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,237 @@
+"""A model's own forward without its head: hidden states where an answer is predicted, and the head as a function.
+
+B rows and L columns that a model reads, N answer tokens, H hidden size, V shared vocabulary.
+The head is found by its place in the bare model, so that an adapter may wrap the model or the head itself. Nothing is
+taken on trust: that the head function equals the model's own logits, and that documents of one row do not see each
+other, is proved on the model at hand before it is used.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from neoplug.data.batch import Batch, Document, Layout, collate
+from neoplug.errors import RunError
+from neoplug.vocabulary import Vocabulary
+
+logger = logging.getLogger("neoplug")
+
+# How much states may differ between two computations of the same thing, relative to their largest value.
+NOISE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+
+class FrozenLinear(torch.autograd.Function):
+    """Float32 logits of a frozen head, without a rounding of logits in between and without a gradient of the weight."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override, no-untyped-def]
+        """[n, H], [V, H], [V] -> [n, V] float32."""
+        ctx.save_for_backward(weight)
+        ctx.dtype = hidden.dtype
+        if hidden.is_cuda and weight.dtype != torch.float32:
+            logits = torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32)
+        else:
+            logits = hidden.float() @ weight.float().t()
+        return logits if bias is None else logits.add_(bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override, no-untyped-def]
+        """[n, V] -> [n, H]."""
+        (weight,) = ctx.saved_tensors
+        wide = weight if gradient.is_cuda else weight.float()
+        return (gradient.to(wide.dtype) @ wide).to(ctx.dtype), None, None
+
+
+@dataclass(eq=False)
+class Head:
+    """The output head as a function: hidden states [n, H] -> float32 logits [n, V] over the shared vocabulary.
+
+    module      the model's output embedding, or what an adapter put in its place
+    multiplier  what the model multiplies its logits by (Granite, Cohere, Falcon-H1)
+    cap         soft cap of the logits (Gemma): cap * tanh(logits / cap)
+    """
+
+    module: nn.Module
+    vocabulary: Vocabulary
+    multiplier: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return logits [n, V] in float32, with a graph where gradients are enabled."""
+        logits = self._shared(hidden)
+        if self.multiplier != 1.0:
+            logits = logits * self.multiplier
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the head's trainable parameters: none for a frozen head."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def _shared(self, hidden: Tensor) -> Tensor:
+        size, ids = self.vocabulary.size, self.vocabulary.ids
+        if type(self.module) is not nn.Linear:
+            logits = self.module(hidden).float()
+            return logits[:, :size] if ids is None else logits.index_select(-1, ids.to(logits.device))
+        weight, bias = self.module.weight, self.module.bias
+        if ids is not None:
+            rows = ids.to(weight.device)
+            weight, bias = weight.index_select(0, rows), bias if bias is None else bias.index_select(0, rows)
+        elif size < len(weight):
+            weight, bias = weight[:size], bias if bias is None else bias[:size]
+        if weight.requires_grad or (bias is not None and bias.requires_grad):
+            return functional.linear(hidden.float(), weight.float(), bias)
+        return FrozenLinear.apply(hidden, weight, bias)
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """A model as the objective uses it: hidden states of a batch's answer positions, and a head.
+
+    layout  how it reads a batch; the first of flat, block and padded that keeps documents apart
+    dtype   what it computes in; None is its own dtype, without autocast
+    """
+
+    module: nn.Module
+    head: Head
+    device: torch.device
+    layout: Layout = "padded"
+    autocast: torch.dtype | None = None
+    pad_token_id: int = 0
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return the hidden states [N, H] that predict the batch's answer tokens."""
+        inputs, positions = batch.layout(self.layout, self.pad_token_id)
+        return self._record(inputs, positions)
+
+    def computing(self) -> torch.autocast:
+        """Return the context in which the model computes."""
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+    def _record(self, inputs: dict, positions: Tensor) -> Tensor:
+        with self.computing(), recording(self.head.module, positions, inputs["input_ids"].shape[1]) as recorded:
+            self.module(**inputs)
+        return recorded[0]
+
+
+@contextmanager
+def recording(head: nn.Module, positions: Tensor, length: int) -> Iterator[list[Tensor]]:
+    """Let `head` keep the hidden states at `positions` of the last `length` columns, and skip its matmul.
+
+    Counted from the right, since prompt methods put columns of their own before the text.
+    """
+    recorded: list[Tensor] = []
+
+    def record(hidden: Tensor) -> Tensor:
+        recorded.append(hidden[:, -length:].reshape(-1, hidden.shape[-1]).index_select(0, positions))
+        return hidden[..., :1].detach()
+
+    head.forward = record  # type: ignore[method-assign]
+    try:
+        yield recorded
+    finally:
+        del head.forward
+
+
+def head_name(model: nn.Module) -> str:
+    """Return where the output head stands in a bare transformers model, as `lm_head`."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    names = [name for name, module in model.named_modules() if module is head]
+    if head is None or not names:
+        raise RunError(f"{type(model).__name__} shows no output head: neoplug cannot score its tokens")
+    return names[0]
+
+
+def language_model(
+    module: nn.Module, name: str, vocabulary: Vocabulary, *, autocast: torch.dtype | None = None, role: str = "student"
+) -> LanguageModel:
+    """Find the head called `name` in the bare model, prove it and the way documents are kept apart.
+
+    Raises:
+        RunError: the head function does not equal the model's own logits, or no layout isolates documents.
+    """
+    found = [part for path, part in module.named_modules() if path == name or path.endswith(f".{name}")]
+    if not found:
+        raise RunError(f"the adapter hides the {role}'s output head `{name}`: neoplug cannot find it in the model")
+    parameter = next(module.parameters())
+    config = module.config.get_text_config() if hasattr(module, "config") else None
+    head = Head(found[0], vocabulary, _multiplier(config), getattr(config, "final_logit_softcapping", None))
+    pad = getattr(config, "pad_token_id", None)
+    model = LanguageModel(module, head, parameter.device, autocast=autocast, pad_token_id=pad if pad else 0)
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        _prove_head(model, role)
+        model.layout = _isolating_layout(model, role)
+    module.train(training)
+    return model
+
+
+def _multiplier(config: object) -> float:
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1
+    return scale / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+
+
+def _sample(model: LanguageModel, length: int, seed: int) -> Document:
+    """Return a document of random tokens that both models know."""
+    rng = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(model.head.vocabulary.size, (length,), generator=rng)
+    ids = model.head.vocabulary.ids
+    tokens = drawn if ids is None else ids.cpu()[drawn]
+    return Document(tokens.numpy(), torch.ones(length, dtype=torch.bool).numpy(), row=0)
+
+
+def _prove_head(model: LanguageModel, role: str) -> None:
+    batch = collate([_sample(model, 9, seed=0)]).to(model.device)
+    inputs, positions = batch.layout("padded", model.pad_token_id)
+    with model.computing():
+        logits = model.module(**inputs).logits
+    own = logits[0, -inputs["input_ids"].shape[1] :].float().index_select(0, positions)
+    ids = model.head.vocabulary.ids
+    own = own[:, : model.head.vocabulary.size] if ids is None else own.index_select(-1, ids.to(own.device))
+    ours = model.head(model._record(inputs, positions))
+    if not _close(ours, own, logits.dtype):
+        raise RunError(
+            f"the {role}'s head is no function of its hidden states that neoplug knows: "
+            f"it differs from the model's own logits by {(ours - own).abs().max():.3g}\n"
+            "why: the objective never holds the vocabulary, so it needs the head as a function"
+        )
+
+
+def _isolating_layout(model: LanguageModel, role: str) -> Layout:
+    layouts: tuple[Layout, ...] = ("flat", "block", "padded")
+    for layout in layouts:
+        if _isolates(model, layout):
+            if layout != "flat":
+                why = {"block": "a block mask keeps them apart", "padded": "they run as padded rows"}[layout]
+                logger.info("%s: position_ids alone do not keep documents of one row apart; %s", role, why)
+            return layout
+    raise RunError(f"the {role} reads a document differently beside another, in one row and padded")
+
+
+def _isolates(model: LanguageModel, layout: Layout) -> bool:
+    """Prove on two documents that the second is read as if alone, and not moved at all by the first."""
+    first, other, second = (_sample(model, length, seed) for length, seed in ((6, 1), (6, 2), (9, 3)))
+    try:
+        beside, changed = (_states(model, [document, second], layout)[-8:] for document in (first, other))
+    except (RuntimeError, ValueError, TypeError, IndexError):  # a method that cannot read this layout at all
+        if layout == "padded":
+            raise
+        return False
+    alone = _states(model, [second], "padded")
+    return _close(beside, changed, torch.float32, 1e-5) and _close(beside, alone, model.autocast or alone.dtype)
+
+
+def _states(model: LanguageModel, documents: list[Document], layout: Layout) -> Tensor:
+    inputs, positions = collate(documents).to(model.device).layout(layout, model.pad_token_id)
+    return model._record(inputs, positions).float()
+
+
+def _close(ours: Tensor, theirs: Tensor, dtype: torch.dtype, noise: float | None = None) -> bool:
+    scale = theirs.abs().max().clamp(min=1e-6)
+    return bool((ours - theirs).abs().max() <= (noise or NOISE[dtype]) * scale)

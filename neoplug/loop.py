@@ -1,0 +1,155 @@
+"""The distillation loop: one function that reads from top to bottom.
+
+It knows no plugin by name and no file: it is handed models, hooks, and what to do with lines, saves and evaluations.
+The objective is an exact sum over answer tokens, divided once by the answer tokens of all micro-batches and ranks.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from neoplug.data import Corpus, Order, idle
+from neoplug.data.batch import Batch, collate
+from neoplug.distributed import World
+from neoplug.forward import LanguageModel
+from neoplug.metrics import Metrics, Step, peak_memory
+from neoplug.objective import Loss, Signal, objective
+from neoplug.recipe import Train
+from neoplug.registry import Plugins
+from neoplug.seeds import derive, generator
+from neoplug.teacher import ask
+
+
+@dataclass(eq=False)
+class Training:
+    """What a run trains with.
+
+    metrics   takes each step's line
+    save      called after `save_steps` with the number of steps done
+    evaluate  called after `eval_steps` with the number of steps done
+    stop      tells whether a signal asked the run to end
+    """
+
+    student: LanguageModel
+    teacher: LanguageModel | None
+    losses: list[Loss]
+    plugins: Plugins
+    corpus: Corpus
+    order: Order
+    optimizer: Optimizer
+    schedule: LRScheduler
+    world: World
+    settings: Train
+    total_steps: int
+    eval_steps: int | None
+    seed: int
+    metrics: Metrics
+    save: Callable[[int], None]
+    evaluate: Callable[[int], None]
+    stop: Callable[[], bool]
+
+
+class Distillation(nn.Module):
+    """The student and its objective in one forward: what a wrapper for several ranks sees is what trains."""
+
+    def __init__(self, student: LanguageModel, losses: list[Loss]) -> None:
+        super().__init__()
+        self.module = student.module
+        self.student = student
+        self.losses = losses
+
+    def forward(self, batch: Batch, signal: Signal | None, progress: float) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum over answer tokens, and [K, N] each loss of each token."""
+        hidden = self.student.hidden(batch)
+        return objective(self.losses, hidden, self.student.head, signal, batch.labels, progress)
+
+
+def distil(run: Training, first: int = 0) -> int:
+    """Train from step `first` to the end, or until a signal asks to stop; return the steps done.
+
+    Raises:
+        RunError: a loss or gradient is not finite.
+    """
+    settings, world = run.settings, run.world
+    module = world.wrap(Distillation(run.student, run.losses))
+    parameters = [parameter for parameter in run.student.module.parameters() if parameter.requires_grad]
+    module.train()
+    for step in range(first, run.total_steps):
+        started = perf_counter()
+        progress = step / max(1, run.total_steps - 1)
+        torch.manual_seed(derive(run.seed, "step", step, world.rank))  # dropout repeats in a resumed run
+        batches = list(micro_batches(run, step, progress))
+        counts = torch.tensor([sum(b.answer_tokens for b in batches), sum(b.tokens for b in batches)])
+        counts = world.sum(counts.to(world.device, non_blocking=True))
+        scale = world.size / counts[0].clamp(min=1)  # a wrapper averages gradients over ranks; they are to add up
+
+        values = []
+        for number, batch in enumerate(batches):
+            batch = batch.to(world.device)
+            signal = None if run.teacher is None else ask(run.teacher, batch)
+            with world.accumulating(module, last=number == len(batches) - 1):
+                total, each = module(batch, signal, progress)
+                (total * scale).backward()
+            values.append((batch.rows, each))
+
+        extras: dict[str, Any] = {}
+        penalties = run.plugins.each("penalty", model=run.student.module, progress=progress)
+        if penalties:
+            extras["penalty"] = add_penalty(penalties, parameters)
+        extras["grad_norm"] = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
+        rate = run.schedule.get_last_lr()[0]
+        run.optimizer.step()
+        run.schedule.step()
+
+        done = step + 1
+        sums = world.sum(torch.stack([each.sum(-1) for _, each in values]).sum(0))
+        seen = {"step": done, "counts": counts, "sums": sums, **extras}
+        for answer in run.plugins.each("on_step_end", step=done, model=run.student.module, metrics=seen).values():
+            extras |= answer or {}
+        run.optimizer.zero_grad()
+        known = {"step": done, "learning_rate": rate, "seconds": perf_counter() - started}
+        known["peak_memory_bytes"] = peak_memory(world.device)
+        rows = [(rows, each.isfinite().all(0)) for rows, each in values]
+        run.metrics.add(Step(known, counts, sums, extras, rows))
+
+        logs, ends = done % settings.logging_steps == 0, done == run.total_steps
+        stops = (world.size == 1 or logs) and bool(run.stop())  # ranks agree on it, which costs a synchronisation
+        saves = done % settings.save_steps == 0 or ends or stops
+        evaluates = run.eval_steps is not None and done % run.eval_steps == 0 and not ends
+        if logs or saves or evaluates:
+            run.metrics.flush()
+        if evaluates:
+            run.evaluate(done)
+            module.train()
+        if saves:
+            run.save(done)
+        if stops:
+            return done
+    return run.total_steps
+
+
+def micro_batches(run: Training, step: int, progress: float) -> Iterator[Batch]:
+    """Yield this rank's micro-batches of a step on the CPU, as the treatments leave them."""
+    edits = run.plugins.functions("edit_batch")
+    for number, rows in enumerate(run.order.micro_batches(step, run.world.rank)):
+        documents = [document for row in rows for document in run.corpus.rows[row]]
+        batch = collate(documents or [idle(run.corpus.rows[0][0])])
+        for name, edit in edits.items():
+            edit(batch=batch, progress=progress, rng=generator(run.seed, name, step, number, run.world.rank))
+        yield batch
+
+
+def add_penalty(penalties: dict[str, Tensor], parameters: list[nn.Parameter]) -> Tensor:
+    """Add the gradient of the summed penalties to what the objective left; return their sum."""
+    total = torch.stack([penalty.reshape(()) for penalty in penalties.values()]).sum()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    return total.detach()

@@ -1,0 +1,122 @@
+"""One line of metrics for each optimizer step. Values stay on the device until a flush: nothing else synchronises.
+
+K losses. Nothing that is not finite passes a flush, so no checkpoint that follows one can hold it.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neoplug.errors import RunError
+
+
+@dataclass(eq=False)
+class Step:
+    """What a step leaves behind until the next flush.
+
+    known    what the host knows: step, learning_rate, seconds
+    counts   [2] answer tokens and tokens, over all ranks
+    sums     [K] each loss summed over answer tokens, over all ranks
+    extras   scalars by name: grad_norm, penalty, what plugins add
+    rows     the source rows of this rank's answer tokens, and which of these tokens have a finite loss
+    """
+
+    known: dict[str, Any]
+    counts: Tensor
+    sums: Tensor
+    extras: dict[str, Any]
+    rows: list[tuple[Tensor, Tensor]]
+
+
+@dataclass(eq=False)
+class Metrics:
+    """Collects steps; `flush` turns them to lines and hands them on.
+
+    Raises (on flush):
+        RunError: a loss, gradient or penalty is not finite; the error names the step and the rows at fault.
+    """
+
+    weights: dict[str, float]
+    write: Callable[[list[dict[str, Any]]], None]
+    pending: list[Step] = field(default_factory=list)
+
+    def add(self, step: Step) -> None:
+        """Keep a step for the next flush."""
+        self.pending.append(step)
+
+    def flush(self) -> None:
+        """Bring all pending steps to the host at once, check them and write their lines."""
+        steps, self.pending = self.pending, []
+        if not steps:
+            return
+        tensors = [[*step.counts, *step.sums, *_tensors(step.extras)] for step in steps]
+        flat = torch.stack([tensor.detach().double().reshape(()) for row in tensors for tensor in row]).tolist()
+        lines = []
+        for step, row in zip(steps, tensors, strict=True):
+            values, flat = flat[: len(row)], flat[len(row) :]
+            line = self._line(step, values)
+            if fault := _not_finite(line):
+                self.write(lines)
+                raise RunError(_explain(fault, line["step"], step.rows))
+            lines.append(line)
+        self.write(lines)
+
+    def _line(self, step: Step, values: Sequence[float]) -> dict[str, Any]:
+        answers, tokens = (int(value) for value in values[:2])
+        sums, extras = values[2 : 2 + len(self.weights)], values[2 + len(self.weights) :]
+        losses = {name: total / max(answers, 1) for name, total in zip(self.weights, sums, strict=True)}
+        named = dict(
+            zip((name for name, value in step.extras.items() if isinstance(value, Tensor)), extras, strict=True)
+        )
+        seconds = step.known["seconds"]
+        return {
+            "step": step.known["step"],
+            "tokens": tokens,
+            "answer_tokens": answers,
+            "loss": sum(weight * losses[name] for name, weight in self.weights.items()),
+            "losses": losses,
+            "learning_rate": step.known["learning_rate"],
+            **step.extras,
+            **named,
+            "tokens_per_second": tokens / seconds,
+            "peak_memory_bytes": step.known["peak_memory_bytes"],
+            "seconds": seconds,
+        }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes in use so far: allocated on a GPU, resident on a CPU. Waits for nothing."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _tensors(extras: dict[str, Any]) -> list[Tensor]:
+    return [value for value in extras.values() if isinstance(value, Tensor)]
+
+
+def _not_finite(line: dict[str, Any]) -> str:
+    """Name what is not finite in a line, or return an empty string."""
+    numbers = {f"loss {name}": value for name, value in line["losses"].items()}
+    numbers |= {name.replace("grad_norm", "gradient"): line[name] for name in ("grad_norm", "penalty") if name in line}
+    return ", ".join(f"{name} is {value}" for name, value in numbers.items() if value - value != 0)
+
+
+def _explain(fault: str, step: int, rows: list[tuple[Tensor, Tensor]]) -> str:
+    guilty = sorted({int(row) for numbers, finite in rows for row in numbers[~finite]})
+    whose = "rows at fault" if guilty else "rows of this step"
+    guilty = guilty or sorted({int(row) for numbers, _ in rows for row in numbers})
+    shown = ", ".join(map(str, guilty[:20])) + (f" and {len(guilty) - 20} more" if len(guilty) > 20 else "")
+    return (
+        f"step {step}: {fault}\n{whose} (numbered from 0 in the source): {shown}\n"
+        "why: from here on every weight would be lost; nothing of this step was saved\n"
+        "fix: look at these rows with `neoplug preview`, lower train.learning_rate, or go on from the last checkpoint"
+    )

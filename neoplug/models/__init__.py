@@ -1,0 +1,16 @@
+"""Models: where they come from, how they are loaded, and the student that is prepared once and stored."""
+
+from neoplug.models.load import default_dtype, load_config, load_model, load_tokenizer, load_weights, skeleton
+from neoplug.models.located import Located
+from neoplug.models.sources import locate
+
+__all__ = [
+    "Located",
+    "default_dtype",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "load_weights",
+    "locate",
+    "skeleton",
+]

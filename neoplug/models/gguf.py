@@ -1,0 +1,120 @@
+"""GGUF -> float32 safetensors with tokenizer and configuration, once, in neoplug's cache."""
+
+import io
+import json
+import logging
+import mmap
+import struct
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neoplug.errors import RunError
+from neoplug.files import cache_root, content_hash, folder_atomically, lock, sha256_of, write_atomically
+from neoplug.models.located import RECORD, Located
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("neoplug")
+CONVERSION = 1  # part of the cache's key: raise it when a conversion comes out otherwise
+
+# Vocabularies that split each digit off before the words, which transformers 5.24 does not know of these names.
+DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell")
+
+
+def from_gguf(file: Path, source: str) -> Located:
+    """Return the converted copy of a local GGUF file."""
+    folder = cached({"gguf": sha256_of(file)}, source, lambda target: convert(file, target))
+    return Located(str(folder), None, source, "gguf")
+
+
+def cached(key: dict[str, str], source: str, make: Callable[[Path], str]) -> Path:
+    """Return the cache's folder for `key`; where there is none, `make` fills it and returns the file's sha256.
+
+    Of several processes that start at once, one converts and the others wait for it.
+    """
+    folder = cache_root() / "models" / content_hash({"conversion": CONVERSION, **key})
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock(folder):
+        if folder.is_dir():
+            return folder
+        with folder_atomically(folder) as target:
+            record = {"format": 1, "source": source, "sha256": make(target)}
+            write_atomically(target / RECORD, json.dumps(record, indent=2) + "\n")
+    return folder
+
+
+def convert(file: Path, folder: Path) -> str:
+    """Write `file` to `folder` as a float32 model that plain transformers loads; return the file's sha256."""
+    from neoplug.models.quiet import quiet
+
+    log.info("converting %s to safetensors", file.name)
+    try:
+        with quiet(), _no_bar():
+            model, tokenizer = _read(file)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise RunError(
+            f"{file.name} cannot be read as a GGUF model\nwhy: {type(error).__name__}: {error}\n"
+            "fix: use a file of an architecture and quantisation that transformers converts"
+        ) from error
+    return sha256_of(file)
+
+
+def _no_bar() -> AbstractContextManager[Any]:
+    """Off a terminal, swallow the progress bar that transformers' reader of GGUF draws whatever it is asked."""
+    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+
+
+def _read(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    where["config"] = AutoConfig.from_pretrained(**where, trust_remote_code=False)  # once: each reading takes seconds
+    tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
+    _forget_gguf(model)
+    _mend_tokenizer(tokenizer, file, model.config)
+    return model, tokenizer
+
+
+def _forget_gguf(model: "PreTrainedModel") -> None:
+    """Let the dequantised model be what it is: transformers still takes it for a quantised one and will not save it."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _mend_tokenizer(tokenizer: "PreTrainedTokenizerBase", file: Path, config: Any) -> None:
+    """Put back what transformers' conversion of the tokenizer leaves out."""
+    from tokenizers import pre_tokenizers
+
+    if _pre_tokenizer(file) in DIGITS_APART:
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+        tokenizer.backend_tokenizer.pre_tokenizer = split
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+
+
+def _pre_tokenizer(file: Path) -> str | None:
+    """Return the name that the file gives to its way of splitting text into words."""
+    key, text = b"tokenizer.ggml.pre", 8  # in the header: key, uint32 type, uint64 length, characters
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as header:
+        at = header.find(key)  # gguf's own reader takes seconds for each pass over the vocabulary
+        if at < 0:
+            return None
+        kind, length = struct.unpack_from("<IQ", header, at + len(key))
+        start = at + len(key) + struct.calcsize("<IQ")
+        return header[start : start + length].decode() if kind == text else None

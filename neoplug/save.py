@@ -1,0 +1,59 @@
+"""What a run leaves: the adapter in its library's own files, or the whole model; and the prepared base beside it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from neoplug.errors import RunError
+from neoplug.files import folder_atomically
+from neoplug.models import Located
+from neoplug.recipe import Checked
+from neoplug.rundir import RunDir
+
+
+def save_student(model: nn.Module, checked: Checked, base: Located, tokenizer: Any, directory: RunDir) -> None:
+    """Write adapter/ (and student/, the prepared base under it), or model/ for a model that was trained whole."""
+    if base.kind == "prepared" and not directory.student.exists():
+        with folder_atomically(directory.student) as draft:
+            shutil.copytree(base.path, draft, dirs_exist_ok=True)
+    where = str(directory.student.absolute()) if base.kind == "prepared" else base.path
+    if checked.plugins.implements("save_adapter"):
+        with folder_atomically(_cleared(directory.adapter)) as draft:
+            checked.plugins.one("save_adapter", model=model, path=draft)
+    elif _is_peft(model):
+        with folder_atomically(_cleared(directory.adapter)) as draft:
+            _save_peft(model, draft, where, base.revision)
+    else:
+        with folder_atomically(_cleared(directory.model)) as draft:
+            _save_whole(model, draft, tokenizer)
+
+
+def _cleared(path: Path) -> Path:
+    """Remove what a session that was killed while it finished left: it was never told to anybody."""
+    if path.exists():
+        shutil.rmtree(path)
+    return path
+
+
+def _is_peft(model: nn.Module) -> bool:
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def _save_peft(model: Any, path: Path, base: str, revision: str | None) -> None:
+    for config in model.peft_config.values():
+        config.base_model_name_or_path, config.revision = base, revision
+    model.save_pretrained(path)
+
+
+def _save_whole(model: Any, path: Path, tokenizer: Any) -> None:
+    if not hasattr(model, "save_pretrained"):
+        raise RunError(
+            f"{type(model).__name__} cannot be saved: it is neither a PeftModel nor a transformers model\n"
+            "fix: let the adapter plugin answer `save_adapter`"
+        )
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)

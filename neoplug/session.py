@@ -1,0 +1,266 @@
+"""One process at work on a run: from loading the models to the result."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from torch import nn
+
+from neoplug import checkpoint
+from neoplug.assembly import Parts, count_steps, make_losses, make_order, training_batches
+from neoplug.data.batch import Batch
+from neoplug.distributed import World
+from neoplug.errors import Interrupted, NeoplugError
+from neoplug.evaluate import held_out_batches, measure, probe
+from neoplug.forward import LanguageModel, head_name, language_model
+from neoplug.hookspecs import Role
+from neoplug.loop import Training, distil
+from neoplug.metrics import Metrics, peak_memory
+from neoplug.models import Located, default_dtype, load_model
+from neoplug.optim import make_optimizer, make_schedule
+from neoplug.progress import Progress
+from neoplug.recipe import Checked
+from neoplug.rundir import RunDir
+from neoplug.save import save_student
+from neoplug.seeds import derive, generator
+from neoplug.signals import Stop
+
+logger = logging.getLogger("neoplug")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(eq=False)
+class Session:
+    """One process at work on a run: from loading the models to the result."""
+
+    checked: Checked
+    parts: Parts
+    directory: RunDir
+    world: World
+    progress: Progress
+    stop: Stop
+    facts: dict[str, Any] = field(default_factory=dict)  # measured before training; checkpoints carry it on
+
+    def run(self) -> dict[str, Any]:
+        """Train and measure; write the result, also that of a run that failed or was stopped."""
+        started = monotonic()
+        earlier = checkpoint.latest(self.directory.checkpoints)
+        spent = 0.0
+        if earlier is not None:
+            self.facts = checkpoint.read_state(earlier)
+            spent = self.facts.pop("seconds")
+        self.began = started - spent
+        self.directory.metrics.cut(self.facts.pop("step", 0))
+        try:
+            return self.work(earlier)
+        except NeoplugError as error:
+            status = "interrupted" if isinstance(error, Interrupted) else "failed"
+            self.write({"format": 1, "status": status, "reason": str(error), **self.facts})
+            raise
+
+    def work(self, earlier: Path | None) -> dict[str, Any]:
+        """Load, measure, train, measure again, save."""
+        recipe, plugins = self.checked.recipe, self.checked.plugins
+        order = make_order(self.checked, self.parts.corpus, self.world.size)
+        total = count_steps(recipe.train, order.steps_per_epoch)
+        batches = held_out_batches(
+            self.parts.corpus.held_out, recipe.evaluate.per_device_eval_batch_size, self.world.device
+        )
+        self.progress.phase("loading the models")
+        teacher = self.load_teacher()
+        bare, name = self.load_student()
+        if earlier is None:
+            self.measure_before(self.as_language_model(bare, name), teacher, batches)
+        student = self.as_language_model(self.add_adapter(bare, total), name)
+        optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
+        schedule = make_schedule(optimizer, recipe.train, total)
+        if earlier is not None:
+            checkpoint.load(earlier, student.module, optimizer, schedule, plugins)
+        first = 0 if earlier is None else int(earlier.name.removeprefix("step-"))
+
+        def save(step: int) -> None:
+            self.save_checkpoint(step, student.module, optimizer, schedule)
+
+        def evaluate(step: int) -> None:
+            self.note_evaluation(step, self.measured(student, teacher, batches))
+
+        training = Training(
+            student, teacher, make_losses(self.checked), plugins, self.parts.corpus, order, optimizer, schedule,
+            self.world, recipe.train, total, recipe.evaluate.eval_steps, recipe.seed,
+            Metrics(self.checked.weights, self.write_lines), save, evaluate, self.stop_asked,
+        )  # fmt: skip
+        self.progress.started(total, first)
+        done = distil(training, first)
+        if done < total or self.stop.signal is not None:
+            signal = self.stop.signal or 15
+            raise Interrupted(signal, f"stopped by a signal after step {done} of {total}; go on with --resume")
+        return self.finish(student, teacher, batches, total)
+
+    def load_teacher(self) -> LanguageModel | None:
+        """Load the teacher, if the recipe has one."""
+        if self.parts.teacher is None:
+            return None
+        module = self.load("teacher", self.parts.teacher)
+        return language_model(module, head_name(module), self.parts.vocabulary, role="teacher")
+
+    def load_student(self) -> tuple[nn.Module, str]:
+        """Load the student without its adapter; return it and where its head stands."""
+        module = self.load("student", self.parts.base)
+        return module, head_name(module)
+
+    def load(self, role: Role, located: Located) -> Any:
+        """Load a model as its section of the recipe wants it."""
+        section = getattr(self.checked.recipe, role)
+        return load_model(
+            located,
+            dtype=self.dtype(role),
+            device=torch.device(section.device or self.world.device),
+            attn_implementation=section.attn_implementation,
+            plugins=self.checked.plugins,
+            role=role,
+            section="teacher.load" if role == "teacher" else "student.load",
+        )
+
+    def dtype(self, role: Role) -> torch.dtype:
+        """Return what a model computes in: as its section says, else bfloat16 where its device has it natively."""
+        section = getattr(self.checked.recipe, role)
+        device = torch.device(section.device or self.world.device)
+        return DTYPES[section.dtype] if section.dtype else default_dtype(device)
+
+    def as_language_model(self, module: nn.Module, name: str) -> LanguageModel:
+        """Prove the student's head and layout; it computes in its own dtype, trainable weights staying float32."""
+        dtype = self.dtype("student")
+        autocast = None if dtype == torch.float32 else dtype
+        return language_model(module, name, self.parts.vocabulary, autocast=autocast)
+
+    def add_adapter(self, bare: Any, total_steps: int) -> nn.Module:
+        """Let the recipe's adapter change the student; what it trains is float32."""
+        recipe, plugins = self.checked.recipe, self.checked.plugins
+        (name,) = plugins.implements("add_adapter")
+        torch.manual_seed(derive(recipe.seed, name))
+        if recipe.train.gradient_checkpointing:
+            bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = plugins.one(
+            "add_adapter",
+            model=bare,
+            batches=training_batches(self.checked, self.parts.corpus),
+            total_steps=total_steps,
+            rng=generator(recipe.seed, name),
+        )
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        return model
+
+    def measure_before(self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> None:
+        """Measure the student that was not trained, and the teacher."""
+        self.progress.phase("evaluating the student before training")
+        self.facts = {"before": self.measured(student, teacher, batches)}
+        prompt = sample_prompt(self.parts)
+        self.facts["sample"] = {"prompt": self.decode(prompt), "before": self.continuation(student, prompt)}
+        if teacher is not None:
+            self.progress.phase("evaluating the teacher")
+            self.facts["teacher"] = measure(teacher, None, batches)
+
+    def measured(self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> dict[str, Any]:
+        """Return the ruler's values and the probes' answers."""
+        probes = probe(self.checked.plugins, student, teacher, batches)
+        return {**measure(student, teacher, batches), "probes": probes}
+
+    def continuation(self, student: LanguageModel, prompt: list[int], tokens: int = 48) -> str | None:
+        """Return how the student goes on, greedily; None where the model cannot generate."""
+        if not hasattr(student.module, "generate"):
+            return None
+        training = student.module.training
+        student.module.eval()
+        ids = torch.tensor([prompt], device=self.world.device)
+        with torch.no_grad(), student.computing():
+            found = student.module.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
+                use_cache=True, pad_token_id=student.pad_token_id,
+            )  # fmt: skip
+        student.module.train(training)
+        return self.decode(found[0, len(prompt) :].tolist())
+
+    def decode(self, ids: list[int]) -> str:
+        """Return text for people."""
+        return self.parts.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def stop_asked(self) -> bool:
+        """Tell whether any rank was asked to stop."""
+        asked = torch.tensor(int(self.stop.signal is not None), device=self.world.device)
+        return bool(self.stop.signal) if self.world.size == 1 else bool(self.world.sum(asked))
+
+    def write_lines(self, lines: list[dict[str, Any]]) -> None:
+        """Write lines of metrics, then show them."""
+        if not self.world.is_main:
+            return
+        self.directory.metrics.append(lines)
+        for line in lines:
+            self.progress.step(line)
+
+    def save_checkpoint(self, step: int, model: nn.Module, optimizer: Any, schedule: Any) -> None:
+        """Write a checkpoint on the main process."""
+        if self.world.is_main:
+            state = {**self.facts, "seconds": monotonic() - self.began}
+            folder = self.directory.checkpoints
+            checkpoint.save(folder, step, model, optimizer, schedule, self.checked.plugins, state)
+            checkpoint.prune(folder, self.checked.recipe.train.save_total_limit)
+        self.world.wait()
+
+    def note_evaluation(self, step: int, measured: dict[str, Any]) -> None:
+        """Keep an evaluation on the way for the result."""
+        self.facts["evaluations"] = [*self.facts.get("evaluations", []), {"step": step, **measured}]
+        logger.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float)))
+
+    def finish(
+        self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch], total: int
+    ) -> dict[str, Any]:
+        """Measure what was trained, save it, write the result."""
+        self.progress.phase("evaluating the student after training")
+        after = self.measured(student, teacher, batches)
+        sample = self.facts["sample"]
+        sample["after"] = self.continuation(student, sample.pop("ids", None) or sample_prompt(self.parts))
+        parameters = list(student.module.parameters())
+        lines = self.directory.metrics.read()
+        result = {
+            "format": 1,
+            "status": "completed",
+            **self.facts,
+            "after": after,
+            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "total_parameters": student.module.num_parameters()
+            if hasattr(student.module, "num_parameters")
+            else sum(p.numel() for p in parameters),
+            "steps": total,
+            "tokens": sum(line["tokens"] for line in lines),
+            "answer_tokens": sum(line["answer_tokens"] for line in lines),
+            "peak_memory_bytes": peak_memory(self.world.device),
+        }
+        if self.world.is_main:
+            self.progress.phase("saving the student")
+            save_student(student.module, self.checked, self.parts.base, self.parts.tokenizer, self.directory)
+        self.checked.plugins.each("on_train_end", model=student.module, result=result)
+        result["seconds"] = monotonic() - self.began
+        self.write(result)
+        self.progress.finished(result)
+        self.world.wait()
+        return result
+
+    def write(self, result: Mapping[str, Any]) -> None:
+        """Write result.json on the main process."""
+        if self.world.is_main:
+            self.directory.write_result(result)
+
+
+def sample_prompt(parts: Parts, tokens: int = 32) -> list[int]:
+    """Return how a held-out document begins: up to its first answer token, or its first few tokens."""
+    document = parts.corpus.held_out[0]
+    scored = document.scored.nonzero()[0]
+    start = int(scored[0]) if len(scored) and scored[0] > 1 else min(tokens, max(1, len(document) // 2))
+    return document.input_ids[:start].tolist()

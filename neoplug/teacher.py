@@ -1,0 +1,28 @@
+"""The teacher's signal for a batch: computed live, without gradient, only where an answer token is predicted."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neoplug.data.batch import Batch
+from neoplug.forward import Head, LanguageModel
+
+
+@dataclass(eq=False)
+class LiveSignal:
+    """Hidden states [N, H] of the teacher; its logits are made a block at a time."""
+
+    states: Tensor
+    head: Head
+
+    def logits(self, rows: slice) -> Tensor:
+        """Return the teacher's float32 logits [n, V]."""
+        with torch.no_grad():
+            return self.head(self.states[rows])
+
+
+@torch.no_grad()
+def ask(teacher: LanguageModel, batch: Batch) -> LiveSignal:
+    """Run the teacher on a batch."""
+    return LiveSignal(teacher.hidden(batch), teacher.head)

@@ -1,0 +1,39 @@
+"""Full fine-tuning: no adapter, every weight of the student trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from neoplug.errors import Problem
+from neoplug.hookspecs import hookimpl
+from neoplug_adapters.companions import key_of
+
+if TYPE_CHECKING:
+    from neoplug.recipe import Recipe
+    from transformers import PreTrainedModel
+
+
+@dataclass(eq=False)
+class Full:
+    """Every parameter trains, the head and the embeddings too."""
+
+    @hookimpl
+    def check(self, recipe: Recipe) -> list[Problem]:
+        """Refuse a quantised student: its weights take no gradient."""
+        nf4 = key_of("nf4", recipe.student.load)
+        if nf4 is None:
+            return []
+        return [
+            Problem(
+                f"`full` cannot train a student loaded by `{nf4}`",
+                "weights in 4 bits take no gradient",
+                "load the student unquantised, or name `lora`, which trains beside the quantised weights",
+                ("adapter", key_of("full", recipe.adapter) or "full"),
+            )
+        ]
+
+    @hookimpl
+    def add_adapter(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Return the model itself, all of it trainable."""
+        return model.requires_grad_(True)

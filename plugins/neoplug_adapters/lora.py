@@ -1,0 +1,20 @@
+"""LoRA: the base stays as it is, a low-rank product is added to each target.
+
+    W + scale B A,  scale = lora_alpha / r
+
+Options are peft's. Source: Hu et al. 2021, arXiv 2106.09685; rank-stabilised: arXiv 2312.03732.
+"""
+
+from dataclasses import dataclass
+
+from neoplug_adapters.low_rank import LowRank
+
+
+@dataclass(eq=False)
+class LoRA(LowRank):
+    """Peft's LoRA. DoRA, PiSSA and other variants are plugins of their own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.use_dora:
+            raise ValueError("use_dora is true, which makes it another adapter: name the plugin `dora` instead")

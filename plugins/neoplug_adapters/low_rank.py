@@ -1,0 +1,151 @@
+"""What LoRA and DoRA share: peft's options for low-rank matrices, checked, and a start that follows the run's seed.
+
+Peft itself takes a negative rank, a dropout of 2 and targets that do not exist, so everything is checked here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from neoplug.errors import Problem, RecipeError
+from neoplug.hookspecs import hookimpl
+from neoplug_adapters.companions import key_of
+from neoplug_adapters.targets import unmatched
+
+if TYPE_CHECKING:
+    from neoplug.recipe import Recipe
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
+STARTS = (True, "gaussian", "orthogonal")  # initialisations that leave the base as it is
+VARIANTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")  # peft's others: adapters of their own here
+
+
+@dataclass(eq=False)
+class LowRank:
+    """W + scale B A with trained A [r, in] and B [out, r]. Options have peft's names and meaning."""
+
+    r: int = 8  # the rank, above 0; scale is lora_alpha / r
+    lora_alpha: int = 16  # peft's default is 8 at r = 8; 2 r is the usual choice
+    lora_dropout: float = 0.0  # in [0, 1), on what A reads
+    target_modules: str | list[str] = "all-linear"  # that (not the head), name endings, or a regex of names
+    exclude_modules: str | list[str] | None = None  # taken out of the targets again
+    layers_to_transform: int | list[int] | None = None  # layers, counted from 0; target_modules must be a list
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # module name or regex -> its own r
+    alpha_pattern: dict[str, int] = field(default_factory=dict)  # module name or regex -> its own lora_alpha
+    bias: Literal["none", "all", "lora_only"] = "none"  # which biases of the base train too
+    use_rslora: bool = False  # scale is lora_alpha / sqrt(r)
+    init_lora_weights: bool | str = True  # true (A uniform, B zero), gaussian (A normal, B zero), orthogonal (even r)
+    use_dora: bool = False  # fixed by the plugin: lora false, dora true
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_start()
+        if not self.target_modules:
+            raise ValueError("target_modules is empty, so nothing would train; all-linear takes every linear layer")
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError("layers_to_transform needs target_modules to be a list of names, as [q_proj, v_proj]")
+
+    def _check_numbers(self) -> None:
+        for name, values in {
+            "r": [self.r],
+            "lora_alpha": [self.lora_alpha],
+            "rank_pattern": self.rank_pattern.values(),
+            "alpha_pattern": self.alpha_pattern.values(),
+        }.items():
+            if wrong := [value for value in values if not 0 < value < inf]:
+                raise ValueError(f"{name} is {wrong[0]}, but must be above 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout is {self.lora_dropout}, but must lie in [0, 1)")
+
+    def _check_start(self) -> None:
+        start = self.init_lora_weights
+        for variant in VARIANTS:
+            if isinstance(start, str) and start.lower().startswith(variant):
+                raise ValueError(
+                    f"init_lora_weights is {start}, which makes it another adapter: name the plugin `{variant}` instead"
+                )
+        if start is False:
+            raise ValueError("init_lora_weights is false, so the student would not start at its base; leave it out")
+        if start not in STARTS:
+            raise ValueError(f"init_lora_weights is {start}, but must be true, gaussian or orthogonal")
+        odd = [r for r in (self.r, *self.rank_pattern.values()) if r % 2]
+        if start == "orthogonal" and odd:
+            raise ValueError(f"init_lora_weights is orthogonal, which needs an even r, but r is {odd[0]}")
+
+    @hookimpl
+    def check(self, recipe: Recipe) -> list[Problem]:
+        """Refuse an initialisation that 4-bit layers cannot take."""
+        nf4 = key_of("nf4", recipe.student.load)
+        if self.init_lora_weights != "orthogonal" or nf4 is None:
+            return []
+        return [
+            Problem(
+                f"init_lora_weights: orthogonal cannot stand on a student loaded by `{nf4}`",
+                "peft gives the new matrices the integer type of the quantised weights, which takes no gradient",
+                "leave init_lora_weights out, or load the student unquantised",
+                ("adapter", key_of(self.name, recipe.adapter) or self.name, "init_lora_weights"),
+            )
+        ]
+
+    @hookimpl
+    def add_adapter(self, model: PreTrainedModel, rng: torch.Generator) -> torch.nn.Module:
+        """Return the PeftModel. Same seed, same A and B; torch's own generators are left as they were.
+
+        Raises RecipeError where a name in the options matches no module.
+        """
+        from peft import get_peft_model
+
+        problems = [self._problem(option, what) for option, what in self._unmatched(model)]
+        if problems:
+            raise RecipeError(problems)
+        try:
+            with _drawing_from(rng), _quiet():
+                return get_peft_model(model, self._config(model))
+        except ValueError as error:  # a target of a kind that peft cannot adapt, or all of them excluded
+            raise RecipeError([self._problem("target_modules", f"peft refuses: {error}")]) from error
+
+    def _unmatched(self, model: PreTrainedModel) -> Iterator[tuple[str, str]]:
+        targets = {"target_modules": self.target_modules, "exclude_modules": self.exclude_modules}
+        patterns = {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
+        return unmatched(model, targets, self.layers_to_transform, patterns)
+
+    def _problem(self, option: str, what: str) -> Problem:
+        return Problem(what, "it would have no effect, or nothing would train", path=("adapter", self.name, option))
+
+    @property
+    def name(self) -> str:
+        """The plugin's own name."""
+        return "dora" if self.use_dora else "lora"
+
+    def _config(self, model: PreTrainedModel) -> LoraConfig:
+        from peft import LoraConfig
+        from transformers.pytorch_utils import Conv1D
+
+        options: dict[str, Any] = {name: getattr(self, name) for name in LowRank.__dataclass_fields__}
+        transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers
+        return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=transposed, **options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what peft still asks of transformers under an old name: nothing a user could act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+@contextmanager
+def _drawing_from(rng: torch.Generator) -> Iterator[None]:
+    """Let torch's global generators, from which peft draws, follow `rng` for a while."""
+    seed = int(torch.randint(2**62, (), generator=rng))
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,50 @@
+"""Names in an adapter's options that match nothing in the model. Peft ignores most of these in silence."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+
+from neoplug.errors import did_you_mean
+
+Names = str | list[str] | None
+
+
+def unmatched(
+    model: torch.nn.Module,
+    targets: Mapping[str, Names],
+    layers: int | list[int] | None,
+    patterns: Mapping[str, Iterable[str]],
+) -> Iterator[tuple[str, str]]:
+    """Yield (option, what is wrong with it).
+
+    targets   option -> names, name endings or a regex of whole names, as peft reads `target_modules`
+    layers    peft's `layers_to_transform`
+    patterns  option -> regexes of name endings, as peft reads the keys of `rank_pattern`
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    for option, wanted in targets.items():
+        for target in _missing(wanted, names):
+            yield option, f"`{target}` matches no module of the model{_near(target, names)}"
+    for option, keys in patterns.items():
+        for key in keys:
+            if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
+                yield option, f"`{key}` matches no module of the model{_near(key, names)}"
+    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    for layer in [layers] if isinstance(layers, int) else layers or []:
+        if count is not None and not 0 <= layer < count:
+            yield "layers_to_transform", f"there is no layer {layer}: the model has {count}, counted from 0"
+
+
+def _missing(wanted: Names, names: list[str]) -> list[str]:
+    if wanted is None or wanted == "all-linear":
+        return []
+    if isinstance(wanted, str):
+        return [] if any(re.fullmatch(wanted, name) for name in names) else [wanted]
+    return [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in names)]
+
+
+def _near(name: str, names: list[str]) -> str:
+    """Suggest the nearest last part of a module's name, or list all of them but numbers."""
+    parts = sorted({part for full in names if not (part := full.rpartition(".")[2]).isdigit()})
+    return did_you_mean(name, parts) or f"; its modules are named {', '.join(parts)}"

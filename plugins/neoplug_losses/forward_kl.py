@@ -1,0 +1,28 @@
+"""Forward Kullback-Leibler divergence of teacher p and student q: the classic distillation loss, mass-covering.
+
+    KL(p, q) = sum p log(p / q);  0 at p = q, in nats per token
+
+Convention: the teacher's entropy is included (some libraries leave it out and report the cross-entropy).
+Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from neoplug_losses.divergence import Divergence
+
+
+@dataclass(eq=False)
+class ForwardKL(Divergence):
+    """KL from the teacher to the student."""
+
+    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Return sum p log(p / q)."""
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+    def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient is q - p."""
+        p = log_p.exp()
+        value = (log_p - log_q).mul_(p).sum(-1)
+        return value, log_q.exp().sub_(p)

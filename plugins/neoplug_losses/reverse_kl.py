@@ -1,0 +1,28 @@
+"""Reverse Kullback-Leibler divergence of teacher p and student q: mode-seeking.
+
+    KL(q, p) = sum q log(q / p);  0 at p = q, in nats per token
+
+Convention: "reverse" means that the student stands first.
+Source: MiniLLM, arXiv 2306.08543 (there on the student's own samples; here on the answer tokens).
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from neoplug_losses.divergence import Divergence
+
+
+@dataclass(eq=False)
+class ReverseKL(Divergence):
+    """KL from the student to the teacher."""
+
+    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Return sum q log(q / p)."""
+        return (log_q.exp() * (log_q - log_p)).sum(-1)
+
+    def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient is q (log(q / p) - KL(q, p))."""
+        q, ratio = log_q.exp(), log_q - log_p
+        value = (q * ratio).sum(-1)
+        return value, ratio.sub_(value[:, None]).mul_(q)

@@ -1,0 +1,1 @@
+"""Probes: what a recipe measures beside the fixed ruler; one file each."""

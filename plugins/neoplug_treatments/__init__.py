@@ -1,0 +1,1 @@
+"""Treatments: what changes the training of any arm; one file each."""

@@ -1,0 +1,40 @@
+"""Symmetric label noise: how much does a method lean on clean labels?
+
+Each label is replaced, with a given probability and apart from all others, by another token: drawn uniformly from
+the distinct answer tokens of the same micro-batch. So every drawn token is one that the data can hold, whatever the
+vocabulary; where a micro-batch has only one distinct answer token, it stays. The text that the models read is not
+changed, only what is scored against: cross-entropy feels the noise, a divergence from the teacher does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from neoplug.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from neoplug.data.batch import Batch
+
+
+@dataclass(eq=False)
+class LabelNoise:
+    """Labels replaced at random."""
+
+    probability: float  # of each label, in [0, 1]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability is {self.probability}, but must lie in [0, 1]")
+
+    @hookimpl
+    def edit_batch(self, batch: Batch, rng: torch.Generator) -> None:
+        """Give the batch new labels."""
+        tokens, index = batch.labels.unique(return_inverse=True)
+        if len(tokens) < 2:
+            return
+        hit = torch.rand(len(index), generator=rng) < self.probability
+        step = torch.randint(1, len(tokens), index.shape, generator=rng)  # never 0, so never the label itself
+        batch.labels = tokens[torch.where(hit, (index + step) % len(tokens), index)]
