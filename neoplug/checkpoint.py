@@ -95,7 +95,7 @@ def prune(folder: Path, limit: int | None) -> None:
 def _trained(model: nn.Module) -> dict[str, Tensor]:
     """Return what a run changes: trainable parameters, and buffers that a state dict keeps."""
     buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
-    changed = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    changed: dict[str, Tensor] = {name: found for name, found in model.named_parameters() if found.requires_grad}
     changed |= {name: buffer for name, buffer in model.named_buffers() if name in buffers}
     return {name: tensor.detach().contiguous() for name, tensor in changed.items()}
 

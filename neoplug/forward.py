@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class FrozenLinear(torch.autograd.Function):
     """Float32 logits of a frozen head, without a rounding of logits in between and without a gradient of the weight."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override, no-untyped-def]
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
         """[n, H], [V, H], [V] -> [n, V] float32."""
         ctx.save_for_backward(weight)
         ctx.dtype = hidden.dtype
@@ -40,7 +41,7 @@ class FrozenLinear(torch.autograd.Function):
         return logits if bias is None else logits.add_(bias)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override, no-untyped-def]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
         """[n, V] -> [n, H]."""
         (weight,) = ctx.saved_tensors
         wide = weight if gradient.is_cuda else weight.float()
@@ -77,7 +78,8 @@ class Head:
         if type(self.module) is not nn.Linear:
             logits = self.module(hidden).float()
             return logits[:, :size] if ids is None else logits.index_select(-1, ids.to(logits.device))
-        weight, bias = self.module.weight, self.module.bias
+        weight: Tensor = self.module.weight
+        bias: Tensor | None = self.module.bias
         if ids is not None:
             rows = ids.to(weight.device)
             weight, bias = weight.index_select(0, rows), bias if bias is None else bias.index_select(0, rows)
@@ -112,7 +114,7 @@ class LanguageModel:
         """Return the context in which the model computes."""
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
-    def _record(self, inputs: dict, positions: Tensor) -> Tensor:
+    def _record(self, inputs: dict[str, Any], positions: Tensor) -> Tensor:
         with self.computing(), recording(self.head.module, positions, inputs["input_ids"].shape[1]) as recorded:
             self.module(**inputs)
         return recorded[0]
@@ -130,7 +132,7 @@ def recording(head: nn.Module, positions: Tensor, length: int) -> Iterator[list[
         recorded.append(hidden[:, -length:].reshape(-1, hidden.shape[-1]).index_select(0, positions))
         return hidden[..., :1].detach()
 
-    head.forward = record  # type: ignore[method-assign]
+    head.forward = record
     try:
         yield recorded
     finally:
@@ -139,7 +141,8 @@ def recording(head: nn.Module, positions: Tensor, length: int) -> Iterator[list[
 
 def head_name(model: nn.Module) -> str:
     """Return where the output head stands in a bare transformers model, as `lm_head`."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find: Any = getattr(model, "get_output_embeddings", None)
+    head = find() if find else None
     names = [name for name, module in model.named_modules() if module is head]
     if head is None or not names:
         raise RunError(f"{type(model).__name__} shows no output head: neoplug cannot score its tokens")
@@ -158,7 +161,8 @@ def language_model(
     if not found:
         raise RunError(f"the adapter hides the {role}'s output head `{name}`: neoplug cannot find it in the model")
     parameter = next(module.parameters())
-    config = module.config.get_text_config() if hasattr(module, "config") else None
+    own: Any = getattr(module, "config", None)
+    config = own.get_text_config() if own is not None else None
     head = Head(found[0], vocabulary, _multiplier(config), getattr(config, "final_logit_softcapping", None))
     pad = getattr(config, "pad_token_id", None)
     model = LanguageModel(module, head, parameter.device, autocast=autocast, pad_token_id=pad if pad else 0)

@@ -1,4 +1,4 @@
-"""YAML as plain values, each with the place it came from; and how one tree of values is laid over another.
+"""YAML as plain values, each with the place it came from.
 
 Text is read by events, so nothing is ever constructed: no tag runs code, no alias loops or explodes, no key is lost.
 Scalars follow YAML 1.2's core schema: `1e-4` is a number, only `true` and `false` are booleans, `on` and `no` are text.
@@ -6,7 +6,6 @@ Knows nothing of recipes.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -119,12 +118,17 @@ class _Stop(Exception):
 
 
 def read(source: Source) -> tuple[Any, Tree]:
-    """Read `source`: the value at its root (BROKEN if it has none), and places, problems and `values` if it is a map."""
+    """Read `source`: the value at its root (BROKEN if it cannot be read), and its tree (`values` if it is a map)."""
     reader = _Reader(source)
     value = reader.read()
     if isinstance(value, dict):
         reader.tree.values = value
     return value, reader.tree
+
+
+def inside(path: Key, other: Key) -> bool:
+    """Say whether `path` lies below `other`."""
+    return len(path) > len(other) and path[: len(other)] == other
 
 
 class _Reader:
@@ -253,7 +257,7 @@ class _Reader:
             if abs(value) <= MAX_INTEGER:
                 return value
         return self.refuse(f"an integer of {len(text.lstrip('+-'))} digits is too large", path, mark,
-                           "whole numbers have 64 bits here", "write it as text, in quotes, if it is a name")  # fmt: skip
+                           "whole numbers have 64 bits here", "put a name in quotes")  # fmt: skip
 
     def alias(self, event: Any, path: Key, mark: Mark) -> Any:
         name = event.anchor
@@ -268,7 +272,7 @@ class _Reader:
         if value is BROKEN:
             self.tree.broken.add(path)
             return BROKEN
-        for known in [known for known in self.tree.places if nodes > 1 and _inside(known, origin)]:
+        for known in [known for known in self.tree.places if nodes > 1 and inside(known, origin)]:
             self.tree.places[path + known[len(origin) :]] = self.tree.places[known]
         return deepcopy(value)
 
@@ -309,131 +313,3 @@ class _Reader:
             else ""
         )
         return what, self.source.mark(mark.line, mark.column, 1) if mark else self.source.mark(0, 0, 1)
-
-
-def from_values(values: Mapping[str, Any], file: str, folder: Path) -> Tree:
-    """Make a tree of plain Python values (maps, lists, text, numbers, booleans, None, paths); each is its own line."""
-    tree = Tree()
-    line = Mark(file, 1, 1, 1, ", ".join(map(str, values)))
-    tree.places[()] = Place(line, line, folder)
-    tree.values = {key: value for key, value in _copied(tree, values, (), file, folder) if value is not BROKEN}
-    return tree
-
-
-def _copied(tree: Tree, values: Mapping[Any, Any], path: Key, file: str, folder: Path) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        here = (*path, str(key))
-        shown = "{...}" if isinstance(value, Mapping) else repr(value)[:60]
-        text = f"{'.'.join(map(str, here))}={shown}".replace("\n", " ")
-        start = len(text) - len(shown)
-        tree.places[here] = Place(
-            Mark(file, 1, start - len(str(key)), len(str(key)), text),
-            Mark(file, 1, start + 1, len(shown), text),
-            folder,
-        )
-        yield str(key), _plain(tree, value, here, file, folder)
-
-
-def _plain(tree: Tree, value: Any, path: Key, file: str, folder: Path) -> Any:
-    if len(path) > MAX_DEPTH:
-        return _refused(tree, f"more than {MAX_DEPTH} levels deep", path)
-    if isinstance(value, Mapping):
-        return {key: inner for key, inner in _copied(tree, value, path, file, folder) if inner is not BROKEN}
-    if isinstance(value, list | tuple):
-        items = [_plain(tree, inner, (*path, number), file, folder) for number, inner in enumerate(value)]
-        return [None if inner is BROKEN else inner for inner in items]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        return _refused(tree, "the integer is too large", path, "whole numbers have 64 bits here")
-    if type(value) is str and not _is_text(value):
-        return _refused(tree, "the text holds half a character", path)
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    return _refused(
-        tree, f"a {type(value).__name__} cannot stand in a recipe", path, "a recipe holds what YAML can say"
-    )
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeError:
-        return False
-    return True
-
-
-def _refused(tree: Tree, what: str, path: Key, why: str = "") -> Any:
-    tree.problems.append(Problem(what, why, mark=tree.mark(path)))
-    tree.broken.add(path)
-    return BROKEN
-
-
-def assign(tree: Tree, path: Key, value: Any, other: Tree) -> None:
-    """Put `value`, whose places are those of `other` at the same path, in place of whatever `tree` has at `path`."""
-    here: Any = tree.values
-    for length, key in enumerate(path[:-1], 1):
-        if not isinstance(here.get(key), dict):
-            here[key] = {}
-            tree.places[path[:length]] = other.places[path[:length]]
-        here = here[key]
-    here[path[-1]] = value
-    _forget(tree, path)
-    tree.places |= {known: place for known, place in other.places.items() if known[: len(path)] == path}
-
-
-def remove(tree: Tree, path: Key, place: Place) -> bool:
-    """Take away what stands at `path`, on the word of `place`; say whether anything stood there."""
-    tree.removed[path] = place
-    parent = tree.get(path[:-1])
-    _forget(tree, path)
-    return isinstance(parent, dict) and parent.pop(path[-1], BROKEN) is not BROKEN
-
-
-def merge(parent: Tree, child: Tree, whole: Callable[[Key], bool]) -> Tree:
-    """Lay `child` over `parent`: maps merge key by key, a null removes a key, and a map that is `whole` replaces."""
-    merged = deepcopy(parent)
-    merged.problems += child.problems
-    merged.places[()] = child.places[()]
-    _lay(merged, child, (), whole)
-    merged.broken |= child.broken
-    return merged
-
-
-def _lay(merged: Tree, child: Tree, path: Key, whole: Callable[[Key], bool]) -> None:
-    for key, value in child.get(path).items():
-        here = (*path, key)
-        if value is None:
-            remove(merged, here, child.places[here])
-        elif isinstance(value, dict) and not whole(here):
-            if not isinstance(merged.get(here), dict):
-                assign(merged, here, {}, child)
-                for known in [known for known in merged.places if _inside(known, here)]:
-                    del merged.places[known]
-            _lay(merged, child, here, whole)
-        else:
-            assign(merged, here, deepcopy(value), child)
-
-
-def _inside(path: Key, other: Key) -> bool:
-    return len(path) > len(other) and path[: len(other)] == other
-
-
-def _forget(tree: Tree, path: Key) -> None:
-    for known in [known for known in tree.places if known[: len(path)] == path]:
-        del tree.places[known]
-    tree.broken = {bad for bad in tree.broken if bad[: len(path)] != path}
-
-
-def leaves(values: Any, path: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """Yield the paths and values of all leaves; a list and an empty map are leaves."""
-    if isinstance(values, dict) and (values or not path):
-        for key, value in values.items():
-            yield from leaves(value, (*path, key))
-    else:
-        yield path, values
-
-
-def joined(path: Sequence[str | int]) -> str:
-    """Write a path as an override would: parts with a dot or other unusual letters are quoted."""
-    return ".".join(str(key) if re.fullmatch(r"[\w@-]+", str(key)) else f'"{key}"' for key in path)

@@ -58,7 +58,7 @@ class Metrics:
             return
         tensors = [[*step.counts, *step.sums, *_tensors(step.extras)] for step in steps]
         flat = torch.stack([tensor.detach().double().reshape(()) for row in tensors for tensor in row]).tolist()
-        lines = []
+        lines: list[dict[str, Any]] = []
         for step, row in zip(steps, tensors, strict=True):
             values, flat = flat[: len(row)], flat[len(row) :]
             line = self._line(step, values)

@@ -59,7 +59,7 @@ class _Objective(torch.autograd.Function):
     """Computes the gradient in the forward pass, while a block's logits are at hand; backward only scales it."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, losses: Sequence[Loss], head: Head, signal: Signal | None, labels: Tensor,  # type: ignore[override]
+    def forward(ctx: Any, hidden: Tensor, losses: Sequence[Loss], head: Head, signal: Signal | None, labels: Tensor,
                 progress: float, *parameters: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
         labels = head.vocabulary.index(labels)
         values = torch.zeros(len(losses), len(hidden), device=hidden.device)
@@ -84,7 +84,7 @@ class _Objective(torch.autograd.Function):
         return weights @ values.sum(-1), values
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, *parameters = (gradient * scale for gradient in ctx.saved_tensors)
         return hidden, None, None, None, None, None, *parameters
 
@@ -114,7 +114,7 @@ def _differentiate(
     leaf = student.detach().requires_grad_()
     with torch.enable_grad():
         found = [loss.token_loss(student=leaf, **arguments) for loss in losses]
-        total = sum(loss.weight * value.sum() for loss, value in zip(losses, found, strict=True))
+        total = torch.stack([loss.weight * value.sum() for loss, value in zip(losses, found, strict=True)]).sum()
     (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
     for number, value in zip(at, found, strict=True):
         values[number] = value.detach()

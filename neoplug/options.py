@@ -20,7 +20,8 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 _NAMES = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list",
-    "dict": "a map", "model": "a map", "dataclass": "a map", "tuple": "a list", "set": "a list", "none_required": "null",
+    "dict": "a map", "model": "a map", "dataclass": "a map", "tuple": "a list", "set": "a list",
+    "none_required": "null",
     "is_instance_of": "something that a recipe cannot say",
 }  # fmt: skip
 _LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
@@ -77,7 +78,7 @@ def build(cls: type, options: Mapping[str, Any], *, path: Key = (), core: Sequen
     try:
         checked = model.model_validate_json(dump(dict(options)))
     except ValidationError as error:
-        raise RecipeError(problems(error, options, path, lambda _: names)) from error
+        raise RecipeError(problems(error, options, path, lambda place: [] if place else names)) from error
     aliases = {key: field.alias or key for key, field in model.model_fields.items()}
     try:
         return cls(**{aliases[key]: getattr(checked, key) for key in checked.model_fields_set})
@@ -137,12 +138,10 @@ def _problem(details: list[Any], place: Key, path: Key, names: "typing.Callable[
     key = place[-1] if place else (path[-1] if path else "recipe")
     if kinds == {"missing"}:
         return Problem(f"`{key}` is missing", path=full)
-    if first["type"] == "extra_forbidden":
-        known = [str(name) for name in names(place[:-1])]
-        return Problem(f"unknown key `{key}`{did_you_mean(str(key), known)}", fix=_keys(known), path=full)
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return _unknown(names(place[:-1]), full)
     if first["loc"][-1:] == ("[key]",):
-        known = _literals(first)
-        return Problem(f"unknown key `{key}`{did_you_mean(str(key), known)}", fix=_keys(known), path=full)
+        return _unknown(_literals(first), full)
     if kinds == {"value_error"}:
         return Problem(str(first["ctx"]["error"]), path=full)
     expected = list(dict.fromkeys(_expected(detail) for detail in details))
@@ -150,8 +149,9 @@ def _problem(details: list[Any], place: Key, path: Key, names: "typing.Callable[
     return Problem(f"`{key}` is {show(first['input'])}, but must be {' or '.join(expected)}{close}", path=full)
 
 
-def _keys(known: list[str]) -> str:
-    return f"the keys here are {', '.join(known)}" if known else "it takes no options: remove the key"
+def _unknown(known: Sequence[str], path: Key) -> Problem:
+    fix = f"the keys here are {', '.join(known)}" if known else "remove it"
+    return Problem(f"unknown key `{path[-1]}`{did_you_mean(str(path[-1]), known)}", fix=fix, path=path)
 
 
 def _literals(detail: Any) -> list[str]:
@@ -167,7 +167,8 @@ def _expected(detail: Any) -> str:
         return "a finite number"
     for word, limit in _LIMITS.items():
         if word in context:
-            return f"{limit} {context[word]}"
+            bound = context[word]
+            return f"{limit} {int(bound) if bound == int(bound) else bound}"
     if kind in ("string_too_short", "too_short"):
         return "not empty"
     if kind == "value_error":

@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import pluggy
 
 from neoplug import hookspecs
-from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.errors import Path as Key
+from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.options import build
 
 __all__ = ["CORE_KEYS", "Entry", "Plugins", "answered", "build", "class_problems", "find", "installed", "path_of"]
@@ -56,7 +56,7 @@ class Entry:
     def file(self) -> Path | None:
         """The local file that holds the plugin, or None for an installed one."""
         match = _FILE.fullmatch(self.target)
-        return Path(match["file"]) if match else None
+        return Path(match["file"]) if match and Path(match["file"]).is_absolute() else None
 
     def load(self) -> type:
         """Import the plugin's class. Raises RecipeError, saying what failed and whose it is."""
@@ -196,7 +196,7 @@ def _signature(function: Callable[..., Any], bound: bool) -> inspect.Signature:
 
 
 def class_problems(cls: type, section: str | None = None) -> list[Problem]:
-    """Say what makes a class no plugin (of `section`, as "loss" or "student.load"): pluggy would pass over most of it."""
+    """Say what makes a class no plugin (of `section`, as "loss" or "student.load"); pluggy would pass over most."""
     if not is_dataclass(cls):
         return [Problem(f"{cls.__qualname__} is no dataclass", fix="write @dataclass(eq=False) above the class")]
     found = answered(cls)
@@ -259,7 +259,8 @@ def path_of(section: str, name: str) -> Key:
     return (*section.split("."), name)
 
 
-class _Bound(NamedTuple):
+@dataclass(frozen=True)
+class _Bound:
     """An implementation ready to be called."""
 
     section: str
@@ -277,8 +278,8 @@ class Plugins:
     """The plugins of one run, on a plugin manager of their own; called in the order of their names.
 
     Built from {section: {name in the recipe: instance}}; sections are "adapter", "loss", "optimizer", "treatments",
-    "probes", "teacher.load", "student.load" and "student.prepare". Raises RecipeError for whatever pluggy would pass over in
-    silence: methods named like a hook without `@hookimpl`, unknown hooks and arguments, wrappers.
+    "probes", "teacher.load", "student.load" and "student.prepare". Raises RecipeError for whatever pluggy would pass
+    over in silence: methods named like a hook without `@hookimpl`, unknown hooks and arguments, wrappers.
     """
 
     def __init__(self, sections: Mapping[str, Mapping[str, Any]]) -> None:
@@ -306,10 +307,13 @@ class Plugins:
 
     def _bind(self, hook: str, owners: Mapping[str, tuple[str, str]]) -> tuple[_Bound, ...]:
         calls = reversed(getattr(self.manager.hook, hook).get_hookimpls())  # pluggy keeps the first to call at the end
-        return tuple(
+        bound = [
             _Bound(*owners[call.plugin_name], self._labels[owners[call.plugin_name]], call.function, call.argnames)
             for call in calls
-        )
+        ]
+        if getattr(SPECS[hook], "answers", "all") == "each loss":  # of those that the recipe names as losses
+            return tuple(replace(call, label=call.name) for call in bound if call.section == "loss")
+        return tuple(bound)
 
     def each(self, hook: str, /, *, section: str | None = None, **arguments: Any) -> dict[str, Any]:
         """Call every plugin that answers `hook` (of one section, if given) and return {name in the recipe: answer}.
@@ -317,10 +321,7 @@ class Plugins:
         Each gets only the arguments it asks for; None is kept as an answer. Where the same name stands in two sections
         and no section is given, the key is `section.name`.
         """
-        return {
-            (call.name if section else call.label): call(**arguments)
-            for call in self._of(hook, section)
-        }
+        return {(call.name if section else call.label): call(**arguments) for call in self._of(hook, section)}
 
     def one(self, hook: str, /, *, section: str | None = None, **arguments: Any) -> Any:
         """Return the only answer to `hook`, or None where nobody implements it."""
@@ -329,6 +330,15 @@ class Plugins:
             names = ", ".join(call.label for call in calls)
             raise RecipeError([Problem(f"`{hook}` takes one answer, but {names} give one each")])
         return calls[0](**arguments) if calls else None
+
+    def ask(self, section: str, name: str, hook: str, /, **arguments: Any) -> Any:
+        """Call the one plugin `name` of `section`."""
+        (answer,) = (call(**arguments) for call in self._of(hook, section) if call.name == name)
+        return answer
+
+    def named(self, hook: str) -> tuple[tuple[str, str], ...]:
+        """Return (section, name) of the plugins that answer `hook`, in the order of their calls."""
+        return tuple((call.section, call.name) for call in self._calls[hook])
 
     def implements(self, hook: str, *, section: str | None = None) -> tuple[str, ...]:
         """Return the names of the plugins that answer `hook`, in the order of their calls."""
@@ -343,7 +353,7 @@ class Plugins:
         return {call.name if section else call.label: call for call in self._of(hook, section)}
 
     def everyone(self) -> dict[str, Any]:
-        """Return {label: instance} of all plugins: the name in the recipe, or section.name where two sections use it."""
+        """Return {label: instance} of all plugins; the label is the name, or section.name where two sections use it."""
         return {label: self._sections[section][name] for (section, name), label in sorted(self._labels.items())}
 
     def section(self, name: str) -> dict[str, Any]:
@@ -355,15 +365,6 @@ class Plugins:
             for n, plugin in plugins.items()
         }
         return dict(sorted(found.items()))
-
-    def only(self, section: str, names: Sequence[str]) -> "Plugins":
-        """Return the same plugins, but of `section` only those in `names`."""
-        return Plugins(
-            {
-                known: {name: plugin for name, plugin in plugins.items() if not _is(known, section) or name in names}
-                for known, plugins in self._sections.items()
-            }
-        )
 
     def _of(self, hook: str, section: str | None) -> tuple[_Bound, ...]:
         if section is None:

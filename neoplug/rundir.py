@@ -263,9 +263,8 @@ def _taken(path: Path) -> UsageError:
 
 def _plugin(entry: Entry) -> dict[str, Any]:
     record: dict[str, Any] = {"package": entry.package, "version": entry.version, "target": entry.target}
-    file = Path(entry.target.rpartition(":")[0])
-    if file.suffix == ".py" and file.is_file():
-        record["sha256"] = sha256_of(file)
+    if entry.file:
+        record["sha256"] = sha256_of(entry.file)
     return record
 
 

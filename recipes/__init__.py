@@ -1,1 +1,1 @@
-"""Shipped recipes."""
+"""The recipes that neoplug ships, runnable and extendable by name: `extends: base`."""

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from neoplug.errors import UsageError
+from neoplug.registry import Entry
 from neoplug.rundir import RunDir, chosen_output, default_output, difference, lock_record
 
 RECIPE = {"format": 1, "train": {"max_steps": 3, "learning_rate": 1e-5}, "adapter": {"lora": {"r": 4}}, "seed": 0}
@@ -186,10 +187,8 @@ def test_the_lock_holds_versions_hashes_seed_and_hardware(tmp_path):
     own = tmp_path / "own.py"
     own.write_text("class Own: ...\n")
     entries = {
-        ("probes", "./own.py:Own"): SimpleNamespace(name="Own", package=None, version=None, target=f"{own}:Own"),
-        ("loss", "forward_kl"): SimpleNamespace(
-            name="forward_kl", package="neoplug", version="9", target="neoplug_losses.forward_kl:ForwardKL"
-        ),
+        ("probes", "./own.py:Own"): Entry("Own", str(own), "", f"{own}:Own"),
+        ("loss", "forward_kl"): Entry("forward_kl", "neoplug", "9", "neoplug_losses.forward_kl:ForwardKL"),
     }
     located = SimpleNamespace(source="here", revision="main", sha256="ab", path="/elsewhere")
     checked = SimpleNamespace(recipe=SimpleNamespace(seed=7), entries=entries)

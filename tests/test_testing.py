@@ -104,5 +104,4 @@ def test_a_gradient_stopped_on_purpose_can_be_said():
 def test_the_smallest_example_is_printed():
     with pytest.raises(AssertionError) as caught:
         check_loss(WithoutEntropy(), max_examples=100)
-    assert "Falsifying example" in "".join(caught.value.__notes__)
-    assert "Example(student=[[0.0, 0.0]]" in "".join(caught.value.__notes__)
+    assert "student=tensor([[0., 0.]])" in "".join(caught.value.__notes__)

@@ -1,5 +1,6 @@
 """The command line: a file a command. Nothing heavy is imported before a command needs it."""
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -42,6 +43,9 @@ def neoplug(version: bool = typer.Option(False, "--version", help="Print the ver
 
 def main() -> None:
     """Run the command line; what people got wrong ends in a message and an exit code, not in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a run's text must not fail on a terminal without Unicode
     try:
         app(prog_name="neoplug")
     except NeoplugError as error:

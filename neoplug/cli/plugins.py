@@ -6,15 +6,17 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from neoplug import hookspecs
 from neoplug.cli.arguments import AsJson
 from neoplug.cli.screen import heading, say, table
-from neoplug.errors import UsageError, did_you_mean
-from neoplug.registry import Entry, find, installed
+from neoplug.errors import NeoplugError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from neoplug.registry import Entry
 
 HEADER = ("name", "package", "version", "target")
 
@@ -37,6 +39,8 @@ def plugins(
     as_json: AsJson = False,
 ) -> None:
     """List the installed plugins without importing them, or show one."""
+    from neoplug.registry import installed
+
     if name is not None and section is not None:
         raise UsageError("name a plugin or a section, not both")
     if name is not None:
@@ -50,19 +54,21 @@ def plugins(
             table([[str(row[key]) for key in HEADER] for row in rows], header=HEADER)
 
 
-def fitting(section: str) -> Iterator[Entry]:
+def fitting(section: str) -> Iterator["Entry"]:
     """Yield the plugins that answer one of a section's hooks; one that cannot be imported is named on stderr."""
+    from neoplug.registry import answered, installed
+
     sections = hookspecs.HOOKS_OF_SECTION
     if section not in sections:
         known = ", ".join(sections)
         raise UsageError(f"no section is called {section}{did_you_mean(section, list(sections))}\nfix: one of {known}")
     for entry in installed():
         try:
-            answered = hooks(entry.load())
-        except Exception as error:  # whatever a stranger's module does when it is imported
-            print(f"left out: {entry.name} ({entry.package} {entry.version}): {reason(error)}", file=sys.stderr)
+            answers = answered(entry.load())
+        except NeoplugError as error:
+            print(f"left out: {str(error).partition(chr(10))[0]}", file=sys.stderr)
             continue
-        if set(answered) & set(sections[section]):
+        if set(answers) & set(sections[section]):
             yield entry
 
 
@@ -70,41 +76,22 @@ def described(name: str) -> dict[str, Any]:
     """Return all that is known of one plugin.
 
     Raises:
-        UsageError: there is none of that name, or it cannot be imported.
+        RecipeError: there is none of that name, or it cannot be imported.
     """
+    from neoplug.registry import SPECS, answered, find
+
     entry = find(name, Path.cwd())
-    try:
-        plugin = entry.load()
-    except UsageError:
-        raise
-    except Exception as error:  # whatever a stranger's module does when it is imported
-        raise UsageError(
-            f"{entry.name} ({entry.package} {entry.version}) cannot be imported: {reason(error)}"
-        ) from error
-    answered = hooks(plugin)
+    plugin = entry.load()
+    found = answered(plugin)
+    answers = [hook for hook in SPECS if hook in found]
     return {
         **{key: getattr(entry, key) for key in HEADER},
-        "sections": [section for section, names in hookspecs.HOOKS_OF_SECTION.items() if set(names) & set(answered)],
+        "sections": [section for section, hooks in hookspecs.HOOKS_OF_SECTION.items() if set(hooks) & set(answers)],
         "options": list(options(plugin)),
-        "hooks": {hook: getattr(hookspecs, hook).answers for hook in answered},
+        "hooks": {hook: getattr(hookspecs, hook).answers for hook in answers},
         "docstring": docstring(plugin),
         "source": source(plugin),
     }
-
-
-def reason(error: BaseException) -> str:
-    """Return an exception as one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def hooks(plugin: type) -> list[str]:
-    """Return the hooks that a class answers, in call order."""
-    return [name for name in hook_names() if hasattr(getattr(plugin, name, None), "neoplug_impl")]
-
-
-def hook_names() -> list[str]:
-    """Return all hooks in call order."""
-    return [name for name, value in vars(hookspecs).items() if hasattr(value, "neoplug_spec")]
 
 
 def options(plugin: type) -> Iterator[dict[str, Any]]:

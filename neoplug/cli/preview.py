@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neoplug.cli.arguments import Overrides, RecipeArgument
-from neoplug.cli.screen import console, heading, is_terminal, say
+from neoplug.cli.screen import console, heading, is_terminal, printable, say
 
 if TYPE_CHECKING:
     from neoplug.preview import Stretch
@@ -31,8 +31,10 @@ def preview(
     seen = look(checked, rows)
     for number, (row, (tokens, scored)) in enumerate(zip(seen.rows, seen.tokens, strict=True), start=1):
         heading(f"row {number}: {tokens} tokens, {scored} scored, {len(row)} document{'s' * (len(row) != 1)}")
-        for document in row:
-            show(document)
+        for place, document in enumerate(row, start=1):
+            if len(row) > 1:
+                say(f"-- document {place}")
+            show([(printable(text), scored) for text, scored in document])
     heading("data")
     for line in [f"{seen.total:,} training rows, {seen.held_out:,} held-out documents", *seen.report]:
         say(f"  {line}")

@@ -1,5 +1,6 @@
 """What stands on the screen: rich on a terminal; anywhere else plain lines, never wrapped, cut or coloured."""
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Cells = Sequence[str]
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
 def is_terminal() -> bool:
@@ -25,6 +27,11 @@ def console() -> "Console":
 def say(text: str = "") -> None:
     """Print a line and let it through at once: a pipe should see it when it happens."""
     print(text, flush=True)
+
+
+def printable(text: str) -> str:
+    """Return text that somebody else wrote with its control characters as \\x1b: it may not steer the terminal."""
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def heading(text: str) -> None:

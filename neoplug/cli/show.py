@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from neoplug.cli.screen import duration, heading, say, size, table
+from neoplug.cli.screen import duration, heading, printable, say, size, table
 from neoplug.rundir import RunDir
 
 COLUMNS = ("before", "after", "teacher")
@@ -68,7 +68,7 @@ def continuation(sample: Mapping[str, str]) -> None:
     heading("one prompt, continued")
     for name in ("prompt", "before", "after"):
         if sample.get(name) is not None:
-            say(f"  {name + ':':8} {' '.join(str(sample[name]).split())}")
+            say(f"  {name + ':':8} {printable(' '.join(sample[name].split()))}")
 
 
 def cost(result: Mapping[str, Any]) -> str:

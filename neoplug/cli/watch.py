@@ -111,58 +111,57 @@ class Lines:
 
 
 class Bar:
-    """A live bar: what goes on, step, time left, and below the losses and the speed."""
+    """A live bar: what goes on, step, time left; below it the losses and the speed."""
 
     def __init__(self, console: "Console") -> None:
+        from rich.console import Group
+        from rich.live import Live
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+        from rich.text import Text
 
-        self.display = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[step]}", markup=False),
-            TextColumn("{task.fields[measures]}", markup=False),
-            TextColumn("{task.fields[left]}", markup=False),
-            console=console,
-        )
-        self.task = self.display.add_task("starting", total=None, step="", measures="", left="")
+        texts = [
+            TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[step]", "fields[left]")
+        ]
+        self.bar = Progress(SpinnerColumn(), texts[0], BarColumn(bar_width=20), *texts[1:], console=console)
+        self.task = self.bar.add_task("starting", total=None, step="", left="")
+        self.below = Text()
+        self.display = Live(Group(self.bar, self.below), console=console, refresh_per_second=4)
         self.clock = Clock(0, 0)
 
     def started(self, total_steps: int, done: int) -> None:
         """Give the bar its length."""
         self.clock = Clock(total_steps, done)
-        self.display.update(
+        self.bar.update(
             self.task, description="training", total=total_steps, completed=done, step=f"{done}/{total_steps}"
         )
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """Move on, and show the losses of this step."""
-        number, total = metrics["step"], self.clock.total
-        left = self.clock.left(number)
-        self.display.update(
+        number, left = metrics["step"], self.clock.left(metrics["step"])
+        self.bar.update(
             self.task,
             description="training",
             completed=number,
-            step=f"{number}/{total}",
-            measures="  ".join(measures(metrics)),
+            step=f"{number}/{self.clock.total}",
             left="" if left is None else f"{duration(left)} left",
         )
+        self.below.plain = "  ".join(measures(metrics))
 
     def phase(self, text: str) -> None:
         """Show what goes on now beside the bar, which keeps its place."""
-        self.display.update(self.task, description=text)
+        self.bar.update(self.task, description=text)
 
     def finished(self, result: Mapping[str, Any]) -> None:
-        """Clear what was said about the last step."""
-        self.display.update(self.task, description="done", left="")
+        """Leave the full bar on the screen."""
+        self.bar.update(self.task, description="done", left="")
 
 
 def measures(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the losses and the speed of a step: the sum first, then each loss where there are several."""
+    """Return the losses and the speed of a step: the weighted sum unless one loss says the same, then each loss."""
     losses = metrics.get("losses") or {}
-    named = losses if set(losses) != {"loss"} else {}
-    parts = [f"loss {metrics['loss']:.4f}"] if len(named) != 1 else []
-    parts += [f"{name} {value:.4f}" for name, value in named.items()]
+    same = list(losses.values()) == [metrics["loss"]]
+    parts = [] if same else [f"loss {metrics['loss']:.4f}"]
+    parts += [f"{name} {value:.4f}" for name, value in losses.items()]
     if "penalty" in metrics:
         parts.append(f"penalty {metrics['penalty']:.4g}")
     if metrics.get("tokens_per_second"):

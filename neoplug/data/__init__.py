@@ -4,7 +4,7 @@ from neoplug.data.batch import Batch, Document, Layout, collate
 from neoplug.data.corpus import Corpus, check_source, load_corpus
 from neoplug.data.lengths import idle
 from neoplug.data.order import Order
-from neoplug.data.preview import preview
+from neoplug.data.pieces import preview
 from neoplug.data.report import Report
 
 __all__ = [

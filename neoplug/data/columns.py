@@ -53,7 +53,7 @@ class Columns:
 
     def content(self, row: Row, number: int) -> Content | str:
         """Return what the row holds, or why it is broken."""
-        values = {}
+        values: dict[str, Any] = {}
         for ours, theirs in self.theirs.items():
             value = row.get(theirs)
             if value is None and ours == "input":
@@ -66,7 +66,7 @@ class Columns:
         return Content(number, self.kind, values, content_hash(values))
 
 
-def recognise(names: Sequence[str], mapping: Mapping[str, str]) -> Columns:
+def recognise(names: Sequence[str], mapping: Mapping[Any, str]) -> Columns:
     """Say what the columns `names` mean, after the recipe's `columns` {ours: theirs}.
 
     raises  RecipeError that lists the columns found, where they fit no kind of row or the map names what is not there

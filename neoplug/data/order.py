@@ -25,7 +25,7 @@ class Order:
     accumulation: int
     world: int
     seed: int
-    rows_per_step: int = field(init=False)
+    rows_per_step: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if min(self.rows, self.batch_size, self.accumulation, self.world) < 1:

@@ -50,7 +50,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 def _parsed(line: str, number: int) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.rstrip())
     except json.JSONDecodeError as error:
         raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
 
@@ -62,7 +62,7 @@ def _as_row(row: Any, place: str) -> Row:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow.parquet
+    import pyarrow.parquet  # type: ignore[import-untyped]
 
     with pyarrow.parquet.ParquetFile(path) as file:
         for batch in file.iter_batches():

@@ -87,7 +87,7 @@ class Report:
             said.append(f"data: {_count(self.eval_rows_read, 'row')} to measure on, from eval_source")
         for reason, rows in self.broken.items():
             shown = ", ".join(map(str, rows[:EXAMPLES])) + (", ..." if len(rows) > EXAMPLES else "")
-            said.append(f"data: {_count(len(rows), 'row')} dropped, {reason} (row {shown})")
+            said.append(f"data: {_count(len(rows), 'row')} dropped, {reason} (row{'s' * (len(rows) > 1)} {shown})")
         if self.leaked:
             said.append(f"data: {_count(self.leaked, 'row')} of eval_source also stand in the training rows")
         said += self.train.lines("training", self.max_length) + self.held_out.lines("held out", self.max_length)

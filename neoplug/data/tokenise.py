@@ -70,12 +70,16 @@ class Tokeniser:
             yield _tokenised(content, ids, first_scored=0, windowed=True)
 
     def _completions(self, contents: Sequence[Content]) -> Iterator[Tokenised]:
+        """Yield prompt and completion. The prompt has the tokens that it has alone: generation starts from these.
+
+        Where tokens of the joined text merge across the border, the completion is tokenised apart.
+        """
         pairs = [_pair(content) for content in contents]
         prompts = self._tokens.plain([prompt for prompt, _ in pairs])
         joined = self._tokens.plain([prompt + completion for prompt, completion in pairs])
-        apart = self._tokens.plain([completion for _, completion in pairs])
-        for content, prompt, whole, alone in zip(contents, prompts, joined, apart, strict=True):
-            completion = whole[len(prompt) :] if whole[: len(prompt)] == prompt else alone
+        for content, (_, text), prompt, whole in zip(contents, pairs, prompts, joined, strict=True):
+            stable = whole[: len(prompt)] == prompt
+            completion = whole[len(prompt) :] if stable else self._tokens.continued(text)
             opening = [*self._tokens.prefix, *prompt]
             ids = _ended([*opening, *completion], self._tokens.end)
             yield _tokenised(content, ids, 0 if self._train_on == "all" else len(opening), windowed=False)

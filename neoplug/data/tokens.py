@@ -48,6 +48,17 @@ class Tokens:
         """Return the tokens of each text, without special tokens around them."""
         return self._plain(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
+    def continued(self, text: str) -> list[int]:
+        """Return the tokens of a text that follows another one, which were not to merge with it.
+
+        A text alone would get the blank that tokenizers of the SentencePiece kind put before every text.
+        """
+        for before in ("\n", "|"):
+            anchor, anchored = self.plain([before, before + text])
+            if anchored[: len(anchor)] == anchor:
+                return anchored[len(anchor) :]
+        return self.plain([text])[0]
+
     def placed(self, texts: Sequence[str]) -> list[Encoded]:
         """Return the tokens of each text and where they start, without special tokens around them."""
         if not self.tokenizer.is_fast:

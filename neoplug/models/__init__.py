@@ -2,6 +2,7 @@
 
 from neoplug.models.load import default_dtype, load_config, load_model, load_tokenizer, load_weights, skeleton
 from neoplug.models.located import Located
+from neoplug.models.prepare import prepare
 from neoplug.models.sources import locate
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "locate",
+    "prepare",
     "skeleton",
 ]

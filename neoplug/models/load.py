@@ -1,13 +1,14 @@
 """Load a located model as it will run: tokenizer, configuration, weights; and its skeleton without any."""
 
 import logging
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, RunError
-from neoplug.hookspecs import HOOKS_OF_SECTION, Role
+from neoplug.hookspecs import Role
 from neoplug.models.located import Located
 from neoplug.models.quiet import quiet
 
@@ -117,11 +118,19 @@ def load_model(
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
     model = load_weights(located, **kwargs | _plugin_kwargs(plugins, role, section, taken=kwargs))
-    for group in (section, *(name for name in HOOKS_OF_SECTION if name != "load")):
-        plugins.each("after_load", section=group, model=model, role=role)
+    _after_load(plugins, model, role, section)
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     return model
+
+
+def _after_load(plugins: "Plugins", model: "PreTrainedModel", role: Role, section: str) -> None:
+    """Call every plugin but the `load` plugins of the other model, in the order of their names."""
+    other = "student.load" if section == "teacher.load" else "teacher.load"
+    not_theirs = plugins.functions("after_load", section=other).values()
+    for function in plugins.functions("after_load").values():
+        if function not in not_theirs:
+            function(model=model, role=role)
 
 
 def _plugin_kwargs(plugins: "Plugins", role: Role, section: str, taken: dict[str, Any]) -> dict[str, Any]:
@@ -149,11 +158,11 @@ def _asked_twice(key: str, name: str, other: str, role: Role) -> Problem:
 
 
 def skeleton(config: "PretrainedConfig") -> "PreTrainedModel":
-    """Return the model on the meta device, frozen: its shapes without its weights."""
+    """Return the model on the meta device, frozen: its shapes without its weights. It has a configuration of its own."""
     from transformers import AutoModelForCausalLM
 
     with quiet(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32, trust_remote_code=False)
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     return model

@@ -30,7 +30,7 @@ class Located:
 
     @cached_property
     def sha256(self) -> str | None:
-        """The hash of the model: of its GGUF file, or of its folder's content; None on the hub, where `revision` says it."""
+        """The hash of the GGUF file, or of the folder's content; None on the hub, where `revision` says as much."""
         if self.kind == "hub":
             return None
         record = Path(self.path) / RECORD

@@ -1,4 +1,4 @@
-"""Keep transformers' warnings, and off a terminal its progress bars too, out of sight while a model is read or written."""
+"""Keep transformers' warnings out of sight while a model is read or written; off a terminal its progress bars too."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Where a model comes from: hub id | local folder | GGUF file | pypi:DIST==VERSION/FILE, made a folder or a pinned hub id."""
+"""Where a model comes from: hub id | folder | GGUF file | pypi:DIST==VERSION/FILE; a folder or a pinned hub id results."""
 
 from pathlib import Path
 

@@ -11,7 +11,7 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows half of a character
 
 
 def preview(rows: Sequence[Sequence[Document]], tokenizer: Tokenizer, count: int) -> list[list[list[Piece]]]:
-    """Return of the first `count` rows the pieces of each document; a piece is a token, or the tokens of a character."""
+    """Return the pieces of each document of the first `count` rows; a piece is a token, or all those of a character."""
     return [[list(pieces(document, tokenizer)) for document in row] for row in rows[:count]]
 
 

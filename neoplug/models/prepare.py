@@ -1,0 +1,127 @@
+"""The prepared student: made once in float32 on the CPU, stored under what made it, then loaded like any model."""
+
+import importlib.metadata
+import inspect
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from neoplug.errors import Problem, RecipeError
+from neoplug.files import cache_root, content_hash, folder_atomically, lock, sha256_of, write_atomically
+from neoplug.models.load import load_config, load_tokenizer, load_weights
+from neoplug.models.located import RECORD, Located
+from neoplug.models.quiet import quiet
+from neoplug.seeds import generator
+
+if TYPE_CHECKING:
+    from neoplug.data.batch import Batch
+    from neoplug.recipe import Checked
+
+log = logging.getLogger("neoplug")
+HOOK = "prepare_student"
+STUDENT = ("student", "model")
+Factory = Callable[[], "Iterable[Batch]"]
+
+
+def prepare(located: Located, checked: "Checked", batches_factory: Factory | None, fingerprint: str) -> Located:
+    """Return the student as the recipe's plugins prepare it; `located` itself where none does.
+
+    batches_factory  called afresh for each plugin: training micro-batches in the recipe's order
+    fingerprint      of the tokenised data
+
+    What a plugin made without `rng` is found again under any seed, and without the batches under any data.
+    """
+    if not checked.plugins.implements(HOOK):
+        return located
+    folders = _folders(located, checked, fingerprint)
+    with lock(folders["nothing"]):
+        made = [folder for folder in folders.values() if folder.is_dir()]
+        folder = made[0] if made else _make(located, checked, batches_factory, folders)
+    return Located(str(folder), None, located.source, "prepared")
+
+
+def _folders(located: Located, checked: "Checked", fingerprint: str) -> dict[str, Path]:
+    """Return where the student is stored, by what it depends on: `nothing` but its plugins, `seed` or `batches`."""
+    train = checked.recipe.train
+    plugins = {"model": located.identity, "plugins": _plugins(checked), "versions": _versions()}
+    seed = plugins | {"seed": checked.recipe.seed}
+    sizes = [train.per_device_train_batch_size, train.gradient_accumulation_steps]
+    keys = {"nothing": plugins, "seed": seed, "batches": seed | {"data": fingerprint, "sizes": sizes}}
+    return {name: cache_root() / "students" / content_hash({"format": 1, **key}) for name, key in keys.items()}
+
+
+class _Watched:
+    """The batches of one plugin; remembers whether any was asked for."""
+
+    def __init__(self, factory: Factory) -> None:
+        self.factory, self.drawn = factory, False
+
+    def __iter__(self) -> Iterator["Batch"]:
+        self.drawn = True
+        return iter(self.factory())
+
+
+def _make(located: Located, checked: "Checked", batches_factory: Factory | None, folders: dict[str, Path]) -> Path:
+    """Prepare the student and store it under the key that says what it depends on."""
+    log.info("preparing the student: %s", ", ".join(checked.plugins.implements(HOOK)))
+    load_config(located, STUDENT)
+    model = load_weights(located, dtype=torch.float32, device_map={"": "cpu"})
+    model.eval().requires_grad_(False)
+    depends_on = "nothing"
+    for name, function in checked.plugins.functions(HOOK).items():
+        batches = _Watched(batches_factory) if batches_factory else None
+        rng = generator(checked.recipe.seed, name)
+        before = rng.get_state()
+        _call(function, name, model=model, batches=batches, rng=rng)
+        if batches is not None and batches.drawn:
+            depends_on = "batches"
+        elif depends_on == "nothing" and not torch.equal(before, rng.get_state()):
+            depends_on = "seed"
+    folder = folders[depends_on]
+    with folder_atomically(folder) as target, quiet():
+        model.save_pretrained(target)
+        load_tokenizer(located, STUDENT).save_pretrained(target)
+        record = {"format": 1, "source": located.source, "sha256": folder.name, "plugins": _plugins(checked)}
+        write_atomically(target / RECORD, json.dumps(record, indent=2) + "\n")
+    return folder
+
+
+def _call(function: Callable[..., Any], name: str, **arguments: Any) -> None:
+    try:
+        function(**arguments)
+    except ValueError as error:  # a plugin's word on an option that does not fit this model
+        raise RecipeError([Problem(str(error), path=("student", "prepare", name))]) from error
+
+
+def _plugins(checked: "Checked") -> dict[str, Any]:
+    """Return what each preparing plugin is: options, package version and source, so that an edited one counts anew."""
+    everyone = checked.plugins.everyone()
+    versions = {
+        id(checked.plugins.section(section).get(name)): entry.version
+        for (section, name), entry in checked.entries.items()
+    }
+    return {
+        name: {
+            "class": type(everyone[name]).__qualname__,
+            "options": {field.name: repr(getattr(everyone[name], field.name)) for field in fields(everyone[name])},
+            "version": versions.get(id(everyone[name]), ""),
+            "file": _source_hash(type(everyone[name])),
+        }
+        for name in checked.plugins.implements(HOOK)
+    }
+
+
+def _source_hash(cls: type) -> str | None:
+    try:
+        return sha256_of(Path(inspect.getfile(cls)))
+    except (OSError, TypeError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers")}

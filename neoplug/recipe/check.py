@@ -1,0 +1,166 @@
+"""The plugins of a recipe: found, imported, built from their options, and held against each other.
+
+Works on the tree as it was read, so that mistakes elsewhere in the recipe hide none of these.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from neoplug.errors import Path as Key
+from neoplug.errors import Problem, RecipeError
+from neoplug.marks import Tree
+from neoplug.options import build, show
+from neoplug.recipe.model import PLUGIN_MAPS, Recipe
+from neoplug.recipe.source import reading_order, seen_from
+from neoplug.registry import CORE_KEYS, SPECS, Entry, Plugins, answered, class_problems, find, path_of
+
+_WHY = {
+    "add_adapter": "a student carries one adapter; what only adds to it may stand beside it",
+    "make_optimizer": "one optimizer steps the weights",
+    "param_groups": "each weight has one learning rate",
+    "save_adapter": "an adapter is written in one form",
+    "merge_adapter": "an adapter is merged in one way",
+}
+_FIX = {
+    "add_adapter": "keep one; to compare both, run the recipe once with each",
+}
+_NOBODY = {
+    "add_adapter": Problem("no plugin adds an adapter", fix="name one under `adapter`", path=("adapter",)),
+    "make_optimizer": Problem("no plugin makes an optimizer", fix="name one under `optimizer`", path=("optimizer",)),
+}
+
+
+@dataclass
+class Found:
+    """What a recipe's plugin maps name."""
+
+    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    classes: dict[tuple[str, str], type] = field(default_factory=dict)
+    instances: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def plugins_of(tree: Tree) -> Found:
+    """Find and build all plugins that the recipe names; every mistake is among `problems`."""
+    found = Found()
+    for section, name, options in _named(tree):
+        try:
+            _add(found, tree, section, name, options)
+        except RecipeError as error:
+            path = path_of(section, name)
+            found.problems += [p if p.path else replace(p, path=path) for p in error.problems]
+    found.problems += [*_conflicts(found, tree), *_unused_weights(found, tree), *_teacherless(found, tree)]
+    return found
+
+
+def _named(tree: Tree) -> Iterator[tuple[str, str, Any]]:
+    for path, section in PLUGIN_MAPS.items():
+        plugins = tree.get(path)
+        if plugins is None and not tree.is_broken(path):
+            plugins = Recipe.model_fields[section].default if section in Recipe.model_fields else {}
+        if isinstance(plugins, dict):
+            yield from ((section, name, options) for name, options in plugins.items())
+
+
+def _add(found: Found, tree: Tree, section: str, name: str, options: Any) -> None:
+    path = path_of(section, name)
+    place = tree.places.get(path)
+    entry = find(name, place.folder if place else Path.cwd())
+    found.entries[section, name] = entry
+    cls = entry.load()
+    if problems := class_problems(cls, section):
+        raise RecipeError(problems)
+    found.classes[section, name] = cls
+    if not isinstance(options, dict):
+        return  # its type is a mistake that the typed recipe reports
+    core = CORE_KEYS.get(section, ())[:1]
+    if section == "loss":
+        options = dict(options)
+        found.weights[name] = _weight(found, options.pop("weight", 1.0), (*path, "weight"))
+    instance = build(cls, options, path=path, core=core)
+    found.instances.setdefault(section, {})[name] = instance
+
+
+def _weight(found: Found, weight: Any, path: Key) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        found.problems.append(Problem(f"`weight` is {show(weight)}, but must be a number", path=path))
+    elif not isfinite(weight) or weight < 0:
+        found.problems.append(Problem(f"`weight` is {show(weight)}, but must be finite and at least 0", path=path))
+    else:
+        return float(weight)
+    return 1.0
+
+
+def _unused_weights(found: Found, tree: Tree) -> Iterator[Problem]:
+    losses = tree.get(("loss",))
+    if tree.is_broken(("loss",)) or (losses is not None and not isinstance(losses, dict)):
+        return
+    if not losses:
+        yield Problem("the recipe names no loss", fix="name at least one under `loss`", path=("loss",))
+    elif len(found.weights) == len(losses) and not any(found.weights.values()):
+        yield Problem("all losses have weight 0", "nothing would be learnt", "give one a weight above 0", ("loss",))
+
+
+def _teacherless(found: Found, tree: Tree) -> Iterator[Problem]:
+    if tree.get(("teacher",)) is not None or tree.is_broken(("teacher",)):
+        return
+    for (section, name), cls in found.classes.items():
+        hooks = answered(cls)
+        asks = [hook for hook in ("token_loss", "token_gradient") if hook in hooks]
+        if section == "loss" and any("teacher" in hooks[hook].signature.parameters for hook in asks):
+            what, fix = f"the loss `{name}` needs a teacher, but the recipe has none", "add `teacher: {model: ...}`"
+            yield Problem(what, fix=fix, path=path_of(section, name))
+
+
+def _conflicts(found: Found, tree: Tree) -> Iterator[Problem]:
+    """Hold the hooks that take one answer against who gives one; the later in the recipe is at fault."""
+    known = len(found.classes) == sum(1 for _ in _named(tree)) and not tree.broken
+    for hook, spec in SPECS.items():
+        rule = getattr(spec, "answers", "all")
+        if rule not in ("exactly one", "at most one"):
+            continue
+        givers = sorted(
+            (path_of(section, name) for (section, name), cls in found.classes.items() if hook in answered(cls)),
+            key=lambda path: (_order(tree, path), path),
+        )
+        for later in givers[1:]:
+            yield _conflict(hook, later, givers[0], tree)
+        if not givers and rule == "exactly one" and known:
+            yield _NOBODY[hook]
+
+
+def _conflict(hook: str, later: Key, first: Key, tree: Tree) -> Problem:
+    here = tree.places[later].key if later in tree.places else None
+    there = tree.places[first].key if first in tree.places else None
+    what = f"two plugins answer `{hook}`: {later[-1]} (here) and {first[-1]} ({seen_from(there, here)})"
+    fix = f"to leave the default out, write `{first[0]}: {{}}`" if there is None else _FIX.get(hook, "keep one")
+    return Problem(what, _WHY.get(hook, ""), fix, later)
+
+
+def _order(tree: Tree, path: Key) -> tuple[int, int, int]:
+    place = tree.places.get(path)
+    return reading_order(place.key if place else None, tree)
+
+
+def asked(plugins: Plugins, recipe: Recipe) -> Iterator[Problem]:
+    """Ask every plugin's `check` what it cannot stand on."""
+    seen = set()
+    for section, name in plugins.named("check"):
+        path = path_of(section, name)
+        try:
+            answer = list(plugins.ask(section, name, "check", recipe=recipe.model_copy(deep=True)) or ())
+            if not all(isinstance(problem, Problem) for problem in answer):
+                raise TypeError("it must return a list of neoplug.Problem")
+        except RecipeError as error:
+            answer = error.problems
+        except Exception as error:
+            answer = [Problem(f"the check of `{name}` failed: {type(error).__name__}: {error}")]
+        for problem in answer:
+            problem = problem if problem.path or problem.mark else replace(problem, path=path)
+            if problem not in seen:
+                seen.add(problem)
+                yield problem

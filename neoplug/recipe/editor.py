@@ -1,0 +1,104 @@
+"""The JSON schema of recipes: what an editor completes and checks, with the options of every installed plugin."""
+
+import logging
+from typing import Any
+
+from neoplug.errors import RecipeError
+from neoplug.hookspecs import HOOKS_OF_SECTION
+from neoplug.options import options_model
+from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe
+from neoplug.registry import Entry, answered, class_problems, installed
+
+logger = logging.getLogger("neoplug")
+_FILE_PLUGIN = r"\.py:[A-Za-z_][\w.]*(@[\w-]+)?$"
+
+
+_DEFINITIONS = {"teacher": "Model", "student": "Student"} | {
+    name: section.__name__ for name, section in SECTIONS.items() if name not in ("teacher", "student")
+}
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema. Imports every installed plugin; a broken one is left out with a word in the log."""
+    plugins = _usable(installed())
+    found: dict[str, Any] = Recipe.model_json_schema()
+    definitions = found["$defs"]
+    for (*parents, name), section in PLUGIN_MAPS.items():
+        home = definitions[_DEFINITIONS[parents[0]]] if parents else found
+        home["properties"][name] = _nullable(_plugin_map(section.rpartition(".")[2], plugins, definitions))
+    for key, definition in _DEFINITIONS.items():
+        found["properties"][key] = _nullable({"$ref": f"#/$defs/{definition}"})
+    found["properties"]["extends"] = {"type": "string", "description": "a shipped recipe or a file, one level"}
+    found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    found["title"] = "neoplug recipe"
+    _ask_for_less_of_a_child(found)
+    return found
+
+
+def _usable(entries: list[Entry]) -> list[tuple[Entry, type]]:
+    """Import what can be imported, and say what cannot."""
+    usable = []
+    for entry in entries:
+        try:
+            cls = entry.load()
+            if problems := class_problems(cls):
+                raise RecipeError(problems)
+            options_model(cls)
+            usable.append((entry, cls))
+        except RecipeError as error:
+            logger.warning("left out: %s of %s: %s", entry.name, entry.package, error.problems[0].what)
+    return usable
+
+
+def _plugin_map(kind: str, plugins: list[tuple[Entry, type]], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Describe a map of the plugins that fit a section: by name, with a tag, by package; and local files."""
+    properties: dict[str, Any] = {}
+    patterns: dict[str, Any] = {_FILE_PLUGIN: {"type": ["object", "null"]}}
+    names = [entry.name for entry, _ in plugins]
+    for entry, cls in plugins:
+        if not set(HOOKS_OF_SECTION[kind]) & set(answered(cls)):
+            continue
+        full = f"{entry.package}:{entry.name}"
+        definitions[f"{kind}.{full}"] = _options(kind, cls, f"{kind}.{full}", definitions)
+        options = {"$ref": f"#/$defs/{kind}.{full}"}
+        patterns[rf"^{_literal(full)}(@[\w-]+)?$"] = options
+        if names.count(entry.name) == 1:
+            properties[entry.name] = options
+            patterns[rf"^{_literal(entry.name)}@[\w-]+$"] = options
+    return {"type": "object", "properties": properties, "patternProperties": patterns, "additionalProperties": False}
+
+
+def _literal(text: str) -> str:
+    """Escape for the regular expressions of JSON Schema, which know fewer escapes than Python's."""
+    return "".join(letter if letter.isalnum() or letter in "_:-" else f"\\{letter}" for letter in text)
+
+
+def _options(kind: str, cls: type, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    try:
+        options = options_model(cls).model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
+        definitions |= {f"{name}.{inner}": schema for inner, schema in options.pop("$defs", {}).items()}
+    except Exception as error:  # a default or a type that JSON cannot say: it is still checked on loading
+        logger.warning("%s: its options are not described: %s", cls.__qualname__, error)
+        options = {"type": "object"}
+    if kind == "loss":
+        weight = {"type": "number", "minimum": 0, "default": 1.0, "title": "weight"}
+        options["properties"] = {"weight": weight} | options.get("properties", {})
+    options["title"] = cls.__qualname__
+    if cls.__doc__:
+        options["description"] = cls.__doc__.strip().splitlines()[0]
+    return _nullable(options) if not options.get("required") else options
+
+
+def _nullable(described: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [described, {"type": "null"}]}
+
+
+def _ask_for_less_of_a_child(found: dict[str, Any]) -> None:
+    """Ask for required keys only where nothing is extended: a child may leave to its parent what it likes."""
+    complete: dict[str, Any] = {"required": found.pop("required")}
+    for name in ("student", "data", "teacher"):
+        required = found["$defs"][_DEFINITIONS[name]].get("required")
+        complete.setdefault("properties", {})[name] = {"required": required}
+    for section in ("Model", "Student", "Data"):
+        found["$defs"][section].pop("required", None)
+    found |= {"if": {"not": {"required": ["extends"]}}, "then": complete}

@@ -1,0 +1,174 @@
+"""From a recipe's name to a checked recipe, all mistakes at once."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from neoplug.errors import Path as Key
+from neoplug.errors import Problem, RecipeError, did_you_mean
+from neoplug.marks import Tree
+from neoplug.options import build, dump, fields_of, problems
+from neoplug.recipe.check import Found, asked, plugins_of
+from neoplug.recipe.layers import leaves
+from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe, keys_at
+from neoplug.recipe.paths import make_absolute
+from neoplug.recipe.source import gather, locate, origin, placed, reading_order, seen_from
+from neoplug.registry import Entry, Plugins
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """A recipe without mistakes, and its plugins, built.
+
+    name     of the recipe: its file's stem
+    weights  loss name -> weight
+    entries  (section, name) -> where a plugin comes from; sections as in `Plugins`
+    origin   path in `resolved()` -> "mine.yaml:3", "base.yaml:4", "override" or "default"
+    """
+
+    recipe: Recipe
+    name: str
+    plugins: Plugins
+    weights: dict[str, float]
+    entries: dict[tuple[str, str], Entry]
+    origin: dict[Key, str]
+    values: dict[str, Any] = dataclasses.field(repr=False)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the recipe with all defaults written out and local paths absolute: it can be run from anywhere."""
+        copy: dict[str, Any] = json.loads(json.dumps(self.values))
+        return copy
+
+
+def load(source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Checked:
+    """Read and check a recipe; touches no model and no data.
+
+    source     a file, or the name of a shipped recipe
+    overrides  "key.path=value", as on the command line; the value is YAML
+    changes    the same from Python: nested maps, merged as a recipe that extends `source` would be
+    Raises RecipeError with every mistake, UsageError where there is no such recipe.
+    """
+    path, name = locate(source, Path.cwd())
+    tree = gather(path, name, overrides, changes or {})
+    found = [*tree.problems, *_removed(tree), *_both_lengths(tree), *make_absolute(tree)]
+    recipe, wrong = _typed(tree)
+    plugins = plugins_of(tree)
+    found += [*wrong, *plugins.problems]
+    if recipe is None or found:
+        raise RecipeError(_sorted(found, tree))
+    manager = Plugins(plugins.instances)
+    if refused := list(asked(manager, recipe)):
+        raise RecipeError(_sorted(refused, tree))
+    values, origins = _resolve(recipe, plugins, tree)
+    return Checked(recipe, path.stem, manager, plugins.weights, plugins.entries, origins, values)
+
+
+def _typed(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
+    """Check sections, keys, types and ranges; plugin options are checked by their plugins."""
+    try:
+        return Recipe.model_validate_json(dump(tree.values)), []
+    except ValidationError as error:
+        found = [p for p in problems(error, tree.values, (), keys_at) if not tree.is_broken(p.path) or not p.path]
+        return None, [_elsewhere(problem) for problem in found]
+
+
+def _elsewhere(problem: Problem) -> Problem:
+    """Say where an unknown key would be known."""
+    key = str(problem.path[-1]) if problem.path else ""
+    homes = [name for name, section in SECTIONS.items() if key in section.model_fields]
+    if not problem.what.startswith("unknown key"):
+        return problem
+    if homes:
+        return dataclasses.replace(problem, fix=f"`{key}` belongs under `{'` or `'.join(homes)}`")
+    return problem
+
+
+def _removed(tree: Tree) -> list[Problem]:
+    """Refuse nulls for keys that nobody knows: they would hide a misspelling."""
+    found = []
+    for path, place in tree.removed.items():
+        unknown = next((end for end in range(len(path)) if not _is_known(path[:end], path[end])), None)
+        if unknown is not None and tree.get(path[: unknown + 1]) is None:
+            key = str(path[unknown])
+            close = did_you_mean(key, keys_at(path[:unknown]))
+            found.append(Problem(f"unknown key `{key}`{close}", path=path, mark=place.key))
+    return found
+
+
+def _is_known(path: Key, key: str | int) -> bool:
+    return path in PLUGIN_MAPS or path[:-1] in PLUGIN_MAPS or key in keys_at(path)
+
+
+def _both_lengths(tree: Tree) -> list[Problem]:
+    """Report the later of `max_steps` and `num_train_epochs`, and leave it out, so that other mistakes show."""
+    train = tree.get(("train",))
+    if not isinstance(train, dict) or any(train.get(key) is None for key in ("max_steps", "num_train_epochs")):
+        return []
+    here: list[Key] = [("train", key) for key in train if key in ("max_steps", "num_train_epochs")]
+    first, later = sorted(here, key=lambda path: reading_order(tree.mark(path), tree))
+    del train[str(later[1])]
+    what = f"`{later[1]}` and `{first[1]}` ({seen_from(tree.mark(first), tree.mark(later))}) both say how long to train"
+    return [Problem(what, fix="keep one; null takes the other away", mark=tree.mark(later))]
+
+
+def _sorted(found: list[Problem], tree: Tree) -> list[Problem]:
+    """Mark problems and order them as a reader meets them, each once."""
+    unique = {(p.mark, p.what): p for p in (placed(tree, problem) for problem in found)}
+    return sorted(unique.values(), key=lambda problem: reading_order(problem.mark, tree))
+
+
+def _resolve(recipe: Recipe, found: Found, tree: Tree) -> tuple[dict[str, Any], dict[Key, str]]:
+    """Write the recipe out in full, and where each value comes from."""
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    origins: dict[Key, str] = {}
+    names: dict[Key, Key] = {}  # path written out -> path in the tree
+    for path, section in PLUGIN_MAPS.items():
+        parent = values.get(path[0]) if len(path) == 2 else values
+        if parent is None:
+            continue
+        given, parent[path[-1]] = tree.get(path) or parent[path[-1]], {}
+        for name in sorted(given):
+            written = _name(name, found.entries[section, name])
+            names[*path, written] = (*path, name)
+            parent[path[-1]][written] = _options(section, name, given[name], found)
+    for leaf, _ in leaves(values):
+        known = next((names[leaf[:end]] + leaf[end:] for end in (2, 3) if leaf[:end] in names), leaf)
+        place = tree.places.get(known)
+        origins[leaf] = origin(place.key) if place else "default"
+    return values, origins
+
+
+def _name(name: str, entry: Entry) -> str:
+    """Write a local plugin's name with its full path."""
+    return f"{entry.target}{name[name.index('.py:') + 4 + len(entry.name) :]}" if entry.file else name
+
+
+def _options(section: str, name: str, given: dict[str, Any], found: Found) -> dict[str, Any]:
+    """Return a plugin's options with its defaults, as far as a recipe can say them."""
+    weight = {"weight": found.weights[name]} if section == "loss" else {}
+    own = {key: value for key, value in given.items() if key not in weight}
+    full = _defaults(found.classes[section, name]) | own
+    try:
+        build(found.classes[section, name], full)
+    except RecipeError:  # a default that its own type refuses
+        full = own
+    return weight | full
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    defaults = {}
+    for name, option in fields_of(cls).items():
+        value = option.default
+        if option.default_factory is not dataclasses.MISSING:
+            value = option.default_factory()
+        if value is not dataclasses.MISSING and value is not None:
+            try:
+                defaults[name] = json.loads(json.dumps(value, allow_nan=False))
+            except (TypeError, ValueError):
+                continue
+    return defaults

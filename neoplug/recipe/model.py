@@ -1,0 +1,162 @@
+"""What a recipe may say: sections, keys, types and ranges. Names and meanings are transformers' where it has them."""
+
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from neoplug.errors import Path as Key
+
+Options = dict[str, dict[str, Any]]  # a plugin map: name in the recipe -> options
+Positive = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "text"]
+
+# Maps of plugins. A child's replaces the parent's, and an empty value in one means "no options".
+PLUGIN_MAPS: dict[tuple[str, ...], str] = {
+    ("adapter",): "adapter",
+    ("loss",): "loss",
+    ("optimizer",): "optimizer",
+    ("treatments",): "treatments",
+    ("probes",): "probes",
+    ("teacher", "load"): "teacher.load",
+    ("student", "load"): "student.load",
+    ("student", "prepare"): "student.prepare",
+}
+
+
+class Section(BaseModel):
+    """Strict and immutable: no unknown keys, no text for numbers, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """A model: a hub id, a folder, a GGUF file or `pypi:DIST==VERSION/FILE`; and the plugins that load it."""
+
+    model: Text
+    revision: Text | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    device: Text | None = None
+    attn_implementation: Text | None = None
+    load: Options = {}
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str | None) -> str | None:
+        if device is not None and not re.fullmatch(r"(cpu|mps|(cuda|xpu|npu)(:[0-9]+)?)", device):
+            raise ValueError(f"`device` is {device}, but must be cpu, cuda, cuda:0 or the like")
+        return device
+
+
+class Student(Model):
+    """The model that learns; `prepare` names what is done to it once, before it is loaded."""
+
+    prepare: Options = {}
+
+
+class Data(Section):
+    """The text. `held_out`: rows (from 1) or a share (below 1); None is 5 % of the rows, at most 200, at least 1."""
+
+    source: Text
+    split: Text = "train"
+    columns: dict[Column, Text] = {}
+    max_length: Annotated[int, Field(ge=2)] = 1024
+    packing: bool = True
+    train_on: Literal["answers", "all", "last"] = "answers"
+    held_out: int | float | None = None
+    eval_source: Text | None = None
+    chat_template: Text | None = None
+
+    @field_validator("held_out")
+    @classmethod
+    def _rows_or_share(cls, held_out: int | float | None) -> int | float | None:
+        if isinstance(held_out, int) and held_out < 1:
+            raise ValueError(f"`held_out` is {held_out}, but must be at least 1 row, or a share between 0 and 1")
+        if isinstance(held_out, float) and not 0 < held_out < 1:
+            raise ValueError(f"`held_out` is {held_out}, but a share lies between 0 and 1; rows are a whole number")
+        return held_out
+
+
+class Train(Section):
+    """How long, how fast, how much at a time. Neither `max_steps` nor `num_train_epochs` is one epoch."""
+
+    max_steps: Positive | None = None
+    num_train_epochs: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    per_device_train_batch_size: Positive = 4
+    gradient_accumulation_steps: Positive = 1
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.1
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    gradient_checkpointing: bool = False
+    logging_steps: Positive = 10
+    save_steps: Positive = 500
+    save_total_limit: Positive | None = None
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _share_or_steps(cls, warmup_steps: float) -> float:
+        if warmup_steps > 1 and not warmup_steps.is_integer():
+            raise ValueError(f"`warmup_steps` is {warmup_steps}, but from 1 on it counts whole steps")
+        return warmup_steps
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_epoch(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        lengths = [name for name in ("max_steps", "num_train_epochs") if values.get(name) is not None]
+        if len(lengths) == 2:
+            raise ValueError("`max_steps` and `num_train_epochs` both say how long to train; keep one")
+        return values if lengths else {**values, "num_train_epochs": 1.0}
+
+
+class Evaluate(Section):
+    """The fixed ruler. None: before and after training only."""
+
+    eval_steps: Positive | None = None
+    per_device_eval_batch_size: Positive = 4
+
+
+class Recipe(Section):
+    """A whole recipe, after `extends` and overrides. Plugin maps hold the options as the recipe gives them."""
+
+    format: Annotated[int, Field(json_schema_extra={"const": 1})] = 1
+    teacher: Model | None = None
+    student: Student
+    data: Data
+    adapter: Options = {}
+    loss: Options = {}
+    train: Train = Field(default_factory=lambda: Train(num_train_epochs=1.0))
+    optimizer: Options = {"adamw": {}}
+    evaluate: Evaluate = Evaluate()
+    treatments: Options = {}
+    probes: Options = {}
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    output_dir: Text | None = None
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, number: int) -> int:
+        if number != 1:
+            raise ValueError(f"`format` is {number}, but this neoplug reads format 1")
+        return number
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "teacher": Model,
+    "student": Student,
+    "data": Data,
+    "train": Train,
+    "evaluate": Evaluate,
+}
+
+
+def keys_at(path: Key) -> list[str]:
+    """Return the keys that a recipe knows at `path`: of the whole, of a section, or of `data.columns`."""
+    if not path:
+        return list(Recipe.model_fields)
+    if path == ("data", "columns"):
+        return list(get_args(Column))
+    return list(SECTIONS[str(path[0])].model_fields) if len(path) == 1 and path[0] in SECTIONS else []

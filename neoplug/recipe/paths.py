@@ -1,0 +1,58 @@
+"""Local paths in a recipe: relative to the file that names them, in an override to the current folder."""
+
+import re
+from pathlib import Path
+
+from neoplug.errors import Path as Key
+from neoplug.errors import Problem, did_you_mean
+from neoplug.marks import Tree
+
+PATHS: tuple[Key, ...] = (("teacher", "model"), ("student", "model"), ("data", "source"), ("data", "eval_source"))
+_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".arrow", ".gguf", ".safetensors")
+_NO_PATH = re.compile(r"(pypi|python):")
+
+
+def make_absolute(tree: Tree) -> list[Problem]:
+    """Write local paths out in full, in place; return a problem for each that looks like one but is not there."""
+    problems = []
+    for path in PATHS:
+        text = tree.get(path)
+        if isinstance(text, str) and text and not _NO_PATH.match(text):
+            section = tree.values[str(path[0])]
+            folders = list(dict.fromkeys([tree.places[path].folder, Path.cwd()]))
+            found = _find(text, folders)
+            if found:
+                section[path[1]] = str(found)
+            elif looks_local(text):
+                problems.append(_missing(text, folders, path))
+    return problems
+
+
+def looks_local(text: str) -> bool:
+    """Say whether `text` can only be meant as a path: by how it begins, or ends as a data or model file."""
+    return text.startswith(("./", "../", "/", "~", ".\\")) or text in (".", "..") or text.lower().endswith(_SUFFIXES)
+
+
+def _find(text: str, folders: list[Path]) -> Path | None:
+    for folder in folders:
+        try:
+            path = (folder / Path(text).expanduser()).absolute()
+            if path.exists():
+                return path.resolve()
+        except (OSError, RuntimeError, ValueError):
+            return None
+    return None
+
+
+def _missing(text: str, folders: list[Path], path: Key) -> Problem:
+    why = f"looked in {' and '.join(map(str, folders))}" if not text.startswith(("/", "~")) else ""
+    return Problem(f"there is no file or folder {text}{did_you_mean(text, _siblings(text, folders))}", why, path=path)
+
+
+def _siblings(text: str, folders: list[Path]) -> list[str]:
+    """Return names near a missing file, written as it is."""
+    lead = text[: text.rfind("/") + 1]
+    try:
+        return [lead + file.name for folder in folders for file in (folder / Path(lead).expanduser()).iterdir()]
+    except (OSError, RuntimeError, ValueError):
+        return []

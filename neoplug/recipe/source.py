@@ -1,0 +1,221 @@
+"""Where a recipe's text comes from: a file or a shipped name, what it extends, and overrides, laid into one tree."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from neoplug.errors import Mark, Problem, RecipeError, UsageError, did_you_mean
+from neoplug.errors import Path as Key
+from neoplug.marks import BROKEN, Place, Source, Tree, read
+from neoplug.recipe.layers import assign, from_values, joined, merge, remove
+from neoplug.recipe.model import PLUGIN_MAPS
+
+OVERRIDE = "override"  # the file that marks of overrides name
+_ASSIGNMENT = re.compile(r"""((?:"[^"]*"|'[^']*'|[^="'])*)=(.*)""", re.DOTALL)
+_QUOTED = re.compile(r""""([^"]*)"|'([^']*)'""")
+_FILE_PLUGIN = re.compile(r".+?\.py:[A-Za-z_]\w*(?:@[\w-]+)?(?=\.|$)")
+
+
+def shipped() -> dict[str, Path]:
+    """Return the recipes that neoplug ships, by name."""
+    folder = Path(str(files("neoplug_recipes")))
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def locate(source: str | Path, folder: Path) -> tuple[Path, str]:
+    """Return the file that `source` means, and its name in messages: a file (from `folder`), else a shipped name.
+
+    Raises UsageError where there is neither.
+    """
+    text = str(source)
+    try:
+        path = folder / Path(text).expanduser()
+        if path.is_file():
+            return path, text
+    except (OSError, RuntimeError, ValueError):
+        pass
+    known = shipped()
+    if text in known:
+        return known[text], known[text].name
+    what = f"there is no recipe `{text}`: no such file in {folder}, and none is shipped{did_you_mean(text, [*known])}"
+    raise UsageError(f"{what}\nfix: name a YAML file, or one of {', '.join(known)}")
+
+
+def gather(path: Path, name: str, overrides: Sequence[str], changes: Mapping[str, Any]) -> Tree:
+    """Read the recipe in `path`, what it extends, `changes` and `overrides`, in that order, into one tree.
+
+    Raises RecipeError with what makes reading on pointless: text that is no YAML, a parent that is not there.
+    """
+    child = read_file(path, name)
+    tree = merge(_parent(child, path), child, whole)
+    tree = merge(tree, from_values(changes, OVERRIDE, Path.cwd()), whole)
+    for number, override in enumerate(overrides, 1):
+        _apply(tree, override, number)
+    for plugin_map in PLUGIN_MAPS:
+        _empty_options(tree, plugin_map)
+    return tree
+
+
+def whole(path: Key) -> bool:
+    """Say whether what stands at `path` replaces instead of merging: a map of plugins."""
+    return path in PLUGIN_MAPS
+
+
+def read_file(path: Path, name: str) -> Tree:
+    """Read one file. Raises RecipeError where it cannot be read or is no map."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError([Problem(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}")]) from error
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read: {error.strerror}") from error
+    value, tree = read(Source(text, name, path.resolve().parent))
+    if value is BROKEN:
+        raise RecipeError(tree.problems)
+    if not isinstance(value, dict):
+        what = "the recipe is empty" if value is None else "a recipe is a map of sections"
+        raise RecipeError([Problem(what, fix="begin with `student: {model: ...}`", mark=tree.mark(()))])
+    return tree
+
+
+def _parent(child: Tree, path: Path) -> Tree:
+    """Return the tree that `child` extends (an empty one, if none), and take `extends` out of `child`."""
+    if "extends" not in child.values:
+        if child.is_broken(("extends",)) and () not in child.broken:
+            raise RecipeError(child.problems)
+        return Tree()
+    named = child.values.pop("extends")
+    if named is None:
+        return Tree()
+    mark = child.mark(("extends",), value=True)
+    if not isinstance(named, str) or not named:
+        raise RecipeError([*child.problems, Problem("`extends` names one recipe: a shipped name or a file", mark=mark)])
+    try:
+        file, name = locate(named, path.resolve().parent)
+        parent = read_file(file, _relative(file, name, path))
+    except RecipeError as error:
+        raise RecipeError([*child.problems, *error.problems]) from error
+    except UsageError as error:
+        what, _, fix = str(error).partition("\nfix: ")
+        raise RecipeError([*child.problems, Problem(what, fix=fix, mark=mark)]) from error
+    if "extends" in parent.values:
+        what, why = f"`{named}` extends another recipe itself", "one level reads best: each value has one of two places"
+        raise RecipeError([*child.problems, Problem(what, why, "copy what you need from it", mark=mark)])
+    return parent
+
+
+def _relative(file: Path, name: str, child: Path) -> str:
+    """Name a parent as messages should: from where the user stands, as the child is named."""
+    return str(child.parent / name) if file == child.resolve().parent / name and not Path(name).is_absolute() else name
+
+
+def _apply(tree: Tree, override: str, number: int) -> None:
+    """Lay `key.path=value` into the tree: what stands there is replaced; null takes it away."""
+    line = Source(override, OVERRIDE, Path.cwd(), line=number)
+    match = _ASSIGNMENT.fullmatch(override) if override.isprintable() else None
+    try:
+        path = split(match[1], tree.values) if match else ()
+        if not match or not path:
+            raise ValueError("an override is written key.path=value")
+        if path[0] == "extends":
+            raise ValueError("`extends` cannot be overridden: write a file that extends the other recipe")
+        if not match[2].strip():
+            raise ValueError(f"`{joined(path)}=` has no value; null takes the key away")
+    except ValueError as error:
+        tree.problems.append(Problem(str(error), mark=line.mark(0, 0, len(override))))
+        return
+    place = Place(line.mark(0, 0, len(match[1])), line.mark(0, len(match[1]) + 1, len(override)), line.folder)
+    value, given = read(Source(match[2], OVERRIDE, line.folder, override[: len(match[1]) + 1], number))
+    tree.problems += given.problems
+    if value is None and not _inside_options(path):
+        if not remove(tree, path, place) and path[:-1] in PLUGIN_MAPS:
+            known = [str(name) for name in tree.get(path[:-1]) or ()]
+            what = f"there is no `{path[-1]}` to take away{did_you_mean(str(path[-1]), known)}"
+            tree.problems.append(Problem(what, mark=place.key))
+        return
+    _assign(tree, path, value, given, place)
+
+
+def _assign(tree: Tree, path: Key, value: Any, given: Tree, place: Place) -> None:
+    moved = Tree(places={path + below: inner for below, inner in given.places.items() if below})
+    moved.places |= {path[:length]: place for length in range(1, len(path) + 1)}
+    assign(tree, path, None if value is BROKEN else value, moved)
+    tree.broken |= {path + below for below in given.broken}
+
+
+def _inside_options(path: Key) -> bool:
+    """Say whether `path` lies in a plugin's options, where null is a value like others."""
+    return any(len(path) > len(plugin_map) + 1 and path[: len(plugin_map)] == plugin_map for plugin_map in PLUGIN_MAPS)
+
+
+def split(text: str, values: Any) -> Key:
+    """Split `key.path` at its dots, given the values it is a path in.
+
+    A part in quotes is taken as it is; else the longest key that stands there already; else a plugin of the form
+    `./file.py:Class`; else all up to the next dot. So dots in known names need no quotes, in new ones they do.
+    Raises ValueError where a part is empty.
+    """
+    path: list[str] = []
+    rest = text.strip()
+    while True:
+        part, rest = _first(rest, values)
+        path.append(part)
+        values = values.get(part) if isinstance(values, dict) else None
+        if not rest:
+            return tuple(path)
+        rest = rest[1:]
+
+
+def _first(text: str, values: Any) -> tuple[str, str]:
+    """Return the first part of a path, and what follows it: nothing, or a dot and more."""
+    if quoted := _QUOTED.match(text):
+        part, rest = quoted[1] or quoted[2] or "", text[quoted.end() :]
+    else:
+        known = [key for key in values if text == key or text.startswith(f"{key}.")] if isinstance(values, dict) else []
+        file = _FILE_PLUGIN.match(text)
+        part = max(known, key=len) if any(known) else file[0] if file else text.partition(".")[0]
+        rest = text[len(part) :]
+    if not part or (rest and not rest.startswith(".")):
+        raise ValueError(f"`{text}` is no key: an override is written key.path=value")
+    return part, rest
+
+
+def _empty_options(tree: Tree, plugin_map: Key) -> None:
+    """Read `lora:` with nothing behind it as `lora: {}`."""
+    plugins = tree.get(plugin_map)
+    if isinstance(plugins, dict):
+        for name, options in plugins.items():
+            plugins[name] = {} if options is None and not tree.is_broken((*plugin_map, name)) else options
+
+
+def placed(tree: Tree, problem: Problem) -> Problem:
+    """Return `problem` with the mark of its path, unless it has one: of the value that is wrong, else of the key.
+
+    Where nothing was written at the path, the nearest place above it is marked.
+    """
+    about_key = problem.what.startswith("unknown key") or problem.path[:-1] in PLUGIN_MAPS
+    value = not about_key and not isinstance(tree.get(problem.path), dict)
+    return problem if problem.mark else replace(problem, mark=tree.mark(problem.path, value=value))
+
+
+def reading_order(mark: Mark | None, tree: Tree) -> tuple[int, int, int]:
+    """Sort places as a reader meets them: defaults, what is extended, the file, overrides; then line and column."""
+    if mark is None:
+        return (0, 0, 0)
+    layer = 2 if mark.file == tree.places[()].key.file else 3 if mark.file == OVERRIDE else 1
+    return (layer, mark.line, mark.column)
+
+
+def origin(mark: Mark) -> str:
+    """Say in short where a value was written."""
+    return OVERRIDE if mark.file == OVERRIDE else f"{Path(mark.file).name}:{mark.line}"
+
+
+def seen_from(mark: Mark | None, other: Mark | None) -> str:
+    """Say where `mark` is, to somebody who looks at `other`."""
+    if mark is None:
+        return "the default"
+    return f"line {mark.line}" if other and mark.file == other.file else f"{mark.file}:{mark.line}"

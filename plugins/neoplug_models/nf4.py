@@ -1,0 +1,81 @@
+"""NF4: base weights in 4 bits, dequantised as they are used (QLoRA, arXiv 2305.14314). bitsandbytes, on CPU and CUDA.
+
+Embeddings and head stay as they are. The quantised weights never train: an adapter does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from neoplug.errors import Problem
+from neoplug.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from neoplug.recipe import Recipe
+
+
+@dataclass(eq=False)
+class NF4:
+    """Load linear layers in 4 bits.
+
+    double_quant   quantise the quantisation constants too: 0.4 bits a weight less
+    compute_dtype  of the matmuls; by default bfloat16 where the device computes it natively, else float32
+    """
+
+    double_quant: bool = True
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+
+    @hookimpl
+    def check(self, recipe: Recipe) -> list[Problem]:
+        """Refuse to train what is quantised."""
+        ours = [name for name in recipe.student.load if _plugin(name) == "nf4"]
+        whole = [name for name in recipe.adapter if _plugin(name) == "full"]
+        return [_cannot_train(name, whole[0]) for name in ours] if whole else []
+
+    @hookimpl
+    def load_kwargs(self) -> dict[str, Any]:
+        """Quantise on the way in."""
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=self.double_quant,
+            bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype or "float32"),
+        )
+        return {"quantization_config": config}
+
+    @hookimpl
+    def after_load(self, model: PreTrainedModel) -> None:
+        """Set what each layer computes in, and switch off the repacking that loses gradients on some CPUs."""
+        import torch
+        from bitsandbytes.nn import Linear4bit
+
+        from neoplug.models import default_dtype
+
+        for module in model.modules():
+            if isinstance(module, Linear4bit):
+                asked = self.compute_dtype and getattr(torch, self.compute_dtype)
+                module.compute_dtype = asked or default_dtype(module.weight.device)
+                module.compute_type_is_set = True
+                # After an evaluation forward on a CPU with AVX512-BF16 the layer packs its weight for a matmul that has
+                # no input gradient: whatever trains below it gets zeros, in silence (bitsandbytes 0.50).
+                module.support_avx512bf16_for_cpu = False
+
+
+def _plugin(name: str) -> str:
+    """Return the plugin that a name in a recipe means, without package and tag."""
+    return name.partition("@")[0].rpartition(":")[2]
+
+
+def _cannot_train(name: str, whole: str) -> Problem:
+    return Problem(
+        what=f"`{whole}` cannot train a student that `{name}` quantises",
+        why="full fine-tuning changes the base weights, and a step is far smaller than what 4 bits can tell apart",
+        fix=f"train an adapter on it (adapter: {{lora: {{}}}}), or take `{name}` out of student.load",
+        path=("student", "load", name),
+    )

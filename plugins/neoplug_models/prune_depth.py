@@ -1,0 +1,150 @@
+"""Depth pruning: a student with some of the decoder's layers. Nothing is trained here; the distillation heals the cut.
+
+Evenly: layer round(i (n - 1) / (k - 1)) of n for i = 0 .. k - 1, so first and last always stay.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from neoplug.errors import Problem, RecipeError
+from neoplug.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+NUMBERS = ("layer_idx", "layer_id", "layer_index")  # how a part of a layer may call its layer's number
+
+
+@dataclass(eq=False)
+class PruneDepth:
+    """Keep some of the layers; one of the two options says which.
+
+    num_hidden_layers  how many to keep, evenly spread, first and last among them
+    layers             which to keep, numbered from 0, ascending
+    """
+
+    num_hidden_layers: int | None = None
+    layers: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.num_hidden_layers is None) == (self.layers is None):
+            raise ValueError("give one of `num_hidden_layers` (evenly spread) and `layers` (by number)")
+        if self.num_hidden_layers is not None and self.num_hidden_layers < 2:
+            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; at least 2 stay, the first and the last")
+        if self.layers is not None and not _ascending(self.layers):
+            raise ValueError(f"layers is {self.layers}, but must be layer numbers from 0, ascending, each once")
+
+    @hookimpl
+    def prepare_student(self, model: PreTrainedModel) -> None:
+        """Take the other layers out, and number the rest anew."""
+        from torch import nn
+
+        config = model.config.get_text_config()
+        parent, name = _decoder_layers(model, config.num_hidden_layers)
+        keep = self._chosen(config.num_hidden_layers)
+        kept = nn.ModuleList(getattr(parent, name)[number] for number in keep)
+        for position, layer in enumerate(kept):
+            _renumber(layer, position)
+        setattr(parent, name, kept)
+        _cut_config(config, keep)
+        _prove(model)
+
+    def _chosen(self, count: int) -> list[int]:
+        """Return the layers to keep of `count`. Raises RecipeError where the model has fewer than are asked for."""
+        if self.layers is not None:
+            if self.layers[-1] >= count:
+                what = f"layers names {self.layers[-1]}, but the model has layers 0 to {count - 1}"
+                raise _refusal(what, "name layers that the model has", "layers")
+            return self.layers
+        kept = self.num_hidden_layers
+        assert kept is not None
+        if kept > count:
+            what = f"num_hidden_layers is {kept}, but the model has only {count} layers"
+            raise _refusal(what, f"keep at most {count}", "num_hidden_layers")
+        return [(2 * i * (count - 1) + kept - 1) // (2 * (kept - 1)) for i in range(kept)]
+
+
+def _ascending(layers: list[int]) -> bool:
+    return bool(layers) and layers == sorted(set(layers)) and layers[0] >= 0
+
+
+def _refusal(what: str, fix: str, *option: str, why: str = "") -> RecipeError:
+    return RecipeError([Problem(what, why=why, fix=fix, path=("student", "prepare", "prune_depth", *option))])
+
+
+def _decoder_layers(model: PreTrainedModel, count: int) -> tuple[nn.Module, str]:
+    """Return the module that holds the decoder's layers, and the name it holds them by."""
+    from torch import nn
+
+    found = [
+        (parent, name)
+        for parent in model.base_model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
+    outermost = [(parent, name) for parent, name in found if not any(_inside(parent, *other) for other in found)]
+    if len(outermost) != 1:
+        what = f"{type(model).__name__} has {len(outermost)} lists of {count} layers where one was expected"
+        raise _refusal(what, "leave prune_depth out for this model")
+    return outermost[0]
+
+
+def _inside(module: nn.Module, parent: nn.Module, name: str) -> bool:
+    """Say whether `module` is part of the list `name` of `parent`, as the experts of a layer are."""
+    return any(module is inner for inner in getattr(parent, name).modules())
+
+
+def _renumber(layer: nn.Module, position: int) -> None:
+    """Tell the layer's parts where they stand now: the cache finds its entries by this number."""
+    for module in layer.modules():
+        for attribute in NUMBERS:
+            if isinstance(getattr(module, attribute, None), int):
+                setattr(module, attribute, position)
+
+
+def _cut_config(config: PretrainedConfig, keep: list[int]) -> None:
+    """Set the number of layers, and cut each list that has an entry a layer (`layer_types` and its like)."""
+    count = config.num_hidden_layers
+    per_layer: dict[str, Any] = {
+        name: [value[number] for number in keep]
+        for name, value in vars(config).items()
+        if isinstance(value, list) and len(value) == count and "layer" in name
+    }
+    config.num_hidden_layers = len(keep)
+    for name, value in per_layer.items():
+        setattr(config, name, value)
+
+
+def _prove(model: PreTrainedModel) -> None:
+    """Build the cut model anew from its configuration, as loading it will. Raises RecipeError where that is another model.
+
+    So it is where a layer's kind follows from its number: hybrids, alternating attention that no list in the
+    configuration spells out, dense layers below mixtures of experts.
+    """
+    from neoplug.models import skeleton
+
+    why = "its configuration does not say what each layer is, so the cut model could not be loaded again"
+    try:
+        rebuilt = skeleton(type(model.config).from_dict(json.loads(model.config.to_json_string())))
+    except Exception as error:
+        raise _refusal(f"{type(model).__name__} cannot be cut: {error}", "prune another model", why=why) from error
+    different = sorted(dict(_facts(model)).items() ^ dict(_facts(rebuilt)).items())
+    if different:
+        what = f"{type(model).__name__} cannot be cut there: `{different[0][0]}` would come out otherwise"
+        raise _refusal(what, "keep layers in their old pattern, or prune another model", why=why)
+
+
+def _facts(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield what makes a model compute what it computes, beside the numbers in its weights."""
+    for name, weight in model.named_parameters():
+        yield name, str(tuple(weight.shape))
+    for name, module in model.named_modules():
+        yield f"{name}.", type(module).__name__
+        for attribute, value in vars(module).items():
+            if isinstance(value, bool | int | float | str) and attribute != "training" and attribute[0] != "_":
+                yield f"{name}.{attribute}", repr(value)

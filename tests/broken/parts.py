@@ -1,0 +1,164 @@
+"""Plugins that the broken recipes name: some sound, some with one mistake each. They need no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from neoplug import Problem, hookimpl
+
+
+@dataclass(eq=False)
+class Rank:
+    """A sound adapter."""
+
+    r: int = 8
+    scale: float = 1.0
+    side: Literal["left", "right"] = "left"
+    layers: int | list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"the rank must be positive: r is {self.r}, scale is {self.scale}")
+
+    @hookimpl
+    def add_adapter(self, model):
+        return model
+
+
+@dataclass(eq=False)
+class Other:
+    """A second adapter; it has a check."""
+
+    bits: int = 4
+
+    @hookimpl
+    def add_adapter(self, model):
+        return model
+
+    @hookimpl
+    def check(self, recipe):
+        if recipe.student.dtype == "bfloat16":
+            return [
+                Problem(
+                    "`Other` cannot stand on bfloat16", "it adds numbers too small for it", "use float32", ("student", "dtype")
+                ),
+                Problem("`Other` has a second thing to say", path=("student", "load", "nothing", "here")),
+            ]
+        return []
+
+
+@dataclass(eq=False)
+class Labels:
+    """A sound loss that needs no teacher."""
+
+    @hookimpl
+    def token_loss(self, student, labels):
+        return student
+
+
+@dataclass(eq=False)
+class Divergence:
+    """A sound loss that needs a teacher."""
+
+    temperature: float = 1.0
+
+    @hookimpl
+    def token_loss(self, student, teacher):
+        return student
+
+
+@dataclass(eq=False)
+class Stepper:
+    """A sound optimizer."""
+
+    decay: float = 0.0
+
+    @hookimpl
+    def make_optimizer(self, groups):
+        return groups
+
+
+@dataclass(eq=False)
+class Groups:
+    """A sound companion of an adapter."""
+
+    @hookimpl
+    def param_groups(self, model, learning_rate):
+        return []
+
+
+@dataclass(eq=False)
+class Unmarked:
+    @hookimpl
+    def on_evaluate(self, model):
+        return {}
+
+    def on_train_end(self, model, result):
+        return None
+
+
+@dataclass(eq=False)
+class Misspelt:
+    @hookimpl
+    def on_evaluate(self, model):
+        return {}
+
+    @hookimpl
+    def on_step_ends(self, step):
+        return {}
+
+
+@dataclass(eq=False)
+class Strange:
+    @hookimpl
+    def on_evaluate(self, modle):
+        return {}
+
+
+@dataclass(eq=False)
+class Defaulted:
+    @hookimpl
+    def on_evaluate(self, model, teacher=None):
+        return {}
+
+
+@dataclass(eq=False)
+class Wrapper:
+    @hookimpl(wrapper=True)
+    def on_evaluate(self, model):
+        return (yield)
+
+
+@dataclass
+class ByValue:
+    @hookimpl
+    def on_evaluate(self, model):
+        return {}
+
+
+class Plain:
+    @hookimpl
+    def on_evaluate(self, model):
+        return {}
+
+
+@dataclass(eq=False)
+class Weighted:
+    weight: float = 1.0
+
+    @hookimpl
+    def token_loss(self, student):
+        return student
+
+
+@dataclass(eq=False)
+class Untyped:
+    size: object = None
+    shape: "NoSuchType" = None  # noqa: F821
+
+    @hookimpl
+    def on_evaluate(self, model):
+        return {}
+
+
+def function():
+    return None

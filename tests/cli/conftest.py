@@ -1,0 +1,91 @@
+"""The command line in this process: arguments in, exit code and texts out."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from neoplug.cli import main
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command gave back."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def neoplug(monkeypatch, capsys):
+    """Return a function that runs one command."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["neoplug", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return Answer(caught.value.code or 0, captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_student, tiny_teacher, tiny_chat):
+    """Return the file of a recipe that runs in seconds."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(
+        f"""# A tiny recipe
+teacher: {{model: {tiny_teacher}}}
+student: {{model: {tiny_student}}}
+data: {{source: {tiny_chat}, max_length: 64, packing: false, held_out: 4}}
+adapter:
+  lora: {{r: 4, target_modules: [q_proj, v_proj]}}
+loss:
+  cross_entropy: {{weight: 0.5}}
+  forward_kl: {{weight: 0.5}}
+train:
+  num_train_epochs: 1
+  per_device_train_batch_size: 2
+  gradient_accumulation_steps: 2
+  logging_steps: 2
+""",
+        encoding="utf-8",
+    )
+    return Path(file)
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """Install a distribution `stranger` with a loss that works and a probe whose import fails."""
+    site = tmp_path / "site"
+    (site / "stranger-1.2.dist-info").mkdir(parents=True)
+    (site / "stranger-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.2\n")
+    (site / "stranger-1.2.dist-info" / "entry_points.txt").write_text(
+        "[neoplug]\nhinge = stranger_loss:Hinge\nbroken = stranger_broken:Broken\n"
+    )
+    (site / "stranger_loss.py").write_text(
+        '''"""Hinge, for a test."""
+from dataclasses import dataclass, field
+from neoplug import hookimpl
+
+@dataclass(eq=False)
+class Hinge:
+    """One sided."""
+
+    margin: float
+    power: int = 2
+    names: list[str] = field(default_factory=list)
+
+    @hookimpl
+    def token_loss(self, student): return student
+'''
+    )
+    (site / "stranger_broken.py").write_text("import no_such_module_anywhere\n")
+    monkeypatch.syspath_prepend(str(site))
+    yield site
+    for name in ("stranger_loss", "stranger_broken"):
+        sys.modules.pop(name, None)

@@ -1,0 +1,128 @@
+"""The command line as a whole: quick without torch, errors without tracebacks, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from neoplug.cli import run as run_command
+from neoplug.errors import RunError
+
+PROBE = """
+import json, sys, time
+from neoplug.cli import main
+started = time.process_time()
+sys.argv = ["neoplug", *json.loads(sys.argv[1])]
+try:
+    main()
+except SystemExit as end:
+    code = end.code or 0
+heavy = sorted({"torch", "transformers", "peft", "datasets", "rich.console"} & set(sys.modules))
+print(json.dumps({"code": code, "heavy": heavy, "seconds": time.process_time()}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["recipes"], 0), (["plugins"], 0), (["run", "broken.yaml"], 2)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_quick_commands_answer_in_half_a_second_without_torch(tmp_path, arguments, code):
+    """Seconds of this process's own time: a busy machine is not the command's fault."""
+    (tmp_path / "broken.yaml").write_text("train: {max_steps: 3\nseed: 0\n")
+    command = [sys.executable, "-c", PROBE, json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    told = json.loads(done.stderr.splitlines()[-1])
+    assert told["heavy"] == []
+    assert told["code"] == code
+    assert told["seconds"] < 0.5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.yaml"]
+
+
+def test_help_names_every_command(neoplug):
+    answer = neoplug("--help")
+    assert answer.code == 0
+    for command in ("run", "plan", "preview", "plugins", "recipes", "schema", "export", "doctor"):
+        assert f"\n  {command} " in answer.out
+    assert not [line for line in answer.out.splitlines()[1:] if line.endswith("...")]  # cut short
+    assert "completion" not in answer.out
+
+
+def test_text_that_a_terminal_lacks_is_written_otherwise(recipe):
+    """`preview` marks with guillemets, which ASCII does not have."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; sys.argv = ['neoplug', 'preview', sys.argv[1]]; from neoplug.cli import main; main()",
+    ]
+    done = subprocess.run([*command, str(recipe)], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"\\xab" in done.stdout
+
+
+def test_version(neoplug):
+    from importlib.metadata import version
+
+    assert neoplug("--version").out == f"neoplug {version('neoplug')}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bogus"],
+        ["run"],
+        ["plan", "r", "--bogus"],
+        ["preview", "r", "--rows", "x"],
+        ["export", "a", "b", "--dtype", "x"],
+    ],
+)
+def test_a_wrong_command_line_exits_2(neoplug, arguments):
+    answer = neoplug(*arguments)
+    assert answer.code == 2
+    assert answer.out == ""
+    assert "Error" in answer.err
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "preview"])
+def test_a_wrong_recipe_exits_2_with_all_mistakes_and_no_directory(neoplug, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.yaml").write_text("sed: 1\ntrain: {max_steps: true}\nadapter: {lorra: {}}\n")
+    answer = neoplug(command, "wrong.yaml")
+    assert answer.code == 2
+    assert "wrong.yaml:1:1" in answer.err
+    assert "wrong.yaml:2:" in answer.err
+    assert "lora" in answer.err
+    assert "Traceback" not in answer.err
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.yaml"]
+
+
+def test_a_recipe_that_is_not_there_exits_2(neoplug):
+    answer = neoplug("plan", "nowhere.yaml")
+    assert answer.code == 2
+    assert "nowhere.yaml" in answer.err
+
+
+@pytest.mark.parametrize(("error", "code"), [(RunError("the loss is NaN in step 3"), 1), (KeyboardInterrupt(), 130)])
+def test_a_run_that_fails_ends_with_its_code(neoplug, recipe, monkeypatch, error, code):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("neoplug.runner.execute", fail)
+    answer = neoplug("run", recipe, "--output", recipe.parent / "out")
+    assert answer.code == code
+    assert "Traceback" not in answer.err
+    assert code == 130 or "the loss is NaN in step 3" in answer.err
+
+
+def test_resume_wants_to_know_which_run(neoplug, recipe):
+    answer = neoplug("run", recipe, "--resume")
+    assert answer.code == 2
+    assert "--output" in answer.err
+
+
+def test_the_modules_are_not_shadowed_by_their_functions():
+    assert callable(run_command.run)

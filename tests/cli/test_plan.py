@@ -1,0 +1,130 @@
+"""`plan` and `preview`: what a run would do, held against the models and the run themselves."""
+
+import json
+import math
+
+import pytest
+
+
+@pytest.fixture
+def planned(neoplug, recipe):
+    """Return a function that plans the tiny recipe with overrides."""
+
+    def plan(*overrides):
+        answer = neoplug("plan", recipe, *overrides, "--json")
+        assert answer.code == 0, answer.err
+        return json.loads(answer.out)
+
+    return plan
+
+
+def parameters(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).num_parameters()
+
+
+def test_parameters_are_those_of_the_models(planned, tiny_student, tiny_teacher):
+    """LoRA's count in closed form: r (in + out) for each target; Llama of 2 layers, 48 hidden, 2 of 4 kv heads."""
+    found = planned()
+    base = parameters(tiny_student)
+    lora = 2 * 4 * ((48 + 48) + (48 + 24))
+    assert found["parameters"] == {"trainable": lora, "total": base + lora}
+    assert found["models"]["student"]["parameters"] == base
+    assert found["models"]["teacher"]["parameters"] == parameters(tiny_teacher)
+    assert found["memory_bytes"]["gradients"] == 4 * lora
+    assert 8 * lora <= found["memory_bytes"]["optimizer"] <= 8 * lora + 1000  # two moments, and a step counter each
+    assert found["memory_bytes"]["total"] == sum(v for k, v in found["memory_bytes"].items() if k != "total")
+
+
+def test_the_whole_model_trains_without_a_second_copy(planned, tiny_student):
+    found = planned("adapter={full: {}}")
+    assert found["parameters"]["trainable"] == found["parameters"]["total"] == parameters(tiny_student)
+    assert "student_weights" not in found["memory_bytes"]
+    assert found["disk_bytes"]["model"] == 4 * parameters(tiny_student)
+
+
+def test_four_bit_weights_take_less(planned):
+    plain, quantised = planned(), planned("student.load={nf4: {}}")
+    ratio = quantised["models"]["student"]["bytes"] / plain["models"]["student"]["bytes"]
+    assert 0.125 < ratio < 0.7  # embeddings and head stay as they are
+
+
+def test_a_pruned_student_is_smaller_by_its_layers(planned, tiny_teacher):
+    found = planned(f"student.model={tiny_teacher}", "student.prepare={prune_depth: {num_hidden_layers: 2}}")
+    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64  # q and o, k and v, the MLP, two norms
+    assert found["models"]["student"]["parameters"] == parameters(tiny_teacher) - 2 * layer
+    assert found["disk_bytes"]["student"] == 4 * found["models"]["student"]["parameters"]
+
+
+def test_steps_and_tokens_follow_from_the_data(planned):
+    found = planned()
+    assert found["data"]["rows"] + found["data"]["held_out_documents"] == 24
+    assert found["steps"] == math.ceil(found["data"]["rows"] / 4)
+    assert found["tokens"] == found["data"]["tokens"]
+    longer = planned("train.num_train_epochs=null", "train.max_steps=50")
+    assert longer["steps"] == 50
+    assert longer["tokens"] == round(found["tokens"] * 50 / found["steps"])
+
+
+def test_each_value_tells_where_it_came_from(planned, recipe):
+    origin = planned("train.learning_rate=1e-4")["origin"]
+    assert origin["train.learning_rate"] == "override"
+    assert origin["train.num_train_epochs"].endswith(f"{recipe.name}:11")
+    assert origin["train.max_grad_norm"] == "default"
+    assert origin["adapter.lora.r"].endswith(f"{recipe.name}:6")
+
+
+def test_a_plan_is_readable_and_touches_nothing(neoplug, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    answer = neoplug("plan", recipe)
+    assert answer.code == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    for part in (
+        "train.max_grad_norm",
+        "forward_kl",
+        "neoplug 0",
+        "memory, estimated",
+        "disk, estimated",
+        "trainable: 1,344 of",
+    ):
+        assert part in answer.out
+    assert "\x1b" not in answer.out
+
+
+def test_a_plan_loads_no_weights(neoplug, recipe, monkeypatch):
+    import safetensors
+    import transformers
+
+    def refuse(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", refuse)
+    monkeypatch.setattr(safetensors, "safe_open", refuse)
+    assert neoplug("plan", recipe, "--json").code == 0
+
+
+def test_a_preview_marks_what_is_scored(neoplug, recipe, tiny_chat):
+    answer = neoplug("preview", recipe, "--rows", "24", "data.max_length=256")
+    assert answer.code == 0, answer.err
+    assert "\x1b" not in answer.out
+    assert f"{answer.out.count(chr(10) + 'row ')} training rows, 4 held-out documents" in answer.out
+    text = answer.out.replace("«", "").replace("»", "")
+    scored = "".join(part.partition("»")[0] for part in answer.out.split("«")[1:])
+    assert "What is" in text
+    assert "What is" not in scored
+    rows = [json.loads(line)["messages"] for line in tiny_chat.read_text().splitlines()]
+    answers = [turn["content"] for messages in rows for turn in messages if turn["role"] == "assistant"]
+    shown = [content for content in answers if content in text]
+    assert len(shown) > 15
+    assert all(content in scored for content in shown)
+
+
+def test_a_preview_counts_the_marked_tokens(neoplug, recipe, tiny_tokenizer):
+    lines = neoplug("preview", recipe, "--rows", "1").out.splitlines()
+    head = next(line for line in lines if line.startswith("row 1: "))
+    start = lines.index(head) + 1
+    shown = "\n".join(lines[start : lines.index("data") - 1])
+    tokens = len(tiny_tokenizer(shown.replace("«", "").replace("»", ""), add_special_tokens=False).input_ids)
+    assert head.startswith(f"row 1: {tokens} tokens, ")

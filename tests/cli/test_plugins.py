@@ -1,0 +1,82 @@
+"""`plugins`: a list that imports nothing, and all about one."""
+
+import json
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+
+def test_the_list_is_that_of_the_entry_points(neoplug):
+    listed = {
+        (row["name"], row["package"], row["version"], row["target"])
+        for row in json.loads(neoplug("plugins", "--json").out)
+    }
+    assert listed == {(p.name, p.dist.name, p.dist.version, p.value) for p in entry_points(group="neoplug")}
+    table = neoplug("plugins").out.splitlines()
+    assert {tuple(line.split()) for line in table[1:]} == listed
+
+
+def test_the_list_imports_no_plugin(neoplug, stranger):
+    answer = neoplug("plugins")
+    assert answer.code == 0
+    assert answer.err == ""
+    assert {"hinge", "broken"} <= {line.split()[0] for line in answer.out.splitlines()}
+    assert not {"stranger_loss", "stranger_broken"} & set(sys.modules)
+
+
+def test_a_section_filters_and_leaves_broken_ones_out_with_a_word(neoplug, stranger):
+    answer = neoplug("plugins", "--section", "loss", "--json")
+    names = [row["name"] for row in json.loads(answer.out)]
+    assert {"hinge", "forward_kl", "jsd"} <= set(names)
+    assert not {"broken", "lora", "adamw"} & set(names)
+    assert answer.code == 0
+    (line,) = [line for line in answer.err.splitlines() if "broken" in line]
+    for part in ("stranger", "1.2", "no_such_module_anywhere"):
+        assert part in line
+
+
+def test_a_plugin_is_shown_with_options_hooks_docstring_and_source(neoplug, stranger):
+    found = json.loads(neoplug("plugins", "hinge", "--json").out)
+    assert found == {
+        "name": "hinge",
+        "package": "stranger",
+        "version": "1.2",
+        "target": "stranger_loss:Hinge",
+        "sections": ["loss"],
+        "options": [
+            {"name": "margin", "type": "float"},
+            {"name": "power", "type": "int", "default": 2},
+            {"name": "names", "type": "list[str]", "default": []},
+        ],
+        "hooks": {"token_loss": "each loss"},
+        "docstring": "Hinge, for a test.\n\nOne sided.",
+        "source": str(stranger / "stranger_loss.py"),
+    }
+    text = neoplug("plugins", "hinge").out
+    for part in ("margin  float      required", "power   int        default 2", "token_loss", "Hinge, for a test."):
+        assert part in text
+
+
+def test_a_local_file_is_shown_too(neoplug, stranger, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text((stranger / "stranger_loss.py").read_text())
+    found = json.loads(neoplug("plugins", "./mine.py:Hinge", "--json").out)
+    assert found["source"] == str(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["broken"], "no_such_module_anywhere"),
+        (["hindge"], "hinge"),
+        (["--section", "losses"], "loss"),
+        (["hinge", "--section", "loss"], "not both"),
+    ],
+)
+def test_what_cannot_be_shown_exits_2_with_the_reason(neoplug, stranger, arguments, reason):
+    answer = neoplug("plugins", *arguments)
+    assert answer.code == 2
+    assert answer.out == ""
+    assert reason in answer.err
+    assert "Traceback" not in answer.err

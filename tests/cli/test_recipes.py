@@ -1,0 +1,62 @@
+"""`recipes` and `schema`."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """Return the shipped recipes' files by name."""
+    found = {
+        Path(entry.name).stem: entry for entry in files("neoplug_recipes").iterdir() if entry.name.endswith(".yaml")
+    }
+    return dict(sorted(found.items()))
+
+
+def test_the_list_describes_each_recipe_by_its_first_comment(neoplug, shipped):
+    answer = neoplug("recipes")
+    assert answer.code == 0
+    lines = dict(line.split(maxsplit=1) for line in answer.out.splitlines())
+    assert list(lines) == list(shipped)
+    for name, description in lines.items():
+        assert shipped[name].read_text().startswith(f"# {description}\n")
+
+
+def test_a_recipe_is_printed_as_it_is(neoplug, shipped):
+    for name, file in shipped.items():
+        assert neoplug("recipes", name).out == file.read_text()
+
+
+def test_a_recipe_is_copied_but_not_over_a_file(neoplug, shipped, tmp_path):
+    name, file = next(iter(shipped.items()))
+    target = tmp_path / "mine.yaml"
+    answer = neoplug("recipes", name, "--copy", target)
+    assert answer.code == 0
+    assert target.read_text() == file.read_text()
+    assert str(target) in answer.out
+    target.write_text("mine\n")
+    refused = neoplug("recipes", name, "--copy", target)
+    assert refused.code == 2
+    assert "exists" in refused.err
+    assert target.read_text() == "mine\n"
+
+
+def test_what_cannot_be_copied_exits_2(neoplug, shipped, tmp_path):
+    name = next(iter(shipped))
+    assert neoplug("recipes", name, "--copy", tmp_path / "no" / "folder.yaml").code == 2
+    assert neoplug("recipes", "--copy", tmp_path / "x.yaml").code == 2
+    unknown = neoplug("recipes", f"{name}x")
+    assert unknown.code == 2
+    assert f"did you mean `{name}`?" in unknown.err
+
+
+def test_the_schema_knows_the_plugins_options(neoplug):
+    answer = neoplug("schema")
+    assert answer.code == 0
+    schema = json.loads(answer.out)
+    assert "$schema" in schema or "properties" in schema
+    for word in ("lora_alpha", "temperature", "num_train_epochs"):
+        assert f'"{word}"' in answer.out

@@ -1,0 +1,59 @@
+"""Recipes' data sections and tokenizers of other families."""
+
+import pydoc_data.topics
+from types import SimpleNamespace
+
+import pytest
+
+PROSE = list(pydoc_data.topics.topics.values())[:20]
+
+
+@pytest.fixture(scope="session")
+def section():
+    """Return a maker of data sections: what a recipe says beside its defaults."""
+
+    def make(source, **said):
+        defaults = {
+            "split": "train",
+            "columns": {},
+            "max_length": 128,
+            "packing": True,
+            "train_on": "answers",
+            "held_out": None,
+            "eval_source": None,
+            "chat_template": None,
+        }
+        return SimpleNamespace(source=str(source), **defaults | said)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trimming_tokenizer():
+    """Return a byte-level tokenizer that reports places without blanks, as GPT-2's and Llama 3's do."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.post_processor = processors.ByteLevel(trim_offsets=True)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        PROSE, trainers.BpeTrainer(vocab_size=320, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>")
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer():
+    """Return a tokenizer of the SentencePiece kind: a blank before the text, <s> put in front by itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    bpe.decoder = decoders.Metaspace(prepend_scheme="always")
+    bpe.train_from_iterator(PROSE, trainers.BpeTrainer(vocab_size=320, special_tokens=["<unk>", "<s>", "</s>"]))
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")

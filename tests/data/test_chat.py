@@ -1,0 +1,149 @@
+"""Conversations: which characters and tokens are the assistant's, by templates whose text is known by hand."""
+
+import jinja2
+import pytest
+
+from neoplug.data.chat import Chat, Unstable, template_text
+from neoplug.data.columns import recognise
+from neoplug.data.tokenise import Tokeniser
+from neoplug.errors import RecipeError
+
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "It is 4."},
+    {"role": "user", "content": "Sûr? 漢字"},
+    {"role": "assistant", "content": "\n\nYes, naïve one 漢字."},
+]
+MARKED = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ message['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+INST = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}[INST] {{ message['content'] }} [/INST]"
+    "{% else %} {{ message['content'] }}</s>{% endif %}{% endfor %}"
+)
+FORGETFUL = (  # drops the thoughts of earlier turns, as reasoning models' templates do
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' and not loop.last %}{{ message['content'].split('</think>')[-1] }}"
+    "{% else %}{{ message['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THOUGHTS = [
+    {"role": "user", "content": "a?"},
+    {"role": "assistant", "content": "<think>hm</think>b"},
+    {"role": "user", "content": "c?"},
+    {"role": "assistant", "content": "<think>so</think>d"},
+]
+
+
+def spans(tokenizer, messages, template=None, turns="answers"):
+    rendered = Chat(tokenizer, template).render(messages, turns)
+    return [rendered.text[start:end] for start, end in rendered.spans]
+
+
+def tokenised(tokenizer, messages, template=None, train_on="answers"):
+    content = recognise(["messages"], {}).content({"messages": messages}, 0)
+    return next(Tokeniser(tokenizer, template, train_on).tokenise([content], refused=pytest.fail))
+
+
+def test_every_assistant_turn_is_an_answer_up_to_what_closes_it(tiny_tokenizer):
+    assert spans(tiny_tokenizer, TURNS) == ["It is 4.<|im_end|>", "\n\nYes, naïve one 漢字.<|im_end|>"]
+
+
+def test_only_the_last_turn_or_everything_when_asked(tiny_tokenizer):
+    assert spans(tiny_tokenizer, TURNS, turns="last") == ["\n\nYes, naïve one 漢字.<|im_end|>"]
+    whole = tiny_tokenizer.apply_chat_template(TURNS, tokenize=False)
+    assert spans(tiny_tokenizer, TURNS, turns="all") == [whole]
+    assert tokenised(tiny_tokenizer, TURNS, train_on="all").scored.tolist()[:3] == [False, True, True]
+
+
+def test_a_template_without_generation_prompt(llama_tokenizer):
+    assert spans(llama_tokenizer, TURNS[1:3], INST) == [" It is 4.</s>"]
+
+
+def test_the_end_token_behind_marked_text_is_scored_too(tiny_tokenizer):
+    bare = MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+    assert spans(tiny_tokenizer, TURNS, bare) == spans(tiny_tokenizer, TURNS, MARKED) == spans(tiny_tokenizer, TURNS)
+
+
+def test_an_answer_that_opens_the_conversation(tiny_tokenizer):
+    assert spans(tiny_tokenizer, TURNS[2:]) == spans(tiny_tokenizer, TURNS)
+    assert spans(tiny_tokenizer, TURNS[2:3]) == ["It is 4.<|im_end|>"]
+
+
+def test_blanks_that_alone_close_a_turn_are_scored(tiny_tokenizer):
+    plain = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endfor %}"
+    prompted = plain + "{% if add_generation_prompt %}assistant: {% endif %}"
+    assert spans(tiny_tokenizer, TURNS[1:3], prompted) == ["It is 4.\n\n"]
+
+
+@pytest.mark.parametrize("template", [None, MARKED])
+def test_tokens_are_those_of_apply_chat_template(tiny_tokenizer, template):
+    expected = tiny_tokenizer.apply_chat_template(TURNS, chat_template=template, return_dict=True)["input_ids"]
+    assert tokenised(tiny_tokenizer, TURNS, template).input_ids.tolist() == expected
+
+
+def test_the_mask_is_that_of_transformers_for_a_marked_template(tiny_tokenizer):
+    expected = tiny_tokenizer.apply_chat_template(
+        TURNS, chat_template=MARKED, return_dict=True, return_assistant_tokens_mask=True
+    )["assistant_masks"]
+    for template in (MARKED, None):
+        assert tokenised(tiny_tokenizer, TURNS, template).scored.astype(int).tolist() == expected
+
+
+def test_scored_tokens_decode_to_the_answers(tiny_tokenizer, trimming_tokenizer):
+    """The second tokenizer says that the line break before an answer stands in it, and one that ends it behind it."""
+    for tokenizer in (tiny_tokenizer, trimming_tokenizer):
+        end = tokenizer.eos_token
+        template = tiny_tokenizer.chat_template.replace("<|im_start|>", "<<").replace("<|im_end|>", end)
+        for answer in ("It is 4.", " 4 ", "four\n", "\t"):
+            messages = [TURNS[1], {"role": "assistant", "content": answer}]
+            row = tokenised(tokenizer, messages, template)
+            assert tokenizer.decode(row.input_ids[row.scored]) == answer + end
+
+
+def test_a_token_across_the_border_is_the_prompts(tiny_tokenizer):
+    joined = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    messages = [{"role": "user", "content": "e"}, {"role": "assistant", "content": "r end"}]
+    row = tokenised(tiny_tokenizer, messages, joined)
+    first = tiny_tokenizer.decode(row.input_ids[:1])
+    assert first == "er"  # else this tests nothing
+    assert tiny_tokenizer.decode(row.input_ids[row.scored]) == " end"
+
+
+def test_a_template_that_changes_earlier_text_is_refused_with_the_row(tiny_tokenizer):
+    with pytest.raises(RecipeError, match=r"row 0, at character .*'<think>hm</think>b") as caught:
+        tokenised(tiny_tokenizer, THOUGHTS, FORGETFUL)
+    assert caught.value.problems[0].path == ("data", "chat_template")
+    assert spans(tiny_tokenizer, THOUGHTS, FORGETFUL, turns="last") == ["<think>so</think>d<|im_end|>"]
+    assert spans(tiny_tokenizer, THOUGHTS[:2], FORGETFUL) == ["<think>hm</think>b<|im_end|>"]
+
+
+def test_a_generation_prompt_that_is_not_how_answers_begin_is_unstable(tiny_tokenizer):
+    other = tiny_tokenizer.chat_template.replace("assistant\n{% endif", "model\n{% endif")
+    with pytest.raises(Unstable):
+        spans(tiny_tokenizer, TURNS, other)
+
+
+def test_a_template_that_refuses_a_row_says_why(tiny_tokenizer):
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    with pytest.raises(jinja2.TemplateError, match="no system here"):
+        spans(tiny_tokenizer, TURNS, strict)
+
+
+def test_no_template_is_an_error_at_its_key(llama_tokenizer):
+    with pytest.raises(RecipeError, match="has no chat template") as caught:
+        Chat(llama_tokenizer, None)
+    assert caught.value.problems[0].path == ("data", "chat_template")
+
+
+def test_a_template_is_text_or_a_file(tmp_path):
+    file = tmp_path / "chat.jinja"
+    file.write_text(INST, encoding="utf-8")
+    assert template_text(str(file)) == template_text(INST) == INST
+    assert template_text(None) is None
+    with pytest.raises(RecipeError, match=r"nowhere\.jinja"):
+        template_text(str(tmp_path / "nowhere.jinja"))

@@ -1,0 +1,85 @@
+"""Columns by name or by map; broken values by reason."""
+
+import pytest
+
+from neoplug.data.columns import Content, recognise
+from neoplug.errors import RecipeError
+
+
+@pytest.mark.parametrize(
+    ("names", "mapping", "kind"),
+    [
+        (["id", "messages"], {}, "messages"),
+        (["prompt", "messages", "prompt_id"], {}, "messages"),
+        (["prompt", "completion"], {}, "completion"),
+        (["instruction", "input", "output", "text"], {}, "alpaca"),
+        (["text", "label"], {}, "text"),
+        (["question", "answer", "text"], {"prompt": "question", "completion": "answer"}, "completion"),
+        (["messages", "body"], {"text": "body"}, "text"),
+        (["instruction", "response"], {"output": "response"}, "alpaca"),
+        (["prompt", "completion"], {"text": "completion"}, "text"),
+    ],
+)
+def test_kinds_of_rows(names, mapping, kind):
+    assert recognise(names, mapping).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"),
+    [
+        ({"promt": "question"}, ["promt is no column that neoplug knows; did you mean `prompt`?"]),
+        ({"text": "contents"}, ["no column `contents`; did you mean `content`?", "content, title"]),
+        ({"prompt": "content"}, ["fit no kind of row", "content, title", "messages, or prompt + completion"]),
+        ({}, ["fit no kind of row"]),
+        ({"txt": "a", "text": "b"}, ["txt is no column", "no column `b`"]),
+    ],
+)
+def test_columns_that_fit_nothing(mapping, said):
+    with pytest.raises(RecipeError) as caught:
+        recognise(["content", "title"], mapping)
+    assert all(part in str(caught.value) for part in said)
+    assert all(problem.path[:2] == ("data", "columns") for problem in caught.value.problems)
+
+
+def test_a_near_miss_in_the_source_is_named():
+    with pytest.raises(RecipeError, match=r"`promt`: did you mean `prompt`\?"):
+        recognise(["promt", "completion"], {})
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": None, "completion": "x"}, "no prompt"),
+        ({"prompt": "x"}, "no completion"),
+        ({"prompt": "x", "completion": " \n"}, "empty completion"),
+        ({"prompt": "x", "completion": 7}, "completion is int, not text"),
+    ],
+)
+def test_broken_texts(row, reason):
+    assert recognise(["prompt", "completion"], {}).content(row, 0) == reason
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (None, "no messages"),
+        ([], "no messages"),
+        ("hello", "messages is str, not a list"),
+        ([{"from": "human", "value": "hello"}], "a message without a role"),
+        ([{"role": "user", "content": None}], "a message without content"),
+    ],
+)
+def test_broken_messages(messages, reason):
+    assert recognise(["messages"], {}).content({"messages": messages}, 0) == reason
+
+
+def test_identical_contents_have_one_digest_whatever_else_the_rows_say():
+    alpaca = recognise(["id", "instruction", "input", "output"], {})
+    first = alpaca.content({"id": 1, "instruction": "a", "input": "", "output": "b"}, 0)
+    second = alpaca.content({"id": 2, "instruction": "a", "input": None, "output": "b"}, 1)
+    other = alpaca.content({"id": 1, "instruction": "a", "input": "c", "output": "b"}, 2)
+    assert isinstance(first, Content)
+    assert first.digest == second.digest != other.digest
+    chat = recognise(["messages"], {})
+    padded = chat.content({"messages": [{"role": "user", "content": "a", "tool_calls": None}]}, 0)
+    assert padded.digest == chat.content({"messages": [{"content": "a", "role": "user"}]}, 0).digest

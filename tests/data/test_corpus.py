@@ -1,0 +1,188 @@
+"""A data section becomes a corpus: nothing lost in silence, nothing trained on that is measured."""
+
+import json
+
+import numpy as np
+import pytest
+
+from neoplug.data import load_corpus, preview
+from neoplug.data.corpus import fingerprint
+from neoplug.errors import RecipeError
+
+
+def jsonl(folder, rows, name="rows.jsonl"):
+    file = folder / name
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def rows_of(documents):
+    return {document.row for document in documents}
+
+
+def test_conversations_packed(tiny_chat, tiny_tokenizer, section):
+    corpus = load_corpus(section(tiny_chat), tiny_tokenizer)
+    trained = [document for row in corpus.rows for document in row]
+    assert len(rows_of(trained)) == 23
+    assert rows_of(trained) | rows_of(corpus.held_out) == set(range(24))
+    assert len(corpus.held_out) == 1
+    assert all(sum(map(len, row)) <= 128 for row in corpus.rows)
+    rows = [json.loads(line)["messages"] for line in tiny_chat.read_text(encoding="utf-8").splitlines()]
+    for document in trained + corpus.held_out:
+        expected = tiny_tokenizer.apply_chat_template(rows[document.row], return_dict=True)["input_ids"]
+        assert document.input_ids.tolist() == expected[:128]
+        answers = "".join(m["content"] + "<|im_end|>" for m in rows[document.row] if m["role"] == "assistant")
+        assert answers.startswith(tiny_tokenizer.decode(document.input_ids[document.scored]))
+
+
+def test_unpacked_rows_hold_a_document_each_and_the_same_tokens(tiny_chat, tiny_tokenizer, section):
+    packed = load_corpus(section(tiny_chat), tiny_tokenizer)
+    loose = load_corpus(section(tiny_chat, packing=False), tiny_tokenizer)
+    assert all(len(row) == 1 for row in loose.rows)
+    by_row = {row[0].row: row[0].input_ids.tolist() for row in loose.rows}
+    assert by_row == {document.row: document.input_ids.tolist() for row in packed.rows for document in row}
+
+
+def test_prose_loses_no_token(tiny_tokenizer, section):
+    from pydoc_data.topics import topics
+
+    corpus = load_corpus(section("python:pydoc_data.topics", max_length=200), tiny_tokenizer)
+    scored = sum(len(tiny_tokenizer(text, verbose=False)["input_ids"]) for text in topics.values())  # - first + end
+    sides = corpus.report.train, corpus.report.held_out
+    assert sum(side.answer_tokens for side in sides) == scored
+    assert [side.rows for side in sides] == [len(topics) - 3, 3]
+    assert corpus.report.fill > 0.98
+
+
+def test_the_windows_of_a_text_are_the_text(tiny_tokenizer, section):
+    from pydoc_data.topics import topics
+
+    corpus = load_corpus(section("python:pydoc_data.topics", max_length=200, packing=False), tiny_tokenizer)
+    documents = [row[0] for row in corpus.rows] + corpus.held_out
+    for number, text in enumerate(topics.values()):
+        first, *others = [document for document in documents if document.row == number]
+        ids = np.concatenate([first.input_ids, *(document.input_ids[1:] for document in others)])
+        assert tiny_tokenizer.decode(ids) == text + "<|im_end|>"
+
+
+def test_what_is_cut_broken_or_dropped_is_counted(tmp_path, tiny_tokenizer, section):
+    def chat(question, answer):
+        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+    rows = [chat(f"question {n}", f"answer {n}") for n in range(40)]
+    rows += [chat("short", "long " * 100), chat("long " * 100, "short")]
+    rows += [{"messages": None}, {"messages": []}, {"messages": [{"role": "user", "content": "alone"}]}]
+    evaluation = jsonl(tmp_path, rows[:2], "eval.jsonl")
+    data = section(jsonl(tmp_path, rows), max_length=64, eval_source=str(evaluation))
+    report = load_corpus(data, tiny_tokenizer).report
+    train, held = report.train, report.held_out
+    lost = tiny_tokenizer.apply_chat_template(rows[40]["messages"], return_dict=True)["input_ids"]
+    assert train.rows == 42
+    assert train.documents == 41
+    assert train.rows_cut == 2
+    assert train.rows_without_answer == 1
+    short = len(tiny_tokenizer("short<|im_end|>")["input_ids"])
+    assert train.answer_tokens_lost == len(lost) - 1 - 64 + short
+    assert report.broken == {"no messages": [42, 43], "no assistant turn, only user": [44]}
+    assert report.leaked == 2
+    assert report.lines() == [
+        f"data: 45 rows of {data.source} (messages)",
+        "data: 2 rows to measure on, from eval_source",
+        "data: 2 rows dropped, no messages (rows 42, 43)",
+        "data: 1 row dropped, no assistant turn, only user (row 44)",
+        "data: 2 rows of eval_source also stand in the training rows",
+        f"training: 42 rows, 41 documents, {train.tokens:,} tokens, {train.answer_tokens:,} of them scored",
+        f"training: 2 rows cut at max_length 64, {train.answer_tokens_lost} answer tokens lost",
+        "training: 1 row dropped, no answer token left",
+        f"held out: 2 rows, 2 documents, {held.tokens} tokens, {held.answer_tokens} of them scored",
+        f"training: packed into {report.packed_rows} rows, {report.fill:.1%} full",
+    ]
+    assert json.loads(json.dumps(report.as_dict()))["broken"] == {"no messages": 2, "no assistant turn, only user": 1}
+
+
+def test_rows_that_the_template_refuses_are_counted(tmp_path, tiny_tokenizer, section):
+    template = "{% if messages[0]['content'] == 'x' %}{{ raise_exception('no x') }}{% endif %}" + (
+        tiny_tokenizer.chat_template
+    )
+    rows = [
+        {"messages": [{"role": "user", "content": word}, {"role": "assistant", "content": word}]} for word in "abcx"
+    ]
+    file = tmp_path / "chat.jinja"
+    file.write_text(template, encoding="utf-8")
+    data = section(
+        jsonl(tmp_path, rows), chat_template=str(file), eval_source=str(jsonl(tmp_path, rows[:1], "e.jsonl"))
+    )
+    assert load_corpus(data, tiny_tokenizer).report.broken == {"refused by the chat template: no x": [3]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            [{"text": ""}, {"text": None}],
+            "all 2 rows are broken\nwhy: data: 1 row dropped, empty text (row 0); data: 1",
+        ),
+        ([{"txt": "a"}], "the columns fit no kind of row; `txt`: did you mean `text`?"),
+        ([{"prompt": "long " * 200, "completion": "a"}] * 2 + [{"prompt": "a", "completion": "b"}], "no row to"),
+        ([], "holds no rows"),
+    ],
+)
+def test_data_of_which_nothing_is_left_are_refused(tmp_path, tiny_tokenizer, section, rows, said):
+    with pytest.raises(RecipeError) as caught:
+        load_corpus(section(jsonl(tmp_path, rows), held_out=1), tiny_tokenizer)
+    assert said in str(caught.value)
+    assert caught.value.problems[0].path in (("data", "source"), ("data", "columns"))
+
+
+def test_the_same_data_in_another_order_hold_out_the_same(tmp_path, tiny_tokenizer, section):
+    rows = [{"prompt": f"question {n}", "completion": f" answer {n}"} for n in range(60)]
+    held = []
+    for name, some in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
+        corpus = load_corpus(section(jsonl(tmp_path, some, name), held_out=5), tiny_tokenizer)
+        held.append(sorted(tiny_tokenizer.decode(document.input_ids) for document in corpus.held_out))
+    assert held[0] == held[1]
+    assert len(held[0]) == 5
+
+
+def test_the_fingerprint_is_of_tokens_masks_and_borders(tiny_chat, tiny_tokenizer, section):
+    corpus = load_corpus(section(tiny_chat), tiny_tokenizer)
+    assert load_corpus(section(tiny_chat), tiny_tokenizer).fingerprint == corpus.fingerprint
+    others = [section(tiny_chat, **change) for change in ({"train_on": "all"}, {"packing": False}, {"held_out": 2})]
+    prints = {load_corpus(other, tiny_tokenizer).fingerprint for other in others}
+    assert len(prints | {corpus.fingerprint}) == 4
+    document = corpus.held_out[0]
+    assert fingerprint([[document], [document]]) != fingerprint([[document, document]])
+
+
+def test_loading_leaves_the_tokenizer_as_it_was(tiny_chat, trimming_tokenizer, section, tiny_tokenizer):
+    before = trimming_tokenizer.backend_tokenizer.to_str()
+    load_corpus(section(tiny_chat, chat_template=tiny_tokenizer.chat_template), trimming_tokenizer)
+    assert trimming_tokenizer.backend_tokenizer.to_str() == before
+
+
+def test_no_network_and_no_cache_for_local_files(tiny_chat, tiny_tokenizer, section, monkeypatch):
+    import socket
+
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("the network was asked"))
+    load_corpus(section(tiny_chat), tiny_tokenizer)
+
+
+def test_preview_shows_rows_as_trained(tiny_chat, tiny_tokenizer, llama_tokenizer, tmp_path, section):
+    corpus = load_corpus(section(tiny_chat), tiny_tokenizer)
+    shown = preview(corpus.rows, tiny_tokenizer, 2)
+    assert len(shown) == 2
+    for row, documents in zip(shown, corpus.rows, strict=False):
+        for pieces, document in zip(row, documents, strict=True):
+            assert "".join(text for text, _ in pieces) == tiny_tokenizer.decode(document.input_ids)
+            scored = "".join(text for text, scored in pieces if scored)
+            assert scored == tiny_tokenizer.decode(document.input_ids[document.scored])
+
+
+def test_preview_keeps_characters_whole_and_blanks_in_place(tmp_path, tiny_tokenizer, llama_tokenizer, section):
+    texts = ["naïve 漢字 end", "the value is", "two"]
+    for tokenizer in (tiny_tokenizer, llama_tokenizer):
+        data = section(jsonl(tmp_path, [{"text": text} for text in texts]), packing=False, held_out=1)
+        corpus = load_corpus(data, tokenizer)
+        for row, documents in zip(preview(corpus.rows, tokenizer, 9), corpus.rows, strict=True):
+            assert "".join(text for text, _ in row[0]) == tokenizer.decode(documents[0].input_ids)
+            assert "�" not in "".join(text for text, _ in row[0])

@@ -1,0 +1,86 @@
+"""Which rows are held out depends on their content alone."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neoplug.data.columns import recognise
+from neoplug.data.held_out import split
+from neoplug.errors import RecipeError
+
+TEXT = recognise(["text"], {})
+
+
+def contents(texts):
+    return [TEXT.content({"text": text}, number) for number, text in enumerate(texts)]
+
+
+def held(texts, held_out):
+    return sorted(content.values["text"] for content in split(contents(texts), held_out)[1])
+
+
+DISTINCT = [f"text {number}" for number in range(500)]
+
+
+@settings(deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from([1, 7, 0.1, 0.5, None]))
+def test_the_order_of_rows_does_not_matter(random_, held_out):
+    shuffled = DISTINCT[:]
+    random_.shuffle(shuffled)
+    assert held(shuffled, held_out) == held(DISTINCT, held_out)
+
+
+@settings(deadline=None)
+@given(st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=40))
+def test_with_a_share_added_rows_move_no_old_one(more):
+    before = split(contents(DISTINCT), 0.2)
+    after = split(contents(DISTINCT + more), 0.2)
+    for side_before, side_after in zip(before, after, strict=True):
+        assert {c.digest for c in side_before} <= {c.digest for c in side_after}
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=60), st.sampled_from([1, 3, 0.3, None]))
+def test_both_sides_hold_all_rows_in_order_and_share_none(texts, held_out):
+    try:
+        training, kept = split(contents(texts), held_out)
+    except RecipeError:
+        return
+    assert sorted(c.number for c in training + kept) == list(range(len(texts)))
+    assert [c.number for c in kept] == sorted(c.number for c in kept)
+    assert not {c.digest for c in training} & {c.digest for c in kept}
+    if isinstance(held_out, int):
+        assert len(kept) >= held_out
+        assert len({c.digest for c in kept}) <= held_out
+
+
+def test_how_many():
+    assert len(held(DISTINCT, 30)) == 30
+    assert len(held(DISTINCT, None)) == 25
+    assert len(held(DISTINCT[:3], None)) == 1
+    assert len(held([f"row {n}" for n in range(9000)], None)) == 200
+    assert 60 < len(held(DISTINCT, 0.2)) < 140  # binomial(500, 0.2): 100 +- 4.5 deviations
+
+
+def test_a_number_keeps_those_with_the_smallest_hash():
+    training, kept = split(contents(DISTINCT), 30)
+    assert max(c.digest for c in kept) < min(c.digest for c in training)
+
+
+@pytest.mark.parametrize(
+    ("texts", "held_out", "said"),
+    [
+        (["one"], None, "held_out: the default (5 % of the rows, at least 1) of 1 row leaves no row to train on"),
+        (["same"] * 9, 1, "held_out: 1 of 9 rows leaves no row"),
+        (DISTINCT[:5], 5, "held_out: 5 of 5 rows leaves no row"),
+        (DISTINCT[:5], 900, "held_out: 900 of 5 rows leaves no row"),
+        (DISTINCT[:5], 1e-9, "held_out: 1e-09 of 5 rows holds no row out"),
+    ],
+)
+def test_a_split_with_an_empty_side_is_refused(texts, held_out, said):
+    with pytest.raises(RecipeError) as caught:
+        split(contents(random.sample(texts, len(texts))), held_out)
+    assert said in str(caught.value)
+    assert caught.value.problems[0].path == ("data", "held_out")

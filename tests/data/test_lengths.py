@@ -1,0 +1,47 @@
+"""Cutting: a long text loses nothing, a long conversation its end, and that is counted."""
+
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neoplug.data import idle
+from neoplug.data.lengths import fit, windows
+from neoplug.data.tokenise import Tokenised
+
+
+def row(length, scored_from=1, *, windowed=False):
+    return Tokenised(7, np.arange(length), np.arange(length) >= scored_from, windowed)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(2, 40))
+def test_every_token_of_a_text_but_its_first_is_scored_once(length, max_length):
+    found = windows(row(length, windowed=True), max_length)
+    scored = np.concatenate([document.input_ids[document.scored] for document in found])
+    assert scored.tolist() == list(range(1, length))  # each token is its own number
+    assert all(len(document) <= max_length and not document.scored[0] for document in found)
+    for before, after in pairwise(found):
+        assert len(before) == max_length
+        assert before.input_ids[-1] == after.input_ids[0]
+
+
+def test_a_conversation_is_cut_at_its_end():
+    fitted = fit(row(10, scored_from=4), 6)
+    assert fitted.documents[0].input_ids.tolist() == [0, 1, 2, 3, 4, 5]
+    assert (fitted.documents[0].answer_tokens, fitted.lost_answer_tokens, fitted.cut) == (2, 4, True)
+
+
+def test_no_document_without_an_answer():
+    assert fit(row(10, scored_from=4), 4).documents == []
+    assert fit(row(10, scored_from=4), 4).lost_answer_tokens == 6
+    assert fit(row(1, windowed=True), 4).documents == []
+    assert fit(row(4, scored_from=1), 4).cut is False
+
+
+def test_an_idle_document_is_the_same_with_nothing_scored():
+    document = fit(row(5), 5).documents[0]
+    assert idle(document).answer_tokens == 0
+    assert idle(document).input_ids.tolist() == [0, 1, 2, 3, 4]
+    assert document.answer_tokens == 4

@@ -1,0 +1,158 @@
+"""Each kind of source gives its rows; what is wrong with one is said before any model is loaded."""
+
+import csv
+import json
+
+import pytest
+
+from neoplug.data import check_source
+from neoplug.data.sources import files_of_split, read_rows
+from neoplug.errors import RecipeError
+
+ROWS = [{"prompt": "1 + 1 = ", "completion": "007"}, {"prompt": 'a "b",\nc', "completion": "é 漢字"}]
+
+
+def written(folder, suffix, rows=ROWS):
+    """Write rows by another library, or by hand."""
+    file = folder / f"rows{suffix}"
+    if suffix == ".parquet":
+        import pandas
+
+        pandas.DataFrame(rows).to_parquet(file)
+    elif suffix == ".csv":
+        with file.open("w", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    elif suffix == ".json":
+        file.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        file.write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8-sig")
+    return file
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet", ".csv"])
+def test_every_format_gives_the_same_rows(tmp_path, suffix):
+    assert list(read_rows(str(written(tmp_path, suffix)))) == ROWS
+
+
+def test_json_lines_under_the_suffix_json(tmp_path):
+    file = written(tmp_path, ".jsonl")
+    assert list(read_rows(str(file.rename(file.with_suffix(".json"))))) == ROWS
+
+
+def test_what_datasets_reads_from_the_same_files(tmp_path, monkeypatch):
+    import datasets
+
+    for suffix, kind in ((".jsonl", "json"), (".parquet", "parquet")):
+        file = written(tmp_path, suffix)
+        theirs = datasets.load_dataset(kind, data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
+        assert list(read_rows(str(file))) == theirs.to_list()
+
+
+def test_a_module_of_texts():
+    from pydoc_data.topics import topics
+
+    assert [row["text"] for row in read_rows("python:pydoc_data.topics")] == list(topics.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("one\ntwo\nthree\n", ["one", "two", "three"]),
+        ("one\nstill one\n\n\n\ntwo  \n", ["one\nstill one", "two"]),
+        ("  indented\n\nend", ["indented", "end"]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".md"])
+def test_text_is_paragraphs_or_else_lines(tmp_path, text, rows, suffix):
+    file = tmp_path / f"prose{suffix}"
+    file.write_text(text, encoding="utf-8")
+    assert [row["text"] for row in read_rows(str(file))] == rows
+
+
+def test_a_csv_field_may_be_a_whole_document(tmp_path):
+    long = "word " * 50_000
+    file = written(tmp_path, ".csv", [{"text": long}])
+    assert list(read_rows(str(file))) == [{"text": long}]
+
+
+def test_a_folder_is_its_files_by_split(tmp_path):
+    (tmp_path / "README.md").write_text("About these data.", encoding="utf-8")
+    (tmp_path / "test").mkdir()
+    for name, word in (
+        ("train-0.jsonl", "a"),
+        ("train-1.jsonl", "b"),
+        ("test/part.jsonl", "c"),
+        ("contest.jsonl", "d"),
+    ):
+        (tmp_path / name).write_text(json.dumps({"text": word}), encoding="utf-8")
+    assert [row["text"] for row in read_rows(str(tmp_path))] == ["a", "b"]
+    assert [row["text"] for row in read_rows(str(tmp_path), "test")] == ["c"]
+    with pytest.raises(RecipeError, match="no split `validation`") as caught:
+        read_rows(str(tmp_path), "validation")
+    assert caught.value.problems[0].path == ("data", "split")
+    assert caught.value.problems[0].fix == "it has test, train"
+
+
+def test_a_folder_without_splits_is_all_of_its_files(tmp_path):
+    for name in ("b.json", "a.csv", ".hidden.json", "notes.txt"):
+        (tmp_path / name).write_text("[]", encoding="utf-8")
+    assert [file.name for file in files_of_split(tmp_path, "train")] == ["a.csv", "b.json"]
+
+
+def test_a_dataset_saved_to_disk(tmp_path):
+    import datasets
+
+    table = datasets.Dataset.from_list(ROWS)
+    table.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": table, "test": table.select([1])}).save_to_disk(tmp_path / "two")
+    assert list(read_rows(str(tmp_path / "one"))) == list(read_rows(str(tmp_path / "two"))) == ROWS
+    assert list(read_rows(str(tmp_path / "two"), "test")) == ROWS[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.jsonl", '{"text": "x"}\n{"text": \n', "line 2, column 9: Expecting value"),
+        ("a.jsonl", '["x"]\n', "line 1 is list, but a row is an object of columns"),
+        ("a.json", '{"text": }', "Expecting value"),
+        ("a.csv", "text\none,two\n", "more fields than the header"),
+        ("a.parquet", "no parquet", "cannot be read"),
+        ("a.xml", "<a/>", "is no kind of data file"),
+        ("a.jsonl", "", "holds no rows"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says(tmp_path, section, name, text, said):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    problem = check_source(section(tmp_path / name))[0]
+    assert said in problem.what
+    assert problem.path == ("data", "source")
+
+
+def test_text_in_another_encoding_is_refused(tmp_path, section):
+    (tmp_path / "a.txt").write_bytes("é".encode("latin-1"))
+    assert "utf-8" in check_source(section(tmp_path / "a.txt"))[0].what
+
+
+def test_what_is_not_there(tmp_path, section):
+    written(tmp_path, ".jsonl")
+    missing = check_source(section(tmp_path / "row.jsonl", eval_source=str(tmp_path / "no" / "x.json")))
+    assert "did you mean `rows.jsonl`?" in missing[0].what
+    assert [problem.path for problem in missing] == [("data", "source"), ("data", "eval_source")]
+    assert "no folder" in missing[1].fix
+    assert "cannot be imported" in check_source(section("python:no_such_module"))[0].what
+    assert "no map of texts named `json`" in check_source(section("python:json"))[0].what
+
+
+def test_a_single_file_has_one_split(tmp_path, section):
+    file = written(tmp_path, ".jsonl")
+    assert check_source(section(file, split="test"))[0].path == ("data", "split")
+    assert check_source(section(file)) == []
+
+
+def test_a_name_on_the_hub_is_not_asked_for_early_and_fails_with_words(section):
+    source = section("nobody/has-such-a-dataset")
+    assert check_source(source) == []
+    with pytest.raises(RecipeError, match=r"nobody/has-such-a-dataset \(split train\) cannot be loaded"):
+        read_rows(source.source)

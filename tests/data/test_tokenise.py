@@ -1,0 +1,93 @@
+"""Texts, prompts with completions and Alpaca's rows: which tokens, and which of them are scored."""
+
+import pytest
+
+from neoplug.data.columns import recognise
+from neoplug.data.tokenise import Tokeniser
+
+ALPACA = {"instruction": "Add.", "input": "1, 2", "output": "3"}
+
+
+def tokenised(tokenizer, row, train_on="answers", template=None):
+    content = recognise(list(row), {}).content(row, 0)
+    return next(Tokeniser(tokenizer, template, train_on).tokenise([content], refused=pytest.fail))
+
+
+def scored(tokenizer, row, **options):
+    document = tokenised(tokenizer, row, **options)
+    return tokenizer.decode(document.input_ids[document.scored])
+
+
+def test_a_text_is_all_answer_and_ends(tiny_tokenizer, llama_tokenizer):
+    for tokenizer in (tiny_tokenizer, llama_tokenizer):
+        row = tokenised(tokenizer, {"text": "The statement is"})
+        assert row.input_ids.tolist() == [*tokenizer("The statement is")["input_ids"], tokenizer.eos_token_id]
+        assert row.scored.tolist() == [False] + [True] * (len(row.input_ids) - 1)
+        assert row.windowed
+
+
+def test_an_end_that_is_there_is_not_doubled(tiny_tokenizer, llama_tokenizer):
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    for row in ({"text": "a<|im_end|>"}, {"prompt": "a", "completion": "b<|im_end|>"}):
+        assert tokenised(tiny_tokenizer, row).input_ids.tolist().count(tiny_tokenizer.eos_token_id) == 1
+    backend = llama_tokenizer.backend_tokenizer.from_str(llama_tokenizer.backend_tokenizer.to_str())
+    special = [("<s>", 1), ("</s>", 2)]
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    closing = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    assert tokenised(closing, {"text": "the"}).input_ids.tolist() == closing("the")["input_ids"]
+    pair = tokenised(closing, {"prompt": "the", "completion": " end"}).input_ids.tolist()
+    assert pair == [1, *closing("the end", add_special_tokens=False)["input_ids"], 2]
+
+
+def test_a_prompt_gets_what_the_tokenizer_adds_and_a_completion_the_end(llama_tokenizer):
+    row = tokenised(llama_tokenizer, {"prompt": "the value", "completion": " is an object"})
+    assert row.input_ids.tolist() == [*llama_tokenizer("the value is an object")["input_ids"], 2]
+    prompt = len(llama_tokenizer("the value")["input_ids"])
+    assert row.scored.tolist() == [False] * prompt + [True] * (len(row.input_ids) - prompt)
+
+
+@pytest.mark.parametrize("prompt", ["The answer: ", "The answer:", "e", "A\n", ""])
+@pytest.mark.parametrize("completion", ["r is an answer", " is", "\nthe end"])
+def test_the_prompts_tokens_are_those_that_generation_starts_from(tiny_tokenizer, llama_tokenizer, prompt, completion):
+    for tokenizer in (tiny_tokenizer, llama_tokenizer):
+        row = tokenised(tokenizer, {"prompt": prompt, "completion": completion})
+        alone = tokenizer(prompt)["input_ids"]
+        assert row.input_ids.tolist()[: len(alone)] == alone
+        assert tokenizer.decode(row.input_ids[len(tokenizer("")["input_ids"]) :]).endswith(
+            (prompt + completion).lstrip(" ") + tokenizer.eos_token
+        )
+        assert row.scored.tolist() == [False] * max(1, len(alone)) + [True] * (len(row.input_ids) - max(1, len(alone)))
+
+
+def test_train_on_all_scores_the_prompt(tiny_tokenizer):
+    row = {"prompt": "The value", "completion": " is"}
+    assert tokenised(tiny_tokenizer, row, "all").scored.tolist()[1:] == [True] * (
+        len(tiny_tokenizer("The value is")["input_ids"])
+    )
+    assert scored(tiny_tokenizer, row, train_on="last") == scored(tiny_tokenizer, row) == " is<|im_end|>"
+
+
+def test_alpaca_through_the_chat_template_where_there_is_one(tiny_tokenizer):
+    messages = [{"role": "user", "content": "Add.\n\n1, 2"}, {"role": "assistant", "content": "3"}]
+    expected = tiny_tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    assert tokenised(tiny_tokenizer, ALPACA).input_ids.tolist() == expected
+    assert scored(tiny_tokenizer, ALPACA) == "3<|im_end|>"
+
+
+def test_alpaca_without_a_template_is_the_prompt_that_it_was_trained_with(trimming_tokenizer):
+    """The two prompts of Stanford's train.py, spelt out."""
+    with_input = (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:"
+    )
+    without_input = (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd.\n\n### Response:"
+    )
+    for row, prompt in ((ALPACA, with_input), (ALPACA | {"input": ""}, without_input)):
+        assert trimming_tokenizer.decode(tokenised(trimming_tokenizer, row).input_ids) == prompt + "3<|end|>"
+        assert scored(trimming_tokenizer, row) == "3<|end|>"

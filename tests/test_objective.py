@@ -1,0 +1,189 @@
+"""The objective against full-logit float64 autograd: the same value and gradient, without ever holding the vocabulary."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from neoplug_losses.cross_entropy import CrossEntropy
+from neoplug_losses.forward_kl import ForwardKL
+from neoplug_losses.jsd import JensenShannon
+from neoplug_losses.reverse_kl import ReverseKL
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from neoplug import objective as module
+from neoplug.forward import Head
+from neoplug.objective import Loss, log_probabilities, objective
+from neoplug.registry import Plugins
+from neoplug.teacher import LiveSignal
+from neoplug.vocabulary import Vocabulary
+
+HIDDEN = 8
+MIX = {"cross_entropy": CrossEntropy(), "forward_kl": ForwardKL(), "jsd": JensenShannon(beta=0.3), "rkl": ReverseKL()}
+WEIGHTS = {"cross_entropy": 0.5, "forward_kl": 0.7, "jsd": 2.0, "rkl": 0.1}
+
+
+def losses(closed=True, names=tuple(MIX)):
+    plugins = Plugins({"loss": {name: MIX[name] for name in names}})
+    gradients = plugins.functions("token_gradient") if closed else {}
+    values = plugins.functions("token_loss")
+    return [Loss(name, WEIGHTS[name], values[name], gradients.get(name)) for name in names]
+
+
+def linear(rows, seed, dtype=torch.float32, bias=False):
+    torch.manual_seed(seed)
+    layer = nn.Linear(HIDDEN, rows, bias=bias).to(dtype)
+    layer.weight.data.mul_(3)
+    return layer.requires_grad_(False)
+
+
+def reference(hidden, weight, bias, teacher_logits, labels, post=lambda z: z, ids=None):
+    """Sum over tokens of the weighted mix, from whole logits in float64 by torch's own functions."""
+    logits = post(hidden.double() @ weight.double().t() + (0 if bias is None else bias.double()))
+    logits = logits if ids is None else logits[:, ids]
+    log_q, log_p = torch.log_softmax(logits, -1), torch.log_softmax(teacher_logits.double(), -1)
+    p, q = log_p.exp(), log_q.exp()
+    m = 0.3 * p + 0.7 * q
+    kl = nn.functional.kl_div
+    total = 0.5 * nn.functional.cross_entropy(logits, labels, reduction="sum")
+    total = total + 0.7 * kl(log_q, log_p, log_target=True, reduction="sum") + 0.1 * kl(
+        log_p, log_q, log_target=True, reduction="sum"
+    )  # fmt: skip
+    jsd = 0.3 * (p * (log_p - m.log())).sum() + 0.7 * (q * (log_q - m.log())).sum()
+    return total + 2.0 * jsd
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed form", "autograd"])
+@pytest.mark.parametrize("kind", ["frozen", "trainable", "bias", "cap", "multiplier", "padded rows", "gaps"])
+def test_it_equals_whole_logits_in_float64(closed, kind, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 5 * 40)
+    monkeypatch.setattr(module, "TILE", 2)
+    rows, tokens = 40, 23
+    ids = torch.tensor([i for i in range(rows) if i % 7]) if kind == "gaps" else None
+    size = {"padded rows": 31, "gaps": 0 if ids is None else len(ids)}.get(kind, rows)
+    layer = linear(rows, 1, bias=kind == "bias").requires_grad_(kind in ("trainable", "bias"))
+    cap, multiplier = (2.0 if kind == "cap" else None), (0.25 if kind == "multiplier" else 1.0)
+    head = Head(layer, Vocabulary(size, ids), multiplier, cap)
+    teacher = Head(linear(rows, 2), Vocabulary(size, ids))
+    torch.manual_seed(3)
+    hidden = torch.randn(tokens, HIDDEN, requires_grad=True)
+    states = torch.randn(tokens, HIDDEN)
+    places = torch.randint(size, (tokens,))
+    labels = places if ids is None else ids[places]
+
+    total, values = objective(losses(closed), hidden, head, LiveSignal(states, teacher), labels, 0.0)
+    (3 * total).backward()
+
+    expected_hidden = hidden.detach().double().requires_grad_()
+    weight = layer.weight.detach().double().requires_grad_()
+    bias = None if layer.bias is None else layer.bias.detach().double().requires_grad_()
+
+    def post(z):
+        z = z * multiplier
+        return z if cap is None else cap * torch.tanh(z / cap)
+
+    keep = torch.arange(size) if ids is None else ids
+    expected = reference(expected_hidden, weight, bias, teacher(states), places, post, keep)
+    (3 * expected).backward()
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(hidden.grad.double(), expected_hidden.grad, rtol=1e-4, atol=1e-4)
+    assert values.shape == (4, tokens)
+    if kind in ("trainable", "bias"):
+        torch.testing.assert_close(layer.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-3)
+    else:
+        assert layer.weight.grad is None
+    if kind == "bias":
+        torch.testing.assert_close(layer.bias.grad.double(), bias.grad, rtol=1e-4, atol=1e-3)
+
+
+@settings(deadline=None, max_examples=25)
+@given(tokens=st.integers(0, 17), block=st.integers(1, 400), tile=st.integers(1, 9), seed=st.integers(0, 99))
+def test_no_chunking_changes_it(tokens, block, tile, seed):
+    head, teacher = Head(linear(20, 1), Vocabulary(20)), Head(linear(20, 2), Vocabulary(20))
+    torch.manual_seed(seed)
+    states = torch.randn(2, tokens, HIDDEN)
+    labels = torch.randint(20, (tokens,))
+
+    def value_and_gradient(block, tile):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "BLOCK", block)
+            patch.setattr(module, "TILE", tile)
+            hidden = states[0].clone().requires_grad_()
+            total, _ = objective(losses(), hidden, head, LiveSignal(states[1], teacher), labels, 0.0)
+            total.backward()
+        return total.detach(), hidden.grad
+
+    for ours, whole in zip(value_and_gradient(block, tile), value_and_gradient(10**6, 10**6), strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_no_answer_token_costs_nothing_and_is_no_nan():
+    hidden = torch.zeros(0, HIDDEN, requires_grad=True)
+    head = Head(linear(20, 1).requires_grad_(), Vocabulary(20))
+    total, values = objective(
+        losses(), hidden, head, LiveSignal(torch.zeros(0, HIDDEN), head), torch.zeros(0, dtype=torch.int64), 0.0
+    )
+    total.backward()
+    assert total == 0
+    assert values.shape == (4, 0)
+    assert torch.equal(head.module.weight.grad, torch.zeros(20, HIDDEN))
+
+
+def test_a_tied_head_gets_the_gradient_of_both_its_uses():
+    torch.manual_seed(0)
+    embedding = nn.Embedding(20, HIDDEN)
+    layer = nn.Linear(HIDDEN, 20, bias=False)
+    layer.weight = embedding.weight
+    tokens, labels = torch.randint(20, (2, 11))
+    only = losses(names=("cross_entropy",))
+    total, _ = objective(only, torch.tanh(embedding(tokens)), Head(layer, Vocabulary(20)), None, labels, 0.0)
+    total.backward()
+    weight = embedding.weight.detach().double().requires_grad_()
+    logits = torch.tanh(weight[tokens]) @ weight.t()
+    (0.5 * nn.functional.cross_entropy(logits, labels, reduction="sum")).backward()
+    torch.testing.assert_close(embedding.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bfloat16_head_gives_float32_logits_without_rounding():
+    layer = linear(300, 1, torch.bfloat16)
+    hidden = torch.randn(64, HIDDEN, dtype=torch.bfloat16)
+    logits = Head(layer, Vocabulary(300))(hidden)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, (hidden.double() @ layer.weight.double().t()).float(), rtol=1e-6, atol=1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operator returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_the_vocabulary_is_never_whole(closed, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 2**12)
+    vocabulary, tokens = 1000, 64
+    head, teacher = (Head(linear(vocabulary, seed), Vocabulary(vocabulary)) for seed in (1, 2))
+    hidden = torch.randn(tokens, HIDDEN, requires_grad=True)
+    labels = torch.randint(vocabulary, (tokens,))
+    with Largest() as largest:
+        total, _ = objective(losses(closed), hidden, head, LiveSignal(hidden.detach(), teacher), labels, 0.0)
+        total.backward()
+    assert largest.elements <= max(2**12, vocabulary * HIDDEN) < tokens * vocabulary
+
+
+def test_log_probabilities_come_tile_by_tile_in_order(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 60)
+    monkeypatch.setattr(module, "TILE", 2)
+    head, hidden = Head(linear(20, 1), Vocabulary(20)), torch.randn(11, HIDDEN)
+    found = list(log_probabilities(head, hidden, LiveSignal(hidden, head)))
+    assert torch.equal(torch.cat([torch.arange(11)[rows] for rows, _, _ in found]), torch.arange(11))
+    whole = torch.log_softmax(hidden.double() @ head.module.weight.double().t(), -1).float()
+    torch.testing.assert_close(torch.cat([log_q for _, log_q, _ in found]), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.cat([log_p for _, _, log_p in found]), whole, rtol=1e-5, atol=1e-5)
