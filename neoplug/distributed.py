@@ -14,15 +14,17 @@ from neoplug.errors import RunError
 class World:
     """All processes of a run; the main one writes.
 
+    device  where the student trains; None is the accelerator's choice
+
     Raises:
         RunError: the launcher promised more processes than came together.
     """
 
-    def __init__(self) -> None:
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    def __init__(self, device: str | None = None) -> None:
+        self.accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
         self.rank = self.accelerator.process_index
         self.size = self.accelerator.num_processes
-        self.device = self.accelerator.device
+        self.device = torch.device(device) if device else self.accelerator.device
         self.is_main = self.accelerator.is_main_process
         promised = int(os.environ.get("WORLD_SIZE", "1"))
         if promised != self.size:

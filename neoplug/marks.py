@@ -21,6 +21,7 @@ MAX_CHARACTERS = 200_000
 MAX_NODES = 5_000  # aliases count as often as they are used
 MAX_DEPTH = 24
 MAX_INTEGER = 2**63 - 1
+MAX_SHOWN = 120  # characters of a line after the place that is meant
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BREAKS = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
@@ -109,8 +110,9 @@ class Source:
         """Make a mark from a 0-based line and column of `text`."""
         line = min(line, len(self.lines) - 1)
         column += len(self.lead) if line == 0 else 0
-        shown = self.lines[line]
-        return Mark(self.file, self.line + line, column + 1, max(1, min(length, len(shown) - column)), shown)
+        whole = self.lines[line]
+        shown = whole if len(whole) <= column + MAX_SHOWN else whole[: column + MAX_SHOWN] + " ..."
+        return Mark(self.file, self.line + line, column + 1, max(1, min(length, MAX_SHOWN, len(whole) - column)), shown)
 
 
 class _Stop(Exception):

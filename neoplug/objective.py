@@ -69,7 +69,7 @@ class _Objective(torch.autograd.Function):
             with torch.enable_grad():
                 logits = head(states)
             block = logits.detach()  # shares the memory: each tile's logits give way to their gradient
-            teacher = signal.logits(rows) if signal is not None else None
+            teacher = signal.logits(rows).to(hidden.device) if signal is not None else None
             for tile in tiles(block):
                 theirs = None if teacher is None else torch.log_softmax(teacher[tile], -1)
                 at = slice(rows.start + tile.start, rows.start + tile.stop)
@@ -129,7 +129,7 @@ def log_probabilities(
     """Yield rows with the student's and the teacher's log-probabilities [t, V] in float32, tile by tile."""
     for rows in blocks(len(hidden), head.vocabulary.size):
         logits = head(hidden[rows])
-        teacher = None if signal is None else signal.logits(rows)
+        teacher = None if signal is None else signal.logits(rows).to(hidden.device)
         for tile in tiles(logits):
             log_p = None if teacher is None else torch.log_softmax(teacher[tile], -1)
             yield slice(rows.start + tile.start, rows.start + tile.stop), torch.log_softmax(logits[tile], -1), log_p

@@ -114,7 +114,16 @@ def problems(
     grouped: dict[Key, list[Any]] = {}
     for detail in error.errors(include_url=False):
         grouped.setdefault(_place(detail, values), []).append(detail)
-    return [_problem(details, place, path, names) for place, details in grouped.items()]
+    return [
+        _problem(details, place, path, names)
+        for place, details in grouped.items()
+        if not any(_is_other_branch(details, place, other) for other in grouped)
+    ]
+
+
+def _is_other_branch(details: list[Any], place: Key, other: Key) -> bool:
+    """Say whether these are branches of a union that did not fit; what is wrong lies inside of one that did."""
+    return other != place and other[: len(place)] == place and all(len(d["loc"]) > len(place) for d in details)
 
 
 def _place(detail: Any, values: Any) -> Key:
@@ -135,21 +144,30 @@ def _place(detail: Any, values: Any) -> Key:
 def _problem(details: list[Any], place: Key, path: Key, names: "typing.Callable[[Key], Sequence[str]]") -> Problem:
     kinds = {detail["type"] for detail in details}
     first, full = details[0], path + place
-    key = place[-1] if place else (path[-1] if path else "recipe")
+    key = _label(full)
     if kinds == {"missing"}:
         return Problem(f"`{key}` is missing", path=full)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return _unknown(names(place[:-1]), full)
+        return unknown_key(names(place[:-1]), full)
     if first["loc"][-1:] == ("[key]",):
-        return _unknown(_literals(first), full)
+        return unknown_key(_literals(first), full)
     if kinds == {"value_error"}:
         return Problem(str(first["ctx"]["error"]), path=full)
     expected = list(dict.fromkeys(_expected(detail) for detail in details))
+    if "a number" in expected:
+        expected = [words for words in expected if words != "a whole number"]
     close = did_you_mean(str(first["input"]), [word for detail in details for word in _literals(detail)])
     return Problem(f"`{key}` is {show(first['input'])}, but must be {' or '.join(expected)}{close}", path=full)
 
 
-def _unknown(known: Sequence[str], path: Key) -> Problem:
+def _label(path: Key) -> str:
+    """Name a value by its key, an item of a list by the list's: layers[1]."""
+    keys = [number for number, part in enumerate(path) if isinstance(part, str)]
+    return f"{path[keys[-1]]}{''.join(f'[{part}]' for part in path[keys[-1] + 1 :])}" if keys else "recipe"
+
+
+def unknown_key(known: Sequence[str], path: Key) -> Problem:
+    """Say that the key at `path` is none of those known there."""
     fix = f"the keys here are {', '.join(known)}" if known else "remove it"
     return Problem(f"unknown key `{path[-1]}`{did_you_mean(str(path[-1]), known)}", fix=fix, path=path)
 
@@ -169,8 +187,8 @@ def _expected(detail: Any) -> str:
         if word in context:
             bound = context[word]
             return f"{limit} {int(bound) if bound == int(bound) else bound}"
-    if kind in ("string_too_short", "too_short"):
-        return "not empty"
+    if kind == "string_too_short":
+        return "text that is not empty"
     if kind == "value_error":
         return str(context["error"])
     name = kind.removesuffix("_type").removesuffix("_parsing")

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
 FLOAT32 = 4  # bytes
 CHUNK = 1024  # answer tokens whose logits exist at a time, at most
-# Bytes of activations that a transformer layer keeps for backward, per token and hidden unit at two bytes a number:
-# 34 without the attention matrix, which sdpa never stores (Korthikanti et al. 2022, arXiv 2205.05198); with
-# checkpointing only a layer's input, 2.
-KEPT, KEPT_CHECKPOINTED = 34, 2
+# Numbers that a layer keeps for backward, per token: of its hidden size and of its MLP's (counted on Llama by autograd's
+# saved tensors; the attention matrix is not among them, sdpa computes it anew). Checkpointing keeps a layer's input.
+KEPT_HIDDEN, KEPT_MLP = 9, 4
 
 
 def plan(checked: Checked) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def plan(checked: Checked) -> dict[str, Any]:
         "models": {role: model.facts() for role, model in found.items()},
         "parameters": {"trainable": sizes.trainable, "total": sizes.total},
         **run,
-        "memory_bytes": _memory(found, sizes, _activations(student.config, recipe.train, run["data"]["longest_row"])),
+        "memory_bytes": _memory(found, sizes, _activations(student, recipe.train, run["data"]["longest_row"])),
         "disk_bytes": _disk(checked.recipe, student, sizes, run["steps"]),
     }
 
@@ -200,13 +199,14 @@ def _optimizer_bytes(checked: Checked, trainable: list[torch.nn.Parameter]) -> i
         return 2 * FLOAT32 * sum(weight.numel() for weight in weights)
 
 
-def _activations(config: PretrainedConfig, train: Train, longest_row: int) -> int:
+def _activations(student: _Skeleton, train: Train, longest_row: int) -> int:
     """Return the bytes that one micro-batch keeps for backward, and a chunk of logits: a rough estimate."""
-    text = config.get_text_config()
-    tokens, layers = longest_row * train.per_device_train_batch_size, text.num_hidden_layers
-    per_number = layers * KEPT_CHECKPOINTED + KEPT if train.gradient_checkpointing else layers * KEPT
+    text = student.config.get_text_config()
+    tokens, hidden, layers = longest_row * train.per_device_train_batch_size, text.hidden_size, text.num_hidden_layers
+    layer = KEPT_HIDDEN * hidden + KEPT_MLP * (getattr(text, "intermediate_size", None) or 4 * hidden)
+    numbers = layers * hidden + layer if train.gradient_checkpointing else layers * layer
     logits = min(tokens, CHUNK) * text.vocab_size * FLOAT32 * 3  # the teacher's, the student's, and their gradient
-    return tokens * text.hidden_size * per_number * FLOAT32 // 2 + logits
+    return tokens * numbers * student.dtype.itemsize + logits
 
 
 def _memory(found: Mapping[str, _Skeleton], sizes: _Sizes, activations: int) -> dict[str, int]:

@@ -64,7 +64,7 @@ class Entry:
         try:
             found: Any = _import_file(self.file) if self.file else importlib.import_module(module)
             for part in attribute.split("."):
-                found = getattr(found, part)
+                found = _part(found, part, module)
         except (Exception, SystemExit) as error:
             owner = f"{self.package} {self.version}".strip()
             what = f"the plugin `{self.name}` of {owner} cannot be imported: {type(error).__name__}: {error}"
@@ -73,6 +73,13 @@ class Entry:
         if not inspect.isclass(found):
             raise RecipeError([Problem(f"`{self.target}` is no class", fix="a plugin is a dataclass")])
         return found
+
+
+def _part(whole: Any, name: str, module: str) -> Any:
+    if not hasattr(whole, name):
+        classes = [known for known, value in vars(whole).items() if inspect.isclass(value)]
+        raise AttributeError(f"{module} has no `{name}`{did_you_mean(name, classes)}")
+    return getattr(whole, name)
 
 
 class _SourceOnly(SourceFileLoader):

@@ -42,7 +42,7 @@ def execute(checked: Checked, output: Path, resume: bool, progress: Progress) ->
         logger.info("%s is complete; nothing to do", output)
         return result
     with stopping() as stop:
-        world = World()
+        world = World(checked.recipe.student.device)
         parts = gather(checked, progress)
         if directory is None:
             directory = write_directory(output, checked, parts, world)
@@ -93,7 +93,7 @@ def logging_to(file: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     try:
         yield
     finally:

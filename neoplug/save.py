@@ -8,7 +8,7 @@ from torch import nn
 
 from neoplug.errors import RunError
 from neoplug.files import folder_atomically
-from neoplug.models import Located
+from neoplug.models import Located, dropout, load_config
 from neoplug.recipe import Checked
 from neoplug.rundir import RunDir
 
@@ -27,7 +27,7 @@ def save_student(model: nn.Module, checked: Checked, base: Located, tokenizer: A
             _save_peft(model, draft, where, base.revision)
     else:
         with folder_atomically(_cleared(directory.model)) as draft:
-            _save_whole(model, draft, tokenizer)
+            _save_whole(model, draft, base, tokenizer)
 
 
 def _cleared(path: Path) -> Path:
@@ -49,11 +49,14 @@ def _save_peft(model: Any, path: Path, base: str, revision: str | None) -> None:
     model.save_pretrained(path)
 
 
-def _save_whole(model: Any, path: Path, tokenizer: Any) -> None:
+def _save_whole(model: Any, path: Path, base: Located, tokenizer: Any) -> None:
     if not hasattr(model, "save_pretrained"):
         raise RunError(
             f"{type(model).__name__} cannot be saved: it is neither a PeftModel nor a transformers model\n"
             "fix: let the adapter plugin answer `save_adapter`"
         )
+    original = load_config(base)
+    dropout.put_back(model.config, original)
+    model.config.use_cache = original.use_cache  # training had switched both off
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)

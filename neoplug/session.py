@@ -71,7 +71,7 @@ class Session:
         batches = held_out_batches(
             self.parts.corpus.held_out, recipe.evaluate.per_device_eval_batch_size, self.world.device
         )
-        self.progress.phase("loading the models")
+        self.phase("loading the models")
         teacher = self.load_teacher()
         bare, name = self.load_student()
         if earlier is None:
@@ -95,11 +95,17 @@ class Session:
             Metrics(self.checked.weights, self.write_lines), save, evaluate, self.stop_asked,
         )  # fmt: skip
         self.progress.started(total, first)
-        done = distil(training, first)
+        with self.stop.deferring():
+            done = distil(training, first)
         if done < total or self.stop.signal is not None:
             signal = self.stop.signal or 15
             raise Interrupted(signal, f"stopped by a signal after step {done} of {total}; go on with --resume")
         return self.finish(student, teacher, batches, total)
+
+    def phase(self, text: str) -> None:
+        """Say what goes on now, also to the log."""
+        logger.debug(text)
+        self.progress.phase(text)
 
     def load_teacher(self) -> LanguageModel | None:
         """Load the teacher, if the recipe has one."""
@@ -159,12 +165,12 @@ class Session:
 
     def measure_before(self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> None:
         """Measure the student that was not trained, and the teacher."""
-        self.progress.phase("evaluating the student before training")
+        self.phase("evaluating the student before training")
         self.facts = {"before": self.measured(student, teacher, batches)}
         prompt = sample_prompt(self.parts)
         self.facts["sample"] = {"prompt": self.decode(prompt), "before": self.continuation(student, prompt)}
         if teacher is not None:
-            self.progress.phase("evaluating the teacher")
+            self.phase("evaluating the teacher")
             self.facts["teacher"] = measure(teacher, None, batches)
 
     def measured(self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> dict[str, Any]:
@@ -222,7 +228,7 @@ class Session:
         self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch], total: int
     ) -> dict[str, Any]:
         """Measure what was trained, save it, write the result."""
-        self.progress.phase("evaluating the student after training")
+        self.phase("evaluating the student after training")
         after = self.measured(student, teacher, batches)
         sample = self.facts["sample"]
         sample["after"] = self.continuation(student, sample.pop("ids", None) or sample_prompt(self.parts))
@@ -243,7 +249,7 @@ class Session:
             "peak_memory_bytes": peak_memory(self.world.device),
         }
         if self.world.is_main:
-            self.progress.phase("saving the student")
+            self.phase("saving the student")
             save_student(student.module, self.checked, self.parts.base, self.parts.tokenizer, self.directory)
         self.checked.plugins.each("on_train_end", model=student.module, result=result)
         result["seconds"] = monotonic() - self.began

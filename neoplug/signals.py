@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while a run trains: save first, then end. A second SIGINT ends at once."""
+"""SIGINT and SIGTERM: while a run trains, save first, then end; elsewhere end at once, as a second SIGINT does."""
 
 import signal
 from collections.abc import Iterator
@@ -6,20 +6,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from neoplug.errors import Interrupted
+
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
 class Stop:
-    """Which signal asked the run to end, if any did."""
+    """Which signal asked the run to end, if any did; `deferred` while the loop will ask for it and save."""
 
     signal: int | None = None
+    deferred: bool = False
 
     def asked(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; the second SIGINT is the user's last word."""
+        """Note the signal, or end at once."""
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = self.signal or number
+        if not self.deferred:
+            raise Interrupted(number, "stopped by a signal; nothing was to be saved")
+
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Let signals wait until the loop asks for them."""
+        self.deferred = True
+        try:
+            yield
+        finally:
+            self.deferred = False
 
 
 @contextmanager

@@ -24,5 +24,5 @@ class LiveSignal:
 
 @torch.no_grad()
 def ask(teacher: LanguageModel, batch: Batch) -> LiveSignal:
-    """Run the teacher on a batch."""
-    return LiveSignal(teacher.hidden(batch), teacher.head)
+    """Run the teacher on a batch, on the teacher's own device."""
+    return LiveSignal(teacher.hidden(batch.to(teacher.device)), teacher.head)

@@ -1,8 +1,8 @@
 """A tokenizer as this package needs it: plain tokens of a text, with the true place of each in the text.
 
-Tokenizers of the byte-level family report places without the blanks that belong to a token, so that the line break
-before an answer would seem to stand in it. That happens in their post-processor; a copy without one keeps true places,
-and gives the same tokens, since special tokens are put around them here.
+Many byte-level tokenizers report places without the blanks that belong to a token, so that a token of a prompt's last
+blank and an answer's first letters would seem to start in the answer. That happens in their post-processor; a copy
+without one keeps true places, and gives the same tokens, since special tokens are put around them here.
 """
 
 import copy

@@ -9,6 +9,7 @@ import torch
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, RunError
 from neoplug.hookspecs import Role
+from neoplug.models import dropout
 from neoplug.models.located import Located
 from neoplug.models.quiet import quiet
 
@@ -107,14 +108,15 @@ def load_model(
     role: Role,
     section: Literal["teacher.load", "student.load"],
 ) -> "PreTrainedModel":
-    """Return the model on `device`, in evaluation mode and frozen, as its `load` plugins want it.
+    """Return the model on `device`, in evaluation mode and frozen, without dropout, as its `load` plugins want it.
 
     attn_implementation  None leaves the choice to transformers
 
     Raises RecipeError for two plugins that ask for one key, or for what is no causal language model.
     """
-    load_config(located, (role, "model"))
-    kwargs: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}}
+    config = load_config(located, (role, "model"))
+    dropout.switch_off(config)
+    kwargs: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": {"": str(device)}}
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
     model = load_weights(located, **kwargs | _plugin_kwargs(plugins, role, section, taken=kwargs))

@@ -94,7 +94,6 @@ def merge(parent: Tree, child: Tree, whole: Callable[[Key], bool]) -> Tree:
     """Lay `child` over `parent`: maps merge key by key, a null removes a key, and a map that is `whole` replaces."""
     merged = deepcopy(parent)
     merged.problems += child.problems
-    merged.places[()] = child.places[()]
     _lay(merged, child, (), whole)
     merged.broken |= child.broken
     return merged

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from neoplug.errors import Path as Key
-from neoplug.errors import Problem, RecipeError, did_you_mean
+from neoplug.errors import Problem, RecipeError
 from neoplug.marks import Tree
-from neoplug.options import build, dump, fields_of, problems
+from neoplug.options import build, dump, fields_of, problems, unknown_key
 from neoplug.recipe.check import Found, asked, plugins_of
 from neoplug.recipe.layers import leaves
 from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe, keys_at
@@ -80,11 +80,10 @@ def _typed(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
 def _elsewhere(problem: Problem) -> Problem:
     """Say where an unknown key would be known."""
     key = str(problem.path[-1]) if problem.path else ""
-    homes = [name for name, section in SECTIONS.items() if key in section.model_fields]
-    if not problem.what.startswith("unknown key"):
-        return problem
-    if homes:
-        return dataclasses.replace(problem, fix=f"`{key}` belongs under `{'` or `'.join(homes)}`")
+    homes = [f"under `{name}`" for name, section in SECTIONS.items() if key in section.model_fields]
+    homes += ["at the top"] if key in Recipe.model_fields else []
+    if problem.what.startswith("unknown key") and homes:
+        return dataclasses.replace(problem, fix=f"`{key}` belongs {' or '.join(homes)}")
     return problem
 
 
@@ -94,9 +93,9 @@ def _removed(tree: Tree) -> list[Problem]:
     for path, place in tree.removed.items():
         unknown = next((end for end in range(len(path)) if not _is_known(path[:end], path[end])), None)
         if unknown is not None and tree.get(path[: unknown + 1]) is None:
-            key = str(path[unknown])
-            close = did_you_mean(key, keys_at(path[:unknown]))
-            found.append(Problem(f"unknown key `{key}`{close}", path=path, mark=place.key))
+            at = path[: unknown + 1]
+            problem = unknown_key(keys_at(path[:unknown]), at)
+            found.append(dataclasses.replace(_elsewhere(problem), mark=place.key))
     return found
 
 

@@ -50,8 +50,9 @@ def gather(path: Path, name: str, overrides: Sequence[str], changes: Mapping[str
     Raises RecipeError with what makes reading on pointless: text that is no YAML, a parent that is not there.
     """
     child = read_file(path, name)
-    tree = merge(_parent(child, path), child, whole)
+    tree = merge(_parent(child, path, name), child, whole)
     tree = merge(tree, from_values(changes, OVERRIDE, Path.cwd()), whole)
+    tree.places[()] = child.places[()]
     for number, override in enumerate(overrides, 1):
         _apply(tree, override, number)
     for plugin_map in PLUGIN_MAPS:
@@ -81,7 +82,7 @@ def read_file(path: Path, name: str) -> Tree:
     return tree
 
 
-def _parent(child: Tree, path: Path) -> Tree:
+def _parent(child: Tree, path: Path, name: str) -> Tree:
     """Return the tree that `child` extends (an empty one, if none), and take `extends` out of `child`."""
     if "extends" not in child.values:
         if child.is_broken(("extends",)) and () not in child.broken:
@@ -94,8 +95,8 @@ def _parent(child: Tree, path: Path) -> Tree:
     if not isinstance(named, str) or not named:
         raise RecipeError([*child.problems, Problem("`extends` names one recipe: a shipped name or a file", mark=mark)])
     try:
-        file, name = locate(named, path.resolve().parent)
-        parent = read_file(file, _relative(file, name, path))
+        file, shown = locate(named, path.resolve().parent)
+        parent = read_file(file, str(Path(name).parent / shown))
     except RecipeError as error:
         raise RecipeError([*child.problems, *error.problems]) from error
     except UsageError as error:
@@ -105,11 +106,6 @@ def _parent(child: Tree, path: Path) -> Tree:
         what, why = f"`{named}` extends another recipe itself", "one level reads best: each value has one of two places"
         raise RecipeError([*child.problems, Problem(what, why, "copy what you need from it", mark=mark)])
     return parent
-
-
-def _relative(file: Path, name: str, child: Path) -> str:
-    """Name a parent as messages should: from where the user stands, as the child is named."""
-    return str(child.parent / name) if file == child.resolve().parent / name and not Path(name).is_absolute() else name
 
 
 def _apply(tree: Tree, override: str, number: int) -> None:

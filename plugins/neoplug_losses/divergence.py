@@ -43,7 +43,7 @@ class Divergence(ABC):
 
     @abstractmethod
     def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """Return fresh tensors: the divergence [N] and its gradient [N, V] by the logits of q."""
+        """Return fresh tensors: the divergence [N] and its gradient [N, V] by the logits of q. Few of size V."""
 
     def _soften(self, log_probabilities: Tensor) -> Tensor:
         if self.temperature == 1:  # they arrive normalised

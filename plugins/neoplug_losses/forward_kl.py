@@ -8,6 +8,7 @@ Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from neoplug_losses.divergence import Divergence
@@ -23,6 +24,6 @@ class ForwardKL(Divergence):
 
     def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient is q - p."""
-        p = log_p.exp()
-        value = (log_p - log_q).mul_(p).sum(-1)
-        return value, log_q.exp().sub_(p)
+        p, terms = log_p.exp(), log_p - log_q
+        value = terms.mul_(p).sum(-1)
+        return value, torch.exp(log_q, out=terms).sub_(p)

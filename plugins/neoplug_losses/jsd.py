@@ -28,18 +28,17 @@ class JensenShannon(Divergence):
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return beta KL(p, m) + (1 - beta) KL(q, m)."""
-        log_m = self._log_mixture(log_p, log_q)
+        log_m = torch.logaddexp(log_p + log(self.beta), log_q + log1p(-self.beta))
         terms = self.beta * log_p.exp() * (log_p - log_m) + (1 - self.beta) * log_q.exp() * (log_q - log_m)
         return terms.sum(-1)
 
     def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient is (1 - beta) q (log(q / m) - KL(q, m)): what m contributes cancels."""
-        log_m = self._log_mixture(log_p, log_q)
-        q, ratio = log_q.exp(), log_q - log_m
-        to_student = (q * ratio).sum(-1)
-        to_teacher = (log_p - log_m).mul_(log_p.exp()).sum(-1)
+        log_m, terms = log_p + log(self.beta), log_q + log1p(-self.beta)
+        torch.logaddexp(log_m, terms, out=log_m)
+        p = log_p.exp()
+        to_teacher = torch.sub(log_p, log_m, out=terms).mul_(p).sum(-1)
+        q = torch.exp(log_q, out=p)  # each of the three buffers serves twice
+        to_student = torch.sub(log_q, log_m, out=terms).mul_(q).sum(-1)
         value = to_teacher.mul_(self.beta).add_(to_student, alpha=1 - self.beta)
-        return value, ratio.sub_(to_student[:, None]).mul_(q).mul_(1 - self.beta)
-
-    def _log_mixture(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return torch.logaddexp(log_p + log(self.beta), log_q + log1p(-self.beta))
+        return value, terms.addcmul_(q, to_student[:, None], value=-1).mul_(1 - self.beta)

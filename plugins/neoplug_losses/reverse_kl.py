@@ -23,6 +23,6 @@ class ReverseKL(Divergence):
 
     def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient is q (log(q / p) - KL(q, p))."""
-        q, ratio = log_q.exp(), log_q - log_p
-        value = (q * ratio).sum(-1)
-        return value, ratio.sub_(value[:, None]).mul_(q)
+        q, terms = log_q.exp(), log_q - log_p
+        value = terms.mul_(q).sum(-1)
+        return value, terms.addcmul_(q, value[:, None], value=-1)

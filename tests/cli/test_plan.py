@@ -57,6 +57,31 @@ def test_a_pruned_student_is_smaller_by_its_layers(planned, tiny_teacher):
     assert found["disk_bytes"]["student"] == 4 * found["models"]["student"]["parameters"]
 
 
+def test_activations_are_about_what_autograd_saves(planned, tiny_teacher):
+    """The estimate, less its logits, against the bytes that torch itself keeps for backward in a forward pass."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    found = planned(f"student.model={tiny_teacher}", "train.per_device_train_batch_size=8")
+    tokens = 8 * found["data"]["longest_row"]
+    estimate = found["memory_bytes"]["activations"] - tokens * 384 * 4 * 3
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher).model
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden = model(input_ids=torch.zeros(1, tokens, dtype=torch.int64), use_cache=False).last_hidden_state
+    kept = sum(tensor.untyped_storage().nbytes() for place, tensor in saved.items() if place not in weights)
+    assert hidden.requires_grad
+    assert 0.7 < estimate / kept < 1.4
+    less = planned(f"student.model={tiny_teacher}", "train.gradient_checkpointing=true")
+    assert less["memory_bytes"]["activations"] < planned(f"student.model={tiny_teacher}")["memory_bytes"]["activations"]
+
+
 def test_steps_and_tokens_follow_from_the_data(planned):
     found = planned()
     assert found["data"]["rows"] + found["data"]["held_out_documents"] == 24

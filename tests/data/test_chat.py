@@ -95,7 +95,6 @@ def test_the_mask_is_that_of_transformers_for_a_marked_template(tiny_tokenizer):
 
 
 def test_scored_tokens_decode_to_the_answers(tiny_tokenizer, trimming_tokenizer):
-    """The second tokenizer says that the line break before an answer stands in it, and one that ends it behind it."""
     for tokenizer in (tiny_tokenizer, trimming_tokenizer):
         end = tokenizer.eos_token
         template = tiny_tokenizer.chat_template.replace("<|im_start|>", "<<").replace("<|im_end|>", end)
@@ -112,6 +111,20 @@ def test_a_token_across_the_border_is_the_prompts(tiny_tokenizer):
     first = tiny_tokenizer.decode(row.input_ids[:1])
     assert first == "er"  # else this tests nothing
     assert tiny_tokenizer.decode(row.input_ids[row.scored]) == " end"
+
+
+@pytest.mark.parametrize(
+    ("answer", "scored"),
+    [("the end", " end<|end|>"), (" the end", " the end<|end|>"), (" ", "<|end|>"), ("  x", " x<|end|>")],
+)
+def test_a_token_of_the_prompts_last_blank_is_the_prompts(tiny_tokenizer, trimming_tokenizer, answer, scored):
+    """The second tokenizer itself says that " the" starts at its t, and a blank behind itself."""
+    for tokenizer in (tiny_tokenizer, trimming_tokenizer):
+        end = tokenizer.eos_token
+        spoken = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}" + end + "{% endfor %}"
+        spoken += "{% if add_generation_prompt %}assistant: {% endif %}"
+        row = tokenised(tokenizer, [TURNS[1], {"role": "assistant", "content": answer}], spoken)
+        assert tokenizer.decode(row.input_ids[row.scored]) == scored.replace("<|end|>", end)
 
 
 def test_a_template_that_changes_earlier_text_is_refused_with_the_row(tiny_tokenizer):

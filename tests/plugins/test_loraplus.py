@@ -17,10 +17,10 @@ RATE = 3e-3
 
 
 @pytest.fixture(scope="module")
-def base(tiny_student):
+def base(tiny_teacher):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(tiny_student, dtype=torch.float32).eval().requires_grad_(False)
+    return AutoModelForCausalLM.from_pretrained(tiny_teacher, dtype=torch.float32).eval().requires_grad_(False)
 
 
 def adapted(adapter, base):

@@ -1,31 +1,33 @@
 """Hands every installed loss as `loss` and every installed adapter as `adapter`: whoever adds a file is tested here."""
 
 from dataclasses import fields
-from importlib.metadata import entry_points
 
 import pytest
 
+from neoplug.errors import RecipeError
+from neoplug.registry import answered, installed
 
-def installed(hook):
+
+def answering(hook):
     """Yield (name, class) of the installed plugins with a hook. Broken ones answer for themselves elsewhere."""
-    for entry in sorted(entry_points(group="neoplug"), key=lambda entry: entry.name):
+    for entry in installed():
         try:
             plugin = entry.load()
-        except ImportError:
+        except RecipeError:
             continue
-        if hasattr(plugin, hook):
+        if hook in answered(plugin):
             yield entry.name, plugin
 
 
 def losses():
-    for name, plugin in installed("token_loss"):
+    for name, plugin in answering("token_loss"):
         yield pytest.param(plugin(), id=name)
         if any(field.name == "temperature" for field in fields(plugin)):
             yield pytest.param(plugin(temperature=2.5), id=f"{name}-hot")
 
 
 def adapters():
-    for name, plugin in installed("add_adapter"):
+    for name, plugin in answering("add_adapter"):
         yield pytest.param(plugin(), id=name)
 
 

@@ -1,0 +1,108 @@
+"""GGUF against the model that it was written from: the same logits, text, tokens; converted once."""
+
+import json
+import multiprocessing
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from neoplug.errors import RunError
+from neoplug.files import sha256_of
+from neoplug.models import gguf as conversion
+from neoplug.models import locate
+
+from .conftest import write_gguf
+
+IDS = torch.arange(3, 43).view(2, 20)
+TEXT = "Hello  World!  x  12345\n 12 äöü 日本語 🙂\n\n\tdef f(x): return x <|im_end|> don't"
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def test_the_converted_model_computes_what_the_original_does(tiny_gguf, tiny_student):
+    located = locate(str(tiny_gguf))
+    ours, original = (AutoModelForCausalLM.from_pretrained(folder) for folder in (located.path, tiny_student))
+    torch.testing.assert_close(logits(ours), logits(original), rtol=1e-5, atol=1e-5)
+    assert ours.dtype == torch.float32
+    assert not hasattr(ours.config, "quantization_config")
+    assert (located.kind, located.revision, located.sha256) == ("gguf", None, sha256_of(tiny_gguf))
+
+
+def test_the_tokenizer_round_trips_and_keeps_its_special_tokens(tiny_gguf, tiny_tokenizer):
+    ours = AutoTokenizer.from_pretrained(locate(str(tiny_gguf)).path)
+    assert ours.decode(ours(TEXT)["input_ids"]) == TEXT
+    assert ours.get_vocab() == tiny_tokenizer.get_vocab()
+    for name in ("bos_token", "eos_token", "pad_token", "chat_template"):
+        assert getattr(ours, name) == getattr(tiny_tokenizer, name)
+    assert ours.model_max_length == 512
+    chat = [{"role": "user", "content": "Hi"}]
+    assert ours.apply_chat_template(chat, tokenize=False) == tiny_tokenizer.apply_chat_template(chat, tokenize=False)
+
+
+def test_digits_stand_alone_where_the_vocabulary_was_learned_so(tiny_gguf):
+    """As the tokenizers library splits with Digits(individual_digits=True) before ByteLevel."""
+    ours = AutoTokenizer.from_pretrained(locate(str(tiny_gguf)).path)
+    pieces = ours.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a  12")
+    assert [piece for piece, _ in pieces] == ["a", "ĠĠ", "1", "2"]
+
+
+@pytest.mark.parametrize("add_bos", [True, False])
+def test_the_first_token_follows_the_file(tmp_path, tiny_student, tiny_tokenizer, add_bos):
+    model = AutoModelForCausalLM.from_pretrained(tiny_student)
+    file = write_gguf(tmp_path / "bos.gguf", model, tiny_tokenizer, add_bos=add_bos)
+    ours = AutoTokenizer.from_pretrained(locate(str(file)).path)
+    assert (ours("Hi")["input_ids"][0] == tiny_tokenizer.bos_token_id) is add_bos
+
+
+def test_the_generation_configuration_knows_where_to_stop(tmp_path, tiny_student, tiny_tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(tiny_student)
+    folder = locate(str(write_gguf(tmp_path / "a.gguf", model, tiny_tokenizer, pad=False))).path
+    config, tokenizer = GenerationConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert config.eos_token_id == tiny_tokenizer.eos_token_id
+    assert tokenizer.pad_token == tiny_tokenizer.eos_token
+    assert config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_the_second_start_converts_nothing(tiny_gguf, monkeypatch):
+    first = locate(str(tiny_gguf))
+    monkeypatch.setattr(conversion, "convert", None)
+    assert locate(str(tiny_gguf)) == first
+
+
+def test_a_failed_conversion_leaves_nothing(tmp_path, home):
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(b"GGUF, it says")
+    with pytest.raises(RunError, match=r"broken\.gguf cannot be read"):
+        locate(str(file))
+    assert [path.name for path in (home / "models").iterdir() if path.is_dir()] == []
+
+
+def test_nothing_is_drawn_off_a_terminal(tiny_gguf, capfd):
+    locate(str(tiny_gguf))
+    assert capfd.readouterr() == ("", "")
+
+
+def _start(file, folder, queue):
+    import os
+
+    os.environ["NEOPLUG_HOME"] = str(folder)
+    queue.put(locate(file).path)
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_converts(tiny_gguf, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=_start, args=(str(tiny_gguf), tmp_path / "two", queue)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    paths = {queue.get(timeout=120) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(paths) == 1
+    record = json.loads((tmp_path / "two" / "models" / paths.pop().rpartition("/")[2] / "neoplug.json").read_text())
+    assert record["sha256"] == sha256_of(tiny_gguf)

@@ -1,0 +1,125 @@
+"""The prepared student: made once for all that it depends on, and no more; loadable by plain transformers."""
+
+import json
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from neoplug import hookimpl
+from neoplug.errors import RecipeError
+from neoplug.models import locate, prepare
+from neoplug.registry import Plugins
+from neoplug_models.prune_depth import PruneDepth
+
+
+@dataclass(eq=False)
+class Shift:
+    """Adds to the head what it draws: from nothing, from `rng`, from the batches."""
+
+    by: str = "constant"
+
+    @hookimpl
+    def prepare_student(self, model, batches, rng):
+        amount = 0.5
+        if self.by == "rng":
+            amount = torch.rand((), generator=rng).item()
+        if self.by == "batches":
+            amount = next(iter(batches)).item()
+        assert model.dtype == torch.float32
+        model.model.norm.weight.data += amount
+
+
+def run(model, plugins, *, seed=0, fingerprint="f", batches=(1.0,)):
+    train = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    recipe = SimpleNamespace(seed=seed, train=train)
+    checked = SimpleNamespace(recipe=recipe, plugins=Plugins({"student.prepare": plugins}), entries={})
+    return prepare(locate(str(model)), checked, lambda: map(torch.tensor, batches), fingerprint)
+
+
+def norm(located):
+    return AutoModelForCausalLM.from_pretrained(located.path).model.norm.weight
+
+
+def test_without_plugins_the_student_is_itself(tiny_student):
+    assert run(tiny_student, {}) == locate(str(tiny_student))
+
+
+def test_the_stored_student_is_whole(tiny_teacher):
+    located = run(tiny_teacher, {"prune_depth": PruneDepth(layers=[0, 3])})
+    assert located.kind == "prepared"
+    assert located.sha256
+    model, whole = (AutoModelForCausalLM.from_pretrained(folder) for folder in (located.path, tiny_teacher))
+    assert model.config.num_hidden_layers == 2
+    torch.testing.assert_close(model.model.layers[1].state_dict(), whole.model.layers[3].state_dict())
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (located.path, tiny_teacher)]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+    assert tokenizers[0].chat_template == tokenizers[1].chat_template
+    configs = [GenerationConfig.from_pretrained(folder).to_dict() for folder in (located.path, tiny_teacher)]
+    assert configs[0] == configs[1]
+    assert model.config.use_cache
+
+
+@pytest.mark.parametrize("by", ["constant", "rng", "batches"])
+def test_it_is_made_again_only_for_what_it_depends_on(tiny_student, by):
+    first = run(tiny_student, {"s": Shift(by)})
+    other_seed = run(tiny_student, {"s": Shift(by)}, seed=1)
+    other_data = run(tiny_student, {"s": Shift(by)}, fingerprint="g", batches=(2.0,))
+    assert (other_seed == first) is (by == "constant")
+    assert (other_data == first) is (by != "batches")
+    assert run(tiny_student, {"s": Shift(by)}) == first
+    if by == "rng":
+        assert not torch.equal(norm(first), norm(other_seed))
+
+
+def test_the_second_time_nothing_runs(tiny_student, monkeypatch):
+    first = run(tiny_student, {"s": Shift()})
+    monkeypatch.setattr("neoplug.models.prepare.load_weights", None)
+    assert run(tiny_student, {"s": Shift()}) == first
+
+
+def test_other_options_are_another_student(tiny_teacher):
+    cuts = [run(tiny_teacher, {"p": PruneDepth(num_hidden_layers=count)}) for count in (2, 3)]
+    assert cuts[0] != cuts[1]
+
+
+def test_an_edited_plugin_prepares_anew(tiny_student, tmp_path):
+    source = "from dataclasses import dataclass\nfrom neoplug import hookimpl\n@dataclass(eq=False)\nclass Add:\n"
+    source += "    @hookimpl\n    def prepare_student(self, model):\n        model.model.norm.weight.data += {}\n"
+    file = tmp_path / "plugin.py"
+    found = []
+    for amount in (1, 2):
+        file.write_text(source.format(amount))
+        space = {"__name__": "edited_plugin", "__file__": str(file)}
+        sys.modules["edited_plugin"] = module = SimpleNamespace(**space)
+        exec(compile(file.read_text(), str(file), "exec"), space)
+        vars(module).update(space)
+        found.append(run(tiny_student, {"add": space["Add"]()}))
+    del sys.modules["edited_plugin"]
+    assert found[0] != found[1]
+    torch.testing.assert_close(norm(found[1]), norm(found[0]) + 1)
+
+
+def test_two_plugins_run_in_the_order_of_their_names(tiny_teacher):
+    located = run(tiny_teacher, {"b": PruneDepth(layers=[1]), "a": PruneDepth(layers=[0, 2])})
+    model, whole = (AutoModelForCausalLM.from_pretrained(folder) for folder in (located.path, tiny_teacher))
+    torch.testing.assert_close(model.model.layers[0].state_dict(), whole.model.layers[2].state_dict())
+
+
+def test_what_cannot_be_cut_is_a_mistake_in_the_recipe(tiny_student, home):
+    with pytest.raises(RecipeError, match="only 2 layers"):
+        run(tiny_student, {"prune_depth": PruneDepth(num_hidden_layers=5)})
+    assert not [path for path in (home / "students").iterdir() if path.is_dir()]
+
+
+def test_the_record_says_what_made_it(tiny_teacher):
+    from pathlib import Path
+
+    located = run(tiny_teacher, {"prune_depth": PruneDepth(layers=[0, 3])})
+    record = json.loads((Path(located.path) / "neoplug.json").read_text())
+    assert record["format"] == 1
+    assert record["source"] == str(tiny_teacher)
+    assert record["plugins"]["prune_depth"]["options"] == {"num_hidden_layers": "None", "layers": "[0, 3]"}

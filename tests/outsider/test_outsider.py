@@ -1,0 +1,162 @@
+"""Somebody's own distribution beside neoplug's wheel: its loss, adapter and probe run, its broken plugin hurts nobody."""
+
+import json
+import zipfile
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+from numpy.testing import assert_allclose
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+OURS = {"broken_neighbour", "entropy", "hellinger", "output_bottleneck"}
+RECIPE = """
+teacher: {{model: {teacher}}}
+student: {{model: {student}}}
+data: {{source: {chat}, max_length: 64, held_out: 4}}
+adapter:
+  output_bottleneck: {{target_modules: [v_proj, down_proj], width: 3}}
+loss:
+  hellinger: {{}}
+train: {{max_steps: 6, learning_rate: 3.0e-2, per_device_train_batch_size: 4, logging_steps: 3}}
+probes:
+  entropy: {{}}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, tiny_student, tiny_teacher, tiny_chat):
+    file = tmp_path_factory.mktemp("recipe") / "stranger.yaml"
+    file.write_text(RECIPE.format(teacher=tiny_teacher, student=tiny_student, chat=tiny_chat), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(installation, recipe):
+    """Return the directory of a run that named all three."""
+    output = recipe.parent / "run"
+    answer = installation.neoplug("run", recipe, "--output", output)
+    assert answer.code == 0, answer.out + answer.err
+    return output
+
+
+def test_neoplug_and_the_outsider_come_from_the_fresh_venv(installation):
+    code = "import neoplug, neoplug_losses, neoplug_recipes, neoplug_outsider as o; " + (
+        "print(*(m.__file__ for m in (neoplug, neoplug_losses, neoplug_recipes, o)), sep='\\n')"
+    )
+    answer = installation("python", "-c", code)
+    assert answer.code == 0, answer.err
+    files = answer.out.split()
+    assert len(files) == 4
+    assert all(Path(file).is_relative_to(installation.folder) for file in files), files
+
+
+def test_every_plugin_is_listed_the_broken_one_too(installation):
+    listed = {(row["name"], row["package"]) for row in json.loads(installation.neoplug("plugins", "--json").out)}
+    built_in = {(point.name, "neoplug") for point in entry_points(group="neoplug") if point.dist.name == "neoplug"}
+    assert listed == built_in | {(name, "neoplug-outsider") for name in OURS}
+
+
+def test_a_section_leaves_the_broken_one_out_with_a_word(installation):
+    answer = installation.neoplug("plugins", "--section", "loss")
+    names = {line.split()[0] for line in answer.out.splitlines()[1:]}
+    assert answer.code == 0
+    assert {"hellinger", "forward_kl"} <= names
+    assert not (OURS - {"hellinger"}) & names
+    for word in ("broken_neighbour", "neoplug-outsider", "0.3.0", "libneighbour.so.3"):
+        assert word in answer.err
+
+
+def test_the_run_is_complete_and_names_the_strangers(finished):
+    result = json.loads((finished / "result.json").read_text())
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    lock = json.loads((finished / "lock.json").read_text())
+    assert result["status"] == "completed"
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(set(line["losses"]) == {"hellinger"} and 0 < line["loss"] <= 1 for line in lines)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert result["after"]["probes"]["entropy"]["nats"] != result["before"]["probes"]["entropy"]["nats"]
+    strangers = {key: (plugin["package"], plugin["version"]) for key, plugin in lock["plugins"].items()}
+    for key in ("adapter.output_bottleneck", "loss.hellinger", "probes.entropy"):
+        assert strangers[key] == ("neoplug-outsider", "0.3.0")
+
+
+def test_only_the_bottlenecks_train(finished, tiny_student):
+    config = json.loads((tiny_student / "config.json").read_text())
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    outputs = hidden + hidden // heads * config["num_key_value_heads"]  # of down_proj and of v_proj
+    result = json.loads((finished / "result.json").read_text())
+    assert result["trainable_parameters"] == config["num_hidden_layers"] * 2 * 3 * outputs
+
+
+def test_the_export_is_the_base_with_the_saved_bottlenecks_folded_in(installation, finished, tiny_student, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    answer = installation.neoplug("export", finished, tmp_path / "out")
+    assert answer.code == 0, answer.err
+    expected = AutoModelForCausalLM.from_pretrained(tiny_student)
+    saved = load_file(finished / "adapter" / "bottlenecks.safetensors")
+    layers = {name.rpartition(".")[0] for name in saved}
+    assert {name.rpartition(".")[2] for name in layers} == {"v_proj", "down_proj"}
+    for name in layers:
+        layer = expected.get_submodule(name)
+        assert saved[f"{name}.up"].any()
+        folded = torch.eye(layer.out_features).double() + saved[f"{name}.up"].double() @ saved[f"{name}.down"].double()
+        layer.weight.data = (folded @ layer.weight.double()).float()
+    tokens = torch.arange(40)[None] + 50
+    with torch.no_grad():
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(tokens).logits
+        assert_allclose(found, expected(tokens).logits, atol=1e-4)
+
+
+def test_naming_the_broken_one_says_what_failed_and_whose_it_is(installation, recipe, tmp_path):
+    answer = installation.neoplug(
+        "run", recipe, "probes={entropy: {}, broken_neighbour: {}}", "--output", tmp_path / "run"
+    )
+    assert answer.code == 2
+    for word in ("broken_neighbour", "ImportError", "libneighbour.so.3", "neoplug-outsider", "0.3.0"):
+        assert word in answer.err
+    assert "Traceback" not in answer.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_stranger_passes_the_conformance_kit(installation):
+    code = (
+        "from neoplug.testing import check_loss; from neoplug_outsider.hellinger import Hellinger; "
+        "check_loss(Hellinger(), max_examples=5)"
+    )
+    answer = installation("python", "-c", code)
+    assert answer.code == 0, answer.err
+
+
+def test_shipped_recipes_come_with_the_wheel(installation, tmp_path):
+    shipped = {file.stem for file in (ROOT / "recipes").glob("*.yaml")}
+    listed = installation.neoplug("recipes", cwd=tmp_path).out
+    for name in shipped:
+        assert name in listed
+        assert installation.neoplug("recipes", name, cwd=tmp_path).out == (ROOT / "recipes" / f"{name}.yaml").read_text()
+
+
+def test_a_recipe_extends_a_shipped_one(installation, recipe, tmp_path):
+    models = recipe.read_text().split("adapter:")[0]
+    file = tmp_path / "child.yaml"
+    file.write_text(f"extends: base\n{models}")
+    answer = installation.neoplug("plan", file, "--json", cwd=tmp_path)
+    assert answer.code == 0, answer.err
+    plugins = {(plugin["section"], plugin["name"]) for plugin in json.loads(answer.out)["plugins"]}
+    assert {("adapter", "lora"), ("loss", "forward_kl")} <= plugins
+
+
+def test_the_wheel_holds_every_source_and_nothing_else(wheels):
+    (wheel,) = wheels.glob("neoplug-*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    wanted = {"neoplug/py.typed"}
+    for folder, name in ((ROOT / "neoplug", "neoplug"), (ROOT / "recipes", "neoplug_recipes")):
+        wanted |= {f"{name}/{file.relative_to(folder)}" for file in folder.rglob("*.py")}
+    wanted |= {str(file.relative_to(ROOT / "plugins")) for file in (ROOT / "plugins").rglob("*.py")}
+    wanted |= {f"neoplug_recipes/{file.name}" for file in (ROOT / "recipes").glob("*.yaml")}
+    assert held == wanted

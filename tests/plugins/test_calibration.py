@@ -1,0 +1,69 @@
+"""The calibration probe against a naive numpy loop over tokens and bins."""
+
+import numpy as np
+import pytest
+import torch
+
+from neoplug_probes.calibration import Calibration
+
+
+def naive(probabilities, labels, bins):
+    confidence, guess = probabilities.max(-1), probabilities.argmax(-1)
+    error = 0.0
+    for low, high in zip(np.linspace(0, 1, bins + 1)[:-1], np.linspace(0, 1, bins + 1)[1:], strict=True):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            error += inside.mean() * abs((guess == labels)[inside].mean() - confidence[inside].mean())
+    brier = np.mean(
+        [sum((p[k] - (k == y)) ** 2 for k in range(len(p))) for p, y in zip(probabilities, labels, strict=True)]
+    )
+    return error, brier
+
+
+def predict(model, batch):
+    """Stand in for the core: a `model` is a scale of logits, a batch is (logits, labels), in two chunks."""
+    logits, labels = batch
+    for rows in (slice(0, 5), slice(5, None)):
+        yield (model * logits[rows]).log_softmax(-1), labels[rows]
+
+
+def some_batches(seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return [(3 * torch.randn(n, 9, generator=rng), torch.randint(9, (n,), generator=rng)) for n in (40, 33, 5)]
+
+
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_it_is_the_naive_loop_for_model_and_teacher(bins):
+    batches = some_batches()
+    logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    found = Calibration(bins=bins).on_evaluate(1.0, 0.3, batches, predict)
+    for scale, measured in ((1.0, found), (0.3, found["teacher"])):
+        probabilities = (scale * logits).double().softmax(-1).numpy()
+        error, brier = naive(probabilities, labels.numpy(), bins)
+        assert measured["ece"] == pytest.approx(error, abs=1e-6)
+        assert measured["brier"] == pytest.approx(brier, abs=1e-6)
+
+
+def test_a_calibrated_model_has_no_error_and_a_bold_one_has():
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 5, generator=rng)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=rng)[:, 0]
+    fair, bold = (Calibration().on_evaluate(scale, None, [(logits, labels)], predict) for scale in (1.0, 5.0))
+    assert fair["ece"] < 0.01 < 0.2 < bold["ece"]
+    assert fair["brier"] < bold["brier"]
+    assert "teacher" not in fair
+
+
+def test_a_certain_model():
+    logits = torch.tensor([[0.0, 200.0, 0.0], [200.0, 0.0, 0.0]])
+    found = Calibration().on_evaluate(1.0, None, [(logits, torch.tensor([1, 1]))], predict)
+    assert found == {"ece": pytest.approx(0.5), "brier": pytest.approx(1.0)}
+
+
+def test_nothing_scored_is_no_number():
+    assert Calibration().on_evaluate(1.0, None, [], predict) == {"ece": None, "brier": None}
+
+
+def test_bins_below_one_are_refused():
+    with pytest.raises(ValueError, match=r"^bins is 0"):
+        Calibration(bins=0)

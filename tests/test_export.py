@@ -1,0 +1,210 @@
+"""Export: the standalone model computes what base and adapter computed apart, by plain transformers and peft."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+
+from neoplug import hookimpl
+from neoplug.errors import UsageError
+from neoplug.export import export
+from neoplug.models import locate
+from neoplug.rundir import RunDir
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names
+IDS = torch.arange(3, 43).view(2, 20)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS, use_cache=False).logits
+
+
+def make_run(path, model, adapter, **more):
+    """Make a run directory by hand, as a finished run leaves it."""
+    located = locate(str(model))
+    resolved = {"format": 1, "student": {"model": str(model)}, "adapter": adapter, "seed": 0} | more
+    record = {"source": str(model), "revision": None, "sha256": located.sha256}
+    return RunDir.create(path, resolved, {"format": 1, "models": {"student": record}})
+
+
+def train(base, seed=5, **options):
+    """Return a PeftModel far from its base."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    model = get_peft_model(base, config)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+        if "magnitude" in name:
+            weight.data *= 1.3
+    return model
+
+
+@pytest.fixture
+def lora_run(tmp_path, tiny_student):
+    run = make_run(tmp_path / "run", tiny_student, {"lora": {}})
+    model = train(AutoModelForCausalLM.from_pretrained(tiny_student))
+    model.save_pretrained(run.adapter)
+    return run, logits(model)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"use_rslora": True}])
+def test_merged_equals_base_and_adapter(tmp_path, tiny_teacher, options):
+    run = make_run(tmp_path / "run", tiny_teacher, {"dora" if options.get("use_dora") else "lora": {}})
+    base = AutoModelForCausalLM.from_pretrained(tiny_teacher)
+    untrained = logits(base)
+    model = train(base, **options)
+    model.save_pretrained(run.adapter)
+    out = AutoModelForCausalLM.from_pretrained(export(run.path, tmp_path / "out"))
+    torch.testing.assert_close(logits(out), logits(model), rtol=1e-4, atol=1e-4)
+    assert (logits(out) - untrained).abs().max() > 0.5
+
+
+def test_an_adapter_trained_on_nf4_is_merged_into_the_unquantised_base(tmp_path, tiny_student):
+    quantised = AutoModelForCausalLM.from_pretrained(
+        tiny_student,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+        device_map={"": "cpu"},
+    )
+    run = make_run(tmp_path / "run", tiny_student, {"lora": {}})
+    train(quantised).save_pretrained(run.adapter)
+    out = AutoModelForCausalLM.from_pretrained(export(run.path, tmp_path / "out"))
+    base = AutoModelForCausalLM.from_pretrained(tiny_student)
+    from peft import PeftModel
+
+    expected = PeftModel.from_pretrained(base, run.adapter)
+    torch.testing.assert_close(logits(out), logits(expected), rtol=1e-4, atol=1e-4)
+    assert not hasattr(out.config, "quantization_config")
+
+
+def test_a_base_stored_in_4_bits_is_dequantised(tmp_path, tiny_student):
+    quantised = AutoModelForCausalLM.from_pretrained(
+        tiny_student,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+        device_map={"": "cpu"},
+        dtype=torch.float32,
+    )
+    stored = tmp_path / "stored"
+    quantised.save_pretrained(stored)
+    AutoTokenizer.from_pretrained(tiny_student).save_pretrained(stored)
+    run = make_run(tmp_path / "run", stored, {"lora": {}})
+    model = train(quantised)
+    model.save_pretrained(run.adapter)
+    out = AutoModelForCausalLM.from_pretrained(export(run.path, tmp_path / "out"))
+    assert not hasattr(out.config, "quantization_config")
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(logits(out), logits(model), rtol=1e-3, atol=1e-3)
+
+
+def test_the_prepared_student_is_the_base(tmp_path, tiny_student, tiny_teacher):
+    run = make_run(tmp_path / "run", tiny_teacher, {"lora": {}})
+    base = AutoModelForCausalLM.from_pretrained(tiny_student)
+    base.save_pretrained(run.student)
+    AutoTokenizer.from_pretrained(tiny_student).save_pretrained(run.student)
+    model = train(base)
+    model.save_pretrained(run.adapter)
+    out = AutoModelForCausalLM.from_pretrained(export(run.path, tmp_path / "out"))
+    torch.testing.assert_close(logits(out), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_a_whole_model_keeps_its_weights(tmp_path, tiny_student):
+    run = make_run(tmp_path / "run", tiny_student, {"full": {}})
+    model = AutoModelForCausalLM.from_pretrained(tiny_student)
+    for weight in model.parameters():
+        weight.data += 0.01
+    model.config.use_cache = False
+    model.save_pretrained(run.model)
+    out = AutoModelForCausalLM.from_pretrained(export(run.path, tmp_path / "out"))
+    torch.testing.assert_close(logits(out), logits(model), rtol=0, atol=0)
+    assert out.config.use_cache
+
+
+@dataclass(eq=False)
+class Scaled:
+    """An adapter that is no peft: one trained factor on the logits' bias-free head, folded in by its own merge."""
+
+    @hookimpl
+    def add_adapter(self, model):
+        model.lm_head.factor = torch.nn.Parameter(torch.ones(1))
+        model.lm_head.register_forward_hook(lambda module, inputs, output: output * module.factor)
+        return model
+
+    @hookimpl
+    def merge_adapter(self, model):
+        model.lm_head._forward_hooks.clear()
+        model.lm_head.weight.mul_(model.lm_head.factor)
+        del model.lm_head.factor
+        return model
+
+
+def test_an_adapter_of_its_own_kind_merges_itself(tmp_path, tiny_teacher):
+    from safetensors.torch import save_file
+
+    run = make_run(tmp_path / "run", tiny_teacher, {f"{__file__}:Scaled": {}})
+    step = run.checkpoints / "step-7"
+    step.mkdir(parents=True)
+    save_file({"lm_head.factor": torch.tensor([1.5])}, step / "trainable.safetensors")
+    (step / "state.json").write_text(json.dumps({"format": 1, "step": 7}))
+    out = AutoModelForCausalLM.from_pretrained(export(run.path, tmp_path / "out"))
+    expected = 1.5 * logits(AutoModelForCausalLM.from_pretrained(tiny_teacher))
+    torch.testing.assert_close(logits(out), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_folder_is_a_model_and_nothing_else(tmp_path, lora_run, tiny_student, dtype):
+    run, _ = lora_run
+    out = export(run.path, tmp_path / "out", dtype)
+    names = {file.name for file in out.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not [name for name in names if "adapter" in name or "neoplug" in name or "optim" in name]
+    config = json.loads((out / "config.json").read_text())
+    assert config["dtype"] == dtype
+    assert "quantization_config" not in config
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == getattr(torch, dtype)
+    ours, original = (AutoTokenizer.from_pretrained(folder) for folder in (out, tiny_student))
+    assert ours.get_vocab() == original.get_vocab()
+    assert ours.chat_template == original.chat_template
+    ours, original = (GenerationConfig.from_pretrained(folder).to_dict() for folder in (out, tiny_student))
+    assert ours == original
+
+
+def test_bfloat16_rounds_once_after_the_merge(tmp_path, lora_run):
+    run, _ = lora_run
+    whole, half = (export(run.path, tmp_path / dtype, dtype) for dtype in ("float32", "bfloat16"))
+    whole, half = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (whole, half))
+    assert all(torch.equal(whole[name].bfloat16(), half[name]) for name in whole)
+
+
+def test_what_exists_is_never_overwritten(tmp_path, lora_run):
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(UsageError, match="exists already"):
+        export(lora_run[0].path, out)
+    assert list(out.iterdir()) == []
+
+
+def test_another_base_than_the_run_had_is_refused(tmp_path, tiny_student):
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_student, model)
+    run = make_run(tmp_path / "run", model, {"lora": {}})
+    train(AutoModelForCausalLM.from_pretrained(model)).save_pretrained(run.adapter)
+    (model / "config.json").write_text((model / "config.json").read_text() + " ")
+    with pytest.raises(UsageError, match="not the model that the run"):
+        export(run.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_refusals(tmp_path, tiny_student):
+    with pytest.raises(UsageError, match="did you mean `bfloat16`"):
+        export(tmp_path, tmp_path / "out", "bfloat61")
+    with pytest.raises(UsageError, match="no run directory"):
+        export(tmp_path / "nothing", tmp_path / "out")
+    with pytest.raises(UsageError, match="has not finished"):
+        export(make_run(tmp_path / "run", tiny_student, {"lora": {}}).path, tmp_path / "out")

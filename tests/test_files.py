@@ -1,0 +1,135 @@
+"""Atomic files: whole or absent, whatever happens in between."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neoplug import files
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_text_is_written_as_utf8_and_readable_by_others(tmp_path):
+    target = tmp_path / "new" / "file.txt"
+    files.write_atomically(target, "é\n")
+    plain = tmp_path / "plain"
+    plain.write_text("x")
+    assert target.read_bytes() == b"\xc3\xa9\n"
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_a_failed_write_leaves_the_old_bytes_and_nothing_else(tmp_path, monkeypatch):
+    target = tmp_path / "file"
+    files.write_atomically(target, b"old")
+
+    def full(_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        files.write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "step-1"
+    with files.folder_atomically(target) as draft:
+        (draft / "weights").mkdir()
+        (draft / "weights" / "a").write_text("1")
+        assert not target.exists()
+        assert draft.parent == tmp_path
+    assert (target / "weights" / "a").read_text() == "1"
+    assert names(tmp_path) == ["step-1"]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def write_and_fail(target):
+    with files.folder_atomically(target) as draft:
+        (draft / "a").write_text("1")
+        raise KeyboardInterrupt
+
+
+def test_a_failed_folder_vanishes(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write_and_fail(tmp_path / "step-1")
+    assert names(tmp_path) == []
+
+
+def test_a_finished_folder_is_never_overwritten(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileExistsError, match="run exists already"), files.folder_atomically(tmp_path / "run"):
+        pass
+    with pytest.raises(FileExistsError), files.folder_atomically(tmp_path / "late"):
+        (tmp_path / "late").mkdir()
+    assert names(tmp_path) == ["late", "run"]
+
+
+def test_sha256_is_hashlibs(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * 300_000)
+    assert files.sha256_of(file) == hashlib.sha256(b"x" * 300_000).hexdigest()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=4))
+def test_content_hash_ignores_order_and_survives_json(value):
+    turned = dict(reversed(value.items()))
+    assert files.content_hash(turned) == files.content_hash(value) == files.content_hash(json.loads(json.dumps(value)))
+
+
+def test_content_hash_tells_values_apart_and_refuses_nan():
+    assert len({files.content_hash(value) for value in ({}, [], None, 0, "", {"a": 1}, {"a": "1"})}) == 7
+    with pytest.raises(ValueError, match="Out of range"):
+        files.content_hash({"a": float("nan")})
+
+
+def test_the_cache_root_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("NEOPLUG_HOME", str(tmp_path / "home"))
+    assert files.cache_root() == tmp_path / "home"
+    monkeypatch.delenv("NEOPLUG_HOME")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert files.cache_root() == tmp_path / "xdg" / "neoplug"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.cache_root() == tmp_path / ".cache" / "neoplug"
+
+
+def hold(path, log):
+    with files.lock(path):
+        with Path(log).open("a") as file:
+            file.write("in\n")
+        time.sleep(0.05)
+        with Path(log).open("a") as file:
+            file.write("out\n")
+
+
+def test_a_lock_lets_one_process_in_at_a_time(tmp_path):
+    log = tmp_path / "log"
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=hold, args=(tmp_path / "new" / "model", log)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(20)
+        assert worker.exitcode == 0
+    assert log.read_text().split() == ["in", "out"] * 3

@@ -1,0 +1,192 @@
+"""YAML with marks: safe, YAML 1.2's scalars, and every place where it is."""
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neoplug.marks import BROKEN, MAX_NODES, Source, read
+
+
+def parse(text):
+    return read(Source(text, "r.yaml", Path("/r")))
+
+
+def value_of(text):
+    value, tree = parse(f"key: {text}")
+    assert not tree.problems
+    return value["key"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1e-4", 1e-4), ("1E5", 1e5), ("2.0e-4", 2e-4), (".5", 0.5), ("5.", 5.0), ("-1", -1), ("+3", 3), ("0o17", 15),
+        ("0x1F", 31), ("007", 7), ("on", "on"), ("off", "off"), ("yes", "yes"), ("No", "No"), ("y", "y"),
+        ("true", True), ("False", False), ("null", None), ("~", None), ("", None), ("1_000", "1_000"),
+        ("12:30:45", "12:30:45"), ("2024-01-01", "2024-01-01"), ("'8'", "8"), ('"true"', "true"), ("1e", "1e"),
+        ("0b11", "0b11"), (".inf", math.inf), ("-.INF", -math.inf), ("1e999", math.inf), ("[1, a]", [1, "a"]),
+        ("{a: {}}", {"a": {}}), ("|\n  a\n  b", "a\nb"), ("9223372036854775807", 2**63 - 1), ("=", "="), ("<<", "<<"),
+    ],
+)  # fmt: skip
+def test_scalars_follow_yaml_1_2(text, expected):
+    found = value_of(text)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_nan_is_a_number_that_types_refuse():
+    assert math.isnan(value_of(".nan"))
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text().filter(lambda key: key != "<<"), PLAIN, max_size=4), st.booleans())
+def test_what_pyyaml_writes_is_read_back(values, flow):
+    text = yaml.safe_dump(values, allow_unicode=True, default_flow_style=flow)
+    found, tree = parse(text)
+    assert not tree.problems
+    assert found == yaml.safe_load(text)
+
+
+@given(st.dictionaries(st.text().filter(lambda key: key != "<<"), PLAIN, max_size=4), st.booleans())
+def test_every_value_has_a_place_and_it_is_the_right_one(values, flow):
+    text = yaml.safe_dump(values, allow_unicode=False, default_flow_style=flow)
+    value, tree = parse(text)
+
+    def check(node, path):
+        place = tree.places[path]
+        assert 1 <= place.key.line <= text.count("\n") + 1
+        if isinstance(node, dict):
+            for key, inner in node.items():
+                mark = tree.places[*path, key].key
+                shown = mark.text[mark.column - 1 :][: mark.length]
+                if key.isidentifier() and key.isascii() and not shown.startswith("?"):
+                    assert shown.strip("\"'") == key
+                check(inner, (*path, key))
+        if isinstance(node, list):
+            for number, inner in enumerate(node):
+                check(inner, (*path, number))
+
+    check(value, ())
+
+
+@given(st.text())
+def test_any_text_is_a_value_or_a_problem(text):
+    value, tree = parse(text)
+    if value is BROKEN:
+        assert tree.problems
+    for problem in tree.problems:
+        assert str(problem)
+        assert problem.mark.file == "r.yaml"
+
+
+@given(st.text(alphabet="&*!|>-:{}[],?'\"#%@ \n\tab1<", max_size=40))
+def test_any_yaml_like_text_is_a_value_or_a_problem(text):
+    value, tree = parse(text)
+    assert value is not BROKEN or tree.problems
+
+
+def test_a_mark_is_one_based_and_its_caret_stands_under_the_value():
+    _, tree = parse("a: 1\nbé:\n  c: {d: [1, two]}\n")
+    mark = tree.mark(("bé", "c", "d", 1), value=True)
+    assert str(mark) == "r.yaml:3:14"
+    assert mark.excerpt() == "  3 |   c: {d: [1, two]}\n    |              ^^^"
+
+
+def test_a_missing_path_is_marked_at_its_nearest_ancestor():
+    _, tree = parse("a:\n  b: 1\n")
+    assert str(tree.mark(("a", "b", "c"))) == "r.yaml:2:3"
+    assert str(tree.mark(("a", "x", "y"), value=True)) == "r.yaml:1:1"
+    assert str(tree.mark(("x",))) == "r.yaml:1:1"
+
+
+def test_a_duplicate_key_is_refused_however_it_is_written():
+    value, tree = parse("a: {b: 1, 'b': 2}\na: 3\nc: !x 1\nc: 2\n")
+    assert value == {"a": {"b": 1}}
+    assert [str(problem.mark) for problem in tree.problems] == ["r.yaml:1:11", "r.yaml:2:1", "r.yaml:3:4", "r.yaml:4:1"]
+    assert "the first is in line 1" in tree.problems[0].what
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!x", "!!int", "!!map", "!<tag:yaml.org,2002:str>"])
+def test_tags_are_text_never_executed(tag, tmp_path):
+    value, tree = parse(f"a: {tag} [touch {tmp_path}/pwned]\nb: 1")
+    assert value == {"b": 1}
+    assert [problem.what for problem in tree.problems] == [f"the tag `{tag}` is not read"]
+    assert tree.is_broken(("a",))
+    assert tree.is_broken(("a", "below"))
+    assert not tree.is_broken(("b",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_alias_is_a_copy_with_its_own_place():
+    value, tree = parse("a: &x {b: [1]}\nc: *x\n")
+    assert value == {"a": {"b": [1]}, "c": {"b": [1]}}
+    assert value["a"] is not value["c"]
+    assert str(tree.mark(("c",), value=True)) == "r.yaml:2:4"
+    assert str(tree.mark(("c", "b", 0))) == "r.yaml:1:12"
+
+
+@pytest.mark.parametrize("text", ["a: &x [*x]", "a: &x {b: {c: *x}}", "&x a: *x"])
+def test_an_alias_that_loops_is_refused(text):
+    _, tree = parse(text)
+    assert len(tree.problems) in (1, 2)
+
+
+def test_aliases_that_explode_stop_early():
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]")
+    value, tree = parse("\n".join(lines))
+    assert value is BROKEN
+    assert f"{MAX_NODES:,}" in tree.problems[0].what
+
+
+def test_depth_and_size_are_bounded():
+    for text in ("[" * 100_000, "a: " + "{b: " * 500, "- " * 5_000, "x" * 300_000, "[" + "1," * 90_000 + "]"):
+        value, tree = parse(text)
+        assert value is BROKEN
+        assert len(tree.problems) == 1
+
+
+@pytest.mark.parametrize("digits", [20, 400, 5_000])
+def test_a_long_integer_is_refused_as_text(digits):
+    for text in ("7" * digits, "-" + "7" * digits, "0x" + "f" * digits):
+        value, tree = parse(f"a: {text}")
+        assert value == {}
+        assert "too large" in tree.problems[0].what
+    assert value_of(f"'{'7' * digits}'") == "7" * digits
+
+
+@pytest.mark.parametrize("text", ["a: \0", "a: \x1b[31m", "a: [1", "a:\n\t- b", "\ud800", "a: 'x", "a: b: c", "%X\n---\n", "@a"])
+def test_what_is_no_yaml_is_one_problem_that_can_be_printed(text):
+    value, tree = parse(text)
+    assert value is BROKEN
+    (problem,) = tree.problems
+    assert str(problem).replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("key", ["? [a]\n: 1", "{a: 1}: 2", "&x a: 1", "!t a: 1", "<<: {a: 1}", "b: &x 1\n*x : 2"])
+def test_a_key_is_plain_text(key):
+    _, tree = parse(key)
+    assert tree.problems
+
+
+def test_a_second_document_is_refused():
+    value, tree = parse("a: 1\n---\nb: 2\n")
+    assert value is BROKEN
+    assert str(tree.problems[0].mark) == "r.yaml:2:1"
+
+
+def test_a_lead_shifts_columns_but_not_lines():
+    _, tree = read(Source("{a: 1}", "override", Path(), lead="adapter.x=", line=3))
+    assert str(tree.mark(("a",))) == "override:3:12"
+    assert tree.mark(("a",)).text == "adapter.x={a: 1}"

@@ -1,0 +1,157 @@
+"""Options of plugins: strict, all mistakes at once, and the author's class untouched."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neoplug.errors import RecipeError
+from neoplug.options import build, named, options_model
+
+
+@dataclass
+class Inner:
+    size: int = 1
+
+
+@dataclass(eq=False)
+class Everything:
+    count: int
+    rate: float = 0.5
+    flag: bool = False
+    name: str | None = None
+    side: Literal["left", "right"] = "left"
+    pair: tuple[float, float] = (0.9, 0.999)
+    table: dict[str, int] = field(default_factory=dict)
+    layers: int | list[int] | None = None
+    inner: Inner = field(default_factory=Inner)
+    schema: int = 0  # names that pydantic's models keep for themselves
+    model_config: str = ""
+    _hidden: int = 0
+    made: list[int] = field(init=False, default_factory=list)
+
+    def __post_init__(self):
+        self.made.append(self.count)
+
+
+def refused(cls, options, path=("adapter", "x")):
+    with pytest.raises(RecipeError) as error:
+        build(cls, options, path=path)
+    return {problem.path[len(path) :]: problem.what for problem in error.value.problems}
+
+
+def test_an_instance_is_of_the_authors_class_and_built_once():
+    plugin = build(Everything, {"count": 8, "rate": 1, "pair": [0.5, 1], "schema": 3, "model_config": "m", "_hidden": 4})
+    assert type(plugin) is Everything
+    assert plugin.made == [8]
+    assert (plugin.rate, plugin.pair, plugin.schema, plugin.model_config, plugin._hidden) == (1.0, (0.5, 1.0), 3, "m", 4)
+    assert type(plugin.rate) is float
+    assert build(Everything, {"count": 1}).table is not build(Everything, {"count": 1}).table
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "words"),
+    [
+        ({"count": True}, ("count",), "`count` is true, but must be a whole number"),
+        ({"count": 8.0}, ("count",), "`count` is 8.0, but must be a whole number"),
+        ({"count": "8"}, ("count",), '`count` is "8", but must be a whole number'),
+        ({"count": None}, ("count",), "`count` is null, but must be a whole number"),
+        ({}, ("count",), "`count` is missing"),
+        ({"count": 1, "rate": True}, ("rate",), "`rate` is true, but must be a number"),
+        ({"count": 1, "rate": "0.5"}, ("rate",), '`rate` is "0.5", but must be a number'),
+        ({"count": 1, "rate": float("nan")}, ("rate",), "`rate` is nan, but must be a finite number"),
+        ({"count": 1, "rate": float("inf")}, ("rate",), "`rate` is inf, but must be a finite number"),
+        ({"count": 1, "flag": 1}, ("flag",), "`flag` is 1, but must be true or false"),
+        ({"count": 1, "flag": "on"}, ("flag",), '`flag` is "on", but must be true or false'),
+        ({"count": 1, "name": 1}, ("name",), "`name` is 1, but must be text"),
+        ({"count": 1, "side": "lefd"}, ("side",),
+         '`side` is "lefd", but must be one of left, right; did you mean `left`?'),
+        ({"count": 1, "pair": 1}, ("pair",), "`pair` is 1, but must be a list"),
+        ({"count": 1, "table": {"a": "b"}}, ("table", "a"), '`a` is "b", but must be a whole number'),
+        ({"count": 1, "layers": "all"}, ("layers",), '`layers` is "all", but must be a whole number or a list'),
+        ({"count": 1, "layers": [1, "b"]}, ("layers", 1), '`layers[1]` is "b", but must be a whole number'),
+        ({"count": 1, "inner": {"sise": 2}}, ("inner", "sise"), "unknown key `sise`"),
+        ({"count": 1, "cuont": 2}, ("cuont",), "unknown key `cuont`; did you mean `count`?"),
+        ({"count": 1, "made": [2]}, ("made",), "unknown key `made`"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_refused_in_words(options, place, words):
+    assert refused(Everything, options) == {place: words}
+
+
+def test_all_mistakes_come_at_once():
+    found = refused(Everything, {"rate": "a", "flag": 0, "nmae": "x", "inner": {"size": True}})
+    assert set(found) == {("count",), ("rate",), ("flag",), ("nmae",), ("inner", "size")}
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers() | st.text(), max_size=3)
+
+
+@given(st.dictionaries(st.sampled_from(["count", "rate", "flag", "name", "side", "layers", "other"]), VALUES))
+def test_what_is_built_has_the_types_it_declares(options):
+    try:
+        plugin = build(Everything, options)
+    except RecipeError as error:
+        assert all(problem.what for problem in error.problems)
+        return
+    assert type(plugin.count) is int
+    assert type(plugin.rate) is float
+    assert abs(plugin.rate) < float("inf")
+    assert type(plugin.flag) is bool
+    assert plugin.side in ("left", "right")
+    assert "other" not in options
+
+
+@dataclass(eq=False)
+class Refusing:
+    beta: float = 0.5
+    alphabet: str = "a"
+    kind: str = "value"
+
+    def __post_init__(self):
+        if self.kind == "type":
+            raise TypeError("no")
+        if self.beta > 1:
+            raise ValueError(f"alphabets matter, but beta is {self.beta} and alphabet is {self.alphabet}")
+        if self.beta < 0:
+            raise ValueError("")
+
+
+def test_a_constructors_refusal_stands_at_the_option_it_names():
+    assert refused(Refusing, {"alphabet": "b", "beta": 2.0}) == {
+        ("beta",): "alphabets matter, but beta is 2.0 and alphabet is b"
+    }
+    assert refused(Refusing, {"kind": "type"}) == {(): "Refusing cannot be built: TypeError: no"}
+    assert refused(Refusing, {"beta": -1.0}) == {(): "ValueError"}
+
+
+@dataclass(eq=False)
+class Odd:
+    device: "NoSuchName" = None  # noqa: F821
+
+
+@dataclass(eq=False)
+class Odder:
+    thing: Odd.__class__.mro = None  # type: ignore[name-defined]
+
+
+@pytest.mark.parametrize("cls", [Odd, Odder])
+def test_options_that_no_recipe_can_state_are_a_problem(cls):
+    assert "cannot be read from a recipe" in refused(cls, {})[()]
+
+
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [("r is 0", "r"), ("the error: r", "r"), ("lora_r is 0", None), ("`lora_alpha` and r", "lora_alpha"), ("", None)],
+)
+def test_a_name_counts_as_a_whole_word(message, name):
+    assert named(message, ["r", "lora_alpha", ""]) == name
+
+
+def test_the_model_lists_the_options_by_their_names():
+    properties = options_model(Everything).model_json_schema()["properties"]
+    assert list(properties)[:3] == ["count", "rate", "flag"]
+    assert properties["rate"]["default"] == 0.5
+    assert "made" not in properties

@@ -1,0 +1,320 @@
+"""Plugins: found without import, refused where pluggy would stay silent, called in the order of their names."""
+
+import importlib.metadata
+import sys
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neoplug import hookimpl, hookspecs
+from neoplug.errors import RecipeError
+from neoplug.registry import SPECS, Entry, Plugins, answered, class_problems, find, installed
+
+
+class Distribution(importlib.metadata.Distribution):
+    """A package that is not there, but says what it registers."""
+
+    def __init__(self, name, points, version="1.2"):
+        self.texts = {
+            "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+            "entry_points.txt": "[neoplug]\n" + "".join(f"{key} = {value}\n" for key, value in points.items()),
+        }
+
+    def read_text(self, filename):
+        return self.texts.get(filename)
+
+    def locate_file(self, path):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Return a function that makes the given packages the only ones with plugins."""
+
+    def install(**points):
+        found = [Distribution(name.replace("_", "-"), entries) for name, entries in points.items()]
+        monkeypatch.setattr(
+            importlib.metadata, "entry_points", lambda group: [p for d in found for p in d.entry_points if p.group == group]
+        )
+
+    return install
+
+
+def words(function, *arguments):
+    with pytest.raises(RecipeError) as error:
+        function(*arguments)
+    return [str(problem) for problem in error.value.problems]
+
+
+def test_listing_imports_nothing(packages):
+    packages(shelf={"b": "no_such_module:Class", "a": "json.tool:main"}, other={"a": "nowhere:A"})
+    before = set(sys.modules)
+    assert [(entry.name, entry.package, entry.version) for entry in installed()] == [
+        ("a", "other", "1.2"), ("a", "shelf", "1.2"), ("b", "shelf", "1.2"),
+    ]  # fmt: skip
+    assert "json.tool" not in set(sys.modules) - before
+
+
+def test_a_name_that_two_packages_chose_asks_for_the_package(packages, tmp_path):
+    packages(first_shelf={"loss": "a:A"}, other={"loss": "b:B"})
+    (message,) = words(find, "loss", tmp_path)
+    assert "`first-shelf:loss`" in message
+    assert "`other:loss`" in message
+    assert find("other:loss@hot", tmp_path).target == "b:B"
+    assert find("First_Shelf:loss", tmp_path).target == "a:A"
+
+
+def test_an_unknown_name_gets_a_suggestion_and_the_list(packages, tmp_path):
+    packages(shelf={"lora": "a:A", "dora": "b:B"})
+    (message,) = words(find, "lroa", tmp_path)
+    assert "no plugin is named `lroa`; did you mean `lora`?" in message
+    assert "installed: dora, lora" in message
+    assert "did you mean `shelf:lora`?" in words(find, "shelf:lorra", tmp_path)[0]
+
+
+@pytest.mark.parametrize("name", ["lora@a@b", "lora@", "lora@a b", "./x.py:A@b@c"])
+def test_a_tag_is_one_word(name, tmp_path, packages):
+    packages(shelf={"lora": "a:A"})
+    (message,) = words(find, name, tmp_path)
+    assert "tag" in message
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("no_such_module:A", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("pathlib:Pth", "AttributeError: pathlib has no `Pth`; did you mean `Path`?"),
+        ("json:dumps", "`json:dumps` is no class"),
+        ("json", "`json` is no class"),
+        ("", "cannot be imported"),
+    ],
+)
+def test_an_import_that_fails_says_what_and_whose(target, expected, packages, tmp_path):
+    (message,) = words(Entry("broken", "its-package", "3.4", target).load)
+    assert expected in message
+    if "class" not in expected:
+        assert "`broken` of its-package 3.4" in message
+
+
+PLUGIN = """from __future__ import annotations
+from dataclasses import dataclass
+from neoplug import hookimpl
+RUNS = []
+@dataclass(eq=False)
+class Loss:
+    beta: float = 0.5
+    @hookimpl
+    def token_loss(self, student):
+        return self.beta
+"""
+
+
+def test_a_local_file_is_a_plugin_and_leaves_no_trace(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    path = list(sys.path)
+    entry = find("./mine.py:Loss@hot", tmp_path)
+    assert entry.file == tmp_path / "mine.py"
+    assert entry.load() is entry.load()
+    assert entry.load()(beta=2.0).token_loss(None) == 2.0
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.py"]
+    assert sys.path == path
+    assert "mine" not in sys.modules
+
+
+def test_a_local_file_that_changes_is_read_again_and_two_of_one_name_differ(tmp_path):
+    (tmp_path / "a").mkdir()
+    for folder in (tmp_path, tmp_path / "a"):
+        (folder / "mine.py").write_text(PLUGIN)
+    first, other = find("./mine.py:Loss", tmp_path).load(), find("./a/mine.py:Loss", tmp_path).load()
+    assert first is not other
+    (tmp_path / "mine.py").write_text(PLUGIN.replace("0.5", "0.7"))
+    assert (first().beta, find("./mine.py:Loss", tmp_path).load()().beta) == (0.5, 0.7)
+
+
+@pytest.mark.parametrize("body", ["raise SystemExit(3)", "1 / 0", "def", "import no_such_module", "\0"])
+def test_a_local_file_that_breaks_is_a_problem_each_time(body, tmp_path):
+    (tmp_path / "mine.py").write_text(body)
+    for _ in range(2):
+        (message,) = words(find("./mine.py:Loss", tmp_path).load)
+        assert "cannot be imported" in message
+        assert str(tmp_path / "mine.py") in message
+
+
+@pytest.mark.parametrize("name", ["./none.py:A", "~nobody-has-this-name/x.py:A", "./\0.py:A", f"./{'x' * 5000}.py:A"])
+def test_a_file_that_is_not_there_is_a_problem(name, tmp_path):
+    assert "there is no file" in words(find, name, tmp_path)[0]
+
+
+@dataclass(eq=False)
+class Recorder:
+    """Answers with what it was given."""
+
+    answer: object = None
+
+    @hookimpl
+    def penalty(self, progress):
+        return (self.answer, progress)
+
+    @hookimpl
+    def on_step_end(self, model, step):
+        return None
+
+
+@dataclass(eq=False)
+class First:
+    @hookimpl(tryfirst=True)
+    def penalty(self):
+        return "first"
+
+
+@dataclass(eq=False)
+class Last:
+    @hookimpl(trylast=True)
+    def penalty(self, model):
+        return model
+
+
+@dataclass(eq=False)
+class Renamed:
+    @hookimpl(specname="penalty")
+    def cost(self, model):
+        return model
+
+
+@dataclass(eq=False)
+class Loss:
+    @hookimpl
+    def token_loss(self, student):
+        return student
+
+    @hookimpl
+    def on_evaluate(self):
+        return {}
+
+
+@given(st.permutations(["a", "b@2", "b", "z", "m", "l"]), st.randoms())
+def test_the_order_of_calls_is_the_order_of_names(names, random):
+    classes = {"l": First, "m": Last}
+    sections = {"probes": {}, "treatments": {}}
+    for name in names:
+        sections[random.choice(list(sections))][name] = classes.get(name, Recorder)()
+    plugins = Plugins(sections)
+    assert plugins.implements("penalty") == ("l", "a", "b", "b@2", "z", "m")
+    assert list(plugins.each("penalty", model=1, progress=0.5)) == ["l", "a", "b", "b@2", "z", "m"]
+
+
+def test_each_names_answers_and_gives_only_what_is_asked_for():
+    plugins = Plugins({"probes": {"x": Recorder(1)}, "treatments": {"f": First(), "r": Renamed()}})
+    assert plugins.each("penalty", model="model", progress=0.5) == {"f": "first", "x": (1, 0.5), "r": "model"}
+    assert plugins.each("on_step_end", step=1, model=None, metrics={}) == {"x": None}
+    assert plugins.each("penalty", section="probes", model=0, progress=1) == {"x": (1, 1)}
+    assert plugins.each("after_load", model=0, role="student") == {}
+    assert plugins.arguments("on_step_end") == {"x": ("model", "step")}
+    assert plugins.section("probes").keys() == {"x"}
+    assert plugins.section("loss") == {}
+
+
+def test_one_is_the_only_answer_or_none():
+    plugins = Plugins({"probes": {"x": Recorder()}, "treatments": {"f": First(), "l": Last()}})
+    assert plugins.one("merge_adapter", model=1) is None
+    assert plugins.one("penalty", section="probes", progress=1.0) == (None, 1.0)
+    assert "x" in words(lambda: plugins.one("penalty", model=1, progress=1.0))[0]
+
+
+def test_two_plugins_of_one_name_are_told_apart_by_their_section():
+    plugins = Plugins({"teacher.load": {"x": Recorder(1)}, "student.load": {"x": Recorder(2)}, "probes": {"y": Recorder(3)}})
+    answers = plugins.each("penalty", progress=0)
+    assert answers == {"student.load.x": (2, 0), "teacher.load.x": (1, 0), "y": (3, 0)}
+    assert plugins.each("penalty", section="teacher.load", progress=0) == {"x": (1, 0)}
+    assert set(plugins.everyone()) == {"student.load.x", "teacher.load.x", "y"}
+
+
+def test_only_losses_answer_token_hooks_and_by_their_own_names():
+    plugins = Plugins({"loss": {"x": Loss()}, "probes": {"x": Loss(), "y": Loss()}})
+    assert plugins.each("token_loss", student=1) == {"x": 1}
+    assert set(plugins.each("on_evaluate")) == {"loss.x", "probes.x", "y"}
+
+
+def test_prepare_means_the_students():
+    assert Plugins({"student.prepare": {"x": Recorder()}}).section("prepare").keys() == {"x"}
+
+
+@dataclass(eq=False)
+class Unmarked:
+    def penalty(self, model):
+        return 0
+
+    @hookimpl
+    def on_evaluate(self, model):
+        return {}
+
+
+class Child(Loss):
+    def token_loss(self, student):  # hides the parent's hook
+        return student
+
+
+@dataclass(eq=False)
+class Static:
+    @staticmethod
+    @hookimpl
+    def penalty(model):
+        return model
+
+    @property
+    def explosive(self):
+        raise AssertionError("a property is not to be read")
+
+
+def test_static_hooks_work_and_properties_are_not_read():
+    assert class_problems(Static, "treatments") == []
+    assert Plugins({"treatments": {"s": Static()}}).each("penalty", model=3) == {"s": 3}
+
+
+def keyword(function):
+    return hookimpl(function)
+
+
+@dataclass(eq=False)
+class Keyword:
+    @hookimpl
+    def penalty(self, *, model):
+        return model
+
+
+@dataclass(eq=False)
+class Greedy:
+    @hookimpl
+    def penalty(self, **everything):
+        return everything
+
+
+@dataclass(eq=False)
+class OldWrapper:
+    @hookimpl(hookwrapper=True)
+    def penalty(self):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("cls", "expected"),
+    [
+        (Unmarked, "Unmarked.penalty is named like a hook, but is not marked"),
+        (Child, "Child.token_loss is named like a hook, but is not marked"),
+        (Keyword, "Keyword.penalty must take `model` as a plain argument"),
+        (Greedy, "Greedy.penalty asks for `everything`, which the hook does not have"),
+        (OldWrapper, "OldWrapper.penalty is a hook wrapper"),
+    ],
+)
+def test_what_pluggy_passes_over_is_refused(cls, expected):
+    assert expected in words(lambda: Plugins({"probes": {"x": cls()}}))[0]
+    assert expected in class_problems(cls)[0].what
+
+
+def test_the_specs_are_all_there_and_say_how_many_may_answer():
+    assert set(hookspecs.HOOKS_OF_SECTION) == {"load", "prepare", "adapter", "loss", "optimizer", "treatments", "probes"}
+    assert {hook for hooks in hookspecs.HOOKS_OF_SECTION.values() for hook in hooks} <= set(SPECS)
+    assert all(spec.answers in ("all", "each loss", "exactly one", "at most one") for spec in SPECS.values())
+    assert list(answered(Loss)) == ["on_evaluate", "token_loss"]
