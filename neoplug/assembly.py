@@ -13,6 +13,7 @@ import torch
 from neoplug.data import Corpus, Order, load_corpus
 from neoplug.data.batch import Batch, collate
 from neoplug.errors import Problem, RecipeError
+from neoplug.hookspecs import Role
 from neoplug.models import Located, load_config, load_tokenizer, locate, prepare
 from neoplug.objective import Loss
 from neoplug.progress import Progress
@@ -43,23 +44,27 @@ def gather(checked: Checked, progress: Progress) -> Parts:
     recipe = checked.recipe
     progress.phase("looking for the models")
     student = locate(recipe.student.model, recipe.student.revision, ("student", "model"))
-    teacher = recipe.teacher and locate(recipe.teacher.model, recipe.teacher.revision, ("teacher", "model"))
-    tokenizer = load_tokenizer(student, ("student", "model"))
-    rows = load_config(student, ("student", "model")).get_text_config().vocab_size
-    if teacher is None:
-        vocabulary = shared(tokenizer, tokenizer, rows, rows)
-    else:
-        theirs = load_config(teacher, ("teacher", "model")).get_text_config().vocab_size
-        vocabulary = shared(tokenizer, load_tokenizer(teacher, ("teacher", "model")), rows, theirs)
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = locate(recipe.teacher.model, recipe.teacher.revision, ("teacher", "model"))
+    tokenizer, rows = _reads(student, "student")
+    theirs, their_rows = (tokenizer, rows) if teacher is None else _reads(teacher, "teacher")
+    vocabulary = shared(tokenizer, theirs, rows, their_rows)
     progress.phase("reading the data")
     corpus = load_corpus(recipe.data, tokenizer)
     for line in corpus.report.lines():
-        logger.info("data: %s", line)
+        logger.info(line)
     refuse_unshared(corpus, vocabulary, tokenizer)
     if recipe.student.prepare:
         progress.phase("preparing the student")
     base = prepare(student, checked, partial(training_batches, checked, corpus), corpus.fingerprint)
-    return Parts(student, base, teacher or None, tokenizer, corpus, vocabulary)
+    return Parts(student, base, teacher, tokenizer, corpus, vocabulary)
+
+
+def _reads(located: Located, role: Role) -> tuple[Any, int]:
+    """Return a model's tokenizer and how many rows its head has."""
+    path = (role, "model")
+    return load_tokenizer(located, path), load_config(located, path).get_text_config().vocab_size
 
 
 def refuse_unshared(corpus: Corpus, vocabulary: Vocabulary, tokenizer: Any) -> None:

@@ -69,8 +69,9 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRSchedul
     moving = torch.load(path / "training.pt", weights_only=True)
     optimizer.load_state_dict(moving["optimizer"])
     schedule.load_state_dict(moving["schedule"])
+    present_plugins = plugins.everyone()
     for name, remembered in moving["plugins"].items():
-        plugins.everyone()[name].load_state_dict(remembered)
+        present_plugins[_as_named_now(name, list(present_plugins))].load_state_dict(remembered)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -98,6 +99,12 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     changed: dict[str, Tensor] = {name: found for name, found in model.named_parameters() if found.requires_grad}
     changed |= {name: buffer for name, buffer in model.named_buffers() if name in buffers}
     return {name: tensor.detach().contiguous() for name, tensor in changed.items()}
+
+
+def _as_named_now(name: str, names: list[str]) -> str:
+    """Return how the recipe names a plugin now: the resolved recipe writes the whole path of a file."""
+    alike = [other for other in names if other.rpartition("/")[2] == name.rpartition("/")[2]]
+    return alike[0] if name not in names and len(alike) == 1 else name
 
 
 def _remembered(plugins: Plugins) -> dict[str, Any]:

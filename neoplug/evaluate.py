@@ -24,22 +24,39 @@ def held_out_batches(documents: Sequence[Document], size: int, device: torch.dev
 
 
 @torch.no_grad()
-def measure(student: LanguageModel, teacher: LanguageModel | None, batches: Sequence[Batch]) -> dict[str, float]:
-    """Return cross_entropy, perplexity and, with a teacher, forward_kl, reverse_kl, jsd and top1_agreement."""
+def measure(
+    student: LanguageModel, teacher: LanguageModel | None, batches: Sequence[Batch]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return what is measured of the student and of the teacher: cross_entropy and perplexity of each.
+
+    Beside a teacher the student also has forward_kl, reverse_kl, jsd and top1_agreement; without one the second is
+    empty.
+    """
     training = student.module.training
     student.module.eval()
-    sums: dict[str, Tensor] = {}
+    ours: dict[str, Tensor] = {}
+    theirs: dict[str, Tensor] = {}
     for batch in batches:
         states, labels = student.hidden(batch), student.head.vocabulary.index(batch.labels)
         signal = None if teacher is None else ask(teacher, batch)
         for rows, log_q, log_p in log_probabilities(student.head, states, signal):
-            found = {"cross_entropy": -log_q.gather(-1, labels[rows, None]).squeeze(-1)}
+            _add(ours, _cross_entropy(log_q, labels[rows]))
             if log_p is not None:
-                found |= _divergences(log_p, log_q)
-            for name, value in found.items():
-                sums[name] = sums.get(name, 0) + value.double().sum()
+                _add(ours, _divergences(log_p, log_q))
+                _add(theirs, _cross_entropy(log_p, labels[rows]))
     student.module.train(training)
-    return _means(sums, sum(batch.answer_tokens for batch in batches))
+    tokens = sum(batch.answer_tokens for batch in batches)
+    return _means(ours, tokens), _means(theirs, tokens)
+
+
+def _add(sums: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    for name, value in found.items():
+        total = value.double().sum()
+        sums[name] = sums[name] + total if name in sums else total
+
+
+def _cross_entropy(log_q: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    return {"cross_entropy": -log_q.gather(-1, labels[:, None]).squeeze(-1)}
 
 
 def _divergences(log_p: Tensor, log_q: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A run becomes a standalone model: its adapter merged in float32 into the stored weights, never into what training rounded."""
+"""A run becomes a standalone model: its adapter merged in float32 into the stored weights, never into rounded ones."""
 
 import logging
 import warnings
@@ -35,9 +35,13 @@ def export(run: Path, out: Path, dtype: str = "float32") -> Path:
     Raises UsageError where `out` exists, `run` is no finished run, or its base is not what it was; returns `out`.
     """
     if dtype not in DTYPES:
-        raise UsageError(f"`{dtype}` is no dtype to export in{did_you_mean(dtype, list(DTYPES))}\nfix: {', '.join(DTYPES)}")
+        raise UsageError(
+            f"`{dtype}` is no dtype to export in{did_you_mean(dtype, list(DTYPES))}\nfix: {', '.join(DTYPES)}"
+        )
     if out.exists() or out.is_symlink():
-        raise UsageError(f"{out} exists already\nwhy: nothing is overwritten\nfix: name a folder that does not exist yet")
+        raise UsageError(
+            f"{out} exists already\nwhy: nothing is overwritten\nfix: name a folder that does not exist yet"
+        )
     directory = RunDir.open(run)
     base = _base(directory)
     model = _standalone(directory, base)
@@ -69,9 +73,7 @@ def _standalone(directory: RunDir, base: Located) -> "PreTrainedModel":
     if plugins.implements("merge_adapter"):
         return _merged(_as_trained(_unquantised(base), directory, plugins), plugins)
     if directory.model.is_dir():
-        model = _unquantised(Located(str(directory.model), None, str(directory.model), "local"))
-        model.config.use_cache = load_config(base).use_cache  # training had switched it off
-        return model
+        return _unquantised(Located(str(directory.model), None, str(directory.model), "local"))
     if directory.adapter.is_dir():
         raise UsageError(
             f"{directory.adapter} is in a form of its adapter's own\n"
@@ -105,7 +107,7 @@ def _merged(model: Any, plugins: Plugins) -> "PreTrainedModel":
 
 
 def _as_trained(model: "PreTrainedModel", directory: RunDir, plugins: Plugins) -> nn.Module:
-    """Add the adapter anew and put the last checkpoint's weights into it: for adapters that only their plugin can read."""
+    """Add the adapter anew and put the last checkpoint into it: for adapters that only their plugin can read."""
     newest = checkpoint.latest(directory.checkpoints)
     (name,), seed = plugins.implements("add_adapter"), directory.resolved.get("seed", 0)
     if newest is None:

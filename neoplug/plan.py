@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 FLOAT32 = 4  # bytes
 CHUNK = 1024  # answer tokens whose logits exist at a time, at most
-# Numbers that a layer keeps for backward, per token: of its hidden size and of its MLP's (counted on Llama by autograd's
-# saved tensors; the attention matrix is not among them, sdpa computes it anew). Checkpointing keeps a layer's input.
+# Numbers that a layer keeps for backward, per token: of its hidden size and of its MLP's (counted on Llama by
+# autograd's saved tensors; no attention matrix, which sdpa computes anew). Checkpointing keeps a layer's input.
 KEPT_HIDDEN, KEPT_MLP = 9, 4
 
 

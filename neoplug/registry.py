@@ -62,6 +62,8 @@ class Entry:
         """Import the plugin's class. Raises RecipeError, saying what failed and whose it is."""
         module, _, attribute = self.target.rpartition(":")
         try:
+            if not module:
+                raise ValueError(f"`{self.target}` names no class, as module:Class would")
             found: Any = _import_file(self.file) if self.file else importlib.import_module(module)
             for part in attribute.split("."):
                 found = _part(found, part, module)

@@ -10,8 +10,11 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *names: object) -> int:
-    """Return a seed of 63 bits for the stream called `names` of a run with `seed`."""
-    text = "/".join(map(str, (seed, *names)))
+    """Return a seed of 63 bits for the stream called `names` of a run with `seed`.
+
+    A plugin in a file, `./parts/noise.py:Noise`, counts as `noise.py:Noise`: the same from wherever the recipe is run.
+    """
+    text = "/".join(str(name).rpartition("/")[2] for name in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 

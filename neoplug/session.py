@@ -87,12 +87,13 @@ class Session:
             self.save_checkpoint(step, student.module, optimizer, schedule)
 
         def evaluate(step: int) -> None:
-            self.note_evaluation(step, self.measured(student, teacher, batches))
+            self.note_evaluation(step, self.measured(student, teacher, batches)[0])
 
+        losses = make_losses(self.checked)
         training = Training(
-            student, teacher, make_losses(self.checked), plugins, self.parts.corpus, order, optimizer, schedule,
+            student, teacher, losses, plugins, self.parts.corpus, order, optimizer, schedule,
             self.world, recipe.train, total, recipe.evaluate.eval_steps, recipe.seed,
-            Metrics(self.checked.weights, self.write_lines), save, evaluate, self.stop_asked,
+            Metrics({loss.name: loss.weight for loss in losses}, self.write_lines), save, evaluate, self.stop_asked,
         )  # fmt: skip
         self.progress.started(total, first)
         with self.stop.deferring():
@@ -165,32 +166,33 @@ class Session:
 
     def measure_before(self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> None:
         """Measure the student that was not trained, and the teacher."""
-        self.phase("evaluating the student before training")
-        self.facts = {"before": self.measured(student, teacher, batches)}
+        self.phase("evaluating the student before training, and the teacher")
+        before, of_teacher = self.measured(student, teacher, batches)
         prompt = sample_prompt(self.parts)
-        self.facts["sample"] = {"prompt": self.decode(prompt), "before": self.continuation(student, prompt)}
-        if teacher is not None:
-            self.phase("evaluating the teacher")
-            self.facts["teacher"] = measure(teacher, None, batches)
+        sample = {"prompt": self.decode(prompt), "before": self.continuation(student, prompt)}
+        self.facts = {"before": before, **({"teacher": of_teacher} if of_teacher else {}), "sample": sample}
 
-    def measured(self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> dict[str, Any]:
-        """Return the ruler's values and the probes' answers."""
-        probes = probe(self.checked.plugins, student, teacher, batches)
-        return {**measure(student, teacher, batches), "probes": probes}
+    def measured(
+        self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the ruler's values and the probes' answers of the student, and the ruler's of the teacher."""
+        ours, theirs = measure(student, teacher, batches)
+        return {**ours, "probes": probe(self.checked.plugins, student, teacher, batches)}, dict(theirs)
 
     def continuation(self, student: LanguageModel, prompt: list[int], tokens: int = 48) -> str | None:
         """Return how the student goes on, greedily; None where the model cannot generate."""
-        if not hasattr(student.module, "generate"):
+        module: Any = student.module
+        if not hasattr(module, "generate"):
             return None
-        training = student.module.training
-        student.module.eval()
+        training = module.training
+        module.eval()
         ids = torch.tensor([prompt], device=self.world.device)
         with torch.no_grad(), student.computing():
-            found = student.module.generate(
+            found = module.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
                 use_cache=True, pad_token_id=student.pad_token_id,
             )  # fmt: skip
-        student.module.train(training)
+        module.train(training)
         return self.decode(found[0, len(prompt) :].tolist())
 
     def decode(self, ids: list[int]) -> str:
@@ -229,20 +231,16 @@ class Session:
     ) -> dict[str, Any]:
         """Measure what was trained, save it, write the result."""
         self.phase("evaluating the student after training")
-        after = self.measured(student, teacher, batches)
-        sample = self.facts["sample"]
-        sample["after"] = self.continuation(student, sample.pop("ids", None) or sample_prompt(self.parts))
-        parameters = list(student.module.parameters())
-        lines = self.directory.metrics.read()
+        after, _ = self.measured(student, teacher, batches)
+        self.facts["sample"]["after"] = self.continuation(student, sample_prompt(self.parts))
+        module, lines = student.module, self.directory.metrics.read()
         result = {
             "format": 1,
             "status": "completed",
             **self.facts,
             "after": after,
-            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-            "total_parameters": student.module.num_parameters()
-            if hasattr(student.module, "num_parameters")
-            else sum(p.numel() for p in parameters),
+            "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+            "total_parameters": count_parameters(module),
             "steps": total,
             "tokens": sum(line["tokens"] for line in lines),
             "answer_tokens": sum(line["answer_tokens"] for line in lines),
@@ -250,8 +248,8 @@ class Session:
         }
         if self.world.is_main:
             self.phase("saving the student")
-            save_student(student.module, self.checked, self.parts.base, self.parts.tokenizer, self.directory)
-        self.checked.plugins.each("on_train_end", model=student.module, result=result)
+            save_student(module, self.checked, self.parts.base, self.parts.tokenizer, self.directory)
+        self.checked.plugins.each("on_train_end", model=module, result=result)
         result["seconds"] = monotonic() - self.began
         self.write(result)
         self.progress.finished(result)
@@ -262,6 +260,13 @@ class Session:
         """Write result.json on the main process."""
         if self.world.is_main:
             self.directory.write_result(result)
+
+
+def count_parameters(module: Any) -> int:
+    """Return how many parameters a model has; transformers knows how many a 4-bit weight holds."""
+    if hasattr(module, "num_parameters"):
+        return int(module.num_parameters())
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def sample_prompt(parts: Parts, tokens: int = 32) -> list[int]:

@@ -166,7 +166,9 @@ def test_a_long_integer_is_refused_as_text(digits):
     assert value_of(f"'{'7' * digits}'") == "7" * digits
 
 
-@pytest.mark.parametrize("text", ["a: \0", "a: \x1b[31m", "a: [1", "a:\n\t- b", "\ud800", "a: 'x", "a: b: c", "%X\n---\n", "@a"])
+@pytest.mark.parametrize(
+    "text", ["a: \0", "a: \x1b[31m", "a: [1", "a:\n\t- b", "\ud800", "a: 'x", "a: b: c", "%X\n---\n", "@a"]
+)
 def test_what_is_no_yaml_is_one_problem_that_can_be_printed(text):
     value, tree = parse(text)
     assert value is BROKEN

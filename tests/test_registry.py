@@ -36,7 +36,9 @@ def packages(monkeypatch):
     def install(**points):
         found = [Distribution(name.replace("_", "-"), entries) for name, entries in points.items()]
         monkeypatch.setattr(
-            importlib.metadata, "entry_points", lambda group: [p for d in found for p in d.entry_points if p.group == group]
+            importlib.metadata,
+            "entry_points",
+            lambda group: [p for d in found for p in d.entry_points if p.group == group],
         )
 
     return install
@@ -87,14 +89,14 @@ def test_a_tag_is_one_word(name, tmp_path, packages):
         ("no_such_module:A", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("pathlib:Pth", "AttributeError: pathlib has no `Pth`; did you mean `Path`?"),
         ("json:dumps", "`json:dumps` is no class"),
-        ("json", "`json` is no class"),
+        ("json", "ValueError: `json` names no class, as module:Class would"),
         ("", "cannot be imported"),
     ],
 )
 def test_an_import_that_fails_says_what_and_whose(target, expected, packages, tmp_path):
     (message,) = words(Entry("broken", "its-package", "3.4", target).load)
     assert expected in message
-    if "class" not in expected:
+    if "is no class" not in expected:
         assert "`broken` of its-package 3.4" in message
 
 
@@ -224,7 +226,9 @@ def test_one_is_the_only_answer_or_none():
 
 
 def test_two_plugins_of_one_name_are_told_apart_by_their_section():
-    plugins = Plugins({"teacher.load": {"x": Recorder(1)}, "student.load": {"x": Recorder(2)}, "probes": {"y": Recorder(3)}})
+    plugins = Plugins(
+        {"teacher.load": {"x": Recorder(1)}, "student.load": {"x": Recorder(2)}, "probes": {"y": Recorder(3)}}
+    )
     answers = plugins.each("penalty", progress=0)
     assert answers == {"student.load.x": (2, 0), "teacher.load.x": (1, 0), "y": (3, 0)}
     assert plugins.each("penalty", section="teacher.load", progress=0) == {"x": (1, 0)}
@@ -273,10 +277,6 @@ def test_static_hooks_work_and_properties_are_not_read():
     assert Plugins({"treatments": {"s": Static()}}).each("penalty", model=3) == {"s": 3}
 
 
-def keyword(function):
-    return hookimpl(function)
-
-
 @dataclass(eq=False)
 class Keyword:
     @hookimpl
@@ -314,7 +314,15 @@ def test_what_pluggy_passes_over_is_refused(cls, expected):
 
 
 def test_the_specs_are_all_there_and_say_how_many_may_answer():
-    assert set(hookspecs.HOOKS_OF_SECTION) == {"load", "prepare", "adapter", "loss", "optimizer", "treatments", "probes"}
+    assert set(hookspecs.HOOKS_OF_SECTION) == {
+        "load",
+        "prepare",
+        "adapter",
+        "loss",
+        "optimizer",
+        "treatments",
+        "probes",
+    }
     assert {hook for hooks in hookspecs.HOOKS_OF_SECTION.values() for hook in hooks} <= set(SPECS)
     assert all(spec.answers in ("all", "each loss", "exactly one", "at most one") for spec in SPECS.values())
     assert list(answered(Loss)) == ["on_evaluate", "token_loss"]

@@ -2,8 +2,8 @@
 
 from neoplug.models.load import default_dtype, load_config, load_model, load_tokenizer, load_weights, skeleton
 from neoplug.models.located import Located
-from neoplug.models.prepare import prepare
 from neoplug.models.sources import locate
+from neoplug.models.students import prepare
 
 __all__ = [
     "Located",

@@ -54,16 +54,16 @@ def convert(file: Path, folder: Path) -> str:
     from neoplug.models.quiet import quiet
 
     log.info("converting %s to safetensors", file.name)
-    try:
-        with quiet(), _no_bar():
+    with quiet(), _no_bar():
+        try:
             model, tokenizer = _read(file)
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise RunError(
-            f"{file.name} cannot be read as a GGUF model\nwhy: {type(error).__name__}: {error}\n"
-            "fix: use a file of an architecture and quantisation that transformers converts"
-        ) from error
+        except Exception as error:  # the readers of transformers and gguf raise whatever a strange file makes them
+            raise RunError(
+                f"{file.name} cannot be read as a GGUF model\nwhy: {type(error).__name__}: {error}\n"
+                "fix: use a file of an architecture and quantisation that transformers converts"
+            ) from error
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return sha256_of(file)
 
 
@@ -82,6 +82,7 @@ def _read(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
     _forget_gguf(model)
     _mend_tokenizer(tokenizer, file, model.config)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
 

@@ -87,7 +87,7 @@ def load_weights(located: Located, **kwargs: Any) -> "PreTrainedModel":
     try:
         with quiet():
             model, found = AutoModelForCausalLM.from_pretrained(located.path, **kwargs)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RunError(f"`{located.source}` could not be loaded\nwhy: {type(error).__name__}: {error}") from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
@@ -160,7 +160,7 @@ def _asked_twice(key: str, name: str, other: str, role: Role) -> Problem:
 
 
 def skeleton(config: "PretrainedConfig") -> "PreTrainedModel":
-    """Return the model on the meta device, frozen: its shapes without its weights. It has a configuration of its own."""
+    """Return the model on the meta device, frozen: shapes without weights. It has a configuration of its own."""
     from transformers import AutoModelForCausalLM
 
     with quiet(), torch.device("meta"):

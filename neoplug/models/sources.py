@@ -1,4 +1,4 @@
-"""Where a model comes from: hub id | folder | GGUF file | pypi:DIST==VERSION/FILE; a folder or a pinned hub id results."""
+"""Where a model comes from: hub id | folder | GGUF file | pypi:DIST==VERSION/FILE; found, it is a folder or hub id."""
 
 from pathlib import Path
 

@@ -129,6 +129,13 @@ def leaves(values: Any, path: Key = ()) -> Iterator[tuple[Key, Any]]:
         yield path, values
 
 
+def ordered(values: Any) -> Any:
+    """Return `values` with all maps sorted by key: how a recipe orders them means nothing."""
+    if isinstance(values, dict):
+        return {key: ordered(values[key]) for key in sorted(values)}
+    return [ordered(value) for value in values] if isinstance(values, list) else values
+
+
 def joined(path: Sequence[str | int]) -> str:
     """Write a path as an override would: parts with a dot or other unusual letters are quoted."""
     return ".".join(str(key) if re.fullmatch(r"[\w@-]+", str(key)) else f'"{key}"' for key in path)

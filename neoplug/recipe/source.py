@@ -10,13 +10,13 @@ from typing import Any
 from neoplug.errors import Mark, Problem, RecipeError, UsageError, did_you_mean
 from neoplug.errors import Path as Key
 from neoplug.marks import BROKEN, Place, Source, Tree, read
-from neoplug.recipe.layers import assign, from_values, joined, merge, remove
+from neoplug.recipe.layers import assign, from_values, joined, merge, ordered, remove
 from neoplug.recipe.model import PLUGIN_MAPS
 
 OVERRIDE = "override"  # the file that marks of overrides name
 _ASSIGNMENT = re.compile(r"""((?:"[^"]*"|'[^']*'|[^="'])*)=(.*)""", re.DOTALL)
 _QUOTED = re.compile(r""""([^"]*)"|'([^']*)'""")
-_FILE_PLUGIN = re.compile(r".+?\.py:[A-Za-z_]\w*(?:@[\w-]+)?(?=\.|$)")
+_FILE_PLUGIN = re.compile(r"((\.{0,2}/|~).+?|[^.]+)\.py:[A-Za-z_]\w*(@[\w-]+)?(?=\.|$)")
 
 
 def shipped() -> dict[str, Path]:
@@ -57,6 +57,7 @@ def gather(path: Path, name: str, overrides: Sequence[str], changes: Mapping[str
         _apply(tree, override, number)
     for plugin_map in PLUGIN_MAPS:
         _empty_options(tree, plugin_map)
+    tree.values = ordered(tree.values)
     return tree
 
 
@@ -113,9 +114,9 @@ def _apply(tree: Tree, override: str, number: int) -> None:
     line = Source(override, OVERRIDE, Path.cwd(), line=number)
     match = _ASSIGNMENT.fullmatch(override) if override.isprintable() else None
     try:
-        path = split(match[1], tree.values) if match else ()
-        if not match or not path:
+        if not match or not match[1].strip():
             raise ValueError("an override is written key.path=value")
+        path = split(match[1], tree.values)
         if path[0] == "extends":
             raise ValueError("`extends` cannot be overridden: write a file that extends the other recipe")
         if not match[2].strip():

@@ -5,6 +5,7 @@ Peft itself takes a negative rank, a dropout of 2 and targets that do not exist,
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,10 @@ from neoplug_adapters.companions import key_of
 from neoplug_adapters.targets import unmatched
 
 if TYPE_CHECKING:
-    from neoplug.recipe import Recipe
     from peft import LoraConfig
     from transformers import PreTrainedModel
+
+    from neoplug.recipe import Recipe
 
 STARTS = (True, "gaussian", "orthogonal")  # initialisations that leave the base as it is
 VARIANTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")  # peft's others: adapters of their own here
@@ -48,6 +50,7 @@ class LowRank:
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_start()
+        self._check_regexes()
         if not self.target_modules:
             raise ValueError("target_modules is empty, so nothing would train; all-linear takes every linear layer")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
@@ -79,6 +82,16 @@ class LowRank:
         odd = [r for r in (self.r, *self.rank_pattern.values()) if r % 2]
         if start == "orthogonal" and odd:
             raise ValueError(f"init_lora_weights is orthogonal, which needs an even r, but r is {odd[0]}")
+
+    def _check_regexes(self) -> None:
+        wholes = {"target_modules": self.target_modules, "exclude_modules": self.exclude_modules}
+        found = {name: [whole] for name, whole in wholes.items() if isinstance(whole, str)}
+        for name, regexes in {**found, "rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}.items():
+            for regex in regexes:
+                try:
+                    re.compile(regex)
+                except re.error as error:
+                    raise ValueError(f"{name} has `{regex}`, which is no regular expression: {error}") from error
 
     @hookimpl
     def check(self, recipe: Recipe) -> list[Problem]:

@@ -37,9 +37,11 @@ def unmatched(
 
 
 def _missing(wanted: Names, names: list[str]) -> list[str]:
-    if wanted is None or wanted == "all-linear":
+    if wanted is None:
         return []
     if isinstance(wanted, str):
+        if wanted.lower() == "all-linear":
+            return []
         return [] if any(re.fullmatch(wanted, name) for name in names) else [wanted]
     return [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in names)]
 

@@ -52,7 +52,7 @@ class PruneDepth:
             _renumber(layer, position)
         setattr(parent, name, kept)
         _cut_config(config, keep)
-        _prove(model)
+        _prove(model, next(name for name, module in model.named_modules() if module is kept))
 
     def _chosen(self, count: int) -> list[int]:
         """Return the layers to keep of `count`. Raises RecipeError where the model has fewer than are asked for."""
@@ -120,8 +120,8 @@ def _cut_config(config: PretrainedConfig, keep: list[int]) -> None:
         setattr(config, name, value)
 
 
-def _prove(model: PreTrainedModel) -> None:
-    """Build the cut model anew from its configuration, as loading it will. Raises RecipeError where that is another model.
+def _prove(model: PreTrainedModel, layers: str) -> None:
+    """Build the cut model anew from its configuration, as loading will. Raises RecipeError where that is another model.
 
     So it is where a layer's kind follows from its number: hybrids, alternating attention that no list in the
     configuration spells out, dense layers below mixtures of experts.
@@ -133,17 +133,17 @@ def _prove(model: PreTrainedModel) -> None:
         rebuilt = skeleton(type(model.config).from_dict(json.loads(model.config.to_json_string())))
     except Exception as error:
         raise _refusal(f"{type(model).__name__} cannot be cut: {error}", "prune another model", why=why) from error
-    different = sorted(dict(_facts(model)).items() ^ dict(_facts(rebuilt)).items())
+    different = sorted(dict(_facts(model, layers)).items() ^ dict(_facts(rebuilt, layers)).items())
     if different:
         what = f"{type(model).__name__} cannot be cut there: `{different[0][0]}` would come out otherwise"
         raise _refusal(what, "keep layers in their old pattern, or prune another model", why=why)
 
 
-def _facts(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield what makes a model compute what it computes, beside the numbers in its weights."""
+def _facts(model: nn.Module, layers: str) -> Iterator[tuple[str, str]]:
+    """Yield what makes the model what it is, beside the numbers in its weights: shapes, and each layer's settings."""
     for name, weight in model.named_parameters():
         yield name, str(tuple(weight.shape))
-    for name, module in model.named_modules():
+    for name, module in model.get_submodule(layers).named_modules(prefix=layers):
         yield f"{name}.", type(module).__name__
         for attribute, value in vars(module).items():
             if isinstance(value, bool | int | float | str) and attribute != "training" and attribute[0] != "_":

@@ -37,10 +37,9 @@ class Other:
     @hookimpl
     def check(self, recipe):
         if recipe.student.dtype == "bfloat16":
+            why, place = "it adds numbers too small for it", ("student", "dtype")
             return [
-                Problem(
-                    "`Other` cannot stand on bfloat16", "it adds numbers too small for it", "use float32", ("student", "dtype")
-                ),
+                Problem("`Other` cannot stand on bfloat16", why, "use float32", place),
                 Problem("`Other` has a second thing to say", path=("student", "load", "nothing", "here")),
             ]
         return []

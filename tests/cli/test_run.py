@@ -152,6 +152,9 @@ def test_a_real_run(neoplug, recipe, tmp_path):
         assert f"\n{title} " in answer.out
     assert f"neoplug export {output} {output}-model" in answer.out
     assert Path(output, "adapter", "adapter_model.safetensors").is_file()
+    exported = neoplug("export", output, tmp_path / "model")
+    assert exported.code == 0, exported.err
+    assert Path(tmp_path, "model", "model.safetensors").is_file()
     again = neoplug("run", recipe, "--output", output)
     assert again.code == 2
     assert "--resume" in again.err

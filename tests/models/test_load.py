@@ -71,8 +71,13 @@ def test_each_sees_its_own_model_and_the_others_see_both(tiny_student, tiny_teac
 
 
 def test_a_plugins_key_reaches_the_loader(tiny_student):
-    model = load(tiny_student, {"student.load": {"w": Wants({"use_safetensors": True, "tie_word_embeddings": True})}})
-    assert model.config.tie_word_embeddings
+    model = load(tiny_student, {"student.load": {"w": Wants({"attn_implementation": "eager"})}})
+    assert model.config._attn_implementation == "eager"
+
+
+def test_a_key_that_the_loader_does_not_know_is_a_failed_run(tiny_student):
+    with pytest.raises(RunError, match=r"could not be loaded\nwhy: TypeError.*no_such_key"):
+        load(tiny_student, {"student.load": {"w": Wants({"no_such_key": 1})}})
 
 
 @pytest.mark.parametrize("others", [{"a": {"use_safetensors": True}}, {"dtype": {"dtype": "float32"}}])
@@ -98,7 +103,9 @@ def test_a_skeleton_leaves_the_configuration_alone(tiny_teacher):
 
 @pytest.fixture
 def classifier(tmp_path):
-    config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
+    )
     LlamaForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
     return tmp_path / "classifier"
 

@@ -46,7 +46,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 
 def test_a_hub_id_is_pinned_to_its_commit(tmp_path, tiny_student, monkeypatch):
-    """The hub's cache as huggingface_hub lays it out: refs/BRANCH names the commit, snapshots/COMMIT holds the files."""
+    """The hub's cache as huggingface_hub lays it out: refs/BRANCH names the commit, snapshots/COMMIT has the files."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--some--model"
     shutil.copytree(tiny_student, repository / "snapshots" / commit)
@@ -59,7 +59,7 @@ def test_a_hub_id_is_pinned_to_its_commit(tmp_path, tiny_student, monkeypatch):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(RecipeError, match="no folder or .gguf file here"):
+    with pytest.raises(RecipeError, match=r"no folder or \.gguf file here"):
         locate("nobody/nothing")
 
 
@@ -99,7 +99,7 @@ def test_the_hash_is_checked_first_and_later(tiny_gguf, home):
 
 @pytest.mark.usefixtures("pip")
 def test_a_file_that_the_wheel_lacks_is_named():
-    with pytest.raises(RecipeError, match="did you mean `tiny_model/tiny.gguf`"):
+    with pytest.raises(RecipeError, match=r"did you mean `tiny_model/tiny\.gguf`"):
         locate("pypi:tiny-model==1.2/tiny_model/tony.gguf")
 
 

@@ -132,6 +132,8 @@ def test_gpt2s_transposed_layers_need_no_option():
         ({"lora_dropout": float("nan")}, r"^lora_dropout is nan"),
         ({"rank_pattern": {"q_proj": 0}}, r"^rank_pattern is 0"),
         ({"target_modules": []}, r"^target_modules is empty"),
+        ({"target_modules": ".*(q_proj"}, r"^target_modules has .* no regular expression"),
+        ({"alpha_pattern": {"*": 3}}, r"^alpha_pattern has .* no regular expression"),
         ({"layers_to_transform": 1}, r"^layers_to_transform needs target_modules to be a list"),
         ({"init_lora_weights": False}, r"^init_lora_weights is false"),
         ({"init_lora_weights": "guassian"}, r"^init_lora_weights is guassian"),

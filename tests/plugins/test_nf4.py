@@ -1,4 +1,4 @@
-"""NF4 against the base that it stands for, dequantised by bitsandbytes itself; and the trap of its packed CPU layers."""
+"""NF4 against the base that it stands for, dequantised by bitsandbytes itself; the trap of its packed CPU layers."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Depth pruning against a hand-made forward through the kept layers, on several families, real and on the meta device."""
+"""Depth pruning against a forward through the kept layers only, on several families; the meta device."""
 
 import pytest
 import torch
@@ -97,7 +97,7 @@ def test_the_models_own_configuration_is_the_one_cut():
 
 
 def test_a_pattern_by_number_is_refused():
-    """Every second layer is a mixture of experts, by a rule: two of these in a row cannot be said in a configuration."""
+    """Every second layer is a mixture of experts, by a rule: two in a row cannot be said in a configuration."""
     model = build("qwen2_moe", num_experts=2, moe_intermediate_size=8, shared_expert_intermediate_size=8,
                   decoder_sparse_step=2)  # fmt: skip
     with pytest.raises(RecipeError, match=r"cannot be cut there: `model\.layers"):

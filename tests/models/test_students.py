@@ -77,7 +77,7 @@ def test_it_is_made_again_only_for_what_it_depends_on(tiny_student, by):
 
 def test_the_second_time_nothing_runs(tiny_student, monkeypatch):
     first = run(tiny_student, {"s": Shift()})
-    monkeypatch.setattr("neoplug.models.prepare.load_weights", None)
+    monkeypatch.setattr("neoplug.models.students.load_weights", None)
     assert run(tiny_student, {"s": Shift()}) == first
 
 

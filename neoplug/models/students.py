@@ -48,7 +48,7 @@ def prepare(located: Located, checked: "Checked", batches_factory: Factory | Non
 def _folders(located: Located, checked: "Checked", fingerprint: str) -> dict[str, Path]:
     """Return where the student is stored, by what it depends on: `nothing` but its plugins, `seed` or `batches`."""
     train = checked.recipe.train
-    plugins = {"model": located.identity, "plugins": _plugins(checked), "versions": _versions()}
+    plugins: dict[str, Any] = {"model": located.identity, "plugins": _plugins(checked), "versions": _versions()}
     seed = plugins | {"seed": checked.recipe.seed}
     sizes = [train.per_device_train_batch_size, train.gradient_accumulation_steps]
     keys = {"nothing": plugins, "seed": seed, "batches": seed | {"data": fingerprint, "sizes": sizes}}

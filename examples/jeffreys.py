@@ -1,0 +1,20 @@
+"""Jeffreys divergence of teacher and student: the mean of KL in both directions (Jeffreys 1946), in nats per token."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, log_softmax
+
+from neoplug import hookimpl
+
+
+@dataclass(eq=False)
+class Jeffreys:
+    """Asks the student to cover the teacher's modes and to add none of its own."""
+
+    temperature: float = 1.0
+
+    @hookimpl
+    def token_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[N, V] log-probabilities -> [N] nats."""
+        log_p, log_q = log_softmax(teacher / self.temperature, -1), log_softmax(student / self.temperature, -1)
+        return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1) / 2 * self.temperature**2

@@ -1,0 +1,52 @@
+"""Whole runs of neoplug from a recipe written on the spot, and what they trained on."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import neoplug
+from neoplug import recipe
+from neoplug.assembly import make_order
+from neoplug.data import load_corpus
+from neoplug.session import Session
+
+
+@dataclass
+class Run:
+    """A finished run: its lines of metrics, its folder, and the weights that it began to train with."""
+
+    lines: list
+    path: Path
+    start: dict
+
+    def documents(self, step):
+        """Return the micro-batches of a step, each a list of documents."""
+        from transformers import AutoTokenizer
+
+        checked = recipe.load(self.path.parent / "recipe.yaml")
+        corpus = load_corpus(checked.recipe.data, AutoTokenizer.from_pretrained(checked.recipe.student.model))
+        order = make_order(checked, corpus, 1)
+        return [[d for row in rows for d in corpus.rows[row]] for rows in order.micro_batches(step, 0)]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Return a function that runs a recipe given as nested maps, and takes the weights as they were before step 1."""
+    start = {}
+    own = Session.add_adapter
+
+    def add_adapter(session, bare, total_steps):
+        model = own(session, bare, total_steps)
+        start.update({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+        return model
+
+    def finish(**sections):
+        (tmp_path / "recipe.yaml").write_text(json.dumps(sections))
+        neoplug.run(tmp_path / "recipe.yaml", output=tmp_path / "run")
+        lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        return Run(lines, tmp_path / "run", start)
+
+    monkeypatch.setattr(Session, "add_adapter", add_adapter)
+    return finish

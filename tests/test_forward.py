@@ -1,0 +1,294 @@
+"""The model's own forward without its head, against the model's own logits; nothing of ours stands on both sides."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    Qwen2Config,
+)
+
+from neoplug.data.batch import Document, collate
+from neoplug.errors import RunError
+from neoplug.forward import head_name, language_model
+from neoplug.objective import Loss, objective
+from neoplug.vocabulary import Vocabulary
+from neoplug_losses.cross_entropy import CrossEntropy
+
+# peft calls transformers by old names
+pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning")
+
+ROWS = 96
+USUAL = {
+    "vocab_size": ROWS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+NO_GROUPS = {name: value for name, value in USUAL.items() if name not in ("num_key_value_heads", "head_dim")}
+CONFIGS = {
+    "llama": LlamaConfig(**USUAL, tie_word_embeddings=False),
+    "llama, tied": LlamaConfig(**USUAL, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**NO_GROUPS, num_key_value_heads=2, tie_word_embeddings=True),
+    "gemma2": Gemma2Config(**USUAL, final_logit_softcapping=3.0, query_pre_attn_scalar=8, sliding_window=16),
+    "gpt2": GPT2Config(vocab_size=ROWS, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2,
+                       bos_token_id=1, eos_token_id=2),
+    "opt": OPTConfig(vocab_size=ROWS, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+                     word_embed_proj_dim=32, max_position_embeddings=64, init_std=0.2, do_layer_norm_before=True),
+    "granite": GraniteConfig(**NO_GROUPS, num_key_value_heads=2, logits_scaling=4.0),
+    "cohere": CohereConfig(**NO_GROUPS, num_key_value_heads=2, logit_scale=0.25),
+    "mistral": MistralConfig(**USUAL, sliding_window=16, tie_word_embeddings=False),
+    "phi3": Phi3Config(**NO_GROUPS, num_key_value_heads=2),
+}  # fmt: skip
+
+
+def build(family, dtype=torch.float32):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIGS[family], dtype=dtype).eval().requires_grad_(False)
+
+
+def document(length, seed, scored=None):
+    tokens = np.random.default_rng(seed).integers(3, ROWS, length)
+    mask = np.zeros(length, dtype=bool)
+    mask[slice(1, None) if scored is None else scored] = True
+    return Document(tokens, mask, row=seed)
+
+
+DOCUMENTS = [document(7, 1), document(4, 2, slice(2, 3)), document(11, 3, slice(5, 9))]
+
+
+def own_logits(module, documents=DOCUMENTS):
+    """Return [N, V] of each document run alone by the model itself, one before each scored token."""
+    found = []
+    for each in documents:
+        ids = torch.from_numpy(each.input_ids)[None]
+        logits = module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -len(each) :]
+        found.append(logits[:-1][torch.from_numpy(each.scored[1:])])
+    return torch.cat(found)
+
+
+def as_ours(module, vocabulary=None, name=None, **more):
+    return language_model(module, name or head_name(module), vocabulary or Vocabulary(ROWS), **more)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_head_and_hidden_states_are_the_models_own_logits(family):
+    module = build(family)
+    model = as_ours(module)
+    with torch.no_grad():
+        ours = model.head(model.hidden(collate(DOCUMENTS)))
+        theirs = own_logits(module)
+    assert theirs.std() > 0.05
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_layout_that_it_takes_keeps_documents_apart(family):
+    module = build(family)
+    assert as_ours(module).layout == ("block" if family == "opt" else "flat")
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [("llama", "block"), ("gpt2", "block"), *((family, "padded") for family in CONFIGS)],
+)
+def test_the_fallbacks_are_the_same_function(family, layout):
+    model = as_ours(build(family))
+    model.layout = layout
+    with torch.no_grad():
+        ours = model.head(model.hidden(collate(DOCUMENTS)))
+        torch.testing.assert_close(ours, own_logits(model.module), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
+def test_an_all_ones_mask_would_leak(family):
+    """Why `flat` gives no mask: with one of ones, restarting positions do not keep documents apart."""
+    module = build(family)
+    inputs, positions = collate(DOCUMENTS).layout("flat")
+    with torch.no_grad():
+        without = module(**inputs).logits[0, positions]
+        leaking = module(**inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}).logits[0, positions]
+        apart = own_logits(module)
+    torch.testing.assert_close(without, apart, rtol=1e-4, atol=1e-4)
+    assert (leaking - apart).abs().max() > 0.1
+    first = DOCUMENTS[0].answer_tokens
+    torch.testing.assert_close(leaking[:first], apart[:first], rtol=1e-4, atol=1e-4)
+
+
+def test_eager_attention_adds_a_boolean_mask_so_the_block_is_refused():
+    """Transformers hands a 4-D mask on untouched: sdpa masks with it, eager adds it to the scores and hides nothing."""
+    module = build("opt")
+    module.set_attn_implementation("eager")
+    assert as_ours(module).layout == "padded"
+
+
+def test_a_model_that_leaks_in_every_row_runs_padded(caplog):
+    """A mask that the model throws away and positions that it never reads: only rows of their own are left."""
+    module = build("opt")
+    own = module.forward
+
+    def deaf(input_ids, attention_mask=None, position_ids=None, **more):
+        return own(input_ids=input_ids, attention_mask=attention_mask if attention_mask.ndim == 2 else None, **more)
+
+    def forward(input_ids, attention_mask=None, **more):
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return deaf(input_ids, mask, **more)
+
+    module.forward = forward
+    with caplog.at_level("INFO", logger="neoplug"):
+        model = as_ours(module, role="teacher")
+    assert model.layout == "padded"
+    assert "teacher: position_ids alone do not keep documents of one row apart" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "beyond",
+    [lambda logits: logits + 0.3 * torch.sin(3 * logits), lambda logits: 1.1 * logits, lambda logits: logits.flip(-1)],
+    ids=["nonlinear", "unknown scale", "permuted"],
+)
+def test_a_head_that_nobody_knows_is_refused(beyond):
+    module = build("llama")
+    own = module.forward
+
+    def forward(*args, **kwargs):
+        found = own(*args, **kwargs)
+        found.logits = beyond(found.logits)
+        return found
+
+    module.forward = forward
+    with pytest.raises(RunError, match="the teacher's head is no function of its hidden states that neoplug knows"):
+        as_ours(module, role="teacher")
+    assert "forward" not in vars(module.lm_head)
+
+
+def test_a_model_without_a_head_is_refused():
+    with pytest.raises(RunError, match="Linear shows no output head"):
+        head_name(torch.nn.Linear(2, 2))
+
+
+def test_the_vocabulary_is_what_both_sides_share():
+    module = build("llama")
+    ids = torch.tensor([row for row in range(ROWS) if row % 5])
+    for vocabulary, keep in ((Vocabulary(80), torch.arange(80)), (Vocabulary(len(ids), ids), ids)):
+        model = as_ours(module, vocabulary)
+        with torch.no_grad():
+            ours = model.head(model.hidden(collate(DOCUMENTS)))
+            torch.testing.assert_close(ours, own_logits(module)[:, keep], rtol=1e-4, atol=1e-4)
+
+
+def adapted(module, config):
+    from peft import get_peft_model
+
+    torch.manual_seed(1)
+    model = get_peft_model(module, config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))  # no adapter that does nothing
+    return model.eval()
+
+
+def prompt_methods():
+    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+
+    return {
+        "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+        "p-tuning": PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=16),
+        "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    }
+
+
+@pytest.mark.parametrize("method", ["prompt", "p-tuning", "prefix"])
+@pytest.mark.filterwarnings("ignore:Position ids are not supported for parameter efficient tuning:UserWarning")
+def test_virtual_tokens_shift_nothing(method):
+    """Hidden states are counted from the right, so columns that a prompt method puts first do not matter."""
+    base = build("llama")
+    name = head_name(base)
+    module = adapted(base, prompt_methods()[method])
+    model = as_ours(module, name=name)
+    assert model.layout == "padded"
+    with torch.no_grad():
+        ours = model.head(model.hidden(collate(DOCUMENTS)))
+        theirs = own_logits(module)
+        bare = own_logits(build("llama"))
+    assert (theirs - bare).abs().max() > 0.01
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def head_adapters():
+    from peft import LoraConfig
+
+    some = ["q_proj", "down_proj"]
+    return {
+        "lora on the head": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=[*some, "lm_head"]),
+        "dora on the head": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=[*some, "lm_head"], use_dora=True),
+        "a trained head": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=some, modules_to_save=["lm_head"]),
+        "a bare head": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=some),
+    }
+
+
+@pytest.mark.parametrize("vocabulary", [Vocabulary(ROWS), Vocabulary(80)], ids=["whole", "padded rows"])
+@pytest.mark.parametrize("kind", ["lora on the head", "dora on the head", "a trained head", "a bare head"])
+def test_an_adapted_head_is_right_in_value_and_gradient(kind, vocabulary):
+    base = build("llama")
+    name = head_name(base)
+    module = adapted(base, head_adapters()[kind])
+    trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    assert any("lm_head" in n for n in trainable) == (kind != "a bare head")
+    model = as_ours(module, vocabulary, name)
+    documents = [document(9, 4, slice(3, 8)), document(5, 5)]
+    for each in documents:
+        each.input_ids[:] %= 80
+    batch = collate(documents)
+
+    losses = [Loss("cross_entropy", 1.0, lambda student, labels, **_: CrossEntropy().token_loss(student, labels))]
+    total, _ = objective(losses, model.hidden(batch), model.head, None, batch.labels, 0.0)
+    total.backward()
+    ours = {n: p.grad for n, p in trainable.items()}
+    module.zero_grad()
+    logits = own_logits(module, documents)[:, : vocabulary.size]
+    expected = functional.cross_entropy(logits.double(), batch.labels, reduction="sum")
+    expected.backward()
+
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-5)
+    assert all(p.grad is None for p in module.parameters() if not p.requires_grad)
+    for n, p in trainable.items():
+        assert p.grad.abs().max() > 1e-4, n
+        torch.testing.assert_close(ours[n], p.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_it_leaves_the_model_as_it_was():
+    module = build("llama").train()
+    before = module.state_dict().keys()
+    model = as_ours(module)
+    model.hidden(collate(DOCUMENTS))
+    assert module.training
+    assert module.state_dict().keys() == before
+    assert "forward" not in vars(module.lm_head)
+
+
+def test_bfloat16_is_proved_within_its_own_noise():
+    module = build("llama", torch.bfloat16)
+    model = as_ours(module, autocast=torch.bfloat16)
+    with torch.no_grad():
+        ours = model.head(model.hidden(collate(DOCUMENTS)))
+        theirs = own_logits(module).float()
+    assert ours.dtype == torch.float32
+    assert (ours - theirs).abs().max() < 0.05 * theirs.abs().max()

