@@ -1,4 +1,4 @@
-"""neoplug distils language models with parameter-efficient adapters: variants and losses are plugins, a run is a recipe."""
+"""neoplug distils language models with adapters: variants and losses are plugins, a run is a recipe."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -9,15 +9,17 @@ from math import ceil
 from typing import Any
 
 import torch
+from torch import nn
 
-from neoplug.data import Corpus, Order, load_corpus
+from neoplug.data import Corpus, Order, check_source, load_corpus
 from neoplug.data.batch import Batch, collate
-from neoplug.errors import Problem, RecipeError
+from neoplug.errors import Problem, RecipeError, UsageError
 from neoplug.hookspecs import Role
-from neoplug.models import Located, load_config, load_tokenizer, locate, prepare
+from neoplug.models import Located, load_config, load_tokenizer, locate, prepare, skeleton
 from neoplug.objective import Loss
 from neoplug.progress import Progress
 from neoplug.recipe import Checked, Train
+from neoplug.seeds import generator
 from neoplug.vocabulary import Vocabulary, shared
 
 logger = logging.getLogger("neoplug")
@@ -42,6 +44,8 @@ def gather(checked: Checked, progress: Progress) -> Parts:
         RecipeError: a model or the data cannot be used.
     """
     recipe = checked.recipe
+    if problems := check_source(recipe.data):
+        raise RecipeError(problems)
     progress.phase("looking for the models")
     student = locate(recipe.student.model, recipe.student.revision, ("student", "model"))
     teacher = None
@@ -55,6 +59,7 @@ def gather(checked: Checked, progress: Progress) -> Parts:
     for line in corpus.report.lines():
         logger.info(line)
     refuse_unshared(corpus, vocabulary, tokenizer)
+    rehearse(checked, student, corpus)
     if recipe.student.prepare:
         progress.phase("preparing the student")
     base = prepare(student, checked, partial(training_batches, checked, corpus), corpus.fingerprint)
@@ -65,6 +70,35 @@ def _reads(located: Located, role: Role) -> tuple[Any, int]:
     """Return a model's tokenizer and how many rows its head has."""
     path = (role, "model")
     return load_tokenizer(located, path), load_config(located, path).get_text_config().vocab_size
+
+
+def rehearse(checked: Checked, student: Located, corpus: Corpus) -> None:
+    """Prepare and adapt the student's skeleton, so that options which do not fit the model are refused without weights.
+
+    Only a mistake in the recipe counts: a plugin that cannot work on the meta device has its say later.
+    """
+    steps = count_steps(checked.recipe.train, make_order(checked, corpus, 1).steps_per_epoch)
+    try:
+        model = adapted(checked, prepared(checked, skeleton(load_config(student, ("student", "model")))), steps)
+        checked.plugins.one("param_groups", model=model, learning_rate=checked.recipe.train.learning_rate)
+    except UsageError:
+        raise
+    except Exception:
+        logger.debug("the rehearsal on a skeleton failed", exc_info=True)
+
+
+def prepared(checked: Checked, model: Any) -> Any:
+    """Return a student's skeleton as its plugins prepare it."""
+    rng = generator(checked.recipe.seed, "rehearsal")
+    checked.plugins.each("prepare_student", section="prepare", model=model, batches=None, rng=rng)
+    return model
+
+
+def adapted(checked: Checked, model: Any, steps: int) -> nn.Module:
+    """Return a skeleton with the recipe's adapter."""
+    rng = generator(checked.recipe.seed, "rehearsal")
+    found: nn.Module = checked.plugins.one("add_adapter", model=model, batches=None, total_steps=steps, rng=rng)
+    return found
 
 
 def refuse_unshared(corpus: Corpus, vocabulary: Vocabulary, tokenizer: Any) -> None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from neoplug.errors import RunError
@@ -49,6 +50,13 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over ranks."""
         return tensor if self.size == 1 else self.accelerator.reduce(tensor, "sum")
+
+    def agree(self, value: str) -> str:
+        """Return what the main process says, on every rank."""
+        said = [value]
+        if self.size > 1:
+            broadcast_object_list(said)
+        return said[0]
 
     def wait(self) -> None:
         """Wait until all ranks are here."""

@@ -1,4 +1,4 @@
-"""Errors for people: where, what is wrong, why, and the fix. Each error knows the exit code it ends the command with."""
+"""Errors for people: where, what is wrong, why, and the fix. Each knows the exit code that it ends a command with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ from torch import nn
 from neoplug import checkpoint
 from neoplug.errors import RunError, UsageError, did_you_mean
 from neoplug.files import folder_atomically
-from neoplug.models import Located, load_config, load_tokenizer, load_weights, locate
+from neoplug.models import Located, load_tokenizer, load_weights, locate
 from neoplug.models.quiet import quiet
 from neoplug.registry import Plugins, build, find
 from neoplug.rundir import RunDir

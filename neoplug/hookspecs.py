@@ -24,8 +24,8 @@
     save_adapter(model, path);  on_train_end(model, result)
     later, `neoplug export`: merge_adapter(model)
 
-A plugin is a dataclass whose fields are its options; a method with a hook's name and `@hookimpl` answers that hook, and may
-take any subset of the hook's arguments. Plugins are called in the order of their names.
+A plugin is a dataclass whose fields are its options; a method with a hook's name and `@hookimpl` answers that hook, and
+may take any subset of the hook's arguments. Plugins are called in the order of their names.
 
 N answer tokens of one chunk, V shared vocabulary. `model` is the transformers (or peft) module itself, head in place.
 `rng` is a torch.Generator on the CPU seeded by (seed, plugin name): one more plugin shifts no other plugin's stream.
@@ -112,7 +112,11 @@ def load_kwargs(role: Role) -> dict[str, Any]:
 @hookspec
 @answers("all")
 def after_load(model: PreTrainedModel, role: Role) -> None:
-    """Change a loaded model in place: k-bit preparation, workarounds. `load` plugins see their own model, others both."""
+    """Change a loaded model in place: k-bit preparation, workarounds. `load` plugins see their own model, others both.
+
+    model  frozen and on its device, before any adapter
+    role   whose it is
+    """
     raise NotImplementedError
 
 
@@ -210,7 +214,9 @@ def on_evaluate(
     batches: Iterable[Batch],
     predict: Callable[[torch.nn.Module, Batch], Iterator[tuple[Tensor, Tensor]]],
 ) -> dict[str, Any]:
-    """Measure the model on held-out text; the answer stands in results as `probes.NAME`. Runs in eval mode, no gradients.
+    """Measure the model on held-out text; the answer stands in results as `probes.NAME`.
+
+    Runs in evaluation mode, without gradients.
 
     model, teacher  the modules themselves, heads in place; teacher is None where the recipe has none
     batches         held-out batches on the device; iterate as often as you like

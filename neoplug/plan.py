@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from neoplug import models
-from neoplug.data import Order, load_corpus
+from neoplug.assembly import adapted, count_steps, make_order, prepared
+from neoplug.data import load_corpus
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -43,8 +44,8 @@ def plan(checked: Checked) -> dict[str, Any]:
     found = {role: _model(checked, role, section) for role, section in sections.items()}
     student = found["student"]
     corpus = load_corpus(recipe.data, models.load_tokenizer(student.located, ("student", "model")))
-    run = _length(corpus, recipe.train, recipe.seed)
-    sizes = _trained_sizes(checked, _adapted(checked, student.skeleton, run["steps"]))
+    run = _length(checked, corpus)
+    sizes = _trained_sizes(checked, adapted(checked, student.skeleton, run["steps"]))
     return {
         "name": checked.name,
         "recipe": checked.resolved(),
@@ -112,14 +113,9 @@ def _model(checked: Checked, role: str, section: Model) -> _Skeleton:
     dtype = getattr(torch, section.dtype) if section.dtype else models.default_dtype(device)
     skeleton = models.skeleton(models.load_config(located, key))
     if role == "student":
-        _prepare(checked, skeleton)
+        prepared(checked, skeleton)
     parameters = sum(weight.numel() for weight in skeleton.parameters())
     return _Skeleton(located, device, dtype, skeleton, parameters, round(_bytes(checked, role, skeleton, dtype)))
-
-
-def _prepare(checked: Checked, skeleton: PreTrainedModel) -> None:
-    rng = torch.Generator().manual_seed(checked.recipe.seed)
-    checked.plugins.each("prepare_student", section="prepare", model=skeleton, batches=None, rng=rng)
 
 
 def _bytes(checked: Checked, role: str, skeleton: PreTrainedModel, dtype: torch.dtype) -> float:
@@ -143,13 +139,10 @@ def _quantised_bytes(skeleton: PreTrainedModel, config: Any, dtype: torch.dtype)
     )
 
 
-def _length(corpus: Corpus, train: Train, seed: int) -> dict[str, Any]:
+def _length(checked: Checked, corpus: Corpus) -> dict[str, Any]:
     """Return data, steps and tokens of a run in one process."""
-    order = Order(
-        len(corpus.rows), train.per_device_train_batch_size, train.gradient_accumulation_steps, world=1, seed=seed
-    )
-    epochs = train.num_train_epochs or 1
-    steps = train.max_steps or math.ceil(epochs * order.steps_per_epoch)
+    order = make_order(checked, corpus, 1)
+    steps = count_steps(checked.recipe.train, order.steps_per_epoch)
     documents = [document for row in corpus.rows for document in row]
     tokens, scored = sum(map(len, documents)), sum(document.answer_tokens for document in documents)
     return {
@@ -167,13 +160,6 @@ def _length(corpus: Corpus, train: Train, seed: int) -> dict[str, Any]:
         "tokens": round(tokens * steps / order.steps_per_epoch),
         "answer_tokens": round(scored * steps / order.steps_per_epoch),
     }
-
-
-def _adapted(checked: Checked, skeleton: PreTrainedModel, steps: int) -> torch.nn.Module:
-    """Return the skeleton as it would train."""
-    skeleton.requires_grad_(False)
-    rng = torch.Generator().manual_seed(checked.recipe.seed)
-    return checked.plugins.one("add_adapter", model=skeleton, batches=None, total_steps=steps, rng=rng)
 
 
 def _trained_sizes(checked: Checked, model: torch.nn.Module) -> _Sizes:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,13 @@ def execute(checked: Checked, output: Path, resume: bool, progress: Progress) ->
     if directory is not None and (result := directory.result) and result["status"] == "completed":
         logger.info("%s is complete; nothing to do", output)
         return result
-    with stopping() as stop:
+    with stopping() as stop, checked.marking(), kept_notes() as notes:
         world = World(checked.recipe.student.device)
         parts = gather(checked, progress)
         if directory is None:
-            directory = write_directory(output, checked, parts, world)
-        with logging_to(directory.log):
-            return Session(checked, parts, directory, world, progress, stop).run()
+            directory = write_directory(Path(world.agree(str(output))), checked, parts, world)
+        notes.setTarget(_to_file(directory.log))
+        return Session(checked, parts, directory, world, progress, stop).run()
 
 
 def earlier(output: Path, checked: Checked, resume: bool) -> RunDir | None:
@@ -87,16 +88,24 @@ def write_directory(output: Path, checked: Checked, parts: Parts, world: World) 
 
 
 @contextmanager
-def logging_to(file: Path) -> Iterator[None]:
-    """Write the run's notes to its log."""
-    handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+def kept_notes() -> Iterator[MemoryHandler]:
+    """Keep the run's notes until they have a log to go to."""
+    handler = MemoryHandler(capacity=1, flushLevel=logging.DEBUG)
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
     try:
-        yield
+        yield handler
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        target = handler.target
         handler.close()
+        if target is not None:
+            target.close()
+
+
+def _to_file(log: Path) -> logging.FileHandler:
+    handler = logging.FileHandler(log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return handler

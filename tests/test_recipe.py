@@ -358,9 +358,8 @@ def test_the_default_optimizer_gives_way_only_when_asked(folder, optimizer, expe
 @pytest.mark.parametrize("answer", ["None", "[]", "3", "['text']", "1 / 0", "[Problem('no', path=('seed',))]"])
 def test_a_check_that_fails_is_a_problem(folder, answer):
     with (folder / "parts.py").open("a") as file:
-        file.write(
-            f"@dataclass(eq=False)\nclass Checks(Labels):\n    @hookimpl\n    def check(self):\n        return {answer}\n"
-        )
+        file.write("@dataclass(eq=False)\nclass Checks(Labels):\n    @hookimpl\n    def check(self):\n")
+        file.write(f"        return {answer}\n")
     changes = {"loss": {"./parts.py:Checks": {}}}
     if answer in ("None", "[]"):
         assert recipe.load("good.yaml", (), changes)

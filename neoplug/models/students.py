@@ -3,7 +3,6 @@
 import importlib.metadata
 import inspect
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from neoplug.data.batch import Batch
     from neoplug.recipe import Checked
 
-log = logging.getLogger("neoplug")
 HOOK = "prepare_student"
 STUDENT = ("student", "model")
 Factory = Callable[[], "Iterable[Batch]"]
@@ -68,7 +66,6 @@ class _Watched:
 
 def _make(located: Located, checked: "Checked", batches_factory: Factory | None, folders: dict[str, Path]) -> Path:
     """Prepare the student and store it under the key that says what it depends on."""
-    log.info("preparing the student: %s", ", ".join(checked.plugins.implements(HOOK)))
     load_config(located, STUDENT)
     model = load_weights(located, dtype=torch.float32, device_map={"": "cpu"})
     model.eval().requires_grad_(False)

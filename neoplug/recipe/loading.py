@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ class Checked:
     entries: dict[tuple[str, str], Entry]
     origin: dict[Key, str]
     values: dict[str, Any] = dataclasses.field(repr=False)
+    tree: Tree = dataclasses.field(repr=False)
+
+    @contextmanager
+    def marking(self) -> Iterator[None]:
+        """Give mistakes that only models and data bring to light their lines in the recipe."""
+        try:
+            yield
+        except RecipeError as error:
+            raise RecipeError(_sorted(error.problems, self.tree)) from error
 
     def resolved(self) -> dict[str, Any]:
         """Return the recipe with all defaults written out and local paths absolute: it can be run from anywhere."""
@@ -65,7 +75,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str
     if refused := list(asked(manager, recipe)):
         raise RecipeError(_sorted(refused, tree))
     values, origins = _resolve(recipe, plugins, tree)
-    return Checked(recipe, path.stem, manager, plugins.weights, plugins.entries, origins, values)
+    return Checked(recipe, path.stem, manager, plugins.weights, plugins.entries, origins, values, tree)
 
 
 def _typed(tree: Tree) -> tuple[Recipe | None, list[Problem]]:

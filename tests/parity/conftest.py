@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 import neoplug
 from neoplug import recipe
@@ -50,3 +51,21 @@ def run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Session, "add_adapter", add_adapter)
     return finish
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tiny_student, tiny_tokenizer):
+    """Return a function that saves a random Llama, with its tokenizer, as `tiny_student` is one."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def make(folder, *, seed, vocab, hidden=48, **options):
+        config = AutoConfig.from_pretrained(tiny_student)
+        changes = {"vocab_size": vocab, "hidden_size": hidden, "intermediate_size": 2 * hidden, **options}
+        changes["head_dim"] = hidden // config.num_attention_heads
+        config.update(changes)
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        return folder
+
+    return make

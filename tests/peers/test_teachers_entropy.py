@@ -1,0 +1,32 @@
+"""torchtune and DistiLLM call a cross-entropy "forward KL": without the teacher's entropy it never comes near 0."""
+
+import pytest
+import torch
+
+from neoplug.data.batch import collate
+from neoplug.evaluate import measure
+from neoplug.objective import objective
+from neoplug.teacher import ask
+from neoplug_losses.forward_kl import ForwardKL
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_it_is_zero_where_student_and_teacher_agree(model, losses, document, temperature):
+    student, teacher = model("teacher"), model("teacher")
+    batch = collate([document(40, range(3, 39))])
+    named = losses(forward_kl=(1.0, ForwardKL(temperature)))
+    hidden = student.hidden(batch).detach().requires_grad_()
+    total, values = objective(named, hidden, student.head, ask(teacher, batch), batch.labels, 0.0)
+    total.backward()
+    assert values.abs().max() < 1e-6
+    assert hidden.grad.abs().max() < 1e-6
+    log_p = student.head(hidden.detach()).log_softmax(-1)
+    assert -(log_p.exp() * log_p).sum(-1).mean() > 0.5  # the entropy that would be left over
+
+
+def test_the_ruler_measures_zero_there(model, document):
+    found = measure(model("teacher"), model("teacher"), [collate([document(40, range(3, 39))])])
+    assert abs(found["forward_kl"]) < 1e-6
+    assert abs(found["reverse_kl"]) < 1e-6
+    assert found["top1_agreement"] == 1
+    assert found["cross_entropy"] > 1

@@ -1,0 +1,236 @@
+"""A run that was broken off and resumed equals the run that was not, bit for bit."""
+
+import json
+import random
+import signal
+import time
+
+import pytest
+
+from neoplug.errors import UsageError
+
+TRIP = """
+@dataclass(eq=False)
+class Trip:
+    '''Breaks the run where a file beside the recipe says so: "save 4 raise", "step 5 kill", "end 0 raise".'''
+
+    file: str
+
+    def at(self, place, step):
+        if not Path(self.file).exists():
+            return
+        where, number, what = Path(self.file).read_text().split()
+        if (where, int(number)) == (place, step):
+            if what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError("tripped")
+
+    @hookimpl
+    def on_save(self, path):
+        (path / "mine.txt").write_text("kept with the checkpoint")
+        self.at("save", int(path.name.split("step-")[1].split(".")[0]))
+
+    @hookimpl
+    def on_step_end(self, step):
+        self.at("step", step)
+
+    @hookimpl
+    def on_train_end(self):
+        self.at("end", 0)
+"""
+REMEMBERS = """
+@dataclass(eq=False)
+class Remembers:
+    '''What it does to a batch depends on all answer tokens that it ever saw.'''
+
+    seen: int = 0
+
+    @hookimpl
+    def edit_batch(self, batch):
+        self.seen += len(batch.labels)
+        batch.labels = batch.labels.clone()
+        batch.labels[: self.seen % 7] = 5
+
+    @hookimpl
+    def on_step_end(self):
+        return {"seen": self.seen}
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+"""
+
+
+class Breakable:
+    """One recipe with every random stream in it, and a switch that breaks its runs."""
+
+    def __init__(self, lab):
+        self.lab = lab
+        lab.plugin("trip", TRIP)
+        lab.plugin("remembers", REMEMBERS)
+        self.switch = lab.folder / "switch.txt"
+        self.recipe = lab.recipe(
+            "breakable",
+            adapter={"lora": {"r": 4, "lora_dropout": 0.3, "target_modules": ["q_proj", "v_proj"]}},
+            treatments={"label_noise": {"probability": 0.3}, "./remembers.py:Remembers": {}},
+            probes={"./trip.py:Trip": {"file": str(self.switch)}},
+            evaluate={"eval_steps": 3},
+            train={"max_steps": 7, "save_steps": 2, "logging_steps": 1},
+        )
+
+    def run(self, output, trip=None, *, resume=False):
+        """Run in this process; with `trip`, up to the place where it breaks."""
+        self.switch.write_text(trip or "nowhere 0 raise")
+        if trip is None:
+            return self.lab.run(output, self.recipe, resume=resume)
+        with pytest.raises(OSError, match="tripped"):
+            self.lab.run(output, self.recipe, resume=resume)
+        return self.lab.at(output)
+
+    def process(self, output, trip=None, *, resume=False):
+        """Start the command in a process of its own."""
+        self.switch.write_text(trip or "nowhere 0 raise")
+        return self.lab.start(self.recipe, output, *(["--resume"] if resume else []))
+
+
+@pytest.fixture(scope="module")
+def breakable(module_lab):
+    return Breakable(module_lab)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(breakable):
+    return breakable.run("undisturbed")
+
+
+def assert_same(run, reference):
+    clock = ("seconds", "peak_memory_bytes")
+    assert run.facts == reference.facts
+    assert run.adapter_bytes == reference.adapter_bytes
+    ours, theirs = ({k: v for k, v in r.result.items() if k not in clock} for r in (run, reference))
+    assert ours == theirs
+    assert run.steps_saved == reference.steps_saved
+    assert run.hidden_leftovers == []
+
+
+def test_the_undisturbed_run_is_random_in_every_way(undisturbed, breakable, lab):
+    """Else equality after a resume would prove little."""
+    plain = lab.run("plain", train={"max_steps": 2})
+    assert [line["losses"] for line in plain.lines] != [line["losses"] for line in undisturbed.lines[:2]]
+    assert [line["seen"] for line in undisturbed.lines] == sorted({line["seen"] for line in undisturbed.lines})
+    assert [entry["step"] for entry in undisturbed.result["evaluations"]] == [3, 6]
+    assert (undisturbed.path / "checkpoints" / "step-4" / "mine.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("trip", "saved", "lines"),
+    [
+        ("step 1 raise", [], 0),
+        ("save 2 raise", [], 2),
+        ("save 4 raise", [2], 4),
+        ("step 6 raise", [2, 4], 5),
+        ("save 7 raise", [2, 4, 6], 7),
+        ("end 0 raise", [2, 4, 6, 7], 7),
+    ],
+)
+def test_a_broken_run_goes_on(breakable, undisturbed, trip, saved, lines):
+    name = trip.replace(" ", "-")
+    broken = breakable.run(name, trip)
+    assert broken.steps_saved == saved
+    found = broken.facts if (broken.path / "metrics.jsonl").exists() else []
+    assert found == undisturbed.facts[:lines]
+    assert_same(breakable.run(name, resume=True), undisturbed)
+
+
+def test_a_run_may_break_more_than_once(breakable, undisturbed):
+    breakable.run("thrice", "step 3 raise")
+    breakable.run("thrice", "save 6 raise", resume=True)
+    breakable.run("thrice", "step 5 raise", resume=True)
+    assert_same(breakable.run("thrice", resume=True), undisturbed)
+
+
+def test_it_resumes_from_its_own_recipe(breakable, undisturbed):
+    """The resolved recipe names files by their whole path; what plugins remember finds them all the same."""
+    broken = breakable.run("own", "step 6 raise")
+    breakable.switch.write_text("nowhere 0 raise")
+    assert_same(breakable.lab.run("own", broken.path / "recipe.yaml", resume=True), undisturbed)
+
+
+def test_a_torn_line_and_half_written_files_are_cleared(breakable, undisturbed):
+    broken = breakable.run("torn", "step 6 raise")
+    with (broken.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "tok')
+    left = broken.path / "checkpoints" / ".step-6.abcdefgh.partial"
+    left.mkdir()
+    (left / "trainable.safetensors").write_bytes(b"half")
+    assert_same(breakable.run("torn", resume=True), undisturbed)
+
+
+def test_resume_of_nothing_starts_anew(breakable, undisturbed):
+    assert_same(breakable.run("anew", resume=True), undisturbed)
+
+
+def test_resume_of_a_complete_run_does_nothing(breakable, undisturbed):
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in undisturbed.path.rglob("*")}
+    breakable.run("undisturbed", resume=True)
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in undisturbed.path.rglob("*")} == before
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(lab):
+    run = lab.run("run", train={"max_steps": 1})
+    before = (run.path / "recipe.yaml").read_bytes()
+    with pytest.raises(UsageError, match=r"train\.learning_rate: 0\.01 -> 0\.02\n(.|\n)*fix: ") as caught:
+        lab.run("run", train={"max_steps": 1, "learning_rate": 0.02}, resume=True)
+    assert "max_steps" not in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert (run.path / "recipe.yaml").read_bytes() == before
+
+
+def test_a_shuffled_recipe_is_no_other_recipe(lab):
+    losses = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0}}
+    lab.run("run", train={"max_steps": 1}, loss=losses)
+    lab.run("run", train={"max_steps": 1}, loss=dict(reversed(losses.items())), resume=True)
+
+
+def test_old_checkpoints_go(lab):
+    run = lab.run("run", train={"max_steps": 5, "save_steps": 1, "save_total_limit": 2})
+    assert run.steps_saved == [4, 5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trip", ["save 2 kill", "save 4 kill", "save 7 kill", "end 0 kill"])
+def test_killed_while_it_saves(breakable, undisturbed, trip):
+    name = trip.replace(" ", "-")
+    process = breakable.process(name, trip)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert_same(breakable.run(name, resume=True), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_random_moments(breakable, undisturbed, seed):
+    """Three kills between the start of the process and its end; then the run goes on to its end."""
+    rng = random.Random(seed)
+    name = f"killed-{seed}"
+    for _ in range(3):
+        process = breakable.process(name, resume=True)
+        wait_for_lines(breakable.lab.folder / name / "metrics.jsonl", rng.randint(0, 7), process)
+        time.sleep(rng.uniform(0, 0.4))
+        process.kill()
+        process.join(60)
+        assert process.exitcode in (0, -signal.SIGKILL)
+    process = breakable.process(name, resume=True)
+    process.join(120)
+    assert process.exitcode == 0
+    run = breakable.lab.at(name)
+    assert json.loads((run.path / "result.json").read_text())["status"] == "completed"
+    assert_same(run, undisturbed)
+
+
+def wait_for_lines(file, count, process):
+    """Wait until a run has written so many lines, or is over."""
+    while process.is_alive() and (len(file.read_text().splitlines()) if file.exists() else 0) < count:
+        time.sleep(0.01)

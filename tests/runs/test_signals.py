@@ -1,0 +1,135 @@
+"""Signals: the first lets a run save and end, a second SIGINT ends it at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from neoplug.errors import Interrupted
+
+SIGNALS = """
+@dataclass(eq=False)
+class Signals:
+    '''Sends this process the signals that a file names, in the first micro-batch of a step: "3 SIGINT SIGINT".'''
+
+    file: str
+    calls: int = 0
+
+    @hookimpl
+    def edit_batch(self):
+        step, *names = Path(self.file).read_text().split() if Path(self.file).exists() else ["0"]
+        self.calls += 1
+        if self.calls == 2 * int(step) - 1:
+            for name in names:
+                os.kill(os.getpid(), getattr(signal, name))
+                time.sleep(0.01)
+"""
+SLOW = """
+@dataclass(eq=False)
+class Slow:
+    '''Takes its time while a file is there.'''
+
+    file: str
+
+    @hookimpl
+    def edit_batch(self):
+        while Path(self.file).exists():
+            time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def signalled(lab):
+    """Return a function that runs the recipe with a signal at a step."""
+    lab.plugin("signals", SIGNALS)
+    file = lab.folder / "signals.txt"
+    recipe = lab.recipe(
+        treatments={"./signals.py:Signals": {"file": str(file)}}, train={"max_steps": 5, "save_steps": 4}
+    )
+
+    def run(output, order="", *, resume=False):
+        file.write_text(order or "0")
+        return lab.run(output, recipe, resume=resume)
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_saves_first(signalled, lab, name, code):
+    undisturbed = signalled("undisturbed")
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted, match="--resume") as caught:
+        signalled("run", f"3 {name}")
+    assert caught.value.exit_code == code
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    run = lab.at("run")
+    assert run.steps_saved == [3]
+    assert run.facts == undisturbed.facts[:3]
+    assert run.result["status"] == "interrupted"
+    signalled("run", resume=True)
+    assert run.facts == undisturbed.facts
+    assert run.adapter_bytes == undisturbed.adapter_bytes
+    assert run.result["status"] == "completed"
+    assert "reason" not in run.result
+
+
+def test_a_second_sigint_ends_at_once(signalled, lab):
+    with pytest.raises(KeyboardInterrupt):
+        signalled("run", "3 SIGINT SIGINT")
+    run = lab.at("run")
+    assert run.steps_saved == []
+    assert len(run.lines if (run.path / "metrics.jsonl").exists() else []) < 3
+    signalled("run", resume=True)
+    assert len(run.lines) == 5
+
+
+def test_sigterm_twice_still_saves(signalled, lab):
+    with pytest.raises(Interrupted):
+        signalled("run", "2 SIGTERM SIGTERM")
+    assert lab.at("run").steps_saved == [2]
+
+
+def test_a_signal_in_the_last_step_leaves_only_the_end_to_do(signalled, lab):
+    with pytest.raises(Interrupted):
+        signalled("run", "5 SIGTERM")
+    run = lab.at("run")
+    assert run.steps_saved == [4, 5]
+    signalled("run", resume=True)
+    assert run.result["status"] == "completed"
+    assert len(run.lines) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [((signal.SIGINT,), 130), ((signal.SIGTERM,), 143), ((signal.SIGINT, signal.SIGINT), 130)],
+    ids=["SIGINT", "SIGTERM", "two SIGINTs"],
+)
+def test_exit_codes_of_the_command(lab, numbers, code):
+    """In a process of its own, held up in its first step until the signals are there."""
+    lab.plugin("slow", SLOW)
+    hold = lab.folder / "hold.txt"
+    hold.touch()
+    recipe = lab.recipe(treatments={"./slow.py:Slow": {"file": str(hold)}})
+    command = [sys.executable, "-m", "neoplug", "run", str(recipe), "--output", str(lab.folder / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("training: "):
+                break
+        time.sleep(1)
+        for number in numbers:
+            os.kill(process.pid, number)
+            time.sleep(0.5)
+        if len(numbers) == 1:
+            assert process.poll() is None  # it waits for the step to end
+            hold.unlink()
+        rest = process.communicate(timeout=60)[0]
+    assert process.returncode == code, rest
+    assert "Traceback" not in rest
+    assert lab.at("run").steps_saved == ([1] if len(numbers) == 1 else [])
+    hold.unlink(missing_ok=True)
+    lab.run("run", recipe, resume=True)
+    assert lab.at("run").result["status"] == "completed"
