@@ -264,7 +264,7 @@ def _section_problems(cls: type, section: str, found: Mapping[str, Implementatio
 
 
 def path_of(section: str, name: str) -> Key:
-    """Return where a plugin stands in a recipe: ("student", "load", "nf4") for section "student.load"."""
+    """Return where a plugin stands in a recipe: ("student", "load", NAME) for section "student.load"."""
     return (*section.split("."), name)
 
 

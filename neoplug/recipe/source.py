@@ -181,7 +181,7 @@ def _first(text: str, values: Any) -> tuple[str, str]:
 
 
 def _empty_options(tree: Tree, plugin_map: Key) -> None:
-    """Read `lora:` with nothing behind it as `lora: {}`."""
+    """Read a plugin's name with nothing behind it as one without options: `name:` is `name: {}`."""
     plugins = tree.get(plugin_map)
     if isinstance(plugins, dict):
         for name, options in plugins.items():

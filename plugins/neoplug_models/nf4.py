@@ -8,32 +8,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from neoplug.errors import Problem
 from neoplug.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from neoplug.recipe import Recipe
 
 
 @dataclass(eq=False)
 class NF4:
     """Load linear layers in 4 bits.
 
-    double_quant   quantise the quantisation constants too: 0.4 bits a weight less
-    compute_dtype  of the matmuls; by default bfloat16 where the device computes it natively, else float32
+    use_double_quant  quantise the quantisation constants too: 0.4 bits a weight less
+    compute_dtype     of the matmuls; by default bfloat16 where the device computes it natively, else float32
     """
 
-    double_quant: bool = True
+    use_double_quant: bool = True
     compute_dtype: Literal["float32", "bfloat16"] | None = None
-
-    @hookimpl
-    def check(self, recipe: Recipe) -> list[Problem]:
-        """Refuse to train what is quantised."""
-        ours = [name for name in recipe.student.load if _plugin(name) == "nf4"]
-        whole = [name for name in recipe.adapter if _plugin(name) == "full"]
-        return [_cannot_train(name, whole[0]) for name in ours] if whole else []
 
     @hookimpl
     def load_kwargs(self) -> dict[str, Any]:
@@ -44,7 +34,7 @@ class NF4:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=self.double_quant,
+            bnb_4bit_use_double_quant=self.use_double_quant,
             bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype or "float32"),
         )
         return {"quantization_config": config}
@@ -65,17 +55,3 @@ class NF4:
                 # After an evaluation forward on a CPU with AVX512-BF16 the layer packs its weight for a matmul that has
                 # no input gradient: whatever trains below it gets zeros, in silence (bitsandbytes 0.50).
                 module.support_avx512bf16_for_cpu = False
-
-
-def _plugin(name: str) -> str:
-    """Return the plugin that a name in a recipe means, without package and tag."""
-    return name.partition("@")[0].rpartition(":")[2]
-
-
-def _cannot_train(name: str, whole: str) -> Problem:
-    return Problem(
-        what=f"`{whole}` cannot train a student that `{name}` quantises",
-        why="full fine-tuning changes the base weights, and a step is far smaller than what 4 bits can tell apart",
-        fix=f"train an adapter on it (adapter: {{lora: {{}}}}), or take `{name}` out of student.load",
-        path=("student", "load", name),
-    )

@@ -1,7 +1,5 @@
 """NF4 against the base that it stands for, dequantised by bitsandbytes itself; the trap of its packed CPU layers."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -85,7 +83,7 @@ def test_what_is_quantised_and_what_is_not(tiny_teacher):
 
 @pytest.mark.parametrize("double", [True, False])
 def test_double_quant_reaches_the_weights(tiny_student, double):
-    found = layers(load(tiny_student, plugin=NF4(double_quant=double)))
+    found = layers(load(tiny_student, plugin=NF4(use_double_quant=double)))
     assert {layer.weight.quant_state.nested for layer in found.values()} == {double}
     assert {layer.weight.quant_state.quant_type for layer in found.values()} == {"nf4"}
 
@@ -94,19 +92,3 @@ def test_double_quant_reaches_the_weights(tiny_student, double):
 def test_compute_dtype_is_what_was_asked_for(tiny_student, asked, expected):
     found = layers(load(tiny_student, plugin=NF4(compute_dtype=asked)))
     assert {layer.compute_dtype for layer in found.values()} == {expected}
-
-
-def recipe(adapter, **load):
-    return SimpleNamespace(adapter=adapter, student=SimpleNamespace(load=load))
-
-
-def test_full_fine_tuning_of_it_is_refused_at_its_line():
-    problems = NF4().check(recipe({"neoplug:full": {}, "loraplus": {}}, nf4={}))
-    assert [problem.path for problem in problems] == [("student", "load", "nf4")]
-    assert "`neoplug:full`" in problems[0].what
-    assert "lora" in problems[0].fix
-
-
-def test_an_adapter_on_it_or_a_quantised_teacher_alone_is_fine():
-    assert NF4().check(recipe({"lora": {}}, nf4={})) == []
-    assert NF4().check(recipe({"full": {}})) == []

@@ -1,0 +1,68 @@
+"""Soup validates `quantization: 4bit` and `init_strategy`, then loads the model without them."""
+
+import json
+
+SPY = '''
+"""Write down how the models arrive."""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from neoplug import hookimpl
+
+@dataclass(eq=False)
+class Spy:
+    file: str
+
+    @hookimpl
+    def after_load(self, model, role):
+        facts = json.loads(Path(self.file).read_text()) if Path(self.file).exists() else {}
+        layers = model.model.layers
+        projection = layers[0].self_attn.q_proj
+        facts[role] = {
+            "class": type(projection).__name__,
+            "nf4": getattr(getattr(projection.weight, "quant_state", None), "quant_type", None),
+            "double": getattr(getattr(projection.weight, "quant_state", None), "nested", None),
+            "attention": model.config._attn_implementation,
+            "norms": str(model.model.norm.weight.dtype),
+            "layers": len(layers),
+        }
+        Path(self.file).write_text(json.dumps(facts))
+'''
+
+
+def arrived(run, tmp_path, name, **sections):
+    (tmp_path / "spy.py").write_text(SPY)
+    file = tmp_path / f"{name}.json"
+    run(name, loss={"forward_kl": {}}, treatments={"./spy.py:Spy": {"file": str(file)}}, **sections)
+    return json.loads(file.read_text())
+
+
+def test_what_a_recipe_says_is_what_is_loaded(run, tmp_path, tiny_student, tiny_teacher):
+    pruned = {"prepare": {"prune_depth": {"num_hidden_layers": 2}}, "load": {"nf4": {"double_quant": False}}}
+    found = arrived(
+        run, tmp_path, "one",
+        student={"model": str(tiny_teacher), "dtype": "bfloat16", "attn_implementation": "eager", **pruned},
+        teacher={"model": str(tiny_student), "dtype": "float32"},
+        train={"max_steps": 1},
+    )  # fmt: skip
+    assert found["student"] == {
+        "class": "Linear4bit", "nf4": "nf4", "double": False, "attention": "eager", "norms": "torch.bfloat16",
+        "layers": 2,
+    }  # fmt: skip
+    assert found["teacher"] == {
+        "class": "Linear", "nf4": None, "double": None, "attention": "sdpa", "norms": "torch.float32", "layers": 2
+    }  # fmt: skip
+
+
+def test_the_same_for_the_teacher_and_not_for_the_student(run, tmp_path, tiny_student, tiny_teacher):
+    found = arrived(
+        run, tmp_path, "other",
+        student={"model": str(tiny_student), "dtype": "float32"},
+        teacher={"model": str(tiny_teacher), "dtype": "bfloat16", "attn_implementation": "eager", "load": {"nf4": {}}},
+        train={"max_steps": 1},
+    )  # fmt: skip
+    assert (found["student"]["class"], found["student"]["attention"]) == ("Linear", "sdpa")
+    assert found["teacher"] == {
+        "class": "Linear4bit", "nf4": "nf4", "double": True, "attention": "eager", "norms": "torch.bfloat16",
+        "layers": 4,
+    }  # fmt: skip
