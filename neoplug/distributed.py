@@ -6,10 +6,12 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from neoplug.errors import RunError
+
+LAUNCH = "fix: start several processes with `torchrun --nproc-per-node N -m neoplug run ...`"
 
 
 class World:
@@ -22,7 +24,10 @@ class World:
     """
 
     def __init__(self, device: str | None = None) -> None:
-        self.accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
+        try:
+            self.accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
+        except ValueError as error:  # a launcher's variables, but not all of them
+            raise RunError(f"this process cannot join the others: {error}\n{LAUNCH}") from error
         self.rank = self.accelerator.process_index
         self.size = self.accelerator.num_processes
         self.device = torch.device(device) if device else self.accelerator.device
@@ -30,8 +35,7 @@ class World:
         promised = int(os.environ.get("WORLD_SIZE", "1"))
         if promised != self.size:
             raise RunError(
-                f"the launcher promised {promised} processes, but this one runs in a world of {self.size}\n"
-                "fix: start several processes with `torchrun --nproc-per-node N -m neoplug run ...`"
+                f"the launcher promised {promised} processes, but this one runs in a world of {self.size}\n" + LAUNCH
             )
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -50,6 +54,10 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over ranks."""
         return tensor if self.size == 1 else self.accelerator.reduce(tensor, "sum")
+
+    def gather(self, values: list[int]) -> list[int]:
+        """Return the numbers of all ranks."""
+        return values if self.size == 1 else gather_object(values)
 
     def agree(self, value: str) -> str:
         """Return what the main process says, on every rank."""

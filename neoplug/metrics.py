@@ -45,6 +45,7 @@ class Metrics:
 
     weights: dict[str, float]
     write: Callable[[list[dict[str, Any]]], None]
+    gather: Callable[[list[int]], list[int]] = list  # from all ranks
     pending: list[Step] = field(default_factory=list)
 
     def add(self, step: Step) -> None:
@@ -64,7 +65,7 @@ class Metrics:
             line = self._line(step, values)
             if fault := _not_finite(line):
                 self.write(lines)
-                raise RunError(_explain(fault, line["step"], step.rows))
+                raise RunError(self._explain(fault, step))
             lines.append(line)
         self.write(lines)
 
@@ -90,6 +91,19 @@ class Metrics:
             "seconds": seconds,
         }
 
+    def _explain(self, fault: str, step: Step) -> str:
+        """Say what happened and which rows of all ranks it came from. Ranks see the same fault, so all come here."""
+        guilty = sorted(set(self.gather([int(row) for rows, finite in step.rows for row in rows[~finite]])))
+        whose = "rows at fault" if guilty else "rows of this step"
+        guilty = guilty or sorted(set(self.gather([int(row) for rows, _ in step.rows for row in rows])))
+        shown = ", ".join(map(str, guilty[:20])) + (f" and {len(guilty) - 20} more" if len(guilty) > 20 else "")
+        return (
+            f"step {step.known['step']}: {fault}\n{whose} (numbered from 0 in the source): {shown}\n"
+            "why: from here on every weight would be lost; nothing of this step was saved\n"
+            "fix: look at these rows with `neoplug preview`, lower train.learning_rate, or go on from the last "
+            "checkpoint"
+        )
+
 
 def peak_memory(device: torch.device) -> int:
     """Return the most bytes in use so far: allocated on a GPU, resident on a CPU. Waits for nothing."""
@@ -108,15 +122,3 @@ def _not_finite(line: dict[str, Any]) -> str:
     numbers = {f"loss {name}": value for name, value in line["losses"].items()}
     numbers |= {name.replace("grad_norm", "gradient"): line[name] for name in ("grad_norm", "penalty") if name in line}
     return ", ".join(f"{name} is {value}" for name, value in numbers.items() if value - value != 0)
-
-
-def _explain(fault: str, step: int, rows: list[tuple[Tensor, Tensor]]) -> str:
-    guilty = sorted({int(row) for numbers, finite in rows for row in numbers[~finite]})
-    whose = "rows at fault" if guilty else "rows of this step"
-    guilty = guilty or sorted({int(row) for numbers, _ in rows for row in numbers})
-    shown = ", ".join(map(str, guilty[:20])) + (f" and {len(guilty) - 20} more" if len(guilty) > 20 else "")
-    return (
-        f"step {step}: {fault}\n{whose} (numbered from 0 in the source): {shown}\n"
-        "why: from here on every weight would be lost; nothing of this step was saved\n"
-        "fix: look at these rows with `neoplug preview`, lower train.learning_rate, or go on from the last checkpoint"
-    )

@@ -47,6 +47,8 @@ def execute(checked: Checked, output: Path, resume: bool, progress: Progress) ->
         parts = gather(checked, progress)
         if directory is None:
             directory = write_directory(Path(world.agree(str(output))), checked, parts, world)
+        else:
+            refuse_other_ground(directory, checked, parts)
         notes.setTarget(_to_file(directory.log))
         return Session(checked, parts, directory, world, progress, stop).run()
 
@@ -81,10 +83,33 @@ def earlier(output: Path, checked: Checked, resume: bool) -> RunDir | None:
 def write_directory(output: Path, checked: Checked, parts: Parts, world: World) -> RunDir:
     """Make the run directory on the main process; the others wait for it."""
     if world.is_main:
-        models = {"student": parts.student, "teacher": parts.teacher}
-        RunDir.create(output, checked.resolved(), lock_record(checked, models, parts.corpus.fingerprint))
+        RunDir.create(output, checked.resolved(), stood_on(checked, parts))
     world.wait()
     return RunDir.open(output)
+
+
+def refuse_other_ground(directory: RunDir, checked: Checked, parts: Parts) -> None:
+    """Refuse to go on where models or data are other than they were; tell of other plugin files and versions.
+
+    Raises:
+        UsageError: the recipe is the same, but what it names is not.
+    """
+    before, now = directory.lock, stood_on(checked, parts)
+    parts_that_count = ("models", "data")
+    if changed := difference(*({name: record[name] for name in parts_that_count} for record in (before, now))):
+        lines = "\n".join(f"  {line}" for line in changed)
+        raise UsageError(
+            f"models or data changed since {directory.path} was started:\n{lines}\n"
+            "why: a resumed run continues what was begun, bit for bit\nfix: bring them back, or start a new run"
+        )
+    for line in difference(before, now):
+        logger.warning("going on although this changed since the run was started: %s", line)
+
+
+def stood_on(checked: Checked, parts: Parts) -> dict[str, Any]:
+    """Return the lock of a run on these parts."""
+    models = {"student": parts.student, "teacher": parts.teacher}
+    return lock_record(checked, models, parts.corpus.fingerprint)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from neoplug import checkpoint
 from neoplug.assembly import Parts, count_steps, make_losses, make_order, training_batches
 from neoplug.data.batch import Batch
 from neoplug.distributed import World
-from neoplug.errors import Interrupted, NeoplugError
+from neoplug.errors import Interrupted, NeoplugError, UsageError
 from neoplug.evaluate import held_out_batches, measure, probe
 from neoplug.forward import LanguageModel, head_name, language_model
 from neoplug.hookspecs import Role
@@ -54,14 +54,27 @@ class Session:
         if earlier is not None:
             self.facts = checkpoint.read_state(earlier)
             spent = self.facts.pop("seconds")
+            self.refuse_other_world(self.facts.pop("world"))
         self.began = started - spent
-        self.directory.metrics.cut(self.facts.pop("step", 0))
+        done = self.facts.pop("step", 0)
+        if self.world.is_main:
+            checkpoint.clear_partial(self.directory.path)
+            self.directory.metrics.cut(done)
         try:
             return self.work(earlier)
         except NeoplugError as error:
             status = "interrupted" if isinstance(error, Interrupted) else "failed"
             self.write({"format": 1, "status": status, "reason": str(error), **self.facts})
             raise
+
+    def refuse_other_world(self, size: int) -> None:
+        """Refuse to go on with another number of processes: a step would hold other rows."""
+        if size != self.world.size:
+            raise UsageError(
+                f"{self.directory.path} was trained by {size} processes, and there are {self.world.size} now\n"
+                "why: a step holds the rows of all processes, so the run would go on with other steps\n"
+                f"fix: go on with {size}, or start a new run"
+            )
 
     def work(self, earlier: Path | None) -> dict[str, Any]:
         """Load, measure, train, measure again, save."""
@@ -90,10 +103,11 @@ class Session:
             self.note_evaluation(step, self.measured(student, teacher, batches)[0])
 
         losses = make_losses(self.checked)
+        weights = {loss.name: loss.weight for loss in losses}
         training = Training(
             student, teacher, losses, plugins, self.parts.corpus, order, optimizer, schedule,
             self.world, recipe.train, total, recipe.evaluate.eval_steps, recipe.seed,
-            Metrics({loss.name: loss.weight for loss in losses}, self.write_lines), save, evaluate, self.stop_asked,
+            Metrics(weights, self.write_lines, self.world.gather), save, evaluate, self.stop_asked,
         )  # fmt: skip
         self.progress.started(total, first)
         with self.stop.deferring():
@@ -215,7 +229,7 @@ class Session:
     def save_checkpoint(self, step: int, model: nn.Module, optimizer: Any, schedule: Any) -> None:
         """Write a checkpoint on the main process."""
         if self.world.is_main:
-            state = {**self.facts, "seconds": monotonic() - self.began}
+            state = {**self.facts, "world": self.world.size, "seconds": monotonic() - self.began}
             folder = self.directory.checkpoints
             checkpoint.save(folder, step, model, optimizer, schedule, self.checked.plugins, state)
             checkpoint.prune(folder, self.checked.recipe.train.save_total_limit)

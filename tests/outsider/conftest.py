@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("LICENSE", "README.md", "neoplug", "plugins", "pyproject.toml", "recipes")  # what a wheel of neoplug is made of
+SOURCES = (
+    "LICENSE",
+    "README.md",
+    "neoplug",
+    "plugins",
+    "pyproject.toml",
+    "recipes",
+)  # what a wheel of neoplug is made of
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Somebody's own distribution beside neoplug's wheel: its loss, adapter and probe run, its broken plugin hurts nobody."""
+"""Somebody's distribution beside neoplug's wheel: its loss, adapter and probe run, its broken plugin hurts nobody."""
 
 import json
 import zipfile
@@ -138,7 +138,9 @@ def test_shipped_recipes_come_with_the_wheel(installation, tmp_path):
     listed = installation.neoplug("recipes", cwd=tmp_path).out
     for name in shipped:
         assert name in listed
-        assert installation.neoplug("recipes", name, cwd=tmp_path).out == (ROOT / "recipes" / f"{name}.yaml").read_text()
+        assert (
+            installation.neoplug("recipes", name, cwd=tmp_path).out == (ROOT / "recipes" / f"{name}.yaml").read_text()
+        )
 
 
 def test_a_recipe_extends_a_shipped_one(installation, recipe, tmp_path):

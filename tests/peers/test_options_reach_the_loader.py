@@ -38,7 +38,7 @@ def arrived(run, tmp_path, name, **sections):
 
 
 def test_what_a_recipe_says_is_what_is_loaded(run, tmp_path, tiny_student, tiny_teacher):
-    pruned = {"prepare": {"prune_depth": {"num_hidden_layers": 2}}, "load": {"nf4": {"double_quant": False}}}
+    pruned = {"prepare": {"prune_depth": {"num_hidden_layers": 2}}, "load": {"nf4": {"use_double_quant": False}}}
     found = arrived(
         run, tmp_path, "one",
         student={"model": str(tiny_teacher), "dtype": "bfloat16", "attn_implementation": "eager", **pruned},

@@ -188,6 +188,21 @@ def test_a_changed_recipe_is_refused_with_the_difference(lab):
     assert (run.path / "recipe.yaml").read_bytes() == before
 
 
+def test_other_data_under_the_same_name_is_refused(lab, tiny_chat):
+    data = lab.folder / "chat.jsonl"
+    data.write_bytes(tiny_chat.read_bytes())
+    lab.plugin("trip", TRIP)
+    switch = lab.folder / "switch.txt"
+    switch.write_text("step 3 raise")
+    probes = {"./trip.py:Trip": {"file": str(switch)}}
+    recipe = lab.recipe(data={"source": str(data)}, probes=probes)
+    with pytest.raises(OSError, match="tripped"):
+        lab.run("run", recipe)
+    data.write_text(tiny_chat.read_text().replace("plus", "and"))
+    with pytest.raises(UsageError, match=r"data\.fingerprint: .* -> "):
+        lab.run("run", recipe, resume=True)
+
+
 def test_a_shuffled_recipe_is_no_other_recipe(lab):
     losses = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0}}
     lab.run("run", train={"max_steps": 1}, loss=losses)

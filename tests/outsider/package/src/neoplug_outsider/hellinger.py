@@ -1,6 +1,6 @@
 """Squared Hellinger distance of teacher p and student q.
 
-    1 - sum sqrt(p q);  0 at p = q, at most 1, symmetric
+1 - sum sqrt(p q);  0 at p = q, at most 1, symmetric
 """
 
 from dataclasses import dataclass

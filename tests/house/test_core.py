@@ -1,0 +1,81 @@
+"""The core names no plugin: whatever is true of one variant stands with that variant."""
+
+import ast
+import re
+from importlib.metadata import entry_points
+
+import pytest
+
+RULER = {"cross_entropy", "forward_kl", "reverse_kl", "jsd"}  # as metrics of the fixed ruler, not as losses
+ALLOWED = {
+    "neoplug/evaluate.py": RULER,  # computes them
+    "neoplug/cli/show.py": RULER,  # prints them
+    "neoplug/recipe/model.py": {"adamw"},  # the default optimizer
+}
+ENGLISH = {"full"}  # plugins that are called like a plain word: found only where the whole literal is the name
+
+
+@pytest.fixture(scope="module")
+def built_ins():
+    names = {point.name for point in entry_points(group="neoplug") if point.dist.name == "neoplug"}
+    assert {"lora", "forward_kl", "adamw"} <= names
+    return names
+
+
+def docstrings(tree):
+    """Return the nodes that are docstrings: these may give an example."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                yield first.value
+
+
+def literals(tree):
+    """Yield line and text of each string that is no docstring, pieces of f-strings too."""
+    left_out = set(docstrings(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in left_out:
+            yield node.lineno, node.value
+
+
+def named(text, names):
+    """Return those of `names` that a literal names."""
+    return {
+        name
+        for name in names
+        if text == name or (name not in ENGLISH and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text))
+    }
+
+
+def test_the_search_finds_a_name():
+    tree = ast.parse('"""lora"""\nif adapter == "full" or f"{x} (dora)": a = "a full stop"')
+    assert [named(text, {"lora", "dora", "full"}) for _, text in literals(tree)].count(set()) == 1
+    assert set().union(*(named(text, {"lora", "dora", "full"}) for _, text in literals(tree))) == {"dora", "full"}
+
+
+def test_the_core_names_no_plugin(core, built_ins):
+    found = [
+        f"{source.name}:{line}: {name}"
+        for source in core
+        for line, text in literals(source.tree)
+        for name in named(text, built_ins) - ALLOWED.get(source.name, set())
+    ]
+    assert not found
+
+
+def test_no_part_of_the_core_is_called_like_a_plugin(core, built_ins):
+    parts = ast.FunctionDef | ast.ClassDef
+    found = [
+        f"{source.name}:{node.lineno}: {node.name}"
+        for source in core
+        for node in ast.walk(source.tree)
+        if isinstance(node, parts) and node.name.lower() in built_ins - ENGLISH
+    ]
+    assert not found
+
+
+def test_what_is_allowed_is_needed(core, built_ins):
+    texts = {source.name: [text for _, text in literals(source.tree)] for source in core}
+    for name, allowed in ALLOWED.items():
+        assert set().union(*(named(text, built_ins) for text in texts[name])) == allowed

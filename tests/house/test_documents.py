@@ -1,0 +1,108 @@
+"""Every command, every piece of Python and every recipe in the documentation works."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import types
+
+import pytest
+
+from . import documents as docs
+
+IDS = [str(document.relative_to(docs.ROOT)) for document in docs.DOCUMENTS]
+documented = pytest.mark.parametrize("document", docs.DOCUMENTS, ids=IDS)
+
+
+@pytest.fixture
+def checkout(tmp_path, project_files):
+    """Return a copy of the project with this environment as its .venv: what a reader of the docs has."""
+    for name in project_files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(docs.ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    return tmp_path
+
+
+@documented
+def test_it_is_known_where_each_command_runs(document):
+    list(docs.commands(document))
+
+
+@pytest.mark.parametrize(
+    ("written", "run"),
+    [
+        (".venv/bin/neoplug run mine.yaml", f".venv/bin/neoplug run mine.yaml {docs.QUICK}"),
+        ("neoplug plan mine.yaml", "neoplug plan mine.yaml"),
+        ("neoplug schema > s.json", "neoplug schema > s.json"),
+        ("OMP_NUM_THREADS=2 neoplug doctor", "OMP_NUM_THREADS=2 neoplug doctor"),
+        ("torchrun -m neoplug run mine.yaml", f"torchrun -m neoplug run mine.yaml {docs.QUICK}"),
+        ("python benchmarks/step.py", "python benchmarks/step.py --quick"),
+        ("python3 -m venv .venv", None),
+        (".venv/bin/pip install -e '.[test]'", None),
+        (".venv/bin/pytest -m 'not slow'", None),
+    ],
+)
+def test_a_command_is_run_as_the_rules_say(written, run):
+    assert docs.as_run(written) == run
+
+
+def test_a_command_that_nobody_runs_is_refused():
+    with pytest.raises(ValueError, match="nobody knows"):
+        docs.as_run("curl somewhere")
+
+
+@pytest.mark.slow
+@documented
+def test_every_command_works(document, checkout):
+    """The commands of a document run one after the other in one folder, as a reader would type them."""
+    environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}  # noqa: PTH120
+    for line, command in docs.commands(document):
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == 0, f"{document.name}:{line}: {command}\n{done.stdout}\n{done.stderr}"
+
+
+@documented
+def test_every_piece_of_python_works(document, monkeypatch):
+    """The pieces of a document are one program, from top to bottom; its tests are called, its losses held to the kit."""
+    from neoplug.testing import check_loss
+
+    module = types.ModuleType("documented")
+    monkeypatch.setitem(sys.modules, "documented", module)
+    for block in docs.blocks(document, "python"):
+        before = set(vars(module))
+        code = compile(textwrap.dedent(block.text), f"{document.name}:{block.line}", "exec")
+        exec(code, vars(module))
+        for name in set(vars(module)) - before:
+            found = getattr(module, name)
+            if isinstance(found, type) and found.__module__ == "documented" and hasattr(found, "token_loss"):
+                check_loss(found(), max_examples=10)
+            elif name.startswith("test_"):
+                found()
+
+
+@documented
+def test_every_recipe_is_one(document, tmp_path):
+    """A block that names a student is a whole recipe: nothing is wrong with it but that its files are not here."""
+    from neoplug import recipe
+    from neoplug.errors import RecipeError
+
+    for block in docs.blocks(document, "yaml"):
+        if "student:" not in block.text:
+            continue
+        file = tmp_path / f"line_{block.line}.yaml"
+        file.write_text(block.text, encoding="utf-8")
+        try:
+            recipe.load(file)
+        except RecipeError as error:
+            elsewhere = {("data", "source"), ("student", "model"), ("teacher", "model")}
+            assert not [problem for problem in error.problems if problem.path not in elsewhere], error

@@ -1,0 +1,42 @@
+"""The examples that the docs use: a loss in a file of one's own, and a recipe that names it."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from scipy.special import rel_entr, softmax
+
+from neoplug import recipe
+from neoplug.testing import check_loss
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def jeffreys():
+    spec = importlib.util.spec_from_file_location("example_jeffreys", EXAMPLES / "jeffreys.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Jeffreys
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_loss_is_its_definition(jeffreys, temperature):
+    student, teacher = np.random.default_rng(0).normal(scale=3, size=(2, 5, 7))
+    p, q = softmax(teacher / temperature, -1), softmax(student / temperature, -1)
+    expected = (rel_entr(p, q) + rel_entr(q, p)).sum(-1) / 2 * temperature**2
+    log_q, log_p = (torch.from_numpy(logits).log_softmax(-1) for logits in (student, teacher))
+    assert_allclose(jeffreys(temperature).token_loss(log_q, log_p), expected, rtol=1e-10)
+
+
+def test_the_loss_passes_the_conformance_kit(jeffreys):
+    check_loss(jeffreys(temperature=2.0), max_examples=10)
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.name)
+def test_every_example_is_a_recipe_without_mistakes(file, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert recipe.load(file).name == file.stem

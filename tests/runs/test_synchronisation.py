@@ -1,0 +1,144 @@
+"""Nothing of ours waits for the device between two log lines, counted on the CPU by call stack.
+
+On a GPU each of these operations stalls the host until all queued work is done: reading a number out of a tensor,
+asking which elements are not zero, indexing by a mask. The same operations run on a CPU, where they can be counted.
+Who asks is the innermost frame outside torch. Treatments edit batches on the host before they move: not counted.
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import neoplug
+
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2", "bincount"}
+TORCH = str(Path(torch.__file__).parent)
+CORE = str(Path(neoplug.__file__).parent)
+ROOT = Path(neoplug.__file__).parent.parent
+HOST_ONLY = ("micro_batches",)  # where batches are made and edited, on the CPU by contract
+BETWEEN_LINES = ("flush", "save", "evaluate")
+
+AUTOGRAD_ONLY = """
+@dataclass(eq=False)
+class Surprise:
+    '''A loss without a closed form, so that autograd's way is walked too.'''
+
+    @hookimpl
+    def token_loss(self, student, labels):
+        return -student.gather(-1, labels[:, None]).squeeze(-1)
+"""
+CURIOUS = """
+@dataclass(eq=False)
+class Curious:
+    '''Reads a number from the device in every step: what the counter must see.'''
+
+    @hookimpl
+    def on_step_end(self, metrics):
+        float(metrics["grad_norm"])
+        metrics["sums"][metrics["sums"] > 0]
+"""
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations of a training step that wait, by who asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in WAITING or (name in ("index", "index_put", "index_put_") and masked(args[1])):
+            self.note(name)
+        return function(*args, **(kwargs or {}))
+
+    def note(self, name):
+        frames = list(stack(sys._getframe(2)))
+        functions = [frame.f_code.co_name for frame in frames if frame.f_code.co_filename.startswith(CORE)]
+        if "distil" not in functions or any(inner in functions for inner in (*HOST_ONLY, *BETWEEN_LINES)):
+            return
+        asking = next(frame for frame in frames if not foreign(frame))
+        self.asked[f"{owner(asking.f_code.co_filename)}: {name} in {asking.f_code.co_name}"] += 1
+
+    def of(self, *owners):
+        return {who: count for who, count in self.asked.items() if who.split(":")[0] in owners}
+
+
+def masked(indices):
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+def stack(frame):
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def foreign(frame):
+    return frame.f_code.co_filename.startswith((TORCH, __file__))
+
+
+def owner(file):
+    """Return `neoplug` for the core and its plugins, `file` for a plugin of the recipe, else the library's name."""
+    parts = Path(file).parts
+    if "site-packages" in parts:
+        return parts[parts.index("site-packages") + 1]
+    return "neoplug" if Path(file).is_relative_to(ROOT) else "file"
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Return a counter that also sees the ways around the dispatcher: `tolist`, `numpy`."""
+    counter = Waits()
+    for name in ("tolist", "numpy", "cpu"):
+        original = getattr(torch.Tensor, name)
+
+        def noted(tensor, *args, _name=name, _original=original, **kwargs):
+            counter.note(_name)
+            return _original(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, noted)
+    return counter
+
+
+RECIPES = {
+    "lora and adamw": {},
+    "packed, without log lines": {"data": {"packing": True}, "train": {"logging_steps": 100, "max_steps": 4}},
+    "dora, loraplus and sgd": {
+        "adapter": {"dora": {"r": 4}, "loraplus": {"lr_ratio": 4.0}},
+        "optimizer": {"sgd": {"momentum": 0.9}},
+    },
+    "full": {"adapter": {"full": {}}, "train": {"max_steps": 3, "gradient_checkpointing": True}},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_nothing_of_ours_waits_between_log_lines(lab, waits, name, capsys):
+    lab.plugin("surprise", AUTOGRAD_ONLY)
+    every = {"cross_entropy": {}, "forward_kl": {"temperature": 2.0}, "reverse_kl": {}, "jsd": {}}
+    sections = {
+        "loss": every | {"./surprise.py:Surprise": {}},
+        "treatments": {"label_noise": {"probability": 0.1}},
+        "train": {"max_steps": 4},
+    } | RECIPES[name]
+    with waits:
+        run = lab.run("run", **sections)
+    assert len(run.lines) >= 3
+    assert waits.of("neoplug", "file") == {}
+    with capsys.disabled():
+        for who, count in sorted(waits.asked.items()):
+            print(f"\n  [{name}] {who}: {count / len(run.lines):g} a step", end="")
+
+
+def test_the_counter_sees_what_waits(lab, waits):
+    lab.plugin("curious", CURIOUS)
+    with waits:
+        lab.run("run", probes={"./curious.py:Curious": {}}, train={"max_steps": 2})
+    assert waits.of("file") == {
+        "file: _local_scalar_dense in on_step_end": 2,
+        "file: index in on_step_end": 2,
+    }
