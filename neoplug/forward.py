@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from neoplug.data.batch import Batch, Document, Layout, collate
@@ -76,18 +77,26 @@ class Head:
     def _shared(self, hidden: Tensor) -> Tensor:
         size, ids = self.vocabulary.size, self.vocabulary.ids
         if type(self.module) is not nn.Linear:
-            logits = self.module(hidden).float()
-            return logits[:, :size] if ids is None else logits.index_select(-1, ids.to(logits.device))
+            logits = in_float32(self.module, hidden)
+            return logits[:, :size] if ids is None else logits.index_select(-1, self.vocabulary.ids_on(logits.device))
         weight: Tensor = self.module.weight
         bias: Tensor | None = self.module.bias
         if ids is not None:
-            rows = ids.to(weight.device)
+            rows = self.vocabulary.ids_on(weight.device)
             weight, bias = weight.index_select(0, rows), bias if bias is None else bias.index_select(0, rows)
         elif size < len(weight):
             weight, bias = weight[:size], bias if bias is None else bias[:size]
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             return functional.linear(hidden.float(), weight.float(), bias)
         return FrozenLinear.apply(hidden, weight, bias)
+
+
+def in_float32(module: nn.Module, hidden: Tensor) -> Tensor:
+    """Call a head that an adapter changed with its 16-bit weights widened: logits rounded to bf16 spoil the loss."""
+    narrow = (torch.float16, torch.bfloat16)
+    wide = {name: weight.float() for name, weight in module.named_parameters() if weight.dtype in narrow}
+    logits: Tensor = functional_call(module, wide, (hidden.float(),))
+    return logits.float()
 
 
 @dataclass(eq=False)

@@ -165,7 +165,8 @@ class Session:
         (name,) = plugins.implements("add_adapter")
         torch.manual_seed(derive(recipe.seed, name))
         if recipe.train.gradient_checkpointing:
-            bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable = getattr(bare, "activation_checkpointing_enable", None)  # its newer name
+            (enable or bare.gradient_checkpointing_enable)({"use_reentrant": False})
         model = plugins.one(
             "add_adapter",
             model=bare,

@@ -292,3 +292,22 @@ def test_bfloat16_is_proved_within_its_own_noise():
         theirs = own_logits(module).float()
     assert ours.dtype == torch.float32
     assert (ours - theirs).abs().max() < 0.05 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["lora on the head", "dora on the head", "a trained head", "a bare head"])
+def test_an_adapted_head_of_a_bfloat16_model_does_not_round_its_logits(kind):
+    base = build("llama", torch.bfloat16)
+    name = head_name(base)
+    module = adapted(base, head_adapters()[kind])
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    model = as_ours(module, name=name, autocast=torch.bfloat16)
+    hidden = model.hidden(collate(DOCUMENTS))
+    ours = model.head(hidden)
+    ours.sum().backward()
+    with torch.no_grad():
+        exact = model.head.module.double()(hidden.double())
+    assert ours.dtype == torch.float32
+    assert (ours - exact).abs().max() < 1e-5 * exact.abs().max()
+    assert (ours - ours.bfloat16()).abs().max() > 1e-4

@@ -7,9 +7,15 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, did_you_mean
 from neoplug.marks import Tree
 
-PATHS: tuple[Key, ...] = (("teacher", "model"), ("student", "model"), ("data", "source"), ("data", "eval_source"))
-_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".arrow", ".gguf", ".safetensors")
-_NO_PATH = re.compile(r"(pypi|python):")
+PATHS: tuple[Key, ...] = (
+    ("teacher", "model"),
+    ("student", "model"),
+    ("data", "source"),
+    ("data", "eval_source"),
+    ("data", "chat_template"),
+)
+_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".txt", ".md", ".gguf", ".safetensors", ".jinja")
+_NO_PATH = re.compile(r"(pypi|python):|.*\{", re.DOTALL)  # a chat template may be Jinja text itself
 
 
 def make_absolute(tree: Tree) -> list[Problem]:

@@ -6,12 +6,17 @@ import subprocess
 import sys
 import textwrap
 import types
+from importlib.metadata import entry_points
 
 import pytest
+
+from neoplug import recipe
+from neoplug.errors import RecipeError
 
 from . import documents as docs
 
 IDS = [str(document.relative_to(docs.ROOT)) for document in docs.DOCUMENTS]
+FILES = {("data", "source"), ("student", "model"), ("teacher", "model")}  # what a page speaks of, but does not bring
 documented = pytest.mark.parametrize("document", docs.DOCUMENTS, ids=IDS)
 
 
@@ -73,7 +78,7 @@ def test_every_command_works(document, checkout):
 
 @documented
 def test_every_piece_of_python_works(document, monkeypatch):
-    """The pieces of a document are one program, from top to bottom; its tests are called, its losses held to the kit."""
+    """A document's pieces are one program, from top to bottom; its tests are called, its losses held to the kit."""
     from neoplug.testing import check_loss
 
     module = types.ModuleType("documented")
@@ -93,16 +98,34 @@ def test_every_piece_of_python_works(document, monkeypatch):
 @documented
 def test_every_recipe_is_one(document, tmp_path):
     """A block that names a student is a whole recipe: nothing is wrong with it but that its files are not here."""
-    from neoplug import recipe
-    from neoplug.errors import RecipeError
-
     for block in docs.blocks(document, "yaml"):
         if "student:" not in block.text:
             continue
         file = tmp_path / f"line_{block.line}.yaml"
         file.write_text(block.text, encoding="utf-8")
-        try:
-            recipe.load(file)
-        except RecipeError as error:
-            elsewhere = {("data", "source"), ("student", "model"), ("teacher", "model")}
-            assert not [problem for problem in error.problems if problem.path not in elsewhere], error
+        assert not [problem for problem in mistakes(file) if problem.path not in FILES]
+
+
+def mistakes(file):
+    """Return what is wrong with a recipe."""
+    try:
+        recipe.load(file)
+    except RecipeError as error:
+        return error.problems
+    return []
+
+
+def test_the_readme_commands_that_install_are_run_by_ci():
+    written = [
+        line for block in docs.blocks(docs.ROOT / "README.md", "bash") for _, line in docs.logical_lines(block.text)
+    ]
+    script = (docs.ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert [line for line in written if "pip install" in line and line not in script] == []
+    assert sum("pip install" in line for line in written) >= 2
+
+
+def test_the_changelog_names_every_built_in_and_recipe():
+    text = (docs.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    recipes = {file.stem for file in (docs.ROOT / "recipes").glob("*.yaml")}
+    built_ins = {point.name for point in entry_points(group="neoplug") if point.dist.name == "neoplug"}
+    assert [name for name in sorted(recipes | built_ins) if f"`{name}`" not in text] == []

@@ -43,11 +43,11 @@ def run(tmp_path, monkeypatch):
         start.update({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
         return model
 
-    def finish(**sections):
+    def finish(output="run", **sections):
         (tmp_path / "recipe.yaml").write_text(json.dumps(sections))
-        neoplug.run(tmp_path / "recipe.yaml", output=tmp_path / "run")
-        lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-        return Run(lines, tmp_path / "run", start)
+        neoplug.run(tmp_path / "recipe.yaml", output=tmp_path / output)
+        lines = [json.loads(line) for line in (tmp_path / output / "metrics.jsonl").read_text().splitlines()]
+        return Run(lines, tmp_path / output, start)
 
     monkeypatch.setattr(Session, "add_adapter", add_adapter)
     return finish

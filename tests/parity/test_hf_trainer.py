@@ -1,4 +1,4 @@
-"""Hugging Face's own Trainer with peft, on the same batches: the same loss, gradient norm, rate and weights, step by step.
+"""Hugging Face's own Trainer with peft, on the same batches: the same loss, gradient norm and rate at every step.
 
 Theirs reads padded rows with a mask, ours one row without; theirs divides by the answer tokens in its own way.
 """

@@ -1,4 +1,4 @@
-"""In LLM-Neo's code, TRL's GKD and GOLD, ms-swift, torchtune, ModelOpt and Soup the loss depends on how a step is split.
+"""In LLM-Neo's code, TRL's GKD and GOLD, ms-swift, torchtune, ModelOpt and Soup the loss depends on a step's split.
 
 They average micro-batches that hold unequal numbers of answer tokens, or divide twice, or not at all.
 """

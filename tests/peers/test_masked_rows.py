@@ -12,7 +12,7 @@ from neoplug_losses.forward_kl import ForwardKL
 
 @pytest.mark.parametrize("layout", ["flat", "block", "padded"])
 def test_masked_rows_get_exactly_no_gradient(model, losses, document, layout):
-    """Of states: all but those that predict an answer token. Of inputs: padding, prompts alone, what follows an answer."""
+    """Of states: all but those that predict an answer token. Of inputs: padding, prompts alone, all after an answer."""
     student, teacher = model("student"), model("teacher")
     student.layout = teacher.layout = layout
     answered, prompt_alone, short = document(12, range(5, 9)), document(7, [], row=1), document(4, [2], row=2)

@@ -51,5 +51,7 @@ def test_rows_that_stand_for_no_token_are_in_neither_distribution(module, losses
 
 def test_logits_of_zero_would_be_seen(module, document):
     ids = torch.from_numpy(document(30, []).input_ids)[None]
-    log_q, wide = (m(input_ids=ids).logits.log_softmax(-1) for m in (module("student"), widened(module("student"), 0.0)))
+    log_q, wide = (
+        m(input_ids=ids).logits.log_softmax(-1) for m in (module("student"), widened(module("student"), 0.0))
+    )
     assert (wide[..., : log_q.shape[-1]] - log_q).abs().max() > 0.01

@@ -1,4 +1,4 @@
-"""axolotl logs a plugin's ImportError and goes on without the plugin: the run then is another than the one asked for."""
+"""axolotl logs a plugin's ImportError and goes on without the plugin: the run is then another than was asked for."""
 
 import pytest
 

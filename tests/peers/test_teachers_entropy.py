@@ -1,7 +1,6 @@
 """torchtune and DistiLLM call a cross-entropy "forward KL": without the teacher's entropy it never comes near 0."""
 
 import pytest
-import torch
 
 from neoplug.data.batch import collate
 from neoplug.evaluate import measure

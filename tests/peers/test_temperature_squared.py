@@ -43,7 +43,7 @@ def test_value_and_gradient_both_have_it(logits, losses, temperature):
 
 @pytest.mark.parametrize("plugin", [ForwardKL, ReverseKL, JensenShannon])
 def test_a_hot_gradient_keeps_its_scale(logits, losses, plugin):
-    """Hinton's limit: T^2 times the divergence tends to a square of centred logit differences, whose gradient is it / V."""
+    """Hinton's limit: T^2 times the divergence tends to half a mean square of logit differences, centred."""
     centred = logits - logits.mean(-1, keepdim=True)
     share = 0.25 if plugin is JensenShannon else 1.0  # beta (1 - beta) of both KLs' curvature
     _, gradient = value_and_gradient(plugin(temperature=1000.0), logits, losses)

@@ -1,4 +1,4 @@
-"""LLM-Neo's code and DistillKit mask the divergence by the labels' own places, one off from the logits that predict them.
+"""LLM-Neo's code and DistillKit mask the divergence at the labels' own places, one after what predicts them.
 
 So the token after an answer is learnt from the teacher, and the first token of the answer is not.
 """

@@ -39,8 +39,12 @@ def test_text_is_no_number(tmp_path):
 
 @pytest.mark.parametrize(
     ("more", "key"),
-    [("seed: 1\nseed: 2", "seed"), ("train: {max_steps: 9}", "train"), ("evaluate: {eval_steps: 1, eval_steps: 2}", "eval_steps")],
-)  # fmt: skip
+    [
+        ("seed: 1\nseed: 2", "seed"),
+        ("train: {max_steps: 9}", "train"),
+        ("evaluate: {eval_steps: 1, eval_steps: 2}", "eval_steps"),
+    ],
+)
 def test_a_key_stands_once(tmp_path, more, key):
     assert yaml.safe_load(f"{key}: 1\n{key}: 2") == {key: 2}
     with pytest.raises(RecipeError, match=f"(twice|duplicate|again).*`{key}`|`{key}`.*(twice|duplicate|again)"):

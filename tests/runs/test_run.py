@@ -372,6 +372,48 @@ def test_the_order_of_a_recipe_means_nothing(lab):
     assert second.adapter_bytes == first.adapter_bytes
 
 
+LAYER_CALLS = """
+@dataclass(eq=False)
+class LayerCalls:
+    '''Counts how often a layer of the student runs.'''
+
+    calls: int = 0
+
+    @hookimpl
+    def after_load(self, model, role):
+        if role == "student":
+            model.model.layers[0].register_forward_pre_hook(self.count)
+
+    def count(self, *_):
+        self.calls += 1
+
+    @hookimpl
+    def on_step_end(self):
+        calls, self.calls = self.calls, 0
+        return {"layer_calls": calls}
+"""
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_gradient_checkpointing_runs_layers_twice_and_changes_nothing_else(lab, adapter):
+    lab.plugin("calls", LAYER_CALLS)
+    options = {"full": {}, "lora": {"lora_dropout": 0.2}}[adapter]
+    once, twice = (
+        lab.run(
+            f"checkpointing-{checkpointing}",
+            adapter={adapter: options},
+            treatments={"./calls.py:LayerCalls": {}},
+            train={"max_steps": 3, "gradient_checkpointing": checkpointing},
+        )
+        for checkpointing in (False, True)
+    )
+    assert [line["layer_calls"] for line in once.lines][1:] == [2, 2]
+    assert [line["layer_calls"] for line in twice.lines][1:] == [4, 4]
+    for ours, theirs in zip(twice.lines, once.lines, strict=True):
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+
+
 def test_full_fine_tuning_leaves_a_whole_model(lab):
     from transformers import AutoTokenizer
 

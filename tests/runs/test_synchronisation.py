@@ -15,7 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import neoplug
 
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2", "bincount"}
+WAITING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "equal",
+    "is_nonzero",
+    "unique_dim",
+    "_unique2",
+    "bincount",
+}
 TORCH = str(Path(torch.__file__).parent)
 CORE = str(Path(neoplug.__file__).parent)
 ROOT = Path(neoplug.__file__).parent.parent

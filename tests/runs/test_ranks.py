@@ -1,0 +1,138 @@
+"""Several processes: the same steps as one with as many more micro-batches, and one voice."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from neoplug.errors import RunError
+
+pytestmark = pytest.mark.slow
+DROP = """
+@dataclass(eq=False)
+class Drop:
+    rows: list[int]
+
+    @hookimpl
+    def edit_batch(self, batch):
+        keep = torch.tensor([int(row) not in self.rows for row in batch.rows], dtype=torch.bool)
+        batch.positions, batch.labels, batch.rows = batch.positions[keep], batch.labels[keep], batch.rows[keep]
+
+
+@dataclass(eq=False)
+class NaNAt:
+    '''Not a number where the label is the token that Mark writes.'''
+
+    @hookimpl
+    def token_loss(self, student, labels):
+        return torch.where(labels == 7, float("nan"), -student.gather(-1, labels[:, None]).squeeze(-1))
+
+
+@dataclass(eq=False)
+class Mark:
+    rows: list[int]
+
+    @hookimpl
+    def edit_batch(self, batch):
+        hit = torch.tensor([int(row) in self.rows for row in batch.rows], dtype=torch.bool)
+        batch.labels = torch.where(hit, 7, batch.labels)
+
+
+@dataclass(eq=False)
+class Ridge:
+    @hookimpl
+    def penalty(self, model):
+        return 0.1 * sum(p.square().sum() for p in model.parameters() if p.requires_grad)
+"""
+
+
+def launch(lab, recipe, output, *options, ranks=2):
+    """Run the command under torchrun and return what it printed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["-m", "neoplug", "run", str(recipe), "--output", str(lab.folder / output), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_two_ranks_train_as_one(lab, adapter):
+    """Rows that leave a rank idle at the end of an epoch, rows without answers, clipping, a penalty."""
+    lab.plugin("parts", DROP)
+    sections = {
+        "adapter": {adapter: {} if adapter == "full" else {"r": 4}},
+        "treatments": {"./parts.py:Drop": {"rows": [1, 5, 6, 9]}, "./parts.py:Ridge": {}},
+        "optimizer": {"sgd": {"momentum": 0.5}},
+        "data": {"max_length": 160, "packing": False, "held_out": 3},
+    }
+    train = {"max_steps": 7, "max_grad_norm": 0.5, "save_steps": 4}  # 21 rows: 8, 8, 5
+    two = lab.recipe("two", train=train | {"gradient_accumulation_steps": 2}, **sections)
+    done = launch(lab, two, "two")
+    assert done.returncode == 0, done.stderr
+    one = lab.run("one", train=train | {"gradient_accumulation_steps": 4}, **sections)
+    run = lab.at("two")
+    assert len(run.lines) == 7
+    for ours, theirs in zip(run.lines, one.lines, strict=True):
+        assert (ours["tokens"], ours["answer_tokens"]) == pytest.approx(
+            (theirs["tokens"], theirs["answer_tokens"]), abs=0
+        )
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+        assert ours["penalty"] == pytest.approx(theirs["penalty"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    where = "adapter/adapter_model.safetensors" if adapter == "lora" else "model/model.safetensors"
+    ours, theirs = load_file(run.path / where), load_file(one.path / where)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)
+    for key in ("before", "after"):
+        assert run.result[key] == pytest.approx(one.result[key], rel=1e-4)
+    assert done.stdout.count("written to ") == 1
+    assert done.stdout.count("forward KL") == 1
+
+
+def test_a_fault_on_another_rank_is_named(lab):
+    lab.plugin("parts", DROP)
+    recipe = lab.recipe(
+        loss={"./parts.py:NaNAt": {}, "cross_entropy": {}},
+        treatments={"./parts.py:Mark": {"rows": [4, 9, 15]}},
+        train={"max_steps": 7, "gradient_accumulation_steps": 1},
+    )
+    done = launch(lab, recipe, "run")
+    assert done.returncode != 0
+    told = lab.at("run").result
+    assert told["status"] == "failed"
+    rows = re.search(r"rows at fault \(numbered from 0 in the source\): ([\d, ]+)", told["reason"])
+    assert {int(row) for row in rows.group(1).split(",")} <= {4, 9, 15}
+
+
+def test_another_number_of_ranks_cannot_go_on(lab):
+    recipe = lab.recipe(train={"max_steps": 2, "save_steps": 1})
+    assert launch(lab, recipe, "run").returncode == 0
+    (lab.folder / "run" / "result.json").unlink()  # as if it had been killed before it finished
+    done = launch(lab, recipe, "run", "--resume")
+    assert done.returncode == 0, done.stderr
+    (lab.folder / "run" / "result.json").unlink()
+    from neoplug.errors import UsageError
+
+    with pytest.raises(UsageError, match="trained by 2 processes, and there are 1 now"):
+        lab.run("run", recipe, resume=True)
+
+
+def test_a_world_that_did_not_come_together_is_refused(lab, monkeypatch):
+    lab.run("before", train={"max_steps": 1})  # accelerate keeps the world it first saw
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="promised 2 processes"):
+        lab.run("run", train={"max_steps": 1})
+    assert not (lab.folder / "run").exists()
+
+
+def test_half_of_a_launchers_variables_is_refused_with_the_command(lab):
+    command = [sys.executable, "-m", "neoplug", "run", str(lab.recipe()), "--output", str(lab.folder / "run")]
+    environment = {**os.environ, "WORLD_SIZE": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "torchrun" in done.stderr
