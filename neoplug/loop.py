@@ -85,12 +85,12 @@ def distil(run: Training, first: int = 0) -> int:
         progress = step / max(1, run.total_steps - 1)
         torch.manual_seed(derive(run.seed, "step", step, world.rank))  # dropout repeats in a resumed run
         batches = list(micro_batches(run, step, progress))
-        counts = torch.tensor([sum(b.answer_tokens for b in batches), sum(b.tokens for b in batches)])
+        counts = torch.tensor([sum(b.answer_tokens for b, _ in batches), sum(b.tokens for b, real in batches if real)])
         counts = world.sum(counts.to(world.device, non_blocking=True))
         scale = world.size / counts[0].clamp(min=1)  # a wrapper averages gradients over ranks; they are to add up
 
         values = []
-        for number, batch in enumerate(batches):
+        for number, (batch, _) in enumerate(batches):
             batch = batch.to(world.device)
             signal = None if run.teacher is None else ask(run.teacher, batch)
             with world.accumulating(module, last=number == len(batches) - 1):
@@ -134,15 +134,18 @@ def distil(run: Training, first: int = 0) -> int:
     return run.total_steps
 
 
-def micro_batches(run: Training, step: int, progress: float) -> Iterator[Batch]:
-    """Yield this rank's micro-batches of a step on the CPU, as the treatments leave them."""
+def micro_batches(run: Training, step: int, progress: float) -> Iterator[tuple[Batch, bool]]:
+    """Yield this rank's micro-batches of a step on the CPU, as the treatments leave them.
+
+    False beside one: this rank has no rows left, and runs a document without answers to keep in step with the others.
+    """
     edits = run.plugins.functions("edit_batch")
     for number, rows in enumerate(run.order.micro_batches(step, run.world.rank)):
         documents = [document for row in rows for document in run.corpus.rows[row]]
         batch = collate(documents or [idle(run.corpus.rows[0][0])])
-        for name, edit in edits.items():
+        for name, edit in edits.items() if documents else ():
             edit(batch=batch, progress=progress, rng=generator(run.seed, name, step, number, run.world.rank))
-        yield batch
+        yield batch, bool(documents)
 
 
 def add_penalty(penalties: dict[str, Tensor], parameters: list[nn.Parameter]) -> Tensor:

@@ -27,7 +27,7 @@ from neoplug.recipe import Checked
 from neoplug.rundir import RunDir
 from neoplug.save import save_student
 from neoplug.seeds import derive, generator
-from neoplug.signals import Stop
+from neoplug.signals import EndedNow, Stop
 
 logger = logging.getLogger("neoplug")
 
@@ -62,9 +62,10 @@ class Session:
             self.directory.metrics.cut(done)
         try:
             return self.work(earlier)
-        except NeoplugError as error:
-            status = "interrupted" if isinstance(error, Interrupted) else "failed"
-            self.write({"format": 1, "status": status, "reason": str(error), **self.facts})
+        except (Exception, EndedNow) as error:
+            status = "interrupted" if isinstance(error, Interrupted | EndedNow) else "failed"
+            reason = str(error) if isinstance(error, NeoplugError | EndedNow) else f"{type(error).__name__}: {error}"
+            self.write({"format": 1, "status": status, "reason": reason, **self.facts})
             raise
 
     def refuse_other_world(self, size: int) -> None:

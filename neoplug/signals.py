@@ -11,6 +11,14 @@ from neoplug.errors import Interrupted
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
+class EndedNow(BaseException):
+    """Raised where a signal finds the run. No Exception: libraries catch those and make errors of their own."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = number
+        super().__init__("stopped by a signal; nothing was to be saved")
+
+
 @dataclass
 class Stop:
     """Which signal asked the run to end, if any did; `deferred` while the loop will ask for it and save."""
@@ -24,7 +32,7 @@ class Stop:
             raise KeyboardInterrupt
         self.signal = self.signal or number
         if not self.deferred:
-            raise Interrupted(number, "stopped by a signal; nothing was to be saved")
+            raise EndedNow(number)
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
@@ -38,7 +46,11 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Catch the signals while this context lasts; outside the main thread, where Python cannot, catch nothing."""
+    """Catch the signals while this context lasts; outside the main thread, where Python cannot, catch nothing.
+
+    Raises:
+        Interrupted: a signal came while nothing had to be saved.
+    """
     stop = Stop()
     try:
         before = {number: signal.signal(number, stop.asked) for number in CAUGHT}
@@ -46,6 +58,8 @@ def stopping() -> Iterator[Stop]:
         before = {}
     try:
         yield stop
+    except EndedNow as ended:
+        raise Interrupted(ended.signal, str(ended)) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

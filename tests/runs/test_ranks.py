@@ -88,7 +88,9 @@ def test_two_ranks_train_as_one(lab, adapter):
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)
     for key in ("before", "after"):
-        assert run.result[key] == pytest.approx(one.result[key], rel=1e-4)
+        ours, theirs = run.result[key], one.result[key]
+        assert ours.pop("probes") == theirs.pop("probes") == {}
+        assert ours == pytest.approx(theirs, rel=1e-4)
     assert done.stdout.count("written to ") == 1
     assert done.stdout.count("forward KL") == 1
 

@@ -128,10 +128,10 @@ def test_the_undisturbed_run_is_random_in_every_way(undisturbed, breakable, lab)
     ("trip", "saved", "lines"),
     [
         ("step 1 raise", [], 0),
-        ("save 2 raise", [], 2),
+        pytest.param("save 2 raise", [], 2, marks=pytest.mark.slow),
         ("save 4 raise", [2], 4),
-        ("step 6 raise", [2, 4], 5),
-        ("save 7 raise", [2, 4, 6], 7),
+        pytest.param("step 6 raise", [2, 4], 5, marks=pytest.mark.slow),
+        pytest.param("save 7 raise", [2, 4, 6], 7, marks=pytest.mark.slow),
         ("end 0 raise", [2, 4, 6, 7], 7),
     ],
 )
@@ -141,9 +141,11 @@ def test_a_broken_run_goes_on(breakable, undisturbed, trip, saved, lines):
     assert broken.steps_saved == saved
     found = broken.facts if (broken.path / "metrics.jsonl").exists() else []
     assert found == undisturbed.facts[:lines]
+    assert (broken.result["status"], broken.result["reason"]) == ("failed", "OSError: tripped")
     assert_same(breakable.run(name, resume=True), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_may_break_more_than_once(breakable, undisturbed):
     breakable.run("thrice", "step 3 raise")
     breakable.run("thrice", "save 6 raise", resume=True)

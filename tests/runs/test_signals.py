@@ -1,6 +1,7 @@
 """Signals: the first lets a run save and end, a second SIGINT ends it at once."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def signalled(lab):
     return run
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.slow)])
 def test_a_signal_saves_first(signalled, lab, name, code):
     undisturbed = signalled("undisturbed")
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -102,6 +103,52 @@ def test_a_signal_in_the_last_step_leaves_only_the_end_to_do(signalled, lab):
     assert len(run.lines) == 5
 
 
+SWALLOWS = """
+@dataclass(eq=False)
+class Swallows:
+    '''As some libraries do while they load: whatever goes wrong becomes another error.'''
+
+    file: str
+    when: str
+
+    def send(self):
+        if Path(self.file).exists():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+            except Exception as error:
+                raise ModuleNotFoundError("are the requirements installed?") from error
+
+    @hookimpl
+    def after_load(self):
+        if self.when == "load":
+            self.send()
+
+    @hookimpl
+    def on_train_end(self):
+        if self.when == "end":
+            self.send()
+"""
+
+
+@pytest.mark.parametrize(("when", "saved"), [("load", []), ("end", [2, 4, 6])])
+def test_a_signal_outside_of_training_ends_at_once_whatever_libraries_catch(lab, when, saved):
+    lab.plugin("swallows", SWALLOWS)
+    switch = lab.folder / "switch.txt"
+    switch.touch()
+    recipe = lab.recipe(treatments={"./swallows.py:Swallows": {"file": str(switch), "when": when}})
+    with pytest.raises(Interrupted) as caught:
+        lab.run("run", recipe)
+    assert caught.value.exit_code == 143
+    run = lab.at("run")
+    assert run.result["status"] == "interrupted"
+    assert run.steps_saved == saved
+    switch.unlink()
+    lab.run("run", recipe, resume=True)
+    assert run.result["status"] == "completed"
+    assert len(run.lines) == 6
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("numbers", "code"),
@@ -117,7 +164,7 @@ def test_exit_codes_of_the_command(lab, numbers, code):
     command = [sys.executable, "-m", "neoplug", "run", str(recipe), "--output", str(lab.folder / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout:
-            if line.startswith("training: "):
+            if re.match(r"training: \d+ steps", line):
                 break
         time.sleep(1)
         for number in numbers:

@@ -121,6 +121,7 @@ def test_a_penalty_is_a_field_of_its_own_and_its_gradient_counts(lab):
             torch.testing.assert_close(weight.double(), 0.95 * shrunk[name], rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_penalties_add_up_and_leave_the_loss_alone(lab):
     lab.plugin("ridge", WEIGHT_PENALTY)
     plain = lab.run("plain", train={"max_steps": 1})
