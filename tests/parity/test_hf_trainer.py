@@ -82,7 +82,7 @@ def test_lora_follows_trainers_curve(run, tiny_student, tiny_chat, tmp_path, pac
     assert len(set(counts)) > STEPS
     for mine, line in zip(ours.lines, lines, strict=True):
         for key in ("loss", "grad_norm", "learning_rate"):
-            assert mine[key] == pytest.approx(line[key], rel=2e-4, abs=1e-12), (mine["step"], key)
+            assert mine[key] == pytest.approx(line[key], rel=3e-5, abs=1e-12), (mine["step"], key)
     assert ours.lines[0]["learning_rate"] == 0
     assert ours.lines[-1]["loss"] < 0.9 * ours.lines[0]["loss"]
     norms = [line["grad_norm"] for line in lines]

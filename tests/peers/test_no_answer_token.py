@@ -51,6 +51,7 @@ def test_a_run_with_some_goes_on(run, tmp_path, tiny_teacher):
     (tmp_path / "mute.py").write_text(MUTE)
     lines, _ = run(
         teacher={"model": str(tiny_teacher)},
+        adapter={"full": {}},  # a head that trains has a gradient of its own to spoil
         loss={"cross_entropy": {}, "forward_kl": {}},
         treatments={"./mute.py:Mute": {"calls": [0, 2, 3]}},
         train={"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},

@@ -87,12 +87,14 @@ def test_a_second_sigint_ends_at_once(signalled, lab):
     assert len(run.lines) == 5
 
 
+@pytest.mark.slow
 def test_sigterm_twice_still_saves(signalled, lab):
     with pytest.raises(Interrupted):
         signalled("run", "2 SIGTERM SIGTERM")
     assert lab.at("run").steps_saved == [2]
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_step_leaves_only_the_end_to_do(signalled, lab):
     with pytest.raises(Interrupted):
         signalled("run", "5 SIGTERM")
