@@ -89,7 +89,7 @@ def _bitsandbytes() -> str:
     import torch
 
     torch.manual_seed(0)
-    layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(_device())
+    layer = bitsandbytes.nn.LinearNF4(64, 64, bias=False, compute_dtype=torch.float32).to(_device())
     weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     inputs = torch.randn(8, 64, device=_device(), requires_grad=True)
     with torch.no_grad():

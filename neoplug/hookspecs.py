@@ -138,7 +138,11 @@ def add_adapter(
 @hookspec
 @answers("at most one")
 def param_groups(model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-    """Return torch optimizer groups (`params`, `lr`, ...) that cover each trainable parameter exactly once."""
+    """Return torch optimizer groups (`params`, `lr`, ...) that cover each trainable parameter exactly once.
+
+    model          as `add_adapter` left it
+    learning_rate  the recipe's, the base of all groups' `lr`
+    """
     raise NotImplementedError
 
 
@@ -190,7 +194,11 @@ def token_gradient(student: Tensor, teacher: Tensor, labels: Tensor, progress: f
 @hookspec
 @answers("all")
 def penalty(model: torch.nn.Module, progress: float) -> Tensor:
-    """Return a scalar added to the objective once an optimizer step, with gradient; logged apart from `loss`."""
+    """Return a scalar added to the objective once an optimizer step, with gradient; logged apart from `loss`.
+
+    model     as `add_adapter` left it
+    progress  0.0 at the first optimizer step, 1.0 at the last
+    """
     raise NotImplementedError
 
 

@@ -1,13 +1,9 @@
-"""The objective against full-logit float64 autograd: the same value and gradient, without ever holding the vocabulary."""
+"""The objective against whole logits in float64: the same value and gradient, and the vocabulary never held."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neoplug_losses.cross_entropy import CrossEntropy
-from neoplug_losses.forward_kl import ForwardKL
-from neoplug_losses.jsd import JensenShannon
-from neoplug_losses.reverse_kl import ReverseKL
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,6 +13,10 @@ from neoplug.objective import Loss, log_probabilities, objective
 from neoplug.registry import Plugins
 from neoplug.teacher import LiveSignal
 from neoplug.vocabulary import Vocabulary
+from neoplug_losses.cross_entropy import CrossEntropy
+from neoplug_losses.forward_kl import ForwardKL
+from neoplug_losses.jsd import JensenShannon
+from neoplug_losses.reverse_kl import ReverseKL
 
 HIDDEN = 8
 MIX = {"cross_entropy": CrossEntropy(), "forward_kl": ForwardKL(), "jsd": JensenShannon(beta=0.3), "rkl": ReverseKL()}

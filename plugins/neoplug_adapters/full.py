@@ -10,8 +10,9 @@ from neoplug.hookspecs import hookimpl
 from neoplug_adapters.companions import key_of
 
 if TYPE_CHECKING:
-    from neoplug.recipe import Recipe
     from transformers import PreTrainedModel
+
+    from neoplug.recipe import Recipe
 
 
 @dataclass(eq=False)

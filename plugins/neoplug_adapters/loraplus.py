@@ -20,6 +20,7 @@ from neoplug_adapters.companions import key_of
 
 if TYPE_CHECKING:
     import torch
+
     from neoplug.recipe import Recipe
 
 
