@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from neoplug.errors import RunError
-from neoplug.files import PARTIAL, folder_atomically
+from neoplug.files import folder_atomically
 from neoplug.registry import Plugins
 
 FORMAT = 1
@@ -84,15 +84,6 @@ def read_state(path: Path) -> dict[str, Any]:
     if state["format"] != FORMAT:
         raise RunError(f"{path} has format {state['format']}; this neoplug reads format {FORMAT}")
     return state
-
-
-def clear_partial(folder: Path) -> None:
-    """Remove what a session that was killed left half-written, anywhere in a run directory."""
-    for left in list(folder.rglob(f".*{PARTIAL}")):
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink(missing_ok=True)
 
 
 def prune(folder: Path, limit: int | None) -> None:

@@ -67,7 +67,10 @@ def folder_atomically(path: Path) -> Iterator[Path]:
 def remove_partial(folder: Path) -> None:
     """Remove what processes that were killed left unfinished anywhere below `folder`; nobody may be writing there."""
     for partial in list(folder.rglob(f".*{PARTIAL}")):
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -11,7 +11,6 @@ from neoplug import recipe as recipes
 from neoplug.assembly import Parts, gather
 from neoplug.distributed import World
 from neoplug.errors import UsageError
-from neoplug.files import remove_partial
 from neoplug.progress import Progress, Silent
 from neoplug.recipe import Checked
 from neoplug.rundir import RunDir, chosen_output, difference, lock_record
@@ -50,8 +49,6 @@ def execute(checked: Checked, output: Path, resume: bool, progress: Progress) ->
             directory = write_directory(Path(world.agree(str(output))), checked, parts, world)
         else:
             refuse_other_ground(directory, checked, parts)
-            if world.is_main:
-                remove_partial(directory.path)
         notes.setTarget(_to_file(directory.log))
         return Session(checked, parts, directory, world, progress, stop).run()
 

@@ -16,6 +16,7 @@ from neoplug.data.batch import Batch
 from neoplug.distributed import World
 from neoplug.errors import Interrupted, NeoplugError, UsageError
 from neoplug.evaluate import held_out_batches, measure, probe
+from neoplug.files import remove_partial
 from neoplug.forward import LanguageModel, head_name, language_model
 from neoplug.hookspecs import Role
 from neoplug.loop import Training, distil
@@ -58,7 +59,7 @@ class Session:
         self.began = started - spent
         done = self.facts.pop("step", 0)
         if self.world.is_main:
-            checkpoint.clear_partial(self.directory.path)
+            remove_partial(self.directory.path)
             self.directory.metrics.cut(done)
         try:
             return self.work(earlier)
