@@ -15,6 +15,7 @@ import torch
 from neoplug import models
 from neoplug.assembly import adapted, count_steps, make_order, prepared
 from neoplug.data import load_corpus
+from neoplug.objective import BLOCK
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from neoplug.recipe import Checked, Model, Recipe, Train
 
 FLOAT32 = 4  # bytes
-CHUNK = 1024  # answer tokens whose logits exist at a time, at most
 # Numbers that a layer keeps for backward, per token: of its hidden size and of its MLP's (counted on Llama by
 # autograd's saved tensors; no attention matrix, which sdpa computes anew). Checkpointing keeps a layer's input.
 KEPT_HIDDEN, KEPT_MLP = 9, 4
@@ -191,7 +191,8 @@ def _activations(student: _Skeleton, train: Train, longest_row: int) -> int:
     tokens, hidden, layers = longest_row * train.per_device_train_batch_size, text.hidden_size, text.num_hidden_layers
     layer = KEPT_HIDDEN * hidden + KEPT_MLP * (getattr(text, "intermediate_size", None) or 4 * hidden)
     numbers = layers * hidden + layer if train.gradient_checkpointing else layers * layer
-    logits = min(tokens, CHUNK) * text.vocab_size * FLOAT32 * 3  # the teacher's, the student's, and their gradient
+    # A block of the teacher's logits and one of the student's, which their gradient overwrites.
+    logits = min(tokens * text.vocab_size, BLOCK) * FLOAT32 * 2
     return tokens * numbers * student.dtype.itemsize + logits
 
 
