@@ -27,7 +27,11 @@ logger = logging.getLogger("neoplug")
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a run stands on before a weight is loaded. `base` is the prepared student, or the student as it came."""
+    """What a run stands on before a weight is loaded.
+
+    base          the prepared student, or the student as it came
+    trains_whole  the base itself trains, unquantised: it is loaded in float32, so that training starts from its weights
+    """
 
     student: Located
     base: Located
@@ -35,6 +39,7 @@ class Parts:
     tokenizer: Any
     corpus: Corpus
     vocabulary: Vocabulary
+    trains_whole: bool
 
 
 def gather(checked: Checked, progress: Progress) -> Parts:
@@ -59,11 +64,11 @@ def gather(checked: Checked, progress: Progress) -> Parts:
     for line in corpus.report.lines():
         logger.info(line)
     refuse_unshared(corpus, vocabulary, tokenizer)
-    rehearse(checked, student, corpus)
+    trains_whole = rehearse(checked, student, corpus) and not recipe.student.load
     if recipe.student.prepare:
         progress.phase("preparing the student")
     base = prepare(student, checked, partial(training_batches, checked, corpus), corpus.fingerprint)
-    return Parts(student, base, teacher, tokenizer, corpus, vocabulary)
+    return Parts(student, base, teacher, tokenizer, corpus, vocabulary, trains_whole)
 
 
 def _reads(located: Located, role: Role) -> tuple[Any, int]:
@@ -72,19 +77,24 @@ def _reads(located: Located, role: Role) -> tuple[Any, int]:
     return load_tokenizer(located, path), load_config(located, path).get_text_config().vocab_size
 
 
-def rehearse(checked: Checked, student: Located, corpus: Corpus) -> None:
+def rehearse(checked: Checked, student: Located, corpus: Corpus) -> bool:
     """Prepare and adapt the student's skeleton, so that options which do not fit the model are refused without weights.
 
     Only a mistake in the recipe counts: a plugin that cannot work on the meta device has its say later.
+    Returns whether the whole base trains.
     """
     steps = count_steps(checked.recipe.train, make_order(checked, corpus, 1).steps_per_epoch)
     try:
-        model = adapted(checked, prepared(checked, skeleton(load_config(student, ("student", "model")))), steps)
+        bare = prepared(checked, skeleton(load_config(student, ("student", "model"))))
+        weights = list(bare.parameters())
+        model = adapted(checked, bare, steps)
         checked.plugins.one("param_groups", model=model, learning_rate=checked.recipe.train.learning_rate)
     except UsageError:
         raise
     except Exception:
         logger.debug("the rehearsal on a skeleton failed", exc_info=True)
+        return False
+    return all(weight.requires_grad for weight in weights)
 
 
 def prepared(checked: Checked, model: Any) -> Any:

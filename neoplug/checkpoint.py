@@ -5,7 +5,9 @@ Random numbers and the order of the data are functions of (seed, step), so neith
 
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -66,7 +68,7 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRSchedul
     with torch.no_grad():
         for name, tensor in present.items():
             tensor.copy_(stored[name])
-    moving = torch.load(path / "training.pt", weights_only=True)
+    moving = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(moving["optimizer"])
     schedule.load_state_dict(moving["schedule"])
     present_plugins = plugins.everyone()
@@ -108,4 +110,22 @@ def _as_named_now(name: str, names: list[str]) -> str:
 
 
 def _remembered(plugins: Plugins) -> dict[str, Any]:
-    return {name: plugin.state_dict() for name, plugin in plugins.everyone().items() if hasattr(plugin, "state_dict")}
+    found = {name: plugin.state_dict() for name, plugin in plugins.everyone().items() if hasattr(plugin, "state_dict")}
+    for name, state in found.items():
+        _prove_loadable(name, state)
+    return found
+
+
+def _prove_loadable(name: str, state: Any) -> None:
+    """Refuse now what a resume could not read: nothing but plain data is unpickled there."""
+    buffer = BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except UnpicklingError as error:
+        raise RunError(
+            f"the state_dict of `{name}` cannot be read back: {str(error).splitlines()[0]}\n"
+            "why: a checkpoint holds plain data, so that loading one runs no code\n"
+            "fix: return tensors, numbers, text, lists and maps"
+        ) from error

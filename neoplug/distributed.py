@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
@@ -24,8 +25,11 @@ class World:
     """
 
     def __init__(self, device: str | None = None) -> None:
+        if "WORLD_SIZE" not in os.environ:  # an earlier run of this process may have chosen another device
+            AcceleratorState._reset_state(reset_partial_state=True)
         try:
-            self.accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
+            # The core casts by itself, so whatever a launcher's configuration says of precision must not.
+            self.accelerator = Accelerator(cpu=device == "cpu" or not _has_gpu(), mixed_precision="no")
         except ValueError as error:  # a launcher's variables, but not all of them
             raise RunError(f"this process cannot join the others: {error}\n{LAUNCH}") from error
         self.rank = self.accelerator.process_index
@@ -66,6 +70,17 @@ class World:
             broadcast_object_list(said)
         return said[0]
 
+    def end(self) -> None:
+        """Take leave of the other ranks."""
+        if self.size > 1:
+            self.accelerator.end_training()
+
     def wait(self) -> None:
         """Wait until all ranks are here."""
         self.accelerator.wait_for_everyone()
+
+
+def _has_gpu() -> bool:
+    """Tell whether there is a GPU that knows float64: an Apple GPU does not, so a Mac trains on its CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator is not None and accelerator.type != "mps"

@@ -15,7 +15,7 @@ from neoplug.data.batch import Batch, Document, collate
 from neoplug.forward import LanguageModel
 from neoplug.objective import log_probabilities
 from neoplug.registry import Plugins
-from neoplug.teacher import ask
+from neoplug.teacher import teacher_signal
 
 
 def held_out_batches(documents: Sequence[Document], size: int, device: torch.device) -> list[Batch]:
@@ -38,7 +38,7 @@ def measure(
     theirs: dict[str, Tensor] = {}
     for batch in batches:
         states, labels = student.hidden(batch), student.head.vocabulary.index(batch.labels)
-        signal = None if teacher is None else ask(teacher, batch)
+        signal = None if teacher is None else teacher_signal(teacher, batch)
         for rows, log_q, log_p in log_probabilities(student.head, states, signal):
             _add(ours, _cross_entropy(log_q, labels[rows]))
             if log_p is not None:
@@ -87,6 +87,7 @@ def probe(
 
     def predict(module: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         model = known[id(module)]
+        batch = batch.to(model.device)
         labels = model.head.vocabulary.index(batch.labels)
         for rows, log_q, _ in log_probabilities(model.head, model.hidden(batch)):
             yield log_q, labels[rows]

@@ -43,6 +43,12 @@ def export(run: Path, out: Path, dtype: str = "float32") -> Path:
             f"{out} exists already\nwhy: nothing is overwritten\nfix: name a folder that does not exist yet"
         )
     directory = RunDir.open(run)
+    # A run that ended while this was its last file has all else; one that never got so far is refused below.
+    if (directory.result or {"status": "completed"})["status"] != "completed":
+        raise UsageError(
+            f"{run} is not finished\nwhy: its student is not what the recipe asked for\n"
+            "fix: go on with `neoplug run RECIPE --output RUN --resume`"
+        )
     base = _base(directory)
     model = _standalone(directory, base)
     with folder_atomically(out) as draft, quiet():

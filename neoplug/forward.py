@@ -7,7 +7,7 @@ other, is proved on the model at hand before it is used.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +23,11 @@ from neoplug.vocabulary import Vocabulary
 
 logger = logging.getLogger("neoplug")
 
-# How much states may differ between two computations of the same thing, relative to their largest value.
-NOISE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+# How much two computations of one thing may differ, relative to its largest value: logits of the same hidden states,
+# and hidden states of the same document laid out differently. That documents do not move each other is held to EXACT.
+LOGITS = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+STATES = {torch.float32: 1e-3, torch.float16: 4e-2, torch.bfloat16: 1.5e-1}
+EXACT = 1e-5
 
 
 class FrozenLinear(torch.autograd.Function):
@@ -35,18 +38,17 @@ class FrozenLinear(torch.autograd.Function):
         """[n, H], [V, H], [V] -> [n, V] float32."""
         ctx.save_for_backward(weight)
         ctx.dtype = hidden.dtype
-        if hidden.is_cuda and weight.dtype != torch.float32:
-            logits = torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32)
+        if weight.dtype == torch.float32:
+            logits = hidden.float() @ weight.t()
         else:
-            logits = hidden.float() @ weight.float().t()
+            logits = torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32)
         return logits if bias is None else logits.add_(bias)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
         """[n, V] -> [n, H]."""
         (weight,) = ctx.saved_tensors
-        wide = weight if gradient.is_cuda else weight.float()
-        return (gradient.to(wide.dtype) @ wide).to(ctx.dtype), None, None
+        return (gradient.to(weight.dtype) @ weight).to(ctx.dtype), None, None
 
 
 @dataclass(eq=False)
@@ -65,46 +67,61 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return logits [n, V] in float32, with a graph where gradients are enabled."""
-        logits = self._shared(hidden)
-        if self.multiplier != 1.0:
-            logits = logits * self.multiplier
-        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+        return self.opened()(hidden)
+
+    def opened(self) -> Callable[[Tensor], Tensor]:
+        """Return the same function for many blocks: what each would do to the weights is done once. Use it, drop it."""
+        shared = self._linear(self.module) if type(self.module) is nn.Linear else self._adapted()
+
+        def logits_of(hidden: Tensor) -> Tensor:
+            logits = shared(hidden)
+            if self.multiplier != 1.0:
+                logits = logits * self.multiplier
+            return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+        return logits_of
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the head's trainable parameters: none for a frozen head."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
-    def _shared(self, hidden: Tensor) -> Tensor:
-        size, ids = self.vocabulary.size, self.vocabulary.ids
-        if type(self.module) is not nn.Linear:
-            logits = in_float32(self.module, hidden)
-            return logits[:, :size] if ids is None else logits.index_select(-1, self.vocabulary.ids_on(logits.device))
-        weight: Tensor = self.module.weight
-        bias: Tensor | None = self.module.bias
-        if ids is not None:
-            rows = self.vocabulary.ids_on(weight.device)
-            weight, bias = weight.index_select(0, rows), bias if bias is None else bias.index_select(0, rows)
-        elif size < len(weight):
-            weight, bias = weight[:size], bias if bias is None else bias[:size]
-        if weight.requires_grad or (bias is not None and bias.requires_grad):
-            return functional.linear(hidden.float(), weight.float(), bias)
-        return FrozenLinear.apply(hidden, weight, bias)
+    def _linear(self, module: nn.Linear) -> Callable[[Tensor], Tensor]:
+        weight, bias = module.weight, module.bias
+        if self.parameters():
+            return lambda hidden: functional.linear(hidden.float(), self._rows(weight).float(), self._rows(bias))
+        frozen, frozen_bias = self._rows(weight), self._rows(bias)
+        if not weight.is_cuda:  # only there a product of 16-bit numbers can give float32
+            frozen = frozen.float()
+        return lambda hidden: FrozenLinear.apply(hidden, frozen, frozen_bias)
 
+    def _adapted(self) -> Callable[[Tensor], Tensor]:
+        """Return the head as an adapter changed it, 16-bit weights widened: logits rounded to bf16 spoil the loss."""
+        narrow = (torch.float16, torch.bfloat16)
+        wide = {name: weight.float() for name, weight in self.module.named_parameters() if weight.dtype in narrow}
 
-def in_float32(module: nn.Module, hidden: Tensor) -> Tensor:
-    """Call a head that an adapter changed with its 16-bit weights widened: logits rounded to bf16 spoil the loss."""
-    narrow = (torch.float16, torch.bfloat16)
-    wide = {name: weight.float() for name, weight in module.named_parameters() if weight.dtype in narrow}
-    logits: Tensor = functional_call(module, wide, (hidden.float(),))
-    return logits.float()
+        def logits_of(hidden: Tensor) -> Tensor:
+            logits: Tensor = functional_call(self.module, wide, (hidden.float(),))
+            return self._rows(logits.float().t()).t() * 1  # a buffer of its own: the objective overwrites it
+
+        return logits_of
+
+    def _rows(self, values: Any) -> Any:
+        """Return those of the head's rows, the first dimension of `values`, that stand for a shared token."""
+        if values is None or self.vocabulary.size == len(values):
+            return values
+        if self.vocabulary.ids is None:
+            return values[: self.vocabulary.size]
+        return values.index_select(0, self.vocabulary.ids_on(values.device))
 
 
 @dataclass(eq=False)
 class LanguageModel:
     """A model as the objective uses it: hidden states of a batch's answer positions, and a head.
 
-    layout  how it reads a batch; the first of flat, block and padded that keeps documents apart
-    dtype   what it computes in; None is its own dtype, without autocast
+    module        the model itself, its head in place
+    layout        how it reads a batch; the first of flat, block and padded that keeps documents apart
+    autocast      what it computes in; None is its own dtype, without autocast
+    pad_token_id  fills padded rows
     """
 
     module: nn.Module
@@ -141,11 +158,14 @@ def recording(head: nn.Module, positions: Tensor, length: int) -> Iterator[list[
         recorded.append(hidden[:, -length:].reshape(-1, hidden.shape[-1]).index_select(0, positions))
         return hidden[..., :1].detach()
 
+    own = vars(head).get("forward")  # accelerate's hooks put one there
     head.forward = record
     try:
         yield recorded
     finally:
         del head.forward
+        if own is not None:
+            head.forward = own
 
 
 def head_name(model: nn.Module) -> str:
@@ -154,7 +174,10 @@ def head_name(model: nn.Module) -> str:
     head = find() if find else None
     names = [name for name, module in model.named_modules() if module is head]
     if head is None or not names:
-        raise RunError(f"{type(model).__name__} shows no output head: neoplug cannot score its tokens")
+        raise RunError(
+            f"{type(model).__name__} shows no output head\nwhy: without it no token can be scored\n"
+            "fix: choose a model whose `get_output_embeddings` returns its head"
+        )
     return names[0]
 
 
@@ -168,7 +191,10 @@ def language_model(
     """
     found = [part for path, part in module.named_modules() if path == name or path.endswith(f".{name}")]
     if not found:
-        raise RunError(f"the adapter hides the {role}'s output head `{name}`: neoplug cannot find it in the model")
+        raise RunError(
+            f"the adapter hides the {role}'s output head `{name}`\nwhy: the objective needs it to score tokens\n"
+            "fix: let the adapter keep the base model, or its own head, under that name"
+        )
     parameter = next(module.parameters())
     own: Any = getattr(module, "config", None)
     config = own.get_text_config() if own is not None else None
@@ -208,11 +234,12 @@ def _prove_head(model: LanguageModel, role: str) -> None:
     ids = model.head.vocabulary.ids
     own = own[:, : model.head.vocabulary.size] if ids is None else own.index_select(-1, ids.to(own.device))
     ours = model.head(model._record(inputs, positions))
-    if not _close(ours, own, logits.dtype):
+    if not _close(ours, own, LOGITS[logits.dtype]):
         raise RunError(
             f"the {role}'s head is no function of its hidden states that neoplug knows: "
             f"it differs from the model's own logits by {(ours - own).abs().max():.3g}\n"
-            "why: the objective never holds the vocabulary, so it needs the head as a function"
+            "why: the objective never holds the vocabulary, so it needs the head as a function\n"
+            "fix: choose another model, or ask for this family"
         )
 
 
@@ -224,7 +251,10 @@ def _isolating_layout(model: LanguageModel, role: str) -> Layout:
                 why = {"block": "a block mask keeps them apart", "padded": "they run as padded rows"}[layout]
                 logger.info("%s: position_ids alone do not keep documents of one row apart; %s", role, why)
             return layout
-    raise RunError(f"the {role} reads a document differently beside another, in one row and padded")
+    raise RunError(
+        f"the {role} reads a document differently beside another, in one row and in padded rows\n"
+        "why: then what it learns depends on how documents fall together\nfix: choose another model"
+    )
 
 
 def _isolates(model: LanguageModel, layout: Layout) -> bool:
@@ -237,14 +267,14 @@ def _isolates(model: LanguageModel, layout: Layout) -> bool:
             raise
         return False
     alone = _states(model, [second], "padded")
-    return _close(beside, changed, torch.float32, 1e-5) and _close(beside, alone, model.autocast or alone.dtype)
+    return _close(beside, changed, noise=EXACT) and _close(beside, alone, noise=STATES[model.autocast or alone.dtype])
 
 
 def _states(model: LanguageModel, documents: list[Document], layout: Layout) -> Tensor:
     inputs, positions = collate(documents).to(model.device).layout(layout, model.pad_token_id)
-    return model._record(inputs, positions).float()
+    return model._record(inputs, positions)
 
 
-def _close(ours: Tensor, theirs: Tensor, dtype: torch.dtype, noise: float | None = None) -> bool:
-    scale = theirs.abs().max().clamp(min=1e-6)
-    return bool((ours - theirs).abs().max() <= (noise or NOISE[dtype]) * scale)
+def _close(ours: Tensor, theirs: Tensor, noise: float) -> bool:
+    scale = theirs.float().abs().max().clamp(min=1e-6)
+    return bool((ours.float() - theirs.float()).abs().max() <= noise * scale)

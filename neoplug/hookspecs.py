@@ -16,8 +16,9 @@
             edit_batch(batch, progress, rng)
             for chunk of the batch's answer tokens:
                 token_loss(student, teacher, labels, progress)      or token_gradient, where the loss has a closed form
-        penalty(model, progress)
-        divide by the step's answer tokens, clip, optimizer.step()
+        divide by the step's answer tokens
+        penalty(model, progress)                                    added as it is, once a step
+        clip, optimizer.step()
         on_step_end(step, model, metrics)
         every eval_steps: on_evaluate(...);  every save_steps: on_save(model, path), state_dict()
     after = evaluate(model)
@@ -92,8 +93,8 @@ def check(recipe: Recipe) -> list[Problem]:
 def prepare_student(model: PreTrainedModel, batches: Iterable[Batch] | None, rng: Generator) -> None:
     """Change the bare student in place, in float32 on the CPU: pruning. The result is stored under its content hash.
 
-    batches  training micro-batches in the recipe's order, as many as you care to draw; None under `plan`, where the
-             model is on the meta device
+    batches  training micro-batches in the recipe's order, as many as you care to draw; None under `plan` and where a
+             run rehearses it before weights are loaded: the model is on the meta device then
     Update `model.config` with what you change: the stored model is loaded by it.
     """
     raise NotImplementedError
@@ -127,8 +128,9 @@ def add_adapter(
 ) -> torch.nn.Module:
     """Add the adapter and return the model that trains; what has `requires_grad` afterwards is what trains.
 
-    model        all of it frozen; on the meta device, and `batches` None, under `plan`
-    batches      training micro-batches in the recipe's order, as many as you care to draw
+    model        all of it frozen; on the meta device, and `batches` None, under `plan` and where a run rehearses it
+    batches      training micro-batches in the recipe's order, as many as you care to draw; also None where `export`
+                 rebuilds an adapter that is no peft before it loads its trained weights
     total_steps  optimizer steps of the whole run
     returns      a module called as the model is called; neoplug casts what is trainable to float32
     """
@@ -208,7 +210,9 @@ def on_step_end(step: int, model: torch.nn.Module, metrics: dict[str, Any]) -> d
     """Act after the optimizer step. Gradients are still there.
 
     step     1 after the first optimizer step
-    metrics  of this step, values as tensors on the device where they were computed: read them, do not synchronise
+    metrics  of this step: `step`, `counts` [2] int64 (answer tokens, tokens), `sums` [K] float32 nats summed over
+             answer tokens in the order of the losses' names, `grad_norm`, `penalty`; tensors on the device where they
+             were computed: to read one on the host synchronises
     returns  more metrics for this step's line (numbers or scalar tensors), or None
     """
     raise NotImplementedError
@@ -255,12 +259,12 @@ def merge_adapter(model: torch.nn.Module) -> PreTrainedModel:
 @hookspec
 @answers("all")
 def on_save(model: torch.nn.Module, path: Path) -> None:
-    """Write files of your own into a checkpoint; `path` is renamed into place afterwards."""
+    """Write files of your own into a checkpoint; `path` is renamed into place afterwards. Main process only."""
     raise NotImplementedError
 
 
 @hookspec
 @answers("all")
 def on_train_end(model: torch.nn.Module, result: dict[str, Any]) -> None:
-    """See the result before it is written; add keys of your own, change none."""
+    """See the result before it is written; add keys of your own, change none. Called on every rank."""
     raise NotImplementedError

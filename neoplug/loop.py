@@ -18,15 +18,15 @@ from neoplug.data import Corpus, Order, idle
 from neoplug.data.batch import Batch, collate
 from neoplug.distributed import World
 from neoplug.forward import LanguageModel
-from neoplug.metrics import Metrics, Step, peak_memory
+from neoplug.metrics import Metrics, Step, merge, peak_memory
 from neoplug.objective import Loss, Signal, objective
 from neoplug.recipe import Train
 from neoplug.registry import Plugins
 from neoplug.seeds import derive, generator
-from neoplug.teacher import ask
+from neoplug.teacher import teacher_signal
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Training:
     """What a run trains with.
 
@@ -92,7 +92,7 @@ def distil(run: Training, first: int = 0) -> int:
         values = []
         for number, (batch, _) in enumerate(batches):
             batch = batch.to(world.device)
-            signal = None if run.teacher is None else ask(run.teacher, batch)
+            signal = None if run.teacher is None else teacher_signal(run.teacher, batch)
             with world.accumulating(module, last=number == len(batches) - 1):
                 total, each = module(batch, signal, progress)
                 (total * scale).backward()
@@ -110,10 +110,11 @@ def distil(run: Training, first: int = 0) -> int:
         done = step + 1
         sums = world.sum(torch.stack([each.sum(-1) for _, each in values]).sum(0))
         seen = {"step": done, "counts": counts, "sums": sums, **extras}
-        for answer in run.plugins.each("on_step_end", step=done, model=run.student.module, metrics=seen).values():
-            extras |= answer or {}
+        answers = run.plugins.each("on_step_end", step=done, model=run.student.module, metrics=seen)
+        for name, answer in answers.items():
+            merge(extras, name, answer or {})
         run.optimizer.zero_grad()
-        known = {"step": done, "learning_rate": rate, "seconds": perf_counter() - started}
+        known = {"step": done, "started": started, "learning_rate": rate, "seconds": perf_counter() - started}
         known["peak_memory_bytes"] = peak_memory(world.device)
         rows = [(rows, each.isfinite().all(0)) for rows, each in values]
         run.metrics.add(Step(known, counts, sums, extras, rows))

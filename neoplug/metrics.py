@@ -5,10 +5,10 @@ K losses. Nothing that is not finite passes a flush, so no checkpoint that follo
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -16,12 +16,17 @@ from torch import Tensor
 
 from neoplug.errors import RunError
 
+FIELDS = (
+    *("step", "tokens", "answer_tokens", "loss", "losses", "learning_rate", "grad_norm", "penalty"),
+    *("tokens_per_second", "peak_memory_bytes", "seconds"),
+)
+
 
 @dataclass(eq=False)
 class Step:
     """What a step leaves behind until the next flush.
 
-    known    what the host knows: step, learning_rate, seconds
+    known    what the host knows: step, started, learning_rate, seconds, peak_memory_bytes
     counts   [2] answer tokens and tokens, over all ranks
     sums     [K] each loss summed over answer tokens, over all ranks
     extras   scalars by name: grad_norm, penalty, what plugins add
@@ -58,7 +63,11 @@ class Metrics:
         if not steps:
             return
         tensors = [[*step.counts, *step.sums, *_tensors(step.extras)] for step in steps]
-        flat = torch.stack([tensor.detach().double().reshape(()) for row in tensors for tensor in row]).tolist()
+        device = steps[0].counts.device
+        scalars = [tensor.detach().to(device, torch.float64).reshape(()) for row in tensors for tensor in row]
+        flat = torch.stack(scalars).tolist()
+        if device.type != "cpu":
+            _share_time(steps)
         lines: list[dict[str, Any]] = []
         for step, row in zip(steps, tensors, strict=True):
             values, flat = flat[: len(row)], flat[len(row) :]
@@ -109,8 +118,37 @@ def peak_memory(device: torch.device) -> int:
     """Return the most bytes in use so far: allocated on a GPU, resident on a CPU. Waits for nothing."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    import resource  # not everywhere
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def merge(extras: dict[str, Any], plugin: str, answer: dict[str, Any]) -> None:
+    """Add a plugin's metrics to a step's, in place.
+
+    Raises:
+        RunError: a name is taken, or a value is no single number.
+    """
+    for name, value in answer.items():
+        if name in extras or name in FIELDS:
+            raise RunError(
+                f"`{plugin}` answered `on_step_end` with a metric called `{name}`, which is taken\n"
+                "why: one line of metrics.jsonl holds each name once\nfix: call it by a name of its own"
+            )
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise RunError(
+                f"the metric `{name}` of `{plugin}` has shape {list(value.shape)}\n"
+                "why: a metric is one number a step\nfix: return a number or a tensor of one element"
+            )
+        extras[name] = value
+
+
+def _share_time(steps: Sequence[Step]) -> None:
+    """Share the time since the first step among all: on a GPU the host only queues work, and waits at the flush."""
+    elapsed = perf_counter() - steps[0].known["started"]
+    for step in steps:
+        step.known["seconds"] = elapsed / len(steps)
 
 
 def _tensors(extras: dict[str, Any]) -> list[Tensor]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from neoplug.errors import RunError
 from neoplug.forward import Head
 
 BLOCK = 2**24  # elements of a block of logits: 64 MiB in float32
@@ -63,21 +64,23 @@ class _Objective(torch.autograd.Function):
                 progress: float, *parameters: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
         labels = head.vocabulary.index(labels)
         values = torch.zeros(len(losses), len(hidden), device=hidden.device)
-        gradients = [torch.zeros_like(tensor) for tensor in (hidden, *parameters)]
-        for rows in blocks(len(hidden), head.vocabulary.size):
-            states = hidden[rows].detach().requires_grad_()
-            with torch.enable_grad():
-                logits = head(states)
-            block = logits.detach()  # shares the memory: each tile's logits give way to their gradient
-            teacher = signal.logits(rows).to(hidden.device) if signal is not None else None
-            for tile in tiles(block):
-                theirs = None if teacher is None else torch.log_softmax(teacher[tile], -1)
-                at = slice(rows.start + tile.start, rows.start + tile.stop)
-                values[:, at] = _tile(losses, block[tile], theirs, labels[at], progress)
-            found = torch.autograd.grad(logits, [states, *parameters], block)
-            gradients[0][rows] = found[0]
-            for total, part in zip(gradients[1:], found[1:], strict=True):
-                total += part
+        gradients = [torch.empty_like(hidden), *map(torch.zeros_like, parameters)]
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits_of = head.opened()
+            for rows in blocks(len(hidden), head.vocabulary.size):
+                states = hidden[rows].detach().requires_grad_()
+                with torch.enable_grad():
+                    logits = logits_of(states)
+                block = logits.detach()  # shares the memory: each tile's logits give way to their gradient
+                teacher = signal.logits(rows).to(hidden.device) if signal is not None else None
+                for tile in tiles(block):
+                    theirs = None if teacher is None else torch.log_softmax(teacher[tile], -1)
+                    at = slice(rows.start + tile.start, rows.start + tile.stop)
+                    values[:, at] = _tile(losses, block[tile], theirs, labels[at], progress)
+                found = torch.autograd.grad(logits, [states, *parameters], block)
+                gradients[0][rows] = found[0]
+                for total, part in zip(gradients[1:], found[1:], strict=True):
+                    total += part
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(values)
         weights = torch.tensor([loss.weight for loss in losses]).to(hidden.device, non_blocking=True)
@@ -85,7 +88,7 @@ class _Objective(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, *parameters = (gradient * scale for gradient in ctx.saved_tensors)
+        hidden, *parameters = (gradient.mul_(scale) for gradient in ctx.saved_tensors)
         return hidden, None, None, None, None, None, *parameters
 
 
@@ -93,33 +96,45 @@ def _tile(losses: Sequence[Loss], logits: Tensor, teacher: Tensor | None, labels
     """Overwrite `logits` [t, V] with the gradient of the weighted sum; return each loss of each token, [K, t]."""
     student = torch.log_softmax(logits, -1)
     arguments = {"teacher": teacher, "labels": labels, "progress": progress}
-    values = logits.new_empty(len(losses), len(labels))
-    by_autograd = []
+    values: dict[str, Tensor] = {}
     logits.zero_()
-    for number, loss in enumerate(losses):
-        if loss.token_gradient is None:
-            by_autograd.append(number)
-            continue
-        values[number], gradient = loss.token_gradient(student=student, **arguments)
-        logits.add_(gradient, alpha=loss.weight)
-    if by_autograd:
-        _differentiate([losses[number] for number in by_autograd], student, arguments, logits, values, by_autograd)
-    return values
+    for loss in losses:
+        if loss.token_gradient is not None:
+            values[loss.name], gradient = loss.token_gradient(student=student, **arguments)
+            _refuse_shape(loss, "token_gradient", gradient, logits.shape)
+            logits.add_(gradient, alpha=loss.weight)
+    if without := [loss for loss in losses if loss.token_gradient is None]:
+        found, gradient = _differentiate(without, student, arguments)
+        values |= found
+        logits.add_(gradient)
+    for loss in losses:
+        _refuse_shape(loss, "token_loss", values[loss.name], labels.shape)
+    return torch.stack([values[loss.name] for loss in losses])
 
 
 def _differentiate(
-    losses: Sequence[Loss], student: Tensor, arguments: dict[str, Any], logits: Tensor, values: Tensor, at: list[int]
-) -> None:
-    """Add to `logits` the gradient of losses without a closed form: autograd's, then that of log-softmax."""
+    losses: Sequence[Loss], student: Tensor, arguments: dict[str, Any]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return losses without a closed form, [t] each, and the gradient [t, V] of their weighted sum by the logits."""
     leaf = student.detach().requires_grad_()
     with torch.enable_grad():
-        found = [loss.token_loss(student=leaf, **arguments) for loss in losses]
-        total = torch.stack([loss.weight * value.sum() for loss, value in zip(losses, found, strict=True)]).sum()
-    (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
-    for number, value in zip(at, found, strict=True):
-        values[number] = value.detach()
-    if gradient is not None:
-        logits.add_(gradient).addcmul_(student.exp(), gradient.sum(-1, keepdim=True), value=-1)
+        found = {loss.name: loss.token_loss(student=leaf, **arguments) for loss in losses}
+        total = torch.stack([loss.weight * found[loss.name].sum() for loss in losses]).sum()
+    gradient = torch.zeros_like(leaf)
+    if total.requires_grad:  # a loss may look at the teacher alone
+        (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True, materialize_grads=True)
+    gradient = gradient.addcmul(student.exp(), gradient.sum(-1, keepdim=True), value=-1)  # through log-softmax
+    return {name: value.detach() for name, value in found.items()}, gradient
+
+
+def _refuse_shape(loss: Loss, hook: str, answer: Tensor, shape: torch.Size) -> None:
+    """Refuse what would broadcast in silence: shapes are known on the host, so this waits for nothing."""
+    if answer.shape != shape:
+        raise RunError(
+            f"the loss `{loss.name}` answered `{hook}` with shape {list(answer.shape)}, where {list(shape)} was asked\n"
+            "why: a loss says what each token costs; only the loop sums and divides\n"
+            "fix: return one value for each token, without a mean or a sum over tokens"
+        )
 
 
 @torch.no_grad()
@@ -127,8 +142,9 @@ def log_probabilities(
     head: Head, hidden: Tensor, signal: Signal | None = None
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Yield rows with the student's and the teacher's log-probabilities [t, V] in float32, tile by tile."""
+    logits_of = head.opened()
     for rows in blocks(len(hidden), head.vocabulary.size):
-        logits = head(hidden[rows])
+        logits = logits_of(hidden[rows])
         teacher = None if signal is None else signal.logits(rows).to(hidden.device)
         for tile in tiles(logits):
             log_p = None if teacher is None else torch.log_softmax(teacher[tile], -1)

@@ -1,5 +1,7 @@
 """Parameter groups, the optimizer and its schedule."""
 
+from collections import Counter
+from math import ceil
 from typing import Any
 
 from torch import nn
@@ -19,7 +21,10 @@ def make_optimizer(model: nn.Module, plugins: Plugins, learning_rate: float) -> 
     """
     trainable = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
-        raise RunError("nothing trains: the adapter left no parameter with requires_grad")
+        raise RunError(
+            "nothing trains\nwhy: the adapter left no parameter with requires_grad\n"
+            "fix: check its target_modules, or name another adapter"
+        )
     groups = plugins.one("param_groups", model=model, learning_rate=learning_rate)
     if groups is None:
         groups = [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
@@ -33,15 +38,15 @@ def make_schedule(optimizer: Optimizer, train: Train, total_steps: int) -> LRSch
     """Return transformers' schedule: linear warm-up from 0, then cosine or linear to 0, or constant."""
     from transformers import get_scheduler
 
-    warmup = train.warmup_steps if train.warmup_steps >= 1 else train.warmup_steps * total_steps
+    warmup = train.warmup_steps if train.warmup_steps >= 1 else ceil(train.warmup_steps * total_steps)
     name = "constant_with_warmup" if train.lr_scheduler_type == "constant" else train.lr_scheduler_type
     return get_scheduler(name, optimizer, num_warmup_steps=int(warmup), num_training_steps=total_steps)
 
 
 def _cover(groups: list[dict[str, Any]], trainable: dict[int, str]) -> None:
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    grouped = Counter(id(parameter) for group in groups for parameter in group["params"])
     missing = [name for key, name in trainable.items() if key not in grouped]
-    twice = [trainable.get(key, "a frozen parameter") for key in set(grouped) if grouped.count(key) > 1]
+    twice = [trainable.get(key, "a frozen parameter") for key, times in grouped.items() if times > 1]
     if missing or twice or len(grouped) != len(trainable):
         named = ", ".join((missing + twice)[:3])
         raise RunError(

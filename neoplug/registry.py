@@ -215,6 +215,9 @@ def class_problems(cls: type, section: str | None = None) -> list[Problem]:
         if name not in methods and inspect.isroutine(inspect.getattr_static(cls, name, None)):
             what = f"{cls.__qualname__}.{name} is named like a hook, but is not marked"
             problems.append(Problem(what, "it would never be called", "write @hookimpl above it, or rename it"))
+    if hasattr(cls, "state_dict") != hasattr(cls, "load_state_dict"):
+        what = f"{cls.__qualname__} has one of `state_dict` and `load_state_dict`"
+        problems.append(Problem(what, "a resumed run needs what a checkpoint kept, and back", "write both, or none"))
     if cls.__hash__ is None:
         what = f"{cls.__qualname__} compares by value"
         problems.append(

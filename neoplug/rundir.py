@@ -71,7 +71,7 @@ class RunDir:
         """
         target = Path(path)
         if target.exists() or target.is_symlink():
-            raise _taken(target)
+            raise taken(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with folder_atomically(target) as folder:
@@ -79,7 +79,7 @@ class RunDir:
                 write_atomically(folder / "lock.json", _json(lock))
         except OSError as error:
             if target.exists():  # another run was quicker
-                raise _taken(target) from error
+                raise taken(target) from error
             raise
         return cls(target)
 
@@ -251,7 +251,8 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _taken(path: Path) -> UsageError:
+def taken(path: Path) -> UsageError:
+    """Return the error for a place where something stands already."""
     if RunDir.is_run(path):
         return UsageError(
             f"{path} holds a run already\n"

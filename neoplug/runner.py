@@ -13,7 +13,7 @@ from neoplug.distributed import World
 from neoplug.errors import UsageError
 from neoplug.progress import Progress, Silent
 from neoplug.recipe import Checked
-from neoplug.rundir import RunDir, chosen_output, difference, lock_record
+from neoplug.rundir import RunDir, chosen_output, difference, lock_record, taken
 from neoplug.session import Session
 from neoplug.signals import stopping
 
@@ -49,8 +49,11 @@ def execute(checked: Checked, output: Path, resume: bool, progress: Progress) ->
             directory = write_directory(Path(world.agree(str(output))), checked, parts, world)
         else:
             refuse_other_ground(directory, checked, parts)
-        notes.setTarget(_to_file(directory.log))
-        return Session(checked, parts, directory, world, progress, stop).run()
+        if world.is_main:
+            notes.setTarget(_to_file(directory.log))
+        result = Session(checked, parts, directory, world, progress, stop).run()
+        world.end()
+        return result
 
 
 def earlier(output: Path, checked: Checked, resume: bool) -> RunDir | None:
@@ -61,15 +64,10 @@ def earlier(output: Path, checked: Checked, resume: bool) -> RunDir | None:
     """
     if not RunDir.is_run(output):
         if output.exists():
-            raise UsageError(
-                f"{output} exists and is no run\nwhy: nothing is overwritten\nfix: choose another --output"
-            )
+            raise taken(output)
         return None
     if not resume:
-        raise UsageError(
-            f"{output} holds a run already\nwhy: a run is never overwritten\n"
-            "fix: continue it with --resume, or choose another --output"
-        )
+        raise taken(output)
     directory = RunDir.open(output)
     if changed := difference(directory.resolved, checked.resolved()):
         lines = "\n".join(f"  {line}" for line in changed)

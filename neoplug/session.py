@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from neoplug import checkpoint
 from neoplug.assembly import Parts, count_steps, make_losses, make_order, training_batches
+from neoplug.data import Order
 from neoplug.data.batch import Batch
 from neoplug.distributed import World
 from neoplug.errors import Interrupted, NeoplugError, UsageError
@@ -22,6 +25,7 @@ from neoplug.hookspecs import Role
 from neoplug.loop import Training, distil
 from neoplug.metrics import Metrics, peak_memory
 from neoplug.models import Located, default_dtype, load_model
+from neoplug.models.quiet import quiet
 from neoplug.optim import make_optimizer, make_schedule
 from neoplug.progress import Progress
 from neoplug.recipe import Checked
@@ -88,7 +92,8 @@ class Session:
         )
         self.phase("loading the models")
         teacher = self.load_teacher()
-        bare, name = self.load_student()
+        bare = self.load("student", self.parts.base)
+        name = head_name(bare)
         if earlier is None:
             self.measure_before(self.as_language_model(bare, name), teacher, batches)
         student = self.as_language_model(self.add_adapter(bare, total), name)
@@ -97,20 +102,7 @@ class Session:
         if earlier is not None:
             checkpoint.load(earlier, student.module, optimizer, schedule, plugins)
         first = 0 if earlier is None else int(earlier.name.removeprefix("step-"))
-
-        def save(step: int) -> None:
-            self.save_checkpoint(step, student.module, optimizer, schedule)
-
-        def evaluate(step: int) -> None:
-            self.note_evaluation(step, self.measured(student, teacher, batches)[0])
-
-        losses = make_losses(self.checked)
-        weights = {loss.name: loss.weight for loss in losses}
-        training = Training(
-            student, teacher, losses, plugins, self.parts.corpus, order, optimizer, schedule,
-            self.world, recipe.train, total, recipe.evaluate.eval_steps, recipe.seed,
-            Metrics(weights, self.write_lines, self.world.gather), save, evaluate, self.stop_asked,
-        )  # fmt: skip
+        training = self.training(student, teacher, batches, order, total, optimizer, schedule)
         self.progress.started(total, first)
         with self.stop.deferring():
             done = distil(training, first)
@@ -118,6 +110,34 @@ class Session:
             signal = self.stop.signal or 15
             raise Interrupted(signal, f"stopped by a signal after step {done} of {total}; go on with --resume")
         return self.finish(student, teacher, batches, total)
+
+    def training(
+        self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch], order: Order, total: int,
+        optimizer: Optimizer, schedule: LRScheduler,
+    ) -> Training:  # fmt: skip
+        """Return what the loop works with; lines, saves and evaluations come back to this session."""
+        recipe = self.checked.recipe
+        losses = make_losses(self.checked)
+        weights = {loss.name: loss.weight for loss in losses}
+        return Training(
+            student=student,
+            teacher=teacher,
+            losses=losses,
+            plugins=self.checked.plugins,
+            corpus=self.parts.corpus,
+            order=order,
+            optimizer=optimizer,
+            schedule=schedule,
+            world=self.world,
+            settings=recipe.train,
+            total_steps=total,
+            eval_steps=recipe.evaluate.eval_steps,
+            seed=recipe.seed,
+            metrics=Metrics(weights, self.write_lines, self.world.gather),
+            save=lambda step: self.save_checkpoint(step, student.module, optimizer, schedule),
+            evaluate=lambda step: self.note_evaluation(step, self.measured(student, teacher, batches)[0]),
+            stop=self.stop_asked,
+        )
 
     def phase(self, text: str) -> None:
         """Say what goes on now, also to the log."""
@@ -131,17 +151,12 @@ class Session:
         module = self.load("teacher", self.parts.teacher)
         return language_model(module, head_name(module), self.parts.vocabulary, role="teacher")
 
-    def load_student(self) -> tuple[nn.Module, str]:
-        """Load the student without its adapter; return it and where its head stands."""
-        module = self.load("student", self.parts.base)
-        return module, head_name(module)
-
     def load(self, role: Role, located: Located) -> Any:
         """Load a model as its section of the recipe wants it."""
         section = getattr(self.checked.recipe, role)
         return load_model(
             located,
-            dtype=self.dtype(role),
+            dtype=torch.float32 if role == "student" and self.parts.trains_whole else self.dtype(role),
             device=torch.device(section.device or self.world.device),
             attn_implementation=section.attn_implementation,
             plugins=self.checked.plugins,
@@ -204,7 +219,7 @@ class Session:
         training = module.training
         module.eval()
         ids = torch.tensor([prompt], device=self.world.device)
-        with torch.no_grad(), student.computing():
+        with torch.no_grad(), student.computing(), quiet():
             found = module.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
                 use_cache=True, pad_token_id=student.pad_token_id,
@@ -229,7 +244,7 @@ class Session:
         for line in lines:
             self.progress.step(line)
 
-    def save_checkpoint(self, step: int, model: nn.Module, optimizer: Any, schedule: Any) -> None:
+    def save_checkpoint(self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
         """Write a checkpoint on the main process."""
         if self.world.is_main:
             state = {**self.facts, "world": self.world.size, "seconds": monotonic() - self.began}

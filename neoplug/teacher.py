@@ -1,6 +1,8 @@
 """The teacher's signal for a batch: computed live, without gradient, only where an answer token is predicted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,13 +18,17 @@ class LiveSignal:
     states: Tensor
     head: Head
 
+    @cached_property
+    def _logits_of(self) -> Callable[[Tensor], Tensor]:
+        return self.head.opened()
+
+    @torch.no_grad()
     def logits(self, rows: slice) -> Tensor:
         """Return the teacher's float32 logits [n, V]."""
-        with torch.no_grad():
-            return self.head(self.states[rows])
+        return self._logits_of(self.states[rows])
 
 
 @torch.no_grad()
-def ask(teacher: LanguageModel, batch: Batch) -> LiveSignal:
+def teacher_signal(teacher: LanguageModel, batch: Batch) -> LiveSignal:
     """Run the teacher on a batch, on the teacher's own device."""
     return LiveSignal(teacher.hidden(batch.to(teacher.device)), teacher.head)

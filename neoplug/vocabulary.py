@@ -46,8 +46,15 @@ class Vocabulary:
     def unshared(self, input_ids: Tensor) -> list[int]:
         """Return the distinct token ids in `input_ids` that are not shared, ascending."""
         distinct = torch.as_tensor(input_ids).unique().cpu()
-        shared = self._range if self.ids is None else self.ids
-        return distinct[~torch.isin(distinct, shared)].tolist()
+        if self.ids is None:
+            return distinct[distinct >= self.size].tolist()
+        known = self._known[distinct.clamp(max=len(self._known) - 1)]
+        return distinct[~known | (distinct >= len(self._known))].tolist()
+
+    @cached_property
+    def _known(self) -> Tensor:
+        ids = self._range if self.ids is None else self.ids
+        return torch.zeros(int(ids.max()) + 1, dtype=torch.bool).index_fill(0, ids, True)
 
     @cached_property
     def _range(self) -> Tensor:

@@ -42,14 +42,24 @@ def test_nan_is_a_number_that_types_refuse():
     assert math.isnan(value_of(".nan"))
 
 
+def is_number(text):
+    try:
+        float(text.replace("_", "x"))
+    except ValueError:
+        return False
+    return True
+
+
+TEXT = st.text().filter(lambda text: not is_number(text))  # PyYAML writes 1e-4 as text, which for recipes is a number
+KEYS = TEXT.filter(lambda key: key != "<<")  # a merge, which recipes do not have
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
     max_leaves=12,
 )
 
 
-@given(st.dictionaries(st.text().filter(lambda key: key != "<<"), PLAIN, max_size=4), st.booleans())
+@given(st.dictionaries(KEYS, PLAIN, max_size=4), st.booleans())
 def test_what_pyyaml_writes_is_read_back(values, flow):
     text = yaml.safe_dump(values, allow_unicode=True, default_flow_style=flow)
     found, tree = parse(text)
@@ -57,7 +67,7 @@ def test_what_pyyaml_writes_is_read_back(values, flow):
     assert found == yaml.safe_load(text)
 
 
-@given(st.dictionaries(st.text().filter(lambda key: key != "<<"), PLAIN, max_size=4), st.booleans())
+@given(st.dictionaries(KEYS, PLAIN, max_size=4), st.booleans())
 def test_every_value_has_a_place_and_it_is_the_right_one(values, flow):
     text = yaml.safe_dump(values, allow_unicode=False, default_flow_style=flow)
     value, tree = parse(text)

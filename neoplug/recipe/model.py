@@ -44,7 +44,7 @@ class Model(Section):
     @field_validator("device")
     @classmethod
     def _known_device(cls, device: str | None) -> str | None:
-        if device is not None and not re.fullmatch(r"(cpu|mps|(cuda|xpu|npu)(:[0-9]+)?)", device):
+        if device is not None and not re.fullmatch(r"(cpu|(cuda|xpu|npu)(:[0-9]+)?)", device):
             raise ValueError(f"`device` is {device}, but must be cpu, cuda, cuda:0 or the like")
         return device
 

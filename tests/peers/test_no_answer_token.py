@@ -7,7 +7,7 @@ import torch
 
 from neoplug.data.batch import collate
 from neoplug.objective import objective
-from neoplug.teacher import ask
+from neoplug.teacher import teacher_signal
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 
@@ -39,7 +39,9 @@ def test_a_micro_batch_without_an_answer_costs_zero(model, losses, document, lay
     student.module.requires_grad_(True)
     batch = collate([document(9, []), document(4, [], row=1)])
     named = losses(cross_entropy=(0.5, CrossEntropy()), forward_kl=(0.5, ForwardKL()))
-    total, values = objective(named, student.hidden(batch), student.head, ask(teacher, batch), batch.labels, 0.0)
+    total, values = objective(
+        named, student.hidden(batch), student.head, teacher_signal(teacher, batch), batch.labels, 0.0
+    )
     total.backward()
     assert total == 0
     assert values.shape == (2, 0)

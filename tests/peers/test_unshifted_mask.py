@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from neoplug.data.batch import collate
 from neoplug.objective import objective
-from neoplug.teacher import ask
+from neoplug.teacher import teacher_signal
 from neoplug_losses.forward_kl import ForwardKL
 
 
@@ -18,7 +18,9 @@ def test_the_divergence_stands_where_answer_tokens_are_predicted(model, losses, 
     batch = collate(documents)
     with torch.no_grad():
         named = losses(forward_kl=(1.0, ForwardKL()))
-        _, values = objective(named, student.hidden(batch), student.head, ask(teacher, batch), batch.labels, 0.0)
+        _, values = objective(
+            named, student.hidden(batch), student.head, teacher_signal(teacher, batch), batch.labels, 0.0
+        )
         everywhere = []
         for each in documents:
             ids = torch.from_numpy(each.input_ids)[None]
