@@ -1,7 +1,7 @@
 """What a run stands on before a weight is loaded: models found, data tokenised, vocabularies compared, losses named."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -18,7 +18,7 @@ from neoplug.hookspecs import Role
 from neoplug.models import Located, load_config, load_tokenizer, locate, prepare, skeleton
 from neoplug.objective import Loss
 from neoplug.progress import Progress
-from neoplug.recipe import Checked, Train
+from neoplug.recipe import Checked, Recipe, Train
 from neoplug.seeds import generator
 from neoplug.vocabulary import Vocabulary, shared
 
@@ -64,6 +64,7 @@ def gather(checked: Checked, progress: Progress) -> Parts:
     for line in corpus.report.lines():
         logger.info(line)
     refuse_unshared(corpus, vocabulary, tokenizer)
+    refuse_too_long(corpus, {"student": student, "teacher": teacher})
     trains_whole = rehearse(checked, student, corpus) and not recipe.student.load
     if recipe.student.prepare:
         progress.phase("preparing the student")
@@ -109,6 +110,40 @@ def adapted(checked: Checked, model: Any, steps: int) -> nn.Module:
     rng = generator(checked.recipe.seed, "rehearsal")
     found: nn.Module = checked.plugins.one("add_adapter", model=model, batches=None, total_steps=steps, rng=rng)
     return found
+
+
+def refuse_missing_devices(recipe: Recipe) -> None:
+    """Refuse devices and attention that a model asks for and this machine does not have."""
+    from transformers.utils import is_flash_attn_2_available
+
+    problems = []
+    for role, section in (("student", recipe.student), ("teacher", recipe.teacher)):
+        kind = ((section and section.device) or "cpu").partition(":")[0]
+        found = torch.accelerator.current_accelerator(check_available=True)
+        if kind != "cpu" and (found is None or found.type != kind):
+            fix = "leave `device` out: the best one here is taken, and `neoplug doctor` shows it"
+            problems.append(Problem(f"there is no {kind} device here", fix=fix, path=(role, "device")))
+        if section and section.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+            what, why = "flash_attention_2 does not work here", "it needs the package flash-attn and a CUDA GPU"
+            problems.append(Problem(what, why, "leave it out: sdpa is taken", (role, "attn_implementation")))
+    if problems:
+        raise RecipeError(problems)
+
+
+def refuse_too_long(corpus: Corpus, models: Mapping[Role, Located | None]) -> None:
+    """Refuse documents longer than a model has positions; where positions are rotary, it is only told."""
+    longest = max(len(document) for row in [*corpus.rows, corpus.held_out] for document in row)
+    for role, located in models.items():
+        config = located and load_config(located, (role, "model")).get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or longest
+        if positions >= longest:
+            continue
+        what = f"the longest document has {longest} tokens, but the {role} was made for {positions}"
+        if getattr(config, "rope_parameters", None):
+            logger.warning("%s", what)
+            continue
+        why, fix = "it has no place for the tokens after that", f"set data.max_length to {positions} or less"
+        raise RecipeError([Problem(what, why, fix, ("data", "max_length"))])
 
 
 def refuse_unshared(corpus: Corpus, vocabulary: Vocabulary, tokenizer: Any) -> None:

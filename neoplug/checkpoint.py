@@ -4,6 +4,7 @@ Random numbers and the order of the data are functions of (seed, step), so neith
 """
 
 import json
+import logging
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +12,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,6 +21,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from neoplug.errors import RunError
 from neoplug.files import folder_atomically
 from neoplug.registry import Plugins
+
+logger = logging.getLogger("neoplug")
 
 FORMAT = 1
 
@@ -50,9 +54,16 @@ def save(
 
 
 def latest(folder: Path) -> Path | None:
-    """Return the newest usable checkpoint, if there is one."""
-    found = [path for path in folder.glob("step-*") if (path / "state.json").is_file()]
-    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    """Return the newest usable checkpoint, if there is one; a damaged one is passed over, and told."""
+    for path in sorted(folder.glob("step-*"), key=_step, reverse=True):
+        try:
+            json.loads((path / "state.json").read_text(encoding="utf-8"))
+            load_file(path / "trainable.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            logger.warning("%s is damaged and not used: %s", path, error)
+        else:
+            return path
+    return None
 
 
 def load(path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, plugins: Plugins) -> None:
@@ -90,9 +101,13 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def prune(folder: Path, limit: int | None) -> None:
     """Keep the newest `limit` checkpoints."""
-    found = sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    found = sorted(folder.glob("step-*"), key=_step)
     for path in found[:-limit] if limit else []:
         shutil.rmtree(path)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

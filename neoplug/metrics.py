@@ -109,8 +109,7 @@ class Metrics:
         return (
             f"step {step.known['step']}: {fault}\n{whose} (numbered from 0 in the source): {shown}\n"
             "why: from here on every weight would be lost; nothing of this step was saved\n"
-            "fix: look at these rows with `neoplug preview`, lower train.learning_rate, or go on from the last "
-            "checkpoint"
+            "fix: look at these rows in the source, lower train.learning_rate, or go on from the last checkpoint"
         )
 
 

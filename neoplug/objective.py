@@ -101,14 +101,13 @@ def _tile(losses: Sequence[Loss], logits: Tensor, teacher: Tensor | None, labels
     for loss in losses:
         if loss.token_gradient is not None:
             values[loss.name], gradient = loss.token_gradient(student=student, **arguments)
+            _refuse_shape(loss, "token_gradient", values[loss.name], labels.shape)
             _refuse_shape(loss, "token_gradient", gradient, logits.shape)
             logits.add_(gradient, alpha=loss.weight)
     if without := [loss for loss in losses if loss.token_gradient is None]:
         found, gradient = _differentiate(without, student, arguments)
         values |= found
         logits.add_(gradient)
-    for loss in losses:
-        _refuse_shape(loss, "token_loss", values[loss.name], labels.shape)
     return torch.stack([values[loss.name] for loss in losses])
 
 
@@ -119,6 +118,8 @@ def _differentiate(
     leaf = student.detach().requires_grad_()
     with torch.enable_grad():
         found = {loss.name: loss.token_loss(student=leaf, **arguments) for loss in losses}
+        for loss in losses:
+            _refuse_shape(loss, "token_loss", found[loss.name], leaf.shape[:1])
         total = torch.stack([loss.weight * found[loss.name].sum() for loss in losses]).sum()
     gradient = torch.zeros_like(leaf)
     if total.requires_grad:  # a loss may look at the teacher alone
@@ -127,11 +128,12 @@ def _differentiate(
     return {name: value.detach() for name, value in found.items()}, gradient
 
 
-def _refuse_shape(loss: Loss, hook: str, answer: Tensor, shape: torch.Size) -> None:
+def _refuse_shape(loss: Loss, hook: str, answer: Any, shape: torch.Size) -> None:
     """Refuse what would broadcast in silence: shapes are known on the host, so this waits for nothing."""
-    if answer.shape != shape:
+    if not isinstance(answer, Tensor) or answer.shape != shape:
+        what = f"shape {list(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
         raise RunError(
-            f"the loss `{loss.name}` answered `{hook}` with shape {list(answer.shape)}, where {list(shape)} was asked\n"
+            f"the loss `{loss.name}` answered `{hook}` with {what}, where a tensor {list(shape)} was asked\n"
             "why: a loss says what each token costs; only the loop sums and divides\n"
             "fix: return one value for each token, without a mean or a sum over tokens"
         )

@@ -42,8 +42,9 @@ def preview(checked: Checked, rows: int) -> Preview:
         RecipeError: model or data do not fit the recipe.
     """
     student, key = checked.recipe.student, ("student", "model")
-    tokenizer = models.load_tokenizer(models.locate(student.model, student.revision, key), key)
-    corpus = load_corpus(checked.recipe.data, tokenizer)
+    with checked.marking():
+        tokenizer = models.load_tokenizer(models.locate(student.model, student.revision, key), key)
+        corpus = load_corpus(checked.recipe.data, tokenizer)
     return Preview(
         rows=[[joined(document) for document in row] for row in pieces_of(corpus.rows, tokenizer, rows)],
         tokens=[(sum(map(len, row)), sum(document.answer_tokens for document in row)) for row in corpus.rows[:rows]],

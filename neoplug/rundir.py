@@ -70,9 +70,10 @@ class RunDir:
             UsageError: something stands at `path`; a run is never overwritten.
         """
         target = Path(path)
-        if target.exists() or target.is_symlink():
-            raise taken(target)
+        refuse_place(target)
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            target.rmdir()  # it is empty
         try:
             with folder_atomically(target) as folder:
                 write_atomically(folder / "recipe.yaml", _yaml(resolved))
@@ -249,6 +250,20 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(inner, f"{path}.{key}" if path else str(key))
     elif path:
         yield path, value
+
+
+def refuse_place(path: Path) -> None:
+    """Refuse a place where no run directory can be made; an empty folder is a good one.
+
+    Raises:
+        UsageError: something stands there, or it cannot be written.
+    """
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise taken(path)
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        why = "is no folder" if not parent.is_dir() else "cannot be written"
+        raise UsageError(f"{path} cannot be made\nwhy: {parent} {why}\nfix: choose another --output")
 
 
 def taken(path: Path) -> UsageError:

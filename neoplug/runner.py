@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from neoplug import recipe as recipes
-from neoplug.assembly import Parts, gather
+from neoplug.assembly import Parts, gather, refuse_missing_devices
 from neoplug.distributed import World
 from neoplug.errors import UsageError
 from neoplug.progress import Progress, Silent
 from neoplug.recipe import Checked
-from neoplug.rundir import RunDir, chosen_output, difference, lock_record, taken
+from neoplug.rundir import RunDir, chosen_output, difference, lock_record, refuse_place, taken
 from neoplug.session import Session
 from neoplug.signals import stopping
 
@@ -43,6 +43,7 @@ def execute(checked: Checked, output: Path, resume: bool, progress: Progress) ->
         logger.info("%s is complete; nothing to do", output)
         return result
     with stopping() as stop, checked.marking(), kept_notes() as notes:
+        refuse_missing_devices(checked.recipe)
         world = World(checked.recipe.student.device)
         parts = gather(checked, progress)
         if directory is None:
@@ -63,8 +64,7 @@ def earlier(output: Path, checked: Checked, resume: bool) -> RunDir | None:
         UsageError: a run stands there and shall not be resumed, or its recipe was another.
     """
     if not RunDir.is_run(output):
-        if output.exists():
-            raise taken(output)
+        refuse_place(output)
         return None
     if not resume:
         raise taken(output)

@@ -17,7 +17,7 @@ from neoplug.assembly import Parts, count_steps, make_losses, make_order, traini
 from neoplug.data import Order
 from neoplug.data.batch import Batch
 from neoplug.distributed import World
-from neoplug.errors import Interrupted, NeoplugError, UsageError
+from neoplug.errors import Interrupted, NeoplugError, RunError, UsageError
 from neoplug.evaluate import held_out_batches, measure, probe
 from neoplug.files import remove_partial
 from neoplug.forward import LanguageModel, head_name, language_model
@@ -67,11 +67,22 @@ class Session:
             self.directory.metrics.cut(done)
         try:
             return self.work(earlier)
+        except SystemExit as error:  # a plugin's: the run must not look as if it had ended well
+            failure = RunError(
+                f"something that the recipe names called sys.exit({error.code}) in the middle of the run"
+            )
+            self.note_end(failure)
+            raise failure from error
         except (Exception, EndedNow) as error:
-            status = "interrupted" if isinstance(error, Interrupted | EndedNow) else "failed"
-            reason = str(error) if isinstance(error, NeoplugError | EndedNow) else f"{type(error).__name__}: {error}"
-            self.write({"format": 1, "status": status, "reason": reason, **self.facts})
+            self.note_end(error)
             raise
+
+    def note_end(self, error: BaseException) -> None:
+        """Write down how a run ended that did not complete."""
+        status = "interrupted" if isinstance(error, Interrupted | EndedNow) else "failed"
+        reason = str(error) if isinstance(error, NeoplugError | EndedNow) else f"{type(error).__name__}: {error}"
+        logger.debug("%s: %s", status, reason)
+        self.write({"format": 1, "status": status, "reason": reason, **self.facts})
 
     def refuse_other_world(self, size: int) -> None:
         """Refuse to go on with another number of processes: a step would hold other rows."""
@@ -242,6 +253,7 @@ class Session:
             return
         self.directory.metrics.append(lines)
         for line in lines:
+            logger.debug("step %d: loss %.6g, gradient %.4g", line["step"], line["loss"], line["grad_norm"])
             self.progress.step(line)
 
     def save_checkpoint(self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:

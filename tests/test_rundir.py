@@ -45,7 +45,12 @@ def test_a_run_is_never_overwritten(run):
     assert (run.path / "recipe.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_text("mine")])
+def full_folder(path):
+    path.mkdir()
+    (path / "notes").write_text("mine")
+
+
+@pytest.mark.parametrize("make", [full_folder, lambda path: path.write_text("mine")])
 def test_what_is_no_run_is_not_overwritten_either(tmp_path, make):
     make(tmp_path / "taken")
     with pytest.raises(UsageError, match="exists"):

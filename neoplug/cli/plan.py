@@ -19,7 +19,8 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = 
 
     from neoplug.plan import plan as work_out
 
-    found = work_out(checked)
+    with checked.marking():
+        found = work_out(checked)
     if as_json:
         say(json.dumps(found, indent=2))
     else:

@@ -1,0 +1,123 @@
+"""What cannot run is refused with the reason: before weights are loaded where it can be known, never in silence."""
+
+import pytest
+
+import neoplug
+from neoplug.errors import RecipeError, RunError, UsageError
+from neoplug.rundir import RunDir
+
+ANSWERS = """
+@dataclass(eq=False)
+class Wrong:
+    kind: str
+
+    @hookimpl
+    def token_loss(self, student, labels):
+        surprise = -student.gather(-1, labels[:, None]).squeeze(-1)
+        return {"mean": surprise.mean(), "none": None, "rows": student, "list": surprise.tolist()}[self.kind]
+
+
+@dataclass(eq=False)
+class Gradient:
+    @hookimpl
+    def token_loss(self, student, labels):
+        return -student.gather(-1, labels[:, None]).squeeze(-1)
+
+    @hookimpl
+    def token_gradient(self, student, labels):
+        return -student.gather(-1, labels[:, None]).squeeze(-1), student.exp().mean(0, keepdim=True)
+
+
+@dataclass(eq=False)
+class Meter:
+    kind: str
+
+    @hookimpl
+    def on_step_end(self, step):
+        if self.kind == "exit":
+            raise SystemExit(0)
+        return {"loss": {"loss": 0.0}, "shape": {"norms": torch.ones(3)}}[self.kind]
+
+
+@dataclass(eq=False)
+class Unloadable:
+    @hookimpl
+    def on_step_end(self, step):
+        return {}
+
+    def state_dict(self):
+        return {"path": Path("here")}
+
+    def load_state_dict(self, state):
+        pass
+"""
+
+
+@pytest.mark.parametrize("kind", ["mean", "none", "rows", "list"])
+def test_a_loss_that_does_not_answer_for_each_token(lab, kind):
+    lab.plugin("answers", ANSWERS)
+    with pytest.raises(RunError, match=r"Wrong` answered `token_loss`[\s\S]*why:[\s\S]*fix:"):
+        lab.run("run", loss={"./answers.py:Wrong": {"kind": kind}})
+    assert lab.at("run").result["status"] == "failed"
+
+
+def test_a_gradient_of_another_shape(lab):
+    lab.plugin("answers", ANSWERS)
+    with pytest.raises(RunError, match="answered `token_gradient` with shape"):
+        lab.run("run", loss={"./answers.py:Gradient": {}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("loss", "`loss`, which is taken"), ("shape", r"`norms` of .* has shape \[3\]"), ("exit", r"sys.exit\(0\)")],
+)
+def test_a_plugin_that_spoils_a_step(lab, kind, message):
+    lab.plugin("answers", ANSWERS)
+    with pytest.raises(RunError, match=message):
+        lab.run("run", probes={"./answers.py:Meter": {"kind": kind}})
+    assert lab.at("run").result["status"] == "failed"
+
+
+def test_a_state_that_no_resume_could_read(lab):
+    lab.plugin("answers", ANSWERS)
+    with pytest.raises(RunError, match=r"state_dict of .* cannot be read back"):
+        lab.run("run", probes={"./answers.py:Unloadable": {}})
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_device_that_is_not_here(lab, role):
+    with pytest.raises(RecipeError, match=r"recipe.yaml:\d+:\d+: there is no npu device here"):
+        lab.run("run", **{role: {"device": "npu"}})
+    assert not (lab.folder / "run").exists()
+
+
+def test_documents_longer_than_learned_positions(lab, tiny_tokenizer, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=len(tiny_tokenizer), n_positions=40, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(RecipeError, match=r"recipe.yaml:\d+:\d+: the longest document has \d+ tokens.*made for 40"):
+        lab.run("run", student={"model": str(tmp_path / "gpt2")}, adapter={"lora": {}})
+    assert not (lab.folder / "run").exists()
+
+
+def test_places_where_no_run_can_be_written(lab):
+    (lab.folder / "file").write_text("mine")
+    with pytest.raises(UsageError, match="is no folder"):
+        neoplug.run(lab.recipe(), output=lab.folder / "file" / "run")
+
+
+def test_an_empty_folder_is_a_place(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert RunDir.create(tmp_path / "run", {"seed": 0}, {"format": 1}).resolved == {"seed": 0}
+
+
+def test_a_damaged_checkpoint_is_passed_over(lab):
+    whole = lab.run("whole")
+    run = lab.run("run")
+    (run.path / "result.json").unlink()
+    (run.path / "checkpoints" / "step-6" / "state.json").write_text('{"form')
+    again = lab.run("run", lab.folder / "run-recipe.yaml", resume=True)
+    assert again.facts == whole.facts
+    assert again.adapter_bytes == whole.adapter_bytes
