@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share the cores
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin while they wait slow down whatever runs beside them
 
 CHAT_TEMPLATE = (
