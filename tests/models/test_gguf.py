@@ -1,7 +1,10 @@
 """GGUF against the model that it was written from: the same logits, text, tokens; converted once."""
 
 import json
-import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,23 +89,16 @@ def test_nothing_is_drawn_off_a_terminal(tiny_gguf, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def _start(file, folder, queue):
-    import os
-
-    os.environ["NEOPLUG_HOME"] = str(folder)
-    queue.put(locate(file).path)
-
-
 @pytest.mark.slow
 def test_of_two_processes_one_converts(tiny_gguf, tmp_path):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=_start, args=(str(tiny_gguf), tmp_path / "two", queue)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    paths = {queue.get(timeout=120) for _ in processes}
-    for process in processes:
-        process.join()
+    code = "import sys; from neoplug.models import locate; print(locate(sys.argv[1]).path)"
+    command = [sys.executable, "-c", code, str(tiny_gguf)]
+    environment = os.environ | {"NEOPLUG_HOME": str(tmp_path / "two")}
+    processes = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for _ in range(2)
+    ]
+    paths = {process.communicate(timeout=120)[0].strip() for process in processes}
     assert len(paths) == 1
-    record = json.loads((tmp_path / "two" / "models" / paths.pop().rpartition("/")[2] / "neoplug.json").read_text())
+    record = json.loads((Path(paths.pop()) / "neoplug.json").read_text())
     assert record["sha256"] == sha256_of(tiny_gguf)
