@@ -14,7 +14,7 @@ from torch import nn
 from neoplug import checkpoint
 from neoplug.errors import RunError, UsageError, did_you_mean
 from neoplug.files import folder_atomically
-from neoplug.models import Located, load_tokenizer, load_weights, locate
+from neoplug.models import DTYPES, Located, load_tokenizer, load_weights, locate
 from neoplug.models.quiet import quiet
 from neoplug.registry import Plugins, build, find
 from neoplug.rundir import RunDir
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger("neoplug")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def export(run: Path, out: Path, dtype: str = "float32") -> Path:

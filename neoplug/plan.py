@@ -110,7 +110,7 @@ def _model(checked: Checked, role: str, section: Model) -> _Skeleton:
     key = (role, "model")
     located = models.locate(section.model, section.revision, key)
     device = section.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, section.dtype) if section.dtype else models.default_dtype(device)
+    dtype = models.dtype_named(section.dtype, device)
     skeleton = models.skeleton(models.load_config(located, key))
     if role == "student":
         prepared(checked, skeleton)

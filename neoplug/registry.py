@@ -356,10 +356,6 @@ class Plugins:
         """Return the names of the plugins that answer `hook`, in the order of their calls."""
         return tuple(call.name if section else call.label for call in self._of(hook, section))
 
-    def arguments(self, hook: str, *, section: str | None = None) -> dict[str, tuple[str, ...]]:
-        """Return which of the hook's arguments each plugin asks for."""
-        return {call.name if section else call.label: tuple(call.arguments) for call in self._of(hook, section)}
-
     def functions(self, hook: str, *, section: str | None = None) -> dict[str, Callable[..., Any]]:
         """Return each implementation of `hook` as a function that takes all the hook's arguments by keyword."""
         return {call.name if section else call.label: call for call in self._of(hook, section)}

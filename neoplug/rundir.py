@@ -113,9 +113,9 @@ class RunDir:
         return json.loads((self.path / "lock.json").read_text(encoding="utf-8"))
 
     @property
-    def metrics(self) -> Metrics:
+    def metrics(self) -> MetricsFile:
         """The lines of metrics.jsonl."""
-        return Metrics(self.path / "metrics.jsonl")
+        return MetricsFile(self.path / "metrics.jsonl")
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -162,7 +162,7 @@ class RunDir:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class MetricsFile:
     """A file of JSON lines, one for each optimizer step, floats in full precision."""
 
     path: Path

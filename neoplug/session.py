@@ -24,7 +24,7 @@ from neoplug.forward import LanguageModel, head_name, language_model
 from neoplug.hookspecs import Role
 from neoplug.loop import Training, distil
 from neoplug.metrics import Metrics, peak_memory
-from neoplug.models import Located, default_dtype, load_model
+from neoplug.models import Located, dtype_named, load_model
 from neoplug.models.quiet import quiet
 from neoplug.optim import make_optimizer, make_schedule
 from neoplug.progress import Progress
@@ -35,8 +35,6 @@ from neoplug.seeds import derive, generator
 from neoplug.signals import EndedNow, Stop
 
 logger = logging.getLogger("neoplug")
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(eq=False)
@@ -178,8 +176,7 @@ class Session:
     def dtype(self, role: Role) -> torch.dtype:
         """Return what a model computes in: as its section says, else bfloat16 where its device has it natively."""
         section = getattr(self.checked.recipe, role)
-        device = torch.device(section.device or self.world.device)
-        return DTYPES[section.dtype] if section.dtype else default_dtype(device)
+        return dtype_named(section.dtype, section.device or self.world.device)
 
     def as_language_model(self, module: nn.Module, name: str) -> LanguageModel:
         """Prove the student's head and layout; it computes in its own dtype, trainable weights staying float32."""

@@ -213,7 +213,6 @@ def test_each_names_answers_and_gives_only_what_is_asked_for():
     assert plugins.each("on_step_end", step=1, model=None, metrics={}) == {"x": None}
     assert plugins.each("penalty", section="probes", model=0, progress=1) == {"x": (1, 1)}
     assert plugins.each("after_load", model=0, role="student") == {}
-    assert plugins.arguments("on_step_end") == {"x": ("model", "step")}
     assert plugins.section("probes").keys() == {"x"}
     assert plugins.section("loss") == {}
 

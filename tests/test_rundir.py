@@ -119,8 +119,8 @@ def test_a_kill_during_append_loses_no_earlier_line(run):
     script = """
         import sys
         from pathlib import Path
-        from neoplug.rundir import Metrics
-        metrics, step = Metrics(Path(sys.argv[1])), 0
+        from neoplug.rundir import MetricsFile
+        metrics, step = MetricsFile(Path(sys.argv[1])), 0
         while True:
             step += 1
             metrics.append([{"step": step, "loss": 1 / step}])

@@ -28,29 +28,26 @@ class NF4:
     @hookimpl
     def load_kwargs(self) -> dict[str, Any]:
         """Quantise on the way in."""
-        import torch
         from transformers import BitsAndBytesConfig
 
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=self.use_double_quant,
-            bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype or "float32"),
+            bnb_4bit_compute_dtype=self.compute_dtype or "float32",
         )
         return {"quantization_config": config}
 
     @hookimpl
     def after_load(self, model: PreTrainedModel) -> None:
         """Set what each layer computes in, and switch off the repacking that loses gradients on some CPUs."""
-        import torch
         from bitsandbytes.nn import Linear4bit
 
-        from neoplug.models import default_dtype
+        from neoplug.models import dtype_named
 
         for module in model.modules():
             if isinstance(module, Linear4bit):
-                asked = self.compute_dtype and getattr(torch, self.compute_dtype)
-                module.compute_dtype = asked or default_dtype(module.weight.device)
+                module.compute_dtype = dtype_named(self.compute_dtype, module.weight.device)
                 module.compute_type_is_set = True
                 # After an evaluation forward on a CPU with AVX512-BF16 the layer packs its weight for a matmul that has
                 # no input gradient: whatever trains below it gets zeros, in silence (bitsandbytes 0.50).

@@ -25,6 +25,16 @@ import torch
 
 from neoplug import hookimpl
 """
+DROP = """
+@dataclass(eq=False)
+class Drop:
+    rows: list[int]
+
+    @hookimpl
+    def edit_batch(self, batch):
+        keep = torch.tensor([int(row) not in self.rows for row in batch.rows], dtype=torch.bool)
+        batch.positions, batch.labels, batch.rows = batch.positions[keep], batch.labels[keep], batch.rows[keep]
+"""
 # Loaded once by the server that other processes are forked from: starting Python and torch costs seconds.
 PRELOADED = [
     "neoplug.runner", "neoplug.cli.run", "neoplug.cli.watch", "neoplug.cli.show", "peft", "accelerate", "datasets",
@@ -143,6 +153,13 @@ def evaluation_chat(tmp_path_factory):
     file = tmp_path_factory.mktemp("evaluation") / "evaluation.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
+
+
+@pytest.fixture
+def drop(lab):
+    """Return the name of a treatment in the lab's folder that drops the answers of some rows."""
+    lab.plugin("drop", DROP)
+    return "./drop.py:Drop"
 
 
 @pytest.fixture

@@ -12,17 +12,7 @@ from safetensors.torch import load_file
 from neoplug.errors import RunError
 
 pytestmark = pytest.mark.slow
-DROP = """
-@dataclass(eq=False)
-class Drop:
-    rows: list[int]
-
-    @hookimpl
-    def edit_batch(self, batch):
-        keep = torch.tensor([int(row) not in self.rows for row in batch.rows], dtype=torch.bool)
-        batch.positions, batch.labels, batch.rows = batch.positions[keep], batch.labels[keep], batch.rows[keep]
-
-
+PARTS = """
 @dataclass(eq=False)
 class NaNAt:
     '''Not a number where the label is the token that Mark writes.'''
@@ -59,12 +49,12 @@ def launch(lab, recipe, output, *options, ranks=2):
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_two_ranks_train_as_one(lab, adapter):
+def test_two_ranks_train_as_one(lab, drop, adapter):
     """Rows that leave a rank idle at the end of an epoch, rows without answers, clipping, a penalty."""
-    lab.plugin("parts", DROP)
+    lab.plugin("parts", PARTS)
     sections = {
         "adapter": {adapter: {} if adapter == "full" else {"r": 4}},
-        "treatments": {"./parts.py:Drop": {"rows": [1, 5, 6, 9]}, "./parts.py:Ridge": {}},
+        "treatments": {drop: {"rows": [1, 5, 6, 9]}, "./parts.py:Ridge": {}},
         "optimizer": {"sgd": {"momentum": 0.5}},
         "data": {"max_length": 160, "packing": False, "held_out": 3},
     }
@@ -96,7 +86,7 @@ def test_two_ranks_train_as_one(lab, adapter):
 
 
 def test_a_fault_on_another_rank_is_named(lab):
-    lab.plugin("parts", DROP)
+    lab.plugin("parts", PARTS)
     recipe = lab.recipe(
         loss={"./parts.py:NaNAt": {}, "cross_entropy": {}},
         treatments={"./parts.py:Mark": {"rows": [4, 9, 15]}},

@@ -40,16 +40,6 @@ class Gradients:
         found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
         torch.save(found, Path(self.folder) / f"gradients-{step}.pt")
 """
-DROP = """
-@dataclass(eq=False)
-class Drop:
-    rows: list[int]
-
-    @hookimpl
-    def edit_batch(self, batch):
-        keep = torch.tensor([int(row) not in self.rows for row in batch.rows], dtype=torch.bool)
-        batch.positions, batch.labels, batch.rows = batch.positions[keep], batch.labels[keep], batch.rows[keep]
-"""
 
 
 @dataclass
@@ -279,9 +269,8 @@ def test_the_first_step_is_full_logit_torch(lab, corpus, evaluation_chat, tiny_s
         torch.testing.assert_close(found[name].double(), gradient, rtol=1e-3, atol=1e-4 * norm)
 
 
-def test_splitting_a_step_changes_nothing(lab):
+def test_splitting_a_step_changes_nothing(lab, drop):
     """1x8 = 2x4 = 8x1, rows of unequal lengths, some of them without any answer token."""
-    lab.plugin("drop", DROP)
     lab.plugin("gradients", GRADIENTS)
     runs, gradients = {}, {}
     for batch, accumulation in ((1, 8), (2, 4), (8, 1)):
@@ -297,7 +286,7 @@ def test_splitting_a_step_changes_nothing(lab):
                 "max_grad_norm": 0.5,
             },
             optimizer={"sgd": {}},
-            treatments={"./drop.py:Drop": {"rows": [1, 5, 6, 9, 13, 17, 18, 22]}},
+            treatments={drop: {"rows": [1, 5, 6, 9, 13, 17, 18, 22]}},
             probes={"./gradients.py:Gradients": {"folder": str(lab.folder / f"{name}-gradients")}},
         )
         found = (torch.load(lab.folder / f"{name}-gradients" / f"gradients-{step}.pt") for step in (1, 2, 3, 4))
@@ -314,21 +303,13 @@ def test_splitting_a_step_changes_nothing(lab):
                 torch.testing.assert_close(ours[key], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_without_any_answer_token_costs_nothing(lab):
-    lab.plugin("drop", DROP)
-    run = lab.run(
-        "run", train={"max_steps": 2}, treatments={"./drop.py:Drop": {"rows": list(range(24))}}, optimizer={"sgd": {}}
-    )
+def test_a_step_without_any_answer_token_costs_nothing(lab, drop):
+    run = lab.run("run", train={"max_steps": 2}, treatments={drop: {"rows": list(range(24))}}, optimizer={"sgd": {}})
     for line in run.lines:
         assert (line["answer_tokens"], line["loss"], line["grad_norm"]) == (0, 0.0, 0.0)
     assert run.result["status"] == "completed"
 
 
-TREATED = {
-    "./drop.py:Drop": {"rows": [2]},
-    "label_noise": {"probability": 0.3},
-    "label_noise@more": {"probability": 0.1},
-}
 SHAKY = """
 @dataclass(eq=False)
 class Shaky:
@@ -351,12 +332,15 @@ def test_running_the_resolved_recipe_again_gives_the_same(lab, monkeypatch, tmp_
     assert (second.path / "recipe.yaml").read_bytes() == (first.path / "recipe.yaml").read_bytes()
 
 
-def test_the_order_of_a_recipe_means_nothing(lab):
-    lab.plugin("drop", DROP)
+def test_the_order_of_a_recipe_means_nothing(lab, drop):
     maps = {
         "adapter": {"lora": {"r": 4, "lora_alpha": 8}, "loraplus": {"lr_ratio": 4.0}},
         "loss": {"forward_kl": {"weight": 2.0}, "cross_entropy": {"weight": 0.5}, "jsd": {"beta": 0.3, "weight": 1.0}},
-        "treatments": TREATED,
+        "treatments": {
+            drop: {"rows": [2]},
+            "label_noise": {"probability": 0.3},
+            "label_noise@more": {"probability": 0.1},
+        },
         "train": {"max_steps": 3},
     }
     shuffled = {
