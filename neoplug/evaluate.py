@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from neoplug.data.batch import Batch, Document, collate
+from neoplug.diagnosis import Diagnosis, means
 from neoplug.forward import LanguageModel
 from neoplug.objective import log_probabilities
 from neoplug.registry import Plugins
@@ -27,36 +28,32 @@ def held_out_batches(documents: Sequence[Document], size: int, device: torch.dev
 def measure(
     student: LanguageModel, teacher: LanguageModel | None, batches: Sequence[Batch]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return what is measured of the student and of the teacher: cross_entropy and perplexity of each.
+    """Return what is measured of the student and of the teacher.
 
-    Beside a teacher the student also has forward_kl, reverse_kl, jsd and top1_agreement; without one the second is
-    empty.
+    Both have cross_entropy, perplexity and entropy. Beside a teacher the student also has forward_kl, reverse_kl, jsd,
+    top1_agreement, top10_mass_share and kd_ce_cosine (see `diagnosis.means`); without one the second is empty.
     """
     training = student.module.training
     student.module.eval()
-    ours: dict[str, Tensor] = {}
-    theirs: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
+    diagnosis = Diagnosis(student.device)
     for batch in batches:
         states, labels = student.hidden(batch), student.head.vocabulary.index(batch.labels)
         signal = None if teacher is None else teacher_signal(teacher, batch)
         for rows, log_q, log_p in log_probabilities(student.head, states, signal):
-            _add(ours, _cross_entropy(log_q, labels[rows]))
+            diagnosis.see(log_q, log_p, labels[rows])
             if log_p is not None:
-                _add(ours, _divergences(log_p, log_q))
-                _add(theirs, _cross_entropy(log_p, labels[rows]))
+                _add(sums, _divergences(log_p, log_q))
     student.module.train(training)
     tokens = sum(batch.answer_tokens for batch in batches)
-    return _means(ours, tokens), _means(theirs, tokens)
+    divergences = {name: float(total) / max(tokens, 1) for name, total in sums.items()}
+    return _told_apart(divergences | means(diagnosis.sums.tolist(), tokens))
 
 
 def _add(sums: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     for name, value in found.items():
         total = value.double().sum()
         sums[name] = sums[name] + total if name in sums else total
-
-
-def _cross_entropy(log_q: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    return {"cross_entropy": -log_q.gather(-1, labels[:, None]).squeeze(-1)}
 
 
 def _divergences(log_p: Tensor, log_q: Tensor) -> dict[str, Tensor]:
@@ -67,15 +64,16 @@ def _divergences(log_p: Tensor, log_q: Tensor) -> dict[str, Tensor]:
         "forward_kl": (p * difference).sum(-1),
         "reverse_kl": -(q * difference).sum(-1),
         "jsd": (p * (log_p - log_m) + q * (log_q - log_m)).sum(-1) / 2,
-        "top1_agreement": (log_p.argmax(-1) == log_q.argmax(-1)).float(),
     }
 
 
-def _means(sums: dict[str, Tensor], tokens: int) -> dict[str, float]:
-    means = {name: float(value) / max(tokens, 1) for name, value in sums.items()}
-    if "cross_entropy" in means:
-        means["perplexity"] = math.exp(min(means["cross_entropy"], 700.0))
-    return means
+def _told_apart(measured: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return what was measured of the student and of the teacher, each under the names of the ruler."""
+    theirs = {name.removeprefix("teacher_"): value for name, value in measured.items() if name.startswith("teacher_")}
+    ours = {name.removeprefix("student_"): value for name, value in measured.items() if name[:8] != "teacher_"}
+    for of_one in filter(None, (ours, theirs)):
+        of_one["perplexity"] = math.exp(min(of_one["cross_entropy"], 700.0))
+    return ours, theirs
 
 
 @torch.no_grad()

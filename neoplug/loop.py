@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from neoplug.data import Corpus, Order, idle
 from neoplug.data.batch import Batch, collate
+from neoplug.diagnosis import Diagnosis
 from neoplug.distributed import World
 from neoplug.forward import LanguageModel
 from neoplug.metrics import Metrics, Step, merge, peak_memory
@@ -64,10 +65,12 @@ class Distillation(nn.Module):
         self.student = student
         self.losses = losses
 
-    def forward(self, batch: Batch, signal: Signal | None, progress: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: Batch, signal: Signal | None, progress: float, diagnosis: Diagnosis | None
+    ) -> tuple[Tensor, Tensor]:
         """Return the weighted sum over answer tokens, and [K, N] each loss of each token."""
         hidden = self.student.hidden(batch)
-        return objective(self.losses, hidden, self.student.head, signal, batch.labels, progress)
+        return objective(self.losses, hidden, self.student.head, signal, batch.labels, progress, diagnosis)
 
 
 def distil(run: Training, first: int = 0) -> int:
@@ -89,12 +92,15 @@ def distil(run: Training, first: int = 0) -> int:
         counts = world.sum(counts.to(world.device, non_blocking=True))
         scale = world.size / counts[0].clamp(min=1)  # a wrapper averages gradients over ranks; they are to add up
 
+        done = step + 1
+        logs, ends = done % settings.logging_steps == 0, done == run.total_steps
+        diagnosis = Diagnosis(world.device) if logs or ends else None
         values = []
         for number, (batch, _) in enumerate(batches):
             batch = batch.to(world.device)
             signal = None if run.teacher is None else teacher_signal(run.teacher, batch)
             with world.accumulating(module, last=number == len(batches) - 1):
-                total, each = module(batch, signal, progress)
+                total, each = module(batch, signal, progress, diagnosis)
                 (total * scale).backward()
             values.append((batch.rows, each))
 
@@ -107,7 +113,6 @@ def distil(run: Training, first: int = 0) -> int:
         run.optimizer.step()
         run.schedule.step()
 
-        done = step + 1
         sums = world.sum(torch.stack([each.sum(-1) for _, each in values]).sum(0))
         seen = {"step": done, "counts": counts, "sums": sums, **extras}
         answers = run.plugins.each("on_step_end", step=done, model=run.student.module, metrics=seen)
@@ -117,9 +122,9 @@ def distil(run: Training, first: int = 0) -> int:
         known = {"step": done, "started": started, "learning_rate": rate, "seconds": perf_counter() - started}
         known["peak_memory_bytes"] = peak_memory(world.device)
         rows = [(rows, each.isfinite().all(0)) for rows, each in values]
-        run.metrics.add(Step(known, counts, sums, extras, rows))
+        diagnosed = None if diagnosis is None else world.sum(diagnosis.sums)
+        run.metrics.add(Step(known, counts, sums, extras, rows, diagnosed))
 
-        logs, ends = done % settings.logging_steps == 0, done == run.total_steps
         stops = (world.size == 1 or logs) and bool(run.stop())  # ranks agree on it, which costs a synchronisation
         saves = done % settings.save_steps == 0 or ends or stops
         evaluates = run.eval_steps is not None and done % run.eval_steps == 0 and not ends

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neoplug.diagnosis import means
 from neoplug.errors import RunError
 
 FIELDS = (
     *("step", "tokens", "answer_tokens", "loss", "losses", "learning_rate", "grad_norm", "penalty"),
-    *("tokens_per_second", "peak_memory_bytes", "seconds"),
+    *("diagnostics", "tokens_per_second", "peak_memory_bytes", "seconds"),
 )
 
 
@@ -31,6 +32,7 @@ class Step:
     sums     [K] each loss summed over answer tokens, over all ranks
     extras   scalars by name: grad_norm, penalty, what plugins add
     rows     the source rows of this rank's answer tokens, and which of these tokens have a finite loss
+    seen     [SEEN] sums of a diagnosis over all ranks, at a step that has one
     """
 
     known: dict[str, Any]
@@ -38,6 +40,7 @@ class Step:
     sums: Tensor
     extras: dict[str, Any]
     rows: list[tuple[Tensor, Tensor]]
+    seen: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -62,7 +65,7 @@ class Metrics:
         steps, self.pending = self.pending, []
         if not steps:
             return
-        tensors = [[*step.counts, *step.sums, *_tensors(step.extras)] for step in steps]
+        tensors = [[*step.counts, *step.sums, *_tensors(step.extras), *_seen(step)] for step in steps]
         device = steps[0].counts.device
         scalars = [tensor.detach().to(device, torch.float64).reshape(()) for row in tensors for tensor in row]
         flat = torch.stack(scalars).tolist()
@@ -80,11 +83,10 @@ class Metrics:
 
     def _line(self, step: Step, values: Sequence[float]) -> dict[str, Any]:
         answers, tokens = (int(value) for value in values[:2])
-        sums, extras = values[2 : 2 + len(self.weights)], values[2 + len(self.weights) :]
-        losses = {name: total / max(answers, 1) for name, total in zip(self.weights, sums, strict=True)}
-        named = dict(
-            zip((name for name, value in step.extras.items() if isinstance(value, Tensor)), extras, strict=True)
-        )
+        rest = iter(values[2:])
+        losses = {name: next(rest) / max(answers, 1) for name in self.weights}
+        named = {name: next(rest) for name, value in step.extras.items() if isinstance(value, Tensor)}
+        diagnostics = {} if step.seen is None else {"diagnostics": means(list(rest), answers)}
         seconds = step.known["seconds"]
         return {
             "step": step.known["step"],
@@ -95,6 +97,7 @@ class Metrics:
             "learning_rate": step.known["learning_rate"],
             **step.extras,
             **named,
+            **diagnostics,
             "tokens_per_second": tokens / seconds,
             "peak_memory_bytes": step.known["peak_memory_bytes"],
             "seconds": seconds,
@@ -152,6 +155,10 @@ def _share_time(steps: Sequence[Step]) -> None:
 
 def _tensors(extras: dict[str, Any]) -> list[Tensor]:
     return [value for value in extras.values() if isinstance(value, Tensor)]
+
+
+def _seen(step: Step) -> list[Tensor]:
+    return [] if step.seen is None else list(step.seen)
 
 
 def _not_finite(line: dict[str, Any]) -> str:

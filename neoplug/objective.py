@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from neoplug.diagnosis import Diagnosis
 from neoplug.errors import RunError
 from neoplug.forward import Head
 
@@ -44,15 +45,17 @@ class Loss:
 
 
 def objective(
-    losses: Sequence[Loss], hidden: Tensor, head: Head, signal: Signal | None, labels: Tensor, progress: float
-) -> tuple[Tensor, Tensor]:
+    losses: Sequence[Loss], hidden: Tensor, head: Head, signal: Signal | None, labels: Tensor, progress: float,
+    diagnosis: Diagnosis | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the weighted sum over losses and answer tokens, and each loss of each token.
 
-    hidden   [N, H] the student's hidden states; they carry the gradient
-    labels   [N] int64, as the tokenizer numbers them
-    returns  scalar float32 with gradient to `hidden` and to a trainable head; [K, N] float32 nats without
+    hidden     [N, H] the student's hidden states; they carry the gradient
+    labels     [N] int64, as the tokenizer numbers them
+    diagnosis  sees every tile, where one is given
+    returns    scalar float32 with gradient to `hidden` and to a trainable head; [K, N] float32 nats without
     """
-    weighted, values = _Objective.apply(hidden, losses, head, signal, labels, progress, *head.parameters())
+    weighted, values = _Objective.apply(hidden, losses, head, signal, labels, progress, diagnosis, *head.parameters())
     return weighted, values
 
 
@@ -60,8 +63,10 @@ class _Objective(torch.autograd.Function):
     """Computes the gradient in the forward pass, while a block's logits are at hand; backward only scales it."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, losses: Sequence[Loss], head: Head, signal: Signal | None, labels: Tensor,
-                progress: float, *parameters: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def forward(
+        ctx: Any, hidden: Tensor, losses: Sequence[Loss], head: Head, signal: Signal | None, labels: Tensor,
+        progress: float, diagnosis: Diagnosis | None, *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         labels = head.vocabulary.index(labels)
         values = torch.zeros(len(losses), len(hidden), device=hidden.device)
         gradients = [torch.empty_like(hidden), *map(torch.zeros_like, parameters)]
@@ -76,7 +81,7 @@ class _Objective(torch.autograd.Function):
                 for tile in tiles(block):
                     theirs = None if teacher is None else torch.log_softmax(teacher[tile], -1)
                     at = slice(rows.start + tile.start, rows.start + tile.stop)
-                    values[:, at] = _tile(losses, block[tile], theirs, labels[at], progress)
+                    values[:, at] = _tile(losses, block[tile], theirs, labels[at], progress, diagnosis)
                 found = torch.autograd.grad(logits, [states, *parameters], block)
                 gradients[0][rows] = found[0]
                 for total, part in zip(gradients[1:], found[1:], strict=True):
@@ -89,12 +94,17 @@ class _Objective(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, *parameters = (gradient.mul_(scale) for gradient in ctx.saved_tensors)
-        return hidden, None, None, None, None, None, *parameters
+        return hidden, None, None, None, None, None, None, *parameters
 
 
-def _tile(losses: Sequence[Loss], logits: Tensor, teacher: Tensor | None, labels: Tensor, progress: float) -> Tensor:
+def _tile(
+    losses: Sequence[Loss], logits: Tensor, teacher: Tensor | None, labels: Tensor, progress: float,
+    diagnosis: Diagnosis | None,
+) -> Tensor:  # fmt: skip
     """Overwrite `logits` [t, V] with the gradient of the weighted sum; return each loss of each token, [K, t]."""
     student = torch.log_softmax(logits, -1)
+    if diagnosis is not None:
+        diagnosis.see(student, teacher, labels)
     arguments = {"teacher": teacher, "labels": labels, "progress": progress}
     values: dict[str, Tensor] = {}
     logits.zero_()

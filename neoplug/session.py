@@ -16,6 +16,7 @@ from neoplug import checkpoint
 from neoplug.assembly import Parts, count_steps, make_losses, make_order, training_batches
 from neoplug.data import Order
 from neoplug.data.batch import Batch
+from neoplug.diagnosis import remarks
 from neoplug.distributed import World
 from neoplug.errors import Interrupted, NeoplugError, RunError, UsageError
 from neoplug.evaluate import held_out_batches, measure, probe
@@ -290,6 +291,9 @@ class Session:
         if self.world.is_main:
             self.phase("saving the student")
             save_student(module, self.checked, self.parts.base, self.parts.tokenizer, self.directory)
+        result["remarks"] = remarks(result)
+        for remark in result["remarks"]:
+            logger.debug(remark)
         self.checked.plugins.each("on_train_end", model=module, result=result)
         result["seconds"] = monotonic() - self.began
         self.write(result)

@@ -16,6 +16,8 @@ ROWS = {
     "cross_entropy": "cross-entropy",
     "perplexity": "perplexity",
     "top1_agreement": "top-1 agreement",
+    "top10_mass_share": "top-10 mass",
+    "entropy": "entropy",
 }
 
 
@@ -25,6 +27,8 @@ def result(result: Mapping[str, Any], folder: Path) -> None:
     if measured:
         heading("on held-out text (nats per token; agreement is with the teacher)")
         table(list(measures(result, measured)), header=("", *measured), numbers=True)
+    for remark in result.get("remarks") or ():
+        say(f"\n{remark}")
     if sample := result.get("sample"):
         continuation(sample)
     heading("the run")

@@ -10,6 +10,7 @@ RULER = {"cross_entropy", "forward_kl", "reverse_kl", "jsd"}  # as metrics of th
 ALLOWED = {
     "neoplug/evaluate.py": RULER,  # computes them
     "neoplug/cli/show.py": RULER,  # prints them
+    "neoplug/diagnosis.py": {"cross_entropy", "forward_kl"},  # reads them
     "neoplug/recipe/model.py": {"adamw"},  # the default optimizer
 }
 ENGLISH = {"full"}  # plugins that are called like a plain word: found only where the whole literal is the name

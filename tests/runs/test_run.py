@@ -18,7 +18,8 @@ FIELDS = {
     "step", "tokens", "answer_tokens", "loss", "losses", "learning_rate", "grad_norm", "tokens_per_second",
     "peak_memory_bytes", "seconds",
 }  # fmt: skip
-RULER = {"forward_kl", "reverse_kl", "jsd", "cross_entropy", "perplexity", "top1_agreement"}
+OF_EACH = {"cross_entropy", "perplexity", "entropy"}
+RULER = OF_EACH | {"forward_kl", "reverse_kl", "jsd", "top1_agreement", "top10_mass_share", "kd_ce_cosine"}
 WITNESS = """
 @dataclass(eq=False)
 class Witness:
@@ -90,7 +91,7 @@ def logits_and_labels(model, conversations):
 
 
 def ruler(student, teacher, labels):
-    """The six numbers by torch's own functions, from whole float64 logits."""
+    """The numbers by torch's own functions, from whole float64 logits."""
     log_p, log_q = functional.log_softmax(teacher, -1), functional.log_softmax(student, -1)
     middle = ((log_p.exp() + log_q.exp()) / 2).log()
 
@@ -98,7 +99,12 @@ def ruler(student, teacher, labels):
         return functional.kl_div(to, of, log_target=True, reduction="sum").item() / len(labels)
 
     entropy = functional.cross_entropy(student, labels).item()
+    p, q, y = log_p.exp(), log_q.exp(), functional.one_hot(labels, student.shape[-1])
+    likeliest = p >= p.sort(descending=True).values[:, 9:10]
     return {
+        "entropy": torch.distributions.Categorical(logits=student).entropy().mean().item(),
+        "top10_mass_share": (q[likeliest].sum() / p[likeliest].sum()).item(),
+        "kd_ce_cosine": functional.cosine_similarity((q - p).flatten(), (q - y).flatten(), dim=0).item(),
         "forward_kl": kl(log_p, log_q),
         "reverse_kl": kl(log_q, log_p),
         "jsd": (kl(log_p, middle) + kl(log_q, middle)) / 2,
@@ -140,7 +146,7 @@ def test_the_directory_holds_what_it_should(run):
 def test_each_step_has_a_line_with_every_field(run):
     assert [line["step"] for line in run.lines] == [1, 2, 3, 4, 5, 6]
     for line in run.lines:
-        assert set(line) == FIELDS
+        assert set(line) == FIELDS | ({"diagnostics"} if line["step"] in (3, 6) else set())
         assert set(line["losses"]) == {"cross_entropy", "forward_kl"}
         weighted = 0.5 * line["losses"]["cross_entropy"] + 2.0 * line["losses"]["forward_kl"]
         assert line["loss"] == pytest.approx(weighted, rel=1e-12)
@@ -167,7 +173,7 @@ def test_the_result_has_every_field(run):
     for key in ("before", "after"):
         assert set(result[key]) == RULER | {"probes"}
         assert set(result[key]["probes"]) >= {"calibration"}
-    assert set(result["teacher"]) == {"cross_entropy", "perplexity"}
+    assert set(result["teacher"]) == OF_EACH
     assert result["steps"] == 6
     assert result["tokens"] == sum(line["tokens"] for line in lines)
     assert result["answer_tokens"] == sum(line["answer_tokens"] for line in lines)
@@ -193,8 +199,8 @@ def test_the_ruler_is_what_float64_measures(run, evaluation_chat, tiny_student, 
         expected = ruler(logits_and_labels(model, conversations)[0], teacher, labels)
         measured = {name: run.result[key][name] for name in RULER}
         assert measured == pytest.approx(expected, rel=1e-4, abs=1e-6), key
-    entropy = functional.cross_entropy(teacher, labels).item()
-    assert run.result["teacher"] == pytest.approx({"cross_entropy": entropy, "perplexity": math.exp(entropy)}, rel=1e-4)
+    expected = {name: value for name, value in ruler(teacher, teacher, labels).items() if name in OF_EACH}
+    assert run.result["teacher"] == pytest.approx(expected, rel=1e-4)
 
 
 @torch.no_grad()
@@ -262,6 +268,13 @@ def test_the_first_step_is_full_logit_torch(lab, corpus, evaluation_chat, tiny_s
     gradients = torch.autograd.grad(0.5 * entropy + 2.0 * divergence, list(named.values()))
 
     assert line["losses"] == pytest.approx({"cross_entropy": entropy.item(), "forward_kl": divergence.item()}, rel=1e-5)
+    expected = ruler(student.detach(), teacher.detach(), labels)
+    of_teacher = ruler(teacher.detach(), teacher.detach(), labels)
+    names = ("top1_agreement", "top10_mass_share", "kd_ce_cosine")
+    told = {name: expected[name] for name in names}
+    for name in ("cross_entropy", "entropy"):
+        told |= {f"student_{name}": expected[name], f"teacher_{name}": of_teacher[name]}
+    assert line["diagnostics"] == pytest.approx(told, rel=1e-4)
     norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
     assert line["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert found.keys() == named.keys()
@@ -432,4 +445,5 @@ def test_a_prepared_student_lies_beside_its_adapter(lab, tiny_teacher):
 def test_a_run_without_a_teacher(lab):
     run = lab.run("run", teacher=None, loss={"cross_entropy": {}}, train={"max_steps": 2})
     assert "teacher" not in run.result
-    assert set(run.result["after"]) == {"cross_entropy", "perplexity", "probes"}
+    assert set(run.result["after"]) == OF_EACH | {"probes"}
+    assert set(run.lines[-1]["diagnostics"]) == {"student_cross_entropy", "student_entropy"}

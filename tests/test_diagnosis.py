@@ -1,0 +1,73 @@
+"""What tells why distillation helped or not: by autograd and torch's own functions in float64, and what it says."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from neoplug.diagnosis import Diagnosis, means, remarks
+
+T, V = 7, 31
+
+
+@pytest.fixture
+def logits():
+    rng = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(T, V, generator=rng, dtype=torch.float64) * 2 for _ in range(2))
+    return student.requires_grad_(), teacher, torch.randint(V, (T,), generator=rng)
+
+
+def seen(student, teacher, labels, tile):
+    diagnosis = Diagnosis(torch.device("cpu"))
+    for log_q, log_p, y in zip(*(values.split(tile) for values in (student, teacher, labels)), strict=True):
+        diagnosis.see(log_q.log_softmax(-1).float(), log_p.log_softmax(-1).float(), y)
+    return means(diagnosis.sums.tolist(), len(labels))
+
+
+@pytest.mark.parametrize("tile", [2, T])
+def test_the_cosine_is_that_of_autograds_gradients(logits, tile):
+    student, teacher, labels = logits
+    log_q, p = student.log_softmax(-1), teacher.softmax(-1)
+    (kd,) = torch.autograd.grad(functional.kl_div(log_q, p, reduction="sum"), student, retain_graph=True)
+    (ce,) = torch.autograd.grad(functional.cross_entropy(student, labels, reduction="sum"), student)
+    cosine = functional.cosine_similarity(kd.flatten(), ce.flatten(), dim=0).item()
+    assert seen(student.detach(), teacher, labels, tile)["kd_ce_cosine"] == pytest.approx(cosine, rel=1e-5)
+
+
+def test_tiles_add_up(logits):
+    student, teacher, labels = logits
+    assert seen(student.detach(), teacher, labels, 2) == pytest.approx(seen(student.detach(), teacher, labels, T))
+
+
+def test_a_student_that_is_its_teacher_has_all_of_its_mass(logits):
+    _, teacher, labels = logits
+    found = seen(teacher, teacher, labels, T)
+    assert found["top10_mass_share"] == found["top1_agreement"] == 1
+    assert found["student_entropy"] == found["teacher_entropy"]
+    assert found["student_cross_entropy"] == found["teacher_cross_entropy"]
+    assert found["kd_ce_cosine"] == 0  # nothing pulls
+
+
+def measured(cross_entropy, forward_kl, cosine=0.5):
+    return {"cross_entropy": cross_entropy, "forward_kl": forward_kl, "kd_ce_cosine": cosine}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "teacher", "said"),
+    [
+        (measured(3.0, 1.0), measured(2.9, 0.5), 2.0, None),
+        (measured(3.0, 1.0), measured(2.9, 0.5), 3.1, "no better than the student was"),
+        (measured(3.0, 1.0), measured(1.9, 0.5), 2.0, "better than its teacher"),
+        (measured(3.0, 1.0), measured(3.2, 0.5), 2.0, "lost the text"),
+        (measured(3.0, 1.0), measured(2.9, 1.5), 2.0, "left its teacher"),
+        (measured(3.0, 1.0), measured(3.1, 1.5), 2.0, "did harm"),
+        (measured(3.0, 1.0), measured(2.9, 0.5, -0.2), 2.0, "cosine -0.20"),
+    ],
+)
+def test_what_is_said_of_a_run(before, after, teacher, said):
+    found = remarks({"before": before, "after": after, "teacher": {"cross_entropy": teacher}})
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
+
+
+def test_nothing_is_said_without_a_teacher():
+    assert remarks({"before": {"cross_entropy": 3.0}, "after": {"cross_entropy": 4.0}}) == []
