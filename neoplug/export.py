@@ -42,8 +42,7 @@ def export(run: Path, out: Path, dtype: str = "float32") -> Path:
             f"{out} exists already\nwhy: nothing is overwritten\nfix: name a folder that does not exist yet"
         )
     directory = RunDir.open(run)
-    # A run that ended while this was its last file has all else; one that never got so far is refused below.
-    if (directory.result or {"status": "completed"})["status"] != "completed":
+    if not _has_ended(directory):
         raise UsageError(
             f"{run} is not finished\nwhy: its student is not what the recipe asked for\n"
             "fix: go on with `neoplug run RECIPE --output RUN --resume`"
@@ -54,6 +53,13 @@ def export(run: Path, out: Path, dtype: str = "float32") -> Path:
         model.to(DTYPES[dtype]).save_pretrained(draft)
         load_tokenizer(base).save_pretrained(draft)
     return out
+
+
+def _has_ended(directory: RunDir) -> bool:
+    """Say whether the run trained to its end; one that was killed then has all but its last file, the result."""
+    if (directory.result or {"status": "completed"})["status"] != "completed":
+        return False
+    return directory.adapter.is_dir() or directory.model.is_dir()
 
 
 def _base(directory: RunDir) -> Located:
@@ -79,13 +85,11 @@ def _standalone(directory: RunDir, base: Located) -> "PreTrainedModel":
         return _merged(_as_trained(_unquantised(base), directory, plugins), plugins)
     if directory.model.is_dir():
         return _unquantised(Located(str(directory.model), None, str(directory.model), "local"))
-    if directory.adapter.is_dir():
-        raise UsageError(
-            f"{directory.adapter} is in a form of its adapter's own\n"
-            "why: peft cannot read it, and the adapter's plugin does not answer `merge_adapter`\n"
-            "fix: let the plugin answer it"
-        )
-    raise UsageError(f"{directory.path} has not finished, so there is nothing to export\nfix: go on with --resume")
+    raise UsageError(
+        f"{directory.adapter} is in a form of its adapter's own\n"
+        "why: peft cannot read it, and the adapter's plugin does not answer `merge_adapter`\n"
+        "fix: let the plugin answer it"
+    )
 
 
 def _unquantised(located: Located) -> "PreTrainedModel":

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,27 @@ def lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(path.name + ".lock")):
         yield
+
+
+@contextmanager
+def held(file: Path) -> Iterator[None]:
+    """Hold the lock file `file`, and remove it at the end; the operating system frees it when a process dies.
+
+    Raises BlockingIOError at once where another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    guard = FileLock(file)
+    try:
+        guard.acquire(timeout=0)
+    except Timeout as error:
+        raise BlockingIOError(f"{file} is held by another process") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            file.unlink()
+        guard.release()
 
 
 def _refuse_existing(path: Path) -> None:

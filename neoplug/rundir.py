@@ -5,6 +5,7 @@
     metrics.jsonl    a line each optimizer step
     result.json      how it ended
     adapter/ student/ model/ checkpoints/step-N/ log.txt
+    .lock            held by the process at work; gone when it ends
 
 It appears all at once, with recipe and lock in it: a folder without them is no run.
 """
@@ -16,6 +17,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from neoplug.errors import UsageError
-from neoplug.files import folder_atomically, sha256_of, write_atomically
+from neoplug.files import folder_atomically, held, sha256_of, write_atomically
 
 if TYPE_CHECKING:
     from neoplug.models import Located
@@ -96,6 +98,23 @@ class RunDir:
             what = "it has no recipe.yaml and lock.json" if target.exists() else "nothing is there"
             raise UsageError(f"{target} is no run directory: {what}")
         return cls(target)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from going on with this run while this context lasts.
+
+        Raises:
+            UsageError: another one is at work on it.
+        """
+        with ExitStack() as until_the_end:
+            try:
+                until_the_end.enter_context(held(self.path / ".lock"))
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"another process is at work on {self.path}\n"
+                    "why: two would write into each other's files\nfix: let it end or stop it, then go on with --resume"
+                ) from error
+            yield
 
     @staticmethod
     def is_run(path: Path | str) -> bool:

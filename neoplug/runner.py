@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def run(
 
     Raises:
         RecipeError: the recipe cannot be run; all its mistakes at once.
-        UsageError: the output directory holds a run already.
+        UsageError: the output directory holds a run already, or another process is at work on it.
         RunError: the run failed on its way.
     """
     checked = recipes.load(recipe, changes=overrides)
@@ -42,14 +42,18 @@ def execute(checked: Checked, output: Path, resume: bool, progress: Progress) ->
     if directory is not None and (result := directory.result) and result["status"] == "completed":
         logger.info("%s is complete; nothing to do", output)
         return result
-    with stopping() as stop, checked.marking(), kept_notes() as notes:
+    with stopping() as stop, checked.marking(), kept_notes() as notes, ExitStack() as until_the_end:
         refuse_missing_devices(checked.recipe)
         world = World(checked.recipe.student.device)
+        if directory is not None and world.is_main:
+            until_the_end.enter_context(directory.held())
         parts = gather(checked, progress)
-        if directory is None:
-            directory = write_directory(Path(world.agree(str(output))), checked, parts, world)
-        else:
+        if directory is not None:
             refuse_other_ground(directory, checked, parts)
+        else:
+            directory = write_directory(Path(world.agree(str(output))), checked, parts, world)
+            if world.is_main:
+                until_the_end.enter_context(directory.held())
         if world.is_main:
             notes.setTarget(_to_file(directory.log))
         result = Session(checked, parts, directory, world, progress, stop).run()

@@ -148,6 +148,9 @@ def test_an_adapter_of_its_own_kind_merges_itself(tmp_path, tiny_teacher):
     step.mkdir(parents=True)
     save_file({"lm_head.factor": torch.tensor([1.5])}, step / "trainable.safetensors")
     (step / "state.json").write_text(json.dumps({"format": 1, "step": 7}))
+    with pytest.raises(UsageError, match="is not finished"):  # killed after a checkpoint
+        export(run.path, tmp_path / "out")
+    run.adapter.mkdir()  # killed after all but its result
     out = AutoModelForCausalLM.from_pretrained(export(run.path, tmp_path / "out"))
     expected = 1.5 * logits(AutoModelForCausalLM.from_pretrained(tiny_teacher))
     torch.testing.assert_close(logits(out), expected)
@@ -204,5 +207,5 @@ def test_refusals(tmp_path, tiny_student):
         export(tmp_path, tmp_path / "out", "bfloat61")
     with pytest.raises(UsageError, match="no run directory"):
         export(tmp_path / "nothing", tmp_path / "out")
-    with pytest.raises(UsageError, match="has not finished"):
+    with pytest.raises(UsageError, match="is not finished"):
         export(make_run(tmp_path / "run", tiny_student, {"lora": {}}).path, tmp_path / "out")

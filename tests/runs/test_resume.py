@@ -3,6 +3,8 @@
 import json
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,6 +12,10 @@ import pytest
 from neoplug.errors import UsageError
 
 TRIP = """
+import fcntl
+from contextlib import suppress
+
+
 @dataclass(eq=False)
 class Trip:
     '''Breaks the run where a file beside the recipe says so: "save 4 raise", "step 5 kill", "end 0 raise".'''
@@ -25,9 +31,15 @@ class Trip:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise OSError("tripped")
 
+    def find_locked(self, run):
+        with (run / ".lock").open() as file, suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            raise AssertionError("somebody else could go on with this run now")
+
     @hookimpl
     def on_save(self, path):
         (path / "mine.txt").write_text("kept with the checkpoint")
+        self.find_locked(path.parents[1])
         self.at("save", int(path.name.split("step-")[1].split(".")[0]))
 
     @hookimpl
@@ -168,6 +180,21 @@ def test_a_torn_line_and_half_written_files_are_cleared(breakable, undisturbed):
     left.mkdir()
     (left / "trainable.safetensors").write_bytes(b"half")
     assert_same(breakable.run("torn", resume=True), undisturbed)
+
+
+def test_another_process_at_work_is_not_disturbed_and_a_killed_one_not_waited_for(breakable, undisturbed):
+    broken = breakable.run("locked", "step 6 raise")
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, str(broken.path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        before = {path: path.stat().st_mtime_ns for path in broken.path.rglob("*")}
+        with pytest.raises(UsageError, match="another process is at work on ") as caught:
+            breakable.run("locked", resume=True)
+        assert caught.value.exit_code == 2
+        assert {path: path.stat().st_mtime_ns for path in broken.path.rglob("*")} == before
+        other.kill()
+    assert_same(breakable.run("locked", resume=True), undisturbed)
 
 
 def test_resume_of_nothing_starts_anew(breakable, undisturbed):
