@@ -85,7 +85,7 @@ def probe(
 
     def predict(module: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         model = known[id(module)]
-        batch = batch.to(model.device)
+        batch = (batch.for_teacher() if model is teacher else batch).to(model.device)
         labels = model.head.vocabulary.index(batch.labels)
         for rows, log_q, _ in log_probabilities(model.head, model.hidden(batch)):
             yield log_q, labels[rows]

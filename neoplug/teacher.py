@@ -30,5 +30,5 @@ class LiveSignal:
 
 @torch.no_grad()
 def teacher_signal(teacher: LanguageModel, batch: Batch) -> LiveSignal:
-    """Run the teacher on a batch, on the teacher's own device."""
-    return LiveSignal(teacher.hidden(batch.to(teacher.device)), teacher.head)
+    """Run the teacher on a batch as the teacher reads it, on the teacher's own device."""
+    return LiveSignal(teacher.hidden(batch.for_teacher().to(teacher.device)), teacher.head)

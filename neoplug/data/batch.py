@@ -14,19 +14,25 @@ from torch import Tensor
 
 Layout = Literal["flat", "block", "padded"]
 
+TENSORS = ("input_ids", "positions", "labels", "rows")
+
 
 @dataclass(frozen=True, eq=False)
 class Document:
     """One tokenised document, or one window of a long one.
 
-    input_ids  [L] int64
-    scored     [L] bool: the tokens that are trained on; the first never is, since nothing predicts it
-    row        number of its row in the source
+    input_ids       [L] int64
+    scored          [L] bool: the tokens that are trained on; the first never is, since nothing predicts it
+    row             number of its row in the source
+    teacher_ids     [M] int64: what the teacher reads instead, where it has a prompt of its own
+    teacher_scored  [M] bool: the same answer tokens in `teacher_ids`, one for one
     """
 
     input_ids: np.ndarray
     scored: np.ndarray
     row: int
+    teacher_ids: np.ndarray | None = None
+    teacher_scored: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -35,6 +41,31 @@ class Document:
     def answer_tokens(self) -> int:
         """Count the tokens that the objective scores."""
         return int(self.scored[1:].sum())
+
+    @property
+    def longest(self) -> int:
+        """Count the tokens of the longer of what the student and the teacher read."""
+        return max(len(self), 0 if self.teacher_ids is None else len(self.teacher_ids))
+
+    def as_teacher(self) -> "Document":
+        """Return the document as the teacher reads it."""
+        if self.teacher_ids is None or self.teacher_scored is None:
+            return self
+        return Document(self.teacher_ids, self.teacher_scored, self.row)
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherText:
+    """What the teacher reads of a batch where it has prompts of its own: the same answers behind them.
+
+    input_ids  [S] int64
+    lengths    how many tokens each document has; they add up to S
+    places     [T] int64: for a position that predicts an answer token, the position here that predicts the same one
+    """
+
+    input_ids: Tensor
+    lengths: list[int]
+    places: Tensor
 
 
 @dataclass(eq=False)
@@ -46,6 +77,7 @@ class Batch:
     positions  [N] int64: index in `input_ids` of the position that predicts each answer token
     labels     [N] int64: the answer tokens
     rows       [N] int64: the source row of each answer token
+    teacher    what the teacher reads instead; None where it reads the same
     """
 
     input_ids: Tensor
@@ -53,6 +85,7 @@ class Batch:
     positions: Tensor
     labels: Tensor
     rows: Tensor
+    teacher: TeacherText | None = None
 
     @property
     def tokens(self) -> int:
@@ -66,8 +99,23 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
-        names = ("input_ids", "positions", "labels", "rows")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        return replace(
+            self,
+            **{name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS},
+            teacher=self.teacher and _moved(self.teacher, device),
+        )
+
+    def for_teacher(self) -> "Batch":
+        """Return the batch as the teacher reads it: the same answer tokens, in the same order."""
+        if self.teacher is None:
+            return self
+        return replace(
+            self,
+            input_ids=self.teacher.input_ids,
+            lengths=self.teacher.lengths,
+            positions=self.teacher.places[self.positions],
+            teacher=None,
+        )
 
     def layout(self, name: Layout, pad_token_id: int = 0) -> tuple[dict[str, Any], Tensor]:
         """Return what a model is called with, and `positions` as indices in its flattened [B * L] output.
@@ -110,15 +158,35 @@ class Batch:
 
 def collate(documents: Sequence[Document]) -> Batch:
     """Join documents to a batch on the CPU."""
-    lengths = [len(document) for document in documents]
-    starts = np.cumsum([0, *lengths[:-1]])
-    before = [np.flatnonzero(document.scored[1:]) for document in documents]  # one before each scored token
-    labels = [document.input_ids[at + 1] for document, at in zip(documents, before, strict=True)]
-    rows = [np.full(len(at), document.row) for document, at in zip(documents, before, strict=True)]
     return Batch(
-        input_ids=torch.from_numpy(np.concatenate([document.input_ids for document in documents])),
-        lengths=lengths,
-        positions=torch.from_numpy(np.concatenate([at + start for at, start in zip(before, starts, strict=True)])),
-        labels=torch.from_numpy(np.concatenate(labels)),
-        rows=torch.from_numpy(np.concatenate(rows)),
+        input_ids=_joined([document.input_ids for document in documents]),
+        lengths=[len(document) for document in documents],
+        positions=_positions(documents),
+        labels=_joined([document.input_ids[1:][document.scored[1:]] for document in documents]),
+        rows=_joined([np.full(document.answer_tokens, document.row) for document in documents]),
+        teacher=_teacher_text(documents),
     )
+
+
+def _teacher_text(documents: Sequence[Document]) -> TeacherText | None:
+    if all(document.teacher_ids is None for document in documents):
+        return None
+    theirs = [document.as_teacher() for document in documents]
+    places = torch.zeros(sum(map(len, documents)), dtype=torch.int64)
+    places[_positions(documents)] = _positions(theirs)
+    return TeacherText(_joined([document.input_ids for document in theirs]), list(map(len, theirs)), places)
+
+
+def _positions(documents: Sequence[Document]) -> Tensor:
+    """Return [N]: where the documents, one after the other, predict their answer tokens."""
+    starts = np.cumsum([0, *map(len, documents[:-1])])
+    return _joined([np.flatnonzero(d.scored[1:]) + start for d, start in zip(documents, starts, strict=True)])
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))
+
+
+def _moved(text: TeacherText, device: torch.device | str) -> TeacherText:
+    ids, places = (tensor.to(device, non_blocking=True) for tensor in (text.input_ids, text.places))
+    return TeacherText(ids, text.lengths, places)

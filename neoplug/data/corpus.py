@@ -81,6 +81,8 @@ def fingerprint(rows: Iterable[Sequence[Document]]) -> str:
             digest.update(len(document).to_bytes(8, "little"))
             digest.update(document.input_ids.astype("<i8").tobytes())
             digest.update(document.scored.astype("u1").tobytes())
+            if document.teacher_ids is not None:
+                digest.update(fingerprint([[document.as_teacher()]]).encode())
     return digest.hexdigest()
 
 

@@ -18,12 +18,27 @@ class Fitted:
 
 
 def fit(row: Tokenised, max_length: int) -> Fitted:
-    """Cut a row to documents of at most `max_length` tokens: at its end, or where it may be, into windows."""
+    """Cut a row to documents of at most `max_length` tokens: at its end, or where it may be, into windows.
+
+    A row that the teacher reads behind a prompt of its own is cut where both texts are: each keeps the answer tokens
+    that stand within `max_length` tokens of either.
+    """
     if row.windowed:
         return Fitted([d for d in windows(row, max_length) if d.answer_tokens], 0, False)
-    document = Document(row.input_ids[:max_length], row.scored[:max_length], row.row)
-    lost = int(row.scored[max_length:].sum())
-    return Fitted([document] if document.answer_tokens else [], lost, len(row.input_ids) > max_length)
+    whole = Document(row.input_ids, row.scored, row.row, row.teacher_ids, row.teacher_scored)
+    readings = [whole] if row.teacher_ids is None else [whole, whole.as_teacher()]
+    kept = min(int(reading.scored[:max_length].sum()) for reading in readings)
+    cut = [_beginning(reading, max_length, kept) for reading in readings]
+    document = Document(*cut[0], row.row, *(cut[1] if len(cut) > 1 else ()))
+    lost = int(row.scored.sum()) - kept
+    return Fitted([document] if document.answer_tokens else [], lost, whole.longest > max_length)
+
+
+def _beginning(document: Document, max_length: int, kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens and mask up to `max_length`, or up to the first answer token after those `kept`."""
+    within = np.flatnonzero(document.scored[:max_length])
+    end = within[kept] if len(within) > kept else max_length
+    return document.input_ids[:end], document.scored[:end]
 
 
 def windows(row: Tokenised, max_length: int) -> list[Document]:

@@ -26,15 +26,19 @@ ALPACA_ALSO = ", paired with an input that provides further context"
 class Tokenised:
     """A whole row as tokens.
 
-    input_ids  [L] int64
-    scored     [L] bool; the first token is never scored
-    windowed   whether it is cut into windows where it is too long, rather than at its end
+    input_ids       [L] int64
+    scored          [L] bool; the first token is never scored
+    windowed        whether it is cut into windows where it is too long, rather than at its end
+    teacher_ids     [M] int64: what the teacher reads instead, where it has a prompt of its own
+    teacher_scored  [M] bool: the same answer tokens in `teacher_ids`, one for one
     """
 
     row: int
     input_ids: np.ndarray
     scored: np.ndarray
     windowed: bool
+    teacher_ids: np.ndarray | None = None
+    teacher_scored: np.ndarray | None = None
 
 
 class Tokeniser:

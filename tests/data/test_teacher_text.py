@@ -1,0 +1,106 @@
+"""What a teacher with a prompt of its own reads: other prompts, the very same answer tokens."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neoplug.data.batch import Document, collate
+from neoplug.data.lengths import fit
+from neoplug.data.tokenise import Tokenised
+from neoplug.forward import LanguageModel, language_model
+from neoplug.teacher import teacher_signal
+from neoplug.vocabulary import Vocabulary
+
+VOCABULARY = 96
+
+
+def reading(answers, gaps, number):
+    """Return ids and mask of answers with prompts of `gaps` tokens before each."""
+    rng = np.random.default_rng(number)
+    ids, scored = [], []
+    for answer, gap in zip([*answers, []], gaps, strict=True):
+        ids += [*rng.integers(3, VOCABULARY, gap), *answer]
+        scored += [False] * gap + [True] * len(answer)
+    return np.array(ids), np.array(scored)
+
+
+def document(number, ours, theirs, lengths=(3, 2)):
+    rng = np.random.default_rng(100 + number)
+    answers = [rng.integers(3, VOCABULARY, length) for length in lengths]
+    student = reading(answers, ours, number)
+    teacher = () if theirs is None else reading(answers, theirs, number + 50)
+    return Document(*student, number, *teacher)
+
+
+DOCUMENTS = [document(0, (2, 3, 0), (9, 1, 4)), document(1, (5, 1, 1), None), document(2, (6, 2, 1), (1, 1, 0))]
+
+
+@pytest.fixture(scope="module")
+def llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def teacher(llama) -> LanguageModel:
+    return language_model(llama, "lm_head", Vocabulary(VOCABULARY), role="teacher")
+
+
+@pytest.mark.parametrize("layout", ["flat", "block", "padded"])
+def test_the_signal_is_the_teachers_own_forward_on_what_it_reads(llama, teacher, layout):
+    teacher.layout = layout
+    batch = collate(DOCUMENTS)
+    expected = []
+    for each in (one.as_teacher() for one in DOCUMENTS):
+        logits = llama(torch.from_numpy(each.input_ids)[None]).logits[0]
+        expected.append(logits[:-1][torch.from_numpy(each.scored[1:])])
+    signal = teacher_signal(teacher, batch).logits(slice(None))
+    torch.testing.assert_close(signal, torch.cat(expected), rtol=1e-4, atol=1e-4)
+    seen = batch.for_teacher()
+    assert seen.input_ids[seen.positions + 1].tolist() == batch.labels.tolist()
+
+
+def test_a_treatment_that_drops_answer_tokens_drops_them_for_the_teacher_too(teacher):
+    whole, batch = collate(DOCUMENTS), collate(DOCUMENTS)
+    kept = torch.tensor([0, 4, 7])
+    batch.positions, batch.labels, batch.rows = batch.positions[kept], batch.labels[kept], batch.rows[kept]
+    ours, theirs = (teacher_signal(teacher, one).logits(slice(None)) for one in (batch, whole))
+    torch.testing.assert_close(ours, theirs[kept], rtol=1e-5, atol=1e-5)
+
+
+def test_a_teacher_that_reads_the_same_has_the_same_signal_to_the_last_bit(teacher):
+    bare = [Document(one.input_ids, one.scored, one.row) for one in DOCUMENTS]
+    twice = [Document(one.input_ids, one.scored, one.row, one.input_ids, one.scored) for one in bare]
+    assert collate(bare).teacher is None
+    signals = [teacher_signal(teacher, collate(documents)).logits(slice(None)) for documents in (bare, twice)]
+    assert torch.equal(*signals)
+
+
+gaps = st.tuples(st.integers(1, 12), st.integers(0, 12), st.integers(0, 12))
+
+
+@settings(deadline=None)
+@given(gaps, gaps, st.integers(2, 40))
+def test_a_row_is_cut_where_both_texts_are(ours, theirs, max_length):
+    whole = document(3, ours, theirs, lengths=(4, 5))
+    row = Tokenised(3, whole.input_ids, whole.scored, False, whole.teacher_ids, whole.teacher_scored)
+    fitted = fit(row, max_length)
+    answers = whole.input_ids[whole.scored]
+    fits = [np.flatnonzero(mask)[:9] < max_length for mask in (whole.scored, whole.teacher_scored)]
+    kept = int((fits[0] & fits[1]).sum())
+    assert fitted.lost_answer_tokens == 9 - kept
+    assert fitted.cut == (max(len(whole.input_ids), len(whole.teacher_ids)) > max_length)
+    assert len(fitted.documents) == (kept > 0)
+    for cut in fitted.documents:
+        assert cut.longest <= max_length
+        assert cut.input_ids[cut.scored].tolist() == answers[:kept].tolist()
+        assert cut.teacher_ids[cut.teacher_scored].tolist() == answers[:kept].tolist()
+        assert cut.input_ids.tolist() == whole.input_ids[: len(cut)].tolist()
