@@ -17,6 +17,7 @@ from neoplug.errors import Problem, RecipeError, UsageError
 from neoplug.hookspecs import Role
 from neoplug.models import Located, load_config, load_tokenizer, locate, prepare, skeleton
 from neoplug.objective import Loss
+from neoplug.optim import make_optimizer
 from neoplug.progress import Progress
 from neoplug.recipe import Checked, Recipe, Train
 from neoplug.seeds import generator
@@ -79,23 +80,24 @@ def _reads(located: Located, role: Role) -> tuple[Any, int]:
 
 
 def rehearse(checked: Checked, student: Located, corpus: Corpus) -> bool:
-    """Prepare and adapt the student's skeleton, so that options which do not fit the model are refused without weights.
+    """Prepare and adapt the student's skeleton, so that what does not fit the model is refused without weights.
 
     Only a mistake in the recipe counts: a plugin that cannot work on the meta device has its say later.
     Returns whether the whole base trains.
     """
     steps = count_steps(checked.recipe.train, make_order(checked, corpus, 1).steps_per_epoch)
+    whole = False
     try:
         bare = prepared(checked, skeleton(load_config(student, ("student", "model"))))
         weights = list(bare.parameters())
         model = adapted(checked, bare, steps)
-        checked.plugins.one("param_groups", model=model, learning_rate=checked.recipe.train.learning_rate)
+        whole = all(weight.requires_grad for weight in weights)
+        make_optimizer(model, checked.plugins, checked.recipe.train.learning_rate)
     except UsageError:
         raise
     except Exception:
         logger.debug("the rehearsal on a skeleton failed", exc_info=True)
-        return False
-    return all(weight.requires_grad for weight in weights)
+    return whole
 
 
 def prepared(checked: Checked, model: Any) -> Any:

@@ -10,7 +10,7 @@
         after_load(model, role)
     before = evaluate(student);  on_evaluate(...)                   the fixed ruler and the probes
     model = add_adapter(student, batches, total_steps, rng)         only what it adds is trainable
-    optimizer = make_optimizer(param_groups(model, learning_rate))
+    optimizer = make_optimizer(param_groups(model, learning_rate), model)
     for step in range(max_steps):
         for batch in the step's micro-batches:
             edit_batch(batch, progress, rng)
@@ -150,8 +150,13 @@ def param_groups(model: torch.nn.Module, learning_rate: float) -> list[dict[str,
 
 @hookspec
 @answers("exactly one")
-def make_optimizer(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Return a torch optimizer over `groups`, each of which has `params` and `lr`."""
+def make_optimizer(groups: list[dict[str, Any]], model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return a torch optimizer over `groups`.
+
+    groups  each has `params` and `lr`; together all that trains
+    model   as `add_adapter` left it, to tell what a parameter is; on the meta device under `plan` and where a run
+            rehearses it before weights are loaded
+    """
     raise NotImplementedError
 
 

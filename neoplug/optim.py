@@ -31,7 +31,7 @@ def make_optimizer(model: nn.Module, plugins: Plugins, learning_rate: float) -> 
     groups = [{"lr": learning_rate, **group, "params": list(group["params"])} for group in groups]
     groups = [group for group in groups if group["params"]]
     _cover(groups, trainable)
-    return plugins.one("make_optimizer", groups=groups)
+    return plugins.one("make_optimizer", groups=groups, model=model)
 
 
 def make_schedule(optimizer: Optimizer, train: Train, total_steps: int) -> LRScheduler:

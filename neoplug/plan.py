@@ -16,6 +16,7 @@ from neoplug import models
 from neoplug.assembly import adapted, count_steps, make_order, prepared
 from neoplug.data import load_corpus
 from neoplug.objective import BLOCK
+from neoplug.optim import make_optimizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -167,22 +168,21 @@ def _trained_sizes(checked: Checked, model: torch.nn.Module) -> _Sizes:
     return _Sizes(
         trainable=sum(weight.numel() for weight in trainable),
         total=sum(weight.numel() for weight in model.parameters()),
-        optimizer=_optimizer_bytes(checked, trainable),
+        optimizer=_optimizer_bytes(checked, model, trainable),
     )
 
 
-def _optimizer_bytes(checked: Checked, trainable: list[torch.nn.Parameter]) -> int:
+def _optimizer_bytes(checked: Checked, model: torch.nn.Module, trainable: list[torch.nn.Parameter]) -> int:
     """Return the bytes of the state that a step on the meta device makes, or Adam's two moments where it cannot."""
-    weights = [torch.nn.Parameter(torch.empty(w.shape, dtype=torch.float32, device="meta")) for w in trainable]
-    for weight in weights:
+    for weight in trainable:
         weight.grad = torch.empty_like(weight)
     try:
-        optimizer = checked.plugins.one("make_optimizer", groups=[{"params": weights, "lr": 0.0}])
+        optimizer = make_optimizer(model, checked.plugins, checked.recipe.train.learning_rate)
         optimizer.step()
-        states = [value for state in optimizer.state.values() for value in state.values()]
-        return sum(value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor))
+        states = {id(value): value for state in optimizer.state.values() for value in state.values()}  # some are shared
+        return sum(value.numel() * value.element_size() for value in states.values() if isinstance(value, torch.Tensor))
     except (RuntimeError, NotImplementedError):  # kernels of its own that know no meta device
-        return 2 * FLOAT32 * sum(weight.numel() for weight in weights)
+        return 2 * FLOAT32 * sum(weight.numel() for weight in trainable)
 
 
 def _activations(student: _Skeleton, train: Train, longest_row: int) -> int:

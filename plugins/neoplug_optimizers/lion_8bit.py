@@ -1,0 +1,39 @@
+"""Lion (Chen et al. 2023, arXiv 2302.06675): each step is a sign, from one running moment kept in 8 bits.
+
+    w <- w - lr (sign(beta_1 m + (1 - beta_1) g) + weight_decay w);   m <- beta_2 m + (1 - beta_2) g
+
+bitsandbytes' own, on CPU and CUDA. Every weight moves by the full rate, so the rate wants to be 3 to 10 times smaller
+than AdamW's (the paper's advice).
+"""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import torch
+
+from neoplug.hookspecs import hookimpl
+
+
+@dataclass(eq=False)
+class Lion8bit:
+    """bitsandbytes' Lion8bit: 1 byte of state for a weight."""
+
+    betas: tuple[float, float] = (0.9, 0.99)  # of what is signed, and of the moment itself; each in [0, 1)
+    weight_decay: float = 0.0  # per step, times the learning rate; for every group that does not set its own
+    min_8bit_size: int = 4096  # a tensor with fewer numbers keeps its moment in float32
+
+    def __post_init__(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {list(self.betas)}, but both must lie in [0, 1)")
+        if not 0 <= self.weight_decay < inf:
+            raise ValueError(f"weight_decay is {self.weight_decay}, but must be finite and not negative")
+        if self.min_8bit_size < 0:
+            raise ValueError(f"min_8bit_size is {self.min_8bit_size}, but must not be negative")
+
+    @hookimpl
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer over `groups`."""
+        from bitsandbytes.optim import Lion8bit
+
+        return Lion8bit(groups, **vars(self))

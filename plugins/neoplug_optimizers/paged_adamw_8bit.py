@@ -1,0 +1,26 @@
+"""`adamw_8bit` with states in unified memory: CUDA moves them to the host while the GPU has no room (arXiv 2305.14314).
+
+bitsandbytes' own. On a CPU there is nothing to page: there it is `adamw_8bit`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from neoplug.hookspecs import hookimpl
+from neoplug_optimizers.adamw_8bit import AdamW8bit
+
+
+@dataclass(eq=False)
+class PagedAdamW8bit(AdamW8bit):
+    """bitsandbytes' PagedAdamW8bit; same options and steps as `adamw_8bit`."""
+
+    @hookimpl
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer over `groups`, paged where they are on a GPU."""
+        from bitsandbytes.optim import PagedAdamW8bit
+
+        if any(parameter.device.type == "cpu" for group in groups for parameter in group["params"]):
+            return super().make_optimizer(groups)
+        return PagedAdamW8bit(groups, **vars(self))
