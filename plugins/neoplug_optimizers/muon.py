@@ -66,7 +66,9 @@ class Muon:
         if not matrices:
             raise UsageError(f"muon finds no matrix to train\nwhy: {WHY}\nfix: name `adamw`")
         names = ("momentum", "nesterov", "ns_steps", "adjust_lr_fn", "weight_decay")
-        parts = [torch.optim.Muon(_only(groups, matrices), **{name: getattr(self, name) for name in names})]
+        parts: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(_only(groups, matrices), **{name: getattr(self, name) for name in names})
+        ]
         if rest := everything.keys() - matrices:
             parts.append(self._adamw.make_optimizer(_only(groups, rest)))
         return Together(parts)

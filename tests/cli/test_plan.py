@@ -44,6 +44,15 @@ def test_the_whole_model_trains_without_a_second_copy(planned, tiny_student):
     assert found["disk_bytes"]["model"] == 4 * parameters(tiny_student)
 
 
+@pytest.mark.parametrize(("optimizer", "bytes_a_weight"), [("adamw_8bit", 2), ("lion_8bit", 1)])
+def test_states_in_eight_bits_take_a_byte_each(planned, optimizer, bytes_a_weight):
+    """Beside them: a float for each 256 numbers of a matrix, here one or two, and one map from bytes to numbers."""
+    found = planned(f"optimizer={{{optimizer}: {{min_8bit_size: 0}}}}")
+    lora, matrices = found["parameters"]["trainable"], 2 * 2 * 2
+    extra = found["memory_bytes"]["optimizer"] - bytes_a_weight * lora
+    assert 4 * matrices * bytes_a_weight <= extra - 1024 * bytes_a_weight <= 8 * matrices * bytes_a_weight
+
+
 def test_four_bit_weights_take_less(planned):
     plain, quantised = planned(), planned("student.load={nf4: {}}")
     ratio = quantised["models"]["student"]["bytes"] / plain["models"]["student"]["bytes"]

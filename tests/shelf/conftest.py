@@ -1,4 +1,4 @@
-"""Hands every installed loss as `loss` and every installed adapter as `adapter`: whoever adds a file is tested here."""
+"""Hands out every installed `loss`, `adapter` and `optimizer`: whoever adds a file is tested here."""
 
 from dataclasses import fields
 
@@ -31,7 +31,12 @@ def adapters():
         yield pytest.param(plugin(), id=name)
 
 
+def optimizers():
+    for name, plugin in answering("make_optimizer"):
+        yield pytest.param(plugin(), id=name)
+
+
 def pytest_generate_tests(metafunc):
-    for argument, plugins in (("loss", losses), ("adapter", adapters)):
+    for argument, plugins in (("loss", losses), ("adapter", adapters), ("optimizer", optimizers)):
         if argument in metafunc.fixturenames:
             metafunc.parametrize(argument, list(plugins()))
