@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from neoplug.data.batch import Batch, Document, collate
 from neoplug.diagnosis import Diagnosis, means
+from neoplug.errors import RunError
 from neoplug.forward import LanguageModel
 from neoplug.objective import log_probabilities
 from neoplug.registry import Plugins
@@ -78,21 +79,34 @@ def _told_apart(measured: dict[str, float]) -> tuple[dict[str, float], dict[str,
 
 @torch.no_grad()
 def probe(
-    plugins: Plugins, student: LanguageModel, teacher: LanguageModel | None, batches: Sequence[Batch]
+    plugins: Plugins, model: LanguageModel, teacher: LanguageModel | None, batches: Sequence[Batch], tokenizer: Any
 ) -> dict[str, Any]:
     """Return the answers of all probes by name."""
-    known = {id(model.module): model for model in (student, teacher) if model is not None}
+    known = {id(one.module): one for one in (model, teacher) if one is not None}
 
     def predict(module: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        model = known[id(module)]
-        batch = (batch.for_teacher() if model is teacher else batch).to(model.device)
-        labels = model.head.vocabulary.index(batch.labels)
-        for rows, log_q, _ in log_probabilities(model.head, model.hidden(batch)):
+        asked = known[id(module)]
+        _refuse_unshared(batch, asked, tokenizer)
+        batch = (batch.for_teacher() if asked is teacher else batch).to(asked.device)
+        labels = asked.head.vocabulary.index(batch.labels)
+        for rows, log_q, _ in log_probabilities(asked.head, asked.hidden(batch)):
             yield log_q, labels[rows]
 
-    training = student.module.training
-    student.module.eval()
+    training = model.module.training
+    model.module.eval()
     other = None if teacher is None else teacher.module
-    answers = plugins.each("on_evaluate", model=student.module, teacher=other, batches=batches, predict=predict)
-    student.module.train(training)
+    answers = plugins.each(
+        "on_evaluate", model=model.module, teacher=other, batches=batches, predict=predict, tokenizer=tokenizer
+    )
+    model.module.train(training)
     return answers
+
+
+def _refuse_unshared(batch: Batch, model: LanguageModel, tokenizer: Any) -> None:
+    """Refuse a probe's own text where only one of the models knows its tokens."""
+    if strange := model.head.vocabulary.unshared(batch.input_ids):
+        named = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in strange[:5])
+        raise RunError(
+            f"a probe's text has {len(strange)} tokens that teacher and student do not share, as {named}\n"
+            "why: probabilities are compared over the tokens that both know\nfix: leave such text out of the probe"
+        )

@@ -43,7 +43,7 @@ import pluggy
 if TYPE_CHECKING:
     import torch
     from torch import Generator, Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from neoplug.data.batch import Batch
     from neoplug.errors import Problem
@@ -230,15 +230,20 @@ def on_evaluate(
     teacher: torch.nn.Module | None,
     batches: Iterable[Batch],
     predict: Callable[[torch.nn.Module, Batch], Iterator[tuple[Tensor, Tensor]]],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
-    """Measure the model on held-out text; the answer stands in results as `probes.NAME`.
+    """Measure the model on held-out text or your own; the answer stands in results as `probes.NAME`.
 
-    Runs in evaluation mode, without gradients.
+    Runs in evaluation mode, without gradients. Before training it is called once more with the teacher as `model`, for
+    the result's `teacher.probes`: so measure `model`, and leave the teacher alone unless you compare the two.
 
-    model, teacher  the modules themselves, heads in place; teacher is None where the recipe has none
+    model, teacher  the modules themselves, heads in place; teacher is None where the recipe has none, and where the
+                    teacher itself is the model
     batches         held-out batches on the device; iterate as often as you like
     predict         predict(model, batch) yields (log-probabilities [n, V] float32, labels [n]) chunk by chunk over the
-                    batch's answer tokens, in order: the vocabulary is never whole
+                    batch's answer tokens, in order: the vocabulary is never whole. The batch may be your own, made by
+                    `neoplug.data.batch.collate`; V is what teacher and student share
+    tokenizer       the student's; what both know has the same ids in both
     returns         JSON-ready numbers, lists and maps
     """
     raise NotImplementedError

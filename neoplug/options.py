@@ -6,6 +6,7 @@ Values go through pydantic as JSON, whose strict mode still makes tuples of list
 
 import dataclasses
 import json
+import pathlib
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +36,16 @@ def dump(values: Any) -> str:
 def fields_of(cls: type) -> dict[str, "dataclasses.Field[Any]"]:
     """Return the options of a plugin class: the fields that its constructor takes."""
     return {field.name: field for field in dataclasses.fields(cls) if field.init}
+
+
+def path_fields(cls: type) -> set[str]:
+    """Return the options whose type is made of `pathlib.Path`: they name files or folders that exist."""
+    hints = typing.get_type_hints(cls)
+    return {name for name in fields_of(cls) if _holds_path(hints[name])}
+
+
+def _holds_path(hint: Any) -> bool:
+    return hint is pathlib.Path or any(_holds_path(part) for part in typing.get_args(hint))
 
 
 def options_model(cls: type) -> type[BaseModel]:

@@ -209,6 +209,8 @@ class Session:
         """Measure the student that was not trained, and the teacher."""
         self.phase("evaluating the student before training, and the teacher")
         before, of_teacher = self.measured(student, teacher, batches)
+        if teacher is not None:
+            of_teacher["probes"] = self.probed(teacher, None, [batch.for_teacher() for batch in batches])
         prompt = sample_prompt(self.parts)
         sample = {"prompt": self.decode(prompt), "before": self.continuation(student, prompt)}
         self.facts = {"before": before, **({"teacher": of_teacher} if of_teacher else {}), "sample": sample}
@@ -218,7 +220,11 @@ class Session:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the ruler's values and the probes' answers of the student, and the ruler's of the teacher."""
         ours, theirs = measure(student, teacher, batches)
-        return {**ours, "probes": probe(self.checked.plugins, student, teacher, batches)}, dict(theirs)
+        return {**ours, "probes": self.probed(student, teacher, batches)}, dict(theirs)
+
+    def probed(self, model: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> dict[str, Any]:
+        """Return the probes' answers by name."""
+        return probe(self.checked.plugins, model, teacher, batches, self.parts.tokenizer)
 
     def continuation(self, student: LanguageModel, prompt: list[int], tokens: int = 48) -> str | None:
         """Return how the student goes on, greedily; None where the model cannot generate."""

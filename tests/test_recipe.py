@@ -134,6 +134,44 @@ def test_the_resolved_recipe_runs_from_anywhere_and_stays_what_it_is(folder, tmp
     assert recipe.load("recipe.yaml").resolved() == resolved
 
 
+FILES = """
+from dataclasses import dataclass
+from pathlib import Path
+from neoplug import hookimpl
+
+@dataclass(eq=False)
+class Files:
+    files: Path | list[Path] | dict[str, Path]
+    name: str = "a.txt"
+
+    @hookimpl
+    def on_evaluate(self):
+        return {}
+"""
+
+
+def test_files_in_a_plugins_options_start_at_the_recipe(folder, tmp_path_factory, monkeypatch):
+    (folder / "files.py").write_text(FILES)
+    for name in ("a.txt", "b.txt"):
+        (folder / name).touch()
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    a, b = folder / "a.txt", folder / "b.txt"
+    for said, made in (("a.txt", a), (["a.txt", str(b)], [a, b]), ({"x": "./b.txt"}, {"x": b})):
+        probes = {"./files.py:Files": {"files": said}}
+        (folder / "child.yaml").write_text(yaml.safe_dump({"extends": "good.yaml", "probes": probes}))
+        checked = recipe.load(folder / "child.yaml")
+        (plugin,) = checked.plugins.section("probes").values()
+        assert (plugin.files, plugin.name) == (made, "a.txt")
+        (resolved,) = checked.resolved()["probes"].values()
+        assert resolved == json.loads(json.dumps({"files": made, "name": "a.txt"}, default=str))
+    (folder / "child.yaml").write_text(
+        "extends: good.yaml\nprobes: {./files.py:Files: {files: [a.txt, c.txt], nam: 1}}\n"
+    )
+    missing, unknown = mistakes(folder / "child.yaml")
+    assert "no file or folder c.txt; did you mean `" in missing
+    assert "unknown key `nam`" in unknown
+
+
 def test_origins_say_where_each_value_comes_from(folder):
     (folder / "child.yaml").write_text("extends: good.yaml\ntrain:\n  max_steps: 5\n")
     checked = recipe.load("child.yaml", ["seed=1", "adapter../parts.py:Rank.r=2"], {"evaluate": {"eval_steps": 2}})

@@ -12,8 +12,9 @@ from typing import Any
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 from neoplug.marks import Tree
-from neoplug.options import build, show
+from neoplug.options import build, path_fields, show
 from neoplug.recipe.model import PLUGIN_MAPS, Recipe
+from neoplug.recipe.paths import make_options_absolute
 from neoplug.recipe.source import reading_order, seen_from
 from neoplug.registry import CORE_KEYS, SPECS, Entry, Plugins, answered, class_problems, find, path_of
 
@@ -77,12 +78,20 @@ def _add(found: Found, tree: Tree, section: str, name: str, options: Any) -> Non
     found.classes[section, name] = cls
     if not isinstance(options, dict):
         return  # its type is a mistake that the typed recipe reports
+    found.problems += make_options_absolute(tree, path, _path_options(cls))
     core = CORE_KEYS.get(section, ())[:1]
     if section == "loss":
         options = dict(options)
         found.weights[name] = _weight(found, options.pop("weight", 1.0), (*path, "weight"))
     instance = build(cls, options, path=path, core=core)
     found.instances.setdefault(section, {})[name] = instance
+
+
+def _path_options(cls: type) -> set[str]:
+    try:
+        return path_fields(cls)
+    except Exception:  # types that cannot be read: building it says so
+        return set()
 
 
 def _weight(found: Found, weight: Any, path: Key) -> float:

@@ -1,7 +1,9 @@
 """Local paths in a recipe: relative to the file that names them, in an override to the current folder."""
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, did_you_mean
@@ -32,6 +34,34 @@ def make_absolute(tree: Tree) -> list[Problem]:
             elif looks_local(text):
                 problems.append(_missing(text, folders, path))
     return problems
+
+
+def make_options_absolute(tree: Tree, path: Key, names: Iterable[str]) -> list[Problem]:
+    """The same for those of a plugin's options, at `path`, that name files: text, or lists and maps of it."""
+    problems = []
+    for leaf in [leaf for name in names for leaf in _texts(tree.get((*path, name)), (*path, name))]:
+        text = tree.get(leaf)
+        folders = list(dict.fromkeys([_folder(tree, leaf), Path.cwd()]))
+        if found := _find(text, folders):
+            tree.get(leaf[:-1])[leaf[-1]] = str(found)
+        else:
+            problems.append(_missing(text, folders, leaf))
+    return problems
+
+
+def _texts(value: Any, path: Key) -> Iterator[Key]:
+    """Yield the paths of all texts in a value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if isinstance(value, str):
+        yield path
+    for key, part in inner:
+        yield from _texts(part, (*path, key))
+
+
+def _folder(tree: Tree, path: Key) -> Path:
+    """Return where relative paths start at the nearest place that is known."""
+    known = next(path[:length] for length in range(len(path), -1, -1) if path[:length] in tree.places)
+    return tree.places[known].folder
 
 
 def looks_local(text: str) -> bool:

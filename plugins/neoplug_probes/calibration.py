@@ -25,7 +25,7 @@ Predict = Callable[[torch.nn.Module, "Batch"], Iterator[tuple[Tensor, Tensor]]]
 
 @dataclass(eq=False)
 class Calibration:
-    """Expected calibration error and Brier score, of the model and of its teacher."""
+    """Expected calibration error and Brier score."""
 
     bins: int = 15  # at least 1
 
@@ -34,16 +34,8 @@ class Calibration:
             raise ValueError(f"bins is {self.bins}, but must be at least 1")
 
     @hookimpl
-    def on_evaluate(
-        self, model: torch.nn.Module, teacher: torch.nn.Module | None, batches: Iterable[Batch], predict: Predict
-    ) -> dict[str, Any]:
-        """Return {ece, brier}, and the same under `teacher` where there is one. None where no token is scored."""
-        found: dict[str, Any] = self._measure(model, batches, predict)
-        if teacher is not None and teacher is not model:
-            found["teacher"] = self._measure(teacher, batches, predict)
-        return found
-
-    def _measure(self, model: torch.nn.Module, batches: Iterable[Batch], predict: Predict) -> dict[str, float | None]:
+    def on_evaluate(self, model: torch.nn.Module, batches: Iterable[Batch], predict: Predict) -> dict[str, Any]:
+        """Return {ece, brier}; None where no token is scored."""
         scores = [_score(log_q, labels) for batch in batches for log_q, labels in predict(model, batch)]
         if not scores:
             return {"ece": None, "brier": None}

@@ -33,11 +33,11 @@ def some_batches(seed=0):
 
 
 @pytest.mark.parametrize("bins", [1, 4, 15])
-def test_it_is_the_naive_loop_for_model_and_teacher(bins):
+def test_it_is_the_naive_loop(bins):
     batches = some_batches()
     logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    found = Calibration(bins=bins).on_evaluate(1.0, 0.3, batches, predict)
-    for scale, measured in ((1.0, found), (0.3, found["teacher"])):
+    for scale in (1.0, 0.3):
+        measured = Calibration(bins=bins).on_evaluate(scale, batches, predict)
         probabilities = (scale * logits).double().softmax(-1).numpy()
         error, brier = naive(probabilities, labels.numpy(), bins)
         assert measured["ece"] == pytest.approx(error, abs=1e-6)
@@ -48,20 +48,19 @@ def test_a_calibrated_model_has_no_error_and_a_bold_one_has():
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(20_000, 5, generator=rng)
     labels = torch.multinomial(logits.softmax(-1), 1, generator=rng)[:, 0]
-    fair, bold = (Calibration().on_evaluate(scale, None, [(logits, labels)], predict) for scale in (1.0, 5.0))
+    fair, bold = (Calibration().on_evaluate(scale, [(logits, labels)], predict) for scale in (1.0, 5.0))
     assert fair["ece"] < 0.01 < 0.2 < bold["ece"]
     assert fair["brier"] < bold["brier"]
-    assert "teacher" not in fair
 
 
 def test_a_certain_model():
     logits = torch.tensor([[0.0, 200.0, 0.0], [200.0, 0.0, 0.0]])
-    found = Calibration().on_evaluate(1.0, None, [(logits, torch.tensor([1, 1]))], predict)
+    found = Calibration().on_evaluate(1.0, [(logits, torch.tensor([1, 1]))], predict)
     assert found == {"ece": pytest.approx(0.5), "brier": pytest.approx(1.0)}
 
 
 def test_nothing_scored_is_no_number():
-    assert Calibration().on_evaluate(1.0, None, [], predict) == {"ece": None, "brier": None}
+    assert Calibration().on_evaluate(1.0, [], predict) == {"ece": None, "brier": None}
 
 
 def test_bins_below_one_are_refused():

@@ -1,0 +1,63 @@
+"""Questions with answers to choose from, in a jsonl file: {"query": text, "choices": [text, ...], "gold": index}."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neoplug.errors import UsageError
+
+FORM = 'a row is {"query": "A dog is", "choices": ["an animal", "a fruit"], "gold": 0}; other keys are left alone'
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row.
+
+    query    what stands before each answer
+    choices  two answers or more
+    gold     which of them is right, from 0
+    """
+
+    query: str
+    choices: tuple[str, ...]
+    gold: int
+
+
+def read(file: Path, limit: int | None = None) -> list[Question]:
+    """Return the file's questions, at most `limit`.
+
+    Raises UsageError for what is none, with its line; an empty file has none.
+    """
+    found: list[Question] = []
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip() and len(found) != limit:
+            try:
+                found.append(_question(json.loads(line)))
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"{file}, line {number}: {error}\nfix: {FORM}") from error
+    if not found:
+        raise UsageError(f"{file} holds no question\nfix: {FORM}")
+    return found
+
+
+def _question(row: Any) -> Question:
+    if not isinstance(row, dict):
+        raise TypeError(f"it is a {type(row).__name__}, not a map")
+    for key in ("query", "choices", "gold"):
+        if key not in row:
+            raise ValueError(f"it has no `{key}`, only {', '.join(row) or 'nothing'}")
+    query, choices, gold = row["query"], row["choices"], row["gold"]
+    if not isinstance(query, str) or not query.strip():
+        raise ValueError("`query` must be text that is not empty")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
+        raise ValueError("`choices` must be a list of two texts or more, none of them empty")
+    if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
+        raise ValueError(f"`gold` must be a whole number from 0 to {len(choices) - 1}, the place of the right answer")
+    return Question(query, tuple(choices), gold)
