@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from neoplug.errors import Problem
 from neoplug.hookspecs import hookimpl
-from neoplug_adapters.companions import key_of
+from neoplug_adapters.companions import key_of, quantiser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,13 +22,13 @@ class Full:
     @hookimpl
     def check(self, recipe: Recipe) -> list[Problem]:
         """Refuse a quantised student: its weights take no gradient."""
-        nf4 = key_of("nf4", recipe.student.load)
-        if nf4 is None:
+        loader = quantiser(recipe.student.load)
+        if loader is None:
             return []
         return [
             Problem(
-                f"`full` cannot train a student loaded by `{nf4}`",
-                "weights in 4 bits take no gradient",
+                f"`full` cannot train a student loaded by `{loader}`",
+                "quantised weights are integers, which take no gradient",
                 "load the student unquantised, or name `lora`, which trains beside the quantised weights",
                 ("adapter", key_of("full", recipe.adapter) or "full"),
             )

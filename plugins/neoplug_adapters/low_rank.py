@@ -17,7 +17,7 @@ import torch
 
 from neoplug.errors import Problem, RecipeError
 from neoplug.hookspecs import hookimpl
-from neoplug_adapters.companions import key_of
+from neoplug_adapters.companions import key_of, quantiser
 from neoplug_adapters.targets import unmatched
 
 if TYPE_CHECKING:
@@ -95,13 +95,13 @@ class LowRank:
 
     @hookimpl
     def check(self, recipe: Recipe) -> list[Problem]:
-        """Refuse an initialisation that 4-bit layers cannot take."""
-        nf4 = key_of("nf4", recipe.student.load)
-        if self.init_lora_weights != "orthogonal" or nf4 is None:
+        """Refuse an initialisation that quantised layers cannot take."""
+        loader = quantiser(recipe.student.load)
+        if self.init_lora_weights != "orthogonal" or loader is None:
             return []
         return [
             Problem(
-                f"init_lora_weights: orthogonal cannot stand on a student loaded by `{nf4}`",
+                f"init_lora_weights: orthogonal cannot stand on a student loaded by `{loader}`",
                 "peft gives the new matrices the integer type of the quantised weights, which takes no gradient",
                 "leave init_lora_weights out, or load the student unquantised",
                 ("adapter", key_of(self.name, recipe.adapter) or self.name, "init_lora_weights"),

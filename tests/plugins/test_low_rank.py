@@ -192,12 +192,13 @@ def recipe(adapter, load=()):
     )
 
 
-def test_what_cannot_stand_on_four_bits_is_refused():
-    assert LoRA().check(recipe(["lora"], ["nf4"])) == []
+@pytest.mark.parametrize("loader", ["nf4", "fp4", "int8"])
+def test_what_cannot_stand_on_a_quantised_base_is_refused(loader):
+    assert LoRA().check(recipe(["lora"], [loader])) == []
     assert LoRA(init_lora_weights="orthogonal").check(recipe(["lora"])) == []
-    (problem,) = LoRA(init_lora_weights="orthogonal").check(recipe(["lora@odd"], ["neoplug:nf4"]))
+    (problem,) = LoRA(init_lora_weights="orthogonal").check(recipe(["lora@odd"], [f"neoplug:{loader}"]))
     assert problem.path == ("adapter", "lora@odd", "init_lora_weights")
-    assert "`neoplug:nf4`" in problem.what
+    assert f"`neoplug:{loader}`" in problem.what
     assert Full().check(recipe(["full"])) == []
-    (problem,) = Full().check(recipe(["full"], ["nf4"]))
+    (problem,) = Full().check(recipe(["full"], [loader]))
     assert "`lora`" in problem.fix

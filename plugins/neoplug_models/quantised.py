@@ -1,0 +1,80 @@
+"""What nf4, fp4 and int8 share: linear layers are quantised by bitsandbytes on the way in, on CPU and CUDA.
+
+Embeddings and head stay as they are. The quantised weights never train: an adapter does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from neoplug.errors import UsageError, did_you_mean
+from neoplug.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HEADS = ("lm_head", "embed_out")  # transformers' own choice of what stays is dropped where a list is given
+
+
+@dataclass(eq=False)
+class Quantised:
+    """Options have the names of transformers' BitsAndBytesConfig, less `bnb_4bit_` and `llm_int8_`."""
+
+    skip_modules: list[str] = field(default_factory=list)  # names or their ends that stay as they are, beside the head
+
+    def quantising(self, **options: Any) -> dict[str, Any]:
+        """Return what makes `from_pretrained` quantise."""
+        from transformers import BitsAndBytesConfig
+
+        skipped = [*self.skip_modules, *HEADS] if self.skip_modules else None
+        return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=skipped, **options)}
+
+    def refuse_unmatched(self, model: PreTrainedModel) -> None:
+        """Refuse a name in `skip_modules` that no module has: transformers takes it in silence."""
+        from transformers.quantizers.quantizers_utils import should_convert_module
+
+        names = [name for name, _ in model.named_modules()]
+        for skipped in self.skip_modules:
+            if all(should_convert_module(name, [skipped]) for name in names):
+                ends = sorted({name.rpartition(".")[2] for name in names})
+                raise UsageError(f"skip_modules: no module is called `{skipped}`{did_you_mean(skipped, ends)}")
+
+
+@dataclass(eq=False)
+class FourBits(Quantised):
+    """Two weights a byte, a scale for each block of 64 of them (QLoRA, arXiv 2305.14314).
+
+    use_double_quant  quantise the scales too: 0.4 bits a weight less
+    compute_dtype     of the matmuls; by default bfloat16 where the device computes it natively, else float32
+    """
+
+    quant_type: ClassVar[str]
+    use_double_quant: bool = True
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+
+    @hookimpl
+    def load_kwargs(self) -> dict[str, Any]:
+        """Quantise on the way in."""
+        return self.quantising(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.quant_type,
+            bnb_4bit_use_double_quant=self.use_double_quant,
+            bnb_4bit_compute_dtype=self.compute_dtype or "float32",
+        )
+
+    @hookimpl
+    def after_load(self, model: PreTrainedModel) -> None:
+        """Set what each layer computes in, and switch off the repacking that loses gradients on some CPUs."""
+        from bitsandbytes.nn import Linear4bit
+
+        from neoplug.models import dtype_named
+
+        self.refuse_unmatched(model)
+        for module in model.modules():
+            if isinstance(module, Linear4bit):
+                module.compute_dtype = dtype_named(self.compute_dtype, module.weight.device)
+                module.compute_type_is_set = True
+                # After an evaluation forward on a CPU with AVX512-BF16 the layer packs its weight for a matmul that has
+                # no input gradient: whatever trains below it gets zeros, in silence (bitsandbytes 0.50).
+                module.support_avx512bf16_for_cpu = False

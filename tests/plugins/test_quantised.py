@@ -1,0 +1,149 @@
+"""nf4, fp4 and int8 against the base that each stands for, in float64; the traps of bitsandbytes on a CPU."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from neoplug.errors import UsageError
+from neoplug.models import load_model, locate
+from neoplug.registry import Plugins
+from neoplug_models.fp4 import FP4
+from neoplug_models.int8 import Int8
+from neoplug_models.nf4 import NF4
+
+# peft calls transformers by old names
+pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
+IDS = torch.arange(3, 43).view(2, 20)
+everyone = pytest.mark.parametrize("plugin", [NF4(), FP4(), Int8()], ids=lambda plugin: type(plugin).__name__)
+
+
+def load(folder, plugin, **more):
+    options = {"dtype": torch.float32, "device": "cpu", "attn_implementation": None} | more
+    plugins = Plugins({"student.load": {"it": plugin}})
+    return load_model(locate(str(folder)), plugins=plugins, role="student", section="student.load", **options)
+
+
+def layers(model):
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit | Linear8bitLt)}
+
+
+def weight_of(layer):
+    """Return the float64 weight that a layer stands for: of 4 bits by bitsandbytes, of 8 by its definition."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    if layer.weight.dtype == torch.int8:
+        return layer.weight.double() * layer.state.SCB.double()[:, None] / 127
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state).double()
+
+
+def dequantised(folder, plugin):
+    """Return the plain model in float64 with the very weights that the quantised model stands for."""
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    for name, layer in layers(load(folder, plugin)).items():
+        plain.get_submodule(name).weight.data = weight_of(layer)
+    return plain.eval()
+
+
+def with_lora(model, **options):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM", **options)
+    return get_peft_model(model, config)
+
+
+def gradients(model):
+    """Return the adapter's gradients after an evaluation, a generation and another training step came before."""
+    for train in (False, True, False, True):
+        model.train(train)
+        model.zero_grad()
+        if train:
+            model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+        else:
+            with torch.no_grad():
+                model(input_ids=IDS)
+                model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=2, do_sample=False)
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+@everyone
+@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+def test_gradients_after_evaluation_equal_those_of_the_dequantised_base(tiny_student, plugin, use_dora):
+    models = (load(tiny_student, plugin), dequantised(tiny_student, plugin))
+    ours, reference = (gradients(with_lora(model, use_dora=use_dora)) for model in models)
+    assert ours.keys() == reference.keys()
+    for name, gradient in reference.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(ours[name].double(), gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@everyone
+@torch.no_grad()
+def test_evaluating_and_training_compute_the_same(tiny_student, plugin):
+    model, reference = load(tiny_student, plugin), dequantised(tiny_student, plugin)
+    expected = reference(input_ids=IDS).logits
+    for training in (False, True):
+        torch.testing.assert_close(model.train(training)(input_ids=IDS).logits.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_int8_is_half_a_step_from_the_weights(tiny_student):
+    plain = AutoModelForCausalLM.from_pretrained(tiny_student, dtype=torch.float64)
+    for name, layer in layers(load(tiny_student, Int8())).items():
+        weight = plain.get_submodule(name).weight
+        step = weight.abs().amax(1, keepdim=True) / 127
+        assert ((weight_of(layer) - weight).abs() <= step * 0.6).all()  # bitsandbytes goes by float16
+
+
+def test_int8_documents_of_a_batch_do_not_move_each_other(tiny_student):
+    """Outlier columns, which LLM.int8() looks for in the whole batch, do so."""
+    model = load(tiny_student, Int8())
+    for layer in model.model.layers:
+        layer.input_layernorm.weight.data *= 5  # outliers
+    beside = [torch.stack([torch.full((9,), first), torch.arange(40, 49)]) for first in (7, 11)]
+    with torch.no_grad():
+        one, other = (model(input_ids=ids).logits[1] for ids in beside)
+    assert torch.equal(one, other)
+
+
+def test_the_packing_that_cuts_gradients_is_off(tiny_student):
+    found = layers(load(tiny_student, NF4()))
+    assert len(found) == 2 * 7
+    assert not any(layer.support_avx512bf16_for_cpu for layer in found.values())
+
+
+@everyone
+def test_what_is_quantised_and_what_is_not(tiny_teacher, plugin):
+    model = load(tiny_teacher, plugin, dtype=torch.bfloat16)
+    assert len(layers(model)) == 4 * 7
+    assert {layer.weight.dtype for layer in layers(model).values()} <= {torch.uint8, torch.int8}
+    for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert type(part).__module__.startswith("torch.")
+        assert part.weight.dtype == torch.bfloat16
+    assert not any(weight.requires_grad for weight in model.parameters())
+    assert not model.training
+
+
+@pytest.mark.parametrize("kind", [NF4, FP4, Int8])
+def test_skipped_modules_stay_and_so_does_the_head(tiny_teacher, kind):
+    model = load(tiny_teacher, kind(skip_modules=["k_proj", "model.layers.1"]))
+    assert len(layers(model)) == 3 * 6
+    assert type(model.lm_head) is torch.nn.Linear
+    with pytest.raises(UsageError, match="no module is called `k_porj`; did you mean `k_proj`"):
+        load(tiny_teacher, kind(skip_modules=["k_porj"]))
+
+
+@pytest.mark.parametrize("kind", [NF4, FP4])
+@pytest.mark.parametrize("double", [True, False])
+def test_type_and_double_quant_reach_the_weights(tiny_student, kind, double):
+    found = layers(load(tiny_student, kind(use_double_quant=double)))
+    assert {layer.weight.quant_state.nested for layer in found.values()} == {double}
+    assert {layer.weight.quant_state.quant_type for layer in found.values()} == {kind.__name__.lower()}
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_compute_dtype_is_what_was_asked_for(tiny_student, asked, expected):
+    found = layers(load(tiny_student, NF4(compute_dtype=asked)))
+    assert {layer.compute_dtype for layer in found.values()} == {expected}
