@@ -9,7 +9,7 @@ other, is proved on the model at hand before it is used.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from neoplug.data.batch import Batch, Document, Layout, collate
+from neoplug.data.batch import EVERYTHING, Batch, Document, Layout, Windows, collate
 from neoplug.errors import RunError
 from neoplug.vocabulary import Vocabulary
 
@@ -120,6 +120,7 @@ class LanguageModel:
 
     module        the model itself, its head in place
     layout        how it reads a batch; the first of flat, block and padded that keeps documents apart
+    windows       how far each kind of its attention layers looks back: a block mask says so itself
     autocast      what it computes in; None is its own dtype, without autocast
     pad_token_id  fills padded rows
     """
@@ -128,12 +129,14 @@ class LanguageModel:
     head: Head
     device: torch.device
     layout: Layout = "padded"
+    windows: Windows = field(default_factory=lambda: EVERYTHING)
     autocast: torch.dtype | None = None
     pad_token_id: int = 0
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the hidden states [N, H] that predict the batch's answer tokens."""
-        inputs, positions = batch.layout(self.layout, self.pad_token_id)
+        dtype = self.autocast or next(p.dtype for p in self.module.parameters() if p.is_floating_point())
+        inputs, positions = batch.layout(self.layout, self.pad_token_id, self.windows, dtype)
         return self._record(inputs, positions)
 
     def computing(self) -> torch.autocast:
@@ -182,9 +185,17 @@ def head_name(model: nn.Module) -> str:
 
 
 def language_model(
-    module: nn.Module, name: str, vocabulary: Vocabulary, *, autocast: torch.dtype | None = None, role: str = "student"
+    module: nn.Module,
+    name: str,
+    vocabulary: Vocabulary,
+    *,
+    autocast: torch.dtype | None = None,
+    role: str = "student",
+    longest: int = 0,
 ) -> LanguageModel:
     """Find the head called `name` in the bare model, prove it and the way documents are kept apart.
+
+    longest  tokens of the longest document that the model will read: a window of attention that is shorter is proved
 
     Raises:
         RunError: the head function does not equal the model's own logits, or no layout isolates documents.
@@ -200,12 +211,14 @@ def language_model(
     config = own.get_text_config() if own is not None else None
     head = Head(found[0], vocabulary, _multiplier(config), getattr(config, "final_logit_softcapping", None))
     pad = getattr(config, "pad_token_id", None)
-    model = LanguageModel(module, head, parameter.device, autocast=autocast, pad_token_id=pad if pad else 0)
+    model = LanguageModel(
+        module, head, parameter.device, windows=_windows(config), autocast=autocast, pad_token_id=pad if pad else 0
+    )
     training = module.training
     module.eval()
     with torch.no_grad():
         _prove_head(model, role)
-        model.layout = _isolating_layout(model, role)
+        model.layout = _isolating_layout(model, role, _proving_length(config, longest))
     module.train(training)
     return model
 
@@ -214,6 +227,20 @@ def _multiplier(config: object) -> float:
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1
     return scale / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+
+
+def _windows(config: object) -> Windows:
+    """Return how far each kind of attention layer looks back, as transformers names the kinds."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
+    return {kind: window if kind == "sliding_attention" else None for kind in kinds}
+
+
+def _proving_length(config: object, longest: int) -> int:
+    """Return how long a document must be to show a window of attention, where the data's documents are longer."""
+    names = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
+    windows = [window for name in names if isinstance(window := getattr(config, name, None), int) and window < longest]
+    return max(9, min(longest, 3 * max(windows, default=0) // 2 + 8))
 
 
 def _sample(model: LanguageModel, length: int, seed: int) -> Document:
@@ -234,7 +261,7 @@ def _prove_head(model: LanguageModel, role: str) -> None:
     ids = model.head.vocabulary.ids
     own = own[:, : model.head.vocabulary.size] if ids is None else own.index_select(-1, ids.to(own.device))
     ours = model.head(model._record(inputs, positions))
-    if not _close(ours, own, LOGITS[logits.dtype]):
+    if not _off(ours, own) <= LOGITS[logits.dtype]:  # NaN is no proof either
         raise RunError(
             f"the {role}'s head is no function of its hidden states that neoplug knows: "
             f"it differs from the model's own logits by {(ours - own).abs().max():.3g}\n"
@@ -243,38 +270,49 @@ def _prove_head(model: LanguageModel, role: str) -> None:
         )
 
 
-def _isolating_layout(model: LanguageModel, role: str) -> Layout:
-    layouts: tuple[Layout, ...] = ("flat", "block", "padded")
-    for layout in layouts:
-        if _isolates(model, layout):
-            if layout != "flat":
-                why = {"block": "a block mask keeps them apart", "padded": "they run as padded rows"}[layout]
-                logger.info("%s: position_ids alone do not keep documents of one row apart; %s", role, why)
+LAYOUTS: dict[Layout, str] = {"flat": "position_ids", "block": "a block mask", "padded": "rows of their own"}
+
+
+def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
+    """Return the first layout under which documents do not see each other; say which, and why none before it."""
+    refused: list[str] = []
+    for layout, means in LAYOUTS.items():
+        leak = _leak(replace(model, layout=layout), length)
+        if leak is None:
+            why = f" ({'; '.join(refused)})" if refused else ""
+            logger.info("%s: documents are kept apart by %s%s", role, means, why)
             return layout
+        refused.append(f"{means} would not: {leak}")
     raise RunError(
         f"the {role} reads a document differently beside another, in one row and in padded rows\n"
-        "why: then what it learns depends on how documents fall together\nfix: choose another model"
+        f"why: then what it learns depends on how documents fall together ({'; '.join(refused)})\n"
+        "fix: choose another model"
     )
 
 
-def _isolates(model: LanguageModel, layout: Layout) -> bool:
-    """Prove on two documents that the second is read as if alone, and not moved at all by the first."""
-    first, other, second = (_sample(model, length, seed) for length, seed in ((6, 1), (6, 2), (9, 3)))
+def _leak(model: LanguageModel, length: int) -> str | None:
+    """Return how two documents disturb each other in the model's layout; None where it is proved that they do not.
+
+    Each must be read as if alone, and the second, of `length` tokens, not be moved at all by what the first says.
+    """
+    first, other, second = (_sample(model, n, seed) for n, seed in ((6, 1), (6, 2), (length, 3)))
     try:
-        beside, changed = (_states(model, [document, second], layout)[-8:] for document in (first, other))
-    except (RuntimeError, ValueError, TypeError, IndexError):  # a method that cannot read this layout at all
-        if layout == "padded":
+        beside, changed = (model.hidden(collate([document, second]).to(model.device)) for document in (first, other))
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        if model.layout == "padded":
             raise
-        return False
-    alone = _states(model, [second], "padded")
-    return _close(beside, changed, noise=EXACT) and _close(beside, alone, noise=STATES[model.autocast or alone.dtype])
+        return f"the model cannot read it, {type(error).__name__}"
+    padded = replace(model, layout="padded")
+    alone = torch.cat([padded.hidden(collate([document]).to(model.device)) for document in (first, second)])
+    moved = _off(beside[len(first) - 1 :], changed[len(first) - 1 :])
+    if not moved <= EXACT:  # NaN is no proof either
+        return f"one document moves another's states by {moved:.2g} of the largest"
+    off = _off(beside, alone)
+    if not off <= STATES[model.autocast or alone.dtype]:
+        return f"a document's states are {off:.2g} of the largest off what they are alone"
+    return None
 
 
-def _states(model: LanguageModel, documents: list[Document], layout: Layout) -> Tensor:
-    inputs, positions = collate(documents).to(model.device).layout(layout, model.pad_token_id)
-    return model._record(inputs, positions)
-
-
-def _close(ours: Tensor, theirs: Tensor, noise: float) -> bool:
-    scale = theirs.float().abs().max().clamp(min=1e-6)
-    return bool((ours.float() - theirs.float()).abs().max() <= noise * scale)
+def _off(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference, relative to the largest value."""
+    return float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max().clamp(min=1e-6))

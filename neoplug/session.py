@@ -159,7 +159,8 @@ class Session:
         if self.parts.teacher is None:
             return None
         module = self.load("teacher", self.parts.teacher)
-        return language_model(module, head_name(module), self.parts.vocabulary, role="teacher")
+        longest = self.checked.recipe.data.max_length
+        return language_model(module, head_name(module), self.parts.vocabulary, role="teacher", longest=longest)
 
     def load(self, role: Role, located: Located) -> Any:
         """Load a model as its section of the recipe wants it."""
@@ -183,7 +184,8 @@ class Session:
         """Prove the student's head and layout; it computes in its own dtype, trainable weights staying float32."""
         dtype = self.dtype("student")
         autocast = None if dtype == torch.float32 else dtype
-        return language_model(module, name, self.parts.vocabulary, autocast=autocast)
+        longest = self.checked.recipe.data.max_length
+        return language_model(module, name, self.parts.vocabulary, autocast=autocast, longest=longest)
 
     def add_adapter(self, bare: Any, total_steps: int) -> nn.Module:
         """Let the recipe's adapter change the student; what it trains is float32."""

@@ -17,6 +17,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from neoplug import forward
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RunError
 from neoplug.forward import head_name, language_model
@@ -132,11 +133,60 @@ def test_an_all_ones_mask_would_leak(family):
     torch.testing.assert_close(leaking[:first], apart[:first], rtol=1e-4, atol=1e-4)
 
 
-def test_eager_attention_adds_a_boolean_mask_so_the_block_is_refused():
-    """Transformers hands a 4-D mask on untouched: sdpa masks with it, eager adds it to the scores and hides nothing."""
-    module = build("opt")
+@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
+def test_a_block_mask_hides_under_eager_attention_too(family):
+    """Eager attention adds the mask to the scores: a mask of True and False would hide nothing."""
+    module = build(family)
     module.set_attn_implementation("eager")
-    assert as_ours(module).layout == "padded"
+    model = as_ours(module)
+    assert model.layout == ("block" if family == "opt" else "flat")
+    model.layout = "block"
+    with torch.no_grad():
+        ours = model.head(model.hidden(collate(DOCUMENTS)))
+        torch.testing.assert_close(ours, own_logits(module), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["flat", "block"])
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_windows_of_attention_hold_inside_documents(family, layout):
+    """One mask for all layers, or one for each kind: a document of 40 tokens is read through windows of 16."""
+    module, long = build(family), [document(40, 8), document(25, 9)]
+    model = as_ours(module, longest=40)
+    model.layout = layout
+    with torch.no_grad():
+        ours = model.head(model.hidden(collate(long)))
+        torch.testing.assert_close(ours, own_logits(module, long), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("longest", "layout"), [(16, "block"), (40, "padded")])
+def test_a_window_that_the_data_can_show_is_proved(monkeypatch, longest, layout, caplog):
+    """A block mask without the window is another model, but only for documents that are longer than the window."""
+    module = build("mistral")
+    own = module.forward
+    monkeypatch.setattr(forward, "_windows", lambda config: {"full_attention": None})
+
+    def deaf(position_ids=None, **more):  # so that position_ids do not already keep documents apart
+        return own(**more)
+
+    module.forward = deaf
+    with caplog.at_level("INFO", logger="neoplug"):
+        assert as_ours(module, longest=longest).layout == layout
+    assert ("a block mask would not: a document's states are" in caplog.text) == (layout == "padded")
+
+
+def test_a_row_that_padding_changes_is_no_proof():
+    """The shorter of two padded rows is looked at too."""
+    module = build("llama")
+    own = module.forward
+
+    def by_width(input_ids, **more):
+        ids = input_ids.clone()
+        ids[:, 0] = ids.shape[1]  # how a row begins depends on how wide the batch is
+        return own(input_ids=ids, **more)
+
+    module.forward = by_width
+    with pytest.raises(RunError, match="rows of their own would not: a document's states are"):
+        as_ours(module)
 
 
 def test_a_model_that_leaks_in_every_row_runs_padded(caplog):
@@ -155,7 +205,8 @@ def test_a_model_that_leaks_in_every_row_runs_padded(caplog):
     with caplog.at_level("INFO", logger="neoplug"):
         model = as_ours(module, role="teacher")
     assert model.layout == "padded"
-    assert "teacher: position_ids alone do not keep documents of one row apart" in caplog.text
+    assert "teacher: documents are kept apart by rows of their own (position_ids would not: one document" in caplog.text
+    assert "; a block mask would not: one document moves another's states by" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ T tokens and N answer tokens of a batch; B rows and L columns of a layout. The a
 predicted at index i - 1: this shift happens here and nowhere else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 Layout = Literal["flat", "block", "padded"]
+Windows = Mapping[str, int | None]  # kind of attention layer -> tokens that it looks back over, itself included
+EVERYTHING: Windows = {"full_attention": None}
 
 TENSORS = ("input_ids", "positions", "labels", "rows")
 
@@ -117,12 +119,16 @@ class Batch:
             teacher=None,
         )
 
-    def layout(self, name: Layout, pad_token_id: int = 0) -> tuple[dict[str, Any], Tensor]:
+    def layout(
+        self, name: Layout, pad_token_id: int = 0, windows: Windows = EVERYTHING, dtype: torch.dtype = torch.float32
+    ) -> tuple[dict[str, Any], Tensor]:
         """Return what a model is called with, and `positions` as indices in its flattened [B * L] output.
 
         flat    one row [1, T]; `position_ids` restart with each document and no mask is given: most models then keep
                 documents apart (an all-ones mask would make them leak)
-        block   the same row with a mask [1, 1, T, T], True inside each document's causal triangle
+        block   the same row with a mask [1, 1, T, T] that attention adds to its scores: 0 inside each document's causal
+                triangle, `dtype`'s smallest number outside; a mask a kind of layer where the model has several, since
+                whoever brings a mask of four dimensions brings the window too
         padded  a row a document [B, L] with a mask [B, L]; positions are left to the model, prompt methods shift them
         """
         if name == "padded":
@@ -131,7 +137,7 @@ class Batch:
         inputs = {
             "input_ids": self.input_ids[None],
             "position_ids": torch.cat(starts)[None],
-            "attention_mask": self._block_mask() if name == "block" else None,
+            "attention_mask": self._block_masks(windows, dtype) if name == "block" else None,
             "use_cache": False,
         }
         return inputs, self.positions
@@ -150,10 +156,16 @@ class Batch:
         }
         return inputs, place[self.positions]
 
-    def _block_mask(self) -> Tensor:
+    def _block_masks(self, windows: Windows, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
         numbers = torch.arange(len(self.lengths))
         document = torch.repeat_interleave(numbers, torch.tensor(self.lengths)).to(self.input_ids.device)
-        return (document[:, None] == document[None]).tril()[None, None]
+        seen = (document[:, None] == document).tril()
+        masks = {}
+        for kind, window in windows.items():
+            inside = seen if window is None else seen.triu(1 - window)
+            hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            masks[kind] = hidden.masked_fill_(~inside, torch.finfo(dtype).min)[None, None]
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
 def collate(documents: Sequence[Document]) -> Batch:
