@@ -52,8 +52,7 @@ def expected(student, teacher, micro_batches, tokens, temperature):
 def test_llm_neos_mix(
     run, request, monkeypatch, tiny_chat, tiny_tokenizer, packing, layout, temperature, student, teacher
 ):
-    isolates = forward._isolates
-    monkeypatch.setattr(forward, "_isolates", lambda model, name: name == layout and isolates(model, name))
+    monkeypatch.setattr(forward, "LAYOUTS", {layout: forward.LAYOUTS[layout]})
     student, teacher = (request.getfixturevalue(name) for name in (student, teacher))
     done = run(
         student={"model": str(student), "dtype": "float32"},
