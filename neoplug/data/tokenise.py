@@ -1,17 +1,18 @@
 """Contents to tokens: which tokens a row becomes and which of them are trained on. Lengths are cut elsewhere."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 
-from neoplug.data.chat import Chat, Rendered, Unstable, unstable
+from neoplug.data.chat import OWN_KEY, Chat, Refused, Rendered, Unstable, unstable
 from neoplug.data.columns import Content
+from neoplug.data.teacher_prompt import Answer, TeacherPrompt, answers_of
 from neoplug.data.tokens import Encoded, Tokenizer, Tokens
 
 TrainOn = Literal["answers", "all", "last"]
+OnRefusal = Callable[[int, str], Any]  # takes the number of a row that cannot be used, and why
 
 ROWS_AT_ONCE = 512  # of one call of the tokenizer
 
@@ -31,6 +32,7 @@ class Tokenised:
     windowed        whether it is cut into windows where it is too long, rather than at its end
     teacher_ids     [M] int64: what the teacher reads instead, where it has a prompt of its own
     teacher_scored  [M] bool: the same answer tokens in `teacher_ids`, one for one
+    answers         its assistant turns, where it is a conversation
     """
 
     row: int
@@ -39,27 +41,34 @@ class Tokenised:
     windowed: bool
     teacher_ids: np.ndarray | None = None
     teacher_scored: np.ndarray | None = None
+    answers: Sequence[Answer] = ()
 
 
 class Tokeniser:
-    """Rows of any kind to tokens, by one tokenizer, chat template and `train_on`."""
+    """Rows of any kind to tokens, by one tokenizer, chat template and `train_on`.
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None, train_on: TrainOn) -> None:
+    Conversations also to what a `teacher` with a prompt of its own reads.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: str | None, train_on: TrainOn, teacher: TeacherPrompt | None = None
+    ) -> None:
         self._tokens = Tokens(tokenizer)
         self._template = template
         self._train_on = train_on
+        self._teacher = teacher
         self._chat: Chat | None = None
 
-    def tokenise(self, contents: Sequence[Content], refused: Callable[[int, str], Any]) -> Iterator[Tokenised]:
+    def tokenise(self, contents: Sequence[Content], refused: OnRefusal) -> Iterator[Tokenised]:
         """Yield each row's tokens, in order; call refused(row, why) for a row that a chat template cannot render."""
         for first in range(0, len(contents), ROWS_AT_ONCE):
             some = contents[first : first + ROWS_AT_ONCE]
-            if some[0].kind == "text":
-                yield from self._texts(some)
-            elif self.is_chat(some[0]):
-                yield from self._chats(some, refused)
-            else:
-                yield from self._completions(some)
+            texts = [content for content in some if content.kind == "text"]
+            chats = [content for content in some if self.is_chat(content)]
+            completions = [content for content in some if content.kind != "text" and not self.is_chat(content)]
+            found = [*self._texts(texts), *self._chats(chats, refused), *self._completions(completions)]
+            found.sort(key=lambda row: row.row)
+            yield from found if self._teacher is None else self._taught(self._teacher, some, found, refused)
 
     def is_chat(self, content: Content) -> bool:
         """Return whether the row goes through a chat template: Alpaca's rows do where there is one."""
@@ -86,24 +95,55 @@ class Tokeniser:
             completion = whole[len(prompt) :] if stable else self._tokens.continued(text)
             opening = [*self._tokens.prefix, *prompt]
             ids = _ended([*opening, *completion], self._tokens.end)
-            yield _tokenised(content, ids, 0 if self._train_on == "all" else len(opening), windowed=False)
+            row = _tokenised(content, ids, 0 if self._train_on == "all" else len(opening), windowed=False)
+            answer = Answer(row.input_ids[row.scored], text + (self._tokens.tokenizer.eos_token or ""))
+            yield replace(row, answers=(answer,))
 
-    def _chats(self, contents: Sequence[Content], refused: Callable[[int, str], Any]) -> Iterator[Tokenised]:
-        rendered = [(content, text) for content in contents if (text := self._render(content, refused))]
-        encoded = self._tokens.placed([text.text for _, text in rendered])
-        for (content, text), tokens in zip(rendered, encoded, strict=True):
-            yield Tokenised(content.number, tokens.input_ids, _mask(tokens, text), windowed=False)
+    def _chats(self, contents: Sequence[Content], refused: OnRefusal) -> Iterator[Tokenised]:
+        if not contents:
+            return
+        self._chat = self._chat or Chat(self._tokens.tokenizer, self._template)
+        rendered = _rendered(self._chat, contents, self._train_on, refused)
+        encoded = self._tokens.placed([text.text for text in rendered.values()])
+        for (number, text), tokens in zip(rendered.items(), encoded, strict=True):
+            scored = _mask(tokens, text)
+            answers = list(answers_of(tokens, scored, text)) if self._teacher else ()
+            yield Tokenised(number, tokens.input_ids, scored, windowed=False, answers=answers)
 
-    def _render(self, content: Content, refused: Callable[[int, str], Any]) -> Rendered | None:
-        if self._chat is None:
-            self._chat = Chat(self._tokens.tokenizer, self._template)
+    def _taught(
+        self, teacher: TeacherPrompt, contents: Sequence[Content], rows: Sequence[Tokenised], refused: OnRefusal
+    ) -> Iterator[Tokenised]:
+        """Yield the rows, conversations with what the teacher reads of them."""
+        answers = {row.row: row.answers for row in rows}
+        talks = [c for c in contents if c.kind in ("messages", "alpaca") and c.number in answers]
+        rendered = _rendered(teacher.chat, talks, self._train_on, refused)
+        for number, text in list(rendered.items()):
+            if len(text.spans) != len(answers[number]):
+                refused(
+                    number, f"{len(answers[number])} answers, of which the teacher's template shows {len(text.spans)}"
+                )
+                del rendered[number]
+        found = teacher.read(list(rendered.values()), [answers[number] for number in rendered])
+        readings = dict(zip(rendered, found, strict=True))
+        lost = {content.number for content in talks} - readings.keys()
+        for row in rows:
+            if row.row not in lost:
+                ids, scored = readings.get(row.row, (None, None))
+                yield replace(row, teacher_ids=ids, teacher_scored=scored)
+
+
+def _rendered(chat: Chat, contents: Iterable[Content], train_on: TrainOn, refused: OnRefusal) -> dict[int, Rendered]:
+    """Return each conversation that the template takes, by its row's number."""
+    found = {}
+    whose = "the chat template" if chat.key == OWN_KEY else "the teacher's chat template"
+    for content in contents:
         try:
-            return self._chat.render(_messages(content), self._train_on)
+            found[content.number] = chat.render(messages_of(content), train_on)
         except Unstable as error:
-            raise unstable(error, content.number) from error
-        except jinja2.TemplateError as error:
-            refused(content.number, f"refused by the chat template: {error}")
-            return None
+            raise unstable(error, content.number, chat.key) from error
+        except Refused as error:
+            refused(content.number, f"refused by {whose}: {error}")
+    return found
 
 
 def _mask(tokens: Encoded, rendered: Rendered) -> np.ndarray:
@@ -128,7 +168,8 @@ def _ended(ids: list[int], end: list[int]) -> list[int]:
     return ids if not end or ids[-1:] == end else ids + end
 
 
-def _messages(content: Content) -> list[dict[str, Any]]:
+def messages_of(content: Content) -> list[dict[str, Any]]:
+    """Return the conversation that a row of messages or of Alpaca's columns is."""
     if content.kind == "messages":
         return content.values["messages"]
     question = "\n\n".join(content.values[name] for name in ("instruction", "input") if name in content.values)

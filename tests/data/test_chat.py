@@ -1,9 +1,8 @@
 """Conversations: which characters and tokens are the assistant's, by templates whose text is known by hand."""
 
-import jinja2
 import pytest
 
-from neoplug.data.chat import Chat, Unstable, template_text
+from neoplug.data.chat import Chat, Refused, Unstable, template_text
 from neoplug.data.columns import recognise
 from neoplug.data.tokenise import Tokeniser
 from neoplug.errors import RecipeError
@@ -143,7 +142,7 @@ def test_a_generation_prompt_that_is_not_how_answers_begin_is_unstable(tiny_toke
 
 def test_a_template_that_refuses_a_row_says_why(tiny_tokenizer):
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
-    with pytest.raises(jinja2.TemplateError, match="no system here"):
+    with pytest.raises(Refused, match="no system here"):
         spans(tiny_tokenizer, TURNS, strict)
 
 

@@ -1,0 +1,127 @@
+"""A teacher's own prompt: texts are written out by hand, answers are the student's tokens one for one."""
+
+import numpy as np
+import pytest
+
+from neoplug.data.columns import recognise
+from neoplug.data.teacher_prompt import KEY, TeacherPrompt
+from neoplug.data.tokenise import Tokeniser
+from neoplug.errors import RecipeError
+
+from .test_chat import FORGETFUL, THOUGHTS, TURNS
+
+TULU = (  # other headers, other closers, a long first line, content trimmed
+    "You are wise.\n{% for m in messages %}<{{ m['role'] }}>\n{{ m['content'] | trim }}"
+    "{% if m['role'] == 'assistant' %}<|endoftext|>{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
+)
+MERGING = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}" + (
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def read(tokenizer, row, student=None, teacher=None, train_on="answers", refused=pytest.fail):
+    contents = [recognise(list(row), {}).content(row, 0)]
+    maker = Tokeniser(tokenizer, student, train_on, TeacherPrompt(tokenizer, teacher))
+    return next(maker.tokenise(contents, refused), None)
+
+
+def texts(tokenizer, row):
+    """Return what the teacher reads, with its answers in brackets, and hold them to the student's."""
+    ids, scored = row.teacher_ids, row.teacher_scored
+    assert ids[scored].tolist() == row.input_ids[row.scored].tolist()
+    marked, before = "", False
+    for token, now in zip([*ids.tolist(), None], [*scored.tolist(), False], strict=True):
+        marked += "]" if before and not now else "[" if now and not before else ""
+        marked += "" if token is None else tokenizer.decode([token])
+        before = now
+    return marked
+
+
+@pytest.mark.parametrize("train_on", ["answers", "last"])
+@pytest.mark.parametrize("template", [None, MERGING])
+def test_with_the_students_template_it_reads_what_the_student_reads(tiny_tokenizer, template, train_on):
+    row = read(tiny_tokenizer, {"messages": TURNS}, template, template, train_on)
+    assert row.teacher_ids.tolist() == row.input_ids.tolist()
+    assert row.teacher_scored.tolist() == row.scored.tolist()
+
+
+def test_its_prompts_stand_around_the_students_answers(tiny_tokenizer):
+    messages = [*TURNS[:3], {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": " Yes."}]
+    opening = "You are wise.\n<system>\nBe brief.\n<user>\nWhat is 2 + 2?\n<assistant>\n"
+    row = read(tiny_tokenizer, {"messages": messages}, None, TULU)
+    expected = opening + "[It is 4.<|im_end|>]\n<user>\nSure?\n<assistant>\n[ Yes.<|im_end|>]\n"
+    assert texts(tiny_tokenizer, row) == expected
+    last = read(tiny_tokenizer, {"messages": messages}, None, TULU, "last")
+    expected = opening + "It is 4.<|endoftext|>\n<user>\nSure?\n<assistant>\n[ Yes.<|im_end|>]\n"
+    assert texts(tiny_tokenizer, last) == expected
+
+
+def test_what_the_students_prompt_has_of_an_answer_the_teachers_prompt_has_too(tiny_tokenizer):
+    """The student's header ends in a blank that is one token with the answer's first letters."""
+    messages = [TURNS[1], {"role": "assistant", "content": "the end"}]
+    row = read(tiny_tokenizer, {"messages": messages}, MERGING, None)
+    assert tiny_tokenizer.decode(row.input_ids[row.scored]) == " end<|im_end|>"  # else this tests nothing
+    assert texts(tiny_tokenizer, row).endswith("<|im_start|>assistant\nthe[ end<|im_end|>]\n")
+    back = read(tiny_tokenizer, {"messages": messages}, None, MERGING)
+    assert texts(tiny_tokenizer, back) == "user: What is 2 + 2?<|im_end|>assistant: [the end<|im_end|>]"
+
+
+SPOKEN = MERGING.replace("<|im_end|>", "</s>")
+
+
+def test_alpacas_rows_are_a_conversation_for_a_teacher_that_has_a_template(llama_tokenizer):
+    row = read(llama_tokenizer, {"instruction": "add", "input": "1 1", "output": "two it is"}, None, SPOKEN)
+    assert llama_tokenizer.decode(row.input_ids).startswith("<s> Below is an instruction")
+    assert llama_tokenizer.decode(row.teacher_ids) == "user: add\n\n1 1</s> assistant: two it is</s>"
+    assert llama_tokenizer.decode(row.teacher_ids[row.teacher_scored]) == "two it is</s>"
+
+
+def test_a_prompt_is_tokenised_apart_where_the_whole_text_has_a_token_across_its_end(llama_tokenizer):
+    """Up to the answer, as generation reads it; the blank that this kind of tokenizer begins texts with is no part."""
+    messages = [TURNS[1], {"role": "assistant", "content": "the one"}] * 2
+    row = read(llama_tokenizer, {"messages": messages}, SPOKEN.replace(": ", ":|"), SPOKEN)
+    pieces = llama_tokenizer.convert_ids_to_tokens(row.teacher_ids)
+    whole = llama_tokenizer.tokenize("assistant: the one", add_special_tokens=False)
+    assert "▁the" in whole  # else this tests nothing
+    assert "".join(pieces).replace("<unk>", "?") == "▁user:▁What▁is▁2▁+▁2?</s>▁assistant:▁the▁one</s>" * 2
+    assert [pieces[at - 1] for at in np.flatnonzero(row.teacher_scored[1:] & ~row.teacher_scored[:-1]) + 1] == ["▁"] * 2
+
+
+def test_rows_that_are_no_conversation_are_read_as_they_are(tiny_tokenizer):
+    for row in ({"text": "a b c"}, {"prompt": "a", "completion": " b"}):
+        assert read(tiny_tokenizer, row, None, TULU).teacher_ids is None
+
+
+def test_kinds_mixed_come_in_their_order(tiny_tokenizer):
+    rows = [{"text": "a"}, {"messages": TURNS}, {"prompt": "a", "completion": "b"}, {"text": "b"}]
+    contents = [recognise(list(row), {}).content(row, number) for number, row in enumerate(rows)]
+    found = list(Tokeniser(tiny_tokenizer, None, "answers").tokenise(contents, pytest.fail))
+    assert [row.row for row in found] == [0, 1, 2, 3]
+    for content, row in zip(contents, found, strict=True):
+        (alone,) = Tokeniser(tiny_tokenizer, None, "answers").tokenise([content], pytest.fail)
+        assert np.array_equal(alone.input_ids, row.input_ids)
+
+
+def test_what_its_template_does_not_take_is_said(tiny_tokenizer):
+    said = []
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + TULU
+    blind = "{% for m in messages %}{% if loop.last %}{% generation %}{{ m['content'] }}{% endgeneration %}"
+    for template in (strict, blind + "{% endif %}{% endfor %}"):
+        assert read(tiny_tokenizer, {"messages": TURNS}, None, template, refused=lambda *why: said.append(why)) is None
+    assert said == [
+        (0, "refused by the teacher's chat template: no system here"),
+        (0, "2 answers, of which the teacher's template shows 1"),
+    ]
+
+
+def test_errors_stand_at_its_key(tiny_tokenizer, llama_tokenizer):
+    with pytest.raises(RecipeError, match="the teacher's tokenizer has no chat template") as caught:
+        TeacherPrompt(llama_tokenizer, None)
+    assert caught.value.problems[0].path == KEY
+    with pytest.raises(RecipeError, match="the teacher's chat template changes earlier text") as caught:
+        read(tiny_tokenizer, {"messages": THOUGHTS}, None, FORGETFUL)
+    assert caught.value.problems[0].path == KEY
+    with pytest.raises(RecipeError, match=r"is no Jinja: (?s:.*)line 2 is '\{% for m in %\}'") as caught:
+        TeacherPrompt(tiny_tokenizer, "Hello\n{% for m in %}")
+    assert caught.value.problems[0].path == KEY
