@@ -79,7 +79,8 @@ class TeacherPrompt:
         if borders[first] == start and borders[after] == end:
             return tokens.input_ids[first:after]
         if end < len(text):  # as a model reads it that is to answer there
-            return self._between(text[:end], *self._tokens.placed([text[:end]]), start, end)
+            (beginning,) = self._tokens.placed([text[:end]])
+            return self._between(text[:end], beginning, start, end)
         return np.array(self._tokens.continued(text[start:]), np.int64)
 
 
