@@ -1,11 +1,18 @@
 """Save and resume. A checkpoint is a folder, renamed into place when it is whole; resumed runs repeat bit for bit.
 
+    trainable.safetensors   what trains
+    training.pt             the optimizer, the schedule, and what the plugins of rank 0 remember
+    plugins-RANK.pt         what the plugins of each other rank remember
+    state.json              the step, and what the session measured so far
+    and what plugins write  (`on_save`)
+
 Random numbers and the order of the data are functions of (seed, step), so neither needs a place in a checkpoint.
 """
 
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from neoplug.errors import RunError
+from neoplug.errors import RunError, blaming
 from neoplug.files import folder_atomically
 from neoplug.registry import Plugins
 
@@ -34,9 +41,10 @@ def save(
     optimizer: Optimizer,
     schedule: LRScheduler,
     plugins: Plugins,
+    remembered: Sequence[bytes],
     state: dict,
 ) -> Path:
-    """Write `folder/step-N`: what trains, the optimizer, the schedule, what plugins remember, and `state` as JSON."""
+    """Write `folder/step-N`; `remembered` is what `pack` gave on each rank, in their order. `state` becomes JSON."""
     path = folder / f"step-{step}"
     if path.exists():
         return path
@@ -45,9 +53,11 @@ def save(
         moving = {
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
-            "plugins": _remembered(plugins),
+            "plugins": torch.load(BytesIO(remembered[0]), weights_only=True),
         }
         torch.save(moving, draft / "training.pt")
+        for rank, packed in enumerate(remembered[1:], 1):
+            (draft / f"plugins-{rank}.pt").write_bytes(packed)
         plugins.each("on_save", model=model, path=draft)
         (draft / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}), encoding="utf-8")
     return path
@@ -66,8 +76,10 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
-def load(path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, plugins: Plugins) -> None:
-    """Put a checkpoint back in place.
+def load(
+    path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, plugins: Plugins, rank: int = 0
+) -> None:
+    """Put a checkpoint back in place; the plugins get what those of their own rank remembered.
 
     Raises:
         RunError: the checkpoint holds other parameters than the model trains.
@@ -82,9 +94,28 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRSchedul
     moving = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(moving["optimizer"])
     schedule.load_state_dict(moving["schedule"])
+    remembered = moving["plugins"]
+    if rank:
+        remembered = torch.load(path / f"plugins-{rank}.pt", map_location="cpu", weights_only=True)
     present_plugins = plugins.everyone()
-    for name, remembered in moving["plugins"].items():
-        present_plugins[_as_named_now(name, list(present_plugins))].load_state_dict(remembered)
+    for name, state in remembered.items():
+        with blaming(name, "load_state_dict"):
+            present_plugins[_as_named_now(name, list(present_plugins))].load_state_dict(state)
+
+
+def pack(plugins: Plugins) -> bytes:
+    """Return what the plugins of this rank remember, as torch.save writes it.
+
+    Raises:
+        RunError: a state_dict holds what no checkpoint could give back.
+    """
+    found = {}
+    for name, plugin in plugins.everyone().items():
+        if hasattr(plugin, "state_dict"):
+            with blaming(name, "state_dict"):
+                found[name] = plugin.state_dict()
+            _prove_loadable(name, _saved(found[name]))
+    return _saved(found)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -124,20 +155,16 @@ def _as_named_now(name: str, names: list[str]) -> str:
     return alike[0] if name not in names and len(alike) == 1 else name
 
 
-def _remembered(plugins: Plugins) -> dict[str, Any]:
-    found = {name: plugin.state_dict() for name, plugin in plugins.everyone().items() if hasattr(plugin, "state_dict")}
-    for name, state in found.items():
-        _prove_loadable(name, state)
-    return found
-
-
-def _prove_loadable(name: str, state: Any) -> None:
-    """Refuse now what a resume could not read: nothing but plain data is unpickled there."""
+def _saved(state: Any) -> bytes:
     buffer = BytesIO()
     torch.save(state, buffer)
-    buffer.seek(0)
+    return buffer.getvalue()
+
+
+def _prove_loadable(name: str, packed: bytes) -> None:
+    """Refuse now what a resume could not read: nothing but plain data is unpickled there."""
     try:
-        torch.load(buffer, weights_only=True)
+        torch.load(BytesIO(packed), weights_only=True)
     except UnpicklingError as error:
         raise RunError(
             f"the state_dict of `{name}` cannot be read back: {str(error).splitlines()[0]}\n"

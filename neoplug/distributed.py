@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from neoplug.errors import RunError
 
+Value = TypeVar("Value")
 LAUNCH = "fix: start several processes with `torchrun --nproc-per-node N -m neoplug run ...`"
 
 
@@ -59,8 +61,8 @@ class World:
         """Return the sum over ranks."""
         return tensor if self.size == 1 else self.accelerator.reduce(tensor, "sum")
 
-    def gather(self, values: list[int]) -> list[int]:
-        """Return the numbers of all ranks."""
+    def gather(self, values: list[Value]) -> list[Value]:
+        """Return the values of all ranks, in the order of ranks."""
         return values if self.size == 1 else gather_object(values)
 
     def agree(self, value: str) -> str:

@@ -1,8 +1,11 @@
 """Errors for people: where, what is wrong, why, and the fix. Each knows the exit code that it ends a command with."""
 
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from traceback import extract_tb
 
 Path = tuple[str | int, ...]  # a key in a recipe
 
@@ -61,6 +64,36 @@ class NeoplugError(Exception):
 
 class RunError(NeoplugError):
     """A run that failed on its way: exit 1."""
+
+
+class PluginError(RunError):
+    """A hook of a plugin that crashed; what it raised is the `__cause__`.
+
+    log   the file that holds the traceback; None where there is no run directory yet
+    """
+
+    log: pathlib.Path | None = None
+
+    def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
+        super().__init__(plugin, hook)
+        self.what = f"the plugin `{plugin}` failed in `{hook}`: {type(error).__name__}: {error}"
+        called = extract_tb(error.__traceback__)[2:3]  # behind `blaming` and the call in it
+        self.place = f"{called[0].filename}:{called[0].lineno}" if called else ""
+
+    def __str__(self) -> str:
+        told = f"{self.log} holds the traceback" if self.log else "`neoplug --traceback ...` shows the traceback"
+        return "\n".join([self.what, *([f"at: {self.place}"] if self.place else []), f"fix: mend the plugin; {told}"])
+
+
+@contextmanager
+def blaming(plugin: str, hook: str) -> Iterator[None]:
+    """Raise PluginError for whatever a plugin's hook raises that is no message of its own, `sys.exit` too."""
+    try:
+        yield
+    except NeoplugError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(plugin, hook, error) from error
 
 
 class UsageError(NeoplugError):

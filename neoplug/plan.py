@@ -15,6 +15,7 @@ import torch
 from neoplug import models
 from neoplug.assembly import adapted, count_steps, make_order, prepared
 from neoplug.data import load_corpus
+from neoplug.errors import PluginError
 from neoplug.objective import BLOCK
 from neoplug.optim import make_optimizer
 
@@ -181,7 +182,9 @@ def _optimizer_bytes(checked: Checked, model: torch.nn.Module, trainable: list[t
         optimizer.step()
         states = {id(value): value for state in optimizer.state.values() for value in state.values()}  # some are shared
         return sum(value.numel() * value.element_size() for value in states.values() if isinstance(value, torch.Tensor))
-    except (RuntimeError, NotImplementedError):  # kernels of its own that know no meta device
+    except (RuntimeError, PluginError) as error:  # kernels of its own that know no meta device
+        if not isinstance(error.__cause__ or error, RuntimeError):
+            raise
         return 2 * FLOAT32 * sum(weight.numel() for weight in trainable)
 
 

@@ -21,7 +21,7 @@ import pluggy
 
 from neoplug import hookspecs
 from neoplug.errors import Path as Key
-from neoplug.errors import Problem, RecipeError, did_you_mean
+from neoplug.errors import Problem, RecipeError, blaming, did_you_mean
 from neoplug.options import build
 
 __all__ = ["CORE_KEYS", "Entry", "Plugins", "answered", "build", "class_problems", "find", "installed", "path_of"]
@@ -275,6 +275,7 @@ def path_of(section: str, name: str) -> Key:
 class _Bound:
     """An implementation ready to be called."""
 
+    hook: str
     section: str
     name: str
     label: str  # the name, or section.name where two sections use the same name
@@ -282,8 +283,9 @@ class _Bound:
     arguments: Sequence[str]
 
     def __call__(self, **arguments: Any) -> Any:
-        """Call it with those of the hook's arguments that it asks for."""
-        return self.function(*[arguments[name] for name in self.arguments])
+        """Call it with those of the hook's arguments that it asks for. Raises PluginError where it crashes."""
+        with blaming(self.label, self.hook):
+            return self.function(*[arguments[name] for name in self.arguments])
 
 
 class Plugins:
@@ -320,8 +322,8 @@ class Plugins:
     def _bind(self, hook: str, owners: Mapping[str, tuple[str, str]]) -> tuple[_Bound, ...]:
         calls = reversed(getattr(self.manager.hook, hook).get_hookimpls())  # pluggy keeps the first to call at the end
         bound = [
-            _Bound(*owners[call.plugin_name], self._labels[owners[call.plugin_name]], call.function, call.argnames)
-            for call in calls
+            _Bound(hook, *owner, self._labels[owner], call.function, call.argnames)
+            for call, owner in ((call, owners[call.plugin_name]) for call in calls)
         ]
         if getattr(SPECS[hook], "answers", "all") == "each loss":  # of those that the recipe names as losses
             return tuple(replace(call, label=call.name) for call in bound if call.section == "loss")

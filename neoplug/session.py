@@ -18,7 +18,7 @@ from neoplug.data import Order
 from neoplug.data.batch import Batch
 from neoplug.diagnosis import remarks
 from neoplug.distributed import World
-from neoplug.errors import Interrupted, NeoplugError, RunError, UsageError
+from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, UsageError
 from neoplug.evaluate import held_out_batches, measure, probe
 from neoplug.files import remove_partial
 from neoplug.forward import LanguageModel, head_name, language_model
@@ -78,9 +78,12 @@ class Session:
 
     def note_end(self, error: BaseException) -> None:
         """Write down how a run ended that did not complete."""
+        if isinstance(error, PluginError) and self.world.is_main:
+            error.log = self.directory.log
+        told = isinstance(error, NeoplugError | EndedNow)
         status = "interrupted" if isinstance(error, Interrupted | EndedNow) else "failed"
-        reason = str(error) if isinstance(error, NeoplugError | EndedNow) else f"{type(error).__name__}: {error}"
-        logger.debug("%s: %s", status, reason)
+        reason = str(error) if told else f"{type(error).__name__}: {error}"
+        logger.debug("%s: %s", status, reason, exc_info=error.__cause__ or (None if told else error))
         self.write({"format": 1, "status": status, "reason": reason, **self.facts})
 
     def refuse_other_world(self, size: int) -> None:
@@ -110,7 +113,7 @@ class Session:
         optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
         schedule = make_schedule(optimizer, recipe.train, total)
         if earlier is not None:
-            checkpoint.load(earlier, student.module, optimizer, schedule, plugins)
+            checkpoint.load(earlier, student.module, optimizer, schedule, plugins, self.world.rank)
         first = 0 if earlier is None else int(earlier.name.removeprefix("step-"))
         training = self.training(student, teacher, batches, order, total, optimizer, schedule)
         self.progress.started(total, first)
@@ -263,11 +266,12 @@ class Session:
             self.progress.step(line)
 
     def save_checkpoint(self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
-        """Write a checkpoint on the main process."""
+        """Write a checkpoint on the main process, with what the plugins of all ranks remember."""
+        remembered = self.world.gather([checkpoint.pack(self.checked.plugins)])
         if self.world.is_main:
             state = {**self.facts, "world": self.world.size, "seconds": monotonic() - self.began}
             folder = self.directory.checkpoints
-            checkpoint.save(folder, step, model, optimizer, schedule, self.checked.plugins, state)
+            checkpoint.save(folder, step, model, optimizer, schedule, self.checked.plugins, remembered, state)
             checkpoint.prune(folder, self.checked.recipe.train.save_total_limit)
         self.world.wait()
 

@@ -403,7 +403,7 @@ def test_a_check_that_fails_is_a_problem(folder, answer):
         assert recipe.load("good.yaml", (), changes)
     else:
         (line,) = mistakes("good.yaml", (), changes)
-        assert line.endswith(": no") or "the check of `./parts.py:Checks` failed: " in line
+        assert line.endswith(": no") or "`./parts.py:Checks` failed in `check`: " in line
 
 
 WORDS = st.sampled_from(

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from traceback import print_exception
 
 import typer
 
@@ -35,8 +36,13 @@ for command in COMMANDS:
 
 
 @app.callback(invoke_without_command=True)
-def neoplug(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def neoplug(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    traceback: bool = typer.Option(False, "--traceback", help="Show the traceback of what goes wrong."),
+) -> None:
     """Distil language models with parameter-efficient adapters: a run is a recipe, variants are plugins."""
+    context.ensure_object(dict)["traceback"] = traceback
     if version:
         typer.echo(f"neoplug {__version__}")
         raise typer.Exit
@@ -49,8 +55,11 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a run's text must not fail on a terminal without Unicode
     # GNU OpenMP's threads spin while they wait: beside one other busy process that made a forward 4 times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    wishes = {"traceback": False}
     try:
-        app(prog_name="neoplug")
+        app(prog_name="neoplug", obj=wishes)
     except NeoplugError as error:
+        if wishes["traceback"]:
+            print_exception(error)
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

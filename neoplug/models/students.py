@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from neoplug.errors import Problem, RecipeError
+from neoplug.errors import PluginError, Problem, RecipeError
 from neoplug.files import cache_root, content_hash, folder_atomically, lock, sha256_of, write_atomically
 from neoplug.models.load import load_config, load_tokenizer, load_weights
 from neoplug.models.located import RECORD, Located
@@ -91,8 +91,10 @@ def _make(located: Located, checked: "Checked", batches_factory: Factory | None,
 def _call(function: Callable[..., Any], name: str, **arguments: Any) -> None:
     try:
         function(**arguments)
-    except ValueError as error:  # a plugin's word on an option that does not fit this model
-        raise RecipeError([Problem(str(error), path=("student", "prepare", name))]) from error
+    except PluginError as error:
+        if isinstance(error.__cause__, ValueError):  # a plugin's word on an option that does not fit this model
+            raise RecipeError([Problem(str(error.__cause__), path=("student", "prepare", name))]) from error
+        raise
 
 
 def _plugins(checked: "Checked") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neoplug.errors import Path as Key
-from neoplug.errors import Problem, RecipeError
+from neoplug.errors import PluginError, Problem, RecipeError
 from neoplug.marks import Tree
 from neoplug.options import build, path_fields, show
 from neoplug.recipe.model import PLUGIN_MAPS, Recipe
@@ -166,8 +166,10 @@ def asked(plugins: Plugins, recipe: Recipe) -> Iterator[Problem]:
                 raise TypeError("it must return a list of neoplug.Problem")
         except RecipeError as error:
             answer = error.problems
-        except Exception as error:
-            answer = [Problem(f"the check of `{name}` failed: {type(error).__name__}: {error}")]
+        except PluginError as error:
+            answer = [Problem(error.what, fix=f"mend it at {error.place}" if error.place else "mend the plugin")]
+        except TypeError as error:
+            answer = [Problem(f"the plugin `{name}` failed in `check`: {error}")]
         for problem in answer:
             problem = problem if problem.path or problem.mark else replace(problem, path=path)
             if problem not in seen:

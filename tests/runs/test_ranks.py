@@ -33,6 +33,28 @@ class Mark:
 
 
 @dataclass(eq=False)
+class Counts:
+    '''Remembers the rows that its rank saw; files say what it remembered, and what it got back.'''
+
+    folder: str
+    rows: list = field(default_factory=list)
+
+    @hookimpl
+    def edit_batch(self, batch):
+        self.rows.append(sorted({int(row) for row in batch.rows}))
+
+    def state_dict(self):
+        self.write("kept", self.rows)
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state):
+        self.write("found", state["rows"])
+
+    def write(self, what, rows):
+        Path(self.folder, f"{what}-{os.environ['RANK']}").write_text(str(rows))
+
+
+@dataclass(eq=False)
 class Ridge:
     @hookimpl
     def penalty(self, model):
@@ -100,12 +122,17 @@ def test_a_fault_on_another_rank_is_named(lab):
     assert {int(row) for row in rows.group(1).split(",")} <= {4, 9, 15}
 
 
-def test_another_number_of_ranks_cannot_go_on(lab):
-    recipe = lab.recipe(train={"max_steps": 2, "save_steps": 1})
+def test_each_rank_goes_on_with_what_it_remembered_and_another_number_of_ranks_cannot(lab):
+    lab.plugin("parts", PARTS)
+    counts = {"./parts.py:Counts": {"folder": str(lab.folder)}}
+    recipe = lab.recipe(treatments=counts, train={"max_steps": 2, "save_steps": 1})
     assert launch(lab, recipe, "run").returncode == 0
     (lab.folder / "run" / "result.json").unlink()  # as if it had been killed before it finished
     done = launch(lab, recipe, "run", "--resume")
     assert done.returncode == 0, done.stderr
+    kept, found = ([(lab.folder / f"{what}-{rank}").read_text() for rank in (0, 1)] for what in ("kept", "found"))
+    assert kept == found
+    assert kept[0] != kept[1]
     (lab.folder / "run" / "result.json").unlink()
     from neoplug.errors import UsageError
 

@@ -33,9 +33,12 @@ class Meter:
     kind: str
 
     @hookimpl
-    def on_step_end(self, step):
+    def on_step_end(self, step, model):
         if self.kind == "exit":
             raise SystemExit(0)
+        if self.kind == "exit later":
+            model.register_forward_pre_hook(lambda *_: exit(0))
+            return {}
         return {"loss": {"loss": 0.0}, "shape": {"norms": torch.ones(3)}}[self.kind]
 
 
@@ -69,7 +72,12 @@ def test_a_gradient_of_another_shape(lab):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("loss", "`loss`, which is taken"), ("shape", r"`norms` of .* has shape \[3\]"), ("exit", r"sys.exit\(0\)")],
+    [
+        ("loss", "`loss`, which is taken"),
+        ("shape", r"`norms` of .* has shape \[3\]"),
+        ("exit", "`on_step_end`: SystemExit: 0"),
+        ("exit later", r"sys.exit\(0\)"),
+    ],
 )
 def test_a_plugin_that_spoils_a_step(lab, kind, message):
     lab.plugin("answers", ANSWERS)

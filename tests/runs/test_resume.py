@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from neoplug.errors import UsageError
+from neoplug.errors import PluginError, UsageError
 
 TRIP = """
 import fcntl
@@ -97,7 +97,7 @@ class Breakable:
         self.switch.write_text(trip or "nowhere 0 raise")
         if trip is None:
             return self.lab.run(output, self.recipe, resume=resume)
-        with pytest.raises(OSError, match="tripped"):
+        with pytest.raises(PluginError, match="OSError: tripped"):
             self.lab.run(output, self.recipe, resume=resume)
         return self.lab.at(output)
 
@@ -153,7 +153,8 @@ def test_a_broken_run_goes_on(breakable, undisturbed, trip, saved, lines):
     assert broken.steps_saved == saved
     found = broken.facts if (broken.path / "metrics.jsonl").exists() else []
     assert found == undisturbed.facts[:lines]
-    assert (broken.result["status"], broken.result["reason"]) == ("failed", "OSError: tripped")
+    assert broken.result["status"] == "failed"
+    assert "trip.py:Trip` failed in `on_" in broken.result["reason"]
     assert_same(breakable.run(name, resume=True), undisturbed)
 
 
@@ -225,7 +226,7 @@ def test_other_data_under_the_same_name_is_refused(lab, tiny_chat):
     switch.write_text("step 3 raise")
     probes = {"./trip.py:Trip": {"file": str(switch)}}
     recipe = lab.recipe(data={"source": str(data)}, probes=probes)
-    with pytest.raises(OSError, match="tripped"):
+    with pytest.raises(PluginError, match="OSError: tripped"):
         lab.run("run", recipe)
     data.write_text(tiny_chat.read_text().replace("plus", "and"))
     with pytest.raises(UsageError, match=r"data\.fingerprint: .* -> "):

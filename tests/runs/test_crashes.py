@@ -1,0 +1,81 @@
+"""A plugin that crashes ends the command with its name and its hook, wherever that happens; the traceback is kept."""
+
+import sys
+
+import pytest
+
+from neoplug.cli import main
+from neoplug.registry import SPECS
+
+CRASH = """
+@dataclass(eq=False)
+class Crash:
+    @hookimpl
+    def {fit}(self):
+        pass
+
+    @hookimpl
+    def {hook}(self):
+        return {{}}["gone"]
+"""
+STATE = """
+@dataclass(eq=False)
+class Crash:
+    @hookimpl
+    def on_step_end(self):
+        pass
+
+    def state_dict(self):
+        return {}["gone"]
+
+    def load_state_dict(self, state):
+        pass
+"""
+SECTIONS = {  # where the plugin stands; all others are treatments
+    "prepare_student": lambda: {"student": {"prepare": CRASHING}},
+    "load_kwargs": lambda: {"student": {"load": CRASHING}},
+    "add_adapter": lambda: {"adapter": CRASHING},
+    "make_optimizer": lambda: {"optimizer": CRASHING},
+    "token_loss": lambda: {"loss": CRASHING},
+    "token_gradient": lambda: {"loss": CRASHING},
+    "on_evaluate": lambda: {"probes": CRASHING},
+}
+CRASHING = {"./crash.py:Crash": {}}
+BEFORE_THE_DIRECTORY = {"check", "prepare_student"}
+
+
+@pytest.fixture
+def command(lab, monkeypatch, capsys):
+    """Return a function that runs `neoplug ... run RECIPE` and returns its exit code and what it said on stderr."""
+
+    def run(recipe, *options):
+        line = ["neoplug", *options, "run", str(recipe), "--output", str(lab.folder / "run")]
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return caught.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("hook", [*sorted(SPECS.keys() - {"merge_adapter"}), "state_dict"])
+def test_a_crash_names_plugin_and_hook(lab, command, hook):
+    fit = {"token_gradient": "token_loss"}.get(hook, "on_train_end" if hook != "on_train_end" else "after_load")
+    lab.plugin("crash", STATE if hook == "state_dict" else CRASH.format(hook=hook, fit=fit))
+    sections = SECTIONS.get(hook, lambda: {"treatments": CRASHING})()
+    recipe = lab.recipe(**{"teacher": None, "loss": {"cross_entropy": {}}, "train": {"max_steps": 1}} | sections)
+    code, said = command(recipe)
+    assert code == (2 if hook == "check" else 1)
+    assert f"`./crash.py:Crash` failed in `{hook}`: KeyError: 'gone'" in said
+    lines = (lab.folder / "crash.py").read_text().splitlines()
+    line = 1 + lines.index('        return {}["gone"]')
+    assert f"{lab.folder / 'crash.py'}:{line}" in said
+    assert "Traceback" not in said
+    if hook in BEFORE_THE_DIRECTORY:
+        assert not (lab.folder / "run").exists()
+        assert "Traceback" in command(recipe, "--traceback")[1]
+    else:
+        log = lab.folder / "run" / "log.txt"
+        assert f"{log} holds the traceback" in said
+        assert "Traceback" in log.read_text()
+        assert lab.at("run").result["status"] == "failed"
