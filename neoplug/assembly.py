@@ -134,8 +134,8 @@ def refuse_missing_devices(recipe: Recipe) -> None:
 
 def refuse_too_long(corpus: Corpus, models: Mapping[Role, Located | None]) -> None:
     """Refuse documents longer than a model has positions; where positions are rotary, it is only told."""
-    longest = max(len(document) for row in [*corpus.rows, corpus.held_out] for document in row)
     for role, located in models.items():
+        longest = corpus.longest[role]
         config = located and load_config(located, (role, "model")).get_text_config()
         positions = getattr(config, "max_position_embeddings", None) or longest
         if positions >= longest:
@@ -150,8 +150,7 @@ def refuse_too_long(corpus: Corpus, models: Mapping[Role, Located | None]) -> No
 
 def refuse_unshared(corpus: Corpus, vocabulary: Vocabulary, tokenizer: Any) -> None:
     """Refuse text with tokens that only one of the models knows."""
-    documents = [document for row in corpus.rows for document in row] + corpus.held_out
-    strange = {token for document in documents for token in vocabulary.unshared(torch.from_numpy(document.input_ids))}
+    strange = vocabulary.unshared(torch.from_numpy(corpus.used.copy()))
     if strange:
         named = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in sorted(strange)[:5])
         problem = Problem(

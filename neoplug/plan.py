@@ -145,15 +145,14 @@ def _length(checked: Checked, corpus: Corpus) -> dict[str, Any]:
     """Return data, steps and tokens of a run in one process."""
     order = make_order(checked, corpus, 1)
     steps = count_steps(checked.recipe.train, order.steps_per_epoch)
-    documents = [document for row in corpus.rows for document in row]
-    tokens, scored = sum(map(len, documents)), sum(document.answer_tokens for document in documents)
+    tokens, scored = corpus.report.train.tokens, corpus.report.train.answer_tokens
     return {
         "data": {
             "rows": len(corpus.rows),
             "held_out_documents": len(corpus.held_out),
             "tokens": tokens,
             "answer_tokens": scored,
-            "longest_row": max((sum(map(len, row)) for row in corpus.rows), default=0),
+            "longest_row": int(corpus.row_lengths.max()),
             "report": corpus.report.as_dict(),
             "lines": corpus.report.lines(),
         },

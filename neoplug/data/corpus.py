@@ -1,153 +1,153 @@
-"""The data of a run: from the recipe's `data` section to documents that train and documents that measure."""
+"""The data of a run: from the recipe's `data` section to documents that train and documents that measure.
+
+They are tokenised once: the tokens lie in the cache, under a hash of everything that they depend on.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import TypeAdapter
 
 from neoplug.data.batch import Document
 from neoplug.data.chat import template_text
-from neoplug.data.columns import Columns, Content, names_of, recognise
 from neoplug.data.held_out import split
-from neoplug.data.lengths import fit
+from neoplug.data.intake import PEEKED_ROWS, Intake, columns_of, nothing_left
+from neoplug.data.key import store_key
 from neoplug.data.packing import pack
-from neoplug.data.readers import Row
-from neoplug.data.report import Report, Side
-from neoplug.data.sources import is_local, read_rows
+from neoplug.data.report import Report
+from neoplug.data.sources import Source, is_local, open_source
+from neoplug.data.spool import Spool
+from neoplug.data.store import Store, open_store, write_record
 from neoplug.data.tokenise import Tokeniser
 from neoplug.data.tokens import Tokenizer
-from neoplug.errors import Path, Problem, RecipeError
+from neoplug.errors import Problem, RecipeError, UsageError
+from neoplug.files import PARTIAL, cache_root, folder_atomically, lock
 
 if TYPE_CHECKING:
     from neoplug.recipe import Data
 
-PEEKED_ROWS = 20
-
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Everything that a run reads.
+    """Everything that a run reads. Documents are made as they are asked for; R training rows.
 
     rows         what a batch counts: of several documents where rows are packed, else of exactly one
     held_out     never trained on, never packed
     report       what became of the source's rows
     fingerprint  sha256 of all tokens and masks above, in hexadecimal
+    row_lengths  [R] int64: how many tokens each training row has
+    longest      the tokens of the longest document, as the `student` and as the `teacher` reads it
+    used         [U] int64: every token that occurs, ascending
     """
 
-    rows: list[list[Document]]
-    held_out: list[Document]
+    rows: Sequence[list[Document]]
+    held_out: Sequence[Document]
     report: Report
     fingerprint: str
+    row_lengths: np.ndarray
+    longest: Mapping[str, int]
+    used: np.ndarray
 
 
 def load_corpus(data: Data, tokenizer: Tokenizer) -> Corpus:
-    """Read, split, tokenise, cut and pack the data of a recipe.
+    """Return the data of a recipe: read, split, tokenised, cut and packed, now or by an earlier run.
 
     raises  RecipeError where the source, its columns or the split cannot be used, or nothing is left of them
     """
-    tokeniser = Tokeniser(tokenizer, template_text(data.chat_template), data.train_on)
-    training, kept, report = _contents(data, tokeniser)
-    documents = _documents(training, tokeniser, data, report, report.train)
-    held_out = _documents(kept, tokeniser, data, report, report.held_out)
-    _refuse_empty(documents, held_out, report)
-    rows = pack(documents, data.max_length) if data.packing else [[document] for document in documents]
-    report.packed_rows = len(rows)
-    return Corpus(rows, held_out, report, fingerprint([*rows, held_out]))
+    sources, template = _sources(data), template_text(data.chat_template)
+    content = {key: source.identity() for key, source in sources.items()} | {"chat_template": template}
+    folder = cache_root() / "tokens" / store_key(data.model_dump(), content, tokenizer)
+    try:
+        with lock(folder):
+            if (store := open_store(folder)) is None:
+                _clear(folder)
+                _make(folder, data, sources, Tokeniser(tokenizer, template, data.train_on))
+                store = Store(folder)
+    except OSError as error:
+        fix = "make room there, or set NEOPLUG_HOME to a folder on another disk"
+        raise UsageError(f"the tokens cannot be stored in {folder.parent}: {error}\nfix: {fix}") from error
+    report = TypeAdapter(Report).validate_python(store.record["report"])
+    report.source = data.source  # the same rows may lie elsewhere now
+    return Corpus(
+        rows=store.rows,
+        held_out=store.held_out,
+        report=report,
+        fingerprint=store.record["fingerprint"],
+        row_lengths=store.row_lengths,
+        longest=store.longest,
+        used=store.used,
+    )
 
 
 def check_source(data: Data) -> list[Problem]:
     """Look at the first rows of the local sources without a tokenizer: quick, before any model is loaded."""
     problems = []
-    for key, source in (("source", data.source), ("eval_source", data.eval_source)):
-        if source is None or not is_local(source):
+    for key, name in (("source", data.source), ("eval_source", data.eval_source)):
+        if name is None or not is_local(name):
             continue
         try:
-            rows = list(islice(read_rows(source, data.split, ("data", key)), PEEKED_ROWS))
-            recognise(names_of(_some(rows, source, ("data", key))), data.columns)
+            rows = open_source(name, data.split, ("data", key)).rows()
+            columns_of(list(islice(rows, PEEKED_ROWS)), name, data, ("data", key))
         except RecipeError as error:
             problems += error.problems
     return problems
 
 
-def fingerprint(rows: Iterable[Sequence[Document]]) -> str:
-    """Return the sha256 of the documents' tokens and masks, and of where documents and rows begin."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(len(row).to_bytes(8, "little"))
-        for document in row:
-            digest.update(len(document).to_bytes(8, "little"))
-            digest.update(document.input_ids.astype("<i8").tobytes())
-            digest.update(document.scored.astype("u1").tobytes())
-            if document.teacher_ids is not None:
-                digest.update(fingerprint([[document.as_teacher()]]).encode())
-    return digest.hexdigest()
+def _sources(data: Data) -> dict[str, Source]:
+    names = {"source": data.source, "eval_source": data.eval_source}
+    return {key: open_source(name, data.split, ("data", key)) for key, name in names.items() if name is not None}
 
 
-def _contents(data: Data, tokeniser: Tokeniser) -> tuple[list[Content], list[Content], Report]:
-    """Return the contents of the rows to train on and to measure on; broken rows are counted in the report."""
-    rows = _some(list(read_rows(data.source, data.split)), data.source, ("data", "source"))
-    columns = recognise(names_of(rows), data.columns)
-    report = Report(data.source, list(columns.theirs.values()), data.max_length, len(rows), packing=data.packing)
-    usable = _usable(rows, columns, data, report, "")
+def _clear(folder: Path) -> None:
+    """Remove a damaged store, and what was left of making it by processes that were killed."""
+    for left in [folder, *folder.parent.glob(f".{folder.name}.*{PARTIAL}")]:
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _make(folder: Path, data: Data, sources: Mapping[str, Source], tokeniser: Tokeniser) -> None:
+    """Tokenise the sources into the store `folder`."""
+    report = Report(data.source, [], data.max_length, packing=data.packing)
+    with folder_atomically(folder) as target:
+        with Spool(target / "spool") as spool:
+            held_out = _taken(Intake(data, tokeniser, report, spool), sources)
+            order, bounds = _arranged(spool, held_out, data)
+            report.packed_rows = len(bounds) - 1
+            fingerprint = spool.write(target, order, bounds)
+        counted = TypeAdapter(Report).dump_python(report, mode="json")
+        write_record(target, fingerprint=fingerprint, report=counted)
+
+
+def _taken(intake: Intake, sources: Mapping[str, Source]) -> np.ndarray:
+    """Take in all rows; return [rows] bool: which of them are held out."""
+    data, report, spool = intake.data, intake.report, intake.spool
+    columns, report.rows_read = intake.take(sources["source"], data.source, ("data", "source"))
+    report.columns = list(columns.theirs.values())
+    training = len(spool.digests)
     if data.eval_source is None:
-        return *split(usable, data.held_out), report
-    rows = list(read_rows(data.eval_source, data.split, ("data", "eval_source")))
-    columns = recognise(names_of(_some(rows, data.eval_source, ("data", "eval_source"))), data.columns)
-    report.eval_rows_read = len(rows)
-    kept = _usable(rows, columns, data, report, " in eval_source")
-    trained = {content.digest for content in usable}
-    report.leaked = sum(content.digest in trained for content in kept)
-    return usable, kept, report
+        held_out = split(spool.digests, data.held_out)
+    else:
+        key = ("data", "eval_source")
+        _, report.eval_rows_read = intake.take(sources["eval_source"], data.eval_source, key, " in eval_source")
+        held_out = np.arange(len(spool.digests)) >= training
+        report.leaked = int(np.isin(spool.digests[training:], spool.digests[:training]).sum())
+    report.train, report.held_out = spool.side(~held_out), spool.side(held_out)
+    for side, purpose in ((report.train, "to train on"), (report.held_out, "to measure on")):
+        if not side.documents:
+            raise RecipeError([nothing_left(f"no row {purpose} is left", report, ("data", "source"))])
+    return held_out
 
 
-def _usable(rows: Sequence[Row], columns: Columns, data: Data, report: Report, where: str) -> list[Content]:
-    usable = []
-    for number, row in enumerate(rows):
-        content = columns.content(row, number)
-        if isinstance(content, Content) and (fault := _nothing_to_train_on(content, data)):
-            content = fault
-        if isinstance(content, str):
-            report.drop(number, content + where)
-        else:
-            usable.append(content)
-    if not usable:
-        key = "eval_source" if where else "source"
-        raise RecipeError([_nothing_left(f"all {len(rows)} rows are broken", report, ("data", key))])
-    return usable
-
-
-def _nothing_to_train_on(content: Content, data: Data) -> str:
-    if content.kind != "messages" or data.train_on == "all":
-        return ""
-    roles = [message["role"] for message in content.values["messages"]]
-    return "" if "assistant" in roles else f"no assistant turn, only {', '.join(dict.fromkeys(roles))}"
-
-
-def _documents(
-    contents: Sequence[Content], tokeniser: Tokeniser, data: Data, report: Report, side: Side
-) -> list[Document]:
-    documents: list[Document] = []
-    for row in tokeniser.tokenise(contents, refused=report.drop):
-        fitted = fit(row, data.max_length)
-        side.add(fitted)
-        documents += fitted.documents
-    return documents
-
-
-def _refuse_empty(training: Sequence[Document], held_out: Sequence[Document], report: Report) -> None:
-    for documents, name in ((training, "to train on"), (held_out, "to measure on")):
-        if not documents:
-            raise RecipeError([_nothing_left(f"no row {name} is left", report, ("data", "source"))])
-
-
-def _nothing_left(what: str, report: Report, key: Path) -> Problem:
-    return Problem(what, why="; ".join(report.lines()[1:]), path=key)
-
-
-def _some(rows: list[Row], source: str, key: Path) -> list[Row]:
-    if not rows:
-        raise RecipeError([Problem(f"{source} holds no rows", path=key)])
-    return rows
+def _arranged(spool: Spool, held_out: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """Return the documents' numbers, row by row and then those held out, and where each row begins."""
+    training, kept = spool.documents_of(~held_out), spool.documents_of(held_out)
+    order, bounds = np.arange(len(training)), np.arange(len(training) + 1)
+    if data.packing:
+        order, bounds = pack(spool.lengths[training], data.max_length)
+    return np.concatenate([training[order], kept]), bounds

@@ -4,35 +4,28 @@ So the choice needs no seed and does not depend on the order of rows, and identi
 share keeps the rows whose hash lies below it, so that adding rows moves no old one.
 """
 
-from collections.abc import Sequence
+import numpy as np
 
-from neoplug.data.columns import Content
 from neoplug.errors import Problem, RecipeError
 
-HASHES = 2**256  # how many digests there are
+DIGEST = 16  # bytes of a content hash that are kept: rows that share them are the same
 
 
-def split(contents: Sequence[Content], held_out: int | float | None) -> tuple[list[Content], list[Content]]:
-    """Return the rows to train on and the rows held out, each in the order given.
+def split(digests: np.ndarray, held_out: int | float | None) -> np.ndarray:
+    """Return [rows] bool: which rows are held out.
 
+    digests   [rows] of DIGEST bytes: the beginning of each row's content hash
     held_out  how many rows, or a share in (0, 1); None keeps 5 % of the rows, at most 200, at least 1
     raises    RecipeError where either side would be empty
     """
-    limit = _limit(contents, held_out)
-    kept = [content for content in contents if int(content.digest, 16) < limit]
-    training = [content for content in contents if int(content.digest, 16) >= limit]
-    if not training or not kept:
-        raise RecipeError([_empty(len(contents), held_out, training_is_empty=not training)])
-    return training, kept
-
-
-def _limit(contents: Sequence[Content], held_out: int | float | None) -> int:
-    """Return the hash from which on rows are trained on."""
     if isinstance(held_out, float):
-        return int(held_out * HASHES)
-    rows = max(1, min(200, len(contents) // 20)) if held_out is None else held_out
-    digests = sorted(int(content.digest, 16) for content in contents)
-    return digests[min(rows, len(digests)) - 1] + 1
+        kept = digests < int(held_out * 2 ** (8 * DIGEST)).to_bytes(DIGEST, "big")
+    else:
+        rows = max(1, min(200, len(digests) // 20)) if held_out is None else held_out
+        kept = digests <= np.sort(digests)[min(rows, len(digests)) - 1]
+    if kept.all() or not kept.any():
+        raise RecipeError([_empty(len(digests), held_out, training_is_empty=bool(kept.any()))])
+    return kept
 
 
 def _empty(rows: int, held_out: int | float | None, *, training_is_empty: bool) -> Problem:

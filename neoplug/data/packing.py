@@ -1,28 +1,43 @@
 """Documents to rows: best fit, longest first. A document is never split, and the same documents give the same rows."""
 
-from bisect import bisect_left, insort
-from collections.abc import Sequence
+from heapq import heappop, heappush
 
-from neoplug.data.batch import Document
+import numpy as np
 
 
-def pack(documents: Sequence[Document], max_length: int) -> list[list[Document]]:
+def pack(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return rows of at most `max_length` tokens that together hold every document once.
 
-    Each document goes to the row with the least room that still holds it. Documents stand in their given order inside
-    a row, and rows in the order of their first documents.
+    lengths  [D] tokens of each document
+    returns  [D] numbers of documents, row by row; [R + 1] where in them each row begins, and where the last one ends
+
+    Each document goes to the row with the least room that still holds it, the earliest of several. Documents stand in
+    their given order inside a row, and rows in the order of their first documents.
     """
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, row), sorted
-    for index in sorted(range(len(documents)), key=lambda index: (-len(documents[index]), index)):
-        length = len(documents[index])
-        place = bisect_left(room, (length, 0))
-        if place < len(room):
-            left, row = room.pop(place)
-            rows[row].append(index)
+    row_of = np.zeros(len(lengths), np.int64)
+    rows = 0
+    waiting: list[list[int]] = [[] for _ in range(max_length + 1)]  # by the room that is left: a heap of rows
+    rooms = 0  # bit n is set where a row has room for n tokens
+    for document in map(int, np.argsort(-lengths, kind="stable")):
+        length = int(lengths[document])
+        if fitting := rooms >> length:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = heappop(waiting[room])
+            if not waiting[room]:
+                rooms &= ~(1 << room)
         else:
-            left, row = max_length, len(rows)
-            rows.append([index])
-        if left > length:
-            insort(room, (left - length, row))
-    return [[documents[index] for index in row] for row in sorted(map(sorted, rows))]
+            room, row, rows = max_length, rows, rows + 1
+        row_of[document] = row
+        if left := room - length:
+            heappush(waiting[left], row)
+            rooms |= 1 << left
+    return _in_order(row_of, rows)
+
+
+def _in_order(row_of: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return documents and bounds with rows in the order of their first documents."""
+    _, first = np.unique(row_of, return_index=True)
+    place = np.empty(rows, np.int64)
+    place[np.argsort(first)] = np.arange(rows)
+    place_of = place[row_of]
+    return np.argsort(place_of, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(place_of, minlength=rows))])

@@ -1,8 +1,12 @@
-"""One reader for each format of a data file: a path in, rows out, one at a time where the format allows."""
+"""One reader for each format of a data file: a path in, rows out, one at a time where the format allows.
+
+A line that is no row does not end the reading: its place is taken by the reason, a text, to be counted.
+"""
 
 import csv
 import json
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,12 +14,17 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 
 Row: TypeAlias = dict[str, Any]
+Fault: TypeAlias = str  # why there is no row: few different texts, since they are counted
+
+NOT_UTF8 = "not UTF-8"
+ESCAPE = "\\u"  # JSON can say half a character only so
+PARQUET_ROWS = 1024  # in memory at once
 
 
-def read_file(path: Path, key: Key) -> Iterator[Row]:
+def read_file(path: Path, key: Key) -> Iterator[Row | Fault]:
     """Yield the rows of one data file.
 
-    raises  RecipeError at `key` where the format is unknown or the file is not what its name says
+    raises  RecipeError at `key` where the format is unknown or the file as a whole is not what its name says
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -23,70 +32,130 @@ def read_file(path: Path, key: Key) -> Iterator[Row]:
         raise RecipeError([Problem(f"{path} is no kind of data file that is known", fix=fix, path=key)])
     try:
         yield from reader(path)
-    except (ValueError, OSError, csv.Error) as error:  # UnicodeDecodeError and pyarrow's errors are ValueErrors
+    except (ValueError, OSError, RecursionError) as error:  # UnicodeDecodeError and pyarrow's errors are ValueErrors
         raise RecipeError([Problem(f"{path} cannot be read: {error}", path=key)]) from error
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSON array, of a single object, or of JSON lines under the wrong suffix."""
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        parsed = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg != "Extra data":
-            raise
+def _json_rows(path: Path) -> Iterator[Row | Fault]:
+    """Yield the rows of a JSON array, which is read as a whole, of a single object, or of JSON lines."""
+    if _is_lines(path):
         yield from _jsonl_rows(path)
         return
-    for number, row in enumerate(parsed if isinstance(parsed, list) else [parsed], start=1):
-        yield _as_row(row, f"item {number}")
+    text = path.read_text(encoding="utf-8-sig")
+    parsed, escapes = json.loads(text), ESCAPE in text
+    yield from (_as_row(row, escapes) for row in (parsed if isinstance(parsed, list) else [parsed]))
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _as_row(_parsed(line, number), f"line {number}")
+def _is_lines(path: Path) -> bool:
+    """Tell whether the first line is a whole object and others follow: JSON lines under the wrong suffix."""
+    with path.open("rb") as file:
+        filled = (line for line in file if line.strip())
+        first, second = next(filled, b""), next(filled, b"")
+    return bool(second) and isinstance(_parsed(first.removeprefix(b"\xef\xbb\xbf")), dict)
 
 
-def _parsed(line: str, number: int) -> Any:
+def _jsonl_rows(path: Path) -> Iterator[Row | Fault]:
+    return (_parsed(line) for line in _lines(path) if line.strip())
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield lines as bytes, so that one that is no UTF-8 spoils no other."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            yield line if number else line.removeprefix(b"\xef\xbb\xbf")
+
+
+def _parsed(line: bytes) -> Row | Fault:
     try:
-        return json.loads(line.rstrip())
+        text = line.decode().rstrip()
+        return _as_row(json.loads(text), ESCAPE in text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
+        return f"no JSON: {error.msg}"
+    except UnicodeDecodeError:
+        return NOT_UTF8
+    except (ValueError, RecursionError) as error:  # a number of a million digits, a million brackets
+        return f"no JSON: {error}"
 
 
-def _as_row(row: Any, place: str) -> Row:
+def _as_row(row: Any, escapes: bool) -> Row | Fault:
     if not isinstance(row, dict):
-        raise ValueError(f"{place} is {type(row).__name__}, but a row is an object of columns")
-    return row
+        return f"{type(row).__name__}, but a row is an object of columns"
+    return "half a character" if escapes and _is_broken(json.dumps(row, ensure_ascii=False)) else row
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[Row | Fault]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            yield from batch.to_pylist()
+        for batch in file.iter_batches(PARQUET_ROWS):
+            try:
+                yield from batch.to_pylist()
+            except UnicodeDecodeError:
+                yield from (_arrow_row(batch.slice(number, 1)) for number in range(len(batch)))
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _arrow_row(row: Any) -> Row | Fault:
+    try:
+        found: Row = row.to_pylist()[0]
+    except UnicodeDecodeError:
+        return NOT_UTF8
+    return found
+
+
+def _csv_rows(path: Path) -> Iterator[Row | Fault]:
     """Yield rows whose values are all text, as written: an answer of `007` stays so."""
     csv.field_size_limit(2**31 - 1)  # the default refuses fields beyond 128 KiB, which documents exceed
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        for row in csv.DictReader(lines, strict=True):
-            if None in row:
-                raise ValueError(f"row {row} has more fields than the header")
-            yield row
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        names = reader.fieldnames
+        while names:
+            try:
+                yield _csv_row(next(reader))
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield f"no CSV: {error}"
 
 
-def _text_rows(path: Path) -> Iterator[Row]:
+def _csv_row(row: dict[Any, Any]) -> Row | Fault:
+    if None in row:
+        return "more fields than the header"
+    return NOT_UTF8 if any(map(_is_broken, row.values())) else row
+
+
+def _is_broken(text: str | None) -> bool:
+    try:
+        return text is not None and not text.encode()
+    except UnicodeEncodeError:
+        return True
+
+
+def _text_rows(path: Path) -> Iterator[Row | Fault]:
     """Yield a row for each paragraph, or for each line where no blank line stands between lines."""
-    lines = [line.rstrip() for line in path.read_text(encoding="utf-8-sig").strip().splitlines()]
-    paragraphs = "\n".join(lines).split("\n\n") if "" in lines else lines
-    return ({"text": paragraph.strip("\n")} for paragraph in paragraphs if paragraph.strip())
+    several = sum(filled for filled, _ in groupby(_texts(path), _is_filled)) > 1
+    paragraphs = (list(lines) for filled, lines in groupby(_texts(path), _is_filled) if filled)
+    lines = ([line] for line in _texts(path) if _is_filled(line))
+    for row in paragraphs if several else lines:
+        yield NOT_UTF8 if None in row else {"text": "\n".join(map(str, row))}
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+def _texts(path: Path) -> Iterator[str | None]:
+    """Yield lines without the blanks at their ends, and None for one that is no UTF-8."""
+    begun = False
+    for line in _lines(path):
+        try:
+            text = line.decode().rstrip()
+        except UnicodeDecodeError:
+            text = None
+        yield text if begun or text is None else text.lstrip()
+        begun = begun or _is_filled(text)
+
+
+def _is_filled(line: str | None) -> bool:
+    return line != ""
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row | Fault]]] = {
     ".json": _json_rows,
     ".jsonl": _jsonl_rows,
     ".parquet": _parquet_rows,

@@ -3,8 +3,6 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from neoplug.data.lengths import Fitted
-
 EXAMPLES = 3  # row numbers shown for each reason
 
 
@@ -20,17 +18,6 @@ class Side:
     answer_tokens_lost: int = 0
     rows_without_answer: int = 0
     rows_in_windows: int = 0
-
-    def add(self, fitted: Fitted) -> None:
-        """Count one row."""
-        self.rows += 1
-        self.documents += len(fitted.documents)
-        self.tokens += sum(map(len, fitted.documents))
-        self.answer_tokens += sum(document.answer_tokens for document in fitted.documents)
-        self.rows_cut += fitted.cut
-        self.answer_tokens_lost += fitted.lost_answer_tokens
-        self.rows_without_answer += not fitted.documents
-        self.rows_in_windows += len(fitted.documents) > 1
 
     def lines(self, name: str, max_length: int) -> list[str]:
         """Return the counts in words; what did not happen is not mentioned."""

@@ -8,12 +8,14 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from neoplug.data.readers import READERS, Row, read_file
+from neoplug.data.readers import READERS, Fault, Row, read_file
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, did_you_mean
+from neoplug.files import content_hash, sha256_of
 
 SPLITS = {
     "train": "train",
@@ -30,25 +32,87 @@ SPLITS = {
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?![a-z])")
 
 
-def read_rows(source: str, split: str = "train", key: Key = ("data", "source")) -> Iterator[Row]:
-    """Yield the rows of `source`, in its own order.
+class Source(Protocol):
+    """Where rows come from."""
+
+    def rows(self) -> Iterator[Row | Fault]:
+        """Yield the rows from the first on, each time it is called; RecipeError where a file is not what it says."""
+
+    def identity(self) -> Any:
+        """Return what the rows depend on, ready for JSON: the hash of all content, not where it lies."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts in memory."""
+
+    texts: list[str]
+
+    def rows(self) -> Iterator[Row | Fault]:
+        """Yield a row a text."""
+        return ({"text": text} for text in self.texts)
+
+    def identity(self) -> Any:
+        """Return the hash of the texts."""
+        return content_hash(self.texts)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Data files; `key` is the recipe's key that names them."""
+
+    files: list[Path]
+    key: Key
+
+    def rows(self) -> Iterator[Row | Fault]:
+        """Yield the rows of one file after the other."""
+        return (row for file in self.files for row in read_file(file, self.key))
+
+    def identity(self) -> Any:
+        """Return the hash of each file, and the suffix that says how it is read."""
+        try:
+            return [[file.suffix.lower(), sha256_of(file)] for file in self.files]
+        except OSError as error:
+            raise RecipeError([Problem(f"a data file cannot be read: {error}", path=self.key)]) from error
+
+
+@dataclass(frozen=True)
+class Table:
+    """A dataset of the library `datasets`, on disk."""
+
+    table: Any
+    split: str
+
+    def rows(self) -> Iterator[Row | Fault]:
+        """Yield the rows."""
+        return iter(self.table)
+
+    def identity(self) -> Any:
+        """Return the hash of each file behind it, and what is taken of them; of a table in memory, that of its rows."""
+        files = [sha256_of(Path(file["filename"])) for file in self.table.cache_files]
+        rows = [] if files else [content_hash(str(row)) for row in self.table]
+        return [self.split, len(self.table), str(self.table.features), files, rows]
+
+
+def open_source(source: str, split: str = "train", key: Key = ("data", "source")) -> Source:
+    """Return where the rows of `source` come from; they keep its own order.
 
     source  `python:MODULE`, a file, a folder, or a hub id
     key     the recipe's key that names the source, for errors
-    raises  RecipeError where there is no such source or split, or a file is not what its name says
+    raises  RecipeError where there is no such source or split
     """
     if source.startswith("python:"):
         _only_train(source, split, key)
-        return _module_rows(source.removeprefix("python:"), key)
+        return Texts(_module_texts(source.removeprefix("python:"), key))
     path = Path(source).expanduser()
     if path.is_dir():
-        return _folder_rows(path, split, key)
+        return _folder(path, split, key)
     if path.is_file():
         _only_train(source, split, key)
-        return read_file(path, key)
+        return Files([path], key)
     if looks_local(source):
         raise RecipeError([missing(path, key)])
-    return _hub_rows(source, split, key)
+    return _from_hub(source, split, key)
 
 
 def is_local(source: str) -> bool:
@@ -70,13 +134,17 @@ def missing(path: Path, key: Key) -> Problem:
 
 def _only_train(source: str, split: str, key: Key) -> None:
     """Refuse another split of what has none; `split` belongs to `source`, so it asks nothing of other files."""
-    if split != "train" and key == ("data", "source"):
+    if split != "train" and key[-1] == "source":
         what = f"{source} has one split, `train`, but `{split}` is asked for"
-        raise RecipeError([Problem(what, fix="leave `split` out", path=("data", "split"))])
+        raise RecipeError([Problem(what, fix="leave `split` out", path=_split_of_key(key))])
 
 
-def _module_rows(name: str, key: Key) -> Iterator[Row]:
-    """Yield the texts of a module that holds a map of them under its own last name, as pydoc_data.topics does."""
+def _split_of_key(key: Key) -> Key:
+    return (*key[:-1], "split")
+
+
+def _module_texts(name: str, key: Key) -> list[str]:
+    """Return the texts of a module that holds a map of them under its own last name, as pydoc_data.topics does."""
     try:
         module = importlib.import_module(name)
     except Exception as error:
@@ -88,13 +156,13 @@ def _module_rows(name: str, key: Key) -> Iterator[Row]:
         what = f"the module {name} has no map of texts named `{attribute}`"
         why = "a `python:` source is a module that holds {title: text} under its own last name"
         raise RecipeError([Problem(what, why=why, fix="for example python:pydoc_data.topics", path=key)])
-    return ({"text": text} for text in texts.values())
+    return list(texts.values())
 
 
-def _folder_rows(folder: Path, split: str, key: Key) -> Iterator[Row]:
+def _folder(folder: Path, split: str, key: Key) -> Source:
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        return _saved_rows(folder, split, key)
-    return (row for file in files_of_split(folder, split, key) for row in read_file(file, key))
+        return _saved(folder, split, key)
+    return Files(files_of_split(folder, split, key), key)
 
 
 def files_of_split(folder: Path, split: str, key: Key = ("data", "source")) -> list[Path]:
@@ -115,7 +183,7 @@ def files_of_split(folder: Path, split: str, key: Key = ("data", "source")) -> l
     if list(by_split) == [""]:
         by_split = {"train": found}
     by_split.pop("", None)
-    return _pick(by_split, split, str(folder))
+    return _pick(by_split, split, str(folder), key)
 
 
 def _split_of(file: Path) -> str:
@@ -124,30 +192,30 @@ def _split_of(file: Path) -> str:
     return SPLITS[words[-1]] if words else ""
 
 
-def _pick(by_split: Mapping[str, Any], split: str, source: str) -> Any:
+def _pick(by_split: Mapping[str, Any], split: str, source: str, key: Key) -> Any:
     wanted = split if split in by_split else SPLITS.get(split, split)
     if wanted not in by_split:
         what = f"{source} has no split `{split}`{did_you_mean(split, list(by_split))}"
-        raise RecipeError([Problem(what, fix=f"it has {', '.join(by_split)}", path=("data", "split"))])
+        raise RecipeError([Problem(what, fix=f"it has {', '.join(by_split)}", path=_split_of_key(key))])
     return by_split[wanted]
 
 
-def _saved_rows(folder: Path, split: str, key: Key) -> Iterator[Row]:
-    """Yield the rows of what `datasets` wrote with save_to_disk."""
+def _saved(folder: Path, split: str, key: Key) -> Source:
+    """Return what `datasets` wrote with save_to_disk."""
     import datasets
 
     saved = datasets.load_from_disk(str(folder))
     if not isinstance(saved, Mapping):
         _only_train(str(folder), split, key)
-        return iter(saved)
-    return iter(_pick(saved, split, str(folder)))
+        return Table(saved, "train")
+    return Table(_pick(saved, split, str(folder), key), "train")
 
 
-def _hub_rows(name: str, split: str, key: Key) -> Iterator[Row]:
+def _from_hub(name: str, split: str, key: Key) -> Source:
     import datasets
 
     try:
-        return iter(datasets.load_dataset(name, split=split))
+        return Table(datasets.load_dataset(name, split=split), split)
     except Exception as error:  # the hub, the network and a dataset's own files fail in their own ways
         first_line = str(error).strip().partition("\n")[0]
         what = f"the dataset {name} (split {split}) cannot be loaded: {type(error).__name__}: {first_line}"

@@ -1,7 +1,6 @@
 """Recipes' data sections and tokenizers of other families."""
 
 import pydoc_data.topics
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,18 +11,10 @@ PROSE = list(pydoc_data.topics.topics.values())[:20]
 def section():
     """Return a maker of data sections: what a recipe says beside its defaults."""
 
+    from neoplug.recipe.model import Data
+
     def make(source, **said):
-        defaults = {
-            "split": "train",
-            "columns": {},
-            "max_length": 128,
-            "packing": True,
-            "train_on": "answers",
-            "held_out": None,
-            "eval_source": None,
-            "chat_template": None,
-        }
-        return SimpleNamespace(source=str(source), **defaults | said)
+        return Data(source=str(source), **{"max_length": 128} | said)
 
     return make
 

@@ -1,41 +1,58 @@
 """Packing loses no document, splits none, overfills no row and wastes little."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoplug.data import Document
 from neoplug.data.packing import pack
 
 
-def documents(lengths):
-    return [Document(np.full(n, k), np.ones(n, bool), k) for k, n in enumerate(lengths)]
+def packed(lengths, max_length):
+    """Return the numbers of each row's documents."""
+    order, bounds = pack(np.array(lengths, np.int64), max_length)
+    assert [bounds[0], bounds[-1]] == [0, len(lengths)]
+    return [order[first:last].tolist() for first, last in pairwise(bounds)]
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 50), max_size=200))
 def test_every_document_once_in_rows_that_hold_them(lengths):
-    given_documents = documents(lengths)
-    rows = pack(given_documents, 50)
-    assert Counter(id(d) for row in rows for d in row) == Counter(map(id, given_documents))
-    assert all(0 < sum(map(len, row)) <= 50 for row in rows)
-    assert [[d.row for d in row] for row in rows] == [[d.row for d in row] for row in pack(given_documents, 50)]
+    rows = packed(lengths, 50)
+    assert Counter(number for row in rows for number in row) == Counter(range(len(lengths)))
+    assert all(0 < sum(lengths[number] for number in row) <= 50 for row in rows)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 50), max_size=60))
+def test_each_document_goes_where_it_fits_best(lengths):
+    """By definition: longest first, into the fullest row that holds it, the earliest of several."""
+    rows = []
+    for number in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
+        filled = [sum(lengths[n] for n in row) for row in rows]
+        places = [at for at, tokens in enumerate(filled) if tokens + lengths[number] <= 50]
+        row = max(places, key=lambda at: (filled[at], -at), default=None)
+        if row is None:
+            rows.append([number])
+        else:
+            rows[row].append(number)
+    assert packed(lengths, 50) == sorted(map(sorted, rows))
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=200))
 def test_no_two_rows_could_have_been_one(lengths):
     """Bounded below by room and by halves; and no two rows are so empty that they would have been one."""
-    rows = pack(documents(lengths), 50)
+    rows = packed(lengths, 50)
     halves = sum(length > 25 for length in lengths)  # no two of these share a row
     optimum_at_least = max(-(-sum(lengths) // 50), halves)
     assert len(rows) >= optimum_at_least
-    assert sum(sum(map(len, row)) <= 25 for row in rows) <= 1
+    assert sum(sum(lengths[n] for n in row) <= 25 for row in rows) <= 1
 
 
 def test_little_is_wasted_on_lengths_like_those_of_chats():
     lengths = np.clip(np.random.default_rng(0).lognormal(5.2, 0.8, 2000).astype(int), 8, 1024)
-    rows = pack(documents(lengths), 1024)
+    rows = packed(lengths, 1024)
     assert lengths.sum() / (1024 * len(rows)) > 0.95

@@ -6,8 +6,13 @@ import json
 import pytest
 
 from neoplug.data import check_source
-from neoplug.data.sources import files_of_split, read_rows
+from neoplug.data.sources import files_of_split, open_source
 from neoplug.errors import RecipeError
+
+
+def read_rows(source, split="train"):
+    return open_source(source, split).rows()
+
 
 ROWS = [{"prompt": "1 + 1 = ", "completion": "007"}, {"prompt": 'a "b",\nc', "completion": "é 漢字"}]
 
@@ -114,8 +119,7 @@ def test_a_dataset_saved_to_disk(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.jsonl", '{"text": "x"}\n{"text": \n', "line 2, column 9: Expecting value"),
-        ("a.jsonl", '["x"]\n', "line 1 is list, but a row is an object of columns"),
+        ("a.jsonl", '{"text": \n', "no row of"),
         ("a.json", '{"text": }', "Expecting value"),
         ("a.csv", "text\none,two\n", "more fields than the header"),
         ("a.parquet", "no parquet", "cannot be read"),
@@ -132,7 +136,43 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path, section, name, text, sa
 
 def test_text_in_another_encoding_is_refused(tmp_path, section):
     (tmp_path / "a.txt").write_bytes("é".encode("latin-1"))
-    assert "utf-8" in check_source(section(tmp_path / "a.txt"))[0].what
+    assert "can be read; the first is not UTF-8" in check_source(section(tmp_path / "a.txt"))[0].what
+
+
+LATIN = "é".encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"text": \n\n["x"]\n{"text": "' + LATIN + b'"}\n{"text": "\\ud800"}\n[' + b"[" * 10**5
+            + b'\n{"text": "y"}\n',
+            ["x", "no JSON", "list, but a row", "not UTF-8", "half a character", "no JSON", "y"],
+        ),
+        ("a.json", b'[{"text": "x"}, 3, {"text": "\\uDC00"}]', ["x", "int, but a row", "half a character"]),
+        ("a.csv", b'text\nx\none,two\n' + LATIN + b'\n"a"b\ny\n', ["x", "more fields", "not UTF-8", "no CSV", "y"]),
+        ("a.txt", b"x\n" + LATIN + b"\ny\n", ["x", "not UTF-8", "y"]),
+        ("a.md", b"x\nz\n\n\n" + LATIN + b"\nz\n\ny\n", ["x\nz", "not UTF-8", "y"]),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_row_does_not_end_the_reading(tmp_path, name, content, rows):
+    (tmp_path / name).write_bytes(content)
+    found = list(read_rows(str(tmp_path / name)))
+    assert len(found) == len(rows)
+    for row, expected in zip(found, rows, strict=True):
+        assert row == {"text": expected} if isinstance(row, dict) else expected in row
+
+
+def test_parquet_with_broken_text_loses_only_its_row(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    raw = pyarrow.array([b"x", LATIN, b"y"], pyarrow.binary())
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 3, raw.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": text}), tmp_path / "a.parquet")
+    assert list(read_rows(str(tmp_path / "a.parquet"))) == [{"text": "x"}, "not UTF-8", {"text": "y"}]
 
 
 def test_what_is_not_there(tmp_path, section):
@@ -155,4 +195,4 @@ def test_a_name_on_the_hub_is_not_asked_for_early_and_fails_with_words(section):
     source = section("nobody/has-such-a-dataset")
     assert check_source(source) == []
     with pytest.raises(RecipeError, match=r"nobody/has-such-a-dataset \(split train\) cannot be loaded"):
-        read_rows(source.source)
+        open_source(source.source)

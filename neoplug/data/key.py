@@ -1,0 +1,47 @@
+"""What a store of tokens depends on: the rows' content, the tokenizer, what the recipe says of them, and this code."""
+
+import importlib.metadata
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from neoplug.data.tokens import Tokenizer
+from neoplug.files import content_hash, sha256_of
+
+PACKAGES = ("jinja2", "tokenizers", "transformers")
+ELSEWHERE = {"source", "eval_source", "chat_template"}  # options of which the content counts, not the name
+
+
+def store_key(options: dict[str, Any], content: dict[str, Any], tokenizer: Tokenizer) -> str:
+    """Return the hash of everything that the tokens of a recipe depend on, in hexadecimal.
+
+    options  the recipe's `data` section
+    content  the identities of its sources, the text of its chat template
+    """
+    return content_hash(
+        {
+            "format": 1,
+            "options": {name: value for name, value in options.items() if name not in ELSEWHERE},
+            "content": content,
+            "tokenizer": tokenizer_identity(tokenizer),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "code": [sha256_of(file) for file in sorted(Path(__file__).parent.glob("*.py"))],
+        }
+    )
+
+
+def tokenizer_identity(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what decides which tokens a text becomes."""
+    return {
+        "class": type(tokenizer).__qualname__,
+        "model": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else _files_of(tokenizer),
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "template": tokenizer.chat_template,
+        "around": tokenizer("a")["input_ids"],
+    }
+
+
+def _files_of(tokenizer: Tokenizer) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {file.name: sha256_of(file) for file in sorted(Path(folder).iterdir())}

@@ -1,0 +1,160 @@
+"""Rows are tokenised once: what lies on disk is what a computation in memory gives, and it is found again."""
+
+import hashlib
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from neoplug.data import corpus as corpus_module
+from neoplug.data import load_corpus
+from neoplug.data.tokenise import Tokeniser
+
+MAX_LENGTH = 40
+
+
+def written(folder, name, texts):
+    file = folder / name
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def texts():
+    """Return texts of one to some hundred words; two of them are the same."""
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "back", "again"]
+    lengths = np.random.default_rng(0).integers(1, 60, 80)
+    rows = [" ".join(words[(n + k) % 12] for k in range(length)) for n, length in enumerate(lengths)]
+    return [*rows, rows[3]]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Keep tokens in a cache of the test's own."""
+    monkeypatch.setenv("NEOPLUG_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "tokens"
+
+
+def in_memory(texts, tokenizer, held_out):
+    """Compute training and held-out documents as the documentation says, all of them in lists."""
+    digests = [hashlib.sha256(json.dumps({"text": text}, separators=(",", ":")).encode()).hexdigest() for text in texts]
+    limit = sorted(digests)[held_out - 1]
+    sides = {True: [], False: []}
+    for text, digest in zip(texts, digests, strict=True):
+        ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        for start in range(0, len(ids) - 1, MAX_LENGTH - 1):
+            sides[digest <= limit].append(ids[start : start + MAX_LENGTH])
+    return sides[False], sides[True]
+
+
+def sha256(rows):
+    """Return the fingerprint by its definition: sizes, tokens and masks, each row after the other."""
+    parts = []
+    for row in rows:
+        parts.append(np.array([len(row)], "<i8"))
+        for ids in row:
+            mask = np.arange(len(ids)) > 0
+            parts += [np.array([len(ids)], "<i8"), np.array(ids, "<i8"), mask.astype("u1")]
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+
+
+def test_what_is_stored_is_what_a_computation_in_memory_gives(home, tmp_path, texts, tiny_tokenizer, section):
+    file = written(tmp_path, "rows.jsonl", texts)
+    training, held_out = in_memory(texts, tiny_tokenizer, 7)
+    loose = load_corpus(section(file, held_out=7, packing=False, max_length=MAX_LENGTH), tiny_tokenizer)
+    assert [row[0].input_ids.tolist() for row in loose.rows] == training
+    assert [document.input_ids.tolist() for document in loose.held_out] == held_out
+    assert loose.fingerprint == sha256([*([ids] for ids in training), held_out])
+    packed = load_corpus(section(file, held_out=7, max_length=MAX_LENGTH), tiny_tokenizer)
+    rows = [[document.input_ids.tolist() for document in row] for row in packed.rows]
+    assert sorted(ids for row in rows for ids in row) == sorted(training)
+    assert packed.fingerprint == sha256([*rows, held_out])
+    assert packed.row_lengths.tolist() == [sum(map(len, row)) for row in rows]
+    assert packed.longest["student"] == max(map(len, training + held_out))
+    assert packed.used.tolist() == sorted({token for ids in training + held_out for token in ids})
+    assert packed.rows[-1][0].input_ids.tolist() == rows[-1][0]
+    assert len(packed.rows[2:5]) == 3
+    with pytest.raises(IndexError):
+        packed.rows[len(rows)]
+
+
+def test_a_second_start_tokenises_nothing_and_says_the_same(
+    home, tmp_path, texts, tiny_tokenizer, section, monkeypatch
+):
+    file = written(tmp_path, "rows.jsonl", [*texts, ""])
+    first = load_corpus(section(file), tiny_tokenizer)
+    monkeypatch.setattr(Tokeniser, "tokenise", lambda *_, **__: pytest.fail("rows were tokenised again"))
+    moved = file.rename(tmp_path / "moved.jsonl")
+    again = load_corpus(section(moved), tiny_tokenizer)
+    assert again.report.broken == {"empty text": [len(texts)]}
+    assert again.report.lines() == [line.replace(str(file), str(moved)) for line in first.report.lines()]
+    assert again.fingerprint == first.fingerprint
+
+
+def test_whatever_tokens_depend_on_makes_another_store(home, tmp_path, texts, tiny_tokenizer, llama_tokenizer, section):
+    def stores():
+        return {folder.name for folder in home.iterdir() if folder.is_dir()}
+
+    file = written(tmp_path, "rows.jsonl", texts)
+    load_corpus(section(file), tiny_tokenizer)
+    load_corpus(section(file), tiny_tokenizer)
+    assert len(stores()) == 1
+    load_corpus(section(file, max_length=64), tiny_tokenizer)
+    load_corpus(section(file), llama_tokenizer)
+    load_corpus(section(file, eval_source=str(written(tmp_path, "other.jsonl", texts[:3]))), tiny_tokenizer)
+    written(tmp_path, "rows.jsonl", [*texts[:-1], texts[-1] + "!"])
+    load_corpus(section(file), tiny_tokenizer)
+    assert len(stores()) == 5
+
+
+@pytest.mark.parametrize("name", ["input_ids.npy", "bounds.npy", "neoplug.json"])
+def test_a_damaged_store_is_made_anew_with_a_word(home, tmp_path, texts, tiny_tokenizer, section, caplog, name):
+    data = section(written(tmp_path, "rows.jsonl", texts))
+    before = load_corpus(data, tiny_tokenizer)
+    (folder,) = (folder for folder in home.iterdir() if folder.is_dir())
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    (home / f".{folder.name}.abc.partial").mkdir()  # left by a process that was killed
+    with caplog.at_level(logging.WARNING):
+        after = load_corpus(data, tiny_tokenizer)
+    assert "damaged" in caplog.text
+    assert after.fingerprint == before.fingerprint
+    assert after.held_out[0].input_ids.tolist() == before.held_out[0].input_ids.tolist()
+    assert [path.name for path in home.iterdir() if path.is_dir()] == [folder.name]
+
+
+def test_of_two_that_start_together_one_tokenises(home, tmp_path, texts, tiny_tokenizer, section, monkeypatch):
+    made = []
+    make = corpus_module._make
+    monkeypatch.setattr(corpus_module, "_make", lambda *args: made.append(1) or make(*args))
+    data = section(written(tmp_path, "rows.jsonl", texts))
+    with ThreadPoolExecutor(2) as threads:
+        corpora = list(threads.map(lambda _: load_corpus(data, tiny_tokenizer), range(2)))
+    assert len(made) == 1
+    assert corpora[0].fingerprint == corpora[1].fingerprint
+
+
+def test_what_the_teacher_reads_instead_is_stored_beside(tmp_path):
+    from neoplug.data import Document
+    from neoplug.data.lengths import Fitted
+    from neoplug.data.spool import Spool
+    from neoplug.data.store import Store, write_record
+
+    plain = Document(np.arange(5), np.arange(5) > 2, 0)
+    other = Document(np.arange(4), np.arange(4) > 1, 1, np.arange(9) + 10, np.arange(9) > 6)
+    with Spool(tmp_path / "spool") as spool:
+        for document in (plain, other):
+            spool.add("ab" * 32, Fitted([document], 0, False))
+        assert spool.lengths.tolist() == [5, 9]
+        spool.write(tmp_path, np.array([1, 0]), np.array([0, 1]))
+    write_record(tmp_path)
+    store = Store(tmp_path)
+    found = store.rows[0][0]
+    for name in ("input_ids", "scored", "teacher_ids", "teacher_scored"):
+        assert getattr(found, name).tolist() == getattr(other, name).tolist()
+    assert store.held_out[0].teacher_ids is None
+    assert store.longest == {"student": 5, "teacher": 9}
+    assert store.row_lengths.tolist() == [4]
