@@ -55,9 +55,10 @@ class Place:
 class Tree:
     """Plain values and where each came from.
 
-    places   of every key path, () being the whole
-    broken   paths left out of `values` because they have a problem already
-    removed  paths that a null took away (or would have, had they been there)
+    places      of every key path, () being the whole
+    broken      paths left out of `values` because they have a problem already
+    removed     paths that a null took away (or would have, had they been there), and where it stands
+    incomplete  what these values were to be laid over could not be read
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class Tree:
     problems: list[Problem] = field(default_factory=list)
     broken: set[Key] = field(default_factory=set)
     removed: dict[Key, Place] = field(default_factory=dict)
+    incomplete: bool = False
 
     def get(self, path: Key) -> Any:
         """Return the value at `path`, or None where nothing stands."""
@@ -77,9 +79,12 @@ class Tree:
         return here
 
     def mark(self, path: Key, *, value: bool = False) -> Mark | None:
-        """Return the mark of the key at `path` (of its value, if asked); else of its nearest ancestor's key."""
+        """Return the mark of the key at `path` (of its value, if asked); else of its nearest ancestor's key.
+
+        A null that took something away stands for it.
+        """
         for length in range(len(path), -1, -1):
-            if place := self.places.get(path[:length]):
+            if place := self.places.get(path[:length]) or self.removed.get(path[:length]):
                 return place.value if value and length == len(path) else place.key
         return None
 
@@ -259,7 +264,8 @@ class _Reader:
             if abs(value) <= MAX_INTEGER:
                 return value
         return self.refuse(f"an integer of {len(text.lstrip('+-'))} digits is too large", path, mark,
-                           "whole numbers have 64 bits here", "put a name in quotes")  # fmt: skip
+                           "whole numbers have 64 bits here",
+                           f"write at most {MAX_INTEGER}; a name made of digits stands in quotes")  # fmt: skip
 
     def alias(self, event: Any, path: Key, mark: Mark) -> Any:
         name = event.anchor

@@ -5,8 +5,10 @@ import logging
 import random
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
@@ -20,6 +22,7 @@ from neoplug.recipe.source import split
 from neoplug.registry import Entry
 
 BROKEN = Path(__file__).parent / "broken"
+HOT = "./parts.py:Divergence@hot"
 PARTS = f"{BROKEN}/parts.py"
 GOOD = {
     "student": {"model": "hub/student"},
@@ -224,7 +227,10 @@ def test_a_parents_mistake_stands_in_the_parents_file(folder):
         "child.yaml:2:18: `model` is 1, but must be text",
     ]
     (folder / "child.yaml").write_text("extends: [good]\nextends: 2\n")
-    assert mistakes("child.yaml")[0].startswith("child.yaml:2:1: `extends` stands twice")
+    assert [line.partition(";")[0] for line in mistakes("child.yaml")] == [
+        "child.yaml:1:10: `extends` names one recipe: a shipped name or a file",
+        "child.yaml:2:1: `extends` stands twice",
+    ]
     (folder / "child.yaml").write_text("extends: !x base\n")
     assert mistakes("child.yaml") == ["child.yaml:1:10: the tag `!x` is not read"]
 
@@ -287,6 +293,41 @@ def test_an_override_is_checked_as_strictly(folder, override, expected):
     assert found[0].startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("adapter=null", ["override:1:9: no plugin adds an adapter"]),
+        ("adapter../parts.py:Rank=null", ["override:1:1: no plugin adds an adapter"]),
+        ("loss=null", ["override:1:6: the recipe names no loss"]),
+        ("student=null", ["override:1:9: `student` is missing"]),
+        ("student.model=null", ["override:1:15: `model` is missing"]),
+        ("data = null", ["override:1:7: `data` is missing"]),
+        ("teacher=null", [f"override:1:9: the loss `{HOT}` needs a teacher, but the recipe has none"]),
+    ],
+)
+def test_what_an_override_takes_away_is_missed_where_it_was_taken(folder, override, expected):
+    assert mistakes("good.yaml", [override]) == expected
+    (folder / "child.yaml").write_text("extends: good.yaml\n")
+    assert mistakes("child.yaml", [override]) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("adapter../parts.py:Rank.r=null", ["override:1:27: `r` is null, but must be a whole number"]),
+        ("adapter../parts.py:Rank.R=1", ["override:1:1: unknown key `R`"]),
+        ("loss../parts.py:Labels.weight=0", []),
+        ("loss../parts.py:Labels=null", []),
+        ("loss={}", []),  # an override's map may be a part of the parent's
+        ("loss=null", ["override:1:6: the recipe names no loss"]),
+        ("student=null", ["override:1:9: `student` is missing"]),
+    ],
+)
+def test_an_override_of_what_could_not_be_read_tells_only_what_is_sure(folder, override, expected):
+    (folder / "child.yaml").write_text("extends: nowhere\n")
+    assert mistakes("child.yaml", [override])[1:] == expected
+
+
 def test_overrides_number_their_lines_and_conflict_as_the_later(folder):
     there = f"good.yaml:{line_of('./parts.py:Rank')}"
     assert mistakes("good.yaml", ["seed=1", "adapter../parts.py:Other={}"]) == [
@@ -323,6 +364,48 @@ def test_changes_from_python_merge_as_a_child_would(folder):
     assert (known.train.num_train_epochs, known.train.learning_rate, known.seed) == (1.0, 1e-3, 3)
     assert known.student.model == str(folder)
     assert known.loss == {"./parts.py:Labels": {}}
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ({"train": {"learning_rate": np.float64(1e-4)}}, 1e-4),
+        ({"train": {"learning_rate": np.float32(0.1)}}, 13421773 / 2**27),  # the float32 next to 0.1
+        ({"train": {"learning_rate": np.array(1e-4)}}, 1e-4),
+        ({"train": {"learning_rate": Fraction(1, 8)}}, 0.125),
+        ({"seed": np.int64(3)}, 3),
+        ({"seed": np.uint8(3)}, 3),
+        ({"data": {"packing": np.bool_(False)}}, False),
+        ({"data": {"split": np.str_("test")}}, "test"),
+        ({"adapter": {"./parts.py:Rank": {"layers": [np.int32(1), 2]}}}, [1, 2]),
+    ],
+)
+def test_numbers_of_numpy_are_plain_numbers(folder, change, value):
+    here = recipe.load("good.yaml", (), change).resolved()
+    for key in dict(leaves(change)).popitem()[0]:
+        here = here[f"{folder}/parts.py:Rank" if key == "./parts.py:Rank" else key]
+    assert here == value
+    assert type(here) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": np.float64(3)}, "`seed` is 3.0, but must be a whole number"),
+        ({"seed": np.bool_(True)}, "`seed` is true, but must be a whole number"),
+        ({"train": {"learning_rate": np.bool_(True)}}, "`learning_rate` is true, but must be a number"),
+        ({"train": {"learning_rate": np.float64("nan")}}, "`learning_rate` is nan, but must be a finite number"),
+        ({"data": {"packing": np.int64(1)}}, "`packing` is 1, but must be true or false"),
+        ({"seed": np.uint64(2**64 - 1)}, "the integer is too large"),
+        ({"seed": np.array([3])}, "a ndarray cannot stand in a recipe"),
+        ({"train": {"learning_rate": Fraction(1, 3)}}, "a Fraction cannot stand in a recipe"),
+        ({"train": {"learning_rate": np.complex128(1)}}, "a complex128 cannot stand in a recipe"),
+        ({"seed": np.datetime64("2024-01-01")}, "a datetime64 cannot stand in a recipe"),
+    ],
+)
+def test_numbers_of_numpy_are_checked_as_strictly(folder, change, words):
+    (line,) = mistakes("good.yaml", (), change)
+    assert line.partition(": ")[2] == words
 
 
 def test_changes_from_python_are_checked_as_strictly(folder):
@@ -442,6 +525,25 @@ def test_any_text_is_a_recipe_or_a_list_of_mistakes(folder, text):
 def test_any_tree_is_a_recipe_or_a_list_of_mistakes(folder, values):
     loads_or_says_why(folder, yaml.safe_dump({**GOOD, **values}, sort_keys=False))
     loads_or_says_why(folder, yaml.safe_dump(values, sort_keys=False))
+
+
+@settings(FUZZ, max_examples=15)
+@given(st.dictionaries(WORDS.filter(lambda word: word != "extends"), TREES, max_size=8))
+def test_a_missing_parent_hides_no_mistake_and_makes_none(folder, values):
+    """What is said without the parent is said with it too; with it, only what the two make together is more."""
+    found = {}
+    for parent in ("good.yaml", "nowhere"):
+        (folder / "child.yaml").write_text(yaml.safe_dump({"extends": parent, **values}, sort_keys=False))
+        try:
+            recipe.load("child.yaml")
+        except RecipeError as error:
+            found[parent] = {(str(p.mark), p.what) for p in error.problems}
+    (missing,) = [what for what in found["nowhere"] if "there is no recipe `nowhere`" in what[1]]
+    without, together = found["nowhere"] - {missing}, found.get("good.yaml", set())
+    assert without <= together
+    assert all("two plugins" in what or "both say" in what or "missing" in what or "needs a teacher" in what or
+               "no plugin adds" in what or "makes an optimizer" in what or "good.yaml" in where
+               for where, what in together - without)  # fmt: skip
 
 
 @FUZZ

@@ -15,7 +15,7 @@ from neoplug.marks import Tree
 from neoplug.options import build, path_fields, show
 from neoplug.recipe.model import PLUGIN_MAPS, Recipe
 from neoplug.recipe.paths import make_options_absolute
-from neoplug.recipe.source import reading_order, seen_from
+from neoplug.recipe.source import may_be_inherited, reading_order, seen_from
 from neoplug.registry import CORE_KEYS, SPECS, Entry, Plugins, answered, class_problems, find, path_of
 
 _WHY = {
@@ -61,7 +61,7 @@ def plugins_of(tree: Tree) -> Found:
 def _named(tree: Tree) -> Iterator[tuple[str, str, Any]]:
     for path, section in PLUGIN_MAPS.items():
         plugins = tree.get(path)
-        if plugins is None and not tree.is_broken(path):
+        if plugins is None and not tree.is_broken(path) and not tree.incomplete:
             plugins = Recipe.model_fields[section].default if section in Recipe.model_fields else {}
         if isinstance(plugins, dict):
             yield from ((section, name, options) for name, options in plugins.items())
@@ -108,26 +108,35 @@ def _unused_weights(found: Found, tree: Tree) -> Iterator[Problem]:
     losses = tree.get(("loss",))
     if tree.is_broken(("loss",)) or (losses is not None and not isinstance(losses, dict)):
         return
+    if may_be_inherited(tree, ("loss",)):
+        return
     if not losses:
-        yield Problem("the recipe names no loss", fix="name at least one under `loss`", path=("loss",))
+        yield Problem("the recipe names no loss", fix="name at least one under `loss`", path=_emptied("loss", tree))
     elif len(found.weights) == len(losses) and not any(found.weights.values()):
         yield Problem("all losses have weight 0", "nothing would be learnt", "give one a weight above 0", ("loss",))
 
 
 def _teacherless(found: Found, tree: Tree) -> Iterator[Problem]:
-    if tree.get(("teacher",)) is not None or tree.is_broken(("teacher",)):
+    teacher = ("teacher",)
+    if tree.get(teacher) is not None or tree.is_broken(teacher) or may_be_inherited(tree, teacher):
         return
     for (section, name), cls in found.classes.items():
         hooks = answered(cls)
         asks = [hook for hook in ("token_loss", "token_gradient") if hook in hooks]
         if section == "loss" and any("teacher" in hooks[hook].signature.parameters for hook in asks):
             what, fix = f"the loss `{name}` needs a teacher, but the recipe has none", "add `teacher: {model: ...}`"
-            yield Problem(what, fix=fix, path=path_of(section, name))
+            yield Problem(what, fix=fix, path=teacher if teacher in tree.removed else path_of(section, name))
+
+
+def _emptied(section: str, tree: Tree) -> Key:
+    """Return what a null took from a map of plugins that now lacks something; else the map."""
+    taken = [path for path in tree.removed if path[:-1] == (section,)]
+    return taken[-1] if taken else (section,)
 
 
 def _conflicts(found: Found, tree: Tree) -> Iterator[Problem]:
     """Hold the hooks that take one answer against who gives one; the later in the recipe is at fault."""
-    known = len(found.classes) == sum(1 for _ in _named(tree)) and not tree.broken
+    known = len(found.classes) == sum(1 for _ in _named(tree)) and not tree.broken and not tree.incomplete
     for hook, spec in SPECS.items():
         rule = getattr(spec, "answers", "all")
         if rule not in ("exactly one", "at most one"):
@@ -139,7 +148,7 @@ def _conflicts(found: Found, tree: Tree) -> Iterator[Problem]:
         for later in givers[1:]:
             yield _conflict(hook, later, givers[0], tree)
         if not givers and rule == "exactly one" and known:
-            yield _NOBODY[hook]
+            yield replace(_NOBODY[hook], path=_emptied(str(_NOBODY[hook].path[0]), tree))
 
 
 def _conflict(hook: str, later: Key, first: Key, tree: Tree) -> Problem:

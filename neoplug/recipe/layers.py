@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,32 @@ def _plain(tree: Tree, value: Any, path: Key, file: str, folder: Path) -> Any:
         return [None if inner is BROKEN else inner for inner in items]
     if isinstance(value, Path):
         return str(value)
+    given, value = value, _scalar(value)
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        return _refused(tree, "the integer is too large", path, "whole numbers have 64 bits here")
+        return _refused(
+            tree, "the integer is too large", path, "whole numbers have 64 bits here", f"write at most {MAX_INTEGER}"
+        )
     if type(value) is str and not _is_text(value):
         return _refused(tree, "the text holds half a character", path)
     if value is None or type(value) in (bool, int, float, str):
         return value
     return _refused(
-        tree, f"a {type(value).__name__} cannot stand in a recipe", path, "a recipe holds what YAML can say"
+        tree, f"a {type(given).__name__} cannot stand in a recipe", path, "a recipe holds what YAML can say"
     )
+
+
+def _scalar(value: Any) -> Any:
+    """Return the plain scalar that a numpy scalar, or another kind of number, is exactly; else `value` itself."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    if isinstance(value, Integral):
+        return int(value)
+    try:
+        return float(value) if isinstance(value, Real) and float(value) == value else value
+    except OverflowError:
+        return value
 
 
 def _is_text(value: str) -> bool:
@@ -63,8 +81,8 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _refused(tree: Tree, what: str, path: Key, why: str = "") -> Any:
-    tree.problems.append(Problem(what, why, mark=tree.mark(path)))
+def _refused(tree: Tree, what: str, path: Key, why: str = "", fix: str = "") -> Any:
+    tree.problems.append(Problem(what, why, fix, mark=tree.mark(path)))
     tree.broken.add(path)
     return BROKEN
 

@@ -18,7 +18,7 @@ from neoplug.recipe.check import Found, asked, plugins_of
 from neoplug.recipe.layers import leaves
 from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe, keys_at
 from neoplug.recipe.paths import make_absolute
-from neoplug.recipe.source import gather, locate, origin, placed, reading_order, seen_from
+from neoplug.recipe.source import gather, locate, may_be_inherited, origin, placed, reading_order, seen_from
 from neoplug.registry import Entry, Plugins
 
 
@@ -69,6 +69,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str
     recipe, wrong = _typed(tree)
     plugins = plugins_of(tree)
     found += [*wrong, *plugins.problems]
+    found = [problem for problem in found if problem.mark or not may_be_inherited(tree, problem.path)]
     if recipe is None or found:
         raise RecipeError(_sorted(found, tree))
     manager = Plugins(plugins.instances)

@@ -47,7 +47,7 @@ def locate(source: str | Path, folder: Path) -> tuple[Path, str]:
 def gather(path: Path, name: str, overrides: Sequence[str], changes: Mapping[str, Any]) -> Tree:
     """Read the recipe in `path`, what it extends, `changes` and `overrides`, in that order, into one tree.
 
-    Raises RecipeError with what makes reading on pointless: text that is no YAML, a parent that is not there.
+    Raises RecipeError with what makes reading on pointless: text that is no YAML.
     """
     child = read_file(path, name)
     tree = merge(_parent(child, path, name), child, whole)
@@ -84,29 +84,47 @@ def read_file(path: Path, name: str) -> Tree:
 
 
 def _parent(child: Tree, path: Path, name: str) -> Tree:
-    """Return the tree that `child` extends (an empty one, if none), and take `extends` out of `child`."""
+    """Return the tree that `child` extends (an empty one, if none), and take `extends` out of `child`.
+
+    A parent that cannot be read is a problem, and leaves the whole incomplete: the child's own mistakes still show.
+    """
     if "extends" not in child.values:
-        if child.is_broken(("extends",)) and () not in child.broken:
-            raise RecipeError(child.problems)
-        return Tree()
+        return Tree(incomplete=child.is_broken(("extends",)))
     named = child.values.pop("extends")
     if named is None:
         return Tree()
-    mark = child.mark(("extends",), value=True)
+    try:
+        return _read_parent(named, path, name)
+    except RecipeError as error:
+        mark = child.mark(("extends",), value=True)
+        return Tree(problems=[p if p.mark else replace(p, mark=mark) for p in error.problems], incomplete=True)
+
+
+def _read_parent(named: Any, path: Path, name: str) -> Tree:
     if not isinstance(named, str) or not named:
-        raise RecipeError([*child.problems, Problem("`extends` names one recipe: a shipped name or a file", mark=mark)])
+        raise RecipeError([Problem("`extends` names one recipe: a shipped name or a file")])
     try:
         file, shown = locate(named, path.resolve().parent)
         parent = read_file(file, str(Path(name).parent / shown))
-    except RecipeError as error:
-        raise RecipeError([*child.problems, *error.problems]) from error
+    except RecipeError:
+        raise
     except UsageError as error:
         what, _, fix = str(error).partition("\nfix: ")
-        raise RecipeError([*child.problems, Problem(what, fix=fix, mark=mark)]) from error
-    if "extends" in parent.values:
+        raise RecipeError([Problem(what, fix=fix)]) from error
+    if "extends" in parent.values or parent.is_broken(("extends",)):
         what, why = f"`{named}` extends another recipe itself", "one level reads best: each value has one of two places"
-        raise RecipeError([*child.problems, Problem(what, why, "copy what you need from it", mark=mark)])
+        raise RecipeError([Problem(what, why, "copy what you need from it")])
     return parent
+
+
+def may_be_inherited(tree: Tree, path: Key) -> bool:
+    """Say whether what `path` lacks might stand in the recipe that is extended, but could not be read."""
+    taken_away = any(path[:length] in tree.removed for length in range(1, len(path) + 1))
+    if not tree.incomplete or taken_away or (path in tree.places and path not in PLUGIN_MAPS):
+        return False
+    plugin_map = next((known for known in PLUGIN_MAPS if path[: len(known)] == known), path)
+    place = tree.places.get(plugin_map)  # a file's map of plugins is whole; one made by overrides may be a part
+    return place is None or place.key.file == OVERRIDE
 
 
 def _apply(tree: Tree, override: str, number: int) -> None:
@@ -128,7 +146,8 @@ def _apply(tree: Tree, override: str, number: int) -> None:
     value, given = read(Source(match[2], OVERRIDE, line.folder, override[: len(match[1]) + 1], number))
     tree.problems += given.problems
     if value is None and not _inside_options(path):
-        if not remove(tree, path, place) and path[:-1] in PLUGIN_MAPS:
+        there = remove(tree, path, place)
+        if not there and path[:-1] in PLUGIN_MAPS and not may_be_inherited(tree, path[:-1]):
             known = [str(name) for name in tree.get(path[:-1]) or ()]
             what = f"there is no `{path[-1]}` to take away{did_you_mean(str(path[-1]), known)}"
             tree.problems.append(Problem(what, mark=place.key))

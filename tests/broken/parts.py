@@ -60,6 +60,10 @@ class Divergence:
 
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}, but must be above 0")
+
     @hookimpl
     def token_loss(self, student, teacher):
         return student
@@ -70,6 +74,10 @@ class Stepper:
     """A sound optimizer."""
 
     decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.decay < 0:
+            raise ValueError(f"decay is {self.decay}, but weights should shrink")
 
     @hookimpl
     def make_optimizer(self, groups):
