@@ -34,6 +34,7 @@ from neoplug.rundir import RunDir
 from neoplug.save import save_student
 from neoplug.seeds import derive, generator
 from neoplug.signals import EndedNow, Stop
+from neoplug.trackers import Trackers
 
 logger = logging.getLogger("neoplug")
 
@@ -64,6 +65,8 @@ class Session:
         if self.world.is_main:
             remove_partial(self.directory.path)
             self.directory.metrics.cut(done)
+        reported = self.checked.recipe.trackers if self.world.is_main else []
+        self.trackers = Trackers(reported, self.directory.path, self.checked.resolved())
         try:
             return self.work(earlier)
         except SystemExit as error:  # a plugin's: the run must not look as if it had ended well
@@ -75,6 +78,8 @@ class Session:
         except (Exception, EndedNow) as error:
             self.note_end(error)
             raise
+        finally:
+            self.trackers.finish()
 
     def note_end(self, error: BaseException) -> None:
         """Write down how a run ended that did not complete."""
@@ -218,6 +223,8 @@ class Session:
             of_teacher["probes"] = self.probed(teacher, None, [batch.for_teacher() for batch in batches])
         prompt = sample_prompt(self.parts)
         sample = {"prompt": self.decode(prompt), "before": self.continuation(student, prompt)}
+        self.trackers.evaluation(0, before)
+        self.trackers.evaluation(0, of_teacher, "teacher")
         self.facts = {"before": before, **({"teacher": of_teacher} if of_teacher else {}), "sample": sample}
 
     def measured(
@@ -264,6 +271,7 @@ class Session:
         for line in lines:
             logger.debug("step %d: loss %.6g, gradient %.4g", line["step"], line["loss"], line["grad_norm"])
             self.progress.step(line)
+            self.trackers.step(line)
 
     def save_checkpoint(self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
         """Write a checkpoint on the main process, with what the plugins of all ranks remember."""
@@ -278,6 +286,7 @@ class Session:
     def note_evaluation(self, step: int, measured: dict[str, Any]) -> None:
         """Keep an evaluation on the way for the result."""
         self.facts["evaluations"] = [*self.facts.get("evaluations", []), {"step": step, **measured}]
+        self.trackers.evaluation(step, measured)
         logger.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float)))
 
     def finish(
@@ -286,6 +295,7 @@ class Session:
         """Measure what was trained, save it, write the result."""
         self.phase("evaluating the student after training")
         after, _ = self.measured(student, teacher, batches)
+        self.trackers.evaluation(total, after)
         self.facts["sample"]["after"] = self.continuation(student, sample_prompt(self.parts))
         module, lines = student.module, self.directory.metrics.read()
         result = {

@@ -1,16 +1,20 @@
 """What a recipe may say: sections, keys, types and ranges. Names and meanings are transformers' where it has them."""
 
 import re
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from neoplug.errors import Path as Key
+from neoplug.errors import did_you_mean
 
 Options = dict[str, dict[str, Any]]  # a plugin map: name in the recipe -> options
 Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "text"]
+
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 
 # Maps of plugins. A child's replaces the parent's, and an empty value in one means "no options".
 PLUGIN_MAPS: dict[tuple[str, ...], str] = {
@@ -135,6 +139,26 @@ class Recipe(Section):
     probes: Options = {}
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: Text | None = None
+    report_to: Text | list[Text] = "none"
+
+    @field_validator("report_to")
+    @classmethod
+    def _known_trackers(cls, report_to: str | list[str]) -> str | list[str]:
+        for name in [] if report_to in ("none", "all") else [report_to] if isinstance(report_to, str) else report_to:
+            if name not in TRACKERS:
+                known = f"{', '.join(TRACKERS)}, all or none"
+                raise ValueError(f"`report_to` is {name}, but must be {known}{did_you_mean(name, TRACKERS)}")
+            if find_spec(name) is None:
+                raise ValueError(f"`report_to` names {name}, which is not installed: `pip install {name}`")
+        return report_to
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names of the trackers that the run reports to: `all` is whatever is installed."""
+        if self.report_to == "all":
+            return [name for name in TRACKERS if find_spec(name)]
+        named = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        return [name for name in dict.fromkeys(named) if name != "none"]
 
     @field_validator("format")
     @classmethod

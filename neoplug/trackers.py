@@ -1,0 +1,91 @@
+"""Trackers show a run elsewhere; accelerate speaks to them. metrics.jsonl stays the source of truth.
+
+A tracker never ends a run: one that fails is told of and left out from then on.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+logger = logging.getLogger("neoplug")
+
+PROJECT = "neoplug"
+
+
+class Trackers:
+    """The trackers that a recipe reports to, on the main process.
+
+    names   tensorboard, trackio, wandb, mlflow
+    run     the run's directory: its name is the run's, and what a tracker keeps in files lies in it
+    config  the resolved recipe
+    """
+
+    def __init__(self, names: Sequence[str], run: Path, config: Mapping[str, Any]) -> None:
+        self.running: dict[str, GeneralTracker] = {}
+        shown = {key: str(value) if isinstance(value, list) else value for key, value in flat(config)}
+        for name in names:
+            self._guarded(name, lambda name=name: self._start(name, run.absolute(), shown))  # type: ignore[misc]
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        """Report a line of metrics.jsonl."""
+        self._log({key: value for key, value in flat(line) if key != "step"}, line["step"])
+
+    def evaluation(self, step: int, measured: Mapping[str, Any], whose: str = "held_out") -> None:
+        """Report what was measured after `step` optimizer steps."""
+        self._log(dict(flat(measured, whose)), step)
+
+    def finish(self) -> None:
+        """Let all trackers write what they still hold."""
+        for name, tracker in list(self.running.items()):
+            self._guarded(name, tracker.finish)
+
+    def _start(self, name: str, run: Path, config: dict[str, Any]) -> None:
+        tracker = _tracker(name, run)
+        tracker.start()
+        tracker.store_init_configuration(config)
+        self.running[name] = tracker
+
+    def _log(self, values: Mapping[str, Any], step: int) -> None:
+        numbers = {key: value for key, value in values.items() if _is_number(value)}
+        for name, tracker in list(self.running.items()):
+            self._guarded(name, lambda tracker=tracker: tracker.log(numbers, step=step))  # type: ignore[misc]
+
+    def _guarded(self, name: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # whatever a server or a library of a tracker may raise
+            self.running.pop(name, None)
+            logger.warning(
+                "%s is left out from here on: %s: %s; metrics.jsonl has it all", name, type(error).__name__, error
+            )
+            logger.debug("what %s raised", name, exc_info=True)
+
+
+def _tracker(name: str, run: Path) -> "GeneralTracker":
+    from accelerate import tracking
+
+    if name == "tensorboard":
+        return tracking.TensorBoardTracker("tensorboard", logging_dir=run)
+    if name == "mlflow":
+        return tracking.MLflowTracker(PROJECT, logging_dir=str(run / "mlflow"), run_name=run.name)
+    if name == "trackio":
+        return tracking.TrackioTracker(PROJECT, name=run.name, resume="allow")
+    return tracking.WandBTracker(PROJECT, name=run.name, dir=str(run))
+
+
+def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested maps under names like losses/forward_kl."""
+    for key, value in values.items():
+        name = f"{path}/{key}" if path else str(key)
+        if isinstance(value, Mapping):
+            yield from flat(value, name)
+        else:
+            yield name, value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,89 @@
+"""What trackers were told, read back with their own libraries, is what metrics.jsonl and result.json say."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from neoplug.errors import RecipeError
+
+READ = """
+import json
+from trackio.sqlite_storage import SQLiteStorage
+print(json.dumps(SQLiteStorage.get_logs("neoplug", "run")))
+"""
+
+
+def recorded(path):
+    """Return {name: {step: value}} of the scalars in a folder of TensorBoard events."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(path)).Reload()
+    return {name: {event.step: event.value for event in events.Scalars(name)} for name in events.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_the_run(lab):
+    run = lab.run(
+        "run", report_to="tensorboard", train={"max_steps": 4, "logging_steps": 2}, evaluate={"eval_steps": 2}
+    )
+    found = recorded(run.path / "tensorboard")
+    for name in ("loss", "learning_rate", "grad_norm", "tokens"):
+        assert found[name] == pytest.approx({line["step"]: line[name] for line in run.lines})
+    assert found["losses/forward_kl"] == pytest.approx({n["step"]: n["losses"]["forward_kl"] for n in run.lines})
+    assert found["diagnostics/teacher_entropy"].keys() == {2, 4}
+    expected = {0: run.result["before"], 2: run.result["evaluations"][0], 4: run.result["after"]}
+    assert found["held_out/jsd"] == pytest.approx({step: measured["jsd"] for step, measured in expected.items()})
+    assert found["teacher/entropy"] == pytest.approx({0: run.result["teacher"]["entropy"]})
+
+
+@pytest.mark.slow
+def test_trackio_shows_the_run(lab, tmp_path, monkeypatch):
+    """A process of its own: trackio reads where to write when it is imported."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    recipe = lab.recipe(report_to=["trackio"], train={"max_steps": 2, "logging_steps": 1})
+    process = lab.start(recipe, "run")
+    process.join(300)
+    assert process.exitcode == 0
+    done = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, check=True)
+    logs, run = json.loads(done.stdout.splitlines()[-1]), lab.at("run")
+    losses = {entry["step"]: entry["loss"] for entry in logs if "loss" in entry}
+    assert losses == pytest.approx({line["step"]: line["loss"] for line in run.lines})
+    divergences = {entry["step"]: entry["held_out/forward_kl"] for entry in logs if "held_out/forward_kl" in entry}
+    assert divergences == pytest.approx({0: run.result["before"]["forward_kl"], 2: run.result["after"]["forward_kl"]})
+
+
+def test_a_tracker_that_fails_ends_no_run(lab, monkeypatch):
+    from accelerate.tracking import TensorBoardTracker
+
+    def log(self, values, step):
+        raise OSError("the disk of the tracker is full")
+
+    monkeypatch.setattr(TensorBoardTracker, "log", log)
+    run = lab.run("run", report_to="tensorboard", train={"max_steps": 2})
+    assert run.result["status"] == "completed"
+    notes = (run.path / "log.txt").read_text()
+    assert notes.count("WARNING tensorboard is left out from here on: OSError: the disk of the tracker is full") == 1
+
+
+@pytest.mark.parametrize(
+    ("report_to", "said"),
+    [
+        ("tensorbord", "did you mean `tensorboard`?"),
+        (["none"], "must be tensorboard"),
+        ("mlflow", "not installed"),
+    ],
+)
+def test_what_cannot_be_reported_to_is_refused(lab, monkeypatch, report_to, said):
+    monkeypatch.setattr("neoplug.recipe.model.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match="report_to") as caught:
+        lab.run("run", report_to=report_to)
+    assert said in str(caught.value)
+
+
+def test_all_is_what_is_installed(monkeypatch):
+    from neoplug.recipe import Recipe
+
+    monkeypatch.setattr("neoplug.recipe.model.find_spec", lambda name: name == "trackio" or None)
+    recipe = Recipe(student={"model": "x"}, data={"source": "y"}, report_to="all")
+    assert recipe.trackers == ["trackio"]
