@@ -104,7 +104,7 @@ def _of_the_pull(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
         yield f"Teacher and text pull apart: {moved}. The student learnt the text and left its teacher."
     elif kd > 0 and ce > 0:
         yield f"Training did harm: {moved}. A lower learning rate or a longer warm-up is the first thing to try."
-    if after["kd_ce_cosine"] < 0:
+    if after["kd_ce_cosine"] < -0.1:  # nearer to 0 they have little to do with each other
         yield (
             "Where training ended, forward KL and cross-entropy ask for opposite changes of the student's logits "
             f"(cosine {after['kd_ce_cosine']:.2f}): what the one gains, the other loses."

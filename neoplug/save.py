@@ -1,13 +1,15 @@
 """What a run leaves: the adapter in its library's own files, or the whole model; and the prepared base beside it."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from neoplug.card import card
 from neoplug.errors import RunError
-from neoplug.files import folder_atomically
+from neoplug.files import folder_atomically, write_atomically
 from neoplug.models import Located, dropout, load_config
 from neoplug.recipe import Checked
 from neoplug.rundir import RunDir
@@ -28,6 +30,12 @@ def save_student(model: nn.Module, checked: Checked, base: Located, tokenizer: A
     else:
         with folder_atomically(_cleared(directory.model)) as draft:
             _save_whole(model, draft, base, tokenizer)
+
+
+def write_card(directory: RunDir, result: Mapping[str, Any]) -> None:
+    """Write the model card beside what was trained; it takes the place of peft's empty form."""
+    folder = directory.adapter if directory.adapter.is_dir() else directory.model
+    write_atomically(folder / "README.md", card(directory, result))
 
 
 def _cleared(path: Path) -> Path:

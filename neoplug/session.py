@@ -31,7 +31,7 @@ from neoplug.optim import make_optimizer, make_schedule
 from neoplug.progress import Progress
 from neoplug.recipe import Checked
 from neoplug.rundir import RunDir
-from neoplug.save import save_student
+from neoplug.save import save_student, write_card
 from neoplug.seeds import derive, generator
 from neoplug.signals import EndedNow, Stop
 from neoplug.trackers import Trackers
@@ -318,6 +318,8 @@ class Session:
             logger.debug(remark)
         self.checked.plugins.each("on_train_end", model=module, result=result)
         result["seconds"] = monotonic() - self.began
+        if self.world.is_main:
+            write_card(self.directory, result)
         self.write(result)
         self.progress.finished(result)
         self.world.wait()

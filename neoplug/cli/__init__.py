@@ -9,7 +9,7 @@ from traceback import print_exception
 import typer
 
 from neoplug import __version__
-from neoplug.cli import doctor, export, plan, plugins, preview, recipes, run, schema
+from neoplug.cli import doctor, export, plan, plugins, preview, push, recipes, run, schema
 from neoplug.errors import NeoplugError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     recipes.recipes,
     schema.schema,
     export.export,
+    push.push,
     doctor.doctor,
 )
 for command in COMMANDS:

@@ -1,0 +1,134 @@
+"""The model card of what a run trained, in the hub's format: what it is, how to load it, how good, made by what."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neoplug.rundir import RunDir
+
+COLUMNS = ("before", "after", "teacher")
+
+
+def card(run: RunDir, result: Mapping[str, Any], repository: str | None = None) -> str:
+    """Return the text of README.md: YAML for the hub, then Markdown for people.
+
+    result      as it stands, or is about to stand, in result.json
+    repository  where it is pushed; None for the card that lies in the run
+    """
+    recipe, lock = nameless(run.resolved), nameless(run.lock)
+    parts = [
+        f"---\n{_facts(run, recipe, lock, result)}---\n",
+        f"# {run.path.absolute().name}\n",
+        _summary(recipe, result),
+        f"## Use\n\n{_use(run, recipe, lock, repository)}",
+        f"## On held-out text\n\n{_table(result)}",
+        f"## What made it\n\n{_origins(lock)}",
+        f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=1000)}```\n",
+        "`neoplug run recipe.yaml` runs this recipe again.\n",
+    ]
+    return "\n".join(parts)
+
+
+def nameless(value: Any) -> Any:
+    """Return recipe or lock with local paths cut to their last name: where files lay tells nobody else anything."""
+    if isinstance(value, Mapping):
+        return {nameless(key): nameless(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [nameless(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _facts(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """Return the card's metadata. Only what lies on the hub is named there as base or data set."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    student = lock["models"]["student"]
+    source = run.resolved["data"].get("source")
+    facts = ModelCardData(
+        base_model=student["source"] if student["revision"] else None,
+        datasets=[source] if _is_hub_id(source) else None,
+        library_name="peft" if run.adapter.is_dir() else "transformers",
+        pipeline_tag="text-generation",
+        tags=["neoplug", "knowledge-distillation", *recipe["adapter"], *recipe["loss"]],
+        model_name=run.path.absolute().name,
+        eval_results=[
+            EvalResult("text-generation", "text", "held-out text", name, value)
+            for name, value in result["after"].items()
+            if isinstance(value, float)
+        ],
+    )
+    return str(facts.to_yaml()) + "\n"
+
+
+def _is_hub_id(source: Any) -> bool:
+    return isinstance(source, str) and not Path(source).is_absolute() and ":" not in source and source.count("/") == 1
+
+
+def _summary(recipe: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    adapters, losses = " + ".join(recipe["adapter"]), " + ".join(recipe["loss"])
+    taught = f", taught by `{recipe['teacher']['model']}`" if recipe.get("teacher") else ""
+    parameters = f"{result['trainable_parameters']:,} of {result['total_parameters']:,} parameters"
+    return (
+        f"`{recipe['student']['model']}`{taught}, distilled by neoplug with "
+        f"{adapters} and {losses}: {result['steps']:,} steps, {result['answer_tokens']:,} answer tokens, {parameters} "
+        "trained.\n"
+    )
+
+
+def _use(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], repository: str | None) -> str:
+    """Return the lines that load it; a base that only neoplug can make is said in words."""
+    where = repository or run.path.absolute().name
+    student = lock["models"]["student"]
+    if run.model.is_dir():
+        return _python(f"model = AutoModelForCausalLM.from_pretrained({repository or f'{where}/model'!r})")
+    adapter = repr(repository or f"{where}/adapter")
+    if run.student.is_dir():
+        base, adapter = f"{where!r}, subfolder='student'", f"{where!r}, subfolder='adapter'"
+    elif student["revision"]:
+        base = f"{student['source']!r}, revision={student['revision']!r}"
+    else:
+        base = f"`{student['source']}` (sha256 {student['sha256']})"
+        return f"Its base is {base}; `neoplug export` makes one model of both.\n"
+    return _python(
+        f"base = AutoModelForCausalLM.from_pretrained({base})",
+        f"model = PeftModel.from_pretrained(base, {adapter})",
+    )
+
+
+def _python(*lines: str) -> str:
+    imports = ["from transformers import AutoModelForCausalLM"]
+    if len(lines) > 1:
+        imports.insert(0, "from peft import PeftModel")
+    return "\n".join(["```python", *imports, "", *lines, "```\n"])
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    columns = [name for name in COLUMNS if result.get(name)]
+    names = dict.fromkeys(
+        key for column in columns for key, value in result[column].items() if isinstance(value, float)
+    )
+    rows = [["", *columns], ["---"] * (len(columns) + 1)]
+    rows += [[name, *(_number(result[column].get(name)) for column in columns)] for name in names]
+    remarks = "".join(f"\n{remark}\n" for remark in result.get("remarks") or ())
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n{remarks}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _origins(lock: Mapping[str, Any]) -> str:
+    """Return what the run stood on, a line each."""
+    return "".join(f"- {line}\n" for line in _locked(lock))
+
+
+def _locked(lock: Mapping[str, Any]) -> Iterator[str]:
+    for role, model in lock["models"].items():
+        stamp = f"revision {model['revision']}" if model["revision"] else f"sha256 {model['sha256']}"
+        yield f"{role}: `{model['source']}`, {stamp}"
+    yield f"data: sha256 of the tokens {lock['data']['fingerprint']}"
+    yield f"seed: {lock['seed']}"
+    yield "versions: " + ", ".join(f"{name} {version}" for name, version in lock["versions"].items() if version)
+    yield f"hardware: {', '.join(lock['hardware']['gpus']) or lock['hardware']['cpu']}, {lock['platform']}"

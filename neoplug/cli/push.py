@@ -1,0 +1,23 @@
+"""`neoplug push`: a run goes to the Hugging Face hub."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neoplug.cli.screen import say
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="The run's directory.", metavar="RUN")],
+    repository: Annotated[str, typer.Argument(help="user/name; made where there is none.", metavar="REPO")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Push a finished run to the Hugging Face hub.
+
+    One commit holds the adapter (or the model), the prepared student under it, the model card, recipe, lock, result and
+    metrics. HF_TOKEN or hf auth login gives the token, HF_ENDPOINT another hub.
+    """
+    from neoplug.push import push as upload
+
+    say(upload(run, repository, private=private))

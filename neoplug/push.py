@@ -1,0 +1,83 @@
+"""A finished run goes to the Hugging Face hub: what it trained, the base that it made, and what made both."""
+
+import json
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from neoplug.card import card, nameless
+from neoplug.errors import RunError, UsageError
+from neoplug.files import write_atomically
+from neoplug.rundir import RunDir
+
+
+def push(run: Path, repository: str, *, private: bool = False) -> str:
+    """Push the finished run `run` to `repository` ("user/name") as one commit, and return its address.
+
+    The repository is made where there is none; huggingface_hub finds the token (`hf auth login`, or HF_TOKEN).
+
+    Raises:
+        UsageError: `run` is no finished run, or `repository` is no name of one.
+        RunError: the hub refused.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    directory = finished(run)
+    try:
+        with TemporaryDirectory() as folder:
+            stage(directory, Path(folder), repository)
+            api = HfApi()
+            api.create_repo(repository, private=private, exist_ok=True)
+            commit = api.upload_folder(folder_path=folder, repo_id=repository, commit_message=f"neoplug: {run.name}")
+    except HFValidationError as error:
+        raise UsageError(f"{repository} is no name of a repository: {error}\nfix: user/name") from error
+    except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:  # also: offline, no connection
+        raise RunError(
+            f"the hub did not take {run}: {type(error).__name__}: {str(error).strip()}\n"
+            "fix: `hf auth login` stores a token; it must be allowed to write there"
+        ) from error
+    return str(commit.repo_url)
+
+
+def finished(run: Path) -> RunDir:
+    """Open a run that completed, and left files that others can load."""
+    directory = RunDir.open(run)
+    if (directory.result or {}).get("status") != "completed":
+        raise UsageError(f"{run} is not finished\nwhy: its student is not what the recipe asked for\nfix: --resume it")
+    return directory
+
+
+def stage(run: RunDir, folder: Path, repository: str) -> None:
+    """Lay out in `folder` what is pushed: the model, or the adapter; card, recipe, lock, result and metrics.
+
+    An adapter with a base of its own does not stand at the root: transformers would take it for part of that base.
+    """
+    result = run.result or {}
+    if run.adapter.is_dir() and run.student.is_dir():
+        shutil.copytree(run.adapter, folder / "adapter", ignore=shutil.ignore_patterns("README.md"))
+        shutil.copytree(run.student, folder / "student")
+        _name_base(folder / "adapter" / "adapter_config.json", repository)
+    else:
+        shutil.copytree(run.adapter if run.adapter.is_dir() else run.model, folder, dirs_exist_ok=True)
+    (folder / "README.md").write_text(card(run, result, repository), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(_yaml(nameless(run.resolved)), encoding="utf-8")
+    for name, value in (("lock.json", nameless(run.lock)), ("result.json", result)):
+        write_atomically(folder / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    shutil.copy(run.path / "metrics.jsonl", folder)
+
+
+def _name_base(config: Path, repository: str) -> None:
+    """Let peft's adapter say where its base lies now: beside it, under student/."""
+    if not config.is_file():
+        return
+    values: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    values |= {"base_model_name_or_path": repository, "revision": None}
+    config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)
