@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from math import ceil
@@ -49,6 +49,17 @@ def gather(checked: Checked, progress: Progress) -> Parts:
     Raises:
         RecipeError: a model or the data cannot be used.
     """
+    parts, recipe = survey(checked, progress), checked.recipe
+    trains_whole = rehearse(checked, parts.student, parts.corpus) and not recipe.student.load
+    if recipe.student.prepare:
+        progress.phase("preparing the student")
+    batches = partial(training_batches, checked, parts.corpus)
+    base = prepare(parts.student, checked, batches, parts.corpus.fingerprint)
+    return replace(parts, base=base, trains_whole=trains_whole)
+
+
+def survey(checked: Checked, progress: Progress) -> Parts:
+    """Do all of this but prepare the student and try its adapter: `base` is the student as it came."""
     recipe = checked.recipe
     if problems := check_source(recipe.data):
         raise RecipeError(problems)
@@ -66,11 +77,7 @@ def gather(checked: Checked, progress: Progress) -> Parts:
         logger.info(line)
     refuse_unshared(corpus, vocabulary, tokenizer)
     refuse_too_long(corpus, {"student": student, "teacher": teacher})
-    trains_whole = rehearse(checked, student, corpus) and not recipe.student.load
-    if recipe.student.prepare:
-        progress.phase("preparing the student")
-    base = prepare(student, checked, partial(training_batches, checked, corpus), corpus.fingerprint)
-    return Parts(student, base, teacher, tokenizer, corpus, vocabulary, trains_whole)
+    return Parts(student, student, teacher, tokenizer, corpus, vocabulary, trains_whole=False)
 
 
 def _reads(located: Located, role: Role) -> tuple[Any, int]:

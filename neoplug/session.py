@@ -19,22 +19,21 @@ from neoplug.data.batch import Batch
 from neoplug.diagnosis import remarks
 from neoplug.distributed import World
 from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, UsageError
-from neoplug.evaluate import held_out_batches, measure, probe
 from neoplug.files import remove_partial
-from neoplug.forward import LanguageModel, head_name, language_model
-from neoplug.hookspecs import Role
+from neoplug.forward import LanguageModel, head_name
 from neoplug.loop import Training, distil
 from neoplug.metrics import Metrics, peak_memory
-from neoplug.models import Located, dtype_named, load_model
 from neoplug.models.quiet import quiet
 from neoplug.optim import make_optimizer, make_schedule
 from neoplug.progress import Progress
 from neoplug.recipe import Checked
+from neoplug.roles import Roles
 from neoplug.rundir import RunDir
 from neoplug.save import save_student, write_card
 from neoplug.seeds import derive, generator
 from neoplug.signals import EndedNow, Stop
 from neoplug.trackers import Trackers
+from neoplug.trained import widened
 
 logger = logging.getLogger("neoplug")
 
@@ -50,6 +49,9 @@ class Session:
     progress: Progress
     stop: Stop
     facts: dict[str, Any] = field(default_factory=dict)  # measured before training; checkpoints carry it on
+
+    def __post_init__(self) -> None:
+        self.roles = Roles(self.checked, self.parts, self.world.device)
 
     def run(self) -> dict[str, Any]:
         """Train and measure; write the result, also that of a run that failed or was stopped."""
@@ -105,16 +107,14 @@ class Session:
         recipe, plugins = self.checked.recipe, self.checked.plugins
         order = make_order(self.checked, self.parts.corpus, self.world.size)
         total = count_steps(recipe.train, order.steps_per_epoch)
-        batches = held_out_batches(
-            self.parts.corpus.held_out, recipe.evaluate.per_device_eval_batch_size, self.world.device
-        )
+        batches = self.roles.held_out()
         self.phase("loading the models")
-        teacher = self.load_teacher()
-        bare = self.load("student", self.parts.base)
+        teacher = self.roles.teacher()
+        bare = self.roles.load("student", self.parts.base)
         name = head_name(bare)
         if earlier is None:
-            self.measure_before(self.as_language_model(bare, name), teacher, batches)
-        student = self.as_language_model(self.add_adapter(bare, total), name)
+            self.measure_before(self.roles.student(bare, name), teacher, batches)
+        student = self.roles.student(self.add_adapter(bare, total), name)
         optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
         schedule = make_schedule(optimizer, recipe.train, total)
         if earlier is not None:
@@ -153,7 +153,7 @@ class Session:
             seed=recipe.seed,
             metrics=Metrics(weights, self.write_lines, self.world.gather),
             save=lambda step: self.save_checkpoint(step, student.module, optimizer, schedule),
-            evaluate=lambda step: self.note_evaluation(step, self.measured(student, teacher, batches)[0]),
+            evaluate=lambda step: self.note_evaluation(step, self.roles.measured(student, teacher, batches)),
             stop=self.stop_asked,
         )
 
@@ -161,39 +161,6 @@ class Session:
         """Say what goes on now, also to the log."""
         logger.debug(text)
         self.progress.phase(text)
-
-    def load_teacher(self) -> LanguageModel | None:
-        """Load the teacher, if the recipe has one."""
-        if self.parts.teacher is None:
-            return None
-        module = self.load("teacher", self.parts.teacher)
-        longest = self.checked.recipe.data.max_length
-        return language_model(module, head_name(module), self.parts.vocabulary, role="teacher", longest=longest)
-
-    def load(self, role: Role, located: Located) -> Any:
-        """Load a model as its section of the recipe wants it."""
-        section = getattr(self.checked.recipe, role)
-        return load_model(
-            located,
-            dtype=torch.float32 if role == "student" and self.parts.trains_whole else self.dtype(role),
-            device=torch.device(section.device or self.world.device),
-            attn_implementation=section.attn_implementation,
-            plugins=self.checked.plugins,
-            role=role,
-            section="teacher.load" if role == "teacher" else "student.load",
-        )
-
-    def dtype(self, role: Role) -> torch.dtype:
-        """Return what a model computes in: as its section says, else bfloat16 where its device has it natively."""
-        section = getattr(self.checked.recipe, role)
-        return dtype_named(section.dtype, section.device or self.world.device)
-
-    def as_language_model(self, module: nn.Module, name: str) -> LanguageModel:
-        """Prove the student's head and layout; it computes in its own dtype, trainable weights staying float32."""
-        dtype = self.dtype("student")
-        autocast = None if dtype == torch.float32 else dtype
-        longest = self.checked.recipe.data.max_length
-        return language_model(module, name, self.parts.vocabulary, autocast=autocast, longest=longest)
 
     def add_adapter(self, bare: Any, total_steps: int) -> nn.Module:
         """Let the recipe's adapter change the student; what it trains is float32."""
@@ -210,33 +177,17 @@ class Session:
             total_steps=total_steps,
             rng=generator(recipe.seed, name),
         )
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        return model
+        return widened(model)
 
     def measure_before(self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> None:
         """Measure the student that was not trained, and the teacher."""
         self.phase("evaluating the student before training, and the teacher")
-        before, of_teacher = self.measured(student, teacher, batches)
-        if teacher is not None:
-            of_teacher["probes"] = self.probed(teacher, None, [batch.for_teacher() for batch in batches])
+        before, of_teacher = self.roles.measured_both(student, teacher, batches)
         prompt = sample_prompt(self.parts)
         sample = {"prompt": self.decode(prompt), "before": self.continuation(student, prompt)}
         self.trackers.evaluation(0, before)
         self.trackers.evaluation(0, of_teacher, "teacher")
         self.facts = {"before": before, **({"teacher": of_teacher} if of_teacher else {}), "sample": sample}
-
-    def measured(
-        self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the ruler's values and the probes' answers of the student, and the ruler's of the teacher."""
-        ours, theirs = measure(student, teacher, batches)
-        return {**ours, "probes": self.probed(student, teacher, batches)}, dict(theirs)
-
-    def probed(self, model: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> dict[str, Any]:
-        """Return the probes' answers by name."""
-        return probe(self.checked.plugins, model, teacher, batches, self.parts.tokenizer)
 
     def continuation(self, student: LanguageModel, prompt: list[int], tokens: int = 48) -> str | None:
         """Return how the student goes on, greedily; None where the model cannot generate."""
@@ -294,7 +245,7 @@ class Session:
     ) -> dict[str, Any]:
         """Measure what was trained, save it, write the result."""
         self.phase("evaluating the student after training")
-        after, _ = self.measured(student, teacher, batches)
+        after = self.roles.measured(student, teacher, batches)
         self.trackers.evaluation(total, after)
         self.facts["sample"]["after"] = self.continuation(student, sample_prompt(self.parts))
         module, lines = student.module, self.directory.metrics.read()

@@ -9,7 +9,7 @@ from traceback import print_exception
 import typer
 
 from neoplug import __version__
-from neoplug.cli import doctor, export, plan, plugins, preview, push, recipes, run, schema
+from neoplug.cli import doctor, eval, export, plan, plugins, preview, push, recipes, run, schema
 from neoplug.errors import NeoplugError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     plugins.plugins,
     recipes.recipes,
     schema.schema,
+    eval.eval,
     export.export,
     push.push,
     doctor.doctor,

@@ -1,7 +1,7 @@
 """A result as people read it: before, after and teacher side by side, one continuation, what lies where, what next."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,7 @@ ROWS = {
 
 def result(result: Mapping[str, Any], folder: Path) -> None:
     """Show the result of a run that ended, and what it left in `folder`."""
-    measured = [column for column in COLUMNS if result.get(column)]
-    if measured:
-        heading("on held-out text (nats per token; agreement is with the teacher)")
-        table(list(measures(result, measured)), header=("", *measured), numbers=True)
+    measured(result, COLUMNS)
     for remark in result.get("remarks") or ():
         say(f"\n{remark}")
     if sample := result.get("sample"):
@@ -37,6 +34,14 @@ def result(result: Mapping[str, Any], folder: Path) -> None:
     table([(f"  {name}", size(count)) for name, count in RunDir(folder).contents()])
     heading("next")
     say(f"  neoplug export {shlex.quote(str(folder))} {shlex.quote(f'{folder}-model')}")
+
+
+def measured(result: Mapping[str, Any], columns: Sequence[str]) -> None:
+    """Show what was measured, those of the columns side by side that there are."""
+    known = [column for column in columns if result.get(column)]
+    if known:
+        heading("on held-out text (nats per token; agreement is with the teacher)")
+        table(list(measures(result, known)), header=("", *known), numbers=True)
 
 
 def measures(result: Mapping[str, Any], measured: list[str]) -> Iterator[list[str]]:
@@ -64,6 +69,8 @@ def number(value: float | None) -> str:
     """Return four significant digits or more; nothing for None."""
     if value is None:
         return ""
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
 
 

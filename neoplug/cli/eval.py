@@ -1,0 +1,35 @@
+"""`neoplug eval`: a run's student, or any model, measured by a recipe."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument
+
+
+def eval(
+    target: Annotated[
+        str, typer.Argument(help="A run's directory, or a model as recipes name them.", metavar="RUN_OR_MODEL")
+    ],
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run's student, or any model.
+
+    Measures on the recipe's held-out text, against its teacher, with its probes. Writes nothing into the run.
+    """
+    from neoplug.remeasure import checked_for, remeasure
+
+    checked = checked_for(target, recipe, overrides or ())
+
+    from neoplug.cli import show, watch
+    from neoplug.progress import Silent
+
+    if as_json:
+        print(json.dumps(remeasure(target, checked, Silent()), indent=2))
+        return
+    with watch.notes(), watch.progress(every=1) as progress:
+        found = remeasure(target, checked, progress)
+    show.measured(found, ("student", "teacher"))

@@ -1,0 +1,81 @@
+"""Teacher and student as the recipe wants them: loaded, proved, measured."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from neoplug.assembly import Parts
+from neoplug.data.batch import Batch
+from neoplug.evaluate import held_out_batches, measure, probe
+from neoplug.forward import LanguageModel, head_name, language_model
+from neoplug.hookspecs import Role
+from neoplug.models import Located, dtype_named, load_model
+from neoplug.recipe import Checked
+
+
+@dataclass(eq=False)
+class Roles:
+    """Teacher and student as the recipe wants them; `device` is the student's."""
+
+    checked: Checked
+    parts: Parts
+    device: torch.device
+
+    def load(self, role: Role, located: Located) -> Any:
+        """Load a model as its section of the recipe wants it."""
+        section = getattr(self.checked.recipe, role)
+        return load_model(
+            located,
+            dtype=torch.float32 if role == "student" and self.parts.trains_whole else self.dtype(role),
+            device=torch.device(section.device or self.device),
+            attn_implementation=section.attn_implementation,
+            plugins=self.checked.plugins,
+            role=role,
+            section="teacher.load" if role == "teacher" else "student.load",
+        )
+
+    def dtype(self, role: Role) -> torch.dtype:
+        """Return what a model computes in: as its section says, else bfloat16 where its device has it natively."""
+        section = getattr(self.checked.recipe, role)
+        return dtype_named(section.dtype, section.device or self.device)
+
+    def teacher(self) -> LanguageModel | None:
+        """Load the teacher, if the recipe has one."""
+        if self.parts.teacher is None:
+            return None
+        module = self.load("teacher", self.parts.teacher)
+        longest = self.checked.recipe.data.max_length
+        return language_model(module, head_name(module), self.parts.vocabulary, role="teacher", longest=longest)
+
+    def student(self, module: nn.Module, name: str) -> LanguageModel:
+        """Prove the student's head and layout; it computes in its own dtype, trainable weights staying float32."""
+        dtype = self.dtype("student")
+        autocast = None if dtype == torch.float32 else dtype
+        longest = self.checked.recipe.data.max_length
+        return language_model(module, name, self.parts.vocabulary, autocast=autocast, longest=longest)
+
+    def held_out(self) -> list[Batch]:
+        """Return the held-out text in batches on the student's device."""
+        return held_out_batches(
+            self.parts.corpus.held_out, self.checked.recipe.evaluate.per_device_eval_batch_size, self.device
+        )
+
+    def measured(self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> dict[str, Any]:
+        """Return the ruler's values and the probes' answers of the student."""
+        ours, _ = measure(student, teacher, batches)
+        return {**ours, "probes": self._probed(student, teacher, batches)}
+
+    def measured_both(
+        self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the same of the student and of the teacher; without one the second is empty."""
+        ours, theirs = measure(student, teacher, batches)
+        found: dict[str, Any] = dict(theirs)
+        if teacher is not None:
+            found["probes"] = self._probed(teacher, None, [batch.for_teacher() for batch in batches])
+        return {**ours, "probes": self._probed(student, teacher, batches)}, found
+
+    def _probed(self, model: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> dict[str, Any]:
+        return probe(self.checked.plugins, model, teacher, batches, self.parts.tokenizer)

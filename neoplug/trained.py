@@ -1,0 +1,106 @@
+"""What a run left, read back: the base that it began with, and its adapter on it."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from neoplug import checkpoint
+from neoplug.errors import RunError, UsageError
+from neoplug.models import Located, locate
+from neoplug.registry import Plugins, build, find
+from neoplug.rundir import RunDir
+from neoplug.seeds import derive, generator
+
+
+def has_ended(directory: RunDir) -> bool:
+    """Say whether the run trained to its end; one that was killed then has all but its last file, the result."""
+    if (directory.result or {"status": "completed"})["status"] != "completed":
+        return False
+    return directory.adapter.is_dir() or directory.model.is_dir()
+
+
+def base_of(directory: RunDir) -> Located:
+    """Return the student without its adapter, as the run began with it.
+
+    Raises:
+        UsageError: its files are not those that they were.
+    """
+    section, locked = directory.resolved["student"], directory.lock["models"]["student"]
+    if directory.student.is_dir():
+        return Located(str(directory.student), None, section["model"], "prepared")
+    base = locate(section["model"], locked["revision"] or section.get("revision"), ("student", "model"))
+    if base.sha256 != locked["sha256"]:
+        raise UsageError(
+            f"{section['model']} is not the model that the run {directory.path} was trained on\n"
+            f"why: its files have sha256 {base.sha256}, then they had {locked['sha256']}\nfix: put the old files back"
+        )
+    return base
+
+
+def is_peft(directory: RunDir) -> bool:
+    """Say whether the run's adapter is in peft's own files."""
+    return (directory.adapter / "adapter_config.json").is_file()
+
+
+def with_peft(model: nn.Module, adapter: Path) -> Any:
+    """Return the model with an adapter in peft's own files; what was trained has `requires_grad`."""
+    from peft import PeftModel
+
+    device = str(next(model.parameters()).device)
+    with quiet_peft():
+        return PeftModel.from_pretrained(model, adapter, torch_device=device, is_trainable=True)
+
+
+def as_trained(model: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:
+    """Add the adapter anew and put the last checkpoint into it: for adapters that only their plugin can read."""
+    newest = checkpoint.latest(directory.checkpoints)
+    (name,), seed = plugins.implements("add_adapter"), directory.resolved.get("seed", 0)
+    if newest is None:
+        raise UsageError(f"{directory.checkpoints} is empty\nwhy: only checkpoints hold what `{name}` trained")
+    torch.manual_seed(derive(seed, name))
+    steps = checkpoint.read_state(newest)["step"]
+    model.requires_grad_(False)
+    trained = plugins.one("add_adapter", model=model, batches=None, total_steps=steps, rng=generator(seed, name))
+    _put(load_file(newest / "trainable.safetensors"), widened(trained), newest)
+    return trained.eval()
+
+
+def widened(model: nn.Module) -> nn.Module:
+    """Make float32 of what trains."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def _put(stored: dict[str, torch.Tensor], model: nn.Module, where: Path) -> None:
+    present = dict(model.named_parameters()) | dict(model.named_buffers())
+    if odd := sorted(stored.keys() - present.keys()):
+        raise RunError(f"{where} does not fit the model: it has no {odd[0]}")
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            present[name].copy_(tensor)
+
+
+def adapter_plugins(directory: RunDir) -> Plugins:
+    """Build the recipe's adapter plugins alone: whatever else it names need not be here any more."""
+    named = directory.resolved.get("adapter") or {}
+    return Plugins({"adapter": {name: _plugin(name, options, directory.path) for name, options in named.items()}})
+
+
+def _plugin(name: str, options: dict[str, Any] | None, folder: Path) -> Any:
+    return build(find(name, folder).load(), options or {})
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Hide what peft still asks of transformers under an old name: nothing a user could act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*removed in v6", FutureWarning)
+        yield
