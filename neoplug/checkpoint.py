@@ -45,7 +45,7 @@ def save(
     state: dict,
 ) -> Path:
     """Write `folder/step-N`; `remembered` is what `pack` gave on each rank, in their order. `state` becomes JSON."""
-    path = folder / f"step-{step}"
+    path = at(folder, step)
     if path.exists():
         return path
     with folder_atomically(path) as draft:
@@ -84,6 +84,18 @@ def load(
     Raises:
         RunError: the checkpoint holds other parameters than the model trains.
     """
+    restore(path, model, plugins, rank)
+    moving = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(moving["optimizer"])
+    schedule.load_state_dict(moving["schedule"])
+
+
+def restore(path: Path, model: nn.Module, plugins: Plugins, rank: int = 0) -> None:
+    """Put back what trains and what plugins remember, but no optimizer: to measure or save the model as it was.
+
+    Raises:
+        RunError: the checkpoint holds other parameters than the model trains.
+    """
     stored, present = load_file(path / "trainable.safetensors"), _trained(model)
     if stored.keys() != present.keys():
         odd = sorted(stored.keys() ^ present.keys())
@@ -92,8 +104,6 @@ def load(
         for name, tensor in present.items():
             tensor.copy_(stored[name])
     moving = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(moving["optimizer"])
-    schedule.load_state_dict(moving["schedule"])
     remembered = moving["plugins"]
     if rank:
         remembered = torch.load(path / f"plugins-{rank}.pt", map_location="cpu", weights_only=True)
@@ -130,11 +140,17 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def prune(folder: Path, limit: int | None) -> None:
-    """Keep the newest `limit` checkpoints."""
+def at(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step stands."""
+    return folder / f"step-{step}"
+
+
+def prune(folder: Path, limit: int | None, best: int | None = None) -> None:
+    """Keep the newest `limit` checkpoints, and beside them that of step `best`."""
     found = sorted(folder.glob("step-*"), key=_step)
     for path in found[:-limit] if limit else []:
-        shutil.rmtree(path)
+        if _step(path) != best:
+            shutil.rmtree(path)
 
 
 def _step(path: Path) -> int:

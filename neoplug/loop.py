@@ -7,7 +7,7 @@ The objective is an exact sum over answer tokens, divided once by the answer tok
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,20 @@ from neoplug.seeds import derive, generator
 from neoplug.teacher import teacher_signal
 
 
+class Verdict(NamedTuple):
+    """What an evaluation means for the run: the best so far, to be saved; no better for long enough, to end with."""
+
+    improved: bool
+    enough: bool
+
+
 @dataclass(eq=False, kw_only=True)
 class Training:
     """What a run trains with.
 
     metrics   takes each step's line
     save      called after `save_steps` with the number of steps done
-    evaluate  called after `eval_steps` with the number of steps done
+    evaluate  called after `eval_steps` with the number of steps done; says whether to save now, and whether to end
     stop      tells whether a signal asked the run to end
     """
 
@@ -52,7 +59,7 @@ class Training:
     seed: int
     metrics: Metrics
     save: Callable[[int], None]
-    evaluate: Callable[[int], None]
+    evaluate: Callable[[int], Verdict]
     stop: Callable[[], bool]
 
 
@@ -74,7 +81,7 @@ class Distillation(nn.Module):
 
 
 def distil(run: Training, first: int = 0) -> int:
-    """Train from step `first` to the end, or until a signal asks to stop; return the steps done.
+    """Train from step `first` to the end, until a signal asks to stop or an evaluation ends it; return the steps done.
 
     Raises:
         RunError: a loss or gradient is not finite.
@@ -130,12 +137,13 @@ def distil(run: Training, first: int = 0) -> int:
         evaluates = run.eval_steps is not None and done % run.eval_steps == 0 and not ends
         if logs or saves or evaluates:
             run.metrics.flush()
+        verdict = Verdict(improved=False, enough=False)
         if evaluates:
-            run.evaluate(done)
+            verdict = run.evaluate(done)
             module.train()
-        if saves:
+        if saves or any(verdict):
             run.save(done)
-        if stops:
+        if stops or verdict.enough:
             return done
     return run.total_steps
 

@@ -216,6 +216,8 @@ def _disk(recipe: Recipe, student: _Skeleton, sizes: _Sizes, steps: int) -> dict
     kept = math.ceil(steps / recipe.train.save_steps)
     if recipe.train.save_total_limit is not None:
         kept = min(kept, recipe.train.save_total_limit)
+    if recipe.evaluate.metric_for_best_model is not None:
+        kept += 1
     parts = {"checkpoints": kept * (weights + sizes.optimizer), "model" if sizes.whole else "adapter": weights}
     if recipe.student.prepare:
         parts["student"] = student.parameters * FLOAT32

@@ -21,12 +21,13 @@ from neoplug.distributed import World
 from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, UsageError
 from neoplug.files import remove_partial
 from neoplug.forward import LanguageModel, head_name
-from neoplug.loop import Training, distil
+from neoplug.loop import Training, Verdict, distil
 from neoplug.metrics import Metrics, peak_memory
 from neoplug.models.quiet import quiet
 from neoplug.optim import make_optimizer, make_schedule
 from neoplug.progress import Progress
 from neoplug.recipe import Checked
+from neoplug.recipe.best import criterion
 from neoplug.roles import Roles
 from neoplug.rundir import RunDir
 from neoplug.save import save_student, write_card
@@ -52,6 +53,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.roles = Roles(self.checked, self.parts, self.world.device)
+        self.criterion = criterion(self.checked.recipe.evaluate)
 
     def run(self) -> dict[str, Any]:
         """Train and measure; write the result, also that of a run that failed or was stopped."""
@@ -123,11 +125,11 @@ class Session:
         training = self.training(student, teacher, batches, order, total, optimizer, schedule)
         self.progress.started(total, first)
         with self.stop.deferring():
-            done = distil(training, first)
-        if done < total or self.stop.signal is not None:
+            done = first if "stopped_early" in self.facts else distil(training, first)
+        if self.stop.signal is not None or done < self.facts.get("stopped_early", total):
             signal = self.stop.signal or 15
             raise Interrupted(signal, f"stopped by a signal after step {done} of {total}; go on with --resume")
-        return self.finish(student, teacher, batches, total)
+        return self.finish(student, teacher, batches, done)
 
     def training(
         self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch], order: Order, total: int,
@@ -153,7 +155,7 @@ class Session:
             seed=recipe.seed,
             metrics=Metrics(weights, self.write_lines, self.world.gather),
             save=lambda step: self.save_checkpoint(step, student.module, optimizer, schedule),
-            evaluate=lambda step: self.note_evaluation(step, self.roles.measured(student, teacher, batches)),
+            evaluate=lambda step: self.judge(step, self.roles.measured(student, teacher, batches)),
             stop=self.stop_asked,
         )
 
@@ -183,6 +185,8 @@ class Session:
         """Measure the student that was not trained, and the teacher."""
         self.phase("evaluating the student before training, and the teacher")
         before, of_teacher = self.roles.measured_both(student, teacher, batches)
+        if self.criterion is not None:
+            self.criterion.value(before)  # a probe's number that is not there is better missed now than in an hour
         prompt = sample_prompt(self.parts)
         sample = {"prompt": self.decode(prompt), "before": self.continuation(student, prompt)}
         self.trackers.evaluation(0, before)
@@ -231,22 +235,36 @@ class Session:
             state = {**self.facts, "world": self.world.size, "seconds": monotonic() - self.began}
             folder = self.directory.checkpoints
             checkpoint.save(folder, step, model, optimizer, schedule, self.checked.plugins, remembered, state)
-            checkpoint.prune(folder, self.checked.recipe.train.save_total_limit)
+            best = self.facts.get("best", {}).get("step")
+            checkpoint.prune(folder, self.checked.recipe.train.save_total_limit, best)
         self.world.wait()
 
-    def note_evaluation(self, step: int, measured: dict[str, Any]) -> None:
-        """Keep an evaluation on the way for the result."""
-        self.facts["evaluations"] = [*self.facts.get("evaluations", []), {"step": step, **measured}]
+    def judge(self, step: int, measured: dict[str, Any]) -> Verdict:
+        """Keep an evaluation on the way for the result; say whether it is the best so far, and the last that is needed.
+
+        Nothing is remembered but the evaluations themselves, which checkpoints carry: so a resumed run judges the same.
+        """
+        self.facts["evaluations"] = [*self.facts.get("evaluations", []), self.world.agree({"step": step, **measured})]
         self.trackers.evaluation(step, measured)
         logger.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float)))
+        if self.criterion is None:
+            return Verdict(improved=False, enough=False)
+        standing = self.criterion.standing(self.facts["evaluations"])
+        self.facts["best"] = standing.best
+        patience = self.checked.recipe.evaluate.early_stopping_patience
+        enough = patience is not None and standing.waited >= patience
+        if enough:
+            self.facts["stopped_early"] = step
+            logger.info("no better in %d evaluations: training ends", standing.waited)
+        return Verdict(improved=standing.best["step"] == step, enough=enough)
 
     def finish(
-        self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch], total: int
+        self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch], done: int
     ) -> dict[str, Any]:
         """Measure what was trained, save it, write the result."""
         self.phase("evaluating the student after training")
-        after = self.roles.measured(student, teacher, batches)
-        self.trackers.evaluation(total, after)
+        after = self.at_its_best(student, teacher, batches, done)
+        self.trackers.evaluation(done, after)
         self.facts["sample"]["after"] = self.continuation(student, sample_prompt(self.parts))
         module, lines = student.module, self.directory.metrics.read()
         result = {
@@ -256,7 +274,7 @@ class Session:
             "after": after,
             "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
             "total_parameters": count_parameters(module),
-            "steps": total,
+            "steps": done,
             "tokens": sum(line["tokens"] for line in lines),
             "answer_tokens": sum(line["answer_tokens"] for line in lines),
             "peak_memory_bytes": peak_memory(self.world.device),
@@ -275,6 +293,24 @@ class Session:
         self.progress.finished(result)
         self.world.wait()
         return result
+
+    def at_its_best(
+        self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch], done: int
+    ) -> dict[str, Any]:
+        """Measure the student as it is; put the weights of the best step back and measure these, if the recipe asks."""
+        after, recipe, folder = self.roles.measured(student, teacher, batches), self.checked.recipe, self.directory
+        if self.criterion is None:
+            return after
+        evaluations = [*self.facts.get("evaluations", []), self.world.agree({"step": done, **after})]
+        best = self.facts["best"] = self.criterion.standing(evaluations).best
+        if self.world.is_main:
+            checkpoint.prune(folder.checkpoints, recipe.train.save_total_limit, best["step"])
+        if best["step"] == done or not recipe.evaluate.load_best_model_at_end:
+            return after
+        self.phase(f"going back to the best step, {best['step']}")
+        kept = checkpoint.at(folder.checkpoints, best["step"])
+        checkpoint.restore(kept, student.module, self.checked.plugins, self.world.rank)
+        return self.roles.measured(student, teacher, batches)
 
     def write(self, result: Mapping[str, Any]) -> None:
         """Write result.json on the main process."""

@@ -58,8 +58,8 @@ def with_peft(model: nn.Module, adapter: Path) -> Any:
 
 
 def as_trained(model: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:
-    """Add the adapter anew and put the last checkpoint into it: for adapters that only their plugin can read."""
-    newest = checkpoint.latest(directory.checkpoints)
+    """Add the adapter anew and put what a checkpoint holds into it: for adapters that only their plugin can read."""
+    newest = _checkpoint(directory)
     (name,), seed = plugins.implements("add_adapter"), directory.resolved.get("seed", 0)
     if newest is None:
         raise UsageError(f"{directory.checkpoints} is empty\nwhy: only checkpoints hold what `{name}` trained")
@@ -69,6 +69,14 @@ def as_trained(model: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Modu
     trained = plugins.one("add_adapter", model=model, batches=None, total_steps=steps, rng=generator(seed, name))
     _put(load_file(newest / "trainable.safetensors"), widened(trained), newest)
     return trained.eval()
+
+
+def _checkpoint(directory: RunDir) -> Path | None:
+    """Return the checkpoint that holds the run's student: the best one where it went back to it, else the last."""
+    best = (directory.result or {}).get("best")
+    if best and directory.resolved.get("evaluate", {}).get("load_best_model_at_end"):
+        return checkpoint.at(directory.checkpoints, best["step"])
+    return checkpoint.latest(directory.checkpoints)
 
 
 def widened(model: nn.Module) -> nn.Module:

@@ -30,6 +30,10 @@ def result(result: Mapping[str, Any], folder: Path) -> None:
         continuation(sample)
     heading("the run")
     say(cost(result))
+    if best := result.get("best"):
+        say(f"  the best of its evaluations: step {best['step']:,}, {best['metric']} {number(best['value'])}")
+    if stopped := result.get("stopped_early"):
+        say(f"  stopped after step {stopped:,}: the evaluations since the best brought nothing")
     heading(f"written to {folder}")
     table([(f"  {name}", size(count)) for name, count in RunDir(folder).contents()])
     heading("next")

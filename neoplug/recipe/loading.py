@@ -14,6 +14,7 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 from neoplug.marks import Tree
 from neoplug.options import build, dump, fields_of, problems, unknown_key
+from neoplug.recipe.best import best_problems
 from neoplug.recipe.check import Found, asked, plugins_of
 from neoplug.recipe.layers import leaves
 from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe, keys_at
@@ -69,6 +70,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str
     recipe, wrong = _typed(tree)
     plugins = plugins_of(tree)
     found += [*wrong, *plugins.problems]
+    found += best_problems(recipe) if recipe else []
     found = [problem for problem in found if problem.mark or not may_be_inherited(tree, problem.path)]
     if recipe is None or found:
         raise RecipeError(_sorted(found, tree))

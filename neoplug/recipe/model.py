@@ -117,10 +117,18 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """The fixed ruler. None: before and after training only."""
+    """The fixed ruler. `eval_steps` None: before and after training only.
+
+    `metric_for_best_model`: a value of the ruler, or `probes.NAME.KEY`; `greater_is_better`: None is the ruler's sense.
+    """
 
     eval_steps: Positive | None = None
     per_device_eval_batch_size: Positive = 4
+    metric_for_best_model: Text | None = None
+    greater_is_better: bool | None = None
+    load_best_model_at_end: bool = False
+    early_stopping_patience: Positive | None = None
+    early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Recipe(Section):

@@ -1,0 +1,196 @@
+"""The best evaluation is kept and gone back to, and training ends when nothing improves; also across a kill."""
+
+import random
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState
+
+from neoplug import recipe
+from neoplug.errors import RecipeError, RunError
+from neoplug.recipe.best import BESIDE_A_TEACHER, GREATER_IS_BETTER, Criterion
+
+SCRIPT = """
+@dataclass(eq=False)
+class Script:
+    '''Measures what is written for each step; breaks the run where a file says so: "save 4 kill".'''
+
+    values: list[float]
+    switch: str
+    step: int = 0
+
+    def at(self, place, step):
+        told = Path(self.switch).read_text().split() if Path(self.switch).exists() else []
+        if told[:2] == [place, str(step)]:
+            if told[2] == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError("tripped")
+
+    @hookimpl
+    def on_step_end(self, step):
+        self.step = step
+        self.at("step", step)
+
+    @hookimpl
+    def on_evaluate(self):
+        return {"value": self.values[self.step]}
+
+    @hookimpl
+    def on_save(self, path):
+        self.at("save", int(path.name.split("step-")[1].split(".")[0]))
+
+    @hookimpl
+    def on_train_end(self):
+        self.at("end", 0)
+
+    def state_dict(self):
+        return {"step": self.step}
+
+    def load_state_dict(self, state):
+        self.step = state["step"]
+"""
+VALUES = [9.0, 3.0, 1.0, 2.0, 1.5, 1.2, 0.0]  # by step; after the second, nothing is better for three evaluations
+
+
+class Scripted:
+    """A recipe of 6 steps that evaluates after each, and would stop at the fifth."""
+
+    def __init__(self, lab):
+        self.lab = lab
+        lab.plugin("script", SCRIPT)
+        self.switch = lab.folder / "switch.txt"
+        self.recipe = self.write("scripted")
+
+    def write(self, name, train=None, **evaluate):
+        evaluate = {
+            "eval_steps": 1, "metric_for_best_model": "probes../script.py:Script.value", "greater_is_better": False,
+            "load_best_model_at_end": True, "early_stopping_patience": 3, **evaluate,
+        }  # fmt: skip
+        train = {
+            "max_steps": 6,
+            "save_steps": 3,
+            "save_total_limit": 1,
+            "lr_scheduler_type": "constant",
+            **(train or {}),
+        }
+        probes = {"./script.py:Script": {"values": VALUES, "switch": str(self.switch)}}
+        return self.lab.recipe(name, train=train, evaluate=evaluate, probes=probes)
+
+    def run(self, output, trip="", **options):
+        self.switch.write_text(trip)
+        return self.lab.run(output, self.recipe, **options)
+
+
+@pytest.fixture(scope="module")
+def scripted(module_lab):
+    return Scripted(module_lab)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scripted):
+    return scripted.run("undisturbed")
+
+
+def test_it_ends_when_nothing_improves_and_goes_back_to_the_best(undisturbed):
+    result = undisturbed.result
+    assert (result["status"], result["steps"], result["stopped_early"]) == ("completed", 5, 5)
+    assert result["best"] == {"step": 2, "metric": "probes../script.py:Script.value", "value": 1.0}
+    assert [entry["step"] for entry in result["evaluations"]] == [1, 2, 3, 4, 5]
+    ruler = {name: value for name, value in result["evaluations"][1].items() if name not in ("step", "probes")}
+    assert {name: result["after"][name] for name in ruler} == ruler  # that of step 2, not of step 5
+    assert undisturbed.steps_saved == [2, 5]  # one, and the best
+    assert undisturbed.lines[-1]["learning_rate"] == 0.01  # the schedule is that of all steps
+
+
+def test_what_is_saved_is_what_a_run_of_so_many_steps_saves(scripted, undisturbed):
+    short = scripted.lab.run("short", train={"max_steps": 2, "lr_scheduler_type": "constant"})
+    ours, theirs = undisturbed.adapter, short.adapter
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    kept = load_file(undisturbed.path / "checkpoints" / "step-2" / "trainable.safetensors")
+    assert all(torch.equal(tensor, ours[name.replace(".default", "")]) for name, tensor in kept.items())
+
+
+@pytest.mark.parametrize("trip", ["step 3 raise", "end 0 raise"])
+def test_a_resumed_run_judges_the_same(scripted, undisturbed, trip):
+    name = trip.replace(" ", "-")
+    with pytest.raises(OSError, match="tripped"):
+        scripted.run(name, trip)
+    same(scripted.run(name, resume=True), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trip", ["save 2 kill", "save 5 kill"])
+def test_a_killed_run_judges_the_same(scripted, undisturbed, trip):
+    name = trip.replace(" ", "-")
+    scripted.switch.write_text(trip)
+    process = scripted.lab.start(scripted.recipe, name)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    same(scripted.run(name, resume=True), undisturbed)
+
+
+def same(run, reference):
+    ours, theirs = (
+        {k: v for k, v in r.result.items() if k not in ("seconds", "peak_memory_bytes")} for r in (run, reference)
+    )
+    assert ours == theirs
+    assert (run.facts, run.steps_saved) == (reference.facts, reference.steps_saved)
+    assert run.adapter_bytes == reference.adapter_bytes
+
+
+def test_the_last_step_may_be_the_best(scripted):
+    recipe = scripted.write("patient", early_stopping_patience=None, load_best_model_at_end=False)
+    scripted.switch.write_text("")
+    run = scripted.lab.run("patient", recipe)
+    assert run.result["best"]["step"] == 6
+    assert "stopped_early" not in run.result
+    assert run.steps_saved == [6]
+
+
+def test_a_number_that_no_probe_gives_ends_the_run_before_it_trains(scripted):
+    recipe = scripted.write("absent", metric_for_best_model="probes../script.py:Script.valeu")
+    with pytest.raises(RunError, match=r"measured None; did you mean `probes\.script\.py:Script\.value`"):
+        scripted.lab.run("absent", recipe)
+    assert not (scripted.lab.folder / "absent" / "metrics.jsonl").exists()
+
+
+def test_the_ruler_measures_what_can_be_best(undisturbed):
+    measured = {name for name, value in undisturbed.result["after"].items() if isinstance(value, float)}
+    assert measured - GREATER_IS_BETTER.keys() == {"entropy", "kd_ce_cosine"}  # nobody wants these high or low
+    assert set(BESIDE_A_TEACHER) <= set(GREATER_IS_BETTER) <= measured
+
+
+def test_a_probes_metric_must_say_which_way_is_up(scripted):
+    file = scripted.write("silent", greater_is_better=None)
+    with pytest.raises(RecipeError, match="may be better when greater or when smaller"):
+        recipe.load(file)
+
+
+class Frozen:
+    """What the callback reads of transformers' arguments."""
+
+    def __init__(self, greater):
+        self.metric_for_best_model = "eval_m"
+        self.greater_is_better = greater
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_patience_and_threshold_are_those_of_transformers(seed):
+    rng = random.Random(seed)
+    greater, threshold, patience = rng.random() < 0.5, rng.choice([0.0, 0.2, 1.0]), rng.randint(1, 3)
+    values = [round(rng.uniform(0, 3), 1) for _ in range(12)]
+    callback = EarlyStoppingCallback(early_stopping_patience=patience, early_stopping_threshold=threshold)
+    state, control, better = TrainerState(), TrainerControl(), (lambda a, b: a > b) if greater else (lambda a, b: a < b)
+    criterion, stopped = Criterion("m", greater, threshold), False
+    for count, value in enumerate(values, 1):
+        callback.on_evaluate(Frozen(greater), state, control, metrics={"eval_m": value})
+        if state.best_metric is None or better(value, state.best_metric):  # what its Trainer does afterwards
+            state.best_metric, state.best_global_step = value, count
+        seen = [{"step": step, "m": measured} for step, measured in enumerate(values[:count], 1)]
+        standing = criterion.standing(seen)
+        assert (standing.best["step"], standing.best["value"]) == (state.best_global_step, state.best_metric)
+        assert standing.waited == callback.early_stopping_patience_counter
+        stopped |= standing.waited >= patience
+        assert stopped == control.should_training_stop
