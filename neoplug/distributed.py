@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -65,7 +65,7 @@ class World:
         """Return the values of all ranks, in the order of ranks."""
         return values if self.size == 1 else gather_object(values)
 
-    def agree(self, value: Any) -> Any:
+    def agree(self, value: Value) -> Value:
         """Return what the main process says, on every rank."""
         said = [value]
         if self.size > 1:

@@ -8,6 +8,12 @@ import yaml
 
 
 @pytest.fixture
+def task_folder():
+    """Return a function that writes lm_eval's description of a file of questions into a folder."""
+    return _task_folder
+
+
+@pytest.fixture
 def peer(tmp_path):
     """Return a function that lets lm_eval measure a model on a file of questions: its metrics, every log-likelihood."""
 
@@ -16,15 +22,14 @@ def peer(tmp_path):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # lm_eval's own
-                return _measure(model, tokenizer, task_folder(tmp_path / "peer", file))
+                return _measure(model, tokenizer, _task_folder(tmp_path / "peer", file))
         finally:
             logging.disable(logging.NOTSET)
 
     return measure
 
 
-def task_folder(folder, file):
-    """Write lm_eval's description of a file of questions."""
+def _task_folder(folder, file):
     folder.mkdir(exist_ok=True)
     task = {
         "task": "peer", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(file)}},
