@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState
 
 from neoplug import recipe
-from neoplug.errors import RecipeError, RunError
+from neoplug.errors import PluginError, RecipeError, RunError
 from neoplug.recipe.best import BESIDE_A_TEACHER, GREATER_IS_BETTER, Criterion
 
 SCRIPT = """
@@ -115,7 +115,7 @@ def test_what_is_saved_is_what_a_run_of_so_many_steps_saves(scripted, undisturbe
 @pytest.mark.parametrize("trip", ["step 3 raise", "end 0 raise"])
 def test_a_resumed_run_judges_the_same(scripted, undisturbed, trip):
     name = trip.replace(" ", "-")
-    with pytest.raises(OSError, match="tripped"):
+    with pytest.raises(PluginError, match="tripped"):
         scripted.run(name, trip)
     same(scripted.run(name, resume=True), undisturbed)
 
