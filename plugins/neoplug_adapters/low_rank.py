@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,6 +43,7 @@ class LowRank:
     layers_to_transform: int | list[int] | None = None  # layers, counted from 0; target_modules must be a list
     rank_pattern: dict[str, int] = field(default_factory=dict)  # module name or regex -> its own r
     alpha_pattern: dict[str, int] = field(default_factory=dict)  # module name or regex -> its own lora_alpha
+    modules_to_save: list[str] | None = None  # name endings of modules that train whole; tied weights stay tied
     bias: Literal["none", "all", "lora_only"] = "none"  # which biases of the base train too
     use_rslora: bool = False  # scale is lora_alpha / sqrt(r)
     init_lora_weights: bool | str = True  # true (A uniform, B zero), gaussian (A normal, B zero), orthogonal (even r)
@@ -116,7 +118,8 @@ class LowRank:
         """
         from peft import get_peft_model
 
-        problems = [self._problem(option, what) for option, what in self._unmatched(model)]
+        wrong = [*self._unmatched(model), *self._quantised(model)]
+        problems = [self._problem(option, what) for option, what in wrong]
         if problems:
             raise RecipeError(problems)
         try:
@@ -127,8 +130,25 @@ class LowRank:
 
     def _unmatched(self, model: PreTrainedModel) -> Iterator[tuple[str, str]]:
         targets = {"target_modules": self.target_modules, "exclude_modules": self.exclude_modules}
+        targets["modules_to_save"] = self.modules_to_save
         patterns = {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
         return unmatched(model, targets, self.layers_to_transform, patterns)
+
+    def _whole(self, model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
+        """Return the modules that train whole, with their names: those that peft takes."""
+        ends = tuple(self.modules_to_save or ())
+        return [(name, module) for name, module in model.named_modules() if name.endswith(ends)]
+
+    def _quantised(self, model: PreTrainedModel) -> Iterator[tuple[str, str]]:
+        for name, module in self._whole(model):
+            if not all(weight.is_floating_point() for weight in module.parameters()):
+                yield "modules_to_save", f"`{name}` is quantised, and such weights take no gradient"
+
+    def _keeps_tied(self, model: PreTrainedModel) -> bool:
+        """Say whether what trains whole is a head that shares its weight with the embeddings, or these."""
+        embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+        tied = embeddings is not None and head is not None and embeddings.weight is head.weight
+        return tied and any(module in (embeddings, head) for _, module in self._whole(model))
 
     def _problem(self, option: str, what: str) -> Problem:
         return Problem(what, "it would have no effect, or nothing would train", path=("adapter", self.name, option))
@@ -142,7 +162,8 @@ class LowRank:
         from peft import LoraConfig
         from transformers.pytorch_utils import Conv1D
 
-        options: dict[str, Any] = {name: getattr(self, name) for name in LowRank.__dataclass_fields__}
+        options: dict[str, Any] = {name: deepcopy(getattr(self, name)) for name in LowRank.__dataclass_fields__}
+        options["ensure_weight_tying"] = self._keeps_tied(model)
         transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers
         return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=transposed, **options)
 

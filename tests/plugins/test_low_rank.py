@@ -172,6 +172,7 @@ def test_lora_and_dora_send_to_each_other():
         ({"target_modules": ["input_layernorm"]}, "target_modules", "is not supported"),
         ({"exclude_modules": "mlp_up"}, "exclude_modules", "`mlp_up` matches no module"),
         ({"exclude_modules": ".*"}, "target_modules", "excluded"),
+        ({"modules_to_save": ["lm_haed"]}, "modules_to_save", "did you mean `lm_head`"),
         ({"rank_pattern": {"up_prj": 4}}, "rank_pattern", "did you mean `up_proj`"),
         (
             {"target_modules": ["q_proj"], "layers_to_transform": [0, 2]},
