@@ -114,10 +114,11 @@ def installed() -> list[Entry]:
     """List the entry points of group `neoplug`, sorted by name and package. Imports none of them."""
     from importlib.metadata import entry_points
 
-    found = {
-        Entry(point.name, point.dist.name if point.dist else "?", point.dist.version if point.dist else "", point.value)
-        for point in entry_points(group=GROUP)
-    }
+    points = entry_points(group=GROUP)
+    owners = {
+        dist: (dist.name, dist.version) for dist in {point.dist for point in points} if dist
+    }  # each parses a file
+    found = {Entry(point.name, *owners.get(point.dist, ("?", "")), point.value) for point in points}
     return sorted(found, key=lambda entry: (entry.name, entry.package, entry.target))
 
 
