@@ -115,10 +115,9 @@ def installed() -> list[Entry]:
     from importlib.metadata import entry_points
 
     points = entry_points(group=GROUP)
-    owners = {
-        dist: (dist.name, dist.version) for dist in {point.dist for point in points} if dist
-    }  # each parses a file
-    found = {Entry(point.name, *owners.get(point.dist, ("?", "")), point.value) for point in points}
+    dists = {point.dist for point in points}
+    owners = {dist: (dist.name, dist.version) if dist else ("?", "") for dist in dists}  # each parses a file
+    found = {Entry(point.name, *owners[point.dist], point.value) for point in points}
     return sorted(found, key=lambda entry: (entry.name, entry.package, entry.target))
 
 
