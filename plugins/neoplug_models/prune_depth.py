@@ -1,14 +1,20 @@
 """Depth pruning: a student with some of the decoder's layers. Nothing is trained here; the distillation heals the cut.
 
-Evenly: layer round(i (n - 1) / (k - 1)) of n for i = 0 .. k - 1, so first and last always stay.
+    even             layer round(i (n - 1) / (k - 1)) of n for i = 0 .. k - 1, so first and last always stay
+    block_influence  the layers that change their input's direction most: 1 - mean cos(in, out) (ShortGPT, 2403.03853)
+    greedy           one layer after the other goes, each time the one whose absence moves the model's own distribution
+                     least (as SLEB, 2402.09025, here by forward KL): about (n^2 - k^2) / 2 runs over the text
+
+The last two are measured on the recipe's training data, in its order.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from neoplug.errors import Problem, RecipeError
 from neoplug.hookspecs import hookimpl
@@ -17,36 +23,52 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from neoplug.data.batch import Batch
+
+log = logging.getLogger("neoplug")
+
+CALIBRATION_TOKENS = {"block_influence": 16_384, "greedy": 512}
 NUMBERS = ("layer_idx", "layer_id", "layer_index")  # how a part of a layer may call its layer's number
 
 
 @dataclass(eq=False)
 class PruneDepth:
-    """Keep some of the layers; one of the two options says which.
+    """Keep some of the layers: `layers` names them, or `num_hidden_layers` says how many, and `importance` which.
 
-    num_hidden_layers  how many to keep, evenly spread, first and last among them
-    layers             which to keep, numbered from 0, ascending
+    num_hidden_layers   how many to keep, at least 2
+    layers              which to keep, numbered from 0, ascending
+    importance          even: spread evenly; block_influence or greedy: measured
+    calibration_tokens  how many tokens it is measured on: 16,384 for block_influence, 512 for greedy, which also holds
+                        a float32 for each token and each of the vocabulary
     """
 
     num_hidden_layers: int | None = None
     layers: list[int] | None = None
+    importance: Literal["even", "block_influence", "greedy"] = "even"
+    calibration_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if (self.num_hidden_layers is None) == (self.layers is None):
-            raise ValueError("give one of `num_hidden_layers` (evenly spread) and `layers` (by number)")
+            raise ValueError("give one of `num_hidden_layers` (how many) and `layers` (by number)")
         if self.num_hidden_layers is not None and self.num_hidden_layers < 2:
-            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; at least 2 stay, the first and the last")
+            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}, but at least 2 must stay")
+        if self.layers is not None and self.importance != "even":
+            raise ValueError(f"importance is {self.importance}, which chooses layers, but `layers` names them already")
+        if self.calibration_tokens is not None and self.importance == "even":
+            raise ValueError("calibration_tokens is given, but importance is even: nothing is measured")
+        if self.calibration_tokens is not None and self.calibration_tokens < 2:
+            raise ValueError(f"calibration_tokens is {self.calibration_tokens}, but must be at least 2")
         if self.layers is not None and not _ascending(self.layers):
             raise ValueError(f"layers is {self.layers}, but must be layer numbers from 0, ascending, each once")
 
     @hookimpl
-    def prepare_student(self, model: PreTrainedModel) -> None:
+    def prepare_student(self, model: PreTrainedModel, batches: Iterable[Batch] | None) -> None:
         """Take the other layers out, and number the rest anew."""
         from torch import nn
 
         config = model.config.get_text_config()
         parent, name = _decoder_layers(model, config.num_hidden_layers)
-        keep = self._chosen(config.num_hidden_layers)
+        keep = self._chosen(model, list(getattr(parent, name)), batches)
         kept = nn.ModuleList(getattr(parent, name)[number] for number in keep)
         for position, layer in enumerate(kept):
             _renumber(layer, position)
@@ -54,8 +76,14 @@ class PruneDepth:
         _cut_config(config, keep)
         _prove(model, next(name for name, module in model.named_modules() if module is kept))
 
-    def _chosen(self, count: int) -> list[int]:
-        """Return the layers to keep of `count`. Raises RecipeError where the model has fewer than are asked for."""
+    def _chosen(
+        self, model: PreTrainedModel, layers: Sequence[nn.Module], batches: Iterable[Batch] | None
+    ) -> list[int]:
+        """Return the layers to keep; without batches to measure on, evenly.
+
+        Raises RecipeError where the model has fewer than are asked for.
+        """
+        count = len(layers)
         if self.layers is not None:
             if self.layers[-1] >= count:
                 what = f"layers names {self.layers[-1]}, but the model has layers 0 to {count - 1}"
@@ -66,7 +94,31 @@ class PruneDepth:
         if kept > count:
             what = f"num_hidden_layers is {kept}, but the model has only {count} layers"
             raise _refusal(what, f"keep at most {count}", "num_hidden_layers")
-        return [(2 * i * (count - 1) + kept - 1) // (2 * (kept - 1)) for i in range(kept)]
+        if self.importance == "even" or batches is None:
+            return [(2 * i * (count - 1) + kept - 1) // (2 * (kept - 1)) for i in range(kept)]
+        return sorted(set(range(count)) - self._least_important(model, layers, batches, count - kept))
+
+    def _least_important(
+        self, model: PreTrainedModel, layers: Sequence[nn.Module], batches: Iterable[Batch], count: int
+    ) -> set[int]:
+        """Return the `count` layers to take out, by measurement; say what was measured."""
+        from neoplug_models.calibration import documents
+        from neoplug_models.layer_importance import block_influence, least_missed
+
+        text = documents(batches, self.calibration_tokens or CALIBRATION_TOKENS[self.importance])
+        if self.importance == "greedy":
+            return {layer for layer, _ in _told(least_missed(model, layers, text, count))}
+        influence = block_influence(model, layers, text)
+        least = sorted(range(len(layers)), key=lambda layer: influence[layer])
+        log.info("block influence, least first: %s", ", ".join(f"{layer} {influence[layer]:.3f}" for layer in least))
+        return set(least[:count])
+
+
+def _told(steps: Iterable[tuple[int, float]]) -> Iterator[tuple[int, float]]:
+    """Hand on what `least_missed` finds, and say it: each step may take minutes."""
+    for layer, cost in steps:
+        log.info("layer %d is missed least: forward KL to the whole model %.3f", layer, cost)
+        yield layer, cost
 
 
 def _ascending(layers: list[int]) -> bool:

@@ -2,18 +2,23 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from time import sleep
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from neoplug import hookimpl
+from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError
 from neoplug.models import locate, prepare
 from neoplug.registry import Plugins
 from neoplug_models.prune_depth import PruneDepth
+from neoplug_models.prune_width import PruneWidth
 
 
 @dataclass(eq=False)
@@ -37,7 +42,12 @@ def run(model, plugins, *, seed=0, fingerprint="f", batches=(1.0,)):
     train = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=1)
     recipe = SimpleNamespace(seed=seed, train=train)
     checked = SimpleNamespace(recipe=recipe, plugins=Plugins({"student.prepare": plugins}), entries={})
-    return prepare(locate(str(model)), checked, lambda: map(torch.tensor, batches), fingerprint)
+    return prepare(
+        locate(str(model)),
+        checked,
+        lambda: (torch.tensor(b) if isinstance(b, float) else b for b in batches),
+        fingerprint,
+    )
 
 
 def norm(located):
@@ -73,6 +83,44 @@ def test_it_is_made_again_only_for_what_it_depends_on(tiny_student, by):
     assert run(tiny_student, {"s": Shift(by)}) == first
     if by == "rng":
         assert not torch.equal(norm(first), norm(other_seed))
+
+
+MEASURED = {
+    "prune_depth": PruneDepth(num_hidden_layers=3, importance="block_influence", calibration_tokens=40),
+    "prune_width": PruneWidth(intermediate_size=96, hidden_size=60, calibration_tokens=40),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_measured_student_is_shared_by_runs_on_the_same_data(tiny_teacher, name, monkeypatch):
+    data = {
+        seed: [
+            collate([Document(ids, ids > 0, row=0)]) for ids in np.random.default_rng(seed).integers(0, 384, (3, 20))
+        ]
+        for seed in (0, 1)
+    }
+    first = run(tiny_teacher, {name: MEASURED[name]}, batches=data[0])
+    other = run(tiny_teacher, {name: MEASURED[name]}, batches=data[1], fingerprint="g")
+    seed = run(tiny_teacher, {name: MEASURED[name]}, batches=data[0][::-1], seed=1)
+    assert len({first, other, seed}) == 3
+    monkeypatch.setattr("neoplug.models.students.load_weights", None)
+    assert run(tiny_teacher, {name: MEASURED[name]}, batches=data[0]) == first
+
+
+def test_two_runs_at_once_make_it_once(tiny_student):
+    made = []
+
+    @dataclass(eq=False)
+    class Slow:
+        @hookimpl
+        def prepare_student(self, batches):
+            made.append(next(iter(batches)))
+            sleep(0.2)
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(run, tiny_student, {"slow": Slow()}) for _ in range(2)]
+    assert len({future.result() for future in runs}) == 1
+    assert len(made) == 1
 
 
 def test_the_second_time_nothing_runs(tiny_student, monkeypatch):
@@ -122,4 +170,6 @@ def test_the_record_says_what_made_it(tiny_teacher):
     record = json.loads((Path(located.path) / "neoplug.json").read_text())
     assert record["format"] == 1
     assert record["source"] == str(tiny_teacher)
-    assert record["plugins"]["prune_depth"]["options"] == {"num_hidden_layers": "None", "layers": "[0, 3]"}
+    assert record["plugins"]["prune_depth"]["options"] == {
+        "num_hidden_layers": "None", "layers": "[0, 3]", "importance": "'even'", "calibration_tokens": "None",
+    }  # fmt: skip

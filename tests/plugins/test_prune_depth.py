@@ -1,11 +1,17 @@
-"""Depth pruning against a forward through the kept layers only, on several families; the meta device."""
+"""Depth pruning against a forward through the kept layers only, on several families; importance; the meta device."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax, rel_entr
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError
 from neoplug.models import skeleton
+from neoplug_models.layer_importance import block_influence
 from neoplug_models.prune_depth import PruneDepth
 
 SMALL = {
@@ -33,7 +39,10 @@ def logits(model):
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
 def test_kept_evenly_with_first_and_last(count):
-    chosen = PruneDepth(num_hidden_layers=count)._chosen(6)
+    model = build("llama")
+    before = list(model.model.layers)
+    PruneDepth(num_hidden_layers=count).prepare_student(model, None)
+    chosen = [before.index(layer) for layer in model.model.layers]
     ideal = torch.linspace(0, 5, count, dtype=torch.float64)
     assert len(set(chosen)) == count
     assert chosen[0] == 0
@@ -46,7 +55,7 @@ def test_the_cut_model_runs_the_kept_layers_only(family):
     """Reference: the whole model with the layers in between replaced by the identity, through the residual stream."""
     more = {"head_dim": 8} if family == "qwen3" else {}
     model, whole = build(family, **more), build(family, **more)
-    PruneDepth(layers=[0, 2, 5]).prepare_student(model)
+    PruneDepth(layers=[0, 2, 5]).prepare_student(model, None)
     for number, layer in enumerate(_layers(whole)):
         if number in (1, 3, 4):
             layer.forward = lambda hidden, *args, **kwargs: hidden
@@ -54,14 +63,14 @@ def test_the_cut_model_runs_the_kept_layers_only(family):
     assert model.config.num_hidden_layers == 3
 
 
-def _layers(model):
-    return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 6)
+def _layers(model, count=6):
+    return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
 
 
 def test_the_cache_works_after_the_cut():
     """Generation with a cache equals generation without: layer numbers in the cache are contiguous again."""
     model = build("llama")
-    PruneDepth(layers=[1, 4]).prepare_student(model)
+    PruneDepth(layers=[1, 4]).prepare_student(model, None)
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(IDS)}
     cached, plain = (model.generate(IDS, use_cache=use, **options) for use in (True, False))
     assert cached.tolist() == plain.tolist()
@@ -70,7 +79,7 @@ def test_the_cache_works_after_the_cut():
 def test_it_saves_and_loads(tmp_path):
     model = build("gemma3_text", head_dim=8, sliding_window=4)
     types = list(model.config.layer_types)
-    PruneDepth(layers=[0, 3, 5]).prepare_student(model)
+    PruneDepth(layers=[0, 3, 5]).prepare_student(model, None)
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert again.config.layer_types == [types[n] for n in (0, 3, 5)]
@@ -81,7 +90,7 @@ def test_meta_device_has_the_same_shapes():
     real = build("llama")
     meta = skeleton(real.config)
     for model in (real, meta):
-        PruneDepth(num_hidden_layers=4).prepare_student(model)
+        PruneDepth(num_hidden_layers=4, importance="greedy").prepare_student(model, None)
     shapes = [{name: weight.shape for name, weight in model.named_parameters()} for model in (real, meta)]
     assert shapes[0] == shapes[1]
     assert all(weight.is_meta for weight in meta.parameters())
@@ -92,7 +101,7 @@ def test_the_models_own_configuration_is_the_one_cut():
     model = build("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=3)
     types = list(model.config.layer_types)
     assert len(set(types)) == 2
-    PruneDepth(layers=[0, 5]).prepare_student(model)
+    PruneDepth(layers=[0, 5]).prepare_student(model, None)
     assert model.config.layer_types == [types[0], types[5]]
 
 
@@ -101,7 +110,97 @@ def test_a_pattern_by_number_is_refused():
     model = build("qwen2_moe", num_experts=2, moe_intermediate_size=8, shared_expert_intermediate_size=8,
                   decoder_sparse_step=2)  # fmt: skip
     with pytest.raises(RecipeError, match=r"cannot be cut there: `model\.layers"):
-        PruneDepth(layers=[1, 3]).prepare_student(model)
+        PruneDepth(layers=[1, 3]).prepare_student(model, None)
+
+
+TEXT = [np.random.default_rng(seed).integers(1, 64, length) for seed, length in enumerate((9, 14, 5))]
+
+
+def batches(*groups):
+    """Return batches of documents; `groups` says which texts stand together."""
+    for group in groups:
+        yield collate([Document(TEXT[n], np.ones(len(TEXT[n]), dtype=bool), row=n) for n in group])
+
+
+def kept(whole, *groups, tokens=28, **options):
+    """Return which layers stay."""
+    model = copy.deepcopy(whole)
+    before = list(_layers(model, model.config.num_hidden_layers))
+    PruneDepth(**options, calibration_tokens=tokens).prepare_student(model, batches(*groups or [[0, 1, 2]]))
+    after = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and m[0] in before)
+    return [before.index(layer) for layer in after]
+
+
+def rough(family, layers=6):
+    """Return a model whose layers 1, 3 and 4 matter most."""
+    model = build(family, layers, initializer_range=0.3)
+    for number, layer in enumerate(_layers(model, layers)):
+        for weight in layer.parameters():
+            weight.data *= 1.5 if number in (1, 3, 4) else 0.2
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_block_influence_is_its_definition(family):
+    """Reference: transformers' own hidden states of a padded batch, in numpy; the last layer's before the last norm."""
+    model = rough(family)
+    bare = copy.deepcopy(model)
+    setattr(bare.base_model, "norm" if family == "llama" else "ln_f", torch.nn.Identity())
+    ids, mask = torch.zeros(3, 14, dtype=torch.int64), torch.zeros(3, 14, dtype=torch.int64)
+    for row, text in enumerate(TEXT):
+        ids[row, : len(text)], mask[row, : len(text)] = torch.tensor(text), 1
+    with torch.no_grad():
+        states = bare.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    states = np.stack([state[mask.bool()].double().numpy() for state in states])
+    states /= np.linalg.norm(states, axis=-1, keepdims=True)
+    expected = 1 - (states[1:] * states[:-1]).sum(-1).mean(-1)
+    found = block_influence(model, list(_layers(model)), [torch.tensor(text)[None] for text in TEXT])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    least = set(np.argsort(expected)[:3])
+    for groups in ([[0, 1, 2]], [[2], [1, 0]]):
+        assert kept(model, *groups, num_hidden_layers=3, importance="block_influence") == sorted({*range(6)} - least)
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_greedy_takes_out_the_least_missed(family):
+    """Reference: every cut that it could make is made, and its forward KL taken by scipy in float64."""
+    whole = rough(family, layers=4)
+    keep = list(range(4))
+    while len(keep) > 2:
+        cuts = [[other for other in keep if other != layer] for layer in keep]
+        keep = min(cuts, key=lambda cut: divergence(whole, cut))
+    assert kept(whole, num_hidden_layers=2, importance="greedy") == keep
+    assert keep not in ([0, 1], [0, 3], [2, 3])  # neither the first, nor the last, nor evenly
+
+
+def divergence(whole, keep):
+    model, total = copy.deepcopy(whole), 0.0
+    PruneDepth(layers=keep).prepare_student(model, None)
+    for text in TEXT:
+        with torch.no_grad():
+            both = [log_softmax(m(input_ids=torch.tensor(text)[None]).logits[0].double(), -1) for m in (whole, model)]
+        total += rel_entr(*np.exp(both)).sum()
+    return total
+
+
+def test_calibration_reads_no_more_than_asked():
+    """After 9 + 3 tokens nothing is asked for: the third batch is never drawn."""
+    drawn = []
+
+    def watched():
+        for batch in batches([0], [1], [2]):
+            drawn.append(batch.tokens)
+            yield batch
+
+    options = {"num_hidden_layers": 3, "importance": "block_influence", "calibration_tokens": 12}
+    PruneDepth(**options).prepare_student(rough("llama"), watched())
+    assert drawn == [9, 14]
+    cut = [torch.tensor(TEXT[0])[None], torch.tensor(TEXT[1][:3])[None]]
+    model = rough("llama")
+    least = np.argsort(block_influence(model, list(_layers(model)), cut))[:3]
+    assert kept(model, [0], [1], tokens=12, num_hidden_layers=3, importance="block_influence") == sorted(
+        {*range(6)} - {*least}
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +209,7 @@ def test_a_pattern_by_number_is_refused():
 )
 def test_beyond_the_model_is_refused(options, message):
     with pytest.raises(RecipeError, match=message):
-        PruneDepth(**options).prepare_student(build("llama"))
+        PruneDepth(**options).prepare_student(build("llama"), None)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +222,11 @@ def test_beyond_the_model_is_refused(options, message):
         {"layers": [2, 1]},
         {"layers": [1, 1]},
         {"layers": [-1, 2]},
+        {"layers": [0, 1], "importance": "greedy"},
+        {"num_hidden_layers": 3, "importance": "block_influence", "calibration_tokens": 1},
+        {"num_hidden_layers": 3, "calibration_tokens": 100},
     ],
 )
 def test_options_are_checked(options):
-    with pytest.raises(ValueError, match=r"layers"):
+    with pytest.raises(ValueError, match=r"layers|calibration_tokens"):
         PruneDepth(**options)

@@ -1,0 +1,216 @@
+"""Width pruning: a student with fewer attention heads, MLP channels or hidden channels, the least important ones gone
+(Minitron, arXiv 2407.14679). Nothing is trained here; the distillation heals the cut.
+
+Importance is measured on the recipe's training data, in its order (see `width_importance`):
+
+    heads     the length of a head's output, in each layer; a key-value head goes with the query heads that read it
+    channels  what enters an MLP's `down_proj`, in each layer
+    hidden    what the norms return, summed over all of them; one choice for the whole model
+
+Weights are cut, not changed, but for one thing: with H' of H hidden channels left, the norms' gains grow by
+sqrt(H / H'), since an RMS norm divides by the mean over channels. So the cut of channels that are always 0 is exact.
+
+Known are decoders whose attention is `q_proj, k_proj, v_proj, o_proj` and whose MLP is `gate_proj, up_proj, down_proj`
+(Llama, Mistral, Qwen 2 and 3, Granite, SmolLM3, ...). Anything else whose shape would have to change is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from neoplug.errors import Problem, RecipeError
+from neoplug.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from neoplug.data.batch import Batch
+    from neoplug_models.width_cut import Kept, Width
+    from neoplug_models.width_importance import Watched
+
+SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_size")
+
+
+@dataclass(eq=False)
+class PruneWidth:
+    """How wide the student is to be; give at least one size, each below the model's own.
+
+    num_attention_heads  query heads of a layer, as many of each key-value head; their dimension stays
+    num_key_value_heads  key-value heads of a layer; one that goes takes its query heads along. By default as many as
+                         there are, or one a query head where the model has it so
+    intermediate_size    channels of a layer's MLP
+    hidden_size          channels of the residual stream
+    calibration_tokens   how many tokens importance is measured on
+    """
+
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    intermediate_size: int | None = None
+    hidden_size: int | None = None
+    calibration_tokens: int = 16_384
+
+    def __post_init__(self) -> None:
+        asked = {name: value for name in SIZES if (value := getattr(self, name)) is not None}
+        if not asked:
+            raise ValueError(f"give at least one of {', '.join(SIZES)}")
+        for name, value in {**asked, "calibration_tokens": self.calibration_tokens}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1")
+
+    @hookimpl
+    def prepare_student(self, model: PreTrainedModel, batches: Iterable[Batch] | None) -> None:
+        """Cut the least important parts out; without batches to measure on, the last ones.
+
+        Raises RecipeError where a size does not fit the model, or the model's structure is not known.
+        """
+        from neoplug_models.width_cut import cut, mismatch, norms
+
+        before = _width(model)
+        after = self._after(before)
+        target = _rebuilt(model, before, after)
+        if why := mismatch(model, target, before, after):
+            raise _unknown(model, why)
+        narrower = before.hidden_size / after.hidden_size
+        if narrower > 1:
+            _refuse_other_norms(model)
+        cut(model, target, before, self._kept(model, before, after, batches))
+        for norm in norms(model).values() if narrower > 1 else ():
+            norm.get_parameter("weight").data *= narrower**0.5
+        _resize(model.config.get_text_config(), before, after)
+
+    def _after(self, before: Width) -> Width:
+        """Return the sizes to be. Raises RecipeError with every one that does not fit the model."""
+        problems = []
+        for name in SIZES:
+            asked, present = getattr(self, name), getattr(before, name)
+            if asked is not None and asked >= present:
+                what, fix = f"{name} is {asked}, but the model has {present}", "ask for fewer, or leave it out"
+                problems.append(_problem(what, fix, name))
+        heads, groups = self._heads(before)
+        option = "num_key_value_heads" if self.num_attention_heads is None else "num_attention_heads"
+        most = before.num_attention_heads // before.num_key_value_heads
+        if not problems and (heads % groups or heads // groups > most):
+            what = f"{heads} query heads cannot be shared out to {groups} key-value heads"
+            why = f"each has as many, and {most} at most, as in the model"
+            fix = f"choose {' or '.join(str(groups * size) for size in range(max(1, most - 2), most + 1))} query heads"
+            problems.append(_problem(what, fix, option, why=why))
+        if problems:
+            raise RecipeError(problems)
+        others = {name: getattr(self, name) or getattr(before, name) for name in SIZES[2:]}
+        return replace(before, num_attention_heads=heads, num_key_value_heads=groups, **others)
+
+    def _heads(self, before: Width) -> tuple[int, int]:
+        """Return how many query heads and key-value heads are to stay."""
+        each = before.num_attention_heads // before.num_key_value_heads
+        asked = self.num_attention_heads
+        groups = self.num_key_value_heads or (asked if asked and each == 1 else before.num_key_value_heads)
+        return asked or groups * each, groups
+
+    def _kept(self, model: PreTrainedModel, before: Width, after: Width, batches: Iterable[Batch] | None) -> Kept:
+        """Return what stays of each dimension that shrinks."""
+        import torch
+
+        from neoplug_models.calibration import documents
+        from neoplug_models.width_cut import attentions, mlps, norms
+        from neoplug_models.width_importance import heads_to_keep, importance, most_important
+
+        watched = dict(_watched(model, before, after))
+        if batches is None:
+            scores = {path: torch.zeros(watch.parts) for path, watch in watched.items()}
+        else:
+            scores = importance(model, watched, documents(batches, self.calibration_tokens))
+        kept: dict[str, dict[str, Tensor]] = {}
+        for path in attentions(model).keys() & scores.keys():
+            heads, groups = heads_to_keep(
+                scores[path], before.num_key_value_heads, after.num_attention_heads, after.num_key_value_heads
+            )
+            kept[path] = {"query": _numbers(heads, before.head_dim), "key": _numbers(groups, before.head_dim)}
+        for path in mlps(model).keys() & scores.keys():
+            kept[path] = {"channel": most_important(scores[path], after.intermediate_size)}
+        if of_norms := [scores[path] for path in norms(model) if path in scores]:
+            kept[""] = {"hidden": most_important(torch.stack(of_norms).sum(0), after.hidden_size)}
+        return kept
+
+
+def _watched(model: PreTrainedModel, before: Width, after: Width) -> Iterator[tuple[str, Watched]]:
+    """Yield what is to be measured: a tensor for each part of the model that shrinks."""
+    from neoplug_models.width_cut import attentions, mlps, norms
+    from neoplug_models.width_importance import Watched
+
+    if after.num_attention_heads < before.num_attention_heads:
+        for path, attention in attentions(model).items():
+            yield path, Watched(attention.get_submodule("o_proj"), "reads", before.num_attention_heads)
+    if after.intermediate_size < before.intermediate_size:
+        for path, mlp in mlps(model).items():
+            yield path, Watched(mlp.get_submodule("down_proj"), "reads", before.intermediate_size)
+    if after.hidden_size < before.hidden_size:
+        for path, norm in norms(model).items():
+            yield path, Watched(norm, "returns", before.hidden_size)
+
+
+def _numbers(heads: Tensor, head_dim: int) -> Tensor:
+    """Return the numbers of the heads' own channels: head h has h head_dim to (h + 1) head_dim - 1."""
+    import torch
+
+    return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
+
+
+def _width(model: PreTrainedModel) -> Width:
+    from neoplug_models.width_cut import Width
+
+    try:
+        width = Width.of(model.config.get_text_config())
+    except AttributeError as error:
+        raise _unknown(model, f"its configuration lacks a size: {error}") from error
+    if odd := [name for name, value in asdict(width).items() if not isinstance(value, int)]:
+        raise _unknown(model, f"its `{odd[0]}` is no single number")
+    return width
+
+
+def _resize(config: PretrainedConfig, before: Width, after: Width) -> None:
+    """Set the sizes that change, and `head_dim`, which would else follow from the others."""
+    for name, value in asdict(after).items():
+        if value != getattr(before, name) or name == "head_dim":
+            setattr(config, name, value)
+
+
+def _rebuilt(model: PreTrainedModel, before: Width, after: Width) -> PreTrainedModel:
+    """Return the skeleton that the smaller configuration describes, read back from text as loading will."""
+    from neoplug.models import skeleton
+
+    config = deepcopy(model.config)
+    try:
+        _resize(config.get_text_config(), before, after)
+        return skeleton(type(config).from_dict(json.loads(config.to_json_string())))
+    except Exception as error:
+        raise _unknown(model, f"the smaller configuration is none: {' '.join(str(error).split())}") from error
+
+
+def _refuse_other_norms(model: PreTrainedModel) -> None:
+    """Refuse norms that are not x / rms(x) * weight, by name and, where there are weights, by trial."""
+    import torch
+
+    from neoplug_models.width_cut import norms
+
+    known = set(norms(model).values())
+    for module in model.modules():
+        kind = type(module).__name__
+        odd = "Norm" in kind and "RMSNorm" not in kind
+        if module in known and not (gain := module.get_parameter("weight")).is_meta:
+            odd |= not torch.allclose(module(torch.ones_like(gain)), gain, rtol=1e-3)
+        if odd:
+            raise _unknown(model, f"`hidden_size` cannot change under its {kind}")
+
+
+def _problem(what: str, fix: str, *option: str, why: str = "") -> Problem:
+    return Problem(what, why, fix, ("student", "prepare", "prune_width", *option))
+
+
+def _unknown(model: PreTrainedModel, why: str) -> RecipeError:
+    what = f"{type(model).__name__} cannot be made narrower so"
+    return RecipeError([_problem(what, "ask for other sizes, or name `prune_depth`", why=why)])

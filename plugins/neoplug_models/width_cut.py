@@ -1,0 +1,140 @@
+"""What the dimensions of a decoder's parameters stand for, and how they are cut.
+
+Dimensions: query (query heads x head_dim), key (key-value heads x head_dim), channel (of an MLP), hidden, token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+NORMS = (
+    "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm", "norm"
+)  # fmt: skip
+DIMENSIONS: dict[str, tuple[str, ...]] = {  # by the end of a parameter's name
+    "embed_tokens.weight": ("token", "hidden"),
+    "lm_head.weight": ("token", "hidden"),
+    "q_proj.weight": ("query", "hidden"),
+    "q_proj.bias": ("query",),
+    "k_proj.weight": ("key", "hidden"),
+    "k_proj.bias": ("key",),
+    "v_proj.weight": ("key", "hidden"),
+    "v_proj.bias": ("key",),
+    "o_proj.weight": ("hidden", "query"),
+    "o_proj.bias": ("hidden",),
+    "gate_proj.weight": ("channel", "hidden"),
+    "gate_proj.bias": ("channel",),
+    "up_proj.weight": ("channel", "hidden"),
+    "up_proj.bias": ("channel",),
+    "down_proj.weight": ("hidden", "channel"),
+    "down_proj.bias": ("hidden",),
+    **{f"{name}.weight": ("hidden",) for name in NORMS},
+}
+Kept = Mapping[str, Mapping[str, Tensor]]  # path of an attention or MLP, "" for the model -> dimension -> what stays
+
+
+@dataclass(frozen=True)
+class Width:
+    """The sizes of a decoder, by their names in its configuration."""
+
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    hidden_size: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Width:
+        """Return a model's. Raises AttributeError for what its configuration does not give as one number."""
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        others = (config.intermediate_size, config.hidden_size)
+        return cls(config.num_attention_heads, config.num_key_value_heads, head_dim, *others)
+
+    def length(self, dimension: str) -> int | None:
+        """Return how long a dimension is; None for tokens, whose number stays."""
+        return {
+            "query": self.num_attention_heads * self.head_dim,
+            "key": self.num_key_value_heads * self.head_dim,
+            "channel": self.intermediate_size,
+            "hidden": self.hidden_size,
+        }.get(dimension)
+
+
+def attentions(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the attention modules of the known kind, by path."""
+    return dict(_having(model, ATTENTION))
+
+
+def mlps(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the gated MLPs of the known kind, by path."""
+    return dict(_having(model, MLP))
+
+
+def norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the norms over hidden channels, by path."""
+    return {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in NORMS}
+
+
+def _having(model: nn.Module, parts: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if all(type(getattr(module, part, None)) is nn.Linear for part in parts):
+            yield name, module
+
+
+def dimensions(model: nn.Module, width: Width) -> dict[str, tuple[str | None, ...]]:
+    """Return what each parameter's dimensions stand for; None for what is not known, or is as long as no size says."""
+    known, found = {**attentions(model), **mlps(model)}, {}
+    for name, parameter in model.named_parameters():
+        path, end = name.rsplit(".", 2)[0], ".".join(name.split(".")[-2:])
+        meaning = DIMENSIONS.get(end, ("token",) * parameter.ndim)
+        found[name] = tuple(
+            dimension if size == width.length(dimension) and (dimension == "hidden" or path in known) else None
+            for dimension, size in zip(meaning, parameter.shape, strict=True)
+        )
+    return found
+
+
+def mismatch(model: PreTrainedModel, target: PreTrainedModel, before: Width, after: Width) -> str:
+    """Return why the cut model would not be `target`, which its new configuration describes; "" where it would.
+
+    Compared are the shapes of parameters and buffers, and numbers that scale, as Gemma's factor on its embeddings.
+    """
+    meaning, planned = dimensions(model, before), {}
+    for name, parameter in model.named_parameters():
+        lengths = zip(meaning[name], parameter.shape, strict=True)
+        planned[name] = tuple(after.length(dimension) if dimension else size for dimension, size in lengths)
+    planned |= {name: tuple(buffer.shape) for name, buffer in model.named_buffers()}
+    present = {name: tuple(tensor.shape) for name, tensor in (*target.named_parameters(), *target.named_buffers())}
+    if odd := sorted({name for name, _ in planned.items() ^ present.items()}):
+        unknown = [name for name in odd if not any(meaning.get(name, ()))]
+        return f"`{(unknown or odd)[0]}` would not be what the smaller configuration says"
+    for dimension in ("query", "key", "channel", "hidden"):
+        if before.length(dimension) != after.length(dimension) and not any(dimension in d for d in meaning.values()):
+            return f"nothing in it is known to have {before.length(dimension)} channels of that kind"
+    for name, module in model.named_modules():
+        theirs = vars(target.get_submodule(name))
+        for attribute, value in vars(module).items():
+            if isinstance(value, float) and theirs.get(attribute, value) != value:
+                return f"`{name}.{attribute}` would follow the size"
+    return ""
+
+
+def cut(model: PreTrainedModel, target: PreTrainedModel, before: Width, kept: Kept) -> None:
+    """Keep of each parameter what `kept` names, and let each module say of its sizes what its like in `target` says."""
+    meaning = dimensions(model, before)
+    for name, parameter in model.named_parameters():
+        here = {**kept.get("", {}), **kept.get(name.rsplit(".", 2)[0], {})}
+        for axis, dimension in enumerate(meaning[name]):
+            if dimension in here:
+                parameter.data = parameter.data.index_select(axis, here[dimension].to(parameter.device))
+    for name, module in model.named_modules():
+        for attribute, value in vars(target.get_submodule(name)).items():
+            if type(value) in (int, tuple):
+                setattr(module, attribute, value)
