@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from neoplug.data import Corpus, Order, check_source, load_corpus
+from neoplug.data import Corpus, Order, check_source, load_corpus, teacher_prompt
 from neoplug.data.batch import Batch, collate
 from neoplug.errors import Problem, RecipeError, UsageError
 from neoplug.hookspecs import Role
@@ -72,7 +72,8 @@ def survey(checked: Checked, progress: Progress) -> Parts:
     theirs, their_rows = (tokenizer, rows) if teacher is None else _reads(teacher, "teacher")
     vocabulary = shared(tokenizer, theirs, rows, their_rows)
     progress.phase("reading the data")
-    corpus = load_corpus(recipe.data, tokenizer)
+    prompt = teacher_prompt(recipe.teacher.chat_template, theirs) if recipe.teacher else None
+    corpus = load_corpus(recipe.data, tokenizer, prompt)
     for line in corpus.report.lines():
         logger.info(line)
     refuse_unshared(corpus, vocabulary, tokenizer)

@@ -14,7 +14,7 @@ import torch
 
 from neoplug import models
 from neoplug.assembly import adapted, count_steps, make_order, prepared
-from neoplug.data import load_corpus
+from neoplug.data import load_corpus, teacher_prompt
 from neoplug.errors import PluginError
 from neoplug.objective import BLOCK
 from neoplug.optim import make_optimizer
@@ -45,7 +45,11 @@ def plan(checked: Checked) -> dict[str, Any]:
     sections = {"student": recipe.student} | ({"teacher": recipe.teacher} if recipe.teacher else {})
     found = {role: _model(checked, role, section) for role, section in sections.items()}
     student = found["student"]
-    corpus = load_corpus(recipe.data, models.load_tokenizer(student.located, ("student", "model")))
+    tokenizer = models.load_tokenizer(student.located, ("student", "model"))
+    prompt = None
+    if recipe.teacher and recipe.teacher.chat_template:
+        prompt = teacher_prompt(recipe.teacher.chat_template, models.load_tokenizer(found["teacher"].located))
+    corpus = load_corpus(recipe.data, tokenizer, prompt)
     run = _length(checked, corpus)
     sizes = _trained_sizes(checked, adapted(checked, student.skeleton, run["steps"]))
     return {

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -122,6 +122,8 @@ class Session:
         if earlier is not None:
             checkpoint.load(earlier, student.module, optimizer, schedule, plugins, self.world.rank)
         first = 0 if earlier is None else int(earlier.name.removeprefix("step-"))
+        if not recipe.data.packing and any(model and model.layout == "padded" for model in (student, teacher)):
+            order = replace(order, lengths=self.parts.corpus.row_lengths)
         training = self.training(student, teacher, batches, order, total, optimizer, schedule)
         self.progress.started(total, first)
         with self.stop.deferring():

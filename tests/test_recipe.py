@@ -56,6 +56,12 @@ def mistakes(source, overrides=(), changes=None):
     return [str(problem).splitlines()[0] for problem in error.value.problems]
 
 
+def test_prompts_of_the_teachers_own_cannot_be_trained_on(folder):
+    told = mistakes("good.yaml", ["teacher.chat_template=own", "data.train_on=all"])
+    assert told == ["override:1:23: the teacher has prompts of its own, but `train_on: all` scores the prompts too"]
+    assert recipe.load("good.yaml", ["teacher.chat_template=own", "data.train_on=last"]).recipe.teacher.chat_template
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in BROKEN.glob("*.yaml")))
 def test_a_broken_recipe_says_all_that_is_wrong(name, monkeypatch):
     monkeypatch.chdir(BROKEN)
@@ -611,7 +617,7 @@ def test_the_schema_of_what_is_installed_refers_only_to_what_it_defines():
     assert {reference.removeprefix("#/$defs/") for reference in references(found)} <= set(found["$defs"])
     assert "lora" in found["properties"]["adapter"]["anyOf"][0]["properties"]
     assert "nf4" in found["$defs"]["Student"]["properties"]["load"]["anyOf"][0]["properties"]
-    assert "prepare" not in found["$defs"]["Model"]["properties"]
+    assert "prepare" not in found["$defs"]["Teacher"]["properties"]
 
 
 def test_recipes_are_read_without_torch_and_at_once():

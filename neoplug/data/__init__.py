@@ -1,11 +1,12 @@
 """From a source's rows to the documents of each micro-batch. Knows nothing of models."""
 
 from neoplug.data.batch import Batch, Document, Layout, collate
-from neoplug.data.corpus import Corpus, check_source, load_corpus
+from neoplug.data.corpus import Corpus, check_source, load_corpus, read_corpus
 from neoplug.data.lengths import idle
 from neoplug.data.order import Order
 from neoplug.data.pieces import preview
 from neoplug.data.report import Report
+from neoplug.data.teacher_prompt import teacher_prompt
 
 __all__ = [
     "Batch",
@@ -19,4 +20,6 @@ __all__ = [
     "idle",
     "load_corpus",
     "preview",
+    "read_corpus",
+    "teacher_prompt",
 ]

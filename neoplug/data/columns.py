@@ -1,11 +1,12 @@
-"""What the columns of a source mean: four kinds of rows, recognised by name or mapped by the recipe.
+"""What the columns of a row mean: four kinds of rows, recognised by name or mapped by the recipe.
 
     messages                        a conversation, a list of {role, content}
     prompt + completion             two texts
     instruction (+ input) + output  Alpaca's three texts
     text                            one text
 
-A row that has what its kind needs becomes a `Content`; of a broken one only the reason is kept, to be counted.
+The rows of a source may be of several kinds. A row that has what its kind needs becomes a `Content`; of a broken one
+only the reason is kept, to be counted.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,24 +47,48 @@ class Content:
 
 @dataclass(frozen=True)
 class Columns:
-    """The kind of a source's rows, and the source's name for each of our columns."""
+    """What a source's columns can mean: of each kind of row, the source's name for each of our columns.
 
-    kind: Kind
-    theirs: Mapping[str, str]
+    kinds  the first is that of the source as a whole
+    seen   the source's columns that this kind uses, as far as they were there
+    """
+
+    kinds: Mapping[Kind, Mapping[str, str]]
+    seen: Sequence[str]
+
+    @property
+    def main(self) -> Kind:
+        """Return the kind of a row that shows no other."""
+        return next(iter(self.kinds))
 
     def content(self, row: Row, number: int) -> Content | str:
         """Return what the row holds, or why it is broken."""
         values: dict[str, Any] = {}
-        for ours, theirs in self.theirs.items():
+        kind = self._kind_of(row)
+        for ours, theirs in self.kinds[kind].items():
             value = row.get(theirs)
-            if value is None and ours == "input":
+            if value is None and ours in OPTIONAL[kind]:
                 continue
             if reason := _messages_fault(value) if ours == "messages" else _text_fault(value, ours):
                 return reason
-            values[ours] = _without_none(value) if ours == "messages" else value
-        if self.kind == "alpaca" and not values.get("input", "").strip():
+            values[ours] = _plain(value) if ours == "messages" else value
+        if kind == "alpaca" and not values.get("input", "").strip():
             values.pop("input", None)
-        return Content(number, self.kind, values, content_hash(values))
+        return Content(number, kind, values, content_hash(values))
+
+    def _kind_of(self, row: Row) -> Kind:
+        """Return the first kind that the row has all columns of, filled; else the first that it has any of.
+
+        A `text` beside columns of another kind is no row of its own: it is that row written out.
+        """
+        filled = {
+            kind: [row[theirs[name]] is not None for name in NEEDED[kind]]
+            for kind, theirs in self.kinds.items()
+            if all(theirs[name] in row for name in NEEDED[kind])
+        }
+        begun = [kind for kind, parts in filled.items() if any(parts)]
+        whole = [kind for kind in begun if all(filled[kind]) and (kind != "text" or kind == begun[0])]
+        return next(iter([*whole, *begun]), self.main)
 
 
 def recognise(names: Sequence[str], mapping: Mapping[Any, str]) -> Columns:
@@ -83,12 +108,16 @@ def recognise(names: Sequence[str], mapping: Mapping[Any, str]) -> Columns:
     ]
     if problems:
         raise RecipeError(problems)
-    available = {name: name for name in names if name in KNOWN and name not in mapping.values()} | dict(mapping)
-    for kind in NEEDED:
-        used = (*NEEDED[kind], *OPTIONAL[kind])
-        if all(name in available for name in NEEDED[kind]) and all(ours in used for ours in mapping):
-            return Columns(kind, {name: available[name] for name in used if name in available})
-    raise RecipeError([_unrecognised(names)])
+    kinds: dict[Kind, dict[str, str]] = {}
+    for kind, needed in NEEDED.items():
+        used = (*needed, *OPTIONAL[kind])
+        theirs = {name: mapping.get(name, name) for name in used if name in mapping or name not in mapping.values()}
+        if all(ours in used for ours in mapping) and all(name in theirs for name in needed):
+            kinds[kind] = theirs
+    main = [kind for kind, theirs in kinds.items() if all(theirs[name] in names for name in NEEDED[kind])]
+    if not main:
+        raise RecipeError([_unrecognised(names)])
+    return Columns({main[0]: kinds[main[0]]} | kinds, [name for name in kinds[main[0]].values() if name in names])
 
 
 def names_of(rows: Iterable[Row]) -> list[str]:
@@ -127,13 +156,33 @@ def _messages_fault(value: Any) -> str:
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             return "a message without a role"
-        if message.get("content") is None and not (message["role"] == "assistant" and message.get("tool_calls")):
+        content = message.get("content")
+        if content is None and not (message["role"] == "assistant" and message.get("tool_calls")):
             return "a message without content"
+        if not (content is None or isinstance(content, str) or _is_parts(content)):
+            return "a message whose content is no text"
     return ""
 
 
+def _plain(messages: Any) -> list[dict[str, Any]]:
+    """Return messages without empty keys, which parquet gives to all of them, and a content in parts as one text."""
+    return [_without_none({**message, "content": _joined(message.get("content"))}) for message in messages]
+
+
 def _without_none(value: Any) -> Any:
-    """Drop empty keys: parquet gives every message the keys of all, filled with None."""
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     return [_without_none(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _joined(content: Any) -> Any:
+    return "".join(part["text"] for part in content) if _is_parts(content) else content
+
+
+def _is_parts(content: Any) -> bool:
+    """Tell whether a message's content comes in parts, each of them text."""
+    return (
+        isinstance(content, list)
+        and bool(content)
+        and all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content)
+    )

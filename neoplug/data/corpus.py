@@ -19,12 +19,13 @@ from neoplug.data.batch import Document
 from neoplug.data.chat import template_text
 from neoplug.data.held_out import split
 from neoplug.data.intake import PEEKED_ROWS, Intake, columns_of, nothing_left
-from neoplug.data.key import store_key
+from neoplug.data.key import store_key, tokenizer_identity
 from neoplug.data.packing import pack
-from neoplug.data.report import Report
+from neoplug.data.report import IN_EVAL, Report
 from neoplug.data.sources import Source, is_local, open_source
 from neoplug.data.spool import Spool
 from neoplug.data.store import Store, open_store, write_record
+from neoplug.data.teacher_prompt import TeacherPrompt
 from neoplug.data.tokenise import Tokeniser
 from neoplug.data.tokens import Tokenizer
 from neoplug.errors import Problem, RecipeError, UsageError
@@ -44,7 +45,7 @@ class Corpus:
     fingerprint  sha256 of all tokens and masks above, in hexadecimal
     row_lengths  [R] int64: how many tokens each training row has
     longest      the tokens of the longest document, as the `student` and as the `teacher` reads it
-    used         [U] int64: every token that occurs, ascending
+    used         [U] int64: every token that both models read, ascending
     """
 
     rows: Sequence[list[Document]]
@@ -56,19 +57,30 @@ class Corpus:
     used: np.ndarray
 
 
-def load_corpus(data: Data, tokenizer: Tokenizer) -> Corpus:
+def load_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None = None) -> Corpus:
     """Return the data of a recipe: read, split, tokenised, cut and packed, now or by an earlier run.
 
-    raises  RecipeError where the source, its columns or the split cannot be used, or nothing is left of them
+    teacher  writes the prompts that the teacher reads, where they are not the student's
+    raises   RecipeError where the source, its columns or the split cannot be used, nothing is left of them, or more is
+             dropped than the recipe allows
     """
+    corpus = read_corpus(data, tokenizer, teacher)
+    if problems := corpus.report.problems(data.max_dropped_rows, has_prompts=teacher is not None):
+        raise RecipeError(problems)
+    return corpus
+
+
+def read_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None = None) -> Corpus:
+    """Return the same, whatever was dropped: what is left is to be looked at."""
     sources, template = _sources(data), template_text(data.chat_template)
     content = {key: source.identity() for key, source in sources.items()} | {"chat_template": template}
+    content["teacher"] = teacher and [teacher.chat.template, tokenizer_identity(teacher.chat.tokenizer)]
     folder = cache_root() / "tokens" / store_key(data.model_dump(), content, tokenizer)
     try:
         with lock(folder):
             if (store := open_store(folder)) is None:
                 _clear(folder)
-                _make(folder, data, sources, Tokeniser(tokenizer, template, data.train_on))
+                _make(folder, data, sources, Tokeniser(tokenizer, template, data.train_on, teacher))
                 store = Store(folder)
     except OSError as error:
         fix = "make room there, or set NEOPLUG_HOME to a folder on another disk"
@@ -128,13 +140,13 @@ def _taken(intake: Intake, sources: Mapping[str, Source]) -> np.ndarray:
     """Take in all rows; return [rows] bool: which of them are held out."""
     data, report, spool = intake.data, intake.report, intake.spool
     columns, report.rows_read = intake.take(sources["source"], data.source, ("data", "source"))
-    report.columns = list(columns.theirs.values())
+    report.columns = list(columns.seen)
     training = len(spool.digests)
     if data.eval_source is None:
         held_out = split(spool.digests, data.held_out)
     else:
         key = ("data", "eval_source")
-        _, report.eval_rows_read = intake.take(sources["eval_source"], data.eval_source, key, " in eval_source")
+        _, report.eval_rows_read = intake.take(sources["eval_source"], data.eval_source, key, IN_EVAL)
         held_out = np.arange(len(spool.digests)) >= training
         report.leaked = int(np.isin(spool.digests[training:], spool.digests[:training]).sum())
     report.train, report.held_out = spool.side(~held_out), spool.side(held_out)

@@ -8,7 +8,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from neoplug.data.columns import Columns, Content, names_of, recognise
-from neoplug.data.lengths import fit
+from neoplug.data.lengths import Fitted, fit
 from neoplug.data.readers import Fault, Row
 from neoplug.data.report import Report
 from neoplug.data.sources import Source
@@ -51,17 +51,24 @@ class Intake:
                 if isinstance(content, Content):
                     yield content
                 else:
-                    self.report.drop(read - 1, content + where)
+                    self.report.drop(read - 1, content + where, row)
 
         for batch in _batches(counted()):
             usable += len(batch)
-            found = self.tokeniser.tokenise(batch, refused=lambda row, why: self.report.drop(row, why + where))
-            fitted = {row.row: fit(row, self.data.max_length) for row in found}
+            fitted = self._fitted(batch, where)
             for content in batch:
-                self.spool.add(content.digest, fitted.get(content.number))
+                became = fitted.get(content.number)
+                self.spool.add(content.digest, became)
+                self.report.count(content.kind, became)
         if not usable:
             raise RecipeError([nothing_left(f"all {read} rows are broken", self.report, key)])
         return columns, read
+
+    def _fitted(self, batch: Sequence[Content], where: str) -> dict[int, Fitted]:
+        """Tokenise and cut rows; return what each became, by its number. A refused one is counted and left out."""
+        values = {content.number: content.values for content in batch}
+        found = self.tokeniser.tokenise(batch, lambda row, why: self.report.drop(row, why + where, values[row]))
+        return {row.row: fit(row, self.data.max_length) for row in found}
 
 
 def columns_of(rows: Sequence[Row | Fault], name: str, data: Data, key: Path) -> Columns:

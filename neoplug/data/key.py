@@ -10,18 +10,19 @@ from neoplug.files import content_hash, sha256_of
 
 PACKAGES = ("jinja2", "tokenizers", "transformers")
 ELSEWHERE = {"source", "eval_source", "chat_template"}  # options of which the content counts, not the name
+AFTERWARDS = {"max_dropped_rows"}  # options that change no token
 
 
 def store_key(options: dict[str, Any], content: dict[str, Any], tokenizer: Tokenizer) -> str:
     """Return the hash of everything that the tokens of a recipe depend on, in hexadecimal.
 
     options  the recipe's `data` section
-    content  the identities of its sources, the text of its chat template
+    content  the identities of its sources, the text of its chat template, the teacher's template and tokenizer
     """
     return content_hash(
         {
             "format": 1,
-            "options": {name: value for name, value in options.items() if name not in ELSEWHERE},
+            "options": {name: value for name, value in options.items() if name not in ELSEWHERE | AFTERWARDS},
             "content": content,
             "tokenizer": tokenizer_identity(tokenizer),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

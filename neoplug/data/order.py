@@ -1,7 +1,9 @@
 """In which order rows are trained on, and which of them each rank runs in each step.
 
 A new permutation each epoch, drawn from Philox keyed by (seed, epoch). What a step trains on depends only on the seed
-and on how many rows a step has, not on how they are spread over ranks and micro-batches.
+and on how many rows a step has, not on how they are spread over ranks and micro-batches. Where rows are to be padded,
+those of a step are dealt out by length, the longest first: the rows of a micro-batch, and those that ranks run beside
+each other, are then nearly equally long.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Order:
     """The rows of every step.
 
@@ -18,6 +20,7 @@ class Order:
     batch_size    rows of one micro-batch on one rank, at most
     accumulation  micro-batches of one step on one rank, at most
     world         ranks
+    lengths       [rows] int64: the tokens of each row, where they are to be dealt out by length
     """
 
     rows: int
@@ -25,6 +28,7 @@ class Order:
     accumulation: int
     world: int
     seed: int
+    lengths: np.ndarray | None = field(default=None, repr=False)
     rows_per_step: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -44,6 +48,8 @@ class Order:
         """
         epoch, within = divmod(step, self.steps_per_epoch)
         rows = permutation(self.rows, self.seed, epoch)[within * self.rows_per_step :][: self.rows_per_step]
+        if self.lengths is not None:
+            rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
         at_once = self.batch_size * self.world
         return [rows[start : start + at_once][rank :: self.world].tolist() for start in range(0, len(rows), at_once)]
 

@@ -1,9 +1,36 @@
 """What became of the rows, in numbers: nothing is dropped or cut in silence."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from neoplug.data.columns import NEEDED, Kind
+from neoplug.data.lengths import Fitted
+from neoplug.errors import Problem
+
 EXAMPLES = 3  # row numbers shown for each reason
+REASONS = 10  # shown, the most frequent first
+EXCERPT = 100  # characters shown of a row
+IN_EVAL = " in eval_source"  # ends the reason for which a row of it was dropped
+
+
+@dataclass
+class Dropped:
+    """Rows that are not used, for one reason: how many, the numbers of the first, and how the very first begins."""
+
+    rows: int = 0
+    first: list[int] = field(default_factory=list)
+    excerpt: str = ""
+
+
+@dataclass
+class Tally:
+    """How much there is of one kind of rows, before the split."""
+
+    rows: int = 0
+    tokens: int = 0
+    answer_tokens: int = 0
 
 
 @dataclass
@@ -18,6 +45,7 @@ class Side:
     answer_tokens_lost: int = 0
     rows_without_answer: int = 0
     rows_in_windows: int = 0
+    teacher_tokens: int = 0
 
     def lines(self, name: str, max_length: int) -> list[str]:
         """Return the counts in words; what did not happen is not mentioned."""
@@ -32,6 +60,8 @@ class Side:
             said.append(f"{name}: {_count(self.rows_without_answer, 'row')} dropped, no answer token left")
         if self.rows_in_windows:
             said.append(f"{name}: {_count(self.rows_in_windows, 'long text')} in windows of {max_length} tokens")
+        if self.teacher_tokens:
+            said.append(f"{name}: the teacher reads {_count(self.teacher_tokens, 'token')}, with prompts of its own")
         return said
 
 
@@ -39,11 +69,13 @@ class Side:
 class Report:
     """Counts of a corpus.
 
-    columns      the source's columns that are used
-    rows_read    of the source; of eval_source where the recipe has one: eval_rows_read
-    broken       reason -> numbers of the rows (from 0) that were dropped for it; eval_source's stand under its own name
-    leaked       rows of eval_source that stand in the training rows too
-    packed_rows  what training counts as rows
+    columns         the source's columns that are used
+    rows_read       of the source; of eval_source where the recipe has one: eval_rows_read
+    dropped         reason -> the rows (numbered from 0) that were dropped for it
+    kinds           kind of row -> what there is of it
+    leaked          rows of eval_source that stand in the training rows too
+    packed_rows     what training counts as rows
+    teacher_tokens  of a side: what the teacher reads in place of the student's tokens, where it has its own prompts
     """
 
     source: str
@@ -51,16 +83,51 @@ class Report:
     max_length: int
     rows_read: int = 0
     eval_rows_read: int = 0
-    broken: dict[str, list[int]] = field(default_factory=dict)
+    dropped: dict[str, Dropped] = field(default_factory=dict)
+    kinds: dict[Kind, Tally] = field(default_factory=dict)
     leaked: int = 0
     train: Side = field(default_factory=Side)
     held_out: Side = field(default_factory=Side)
     packed_rows: int = 0
     packing: bool = True
 
-    def drop(self, row: int, reason: str) -> None:
+    def drop(self, row: int, reason: str, content: Any = None) -> None:
         """Count a row that is not used."""
-        self.broken.setdefault(reason, []).append(row)
+        dropped = self.dropped.setdefault(reason, Dropped(excerpt="" if reason in self.dropped else _excerpt(content)))
+        dropped.rows += 1
+        if len(dropped.first) < EXAMPLES:
+            dropped.first.append(row)
+
+    def count(self, kind: Kind, fitted: Fitted | None) -> None:
+        """Count a row of a kind, and the documents that it became."""
+        tally = self.kinds.setdefault(kind, Tally())
+        documents = fitted.documents if fitted else []
+        tally.rows += 1
+        tally.tokens += sum(map(len, documents))
+        tally.answer_tokens += sum(document.answer_tokens for document in documents)
+
+    def lost(self, *, in_eval: bool) -> dict[str, Dropped]:
+        """Return reason -> the rows of eval_source, or of the source, that are not used."""
+        lost = {reason: dropped for reason, dropped in self.dropped.items() if reason.endswith(IN_EVAL) == in_eval}
+        sides = [self.held_out] if in_eval else [self.train] if self.eval_rows_read else [self.train, self.held_out]
+        without = sum(side.rows_without_answer for side in sides)
+        return lost | ({"no answer token left within max_length": Dropped(without)} if without else {})
+
+    def problems(self, allowed: float, *, has_prompts: bool) -> list[Problem]:
+        """Return what of the counts ends a run.
+
+        allowed      the share of a source's rows that may be dropped
+        has_prompts  whether the teacher is to have prompts of its own
+        """
+        found = []
+        for name, read in (("source", self.rows_read), ("eval_source", self.eval_rows_read)):
+            lost = self.lost(in_eval=name == "eval_source")
+            if sum(dropped.rows for dropped in lost.values()) > allowed * read:
+                found.append(_too_many(name, lost, read, allowed))
+        if has_prompts and not self.train.teacher_tokens + self.held_out.teacher_tokens:
+            what, fix = "the teacher has a chat_template, but no row is a conversation", "leave it out"
+            found.append(Problem(what, f"the rows are {' and '.join(self.kinds)}", fix, ("teacher", "chat_template")))
+        return found
 
     @property
     def fill(self) -> float:
@@ -72,9 +139,9 @@ class Report:
         said = [f"data: {_count(self.rows_read, 'row')} of {self.source} ({' + '.join(self.columns)})"]
         if self.eval_rows_read:
             said.append(f"data: {_count(self.eval_rows_read, 'row')} to measure on, from eval_source")
-        for reason, rows in self.broken.items():
-            shown = ", ".join(map(str, rows[:EXAMPLES])) + (", ..." if len(rows) > EXAMPLES else "")
-            said.append(f"data: {_count(len(rows), 'row')} dropped, {reason} (row{'s' * (len(rows) > 1)} {shown})")
+        if len(self.kinds) > 1:
+            said += [f"data: {line}" for line in self.kind_lines()]
+        said += [f"data: {line}" for line in _reasons(self.dropped)]
         if self.leaked:
             said.append(f"data: {_count(self.leaked, 'row')} of eval_source also stand in the training rows")
         said += self.train.lines("training", self.max_length) + self.held_out.lines("held out", self.max_length)
@@ -82,11 +149,54 @@ class Report:
             said.append(f"training: packed into {_count(self.packed_rows, 'row')}, {self.fill:.1%} full")
         return said
 
+    def kind_lines(self) -> list[str]:
+        """Return in words what there is of each kind of row."""
+        names = {kind: " + ".join(columns) for kind, columns in NEEDED.items()}
+        return [
+            f"{_count(tally.rows, 'row')} of {names[kind]}, {_count(tally.tokens, 'token')}, "
+            f"{tally.answer_tokens:,} of them scored"
+            for kind, tally in self.kinds.items()
+        ]
+
     def as_dict(self) -> dict[str, Any]:
         """Return the counts, ready for JSON; of dropped rows the number for each reason."""
         counted = asdict(self)
-        counted["broken"] = {reason: len(rows) for reason, rows in self.broken.items()}
+        counted["dropped"] = {reason: dropped.rows for reason, dropped in self.dropped.items()}
         return counted | {"fill": self.fill}
+
+
+def _reasons(found: Mapping[str, Dropped]) -> list[str]:
+    """Return in words for what rows were dropped, the most frequent reasons first."""
+    ordered = sorted(found.items(), key=lambda item: -item[1].rows)
+    said = [_dropped(reason, dropped) for reason, dropped in ordered[:REASONS]]
+    rest = ordered[REASONS:]
+    if rest:
+        said.append(f"{_count(sum(d.rows for _, d in rest), 'row')} dropped, for {len(rest)} other reasons")
+    return said
+
+
+def _dropped(reason: str, dropped: Dropped) -> str:
+    shown = ", ".join(map(str, dropped.first)) + (", ..." if dropped.rows > len(dropped.first) else "")
+    where = f" (row{'s' * (dropped.rows > 1)} {shown})" if dropped.first else ""
+    return f"{_count(dropped.rows, 'row')} dropped, {reason}{where}"
+
+
+def _too_many(name: str, lost: Mapping[str, Dropped], read: int, allowed: float) -> Problem:
+    rows = sum(dropped.rows for dropped in lost.values())
+    return Problem(
+        f"{rows:,} of the {read:,} rows of `{name}` are dropped ({rows / read:.1%}), and at most {allowed:.1%} may be",
+        why="; ".join(_reasons(lost)),
+        fix="mend the rows (`neoplug preview` shows some), or set data.max_dropped_rows to the share that you accept",
+        path=("data", name),
+    )
+
+
+def _excerpt(content: Any) -> str:
+    """Return how a row begins, as JSON; nothing of a row that could not be read."""
+    if content is None or isinstance(content, str):
+        return ""
+    text = json.dumps(content, ensure_ascii=False, default=str)
+    return text if len(text) <= EXCERPT else text[:EXCERPT] + "…"
 
 
 def _count(number: int, noun: str) -> str:

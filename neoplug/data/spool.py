@@ -83,6 +83,7 @@ class Spool:
             documents=len(kept),
             tokens=int(np.array(self._own)[kept].sum()),
             answer_tokens=int(np.array(self._answers)[kept].sum()),
+            teacher_tokens=int(np.array(self._teachers)[kept].sum()),
             rows_cut=int(np.array(self._cut)[rows].sum()),
             answer_tokens_lost=int(np.array(self._lost)[rows].sum()),
             rows_without_answer=int((documents == 0).sum()),
@@ -110,7 +111,8 @@ class Spool:
                     for text in _texts(document):
                         tokens.write(text.input_ids.data)
                         flags.write(text.scored.data)
-                        used = _marked(used, text.input_ids)
+                    alike = document.teacher_ids is None  # else only the answers are
+                    used = _marked(used, document.input_ids[alike | document.scored])
         numbers = np.array(self._numbers)[order]
         rest = {"starts": starts, "ends": starts[:-1] + own, "numbers": numbers, "bounds": bounds}
         for name, values in {**rest, "used": np.flatnonzero(used)}.items():

@@ -9,7 +9,7 @@ behind them those that the teacher reads instead, where it has a prompt of its o
     ends       [D] int64: where its own tokens end
     numbers    [D] int64: its row in the source
     bounds     [R + 1] int64: the first document of each training row, and of what is held out
-    used       [U] int64: every token that occurs, ascending
+    used       [U] int64: every token that both models read, ascending
 """
 
 import json

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neoplug.data.chat import Chat, Rendered
+from neoplug.data.chat import Chat, Rendered, template_text
 from neoplug.data.tokens import Encoded, Tokenizer, Tokens
 from neoplug.errors import Path as Key
 
@@ -32,6 +32,13 @@ class Answer:
     tokens: np.ndarray
     text: str
     skipped: int = 0
+
+
+def teacher_prompt(chat_template: str | None, tokenizer: Tokenizer) -> "TeacherPrompt | None":
+    """Return what the recipe's `teacher.chat_template` asks for: None where the teacher reads the student's tokens."""
+    if chat_template is None:
+        return None
+    return TeacherPrompt(tokenizer, None if chat_template == OWN else template_text(chat_template, KEY))
 
 
 def answers_of(tokens: Encoded, scored: np.ndarray, rendered: Rendered) -> Iterator[Answer]:

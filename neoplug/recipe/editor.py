@@ -13,9 +13,7 @@ logger = logging.getLogger("neoplug")
 _FILE_PLUGIN = r"\.py:[A-Za-z_][\w.]*(@[\w-]+)?$"
 
 
-_DEFINITIONS = {"teacher": "Model", "student": "Student"} | {
-    name: section.__name__ for name, section in SECTIONS.items() if name not in ("teacher", "student")
-}
+_DEFINITIONS = {name: section.__name__ for name, section in SECTIONS.items()}
 
 
 def schema() -> dict[str, Any]:
@@ -99,6 +97,6 @@ def _ask_for_less_of_a_child(found: dict[str, Any]) -> None:
     for name in ("student", "data", "teacher"):
         required = found["$defs"][_DEFINITIONS[name]].get("required")
         complete.setdefault("properties", {})[name] = {"required": required}
-    for section in ("Model", "Student", "Data"):
+    for section in ("Teacher", "Student", "Data"):
         found["$defs"][section].pop("required", None)
     found |= {"if": {"not": {"required": ["extends"]}}, "then": complete}

@@ -66,7 +66,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str
     """
     path, name = locate(source, Path.cwd())
     tree = gather(path, name, overrides, changes or {})
-    found = [*tree.problems, *_removed(tree), *_both_lengths(tree), *make_absolute(tree)]
+    found = [*tree.problems, *_removed(tree), *_both_lengths(tree), *_scored_prompts(tree), *make_absolute(tree)]
     recipe, wrong = _typed(tree)
     plugins = plugins_of(tree)
     found += [*wrong, *plugins.problems]
@@ -126,6 +126,18 @@ def _both_lengths(tree: Tree) -> list[Problem]:
     del train[str(later[1])]
     what = f"`{later[1]}` and `{first[1]}` ({seen_from(tree.mark(first), tree.mark(later))}) both say how long to train"
     return [Problem(what, fix="keep one; null takes the other away", mark=tree.mark(later))]
+
+
+def _scored_prompts(tree: Tree) -> list[Problem]:
+    """Refuse prompts of the teacher's own where the prompts are trained on too."""
+    path: Key = ("teacher", "chat_template")
+    if not tree.get(path) or tree.get(("data", "train_on")) != "all":
+        return []
+    what, why = (
+        "the teacher has prompts of its own, but `train_on: all` scores the prompts too",
+        "only answers are alike",
+    )
+    return [Problem(what, why, "train_on: answers (or last), or let the teacher read the student's prompts", path)]
 
 
 def _sorted(found: list[Problem], tree: Tree) -> list[Problem]:

@@ -53,6 +53,15 @@ class Model(Section):
         return device
 
 
+class Teacher(Model):
+    """The model that is learnt from. `chat_template`: its own prompts around the student's answers.
+
+    `own` is the template of its tokenizer; else Jinja text or the path of a file. None: it reads the student's tokens.
+    """
+
+    chat_template: Text | None = None
+
+
 class Student(Model):
     """The model that learns; `prepare` names what is done to it once, before it is loaded."""
 
@@ -60,7 +69,10 @@ class Student(Model):
 
 
 class Data(Section):
-    """The text. `held_out`: rows (from 1) or a share (below 1); None is 5 % of the rows, at most 200, at least 1."""
+    """The text. `held_out`: rows (from 1) or a share (below 1); None is 5 % of the rows, at most 200, at least 1.
+
+    `max_dropped_rows`: the share of a source's rows that may be of no use, from 0 to 1; more of them end the run.
+    """
 
     source: Text
     split: Text = "train"
@@ -71,6 +83,7 @@ class Data(Section):
     held_out: int | float | None = None
     eval_source: Text | None = None
     chat_template: Text | None = None
+    max_dropped_rows: Annotated[float, Field(ge=0, le=1)] = 0.05
 
     @field_validator("held_out")
     @classmethod
@@ -135,7 +148,7 @@ class Recipe(Section):
     """A whole recipe, after `extends` and overrides. Plugin maps hold the options as the recipe gives them."""
 
     format: Annotated[int, Field(json_schema_extra={"const": 1})] = 1
-    teacher: Model | None = None
+    teacher: Teacher | None = None
     student: Student
     data: Data
     adapter: Options = {}
@@ -177,7 +190,7 @@ class Recipe(Section):
 
 
 SECTIONS: dict[str, type[Section]] = {
-    "teacher": Model,
+    "teacher": Teacher,
     "student": Student,
     "data": Data,
     "train": Train,

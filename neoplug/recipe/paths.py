@@ -11,13 +11,14 @@ from neoplug.marks import Tree
 
 PATHS: tuple[Key, ...] = (
     ("teacher", "model"),
+    ("teacher", "chat_template"),
     ("student", "model"),
     ("data", "source"),
     ("data", "eval_source"),
     ("data", "chat_template"),
 )
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".txt", ".md", ".gguf", ".safetensors", ".jinja")
-_NO_PATH = re.compile(r"(pypi|python):|.*\{", re.DOTALL)  # a chat template may be Jinja text itself
+_NO_PATH = re.compile(r"(pypi|python):|own$|.*\{", re.DOTALL)  # a chat template may be Jinja text itself
 
 
 def make_absolute(tree: Tree) -> list[Problem]:

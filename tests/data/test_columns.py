@@ -21,7 +21,7 @@ from neoplug.errors import RecipeError
     ],
 )
 def test_kinds_of_rows(names, mapping, kind):
-    assert recognise(names, mapping).kind == kind
+    assert recognise(names, mapping).main == kind
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,8 @@ def test_broken_texts(row, reason):
         ("hello", "messages is str, not a list"),
         ([{"from": "human", "value": "hello"}], "a message without a role"),
         ([{"role": "user", "content": None}], "a message without content"),
+        ([{"role": "user", "content": 7}], "a message whose content is no text"),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "a message whose content is no text"),
     ],
 )
 def test_broken_messages(messages, reason):
@@ -83,3 +85,45 @@ def test_identical_contents_have_one_digest_whatever_else_the_rows_say():
     chat = recognise(["messages"], {})
     padded = chat.content({"messages": [{"role": "user", "content": "a", "tool_calls": None}]}, 0)
     assert padded.digest == chat.content({"messages": [{"content": "a", "role": "user"}]}, 0).digest
+
+
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"messages": TALK}, "messages"),
+        ({"prompt": "a", "completion": "b"}, "completion"),
+        ({"instruction": "a", "output": "b"}, "alpaca"),
+        ({"text": "a"}, "text"),
+        ({"prompt": "a", "messages": TALK, "text": "a b"}, "messages"),
+        ({"messages": None, "prompt": "a", "completion": "b", "text": None}, "completion"),
+        ({"messages": None, "prompt": None, "completion": None, "text": "a"}, "text"),
+        ({"instruction": "a", "output": None, "text": "a b"}, "no output"),
+        ({"prompt": "a", "completion": None, "text": "a b"}, "no completion"),
+        ({"messages": None, "prompt": "a"}, "no messages"),
+        ({"other": 1}, "no messages"),
+    ],
+)
+def test_each_row_of_a_mixed_source_is_what_it_holds(row, kind):
+    found = recognise(["messages", "id"], {}).content(row, 0)
+    assert (found.kind if isinstance(found, Content) else found) == kind
+
+
+def test_a_map_leaves_one_kind():
+    columns = recognise(["question", "answer", "messages"], {"prompt": "question", "completion": "answer"})
+    assert columns.content({"question": "a", "answer": "b", "messages": TALK}, 0).values == {
+        "prompt": "a",
+        "completion": "b",
+    }
+    assert columns.content({"messages": TALK}, 0) == "no prompt"
+
+
+def test_parts_of_text_are_one_text():
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
+    columns = recognise(["messages"], {})
+    found = columns.content({"messages": [{"role": "user", "content": parts}, TALK[1]]}, 0)
+    plain = columns.content({"messages": [{"role": "user", "content": "a b"}, TALK[1]]}, 1)
+    assert found.values == plain.values
+    assert found.digest == plain.digest

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from neoplug.data import load_corpus, preview
+from neoplug.data import load_corpus, preview, read_corpus
 from neoplug.errors import RecipeError
 
 
@@ -72,7 +72,7 @@ def test_what_is_cut_broken_or_dropped_is_counted(tmp_path, tiny_tokenizer, sect
     rows += [chat("short", "long " * 100), chat("long " * 100, "short")]
     rows += [{"messages": None}, {"messages": []}, {"messages": [{"role": "user", "content": "alone"}]}]
     evaluation = jsonl(tmp_path, rows[:2], "eval.jsonl")
-    data = section(jsonl(tmp_path, rows), max_length=64, eval_source=str(evaluation))
+    data = section(jsonl(tmp_path, rows), max_length=64, eval_source=str(evaluation), max_dropped_rows=0.1)
     report = load_corpus(data, tiny_tokenizer).report
     train, held = report.train, report.held_out
     lost = tiny_tokenizer.apply_chat_template(rows[40]["messages"], return_dict=True)["input_ids"]
@@ -82,7 +82,10 @@ def test_what_is_cut_broken_or_dropped_is_counted(tmp_path, tiny_tokenizer, sect
     assert train.rows_without_answer == 1
     short = len(tiny_tokenizer("short<|im_end|>")["input_ids"])
     assert train.answer_tokens_lost == len(lost) - 1 - 64 + short
-    assert report.broken == {"no messages": [42, 43], "no assistant turn, only user": [44]}
+    assert {why: dropped.first for why, dropped in report.dropped.items()} == {
+        "no messages": [42, 43],
+        "no assistant turn, only user": [44],
+    }
     assert report.leaked == 2
     assert report.lines() == [
         f"data: 45 rows of {data.source} (messages)",
@@ -96,7 +99,7 @@ def test_what_is_cut_broken_or_dropped_is_counted(tmp_path, tiny_tokenizer, sect
         f"held out: 2 rows, 2 documents, {held.tokens} tokens, {held.answer_tokens} of them scored",
         f"training: packed into {report.packed_rows} rows, {report.fill:.1%} full",
     ]
-    assert json.loads(json.dumps(report.as_dict()))["broken"] == {"no messages": 2, "no assistant turn, only user": 1}
+    assert json.loads(json.dumps(report.as_dict()))["dropped"] == {"no messages": 2, "no assistant turn, only user": 1}
 
 
 def test_rows_that_the_template_refuses_are_counted(tmp_path, tiny_tokenizer, section):
@@ -108,10 +111,9 @@ def test_rows_that_the_template_refuses_are_counted(tmp_path, tiny_tokenizer, se
     ]
     file = tmp_path / "chat.jinja"
     file.write_text(template, encoding="utf-8")
-    data = section(
-        jsonl(tmp_path, rows), chat_template=str(file), eval_source=str(jsonl(tmp_path, rows[:1], "e.jsonl"))
-    )
-    assert load_corpus(data, tiny_tokenizer).report.broken == {"refused by the chat template: no x": [3]}
+    evaluation = str(jsonl(tmp_path, rows[:1], "e.jsonl"))
+    data = section(jsonl(tmp_path, rows), chat_template=str(file), eval_source=evaluation, max_dropped_rows=0.25)
+    assert load_corpus(data, tiny_tokenizer).report.dropped["refused by the chat template: no x"].first == [3]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,53 @@ def test_data_of_which_nothing_is_left_are_refused(tmp_path, tiny_tokenizer, sec
         load_corpus(section(jsonl(tmp_path, rows), held_out=1), tiny_tokenizer)
     assert said in str(caught.value)
     assert caught.value.problems[0].path in (("data", "source"), ("data", "columns"))
+
+
+def faulty(broken, whole):
+    rows = [{"prompt": f"question {n}", "completion": f" answer {n}"} for n in range(whole)]
+    return rows + [{"prompt": f"question {n}", "completion": "" if n % 2 else None} for n in range(broken)]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "broken", "eval_broken", "refused"),
+    [
+        (0.0, 1, 0, ["source"]), (0.1, 2, 2, []), (0.1, 3, 0, ["source"]), (0.1, 0, 3, ["eval_source"]),
+        (0.1, 3, 3, ["source", "eval_source"]), (1.0, 18, 0, []),
+    ],
+)  # fmt: skip
+def test_more_dropped_rows_than_allowed_end_the_run(
+    tmp_path, tiny_tokenizer, section, allowed, broken, eval_broken, refused
+):
+    """Of 20 rows each; an answer that max_length cuts away is as lost as one that was never there."""
+    source = jsonl(tmp_path, faulty(broken, 20 - broken))
+    evaluation = jsonl(tmp_path, faulty(eval_broken, 20 - eval_broken), "evaluation.jsonl")
+    data = section(source, eval_source=str(evaluation), max_dropped_rows=allowed)
+    if not refused:
+        load_corpus(data, tiny_tokenizer)
+        return
+    with pytest.raises(RecipeError) as caught:
+        load_corpus(data, tiny_tokenizer)
+    assert [problem.path[1] for problem in caught.value.problems] == refused
+    assert f"at most {allowed:.1%} may be" in str(caught.value)
+    assert "dropped, no completion" in str(caught.value)
+    lost = read_corpus(data, tiny_tokenizer).report.lost(in_eval=False)
+    assert sum(dropped.rows for dropped in lost.values()) == broken
+
+
+def test_an_answer_that_max_length_cuts_away_counts_as_dropped(tmp_path, tiny_tokenizer, section):
+    rows = [*faulty(0, 9), {"prompt": "long " * 90, "completion": "short"}]
+    with pytest.raises(RecipeError, match=r"1 of the 10 rows .* are dropped \(10\.0%\)"):
+        load_corpus(section(jsonl(tmp_path, rows), max_length=64), tiny_tokenizer)
+
+
+def test_kinds_of_rows_may_be_mixed_and_are_counted(tmp_path, tiny_tokenizer, section):
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [{"messages": talk}, {"prompt": "a", "completion": "b"}, {"text": "a b"}] * 4 + [{"label": 7}]
+    report = load_corpus(section(jsonl(tmp_path, rows), max_dropped_rows=0.1), tiny_tokenizer).report
+    assert {kind: tally.rows for kind, tally in report.kinds.items()} == {"messages": 4, "completion": 4, "text": 4}
+    assert sum(tally.tokens for tally in report.kinds.values()) == report.train.tokens + report.held_out.tokens
+    assert report.dropped["no messages"].excerpt == '{"label": 7}'
+    assert any(line.startswith("data: 4 rows of prompt + completion, ") for line in report.lines())
 
 
 def test_the_same_data_in_another_order_hold_out_the_same(tmp_path, tiny_tokenizer, section):

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,6 +44,50 @@ def test_an_epoch_is_every_row_once_and_ranks_keep_step(rows, batch_size, accumu
             sizes = [len(micro_batch) for micro_batches in by_rank for micro_batch in micro_batches]
             assert max(sizes) <= batch_size
             assert all(by_rank[0]), "the first rank never idles"
+
+
+lengths = st.lists(st.integers(1, 500), min_size=1, max_size=60).map(np.array)
+
+
+@settings(deadline=None)
+@given(lengths, st.integers(0, 2**40), st.integers(0, 9))
+def test_dealing_by_length_changes_no_steps_rows(lengths, seed, step):
+    for shape in SHAPES:
+        dealt = step_rows(Order(len(lengths), *shape, seed, lengths), step)
+        assert dealt == step_rows(Order(len(lengths), *shape, seed), step)
+
+
+@settings(deadline=None)
+@given(lengths, st.sampled_from(SHAPES), st.integers(0, 9))
+def test_micro_batches_are_of_like_length_and_ranks_balanced(lengths, shape, step):
+    plan = Order(len(lengths), *shape, 7, lengths)
+    by_rank = [[lengths[rows] for rows in plan.micro_batches(step, rank)] for rank in range(plan.world)]
+    longest = [[max(rows) if len(rows) else 0 for rows in micro_batches] for micro_batches in by_rank]
+    for first, second in pairwise([[n for rank in by_rank for n in rank[k]] for k in range(len(by_rank[0]))]):
+        assert min(first) >= max(second)
+    spread = max(map(sum, longest)) - min(map(sum, longest))  # columns that ranks compute in a step
+    assert spread <= lengths.max()
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 500), min_size=8, max_size=8).map(np.array), st.integers(0, 99))
+def test_no_other_way_to_deal_pads_less(lengths, seed):
+    """Of all ways to put 8 rows into pairs, counted one by one."""
+
+    def padded(pairs):
+        return sum(2 * max(lengths[pair]) for pair in pairs)
+
+    best = min(padded(np.reshape(order, (4, 2))) for order in pairings([*range(8)]))
+    assert padded(Order(8, 2, 4, 1, seed, lengths).micro_batches(0, 0)) == best
+
+
+def pairings(rows):
+    """Yield every way to put rows into pairs, each as a list of rows."""
+    if not rows:
+        yield []
+    for partner in rows[1:]:
+        rest = [row for row in rows[1:] if row != partner]
+        yield from ([rows[0], partner, *others] for others in pairings(rest))
 
 
 def test_epochs_and_seeds_differ():

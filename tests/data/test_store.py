@@ -88,7 +88,7 @@ def test_a_second_start_tokenises_nothing_and_says_the_same(
     monkeypatch.setattr(Tokeniser, "tokenise", lambda *_, **__: pytest.fail("rows were tokenised again"))
     moved = file.rename(tmp_path / "moved.jsonl")
     again = load_corpus(section(moved), tiny_tokenizer)
-    assert again.report.broken == {"empty text": [len(texts)]}
+    assert again.report.dropped["empty text"].first == [len(texts)]
     assert again.report.lines() == [line.replace(str(file), str(moved)) for line in first.report.lines()]
     assert again.fingerprint == first.fingerprint
 
