@@ -78,4 +78,18 @@ def _merged(model: Any, plugins: Plugins) -> "PreTrainedModel":
     with torch.no_grad(), quiet_peft():
         if plugins.implements("merge_adapter"):
             return plugins.one("merge_adapter", model=model)
+        _untie(model)
         return model.merge_and_unload(safe_merge=True)
+
+
+def _untie(model: Any) -> None:
+    """Give head and embeddings a weight each where an adapter changed one: merged into a shared one it changes both."""
+    bare = model.get_base_model()
+    head, embeddings = bare.get_output_embeddings(), bare.get_input_embeddings()
+    own, shared = (getattr(part, "base_layer", part) for part in (head, embeddings))  # under an adapter's layer
+    if (own is head and shared is embeddings) or own.weight is not shared.weight:
+        return
+    own.weight = torch.nn.Parameter(own.weight.detach().clone())
+    for config in (bare.config, bare.config.get_text_config()):
+        config.tie_word_embeddings = False
+    log.info("the adapter changed the head or the embeddings alone, so the exported model has a weight for each")

@@ -270,7 +270,11 @@ def _prove_head(model: LanguageModel, role: str) -> None:
         )
 
 
-LAYOUTS: dict[Layout, str] = {"flat": "position_ids", "block": "a block mask", "padded": "rows of their own"}
+LAYOUTS: dict[Layout, str] = {
+    "flat": "position_ids keep documents of one row apart",
+    "block": "a block mask keeps documents of one row apart",
+    "padded": "each document has a row of its own",
+}
 
 
 def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
@@ -279,10 +283,9 @@ def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
     for layout, means in LAYOUTS.items():
         leak = _leak(replace(model, layout=layout), length)
         if leak is None:
-            why = f" ({'; '.join(refused)})" if refused else ""
-            logger.info("%s: documents are kept apart by %s%s", role, means, why)
+            logger.info("%s: layout %s, %s%s", role, layout, means, "".join(f"; {why}" for why in refused))
             return layout
-        refused.append(f"{means} would not: {leak}")
+        refused.append(f"not {layout}, since {leak}")
     raise RunError(
         f"the {role} reads a document differently beside another, in one row and in padded rows\n"
         f"why: then what it learns depends on how documents fall together ({'; '.join(refused)})\n"
@@ -301,7 +304,7 @@ def _leak(model: LanguageModel, length: int) -> str | None:
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         if model.layout == "padded":
             raise
-        return f"the model cannot read it, {type(error).__name__}"
+        return f"the model cannot read it ({type(error).__name__})"
     padded = replace(model, layout="padded")
     alone = torch.cat([padded.hidden(collate([document]).to(model.device)) for document in (first, second)])
     moved = _off(beside[len(first) - 1 :], changed[len(first) - 1 :])

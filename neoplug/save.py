@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,10 @@ def _is_peft(model: nn.Module) -> bool:
 def _save_peft(model: Any, path: Path, base: str, revision: str | None) -> None:
     for config in model.peft_config.values():
         config.base_model_name_or_path, config.revision = base, revision
-    model.save_pretrained(path)
+    with warnings.catch_warnings():  # it stores embeddings that carry an adapter: as it should
+        warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`", UserWarning)
+        warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`", UserWarning)
+        model.save_pretrained(path)
 
 
 def _save_whole(model: Any, path: Path, base: Located, tokenizer: Any) -> None:

@@ -111,4 +111,7 @@ def quiet_peft() -> Iterator[None]:
     """Hide what peft still asks of transformers under an old name: nothing a user could act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*removed in v6", FutureWarning)
+        warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`", UserWarning)  # export unties
+        # Peft itself sets the rank of fused experts by a pattern, then misses a module of that name.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         yield

@@ -171,7 +171,7 @@ def test_a_window_that_the_data_can_show_is_proved(monkeypatch, longest, layout,
     module.forward = deaf
     with caplog.at_level("INFO", logger="neoplug"):
         assert as_ours(module, longest=longest).layout == layout
-    assert ("a block mask would not: a document's states are" in caplog.text) == (layout == "padded")
+    assert ("not block, since a document's states are" in caplog.text) == (layout == "padded")
 
 
 def test_a_row_that_padding_changes_is_no_proof():
@@ -185,7 +185,7 @@ def test_a_row_that_padding_changes_is_no_proof():
         return own(input_ids=ids, **more)
 
     module.forward = by_width
-    with pytest.raises(RunError, match="rows of their own would not: a document's states are"):
+    with pytest.raises(RunError, match="not padded, since a document's states are"):
         as_ours(module)
 
 
@@ -205,8 +205,10 @@ def test_a_model_that_leaks_in_every_row_runs_padded(caplog):
     with caplog.at_level("INFO", logger="neoplug"):
         model = as_ours(module, role="teacher")
     assert model.layout == "padded"
-    assert "teacher: documents are kept apart by rows of their own (position_ids would not: one document" in caplog.text
-    assert "; a block mask would not: one document moves another's states by" in caplog.text
+    why = "since one document moves another's states by 0.7 of the largest"
+    assert (
+        f"teacher: layout padded, each document has a row of its own; not flat, {why}; not block, {why}" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Peft itself takes a negative rank, a dropout of 2 and targets that do not exist,
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import torch
 from neoplug.errors import Problem, RecipeError
 from neoplug.hookspecs import hookimpl
 from neoplug_adapters.companions import key_of, quantiser
-from neoplug_adapters.targets import unmatched
+from neoplug_adapters.targets import Names, bypassed, passed_by, unmatched
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from neoplug.recipe import Recipe
 
+log = logging.getLogger("neoplug")
 STARTS = (True, "gaussian", "orthogonal")  # initialisations that leave the base as it is
 VARIANTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")  # peft's others: adapters of their own here
 
@@ -124,9 +126,16 @@ class LowRank:
             raise RecipeError(problems)
         try:
             with _drawing_from(rng), _quiet():
-                return get_peft_model(model, self._config(model))
+                adapted = get_peft_model(model, self._config(model))
         except ValueError as error:  # a target of a kind that peft cannot adapt, or all of them excluded
-            raise RecipeError([self._problem("target_modules", f"peft refuses: {error}")]) from error
+            raise RecipeError([self._refused(error)]) from error
+        if experts := passed_by(adapted):
+            log.info("%s passes by %d weights of experts, which are no linear layers", self.name, experts)
+        return adapted
+
+    def _refused(self, error: ValueError) -> Problem:
+        fix = "name the layers to adapt, as target_modules: [q_proj, v_proj]"
+        return Problem("peft cannot adapt these targets", str(error), fix, ("adapter", self.name, "target_modules"))
 
     def _unmatched(self, model: PreTrainedModel) -> Iterator[tuple[str, str]]:
         targets = {"target_modules": self.target_modules, "exclude_modules": self.exclude_modules}
@@ -158,12 +167,24 @@ class LowRank:
         """The plugin's own name."""
         return "dora" if self.use_dora else "lora"
 
+    def _excluded(self, model: PreTrainedModel) -> Names:
+        """Return what all-linear leaves out: as asked, and what no adapter can reach."""
+        endings = bypassed(model)
+        if not endings:
+            return self.exclude_modules
+        log.info("%s: all-linear leaves out %s, which the model reads without calling", self.name, ", ".join(endings))
+        if isinstance(self.exclude_modules, str):
+            return "|".join([f"(?:{self.exclude_modules})", *(rf".*\.{re.escape(ending)}" for ending in endings)])
+        return [*(self.exclude_modules or []), *endings]
+
     def _config(self, model: PreTrainedModel) -> LoraConfig:
         from peft import LoraConfig
         from transformers.pytorch_utils import Conv1D
 
         options: dict[str, Any] = {name: deepcopy(getattr(self, name)) for name in LowRank.__dataclass_fields__}
         options["ensure_weight_tying"] = self._keeps_tied(model)
+        if self.target_modules == "all-linear":
+            options["exclude_modules"] = self._excluded(model)
         transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers
         return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=transposed, **options)
 
@@ -173,6 +194,10 @@ def _quiet() -> Iterator[None]:
     """Hide what peft still asks of transformers under an old name: nothing a user could act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`", UserWarning)  # export unties
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to True but", UserWarning)  # GPT-2 has both kinds
+        # Peft itself sets the rank of fused experts by a pattern, then misses a module of that name.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         yield
 
 

@@ -36,6 +36,26 @@ def unmatched(
             yield "layers_to_transform", f"there is no layer {layer}: the model has {count}, counted from 0"
 
 
+def bypassed(model: torch.nn.Module) -> list[str]:
+    """Return endings of linear layers whose weights a model reads without calling them, as mamba's fused kernels do.
+
+    An adapter on such a layer would take no part, in silence; peft refuses some of them, by the model's type.
+    """
+    mixers = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "conv1d")}
+    return sorted(f"{mixer}.out_proj" for mixer in mixers)
+
+
+def passed_by(model: torch.nn.Module) -> int:
+    """Count the weights of experts that no adapter reached: matrices in one stack are no linear layers to peft.
+
+    Peft knows the experts of some families, Mixtral's and Qwen's, and adapts them as `target_parameters`.
+    """
+    experts = [(name, weight) for name, weight in model.named_parameters() if ".experts." in name]
+    if any(weight.requires_grad for _, weight in experts):
+        return 0
+    return sum(weight.numel() for _, weight in experts if weight.ndim == 3)
+
+
 def _missing(wanted: Names, names: list[str]) -> list[str]:
     if wanted is None:
         return []
