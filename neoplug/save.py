@@ -1,8 +1,8 @@
 """What a run leaves: the adapter in its library's own files, or the whole model; and the prepared base beside it."""
 
 import shutil
-from collections.abc import Mapping
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
