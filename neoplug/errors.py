@@ -9,6 +9,8 @@ from traceback import extract_tb
 
 Path = tuple[str | int, ...]  # a key in a recipe
 
+CUT = " ... "  # stands for the ends of a line that is longer than the screen is wide
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -23,11 +25,18 @@ class Mark:
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}"
 
-    def excerpt(self) -> str:
-        """Return the line with a caret under what is meant."""
+    def excerpt(self, width: int | None = None) -> str:
+        """Return the line with a caret under what is meant; whole, or what lies around the caret in `width` columns."""
         number = str(self.line)
-        carets = " " * (self.column - 1) + "^" * max(1, self.length)
-        return f"  {number} | {self.text}\n  {' ' * len(number)} | {carets}"
+        text, start, length = self.text, self.column - 1, max(1, self.length)
+        room = max(40, width - len(number) - 5 - 2 * len(CUT)) if width else len(text)
+        if len(text) > room + 2 * len(CUT):
+            first = max(0, min(start - room // 4, len(text) - room))
+            text, lead = text[first : first + room], CUT if first else ""
+            length = max(1, min(length, first + room - start))
+            start += len(lead) - first
+            text = lead + text + (CUT if first + room < len(self.text) else "")
+        return f"  {number} | {text}\n  {' ' * len(number)} | {' ' * start}{'^' * length}"
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,14 @@ class Problem:
     mark: Mark | None = None
 
     def __str__(self) -> str:
+        return self.shown()
+
+    def shown(self, width: int | None = None) -> str:
+        """Return the mistake as people read it; its line may be cut to `width` columns, for a terminal."""
         place = f"{self.mark}: " if self.mark else f"{'.'.join(map(str, self.path))}: " if self.path else ""
         lines = [place + self.what]
         if self.mark:
-            lines.append(self.mark.excerpt())
+            lines.append(self.mark.excerpt(width))
         lines += [f"{word}: {text}" for word, text in (("why", self.why), ("fix", self.fix)) if text]
         return "\n".join(lines)
 
@@ -60,6 +73,10 @@ class NeoplugError(Exception):
     """What ends a command with a message and no traceback."""
 
     exit_code = 1
+
+    def shown(self, width: int | None = None) -> str:
+        """Return the message; where it quotes long lines, these may be cut to `width` columns, for a terminal."""
+        return str(self)
 
 
 class RunError(NeoplugError):
@@ -109,6 +126,10 @@ class RecipeError(UsageError):
         self.problems = list(problems)
         super().__init__("\n\n".join(map(str, self.problems)))
 
+    def shown(self, width: int | None = None) -> str:
+        """Return all mistakes; the lines that they quote may be cut to `width` columns, for a terminal."""
+        return "\n\n".join(problem.shown(width) for problem in self.problems)
+
 
 class Interrupted(NeoplugError):
     """A run that saved and stopped because a signal asked for it: exit 128 + signal."""
@@ -120,5 +141,6 @@ class Interrupted(NeoplugError):
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:
     """Return "; did you mean `close`?" for the nearest of `names`, or an empty string."""
-    close = get_close_matches(name, names, n=1)
+    folded = {known.lower(): known for known in names}  # a name in other letters is the nearest of all
+    close = [folded[name.lower()]] if name.lower() in folded else get_close_matches(name, names, n=1)
     return f"; did you mean `{close[0]}`?" if close else ""

@@ -21,7 +21,6 @@ MAX_CHARACTERS = 200_000
 MAX_NODES = 5_000  # aliases count as often as they are used
 MAX_DEPTH = 24
 MAX_INTEGER = 2**63 - 1
-MAX_SHOWN = 120  # characters of a line after the place that is meant
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BREAKS = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
@@ -116,8 +115,7 @@ class Source:
         line = min(line, len(self.lines) - 1)
         column += len(self.lead) if line == 0 else 0
         whole = self.lines[line]
-        shown = whole if len(whole) <= column + MAX_SHOWN else whole[: column + MAX_SHOWN] + " ..."
-        return Mark(self.file, self.line + line, column + 1, max(1, min(length, MAX_SHOWN, len(whole) - column)), shown)
+        return Mark(self.file, self.line + line, column + 1, max(1, min(length, len(whole) - column)), whole)
 
 
 class _Stop(Exception):
@@ -196,7 +194,7 @@ class _Reader:
             self.open.discard(event.anchor)
             self.anchors[event.anchor] = (value, path, self.nodes - before + 1)
         if event.tag is not None:
-            return self.refuse(f"the tag `{self.excerpt(event, 40)}` is not read", path, mark,
+            return self.refuse(f"the tag `{self.excerpt(event)}` is not read", path, mark,
                                "a recipe is text: a tag could call code", "write the plain value")  # fmt: skip
         return value
 
@@ -304,10 +302,10 @@ class _Reader:
         length = end.column - start.column if end.line == start.line else MAX_CHARACTERS
         return self.source.mark(start.line, start.column, length)
 
-    def excerpt(self, event: Any, length: int) -> str:
+    def excerpt(self, event: Any) -> str:
         mark = self.mark(event)
         words = mark.text[mark.column - 1 :].split()
-        return words[0][:length] if words else "!"
+        return words[0] if words else "!"
 
     def at(self, position: int) -> Mark:
         before = _BREAKS.split(self.source.text[:position])

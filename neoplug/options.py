@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from neoplug.advice import NO_NUMBER, instead, show
 from neoplug.errors import NeoplugError, Problem, RecipeError, did_you_mean
 from neoplug.errors import Path as Key
 
@@ -89,7 +90,16 @@ def build(cls: type, options: Mapping[str, Any], *, path: Key = (), core: Sequen
     try:
         checked = model.model_validate_json(dump(dict(options)))
     except ValidationError as error:
-        raise RecipeError(problems(error, options, path, lambda place: [] if place else names)) from error
+        defaults = {name: field.default for name, field in fields_of(cls).items()}
+        raise RecipeError(
+            problems(
+                error,
+                options,
+                path,
+                lambda place: [] if place else names,
+                lambda place: defaults.get(str(place[0])) if len(place) == 1 else None,
+            )
+        ) from error
     aliases = {key: field.alias or key for key, field in model.model_fields.items()}
     try:
         return cls(**{aliases[key]: getattr(checked, key) for key in checked.model_fields_set})
@@ -116,17 +126,22 @@ def named(message: str, names: Iterable[str]) -> str | None:
 
 
 def problems(
-    error: ValidationError, values: Any, path: Key, names: "typing.Callable[[Key], Sequence[str]]"
+    error: ValidationError,
+    values: Any,
+    path: Key,
+    names: "typing.Callable[[Key], Sequence[str]]",
+    default: "typing.Callable[[Key], Any]",
 ) -> list[Problem]:
     """Turn pydantic's errors about `values` (which stand at `path`) into problems, one for each place.
 
-    names  the keys that are known at a place below `path`, for suggestions
+    names    the keys that are known at a place below `path`, for suggestions
+    default  the default of a key at a place below `path`, or None
     """
     grouped: dict[Key, list[Any]] = {}
     for detail in error.errors(include_url=False):
         grouped.setdefault(_place(detail, values), []).append(detail)
     return [
-        _problem(details, place, path, names)
+        _problem(details, place, path, names, default)
         for place, details in grouped.items()
         if not any(_is_other_branch(details, place, other) for other in grouped)
     ]
@@ -152,12 +167,18 @@ def _place(detail: Any, values: Any) -> Key:
     return tuple(place)
 
 
-def _problem(details: list[Any], place: Key, path: Key, names: "typing.Callable[[Key], Sequence[str]]") -> Problem:
+def _problem(
+    details: list[Any],
+    place: Key,
+    path: Key,
+    names: "typing.Callable[[Key], Sequence[str]]",
+    default: "typing.Callable[[Key], Any]",
+) -> Problem:
     kinds = {detail["type"] for detail in details}
     first, full = details[0], path + place
     key = _label(full)
     if kinds == {"missing"}:
-        return Problem(f"`{key}` is missing", path=full)
+        return Problem(f"`{key}` is missing", "it has no default", path=full)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return unknown_key(names(place[:-1]), full)
     if first["loc"][-1:] == ("[key]",):
@@ -168,7 +189,11 @@ def _problem(details: list[Any], place: Key, path: Key, names: "typing.Callable[
     if "a number" in expected:
         expected = [words for words in expected if words != "a whole number"]
     close = did_you_mean(str(first["input"]), [word for detail in details for word in _literals(detail)])
-    return Problem(f"`{key}` is {show(first['input'])}, but must be {' or '.join(expected)}{close}", path=full)
+    what = f"`{key}` is {show(first['input'])}, but must be {' or '.join(expected)}{close}"
+    number = isinstance(first["input"], bool) and any("number" in words for words in expected)
+    literal = any(_literals(detail) for detail in details)  # its values are named already
+    fix = "" if literal else instead(first["input"], expected, default(place))
+    return Problem(what, NO_NUMBER if number else "", fix, full)
 
 
 def _label(path: Key) -> str:
@@ -204,15 +229,3 @@ def _expected(detail: Any) -> str:
         return str(context["error"])
     name = kind.removesuffix("_type").removesuffix("_parsing")
     return _NAMES.get(name) or _NAMES.get(kind) or f"something else: {detail['msg'].lower()}"
-
-
-def show(value: Any) -> str:
-    """Write a value as a recipe does; text in quotes, so that "8" is not taken for 8."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, Mapping):
-        return "a map"
-    if isinstance(value, list | tuple):
-        return "a list"
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -112,6 +112,23 @@ def test_a_mark_is_one_based_and_its_caret_stands_under_the_value():
     assert mark.excerpt() == "  3 |   c: {d: [1, two]}\n    |              ^^^"
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("before", [1, 5, 1000, 4990])
+def test_a_long_line_is_whole_and_on_a_terminal_cut_around_its_caret(before, width):
+    text = f"a: [{'x' * before}, KEY, {'y' * (5000 - before)}]"
+    _, tree = parse(text)
+    mark = tree.mark(("a", 1), value=True)
+    line, carets = mark.excerpt().split("\n")
+    assert line == f"  1 | {text}"
+    assert line[carets.index("^") : carets.rindex("^") + 1] == "KEY"
+    line, carets = mark.excerpt(width).split("\n")
+    assert len(line) <= width
+    assert line[carets.index("^") : carets.rindex("^") + 1] == "KEY"
+    assert " ... " in line
+    long = tree.mark(("a", 2), value=True).excerpt(width).split("\n")
+    assert max(map(len, long)) <= width
+
+
 def test_a_missing_path_is_marked_at_its_nearest_ancestor():
     _, tree = parse("a:\n  b: 1\n")
     assert str(tree.mark(("a", "b", "c"))) == "r.yaml:2:3"

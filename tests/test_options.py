@@ -89,6 +89,45 @@ def test_wrong_options_are_refused_in_words(options, place, words):
     assert refused(Everything, options) == {place: words}
 
 
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        ({"rate": "1e-4"}, "write 1e-4 without quotes"),
+        ({"rate": "1_000"}, "write 1000"),
+        ({"rate": "fast"}, "leave it out for the default, 0.5"),
+        ({"rate": True}, "leave it out for the default, 0.5"),
+        ({"rate": float("nan")}, "leave it out for the default, 0.5"),
+        ({"schema": 8.0}, "write 8"),
+        ({"schema": 8.5}, "write 8 or 9"),
+        ({"schema": "8"}, "write 8 without quotes"),
+        ({"schema": "8.0"}, "write 8"),
+        ({"schema": 1e300}, "leave it out for the default, 0"),
+        ({"schema": None}, "leave it out for the default, 0"),
+        ({"flag": "Yes"}, "write true"),
+        ({"flag": 0}, "write false"),
+        ({"flag": "maybe"}, "leave it out for the default, false"),
+        ({"name": 7}, 'put it in quotes: "7"'),
+        ({"name": True}, 'put it in quotes: "true"'),
+        ({"layers": "q_proj"}, "write [q_proj]"),
+        ({"table": [1]}, "a map is written {key: value}"),
+        ({"side": "Left"}, ""),  # its values are named
+        ({"table": {"a": "b"}}, ""),
+    ],
+)
+def test_a_wrong_option_gets_the_fix_that_is_sure(options, fix):
+    with pytest.raises(RecipeError) as error:
+        build(Everything, {"count": 1, **options})
+    (problem,) = error.value.problems
+    assert problem.fix == fix
+    boolean = any(value is True for value in options.values()) and "number" in problem.what
+    assert problem.why == ("true and false are no numbers" if boolean else "")
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("LEFT", "left"), ("rihgt", "right")])
+def test_a_near_literal_is_suggested_in_any_letters(wrong, meant):
+    assert refused(Everything, {"count": 1, "side": wrong})[("side",)].endswith(f"; did you mean `{meant}`?")
+
+
 def test_all_mistakes_come_at_once():
     found = refused(Everything, {"rate": "a", "flag": 0, "nmae": "x", "inner": {"size": True}})
     assert set(found) == {("count",), ("rate",), ("flag",), ("nmae",), ("inner", "size")}

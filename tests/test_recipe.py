@@ -82,7 +82,7 @@ def test_every_mark_of_a_broken_recipe_points_into_its_file(monkeypatch):
         for problem in error.value.problems:
             mark = problem.mark
             line = Path(mark.file).read_text().split("\n")[mark.line - 1]
-            assert line.startswith(mark.text.removesuffix(" ..."))
+            assert line == mark.text
             assert 1 <= mark.column <= max(1, len(line))
 
 
@@ -321,7 +321,7 @@ def test_what_an_override_takes_away_is_missed_where_it_was_taken(folder, overri
     ("override", "expected"),
     [
         ("adapter../parts.py:Rank.r=null", ["override:1:27: `r` is null, but must be a whole number"]),
-        ("adapter../parts.py:Rank.R=1", ["override:1:1: unknown key `R`"]),
+        ("adapter../parts.py:Rank.R=1", ["override:1:1: unknown key `R`; did you mean `r`?"]),
         ("loss../parts.py:Labels.weight=0", []),
         ("loss../parts.py:Labels=null", []),
         ("loss={}", []),  # an override's map may be a part of the parent's

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from traceback import print_exception
@@ -12,6 +13,7 @@ from neoplug import __version__
 from neoplug.cli import doctor, eval, export, plan, plugins, preview, push, recipes, run, schema
 from neoplug.errors import NeoplugError
 
+UNLIMITED = 1_000_000  # columns of a help text that goes into a pipe: nothing is wrapped or cut there
 app = typer.Typer(
     name="neoplug",
     help="Distil language models with parameter-efficient adapters: a run is a recipe, variants are plugins.",
@@ -19,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "terminal_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
     run.run,
@@ -58,10 +60,12 @@ def main() -> None:
     # GNU OpenMP's threads spin while they wait: beside one other busy process that made a forward 4 times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     wishes = {"traceback": False}
+    unwrapped = {} if sys.stdout.isatty() else {"terminal_width": UNLIMITED}
     try:
-        app(prog_name="neoplug", obj=wishes)
+        app(prog_name="neoplug", obj=wishes, **unwrapped)
     except NeoplugError as error:
         if wishes["traceback"]:
             print_exception(error)
-        print(error, file=sys.stderr)
+        columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+        print(error.shown(columns), file=sys.stderr)
         sys.exit(error.exit_code)

@@ -9,10 +9,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from neoplug.advice import NO_NUMBER, instead, show
 from neoplug.errors import Path as Key
 from neoplug.errors import PluginError, Problem, RecipeError
 from neoplug.marks import Tree
-from neoplug.options import build, path_fields, show
+from neoplug.options import build, path_fields
 from neoplug.recipe.model import PLUGIN_MAPS, Recipe
 from neoplug.recipe.paths import make_options_absolute
 from neoplug.recipe.source import may_be_inherited, reading_order, seen_from
@@ -96,7 +97,8 @@ def _path_options(cls: type) -> set[str]:
 
 def _weight(found: Found, weight: Any, path: Key) -> float:
     if isinstance(weight, bool) or not isinstance(weight, int | float):
-        found.problems.append(Problem(f"`weight` is {show(weight)}, but must be a number", path=path))
+        what, why = f"`weight` is {show(weight)}, but must be a number", NO_NUMBER if isinstance(weight, bool) else ""
+        found.problems.append(Problem(what, why, instead(weight, ["a number"], 1.0), path))
     elif not isfinite(weight) or weight < 0:
         found.problems.append(Problem(f"`weight` is {show(weight)}, but must be finite and at least 0", path=path))
     else:

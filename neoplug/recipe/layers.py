@@ -24,7 +24,7 @@ def from_values(values: Mapping[str, Any], file: str, folder: Path) -> Tree:
 def _copied(tree: Tree, values: Mapping[Any, Any], path: Key, file: str, folder: Path) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         here = (*path, str(key))
-        shown = "{...}" if isinstance(value, Mapping) else repr(value)[:60]
+        shown = "{...}" if isinstance(value, Mapping) else _shown(value)
         text = f"{'.'.join(map(str, here))}={shown}".replace("\n", " ")
         start = len(text) - len(shown)
         tree.places[here] = Place(
@@ -33,6 +33,13 @@ def _copied(tree: Tree, values: Mapping[Any, Any], path: Key, file: str, folder:
             folder,
         )
         yield str(key), _plain(tree, value, here, file, folder)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return f"{type(value).__name__}(...)"
 
 
 def _plain(tree: Tree, value: Any, path: Key, file: str, folder: Path) -> Any:

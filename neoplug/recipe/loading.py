@@ -17,7 +17,7 @@ from neoplug.options import build, dump, fields_of, problems, unknown_key
 from neoplug.recipe.best import best_problems
 from neoplug.recipe.check import Found, asked, plugins_of
 from neoplug.recipe.layers import leaves
-from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe, keys_at
+from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe, default_at, keys_at
 from neoplug.recipe.paths import make_absolute
 from neoplug.recipe.source import gather, locate, may_be_inherited, origin, placed, reading_order, seen_from
 from neoplug.registry import Entry, Plugins
@@ -86,8 +86,10 @@ def _typed(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
     try:
         return Recipe.model_validate_json(dump(tree.values)), []
     except ValidationError as error:
-        found = [p for p in problems(error, tree.values, (), keys_at) if not tree.is_broken(p.path) or not p.path]
-        return None, [_elsewhere(problem) for problem in found]
+        found = [
+            p for p in problems(error, tree.values, (), keys_at, default_at) if not tree.is_broken(p.path) or not p.path
+        ]
+        return None, [_advised(_elsewhere(problem), tree) for problem in found]
 
 
 def _elsewhere(problem: Problem) -> Problem:
@@ -98,6 +100,20 @@ def _elsewhere(problem: Problem) -> Problem:
     if problem.what.startswith("unknown key") and homes:
         return dataclasses.replace(problem, fix=f"`{key}` belongs {' or '.join(homes)}")
     return problem
+
+
+def _advised(problem: Problem, tree: Tree) -> Problem:
+    """Write out the map that was meant where a name, or a list of names, stands in its place."""
+    path, value = problem.path, tree.get(problem.path)
+    if path in PLUGIN_MAPS and isinstance(value, str | list):
+        names = [value] if isinstance(value, str) else value
+        meant = ", ".join(f"{name}: {{}}" for name in names) if all(isinstance(name, str) for name in names) else ""
+    else:
+        first = {"teacher": "model", "student": "model", "data": "source"}.get(".".join(map(str, path)))
+        meant = f"{first}: {value if value is not None else '...'}" if isinstance(value, str | None) and first else ""
+    if problem.what.endswith("is missing") and meant:
+        return dataclasses.replace(problem, why="", fix=f"add `{path[0]}: {{{meant}}}`")
+    return dataclasses.replace(problem, fix=f"write {{{meant}}}") if meant else problem
 
 
 def _removed(tree: Tree) -> list[Problem]:

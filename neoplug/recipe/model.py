@@ -205,3 +205,10 @@ def keys_at(path: Key) -> list[str]:
     if path == ("data", "columns"):
         return list(get_args(Column))
     return list(SECTIONS[str(path[0])].model_fields) if len(path) == 1 and path[0] in SECTIONS else []
+
+
+def default_at(path: Key) -> Any:
+    """Return the default of a key of the whole or of a section; None where it has none, or is no such key."""
+    section = Recipe if len(path) == 1 else SECTIONS.get(str(path[0])) if len(path) == 2 else None
+    known = section.model_fields.get(str(path[-1])) if section else None
+    return None if known is None or known.is_required() else known.default

@@ -51,6 +51,25 @@ def test_help_names_every_command(neoplug):
     assert "completion" not in answer.out
 
 
+@pytest.mark.parametrize("command", [[], *([name] for name in ("run", "preview", "plugins", "recipes"))])
+def test_help_in_a_pipe_is_never_wrapped(neoplug, monkeypatch, command):
+    """Every help text stands whole in one line, however narrow the terminal says that it is."""
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = neoplug(*command, "--help").out.splitlines()
+    documented = [line for line in lines if line.startswith("  ")]
+    assert not [line for line in documented if line.startswith(" " * 8)]  # how a wrapped line would go on
+    assert not command or all(line[-1] in ".]" for line in documented), documented
+
+
+def test_a_long_line_in_error_is_whole_in_a_pipe(neoplug, tmp_path):
+    long = "x" * 3000
+    (tmp_path / "long.yaml").write_text(f"student: {{model: {long}, sead: 1}}\n")
+    answer = neoplug("plan", tmp_path / "long.yaml")
+    assert f"  1 | student: {{model: {long}, sead: 1}}\n" in answer.err
+    answer = neoplug("plan", tmp_path / "long.yaml", f"train.max_steps={long}")
+    assert f'`max_steps` is "{long}", but' in answer.err
+
+
 def test_text_that_a_terminal_lacks_is_written_otherwise(recipe, monkeypatch):
     """`preview` marks with guillemets, which ASCII does not have."""
     written = io.BytesIO()
