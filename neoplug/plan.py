@@ -6,8 +6,11 @@ Everything under "memory_bytes" and "disk_bytes" is an estimate for one process.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +21,7 @@ from neoplug.data import load_corpus, teacher_prompt
 from neoplug.errors import PluginError
 from neoplug.objective import BLOCK
 from neoplug.optim import make_optimizer
+from neoplug.rundir import hardware
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from neoplug.recipe import Checked, Model, Recipe, Train
 
 FLOAT32 = 4  # bytes
+MANY_EPOCHS = 1000  # more than anybody trains for
 # Numbers that a layer keeps for backward, per token: of its hidden size and of its MLP's (counted on Llama by
 # autograd's saved tensors; no attention matrix, which sdpa computes anew). Checkpointing keeps a layer's input.
 KEPT_HIDDEN, KEPT_MLP = 9, 4
@@ -36,7 +41,7 @@ def plan(checked: Checked) -> dict[str, Any]:
 
     name, recipe (resolved), origin (dotted key -> place), plugins (section, name, package, version, target),
     models (role -> source, device, dtype, parameters, bytes), parameters (trainable, total), data (counts), steps,
-    tokens_per_step, memory_bytes, disk_bytes.
+    tokens_per_step, memory_bytes, disk_bytes, warnings (lines on what this machine cannot hold, or nobody wants).
 
     Raises:
         RecipeError: model, data or plugins do not fit the recipe.
@@ -52,7 +57,7 @@ def plan(checked: Checked) -> dict[str, Any]:
     corpus = load_corpus(recipe.data, tokenizer, prompt)
     run = _length(checked, corpus)
     sizes = _trained_sizes(checked, adapted(checked, student.skeleton, run["steps"]))
-    return {
+    planned = {
         "name": checked.name,
         "recipe": checked.resolved(),
         "origin": {".".join(map(str, path)): place for path, place in checked.origin.items()},
@@ -63,6 +68,32 @@ def plan(checked: Checked) -> dict[str, Any]:
         "memory_bytes": _memory(found, sizes, _activations(student, recipe.train, run["data"]["longest_row"])),
         "disk_bytes": _disk(checked.recipe, student, sizes, run["steps"]),
     }
+    return planned | {"warnings": list(_warnings(planned, Path(recipe.output_dir or "runs").absolute()))}
+
+
+def _warnings(planned: Mapping[str, Any], output: Path) -> Iterator[str]:
+    """Yield a line for each size that this machine cannot hold, or that can hardly be meant."""
+    own = planned["models"]["student"]["device"]
+    elsewhere = [f"{role}_weights" for role, model in planned["models"].items() if model["device"] != own]
+    needed = planned["memory_bytes"]["total"] - sum(planned["memory_bytes"].get(part, 0) for part in elsewhere)
+    if (room := _memory_of(own)) is not None and needed > room:
+        yield f"about {needed / 1e9:,.1f} GB of memory are needed, but {own} has {room / 1e9:,.1f} GB"
+    folder = next(path for path in (output, *output.parents) if os.path.isdir(path))  # noqa: PTH112  names of any length
+    written, free = planned["disk_bytes"]["total"], shutil.disk_usage(folder).free
+    if written > free:
+        yield f"about {written / 1e9:,.1f} GB are written, but {free / 1e9:,.1f} GB are free in {folder}"
+    if planned["epochs"] > MANY_EPOCHS:
+        yield f"each row is seen {planned['epochs']:,.0f} times"
+    trainable, total = planned["parameters"]["trainable"], planned["parameters"]["total"]
+    if total > trainable > total - trainable:
+        yield f"the adapter has {trainable:,} parameters, more than the {total - trainable:,} of the model it adapts"
+
+
+def _memory_of(device: str) -> int | None:
+    """Return the bytes of a device's memory, None where nobody says."""
+    if device == "cpu":
+        return hardware()["memory_bytes"]
+    return torch.cuda.get_device_properties(device).total_memory if device.startswith("cuda") else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,6 +47,10 @@ def show(found: Mapping[str, Any]) -> None:
     for part in ("memory", "disk"):
         heading(f"{part}, estimated")
         table([[f"  {key.replace('_', ' ')}", size(count)] for key, count in found[f"{part}_bytes"].items()])
+    if found["warnings"]:
+        heading("warnings")
+        for line in found["warnings"]:
+            say(f"  {line}")
 
 
 def model_cells(model: Mapping[str, Any]) -> list[str]:

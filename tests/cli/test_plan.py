@@ -103,6 +103,28 @@ def test_steps_and_tokens_follow_from_the_data(planned):
     assert longer["tokens"] == round(found["tokens"] * 50 / found["steps"])
 
 
+def test_a_plan_warns_of_what_no_machine_holds_and_nobody_means(neoplug, recipe):
+    """The sizes are far off any machine's; the adapter's share is its closed form, r (in + out) a target."""
+    assert json.loads(neoplug("plan", recipe, "--json").out)["warnings"] == []
+    absurd = ["train.per_device_train_batch_size=1000000000", "train.num_train_epochs=null", "adapter.lora.r=1000"]
+    answer = neoplug("plan", recipe, *absurd, "train.max_steps=1000000000000", "train.save_steps=1")
+    assert answer.code == 0, answer.err
+    lines = answer.out.partition("\nwarnings\n")[2].splitlines()
+    lora = 2 * 1000 * ((48 + 48) + (48 + 24))
+    for line, words in zip(lines, ("of memory are needed", "GB are free in", "is seen 1,000,000,000,000 times"),
+                           strict=False):  # fmt: skip
+        assert words in line
+    assert lines[3].startswith(f"  the adapter has {lora:,} parameters, more than the 60,144 of the model")
+    assert len(lines) == 4
+
+
+def test_a_plan_in_a_pipe_cuts_no_long_value(neoplug, recipe):
+    long = "x" * 500
+    answer = neoplug("plan", recipe, f"output_dir={long}", f"loss.forward_kl@{'y' * 300}={{weight: 0.5}}")
+    assert f'"{long}"' in answer.out
+    assert f"forward_kl@{'y' * 300}" in answer.out
+
+
 def test_each_value_tells_where_it_came_from(planned, recipe):
     origin = planned("train.learning_rate=1e-4")["origin"]
     assert origin["train.learning_rate"] == "override"
