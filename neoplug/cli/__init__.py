@@ -10,7 +10,7 @@ from traceback import print_exception
 import typer
 
 from neoplug import __version__
-from neoplug.cli import doctor, eval, export, plan, plugins, preview, push, recipes, run, schema
+from neoplug.cli import doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
 from neoplug.errors import NeoplugError
 
 UNLIMITED = 1_000_000  # columns of a help text that goes into a pipe: nothing is wrapped or cut there
@@ -31,6 +31,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     recipes.recipes,
     schema.schema,
     eval.eval,
+    tasks.tasks,
     export.export,
     push.push,
     doctor.doctor,
