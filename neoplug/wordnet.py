@@ -18,6 +18,7 @@ from neoplug.seeds import derive
 
 PARTS = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}  # as in file names; as people say
 CHOICES = 4
+LONGEST = 60  # characters of a definition: a question is read four times
 _WORD = re.compile(r"[a-z]{3,}")
 
 
@@ -101,8 +102,13 @@ def _senses(index: Path, data: Path) -> Iterator[Sense]:
             definition = definitions[synsets[0]]
         except (IndexError, KeyError, ValueError) as error:
             raise UsageError(f"{index}, line {number}: this is no index of WordNet that fits {data.name}") from error
-        if counted and definition and _WORD.fullmatch(word) and word not in definition.lower():
+        if counted and _WORD.fullmatch(word) and _is_fair(word, definition):
             yield Sense(word, index.suffix[1:], synsets, definition)
+
+
+def _is_fair(word: str, definition: str) -> bool:
+    """Say whether a definition can be asked for: short to read, and without a word of the same stem, as far as seen."""
+    return 0 < len(definition) <= LONGEST and word[:5] not in definition.lower()
 
 
 def _definitions(data: Path) -> Iterator[tuple[str, str]]:
