@@ -112,7 +112,7 @@ def test_what_is_saved_is_what_a_run_of_so_many_steps_saves(scripted, undisturbe
     assert all(torch.equal(tensor, ours[name.replace(".default", "")]) for name, tensor in kept.items())
 
 
-@pytest.mark.parametrize("trip", ["step 3 raise", "end 0 raise"])
+@pytest.mark.parametrize("trip", [pytest.param("step 3 raise", marks=pytest.mark.slow), "end 0 raise"])
 def test_a_resumed_run_judges_the_same(scripted, undisturbed, trip):
     name = trip.replace(" ", "-")
     with pytest.raises(PluginError, match="tripped"):
@@ -140,6 +140,7 @@ def same(run, reference):
     assert run.adapter_bytes == reference.adapter_bytes
 
 
+@pytest.mark.slow
 def test_the_last_step_may_be_the_best(scripted):
     recipe = scripted.write("patient", early_stopping_patience=None, load_best_model_at_end=False)
     scripted.switch.write_text("")
