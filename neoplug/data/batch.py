@@ -42,7 +42,7 @@ class Document:
     @property
     def answer_tokens(self) -> int:
         """Count the tokens that the objective scores."""
-        return int(self.scored[1:].sum())
+        return int(np.count_nonzero(self.scored[1:]))
 
     @property
     def longest(self) -> int:

