@@ -172,9 +172,10 @@ def refuse_unshared(corpus: Corpus, vocabulary: Vocabulary, tokenizer: Any) -> N
 
 def make_order(checked: Checked, corpus: Corpus, world: int) -> Order:
     """Return which rows each step holds."""
-    train = checked.recipe.train
+    train, mixture = checked.recipe.train, corpus.mixture
+    rows = len(corpus.rows) if mixture is None else sum(mixture.shown)
     batch, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
-    return Order(len(corpus.rows), batch, accumulation, world, checked.recipe.seed)
+    return Order(rows, batch, accumulation, world, checked.recipe.seed, mixture=mixture)
 
 
 def training_batches(checked: Checked, corpus: Corpus) -> Iterator[Batch]:

@@ -54,6 +54,7 @@ class Metrics:
     weights: dict[str, float]
     write: Callable[[list[dict[str, Any]]], None]
     gather: Callable[[list[int]], list[int]] = list  # from all ranks
+    name: Callable[[int], str] = str  # of a row, for people
     pending: list[Step] = field(default_factory=list)
 
     def add(self, step: Step) -> None:
@@ -108,7 +109,7 @@ class Metrics:
         guilty = sorted(set(self.gather([int(row) for rows, finite in step.rows for row in rows[~finite]])))
         whose = "rows at fault" if guilty else "rows of this step"
         guilty = guilty or sorted(set(self.gather([int(row) for rows, _ in step.rows for row in rows])))
-        shown = ", ".join(map(str, guilty[:20])) + (f" and {len(guilty) - 20} more" if len(guilty) > 20 else "")
+        shown = ", ".join(map(self.name, guilty[:20])) + (f" and {len(guilty) - 20} more" if len(guilty) > 20 else "")
         return (
             f"step {step.known['step']}: {fault}\n{whose} (numbered from 0 in the source): {shown}\n"
             "why: from here on every weight would be lost; nothing of this step was saved\n"

@@ -180,13 +180,15 @@ def _length(checked: Checked, corpus: Corpus) -> dict[str, Any]:
     """Return data, steps and tokens of a run in one process."""
     order = make_order(checked, corpus, 1)
     steps = count_steps(checked.recipe.train, order.steps_per_epoch)
-    tokens, scored = corpus.report.train.tokens, corpus.report.train.answer_tokens
+    shares = [(read, read.epoch_rows / read.training_rows) for read in corpus.report.read.values()]
+    tokens = sum(read.tokens * share for read, share in shares)  # of an epoch
+    scored = sum(read.answer_tokens * share for read, share in shares)
     return {
         "data": {
             "rows": len(corpus.rows),
             "held_out_documents": len(corpus.held_out),
-            "tokens": tokens,
-            "answer_tokens": scored,
+            "tokens": corpus.report.train.tokens,
+            "answer_tokens": corpus.report.train.answer_tokens,
             "longest_row": int(corpus.row_lengths.max()),
             "report": corpus.report.as_dict(),
             "lines": corpus.report.lines(),

@@ -155,7 +155,7 @@ class Session:
             total_steps=total,
             eval_steps=recipe.evaluate.eval_steps,
             seed=recipe.seed,
-            metrics=Metrics(weights, self.write_lines, self.world.gather),
+            metrics=Metrics(weights, self.write_lines, self.world.gather, self.parts.corpus.report.named),
             save=lambda step: self.save_checkpoint(step, student.module, optimizer, schedule),
             evaluate=lambda step: self.judge(step, self.roles.measured(student, teacher, batches)),
             stop=self.stop_asked,

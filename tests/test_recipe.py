@@ -635,3 +635,25 @@ def test_checking_a_recipe_of_light_plugins_loads_no_torch(folder):
     code = "import sys; from neoplug import recipe; recipe.load('good.yaml'); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_sources_are_a_map_that_children_and_overrides_edit(folder):
+    (folder / "near.jsonl").write_text("{}")
+    several = {"source": None, "columns": None, "sources": {"a": {"source": "near.jsonl"}, "b": {"source": "hub/b"}}}
+    (folder / "mix.yaml").write_text(yaml.safe_dump({"extends": "good.yaml", "data": several}))
+    known = recipe.load(
+        "mix.yaml", ["data.sources.a.weight=2", "data.sources.b.weight=0.5", "data.sources.b.split=test"]
+    )
+    parts = known.recipe.data.parts
+    assert [(name, part.source, part.split, part.weight) for name, part in parts.items()] == [
+        ("a", str(folder / "near.jsonl"), "train", 2), ("b", "hub/b", "test", 0.5)
+    ]  # fmt: skip
+    assert list(recipe.load("mix.yaml", ["data.sources.a=null"]).recipe.data.parts) == ["b"]
+    assert list(recipe.load("good.yaml").recipe.data.parts) == [""]
+    said = mistakes("mix.yaml", ["data.sources.a.weight=1", "data.source=hub/c", "data.sources.b.sorce=x"])
+    assert any("`source` and `sources`" in line and "both say what to read" in line for line in said)
+    said = mistakes("mix.yaml", ["data.sources.a.weight=1"])
+    assert said[0].endswith("of the `sources`, a has a weight and b has none")
+    assert "did you mean `source`?" in mistakes("mix.yaml", ["data.sources.b.sorce=x"])[0]
+    assert "belong to each of the `sources`" in mistakes("mix.yaml", ["data.split=test"])[0]
+    assert mistakes("mix.yaml", ["data.sources.a=null", "data.sources.b=null"])[0].endswith("`source` is missing")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from neoplug.data.columns import Columns, Content, names_of, recognise
 from neoplug.data.lengths import Fitted, fit
+from neoplug.data.parts import Part
 from neoplug.data.readers import Fault, Row
-from neoplug.data.report import Report
-from neoplug.data.sources import Source
+from neoplug.data.report import Read, Report
 from neoplug.data.spool import Spool
 from neoplug.data.tokenise import ROWS_AT_ONCE, Tokeniser
-from neoplug.errors import Path, Problem, RecipeError
+from neoplug.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
     from neoplug.recipe import Data
@@ -25,68 +25,71 @@ CHARACTERS_AT_ONCE = 2**22  # so that rows of a megabyte go to the tokenizer by 
 
 @dataclass(frozen=True, eq=False)
 class Intake:
-    """The way of all rows of a recipe, and the report that counts what is lost on it."""
+    """The way of a recipe's rows to the spool; what is lost on it is counted."""
 
     data: Data
     tokeniser: Tokeniser
-    report: Report
     spool: Spool
+    report: Report
 
-    def take(self, source: Source, name: str, key: Path, where: str = "") -> tuple[Columns, int]:
-        """Bring a source's rows to the spool; return what its columns mean and how many rows it has.
+    def take(self, part: Part, read: Read, first: int = 0) -> slice:
+        """Bring a source's rows to the spool; return which of the spool's rows they are.
 
-        name   of the source, for people
-        key    the recipe's key that names it
-        where  follows a reason for which a row is dropped
+        read    is filled in
+        first   the number of its first row among those of all sources
         raises  RecipeError where it has no rows, or none that can be used
         """
-        rows = source.rows()
-        first = list(islice(rows, PEEKED_ROWS))
-        columns, usable, read = columns_of(first, name, self.data, key), 0, 0
-
-        def counted() -> Iterator[Content]:
-            nonlocal read
-            for read, row in enumerate(chain(first, rows), 1):
-                content = _content(row, read - 1, columns, self.data)
-                if isinstance(content, Content):
-                    yield content
-                else:
-                    self.report.drop(read - 1, content + where, row)
-
-        for batch in _batches(counted()):
-            usable += len(batch)
-            fitted = self._fitted(batch, where)
+        rows, before = part.opened.rows(), self.spool.rows
+        begin = list(islice(rows, PEEKED_ROWS))
+        columns = columns_of(begin, part)
+        read.columns = list(columns.seen)
+        for batch in _batches(self._contents(chain(begin, rows), columns, read)):
+            with part.naming():
+                fitted = self._fitted(batch, read)
             for content in batch:
                 became = fitted.get(content.number)
-                self.spool.add(content.digest, became)
+                self.spool.add(content.digest, became, first)
                 self.report.count(content.kind, became)
-        if not usable:
-            raise RecipeError([nothing_left(f"all {read} rows are broken", self.report, key)])
-        return columns, read
+        place = slice(before, self.spool.rows)
+        if place.start == place.stop:
+            raise RecipeError([self.nothing_left(f"all {read.rows} rows are broken", part)])
+        read.without_answer = self.spool.side(place).rows_without_answer
+        return place
 
-    def _fitted(self, batch: Sequence[Content], where: str) -> dict[int, Fitted]:
+    def _contents(self, rows: Iterable[Row | Fault], columns: Columns, read: Read) -> Iterator[Content]:
+        """Yield what the rows hold; a row that is of no use is counted and left out."""
+        for number, row in enumerate(rows):
+            read.rows += 1
+            content = _content(row, number, columns, self.data)
+            if isinstance(content, Content):
+                yield content
+            else:
+                read.drop(number, content, row)
+
+    def _fitted(self, batch: Sequence[Content], read: Read) -> dict[int, Fitted]:
         """Tokenise and cut rows; return what each became, by its number. A refused one is counted and left out."""
         values = {content.number: content.values for content in batch}
-        found = self.tokeniser.tokenise(batch, lambda row, why: self.report.drop(row, why + where, values[row]))
+        found = self.tokeniser.tokenise(batch, lambda row, why: read.drop(row, why, values[row]))
         return {row.row: fit(row, self.data.max_length) for row in found}
 
+    def nothing_left(self, what: str, part: Part) -> Problem:
+        """Say what became of all rows, where none is left."""
+        why = "; ".join(self.report.lines()[len(self.report.read) :])
+        return Problem(what + part.where, why, path=part.key)
 
-def columns_of(rows: Sequence[Row | Fault], name: str, data: Data, key: Path) -> Columns:
+
+def columns_of(rows: Sequence[Row | Fault], part: Part) -> Columns:
     """Say what the columns of a source mean, by its first rows.
 
     raises  RecipeError where there is no row, or the columns fit no kind of row
     """
     if not rows:
-        raise RecipeError([Problem(f"{name} holds no rows", path=key)])
+        raise RecipeError([Problem(f"{part.source} holds no rows", path=part.key)])
     whole = [row for row in rows if not isinstance(row, Fault)]
     if not whole:
-        raise RecipeError([Problem(f"no row of {name} can be read; the first is {rows[0]}", path=key)])
-    return recognise(names_of(whole), data.columns)
-
-
-def nothing_left(what: str, report: Report, key: Path) -> Problem:
-    """Say what became of all rows, where none is left."""
-    return Problem(what, why="; ".join(report.lines()[1:]), path=key)
+        raise RecipeError([Problem(f"no row of {part.source} can be read; the first is {rows[0]}", path=part.key)])
+    with part.naming():
+        return recognise(names_of(whole), part.columns)
 
 
 def _content(row: Row | Fault, number: int, columns: Columns, data: Data) -> Content | str:

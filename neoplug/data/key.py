@@ -9,21 +9,17 @@ from neoplug.data.tokens import Tokenizer
 from neoplug.files import content_hash, sha256_of
 
 PACKAGES = ("jinja2", "tokenizers", "transformers")
-ELSEWHERE = {"source", "eval_source", "chat_template"}  # options of which the content counts, not the name
-AFTERWARDS = {"max_dropped_rows"}  # options that change no token
 
 
-def store_key(options: dict[str, Any], content: dict[str, Any], tokenizer: Tokenizer) -> str:
+def store_key(depends: dict[str, Any], tokenizer: Tokenizer) -> str:
     """Return the hash of everything that the tokens of a recipe depend on, in hexadecimal.
 
-    options  the recipe's `data` section
-    content  the identities of its sources, the text of its chat template, the teacher's template and tokenizer
+    depends  the recipe's `data` section, with the content of what it names in place of the names
     """
     return content_hash(
         {
             "format": 1,
-            "options": {name: value for name, value in options.items() if name not in ELSEWHERE | AFTERWARDS},
-            "content": content,
+            "data": depends,
             "tokenizer": tokenizer_identity(tokenizer),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "code": [sha256_of(file) for file in sorted(Path(__file__).parent.glob("*.py"))],

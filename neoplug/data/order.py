@@ -7,20 +7,22 @@ each other, are then nearly equally long.
 """
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
+
+from neoplug.data.mixture import Mixture, permutation
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
     """The rows of every step.
 
-    rows          how many there are
+    rows          how many an epoch has
     batch_size    rows of one micro-batch on one rank, at most
     accumulation  micro-batches of one step on one rank, at most
     world         ranks
-    lengths       [rows] int64: the tokens of each row, where they are to be dealt out by length
+    lengths       the tokens of each row, where they are to be dealt out by length
+    mixture       which rows an epoch has; None: all of them
     """
 
     rows: int
@@ -29,6 +31,7 @@ class Order:
     world: int
     seed: int
     lengths: np.ndarray | None = field(default=None, repr=False)
+    mixture: Mixture | None = None
     rows_per_step: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -47,15 +50,9 @@ class Order:
         All ranks get equally many micro-batches; one that has no rows left gets empty ones.
         """
         epoch, within = divmod(step, self.steps_per_epoch)
-        rows = permutation(self.rows, self.seed, epoch)[within * self.rows_per_step :][: self.rows_per_step]
+        order = self.mixture.epoch(self.seed, epoch) if self.mixture else permutation(self.rows, self.seed, epoch)
+        rows = order[within * self.rows_per_step :][: self.rows_per_step]
         if self.lengths is not None:
             rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
         at_once = self.batch_size * self.world
         return [rows[start : start + at_once][rank :: self.world].tolist() for start in range(0, len(rows), at_once)]
-
-
-@lru_cache(maxsize=2)
-def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """Return a random permutation of `rows`, the same everywhere: numpy promises Philox's raw bits to stay."""
-    bits = np.random.Philox(np.random.SeedSequence([seed % 2**64, epoch])).random_raw(rows)
-    return np.argsort(bits, kind="stable")

@@ -7,12 +7,12 @@ from typing import Any
 
 from neoplug.data.columns import NEEDED, Kind
 from neoplug.data.lengths import Fitted
+from neoplug.errors import Path as Key
 from neoplug.errors import Problem
 
 EXAMPLES = 3  # row numbers shown for each reason
 REASONS = 10  # shown, the most frequent first
 EXCERPT = 100  # characters shown of a row
-IN_EVAL = " in eval_source"  # ends the reason for which a row of it was dropped
 
 
 @dataclass
@@ -22,6 +22,41 @@ class Dropped:
     rows: int = 0
     first: list[int] = field(default_factory=list)
     excerpt: str = ""
+
+
+@dataclass
+class Read:
+    """What became of one source's rows.
+
+    columns         those that are used
+    dropped         reason -> the rows (numbered from 0) that were dropped for it
+    without_answer  rows of which no answer token was left
+    training_rows   what training counts as rows of it: packed ones, where rows are packed
+    epoch_rows      how many of these an epoch shows
+    tokens          of all its training rows; answer_tokens are those of them that are scored
+    """
+
+    source: str
+    columns: list[str] = field(default_factory=list)
+    rows: int = 0
+    dropped: dict[str, Dropped] = field(default_factory=dict)
+    without_answer: int = 0
+    training_rows: int = 0
+    epoch_rows: int = 0
+    tokens: int = 0
+    answer_tokens: int = 0
+
+    def drop(self, row: int, reason: str, content: Any = None) -> None:
+        """Count a row that is not used."""
+        dropped = self.dropped.setdefault(reason, Dropped(excerpt="" if reason in self.dropped else _excerpt(content)))
+        dropped.rows += 1
+        if len(dropped.first) < EXAMPLES:
+            dropped.first.append(row)
+
+    def lost(self) -> dict[str, Dropped]:
+        """Return reason -> the rows that are not used."""
+        without = {"no answer token left within max_length": Dropped(self.without_answer)}
+        return self.dropped | (without if self.without_answer else {})
 
 
 @dataclass
@@ -69,34 +104,21 @@ class Side:
 class Report:
     """Counts of a corpus.
 
-    columns         the source's columns that are used
-    rows_read       of the source; of eval_source where the recipe has one: eval_rows_read
-    dropped         reason -> the rows (numbered from 0) that were dropped for it
+    read            source's name -> what became of its rows; the only source's name is empty
+    eval_read       the same of eval_source
     kinds           kind of row -> what there is of it
     leaked          rows of eval_source that stand in the training rows too
-    packed_rows     what training counts as rows
     teacher_tokens  of a side: what the teacher reads in place of the student's tokens, where it has its own prompts
     """
 
-    source: str
-    columns: list[str]
     max_length: int
-    rows_read: int = 0
-    eval_rows_read: int = 0
-    dropped: dict[str, Dropped] = field(default_factory=dict)
+    read: dict[str, Read] = field(default_factory=dict)
+    eval_read: Read | None = None
     kinds: dict[Kind, Tally] = field(default_factory=dict)
     leaked: int = 0
     train: Side = field(default_factory=Side)
     held_out: Side = field(default_factory=Side)
-    packed_rows: int = 0
     packing: bool = True
-
-    def drop(self, row: int, reason: str, content: Any = None) -> None:
-        """Count a row that is not used."""
-        dropped = self.dropped.setdefault(reason, Dropped(excerpt="" if reason in self.dropped else _excerpt(content)))
-        dropped.rows += 1
-        if len(dropped.first) < EXAMPLES:
-            dropped.first.append(row)
 
     def count(self, kind: Kind, fitted: Fitted | None) -> None:
         """Count a row of a kind, and the documents that it became."""
@@ -106,12 +128,35 @@ class Report:
         tally.tokens += sum(map(len, documents))
         tally.answer_tokens += sum(document.answer_tokens for document in documents)
 
-    def lost(self, *, in_eval: bool) -> dict[str, Dropped]:
-        """Return reason -> the rows of eval_source, or of the source, that are not used."""
-        lost = {reason: dropped for reason, dropped in self.dropped.items() if reason.endswith(IN_EVAL) == in_eval}
-        sides = [self.held_out] if in_eval else [self.train] if self.eval_rows_read else [self.train, self.held_out]
-        without = sum(side.rows_without_answer for side in sides)
-        return lost | ({"no answer token left within max_length": Dropped(without)} if without else {})
+    @property
+    def everything(self) -> dict[Key, Read]:
+        """Return the recipe's key of each source -> what became of its rows."""
+        found: dict[Key, Read] = {
+            ("data", "sources", name) if name else ("data", "source"): read for name, read in self.read.items()
+        }
+        return found | ({("data", "eval_source"): self.eval_read} if self.eval_read else {})
+
+    @property
+    def dropped(self) -> dict[str, Dropped]:
+        """Return reason -> the rows that were dropped for it; it names the source where there are several."""
+        return {
+            reason + (f" in {key[-1]}" if key != ("data", "source") else ""): dropped
+            for key, read in self.everything.items()
+            for reason, dropped in read.dropped.items()
+        }
+
+    @property
+    def packed_rows(self) -> int:
+        """Return what training counts as rows."""
+        return sum(read.training_rows for read in self.read.values())
+
+    def named(self, row: int) -> str:
+        """Name the row of a training document as its source numbers it."""
+        for name, read in self.read.items():
+            if row < read.rows:
+                return f"{row} of {name}" if name else str(row)
+            row -= read.rows
+        raise ValueError(f"no source has a row {row} rows after its end")
 
     def problems(self, allowed: float, *, has_prompts: bool) -> list[Problem]:
         """Return what of the counts ends a run.
@@ -119,11 +164,11 @@ class Report:
         allowed      the share of a source's rows that may be dropped
         has_prompts  whether the teacher is to have prompts of its own
         """
-        found = []
-        for name, read in (("source", self.rows_read), ("eval_source", self.eval_rows_read)):
-            lost = self.lost(in_eval=name == "eval_source")
-            if sum(dropped.rows for dropped in lost.values()) > allowed * read:
-                found.append(_too_many(name, lost, read, allowed))
+        found = [
+            _too_many(key, read, allowed)
+            for key, read in self.everything.items()
+            if sum(dropped.rows for dropped in read.lost().values()) > allowed * read.rows
+        ]
         if has_prompts and not self.train.teacher_tokens + self.held_out.teacher_tokens:
             what, fix = "the teacher has a chat_template, but no row is a conversation", "leave it out"
             found.append(Problem(what, f"the rows are {' and '.join(self.kinds)}", fix, ("teacher", "chat_template")))
@@ -136,9 +181,9 @@ class Report:
 
     def lines(self) -> list[str]:
         """Return the report in words, a line each."""
-        said = [f"data: {_count(self.rows_read, 'row')} of {self.source} ({' + '.join(self.columns)})"]
-        if self.eval_rows_read:
-            said.append(f"data: {_count(self.eval_rows_read, 'row')} to measure on, from eval_source")
+        said = [_read_line(name, read) for name, read in self.read.items()]
+        if self.eval_read:
+            said.append(f"data: {_count(self.eval_read.rows, 'row')} to measure on, from eval_source")
         if len(self.kinds) > 1:
             said += [f"data: {line}" for line in self.kind_lines()]
         said += [f"data: {line}" for line in _reasons(self.dropped)]
@@ -147,6 +192,9 @@ class Report:
         said += self.train.lines("training", self.max_length) + self.held_out.lines("held out", self.max_length)
         if self.packing:
             said.append(f"training: packed into {_count(self.packed_rows, 'row')}, {self.fill:.1%} full")
+        if any(read.epoch_rows < read.training_rows for read in self.read.values()):
+            shown = [f"{read.epoch_rows:,} of the {read.training_rows:,} of {name}" for name, read in self.read.items()]
+            said.append(f"training: an epoch shows {', '.join(shown)}")
         return said
 
     def kind_lines(self) -> list[str]:
@@ -162,7 +210,13 @@ class Report:
         """Return the counts, ready for JSON; of dropped rows the number for each reason."""
         counted = asdict(self)
         counted["dropped"] = {reason: dropped.rows for reason, dropped in self.dropped.items()}
-        return counted | {"fill": self.fill}
+        return counted | {"packed_rows": self.packed_rows, "fill": self.fill}
+
+
+def _read_line(name: str, read: Read) -> str:
+    """Say in words what was read of a source."""
+    place = f"{name}: {read.source}" if name else read.source
+    return f"data: {_count(read.rows, 'row')} of {place} ({' + '.join(read.columns)})"
 
 
 def _reasons(found: Mapping[str, Dropped]) -> list[str]:
@@ -181,13 +235,15 @@ def _dropped(reason: str, dropped: Dropped) -> str:
     return f"{_count(dropped.rows, 'row')} dropped, {reason}{where}"
 
 
-def _too_many(name: str, lost: Mapping[str, Dropped], read: int, allowed: float) -> Problem:
+def _too_many(key: Key, read: Read, allowed: float) -> Problem:
+    lost = read.lost()
     rows = sum(dropped.rows for dropped in lost.values())
     return Problem(
-        f"{rows:,} of the {read:,} rows of `{name}` are dropped ({rows / read:.1%}), and at most {allowed:.1%} may be",
+        f"{rows:,} of the {read.rows:,} rows of `{key[-1]}` are dropped ({rows / read.rows:.1%}), "
+        f"and at most {allowed:.1%} may be",
         why="; ".join(_reasons(lost)),
         fix="mend the rows (`neoplug preview` shows some), or set data.max_dropped_rows to the share that you accept",
-        path=("data", name),
+        path=key,
     )
 
 

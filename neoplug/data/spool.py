@@ -41,22 +41,22 @@ class Spool:
         self._file.close()
         self._path.unlink()
 
-    def add(self, digest: str, fitted: Fitted | None) -> None:
-        """Take one row: what it became, or None where it was refused."""
+    def add(self, digest: str, fitted: Fitted | None, first: int = 0) -> None:
+        """Take one row: what it became, or None where it was refused; `first` is added to its number."""
         self._digests += bytes.fromhex(digest)[:DIGEST]
         self._documents.append(len(fitted.documents) if fitted else 0)
         self._lost.append(fitted.lost_answer_tokens if fitted else 0)
         self._cut.append(bool(fitted and fitted.cut))
         self._refused.append(fitted is None)
         for document in fitted.documents if fitted else ():
-            self._add(document)
+            self._add(document, first + document.row)
 
-    def _add(self, document: Document) -> None:
+    def _add(self, document: Document, number: int) -> None:
         texts = _texts(document)
         self._own.append(len(document))
         self._teachers.append(sum(map(len, texts[1:])))
         self._answers.append(document.answer_tokens)
-        self._numbers.append(document.row)
+        self._numbers.append(number)
         self._file.writelines(text.input_ids.astype(TOKEN).tobytes() for text in texts)
         self._file.writelines(text.scored.astype(FLAG).tobytes() for text in texts)
 
@@ -70,13 +70,19 @@ class Spool:
         """Return [documents] int64: tokens of each, the longer of what the student and the teacher read."""
         return np.maximum(self._own, self._teachers)
 
+    @property
+    def rows(self) -> int:
+        """Count the rows that were taken."""
+        return len(self._documents)
+
     def documents_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the numbers of the documents of the rows that are True in `rows`."""
         return np.flatnonzero(np.repeat(rows, self._documents))
 
-    def side(self, rows: np.ndarray) -> Side:
-        """Count what became of the rows that are True in `rows`."""
-        rows = rows & (np.array(self._refused) == 0)
+    def side(self, chosen: np.ndarray | slice) -> Side:
+        """Count what became of some rows; a refused one became nothing."""
+        rows = np.zeros(self.rows, bool)
+        rows[chosen] = np.array(self._refused)[chosen] == 0
         documents, kept = np.array(self._documents)[rows], self.documents_of(rows)
         return Side(
             rows=int(rows.sum()),

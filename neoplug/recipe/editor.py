@@ -97,6 +97,7 @@ def _ask_for_less_of_a_child(found: dict[str, Any]) -> None:
     for name in ("student", "data", "teacher"):
         required = found["$defs"][_DEFINITIONS[name]].get("required")
         complete.setdefault("properties", {})[name] = {"required": required}
+    complete["properties"]["data"] = {"anyOf": [{"required": ["source"]}, {"required": ["sources"]}]}
     for section in ("Teacher", "Student", "Data"):
         found["$defs"][section].pop("required", None)
     found |= {"if": {"not": {"required": ["extends"]}}, "then": complete}

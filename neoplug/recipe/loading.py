@@ -22,6 +22,11 @@ from neoplug.recipe.paths import make_absolute
 from neoplug.recipe.source import gather, locate, may_be_inherited, origin, placed, reading_order, seen_from
 from neoplug.registry import Entry, Plugins
 
+EITHER = (
+    ("train", "max_steps", "num_train_epochs", "how long to train"),
+    ("data", "source", "sources", "what to read"),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Checked:
@@ -66,7 +71,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str
     """
     path, name = locate(source, Path.cwd())
     tree = gather(path, name, overrides, changes or {})
-    found = [*tree.problems, *_removed(tree), *_both_lengths(tree), *_scored_prompts(tree), *make_absolute(tree)]
+    found = [*tree.problems, *_removed(tree), *_both(tree), *_scored_prompts(tree), *make_absolute(tree)]
     recipe, wrong = _typed(tree)
     plugins = plugins_of(tree)
     found += [*wrong, *plugins.problems]
@@ -129,19 +134,22 @@ def _removed(tree: Tree) -> list[Problem]:
 
 
 def _is_known(path: Key, key: str | int) -> bool:
-    return path in PLUGIN_MAPS or path[:-1] in PLUGIN_MAPS or key in keys_at(path)
+    named = (*PLUGIN_MAPS, ("data", "sources"))
+    return path in named or path[:-1] in PLUGIN_MAPS or key in keys_at(path)
 
 
-def _both_lengths(tree: Tree) -> list[Problem]:
-    """Report the later of `max_steps` and `num_train_epochs`, and leave it out, so that other mistakes show."""
-    train = tree.get(("train",))
-    if not isinstance(train, dict) or any(train.get(key) is None for key in ("max_steps", "num_train_epochs")):
-        return []
-    here: list[Key] = [("train", key) for key in train if key in ("max_steps", "num_train_epochs")]
-    first, later = sorted(here, key=lambda path: reading_order(tree.mark(path), tree))
-    del train[str(later[1])]
-    what = f"`{later[1]}` and `{first[1]}` ({seen_from(tree.mark(first), tree.mark(later))}) both say how long to train"
-    return [Problem(what, fix="keep one; null takes the other away", mark=tree.mark(later))]
+def _both(tree: Tree) -> Iterator[Problem]:
+    """Report the later of two keys that exclude each other, and leave it out, so that other mistakes show."""
+    for section, *keys, purpose in EITHER:
+        values = tree.get((section,))
+        if not isinstance(values, dict) or any(values.get(key) is None for key in keys):
+            continue
+        here: list[Key] = [(section, key) for key in values if key in keys]
+        first, later = sorted(here, key=lambda path: reading_order(tree.mark(path), tree))
+        del values[str(later[1])]
+        earlier = seen_from(tree.mark(first), tree.mark(later))
+        what = f"`{later[1]}` and `{first[1]}` ({earlier}) both say {purpose}"
+        yield Problem(what, fix="keep one; null takes the other away", mark=tree.mark(later))
 
 
 def _scored_prompts(tree: Tree) -> list[Problem]:

@@ -2,7 +2,7 @@
 
 import re
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -68,13 +68,25 @@ class Student(Model):
     prepare: Options = {}
 
 
+class Source(Section):
+    """One of several sources. `weight`: its share of an epoch's rows, beside the others'; all have one, or none has."""
+
+    source: Text
+    split: Text = "train"
+    columns: dict[Column, Text] = {}
+    weight: Annotated[float, Field(gt=0)] | None = None
+
+
 class Data(Section):
     """The text. `held_out`: rows (from 1) or a share (below 1); None is 5 % of the rows, at most 200, at least 1.
 
+    One `source`, or several `sources` by names of your choice. `split` and `columns` are those of the one source, and
+    of `eval_source`.
     `max_dropped_rows`: the share of a source's rows that may be of no use, from 0 to 1; more of them end the run.
     """
 
-    source: Text
+    source: Text | None
+    sources: Annotated[dict[Text, Source], Field(min_length=1)] | None = None
     split: Text = "train"
     columns: dict[Column, Text] = {}
     max_length: Annotated[int, Field(ge=2)] = 1024
@@ -93,6 +105,30 @@ class Data(Section):
         if isinstance(held_out, float) and not 0 < held_out < 1:
             raise ValueError(f"`held_out` is {held_out}, but a share lies between 0 and 1; rows are a whole number")
         return held_out
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_several(cls, values: Any) -> Any:
+        several = isinstance(values, dict) and values.get("sources")
+        return {"source": None, **values} if several else values
+
+    @model_validator(mode="after")
+    def _whole_sources(self) -> Self:
+        several = self.sources or {}
+        weighted = [name for name, source in several.items() if source.weight is not None]
+        if weighted and len(weighted) < len(several):
+            rest = ", ".join(name for name in several if name not in weighted)
+            raise ValueError(f"of the `sources`, {', '.join(weighted)} has a weight and {rest} has none")
+        if several and self.eval_source is None and (self.columns or self.split != "train"):
+            raise ValueError("`split` and `columns` belong to each of the `sources`")
+        return self
+
+    @property
+    def parts(self) -> dict[str, Source]:
+        """Return the sources by name, in the order of their names; the only one's is empty."""
+        if self.sources:
+            return dict(sorted(self.sources.items()))
+        return {"": Source(source=self.source or "", split=self.split, columns=self.columns)}
 
 
 class Train(Section):
@@ -199,11 +235,13 @@ SECTIONS: dict[str, type[Section]] = {
 
 
 def keys_at(path: Key) -> list[str]:
-    """Return the keys that a recipe knows at `path`: of the whole, of a section, or of `data.columns`."""
+    """Return the keys that a recipe knows at `path`: of the whole, of a section, of a source, or of columns."""
     if not path:
         return list(Recipe.model_fields)
-    if path == ("data", "columns"):
+    if path[0] == "data" and path[-1] == "columns":
         return list(get_args(Column))
+    if path[:2] == ("data", "sources"):
+        return list(Source.model_fields) if len(path) == 3 else []
     return list(SECTIONS[str(path[0])].model_fields) if len(path) == 1 and path[0] in SECTIONS else []
 
 

@@ -24,14 +24,16 @@ _NO_PATH = re.compile(r"(pypi|python):|own$|.*\{", re.DOTALL)  # a chat template
 def make_absolute(tree: Tree) -> list[Problem]:
     """Write local paths out in full, in place; return a problem for each that looks like one but is not there."""
     problems = []
-    for path in PATHS:
+    sources = tree.get(("data", "sources"))
+    names = sources if isinstance(sources, dict) else {}
+    for path in (*PATHS, *(("data", "sources", name, "source") for name in names)):
         text = tree.get(path)
         if isinstance(text, str) and text and not _NO_PATH.match(text):
-            section = tree.values[str(path[0])]
+            section = tree.get(path[:-1])
             folders = list(dict.fromkeys([tree.places[path].folder, Path.cwd()]))
             found = _find(text, folders)
             if found:
-                section[path[1]] = str(found)
+                section[path[-1]] = str(found)
             elif looks_local(text):
                 problems.append(_missing(text, folders, path))
     return problems

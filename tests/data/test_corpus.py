@@ -162,7 +162,7 @@ def test_more_dropped_rows_than_allowed_end_the_run(
     assert [problem.path[1] for problem in caught.value.problems] == refused
     assert f"at most {allowed:.1%} may be" in str(caught.value)
     assert "dropped, no completion" in str(caught.value)
-    lost = read_corpus(data, tiny_tokenizer).report.lost(in_eval=False)
+    lost = read_corpus(data, tiny_tokenizer).report.read[""].lost()
     assert sum(dropped.rows for dropped in lost.values()) == broken
 
 

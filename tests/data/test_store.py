@@ -128,8 +128,8 @@ def test_a_damaged_store_is_made_anew_with_a_word(home, tmp_path, texts, tiny_to
 
 def test_of_two_that_start_together_one_tokenises(home, tmp_path, texts, tiny_tokenizer, section, monkeypatch):
     made = []
-    make = corpus_module._make
-    monkeypatch.setattr(corpus_module, "_make", lambda *args: made.append(1) or make(*args))
+    make = corpus_module.make_store
+    monkeypatch.setattr(corpus_module, "make_store", lambda *args: made.append(1) or make(*args))
     data = section(written(tmp_path, "rows.jsonl", texts))
     with ThreadPoolExecutor(2) as threads:
         corpora = list(threads.map(lambda _: load_corpus(data, tiny_tokenizer), range(2)))

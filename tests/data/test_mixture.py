@@ -1,0 +1,128 @@
+"""Several sources: each epoch meets their weights, and each source gives all of its rows equally often."""
+
+import json
+from collections import Counter
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neoplug.data import Order, check_source, load_corpus, read_corpus
+from neoplug.data.mixture import Mixture, epoch_rows
+from neoplug.errors import RecipeError
+
+SIZES = st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 60), st.integers(1, 9)), min_size=1)
+
+
+@settings(deadline=None)
+@given(SIZES)
+def test_an_epoch_is_the_longest_that_meets_the_weights_and_needs_no_source_twice(sizes):
+    rows = {name: size for name, (size, _) in sizes.items()}
+    weights = {name: weight / 10 for name, (_, weight) in sizes.items()}
+    shown = epoch_rows(rows, weights)
+    longest = min(Fraction(rows[name], weight) for name, (_, weight) in sizes.items())  # in units of the weights
+    assert all(shown[name] <= rows[name] for name in rows)
+    assert all(shown[name] == max(1, int(weight * longest)) for name, (_, weight) in sizes.items())
+    assert any(shown[name] == rows[name] for name in rows)
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(0, 5), st.integers(1, 9))
+def test_every_row_of_a_source_comes_as_often_as_any_other(sizes, seed, epochs):
+    rows = {name: size for name, (size, _) in sizes.items()}
+    shown = epoch_rows(rows, {name: weight for name, (_, weight) in sizes.items()})
+    mixture = Mixture(tuple(rows), tuple(rows.values()), tuple(shown.values()))
+    edges = np.cumsum([0, *rows.values()])
+    seen = [mixture.epoch(seed, epoch).tolist() for epoch in range(epochs)]
+    for epoch in seen:
+        counts = np.histogram(epoch, edges)[0]
+        assert counts.tolist() == list(shown.values())
+    times = Counter(row for epoch in seen for row in epoch)
+    for first, last in pairwise(edges):
+        of_source = [times[row] for row in range(first, last)]
+        assert max(of_source) - min(of_source) <= 1
+
+
+def test_the_steps_of_an_order_go_through_the_mixture():
+    mixture = Mixture(("a", "b"), (6, 30), (6, 6))
+    order = Order(12, 2, 1, 2, seed=3, mixture=mixture)
+    assert order.steps_per_epoch == 3
+    for epoch in range(2):
+        steps = [order.micro_batches(3 * epoch + step, rank) for step in range(3) for rank in range(2)]
+        assert sorted(row for step in steps for batch in step for row in batch) == sorted(mixture.epoch(3, epoch))
+    assert mixture.epoch(3, 0).tolist() != mixture.epoch(4, 0).tolist()
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Return a file of 30 questions and one of 40 texts, two of which stand in a third file too."""
+
+    def write(name, rows):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(tmp_path / name)
+
+    texts = [{"body": f"prose {n} " + "and more " * (n % 9)} for n in range(40)]
+    return {
+        "chat": write("chat.jsonl", [{"prompt": f"question {n}", "completion": f" answer {n}"} for n in range(30)]),
+        "prose": write("prose.jsonl", texts),
+        "twins": write("twins.jsonl", [*texts[:20], {"body": ""}]),
+    }
+
+
+def several(files, held_out=4, **weights):
+    from neoplug.recipe import Data
+
+    columns = {"chat": {}, "prose": {"text": "body"}, "twins": {"text": "body"}}
+    sources = {name: {"source": files[name], "columns": columns[name], "weight": w} for name, w in weights.items()}
+    return Data(sources=sources, max_length=64, held_out=held_out)
+
+
+def test_sources_of_different_kinds_stand_in_rows_of_their_own(files, tiny_tokenizer):
+    data = several(files, prose=1, chat=3)
+    assert check_source(data) == []
+    corpus = load_corpus(data, tiny_tokenizer)
+    read = corpus.report.read
+    assert list(read) == ["chat", "prose"]
+    assert [r.rows for r in read.values()] == [30, 40]
+    assert corpus.report.held_out.rows == 8
+    homes = [{corpus.report.named(document.row).partition(" of ")[2] for document in row} for row in corpus.rows]
+    assert homes == [{"chat"}] * read["chat"].training_rows + [{"prose"}] * read["prose"].training_rows
+    document = corpus.rows[-1][0]
+    number = int(corpus.report.named(document.row).partition(" ")[0])
+    assert tiny_tokenizer.decode(document.input_ids).startswith(f"prose {number} and")
+    assert corpus.mixture.shown == (read["chat"].training_rows, read["prose"].epoch_rows)
+    assert read["prose"].epoch_rows == read["chat"].training_rows // 3
+    assert f"of {read['prose'].training_rows} of prose" in corpus.report.lines()[-1].replace("the ", "")
+    assert read["prose"].tokens + read["chat"].tokens == corpus.report.train.tokens
+
+
+def test_weights_tokenise_nothing_again_and_without_them_an_epoch_shows_all(files, tiny_tokenizer, monkeypatch):
+    from neoplug.data.tokenise import Tokeniser
+
+    first = load_corpus(several(files, prose=1, chat=3), tiny_tokenizer)
+    monkeypatch.setattr(Tokeniser, "tokenise", lambda *_, **__: pytest.fail("rows were tokenised again"))
+    other = load_corpus(several(files, prose=0.2, chat=0.1), tiny_tokenizer)
+    assert other.fingerprint == first.fingerprint
+    assert other.mixture != first.mixture
+
+
+def test_what_one_source_holds_out_no_other_trains_on(files, tiny_tokenizer):
+    corpus = read_corpus(several(files, prose=1, twins=1, held_out=3), tiny_tokenizer)
+    trained = {tiny_tokenizer.decode(document.input_ids) for row in corpus.rows for document in row}
+    kept = {tiny_tokenizer.decode(document.input_ids) for document in corpus.held_out}
+    assert not trained & kept
+    assert len(kept) >= 3
+    assert corpus.report.dropped["empty text in twins"].first == [20]
+
+
+def test_mistakes_name_the_source(files, tiny_tokenizer, tmp_path):
+    data = several(files, prose=1, chat=1)
+    data.sources["prose"].columns.clear()
+    (problem,) = check_source(data)
+    assert problem.path == ("data", "sources", "prose", "columns")
+    assert problem.what.endswith("in prose")
+    with pytest.raises(RecipeError, match="leaves no row to train on in chat"):
+        load_corpus(several(files, prose=1, chat=1, held_out=30), tiny_tokenizer)
