@@ -15,11 +15,22 @@ from neoplug.data import Corpus, Order, check_source, load_corpus, teacher_promp
 from neoplug.data.batch import Batch, collate
 from neoplug.errors import Problem, RecipeError, UsageError
 from neoplug.hookspecs import Role
-from neoplug.models import Located, load_config, load_tokenizer, locate, prepare, skeleton
+from neoplug.models import (
+    Located,
+    load_config,
+    load_skeleton,
+    load_tokenizer,
+    locate,
+    locate_adapter,
+    prepare,
+    refuse_other_adapter,
+    refuse_unfit,
+    tell_other_base,
+)
 from neoplug.objective import Loss
 from neoplug.optim import make_optimizer
 from neoplug.progress import Progress
-from neoplug.recipe import Checked, Recipe, Train
+from neoplug.recipe import Checked, Model, Recipe, Train
 from neoplug.seeds import generator
 from neoplug.vocabulary import Vocabulary, shared
 
@@ -55,6 +66,8 @@ def gather(checked: Checked, progress: Progress) -> Parts:
         progress.phase("preparing the student")
     batches = partial(training_batches, checked, parts.corpus)
     base = prepare(parts.student, checked, batches, parts.corpus.fingerprint)
+    if base.adapter:
+        tell_other_base(base.adapter, base)
     return replace(parts, base=base, trains_whole=trains_whole)
 
 
@@ -64,10 +77,8 @@ def survey(checked: Checked, progress: Progress) -> Parts:
     if problems := check_source(recipe.data):
         raise RecipeError(problems)
     progress.phase("looking for the models")
-    student = locate(recipe.student.model, recipe.student.revision, ("student", "model"))
-    teacher = None
-    if recipe.teacher is not None:
-        teacher = locate(recipe.teacher.model, recipe.teacher.revision, ("teacher", "model"))
+    student = find_model(recipe.student, "student")
+    teacher = find_model(recipe.teacher, "teacher") if recipe.teacher else None
     tokenizer, rows = _reads(student, "student")
     theirs, their_rows = (tokenizer, rows) if teacher is None else _reads(teacher, "teacher")
     vocabulary = shared(tokenizer, theirs, rows, their_rows)
@@ -78,7 +89,17 @@ def survey(checked: Checked, progress: Progress) -> Parts:
         logger.info(line)
     refuse_unshared(corpus, vocabulary, tokenizer)
     refuse_too_long(corpus, {"student": student, "teacher": teacher})
+    if recipe.teacher and teacher:
+        rehearse_teacher(recipe.teacher, teacher)
     return Parts(student, student, teacher, tokenizer, corpus, vocabulary, trains_whole=False)
+
+
+def find_model(section: Model, role: Role) -> Located:
+    """Return where a section's model stands, and its adapter."""
+    located = locate(section.model, section.revision, (role, "model"), trust_remote_code=section.trust_remote_code)
+    if section.adapter_path is None:
+        return located
+    return replace(located, adapter=locate_adapter(section.adapter_path, (role, "adapter_path")))
 
 
 def _reads(located: Located, role: Role) -> tuple[Any, int]:
@@ -96,9 +117,10 @@ def rehearse(checked: Checked, student: Located, corpus: Corpus) -> bool:
     steps = count_steps(checked.recipe.train, make_order(checked, corpus, 1).steps_per_epoch)
     whole = False
     try:
-        bare = prepared(checked, skeleton(load_config(student, ("student", "model"))))
+        bare = load_skeleton(student, "student", checked.recipe.student.attn_implementation)
+        bare = prepared(checked, bare)
         weights = list(bare.parameters())
-        model = adapted(checked, bare, steps)
+        model = adapted(checked, bare, steps, student)
         whole = all(weight.requires_grad for weight in weights)
         make_optimizer(model, checked.plugins, checked.recipe.train.learning_rate)
     except UsageError:
@@ -108,6 +130,21 @@ def rehearse(checked: Checked, student: Located, corpus: Corpus) -> bool:
     return whole
 
 
+def rehearse_teacher(section: Model, teacher: Located) -> None:
+    """Refuse an attention that the teacher cannot run, and an adapter that does not fit it, without its weights."""
+    if section.attn_implementation is None and teacher.adapter is None:
+        return
+    try:
+        skeleton = load_skeleton(teacher, "teacher", section.attn_implementation)
+        if teacher.adapter is not None:
+            tell_other_base(teacher.adapter, teacher)
+            refuse_unfit(skeleton, teacher.adapter)
+    except UsageError:
+        raise
+    except Exception:
+        logger.debug("the rehearsal on the teacher's skeleton failed", exc_info=True)
+
+
 def prepared(checked: Checked, model: Any) -> Any:
     """Return a student's skeleton as its plugins prepare it."""
     rng = generator(checked.recipe.seed, "rehearsal")
@@ -115,10 +152,13 @@ def prepared(checked: Checked, model: Any) -> Any:
     return model
 
 
-def adapted(checked: Checked, model: Any, steps: int) -> nn.Module:
-    """Return a skeleton with the recipe's adapter."""
+def adapted(checked: Checked, model: Any, steps: int, student: Located) -> nn.Module:
+    """Return a skeleton with the recipe's adapter. Raises RecipeError where it shall start from one of another form."""
     rng = generator(checked.recipe.seed, "rehearsal")
     found: nn.Module = checked.plugins.one("add_adapter", model=model, batches=None, total_steps=steps, rng=rng)
+    if student.adapter is not None:
+        (name,) = checked.plugins.implements("add_adapter")
+        refuse_other_adapter(found, student.adapter, name)
     return found
 
 

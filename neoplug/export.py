@@ -1,6 +1,7 @@
 """A run becomes a standalone model: its adapter merged in float32 into the stored weights, never into rounded ones."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ def _standalone(directory: RunDir, base: Located) -> "PreTrainedModel":
     if plugins.implements("merge_adapter"):
         return _merged(as_trained(_unquantised(base), directory, plugins), plugins)
     if directory.model.is_dir():
-        return _unquantised(Located(str(directory.model), None, str(directory.model), "local"))
+        return _unquantised(replace(base, path=str(directory.model), revision=None, kind="local"))
     raise UsageError(
         f"{directory.adapter} is in a form of its adapter's own\n"
         "why: peft cannot read it, and the adapter's plugin does not answer `merge_adapter`\n"

@@ -104,8 +104,8 @@ def distil(run: Training, first: int = 0) -> int:
         diagnosis = Diagnosis(world.device) if logs or ends else None
         values = []
         for number, (batch, _) in enumerate(batches):
+            signal = None if run.teacher is None else teacher_signal(run.teacher, batch)  # it may stay on the CPU
             batch = batch.to(world.device)
-            signal = None if run.teacher is None else teacher_signal(run.teacher, batch)
             with world.accumulating(module, last=number == len(batches) - 1):
                 total, each = module(batch, signal, progress, diagnosis)
                 (total * scale).backward()

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from neoplug import models
-from neoplug.assembly import adapted, count_steps, make_order, prepared
+from neoplug.assembly import adapted, count_steps, find_model, make_order, prepared, rehearse_teacher
 from neoplug.data import load_corpus, teacher_prompt
 from neoplug.errors import PluginError
 from neoplug.objective import BLOCK
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from neoplug.data import Corpus
+    from neoplug.hookspecs import Role
     from neoplug.recipe import Checked, Model, Recipe, Train
 
 FLOAT32 = 4  # bytes
@@ -40,15 +42,17 @@ def plan(checked: Checked) -> dict[str, Any]:
     """Return what a run of the recipe would do, JSON-ready.
 
     name, recipe (resolved), origin (dotted key -> place), plugins (section, name, package, version, target),
-    models (role -> source, device, dtype, parameters, bytes), parameters (trainable, total), data (counts), steps,
-    tokens_per_step, memory_bytes, disk_bytes, warnings (lines on what this machine cannot hold, or nobody wants).
+    models (role -> source, revision, adapter, device, dtype, parameters, bytes), parameters (trainable, total),
+    data (counts), steps, tokens_per_step, memory_bytes, disk_bytes, warnings (lines on what this machine cannot hold,
+    or nobody wants).
 
     Raises:
         RecipeError: model, data or plugins do not fit the recipe.
     """
     recipe = checked.recipe
-    sections = {"student": recipe.student} | ({"teacher": recipe.teacher} if recipe.teacher else {})
-    found = {role: _model(checked, role, section) for role, section in sections.items()}
+    found = {"student": _model(checked, "student", recipe.student)}
+    if recipe.teacher:
+        found["teacher"] = _model(checked, "teacher", recipe.teacher)
     student = found["student"]
     tokenizer = models.load_tokenizer(student.located, ("student", "model"))
     prompt = None
@@ -56,7 +60,7 @@ def plan(checked: Checked) -> dict[str, Any]:
         prompt = teacher_prompt(recipe.teacher.chat_template, models.load_tokenizer(found["teacher"].located))
     corpus = load_corpus(recipe.data, tokenizer, prompt)
     run = _length(checked, corpus)
-    sizes = _trained_sizes(checked, adapted(checked, student.skeleton, run["steps"]))
+    sizes = _trained_sizes(checked, adapted(checked, student.skeleton, run["steps"], student.located))
     planned = {
         "name": checked.name,
         "recipe": checked.resolved(),
@@ -115,6 +119,7 @@ class _Skeleton:
         return {
             "source": self.located.source,
             "revision": self.located.revision,
+            "adapter": self.located.adapter.source if self.located.adapter else None,
             "device": self.device,
             "dtype": str(self.dtype).removeprefix("torch."),
             "parameters": self.parameters,
@@ -142,15 +147,16 @@ def _plugins(checked: Checked) -> list[dict[str, Any]]:
     ]
 
 
-def _model(checked: Checked, role: str, section: Model) -> _Skeleton:
+def _model(checked: Checked, role: Role, section: Model) -> _Skeleton:
     """Return a model's skeleton, prepared, and how many bytes its weights take as they are loaded, quantised or not."""
-    key = (role, "model")
-    located = models.locate(section.model, section.revision, key)
+    located = find_model(section, role)
     device = section.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = models.dtype_named(section.dtype, device)
-    skeleton = models.skeleton(models.load_config(located, key))
+    skeleton = models.load_skeleton(located, role, section.attn_implementation)
     if role == "student":
         prepared(checked, skeleton)
+    else:
+        rehearse_teacher(section, located)
     parameters = sum(weight.numel() for weight in skeleton.parameters())
     return _Skeleton(located, device, dtype, skeleton, parameters, round(_bytes(checked, role, skeleton, dtype)))
 
@@ -161,7 +167,7 @@ def _bytes(checked: Checked, role: str, skeleton: PreTrainedModel, dtype: torch.
     kwargs = {key: value for answer in answers.values() for key, value in (answer or {}).items()}
     if "quantization_config" not in kwargs:
         return sum(weight.numel() for weight in skeleton.parameters()) * dtype.itemsize
-    return _quantised_bytes(models.skeleton(skeleton.config), kwargs["quantization_config"], dtype)
+    return _quantised_bytes(deepcopy(skeleton), kwargs["quantization_config"], dtype)
 
 
 def _quantised_bytes(skeleton: PreTrainedModel, config: Any, dtype: torch.dtype) -> float:

@@ -43,7 +43,8 @@ def preview(checked: Checked, rows: int) -> Preview:
     """
     student, key = checked.recipe.student, ("student", "model")
     with checked.marking():
-        tokenizer = models.load_tokenizer(models.locate(student.model, student.revision, key), key)
+        located = models.locate(student.model, student.revision, key, trust_remote_code=student.trust_remote_code)
+        tokenizer = models.load_tokenizer(located, key)
         corpus = load_corpus(checked.recipe.data, tokenizer)
     return Preview(
         rows=[[joined(document) for document in row] for row in pieces_of(corpus.rows, tokenizer, rows)],

@@ -76,7 +76,7 @@ def _student_of(directory: RunDir) -> Mapping[str, Any]:
             "fix: go on with `neoplug run RECIPE --output RUN --resume`"
         )
     resolved = directory.resolved
-    student = dict.fromkeys(Student.model_fields) | resolved["student"] | {"prepare": None}
+    student = dict.fromkeys(Student.model_fields) | resolved["student"] | {"prepare": None, "adapter_path": None}
     for folder in (directory.model, directory.student):
         if folder.is_dir():
             student |= {"model": str(folder.absolute()), "revision": None}

@@ -11,7 +11,7 @@ from neoplug.data.batch import Batch
 from neoplug.evaluate import held_out_batches, measure, probe
 from neoplug.forward import LanguageModel, head_name, language_model
 from neoplug.hookspecs import Role
-from neoplug.models import Located, dtype_named, load_model
+from neoplug.models import Located, dtype_named, load_model, put_on
 from neoplug.recipe import Checked
 
 
@@ -46,8 +46,10 @@ class Roles:
         if self.parts.teacher is None:
             return None
         module = self.load("teacher", self.parts.teacher)
-        longest = self.checked.recipe.data.max_length
-        return language_model(module, head_name(module), self.parts.vocabulary, role="teacher", longest=longest)
+        name, longest = head_name(module), self.checked.recipe.data.max_length
+        if stored := self.parts.teacher.adapter:
+            module = put_on(module, stored)
+        return language_model(module, name, self.parts.vocabulary, role="teacher", longest=longest)
 
     def student(self, module: nn.Module, name: str) -> LanguageModel:
         """Prove the student's head and layout; it computes in its own dtype, trainable weights staying float32."""

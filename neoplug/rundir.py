@@ -304,7 +304,10 @@ def _plugin(entry: Entry) -> dict[str, Any]:
 
 
 def _model(located: Located) -> dict[str, Any]:
-    return {"source": located.source, "revision": located.revision, "sha256": located.sha256}
+    record: dict[str, Any] = {"source": located.source, "revision": located.revision, "sha256": located.sha256}
+    if found := located.adapter:
+        record["adapter"] = {"source": found.source, "revision": found.revision, "sha256": found.sha256}
+    return record
 
 
 def _cpu_name() -> str:

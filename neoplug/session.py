@@ -23,6 +23,7 @@ from neoplug.files import remove_partial
 from neoplug.forward import LanguageModel, head_name
 from neoplug.loop import Training, Verdict, distil
 from neoplug.metrics import Metrics, peak_memory
+from neoplug.models import put_into
 from neoplug.models.quiet import quiet
 from neoplug.optim import make_optimizer, make_schedule
 from neoplug.progress import Progress
@@ -113,10 +114,12 @@ class Session:
         self.phase("loading the models")
         teacher = self.roles.teacher()
         bare = self.roles.load("student", self.parts.base)
-        name = head_name(bare)
-        if earlier is None:
+        name, continues = head_name(bare), self.parts.base.adapter is not None
+        if earlier is None and not continues:
             self.measure_before(self.roles.student(bare, name), teacher, batches)
         student = self.roles.student(self.add_adapter(bare, total), name)
+        if earlier is None and continues:  # what the student was before is its adapter's work too
+            self.measure_before(student, teacher, batches)
         optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
         schedule = make_schedule(optimizer, recipe.train, total)
         if earlier is not None:
@@ -167,7 +170,7 @@ class Session:
         self.progress.phase(text)
 
     def add_adapter(self, bare: Any, total_steps: int) -> nn.Module:
-        """Let the recipe's adapter change the student; what it trains is float32."""
+        """Let the recipe's adapter change the student, from a stored one where it names one; what trains is float32."""
         recipe, plugins = self.checked.recipe, self.checked.plugins
         (name,) = plugins.implements("add_adapter")
         torch.manual_seed(derive(recipe.seed, name))
@@ -181,6 +184,8 @@ class Session:
             total_steps=total_steps,
             rng=generator(recipe.seed, name),
         )
+        if stored := self.parts.base.adapter:
+            put_into(model, stored, name)
         return widened(model)
 
     def measure_before(self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> None:

@@ -32,9 +32,11 @@ def base_of(directory: RunDir) -> Located:
         UsageError: its files are not those that they were.
     """
     section, locked = directory.resolved["student"], directory.lock["models"]["student"]
+    trust = section.get("trust_remote_code", False)
     if directory.student.is_dir():
-        return Located(str(directory.student), None, section["model"], "prepared")
-    base = locate(section["model"], locked["revision"] or section.get("revision"), ("student", "model"))
+        return Located(str(directory.student), None, section["model"], "prepared", trust)
+    revision = locked["revision"] or section.get("revision")
+    base = locate(section["model"], revision, ("student", "model"), trust_remote_code=trust)
     if base.sha256 != locked["sha256"]:
         raise UsageError(
             f"{section['model']} is not the model that the run {directory.path} was trained on\n"

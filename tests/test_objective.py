@@ -1,5 +1,7 @@
 """The objective against whole logits in float64: the same value and gradient, and the vocabulary never held."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -176,6 +178,20 @@ def test_the_vocabulary_is_never_whole(closed, monkeypatch):
         total, _ = objective(losses(closed), hidden, head, LiveSignal(hidden.detach(), teacher), labels, 0.0)
         total.backward()
     assert largest.elements <= max(2**12, vocabulary * HIDDEN) < tokens * vocabulary
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed form", "autograd"])
+def test_what_the_teacher_says_is_moved_to_the_student(monkeypatch, closed):
+    """A teacher on the CPU, and for a student's device the one that is always there: meta refuses to meet a CPU."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no meta device
+    vocabulary = Vocabulary(50, torch.arange(0, 100, 2))
+    teacher = LiveSignal(torch.randn(4, 8), Head(nn.Linear(8, 100).requires_grad_(False), vocabulary))
+    student = Head(nn.Linear(16, 100, device="meta"), vocabulary)
+    hidden, labels = (torch.empty(shape, device="meta") for shape in ((4, 16), (4,)))
+    total, each = objective(losses(closed), hidden.requires_grad_(), student, teacher, labels.long(), 0.0)
+    total.backward()
+    ((_, log_q, log_p),) = log_probabilities(student, hidden.detach(), teacher)
+    assert all(found.is_meta for found in (each, hidden.grad, student.module.weight.grad, log_q, log_p))
 
 
 def test_log_probabilities_come_tile_by_tile_in_order(monkeypatch):

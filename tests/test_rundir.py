@@ -195,7 +195,7 @@ def test_the_lock_holds_versions_hashes_seed_and_hardware(tmp_path):
         ("probes", "./own.py:Own"): Entry("Own", str(own), "", f"{own}:Own"),
         ("loss", "forward_kl"): Entry("forward_kl", "neoplug", "9", "neoplug_losses.forward_kl:ForwardKL"),
     }
-    located = SimpleNamespace(source="here", revision="main", sha256="ab", path="/elsewhere")
+    located = SimpleNamespace(source="here", revision="main", sha256="ab", path="/elsewhere", adapter=None)
     checked = SimpleNamespace(recipe=SimpleNamespace(seed=7), entries=entries)
     lock = lock_record(checked, {"student": located, "teacher": None}, "feed")
     assert lock["format"] == 1

@@ -56,7 +56,8 @@ def show(found: Mapping[str, Any]) -> None:
 def model_cells(model: Mapping[str, Any]) -> list[str]:
     """Return source, parameters, dtype and device, bytes."""
     placed = f"{model['dtype']} on {model['device']}"
-    return [model["source"], f"{model['parameters']:,} parameters", placed, size(model["bytes"])]
+    source = f"{model['source']} with the adapter {model['adapter']}" if model["adapter"] else model["source"]
+    return [source, f"{model['parameters']:,} parameters", placed, size(model["bytes"])]
 
 
 def values(recipe: Mapping[str, Any], origin: Mapping[str, str], path: str = "") -> Iterator[tuple[str, str, str]]:

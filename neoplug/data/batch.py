@@ -101,11 +101,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
-        return replace(
-            self,
-            **{name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS},
-            teacher=self.teacher and _moved(self.teacher, device),
-        )
+        tensors: dict[str, Any] = {name: _sent(getattr(self, name), device) for name in TENSORS}
+        return replace(self, **tensors, teacher=self.teacher and _moved(self.teacher, device))
 
     def for_teacher(self) -> "Batch":
         """Return the batch as the teacher reads it: the same answer tokens, in the same order."""
@@ -200,5 +197,10 @@ def _joined(arrays: Sequence[np.ndarray]) -> Tensor:
 
 
 def _moved(text: TeacherText, device: torch.device | str) -> TeacherText:
-    ids, places = (tensor.to(device, non_blocking=True) for tensor in (text.input_ids, text.places))
+    ids, places = (_sent(tensor, device) for tensor in (text.input_ids, text.places))
     return TeacherText(ids, text.lengths, places)
+
+
+def _sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy a tensor to `device`; only to the CPU does the host wait, which would read what is not there yet."""
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")

@@ -1,11 +1,20 @@
-"""Models: where they come from, how they are loaded, and the student that is prepared once and stored."""
+"""Models: where they come from, how they are loaded, adapters they start with, students prepared once and stored."""
 
+from neoplug.models.adapters import (
+    locate_adapter,
+    put_into,
+    put_on,
+    refuse_other_adapter,
+    refuse_unfit,
+    tell_other_base,
+)
 from neoplug.models.load import (
     DTYPES,
     default_dtype,
     dtype_named,
     load_config,
     load_model,
+    load_skeleton,
     load_tokenizer,
     load_weights,
     skeleton,
@@ -21,9 +30,16 @@ __all__ = [
     "dtype_named",
     "load_config",
     "load_model",
+    "load_skeleton",
     "load_tokenizer",
     "load_weights",
     "locate",
+    "locate_adapter",
     "prepare",
+    "put_into",
+    "put_on",
+    "refuse_other_adapter",
+    "refuse_unfit",
     "skeleton",
+    "tell_other_base",
 ]

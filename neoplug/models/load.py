@@ -2,9 +2,12 @@
 
 import logging
 from copy import deepcopy
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, RunError
@@ -43,8 +46,10 @@ def load_tokenizer(located: Located, path: Key = ("model",)) -> "PreTrainedToken
 
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(located.path, revision=located.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+            return AutoTokenizer.from_pretrained(
+                located.path, revision=located.revision, trust_remote_code=located.trust_remote_code
+            )
+    except Exception as error:  # tokenizers knows no class of its own for a file that it cannot read
         raise _refused(located, "has no tokenizer that loads", error, path) from error
 
 
@@ -54,8 +59,10 @@ def load_config(located: Located, path: Key = ("model",)) -> "PretrainedConfig":
 
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(located.path, revision=located.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+            config = AutoConfig.from_pretrained(
+                located.path, revision=located.revision, trust_remote_code=located.trust_remote_code
+            )
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise _refused(located, "has no configuration that transformers knows", error, path) from error
     _refuse_other_tasks(located, config, path)
     return config
@@ -68,6 +75,8 @@ def _refuse_other_tasks(located: Located, config: "PretrainedConfig", path: Key)
     trained_as = getattr(config, "architectures", None) or []
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and (not trained_as or known & set(trained_as)):
         return
+    if located.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return
     name = ", ".join(trained_as) or type(config).__name__
     problem = Problem(
         what=f"`{located.source}` is a {name}, no causal language model",
@@ -79,29 +88,48 @@ def _refuse_other_tasks(located: Located, config: "PretrainedConfig", path: Key)
 
 
 def _refused(located: Located, what: str, error: Exception, path: Key) -> RecipeError:
-    reason = " ".join(str(error).split())
-    if "trust_remote_code" in reason:
-        reason = "it brings code of its own, which neoplug never runs"
-    return RecipeError([Problem(f"`{located.source}` {what}", why=reason, fix="choose another model", path=path)])
+    why, fix = " ".join(str(error).split()), "choose another model"
+    if "trust_remote_code" in why and not located.trust_remote_code:
+        why = "it needs Python files of its own, and neoplug runs a model's code only where the recipe asks for it"
+        fix = f"read these files; then `trust_remote_code: true` in `{path[0]}` runs them. Or choose another model"
+    return RecipeError([Problem(f"`{located.source}` {what}", why, fix, path)])
 
 
 def load_weights(located: Located, **kwargs: Any) -> "PreTrainedModel":
     """Return the model as `from_pretrained` gives it. Raises RunError where weights are missing from the files."""
     from transformers import AutoModelForCausalLM
 
-    kwargs = {"revision": located.revision, "trust_remote_code": False, "output_loading_info": True} | kwargs
+    trust = located.trust_remote_code
+    kwargs = {"revision": located.revision, "trust_remote_code": trust, "output_loading_info": True} | kwargs
+    kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by their names
     try:
         with quiet():
             model, found = AutoModelForCausalLM.from_pretrained(located.path, **kwargs)
+    except (SafetensorError, UnpicklingError, EOFError) as error:
+        only = "of a .bin file nothing but tensors is read, since any other pickle may run code"
+        why = only if isinstance(error, UnpicklingError) else f"{type(error).__name__}: {error}"
+        fix = "fetch its files again; one of them is damaged"
+        raise RunError(f"`{located.source}` has weights that cannot be read\nwhy: {why}\nfix: {fix}") from error
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RunError(f"`{located.source}` could not be loaded\nwhy: {type(error).__name__}: {error}") from error
+    _refuse_made_up(located, found)
+    return model
+
+
+def _refuse_made_up(located: Located, found: dict[str, Any]) -> None:
+    """Refuse what transformers would fill with random numbers."""
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
         raise RunError(
             f"`{located.source}` lacks {len(missing)} of its weights, such as {', '.join(missing[:3])}\n"
             "why: transformers would fill them with random numbers\nfix: use the files of the whole model"
         )
-    return model
+    if found["mismatched_keys"]:
+        name, stored, wanted = min(found["mismatched_keys"])
+        raise RunError(
+            f"`{located.source}` has weights of other shapes than its config.json says: {name} is {list(stored)}, "
+            f"not {list(wanted)}\nfix: put the configuration back that belongs to these weights"
+        )
 
 
 def load_model(
@@ -165,12 +193,43 @@ def _asked_twice(key: str, name: str, other: str, role: Role) -> Problem:
     )
 
 
-def skeleton(config: "PretrainedConfig") -> "PreTrainedModel":
-    """Return the model on the meta device, frozen: shapes without weights. It has a configuration of its own."""
+def load_skeleton(located: Located, role: Role, attn_implementation: str | None = None) -> "PreTrainedModel":
+    """Return the model's skeleton. Raises RecipeError for an attention that it or this machine cannot run."""
+    config, trust = load_config(located, (role, "model")), located.trust_remote_code
+    bare = skeleton(config, trust_remote_code=trust)
+    if attn_implementation is None:
+        return bare
+    try:
+        return skeleton(config, trust_remote_code=trust, attn_implementation=attn_implementation)
+    except (ValueError, ImportError, OSError) as error:
+        problem = Problem(
+            what=f"`{attn_implementation}` is no attention that `{located.source}` can run here",
+            why=" ".join(str(error).split()),
+            fix=f"name one of {', '.join(_attentions(bare))}; left out, transformers takes the best",
+            path=(role, "attn_implementation"),
+        )
+        raise RecipeError([problem]) from error
+
+
+def _attentions(model: "PreTrainedModel") -> list[str]:
+    """Return the attentions of transformers' own that a model can run on this machine."""
+    from transformers.utils import is_flash_attn_2_available
+
+    can = {"sdpa": model._supports_sdpa, "flex_attention": model._supports_flex_attn}
+    can["flash_attention_2"] = model._supports_flash_attn and is_flash_attn_2_available()
+    return ["eager", *(name for name, supported in can.items() if supported)]
+
+
+def skeleton(config: "PretrainedConfig", **kwargs: Any) -> "PreTrainedModel":
+    """Return the model on the meta device, frozen: shapes without weights. It has a configuration of its own.
+
+    kwargs  of `from_config`: attn_implementation, trust_remote_code
+    """
     from transformers import AutoModelForCausalLM
 
+    kwargs = {"trust_remote_code": False} | kwargs
     with quiet(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32, **kwargs)
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     return model

@@ -1,5 +1,6 @@
 """Where a model comes from: hub id | folder | GGUF file | pypi:DIST==VERSION/FILE; found, it is a folder or hub id."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from neoplug.errors import Path as Key
@@ -10,13 +11,20 @@ from neoplug.models.quiet import quiet
 from neoplug.models.wheel import from_wheel
 
 
-def locate(model: str, revision: str | None = None, path: Key = ("model",)) -> Located:
+def locate(
+    model: str, revision: str | None = None, path: Key = ("model",), *, trust_remote_code: bool = False
+) -> Located:
     """Return where `model` stands; GGUF files and wheels are fetched and converted once into neoplug's cache.
 
-    path  the model's key in the recipe, for errors
+    path               the model's key in the recipe, for errors
+    trust_remote_code  Python files that the model brings may run when it is loaded
 
     Raises RecipeError for what cannot be a model, RunError for a download that fails.
     """
+    return replace(_found(model, revision, path), trust_remote_code=trust_remote_code)
+
+
+def _found(model: str, revision: str | None, path: Key) -> Located:
     if model.startswith("pypi:"):
         return from_wheel(model, path)
     file = Path(model).expanduser()

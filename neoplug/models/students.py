@@ -4,7 +4,7 @@ import importlib.metadata
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ def prepare(located: Located, checked: "Checked", batches_factory: Factory | Non
     with lock(folders["nothing"]):
         made = [folder for folder in folders.values() if folder.is_dir()]
         folder = made[0] if made else _make(located, checked, batches_factory, folders)
-    return Located(str(folder), None, located.source, "prepared")
+    return replace(located, path=str(folder), revision=None, kind="prepared")
 
 
 def _folders(located: Located, checked: "Checked", fingerprint: str) -> dict[str, Path]:

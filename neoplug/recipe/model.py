@@ -36,13 +36,19 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    """A model: a hub id, a folder, a GGUF file or `pypi:DIST==VERSION/FILE`; and the plugins that load it."""
+    """A model: a hub id, a folder, a GGUF file or `pypi:DIST==VERSION/FILE`; and the plugins that load it.
+
+    adapter_path       a peft adapter on top, a folder or a hub id: the teacher has it, the student starts from it
+    trust_remote_code  run Python files that the model brings; needed by a family that transformers does not know
+    """
 
     model: Text
     revision: Text | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     device: Text | None = None
     attn_implementation: Text | None = None
+    adapter_path: Text | None = None
+    trust_remote_code: bool = False
     load: Options = {}
 
     @field_validator("device")

@@ -13,6 +13,8 @@ PATHS: tuple[Key, ...] = (
     ("teacher", "model"),
     ("teacher", "chat_template"),
     ("student", "model"),
+    ("teacher", "adapter_path"),
+    ("student", "adapter_path"),
     ("data", "source"),
     ("data", "eval_source"),
     ("data", "chat_template"),

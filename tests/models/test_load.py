@@ -3,17 +3,34 @@
 import json
 import logging
 import shutil
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, BertConfig, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from neoplug import hookimpl
 from neoplug.errors import RecipeError, RunError
-from neoplug.models import default_dtype, load_config, load_model, load_tokenizer, locate, skeleton
+from neoplug.models import (
+    default_dtype,
+    load_config,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    load_weights,
+    locate,
+    skeleton,
+)
 from neoplug.registry import Plugins
 
 
@@ -53,11 +70,6 @@ def test_frozen_evaluating_and_without_cache(tiny_student):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtype(tiny_student, dtype):
     assert {weight.dtype for weight in load(tiny_student, dtype=dtype).parameters()} == {dtype}
-
-
-def test_attention(tiny_student):
-    assert load(tiny_student, attn_implementation="eager").config._attn_implementation == "eager"
-    assert load(tiny_student).config._attn_implementation == "sdpa"
 
 
 def test_each_sees_its_own_model_and_the_others_see_both(tiny_student, tiny_teacher):
@@ -120,14 +132,6 @@ def test_other_tasks_are_refused(classifier, tmp_path):
     assert caught.value.problems[0].path == ("student", "model")
 
 
-def test_code_from_the_hub_never_runs(tmp_path):
-    (tmp_path / "evil.py").write_text("raise SystemExit('ran')\n")
-    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RecipeError, match="code of its own, which neoplug never runs"):
-        load_config(locate(str(tmp_path)))
-
-
 def test_missing_weights_are_not_made_up(tiny_student, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_student, folder)
@@ -160,3 +164,145 @@ def test_default_dtype_asks_for_native_bfloat16_only(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert default_dtype(torch.device("cpu")) == torch.bfloat16
     assert default_dtype("mps") == torch.float32
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory, tiny_student):
+    """Return a copy of the student whose weights lie in several files."""
+    folder = shutil.copytree(tiny_student, tmp_path_factory.mktemp("sharded") / "model")
+    (folder / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(tiny_student).save_pretrained(folder, max_shard_size="100KB")
+    return folder
+
+
+@pytest.fixture
+def spoilt(sharded, tmp_path):
+    """Return a copy of the sharded model, to be spoilt."""
+    return shutil.copytree(sharded, tmp_path / "model")
+
+
+def pickled(folder, content):
+    for file in folder.glob("model*"):
+        file.unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+
+
+def test_shards_and_pickles_of_tensors_are_the_same_model(tiny_student, spoilt):
+    whole, shards = load(tiny_student), load(spoilt)
+    pickled(spoilt, whole.state_dict())
+    for model in (shards, load(spoilt)):
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
+
+
+class Runs:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle ran code",))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: min(f.glob("*-of-*")).unlink(), r"No such file or directory.*model-00001-of"),
+        (
+            lambda f: min(f.glob("*-of-*")).write_bytes(b"garbage"),
+            r"cannot be read\nwhy: SafetensorError.*\nfix: fetch",
+        ),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "could not be loaded\nwhy: JSONDecodeError"),
+        (lambda f: pickled(f, {"lm_head.weight": Runs()}), "cannot be read\nwhy: of a .bin file nothing but tensors"),
+        (
+            lambda f: edited(f, intermediate_size=99),
+            r"other shapes .*mlp\.down_proj\.weight is \[48, 96\], not \[48, 99\]",
+        ),
+    ],
+)
+def test_damaged_weights_end_in_plain_words(spoilt, spoil, message):
+    spoil(spoilt)
+    with pytest.raises(RunError, match=message):
+        load(spoilt)
+
+
+def edited(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "llama", "num_attention_heads": "two"}'])
+def test_a_damaged_configuration(spoilt, content):
+    (spoilt / "config.json").write_text(content)
+    with pytest.raises(RecipeError, match="has no configuration that transformers knows"):
+        load_config(locate(str(spoilt)))
+
+
+@pytest.mark.parametrize("content", ["{", '{"version": "1.0"}'])
+def test_a_damaged_tokenizer(spoilt, content):
+    (spoilt / "tokenizer.json").write_text(content)
+    with pytest.raises(RecipeError, match="has no tokenizer that loads"):
+        load_tokenizer(locate(str(spoilt)))
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"), [(None, "sdpa"), ("eager", "eager"), ("sdpa", "sdpa"), ("flex_attention", "flex_attention")]
+)
+def test_attention(tiny_student, name, runs):
+    assert load(tiny_student, attn_implementation=name).config._attn_implementation == runs
+    assert load_skeleton(locate(str(tiny_student)), "student", name).config._attn_implementation == runs
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_an_unknown_attention_is_refused_with_what_there_is(tiny_student, role):
+    with pytest.raises(
+        RecipeError, match=r"`spda` is no attention.*\n.*\nfix: name one of eager, sdpa, flex_att"
+    ) as caught:
+        load_skeleton(locate(str(tiny_student)), role, "spda")
+    assert caught.value.problems[0].path == (role, "attn_implementation")
+
+
+CODE = """
+import pathlib
+pathlib.Path(__file__).with_name("ran").touch()
+pathlib.Path({mark!r}).touch()
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own(tmp_path, tiny_student, monkeypatch):
+    """Return the folder of a model whose family stands in a Python file beside it, and the file that this one makes."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    folder = shutil.copytree(tiny_student, tmp_path / "own")
+    (folder / "own.py").write_text(CODE.format(mark=str(tmp_path / "ran")))
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    edited(folder, model_type="own", architectures=["OwnModel"], auto_map=classes)
+    return folder, tmp_path / "ran"
+
+
+def test_a_models_code_does_not_run_unasked(own):
+    folder, ran = own
+    located = locate(str(folder), path=("teacher", "model"))
+    for use in (load_config, lambda located, _: load_weights(located)):
+        with pytest.raises((RecipeError, RunError), match="trust_remote_code"):
+            use(located, ("teacher", "model"))
+    load_tokenizer(located)  # this one needs no code
+    assert not ran.exists()
+
+
+def test_a_models_code_runs_where_it_is_asked_for(own, tiny_student):
+    folder, ran = own
+    located = locate(str(folder), trust_remote_code=True)
+    model = load_model(
+        located, dtype=torch.float32, device="cpu", attn_implementation=None, plugins=Plugins({}), role="student",
+        section="student.load",
+    )  # fmt: skip
+    assert (type(model).__name__, ran.exists()) == ("OwnModel", True)
+    assert type(load_skeleton(located, "student")).__name__ == "OwnModel"
+    assert torch.equal(model.lm_head.weight, load(tiny_student).lm_head.weight)
+    before = located.sha256
+    (folder / "own.py").write_text("# other code")
+    assert locate(str(folder), trust_remote_code=True).sha256 != before  # what runs is part of what a run stood on

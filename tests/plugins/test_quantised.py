@@ -69,7 +69,7 @@ def gradients(model):
 
 
 @everyone
-@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("use_dora", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["lora", "dora"])
 def test_gradients_after_evaluation_equal_those_of_the_dequantised_base(tiny_student, plugin, use_dora):
     models = (load(tiny_student, plugin), dequantised(tiny_student, plugin))
     ours, reference = (gradients(with_lora(model, use_dora=use_dora)) for model in models)

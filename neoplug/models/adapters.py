@@ -1,0 +1,250 @@
+"""A stored peft adapter: where it lies, whether it fits, and how a teacher or a student gets it.
+
+A teacher is loaded with it. A student's adapter is built by the recipe's plugin, as ever, and then takes the stored
+weights; so what the plugin builds has to be what was stored.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from neoplug.errors import Path as Key
+from neoplug.errors import Problem, RecipeError
+from neoplug.files import content_hash, sha256_of
+from neoplug.models.located import Located
+from neoplug.models.quiet import quiet
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger("neoplug")
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # as peft looks for them
+TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")  # the weights' names tell
+# What says where an adapter came from, how it started and how it was trained, and nothing of what it computes.
+HISTORY = (
+    "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "peft_version", "revision",
+    "runtime_config", "task_type", "tinit", "tfinal", "deltaT", "beta1", "beta2", "total_step",
+)  # fmt: skip
+STARTS = (True, False, "gaussian", "orthogonal", "eva")  # values of init_* that leave the base as it is
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter as peft stores one.
+
+    folder    where its files lie
+    source    as in the recipe
+    revision  commit on the hub; None for a folder
+    path      its key in the recipe
+    """
+
+    folder: Path
+    source: str
+    revision: str | None
+    path: Key
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of its configuration and weights."""
+        files = [self.folder / name for name in (CONFIG, *WEIGHTS)]
+        return content_hash({file.name: sha256_of(file) for file in files if file.is_file()})
+
+    @cached_property
+    def config(self) -> "PeftConfig":
+        """Its configuration. Raises RecipeError for one that peft cannot read."""
+        from peft import PeftConfig
+
+        try:
+            with _quiet():
+                return PeftConfig.from_pretrained(str(self.folder))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.refused(f"has no {CONFIG} that peft reads", f"{type(error).__name__}: {error}") from error
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Its weights on the CPU by peft's names. Raises RecipeError for files that cannot be read."""
+        from peft.utils import load_peft_weights
+
+        try:
+            return load_peft_weights(str(self.folder), device="cpu")
+        except Exception as error:  # each format has its own
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise self.refused("has weights that cannot be read", reason) from error
+
+    def refused(self, what: str, why: str = "", fix: str = "") -> RecipeError:
+        """Return the error for an adapter that cannot be used."""
+        return RecipeError([Problem(f"the adapter `{self.source}` {what}", why, fix, self.path)])
+
+
+def locate_adapter(name: str, path: Key = ("adapter_path",)) -> StoredAdapter:
+    """Return where the adapter `name` stands, a folder or a hub id. Raises RecipeError where there is none."""
+    folder, revision = Path(name).expanduser(), None
+    if not folder.is_dir():
+        folder, revision = _from_hub(name, path)
+    found = StoredAdapter(folder.absolute(), name, revision, path)
+    missing = [wanted for wanted in ((CONFIG,), WEIGHTS) if not any((folder / file).is_file() for file in wanted)]
+    if missing:
+        fix = "name the folder that peft's `save_pretrained` wrote, such as `adapter/` of a run"
+        raise found.refused(f"is none: its folder has no {' or '.join(missing[0])}", fix=fix)
+    return found
+
+
+def _from_hub(name: str, path: Key) -> tuple[Path, str | None]:
+    """Fetch an adapter from the hub, or from the local cache of it; its commit beside it."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    try:
+        with quiet():
+            config = cached_file(name, CONFIG)
+            commit = extract_commit_hash(config, None)
+            for file in WEIGHTS:
+                if cached_file(name, file, revision=commit, _raise_exceptions_for_missing_entries=False):
+                    break
+    except (OSError, ValueError) as error:
+        problem = Problem(
+            what=f"`{name}` is no folder here, and the hub has no such adapter in reach",
+            why=" ".join(str(error).split()),
+            fix="check the name and the network; a local adapter needs the path of its folder",
+            path=path,
+        )
+        raise RecipeError([problem]) from error
+    return Path(config).parent, commit
+
+
+def put_on(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel":
+    """Return a teacher with its adapter, frozen and in evaluation mode; its adapter is where its weights are."""
+    from peft import PeftModel
+
+    with _quiet():
+        adapted = PeftModel.from_pretrained(model, str(stored.folder), torch_device=str(model.device))
+    return adapted.eval().requires_grad_(False)
+
+
+def put_into(model: nn.Module, stored: StoredAdapter, plugin: str) -> None:
+    """Put the stored weights into the adapter that `plugin` built. Raises RecipeError where they do not fit."""
+    from peft import set_peft_model_state_dict
+
+    refuse_other_adapter(model, stored, plugin)
+    adapted: Any = model
+    with torch.no_grad(), _quiet():
+        set_peft_model_state_dict(adapted, stored.weights, adapter_name=adapted.active_adapter)
+
+
+def refuse_other_adapter(model: nn.Module, stored: StoredAdapter, plugin: str) -> None:
+    """Refuse an adapter that is not what `plugin` built into `model`, which may be a skeleton."""
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        raise stored.refused(
+            f"has no place in what `{plugin}` trains, which is no peft adapter",
+            fix="merge it into its base first (a run's by `neoplug export`), and name the result as student.model",
+        )
+    names = _misnamed(model, stored.weights)
+    if differences := _differences(model.active_peft_config, stored.config, targets=bool(names)):
+        theirs, ours = (", ".join(f"{name} {pair[at]}" for name, pair in differences.items()) for at in (0, 1))
+        options = ", ".join(f"{name}: {pair[0]}" for name, pair in differences.items())
+        method = "" if "peft_type" in differences else f"write `{{{options}}}` at adapter.{plugin}, or "
+        raise stored.refused(
+            f"was made with {theirs}, but `{plugin}` builds {ours}",
+            "a student goes on from an adapter of the very form that the recipe trains",
+            f"{method}name the plugin that builds it",
+        )
+    _refuse_weights(model, stored, names)
+
+
+def refuse_unfit(skeleton: "PreTrainedModel", stored: StoredAdapter) -> None:
+    """Refuse a teacher's adapter that does not fit its skeleton; the skeleton is used up."""
+    from peft import get_peft_model
+
+    with _quiet():
+        model: Any = get_peft_model(skeleton, stored.config)
+    known = model.state_dict().keys()  # an adapter may bring its own embeddings
+    names = [name for name in _misnamed(model, stored.weights) if name not in known]
+    _refuse_weights(model, stored, names)
+
+
+def tell_other_base(stored: StoredAdapter, base: Located) -> None:
+    """Warn where an adapter says that it was trained on another model; two names may mean one."""
+    trained_on = stored.config.base_model_name_or_path
+    if trained_on and trained_on not in (base.source, base.path) and not _is_same(trained_on, base):
+        logger.warning("the adapter %s was trained on %s, and is put on %s", stored.source, trained_on, base.source)
+
+
+def _is_same(folder: str, base: Located) -> bool:
+    return (Path(folder) / "config.json").is_file() and Located(folder, None, folder, "local").sha256 == base.sha256
+
+
+def _differences(ours: "PeftConfig", theirs: "PeftConfig", targets: bool) -> dict[str, tuple[str, str]]:
+    """Return each field that decides what an adapter computes and differs, with the stored and the built value."""
+    stored, built = _comparable(theirs), _comparable(ours)
+    names = ["peft_type"] if stored["peft_type"] != built["peft_type"] else sorted(stored.keys() | built.keys())
+    found = {}
+    for name in names:
+        counts = name not in HISTORY and "dropout" not in name and (targets or name not in TARGETS)
+        pair = stored.get(name), built.get(name)
+        harmless = name.startswith("init_") and all(value in STARTS for value in pair)
+        if counts and pair[0] != pair[1] and not harmless:
+            found[name] = (_shown(pair[0]), _shown(pair[1]))
+    return found
+
+
+def _comparable(config: "PeftConfig") -> dict[str, Any]:
+    """Return a configuration's fields; sets and lists become sorted lists."""
+    fields = config.to_dict() | {"peft_type": str(getattr(config.peft_type, "value", config.peft_type))}
+    return {
+        name: sorted(value, key=str) if isinstance(value, set | list | tuple) else value or None
+        if isinstance(value, dict) else value
+        for name, value in fields.items()
+    }  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def _present(model: Any) -> dict[str, torch.Size]:
+    """Return the shapes of the weights that peft would store of a model."""
+    from peft import get_peft_model_state_dict
+
+    with _quiet():
+        found = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+    return {name: weight.shape for name, weight in found.items()}
+
+
+def _misnamed(model: Any, weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the names that only one of model and file has."""
+    return sorted(_present(model).keys() ^ weights.keys())
+
+
+def _refuse_weights(model: Any, stored: StoredAdapter, misnamed: list[str]) -> None:
+    weights, present = stored.weights, _present(model)
+    if misnamed:
+        name = misnamed[0]
+        where = "the model has no such module" if name in weights else "its file lacks it"
+        raise stored.refused(f"does not fit the model: {len(misnamed)} weights differ, as {name}; {where}")
+    for name, shape in present.items():
+        if weights[name].shape != shape:
+            what = f"does not fit the model: {name} is {list(weights[name].shape)}, and the model needs {list(shape)}"
+            raise stored.refused(what, "it was trained on a model of another size")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what peft asks of transformers under old names, and its words on files of other versions of peft."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*removed in v6", FutureWarning)
+        warnings.filterwarnings("ignore", ".*is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+        yield

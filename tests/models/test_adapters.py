@@ -1,0 +1,174 @@
+"""Stored adapters: what peft stored fits or is refused with the reason, on a skeleton."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from neoplug.errors import RecipeError
+from neoplug.models import (
+    load_skeleton,
+    locate,
+    locate_adapter,
+    put_into,
+    put_on,
+    refuse_other_adapter,
+    refuse_unfit,
+    tell_other_base,
+)
+from neoplug.models.load import load_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names
+IDS = torch.arange(3, 43).view(2, 20)
+KEY = ("student", "adapter_path")
+
+
+def adapted(folder, **options):
+    """Return a student's skeleton with an adapter."""
+    return get_peft_model(load_skeleton(locate(str(folder)), "student"), lora(**options))
+
+
+def lora(**options):
+    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]} | options)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, tiny_student):
+    """Return the folder of a LoRA with random weights on the tiny student."""
+    torch.manual_seed(7)
+    model = get_peft_model(load_weights(locate(str(tiny_student))), lora(init_lora_weights=False))
+    model.save_pretrained(folder := tmp_path_factory.mktemp("adapter"))
+    return folder
+
+
+@pytest.fixture
+def copy(adapter, tmp_path):
+    """Return a copy of the adapter, to be spoilt."""
+    return shutil.copytree(adapter, tmp_path / "copy")
+
+
+def refusal(model, folder, plugin="lora"):
+    with pytest.raises(RecipeError) as caught:
+        refuse_other_adapter(model, locate_adapter(str(folder), KEY), plugin)
+    (problem,) = caught.value.problems
+    assert problem.path == KEY
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("options", "theirs", "ours"),
+    [
+        ({"r": 8}, "r 4", "r 8"),
+        ({"lora_alpha": 16, "use_rslora": True}, "lora_alpha 8, use_rslora false", "lora_alpha 16, use_rslora true"),
+        ({"use_dora": True}, "use_dora false", "use_dora true"),
+        ({"target_modules": ["q_proj"]}, "target_modules [q_proj, v_proj]", "target_modules [q_proj]"),
+        ({"layers_to_transform": [1]}, "layers_to_transform null", "layers_to_transform [1]"),
+        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern null", "alpha_pattern {'q_proj': 3}"),
+        ({"modules_to_save": ["norm"]}, "modules_to_save null", "modules_to_save [norm]"),
+    ],
+)
+def test_a_difference_is_told_with_both_values(adapter, tiny_student, options, theirs, ours):
+    problem = refusal(adapted(tiny_student, **options), adapter)
+    assert f"was made with {theirs}, but `lora` builds {ours}" in problem.what
+
+
+def test_what_says_nothing_of_the_function_may_differ(adapter, tiny_student):
+    regex = r".*self_attn\.(q|v)_proj"  # the same modules by other words
+    model = adapted(tiny_student, lora_dropout=0.3, init_lora_weights="gaussian", target_modules=regex)
+    refuse_other_adapter(model, locate_adapter(str(adapter)), "lora")
+
+
+def test_an_adapter_on_a_base_that_its_start_changed_is_another(copy, tiny_student):
+    config = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "pissa"}))
+    assert "init_lora_weights pissa" in refusal(adapted(tiny_student), copy).what
+
+
+def test_another_method_is_another_plugin(adapter, tiny_student):
+    model = get_peft_model(
+        load_skeleton(locate(str(tiny_student)), "student"),
+        IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
+    )
+    problem = refusal(model, adapter, "ia3")
+    assert "peft_type LORA, but `ia3` builds peft_type IA3" in problem.what
+    assert "has no place" in refusal(load_skeleton(locate(str(tiny_student)), "student"), adapter, "full").what
+
+
+def test_a_model_of_another_size(adapter, tiny_teacher):
+    assert "model has no such module" not in (problem := refusal(adapted(tiny_teacher), adapter)).what
+    assert "weights differ" in problem.what  # it has more layers, too
+    skeleton = load_skeleton(locate(str(tiny_teacher)), "teacher")
+    with pytest.raises(RecipeError, match="does not fit the model"):
+        refuse_unfit(skeleton, locate_adapter(str(adapter)))
+
+
+def test_shapes_are_compared_before_weights_are_loaded(copy, tiny_student):
+    weights = load_file(copy / "adapter_model.safetensors")
+    name = next(iter(weights))
+    save_file(weights | {name: torch.zeros(4, 7)}, copy / "adapter_model.safetensors")
+    assert f"{name} is [4, 7], and the model needs [4, 48]" in refusal(adapted(tiny_student), copy).what
+    with pytest.raises(RecipeError, match=r"is \[4, 7\]"):
+        refuse_unfit(load_skeleton(locate(str(tiny_student)), "teacher"), locate_adapter(str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("adapter_model.safetensors", b"\x10\0\0\0\0\0\0\0{", "has weights that cannot be read"),
+        ("adapter_config.json", b"{", "has no adapter_config.json that peft reads"),
+        ("adapter_config.json", b'{"peft_type": "NOVEL"}', "has no adapter_config.json that peft reads"),
+        ("adapter_model.safetensors", None, "its folder has no adapter_model.safetensors"),
+        ("adapter_config.json", None, "its folder has no adapter_config.json"),
+    ],
+)
+def test_damaged_files(copy, tiny_student, file, content, message):
+    (copy / file).unlink()
+    if content is not None:
+        (copy / file).write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
+        refuse_other_adapter(adapted(tiny_student), locate_adapter(str(copy), KEY), "lora")
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(RecipeError, match="no folder here, and the hub has no such adapter in reach"):
+        locate_adapter("nobody/nothing", KEY)
+
+
+def test_a_hub_id_is_pinned_to_its_commit(tmp_path, adapter, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--some--adapter"
+    shutil.copytree(adapter, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    located, local = locate_adapter("some/adapter"), locate_adapter(str(adapter))
+    assert (located.revision, located.source) == (commit, "some/adapter")
+    assert located.sha256 == local.sha256
+
+
+def test_the_weights_are_the_stored_ones(adapter, tiny_student):
+    """In a student's fresh adapter, and on a teacher, which is frozen."""
+    stored = locate_adapter(str(adapter))
+    student = get_peft_model(load_weights(locate(str(tiny_student))), lora())
+    put_into(student, stored, "lora")
+    teacher = put_on(load_weights(locate(str(tiny_student))), stored)
+    for name, expected in load_file(adapter / "adapter_model.safetensors").items():
+        name = name.replace("lora_A", "lora_A.default").replace("lora_B", "lora_B.default")
+        assert torch.equal(student.get_parameter(name), expected)
+        assert torch.equal(teacher.get_parameter(name), expected)
+    assert not any(weight.requires_grad for weight in teacher.parameters())
+    assert not teacher.training
+    assert sum(weight.requires_grad for weight in student.parameters()) == 8
+
+
+def test_another_base_is_told(adapter, tiny_student, tiny_teacher, tmp_path, caplog):
+    stored, moved = locate_adapter(str(adapter)), shutil.copytree(tiny_student, tmp_path / "moved")
+    for base in (tiny_student, moved):
+        tell_other_base(stored, locate(str(base)))
+    assert not caplog.records
+    tell_other_base(stored, locate(str(tiny_teacher)))
+    assert f"was trained on {tiny_student}, and is put on {tiny_teacher}" in caplog.text
