@@ -79,8 +79,19 @@ def _merged(model: Any, plugins: Plugins) -> "PreTrainedModel":
     with torch.no_grad(), quiet_peft():
         if plugins.implements("merge_adapter"):
             return plugins.one("merge_adapter", model=model)
+        tied = model.get_base_model().config.tie_word_embeddings
         _untie(model)
-        return model.merge_and_unload(safe_merge=True)
+        merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+        if tied:
+            _tie_again(merged)
+        return merged
+
+
+def _tie_again(model: "PreTrainedModel") -> None:
+    """Let head and embeddings share a weight again where they were trained as one: peft forgets it in some families."""
+    if torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight):
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
 
 
 def _untie(model: Any) -> None:

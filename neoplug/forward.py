@@ -281,11 +281,11 @@ def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
     """Return the first layout under which documents do not see each other; say which, and why none before it."""
     refused: list[str] = []
     for layout, means in LAYOUTS.items():
-        leak = _leak(replace(model, layout=layout), length)
-        if leak is None:
+        found = leak(replace(model, layout=layout), length)
+        if found is None:
             logger.info("%s: layout %s, %s%s", role, layout, means, "".join(f"; {why}" for why in refused))
             return layout
-        refused.append(f"not {layout}, since {leak}")
+        refused.append(f"not {layout}, since {found}")
     raise RunError(
         f"the {role} reads a document differently beside another, in one row and in padded rows\n"
         f"why: then what it learns depends on how documents fall together ({'; '.join(refused)})\n"
@@ -293,7 +293,7 @@ def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
     )
 
 
-def _leak(model: LanguageModel, length: int) -> str | None:
+def leak(model: LanguageModel, length: int) -> str | None:
     """Return how two documents disturb each other in the model's layout; None where it is proved that they do not.
 
     Each must be read as if alone, and the second, of `length` tokens, not be moved at all by what the first says.

@@ -114,6 +114,8 @@ def quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*removed in v6", FutureWarning)
         warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`", UserWarning)  # export unties
+        for said in ("You have requested `ensure_weight_tying`", "Input and output embeddings are no longer tied"):
+            warnings.filterwarnings("ignore", said, UserWarning)  # export ties them again
         # Peft itself sets the rank of fused experts by a pattern, then misses a module of that name.
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         yield

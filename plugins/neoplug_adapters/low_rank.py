@@ -153,11 +153,18 @@ class LowRank:
             if not all(weight.is_floating_point() for weight in module.parameters()):
                 yield "modules_to_save", f"`{name}` is quantised, and such weights take no gradient"
 
-    def _keeps_tied(self, model: PreTrainedModel) -> bool:
-        """Say whether what trains whole is a head that shares its weight with the embeddings, or these."""
+    def _tied_whole(self, model: PreTrainedModel) -> list[str] | None:
+        """Return the names of what trains whole where a head that shares its weight with embeddings is among it.
+
+        The pair goes by the head's name: peft ties embeddings to it in every family, but knows them by few names.
+        """
         embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-        tied = embeddings is not None and head is not None and embeddings.weight is head.weight
-        return tied and any(module in (embeddings, head) for _, module in self._whole(model))
+        whole = self._whole(model)
+        pair = [module for _, module in whole if module in (embeddings, head)]
+        if not pair or head is None or embeddings.weight is not head.weight:
+            return None
+        named = {name for name, module in model.named_modules() if module is head}
+        return sorted(named | {name for name, module in whole if module not in pair})
 
     def _problem(self, option: str, what: str) -> Problem:
         return Problem(what, "it would have no effect, or nothing would train", path=("adapter", self.name, option))
@@ -182,7 +189,8 @@ class LowRank:
         from transformers.pytorch_utils import Conv1D
 
         options: dict[str, Any] = {name: deepcopy(getattr(self, name)) for name in LowRank.__dataclass_fields__}
-        options["ensure_weight_tying"] = self._keeps_tied(model)
+        if tied := self._tied_whole(model):
+            options |= {"ensure_weight_tying": True, "modules_to_save": tied}
         if self.target_modules == "all-linear":
             options["exclude_modules"] = self._excluded(model)
         transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers

@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning"),  # peft calls transformers by old names
     pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings=True`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`:UserWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True:UserWarning"),
 ]
 IDS = torch.arange(3, 43).view(2, 20)
@@ -70,6 +71,22 @@ def test_adapters_on_heads_and_embeddings(lab, adapter, targets):
     exported = exported_equals_adapted(lab)
     shared = exported.get_input_embeddings().weight is exported.get_output_embeddings().weight
     assert shared == (tied and targets == "all-linear")
+
+
+@pytest.mark.parametrize(
+    ("family", "modules"),
+    [("bloom", ["word_embeddings"]), ("gpt2", ["lm_head"]), ("gpt2", ["wte"]), ("olmo2", ["embed_tokens", "lm_head"])],
+)
+def test_modules_that_train_whole(lab, modules):
+    """Tied ones by either name: they stay tied, in the run and in what is exported."""
+    base = load(lab.student)
+    neoplug.run(lab.recipe(adapter={"lora": {"r": 4, "modules_to_save": modules}}), output=lab.path / "run")
+    first_step_is_right(lab)
+    exported = exported_equals_adapted(lab)
+    head, embeddings = exported.get_output_embeddings().weight, exported.get_input_embeddings().weight
+    assert (head is embeddings) == base.config.tie_word_embeddings
+    for weight, before in ((head, base.get_output_embeddings()), (embeddings, base.get_input_embeddings())):
+        assert (weight - before.weight).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "gpt_neox", "opt"])

@@ -1,0 +1,298 @@
+"""What holds for which family of models: layouts, loading and attention, measured on tiny random models.
+
+python benchmarks/families.py            writes docs/families.md
+python benchmarks/families.py --quick    two families, printed, nothing stored
+"""
+
+import argparse
+import importlib.metadata
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from neoplug.data.batch import Document, collate
+from neoplug.errors import NeoplugError
+from neoplug.forward import LAYOUTS, LanguageModel, head_name, language_model, leak
+from neoplug.models import load_model, load_tokenizer, locate
+from neoplug.models.load import load_config, skeleton
+from neoplug.registry import Plugins, answered, build, find, installed
+from neoplug.testing.families import FAMILIES, WINDOW, make
+from neoplug.vocabulary import Vocabulary
+
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
+LENGTHS = (3 * WINDOW, 9, 2 * WINDOW)  # tokens of the documents that are read beside each other
+ATTENTION = ("eager", "sdpa")
+QUICK = ("llama", "opt")
+PACKAGES = ("neoplug", "torch", "transformers", "peft", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One layout of one loaded model.
+
+    off      largest difference of a document's logits from those that the model itself has for it alone, as a share of
+             the largest logit; None where the model cannot read the layout
+    refused  why a run does not take the layout; None where it is proved
+    """
+
+    off: float | None
+    refused: str | None
+
+    def __str__(self) -> str:
+        if self.off is None:
+            return "cannot be read"
+        return f"{self.off:.0e}" if self.refused is None else f"**leaks** {self.off:.2g}"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A family loaded in one way.
+
+    layout     what a run takes
+    quantised  the share of all matrices that is quantised, beside embeddings and head
+    """
+
+    layout: str
+    cells: dict[str, Cell]
+    quantised: float
+
+    def __str__(self) -> str:
+        return f"{self.cells[self.layout]} ({self.layout})"
+
+
+def loaders() -> dict[str, type]:
+    """Return the installed plugins of the section `load`."""
+    classes = {entry.name: entry.load() for entry in installed() if entry.package == "neoplug"}
+    return {name: cls for name, cls in sorted(classes.items()) if "load_kwargs" in answered(cls)}
+
+
+def documents(tokens: int) -> list[Document]:
+    rng = np.random.default_rng(0)
+    return [Document(rng.integers(3, tokens, n), np.ones(n, bool), row) for row, n in enumerate(LENGTHS)]
+
+
+def load(folder: Path, way: str, attention: str) -> Any:
+    """Return a model loaded as a run loads it: `way` is a dtype or a plugin of the section `load`."""
+    plugins = {} if way in ("float32", "bfloat16") else {way: build(find(way, folder).load(), {})}
+    return load_model(
+        locate(str(folder)), dtype=dtype_of(way), device="cpu", attn_implementation=attention,
+        plugins=Plugins({"student.load": plugins}), role="student", section="student.load",
+    )  # fmt: skip
+
+
+def dtype_of(way: str) -> torch.dtype:
+    return torch.bfloat16 if way == "bfloat16" else torch.float32
+
+
+@torch.no_grad()
+def measure(folder: Path, way: str, attention: str) -> Loaded | None:
+    """Return what each layout does to the family's logits; None where the model has no such attention."""
+    try:
+        module = load(folder, way, attention)
+    except NeoplugError as error:
+        if "does not support an attention implementation" in str(error):
+            return None
+        raise
+    tokens = len(load_tokenizer(locate(str(folder))))
+    autocast = torch.bfloat16 if way == "bfloat16" else None
+    model = language_model(module, head_name(module), Vocabulary(tokens), autocast=autocast, longest=max(LENGTHS))
+    rows = documents(tokens)
+    with model.computing():
+        alone = torch.cat([module(torch.from_numpy(row.input_ids)[None]).logits[0, :-1].float() for row in rows])
+    cells = {layout: cell(replace(model, layout=layout), rows, alone) for layout in LAYOUTS}
+    return Loaded(model.layout, cells, quantised(module))
+
+
+def quantised(module: Any) -> float:
+    """Return the share of a model's matrices that bitsandbytes holds, embeddings and head left out."""
+    ours = [part for part in module.modules() if type(part).__module__.startswith("bitsandbytes")]
+    held = sum(part.in_features * part.out_features for part in ours)
+    outside = {id(part.weight) for part in (module.get_input_embeddings(), module.get_output_embeddings())}
+    outside |= {id(part.weight) for part in ours}
+    rest = sum(weight.numel() for weight in module.parameters() if weight.ndim > 1 and id(weight) not in outside)
+    return held / (held + rest)
+
+
+def cell(model: LanguageModel, rows: list[Document], alone: torch.Tensor) -> Cell:
+    refused = leak(model, max(LENGTHS))
+    try:
+        logits = model.head(model.hidden(collate(rows)))
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+        return Cell(None, refused)
+    return Cell(float((logits - alone).abs().max() / alone.abs().max()), refused)
+
+
+def facts(folder: Path, family: str) -> list[str]:
+    """Return what the family has of its own: its head, its windows, and what lora's all-linear reaches."""
+    config = load_config(locate(str(folder))).get_text_config()
+    head = ["tied" if config.tie_word_embeddings else "untied"]
+    names = {"final_logit_softcapping": "cap", "logit_scale": "scale", "logits_scaling": "divisor"}
+    names |= {"lm_head_multiplier": "multiplier"}
+    head += [f"{word} {getattr(config, name)}" for name, word in names.items() if getattr(config, name, None)]
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    some = "some layers" if "full_attention" in kinds else "all layers"
+    reached, passed = adapted(folder)
+    return [family, ", ".join(head), some if window else "-", ", ".join(reached), passed]
+
+
+def adapted(folder: Path) -> tuple[list[str], str]:
+    """Return the kinds of modules that `lora` adapts by default, and what it passes by."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("neoplug")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    model = build(find("lora", folder).load(), {"r": 2}).add_adapter(
+        skeleton(load_config(locate(str(folder)))), torch.Generator().manual_seed(0)
+    )
+    logger.removeHandler(handler)
+    names = (name.partition(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name)
+    kinds = {name.replace(".base_layer", "").rpartition(".")[2] for name in names}
+    return sorted(kinds), "; ".join(line.partition(" ")[2] for line in said) or "-"
+
+
+def table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|" + " --- |" * len(head)
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def layouts_table(found: dict[tuple[str, str, str], Loaded | None], families: list[str]) -> Iterator[str]:
+    """Yield the table of float32: each layout under each attention."""
+    rows = []
+    for family in families:
+        cells = [family]
+        for attention in ATTENTION:
+            loaded = found[family, "float32", attention]
+            if loaded is None:
+                cells += ["no such attention", *[""] * (len(LAYOUTS) - 1)]
+            else:
+                cells += [f"{loaded.cells[name]}{' ✓' if name == loaded.layout else ''}" for name in LAYOUTS]
+        rows.append(cells)
+    yield from table(["family", *(f"{attention}, {name}" for attention in ATTENTION for name in LAYOUTS)], rows)
+
+
+def loading_table(found: dict[tuple[str, str, str], Loaded | None], families: list[str]) -> Iterator[str]:
+    """Yield the table of what is not float32: the layout that a run takes, the larger difference of both attentions."""
+    ways = sorted({way for _, way, _ in found} - {"float32"}, key=lambda way: (way != "bfloat16", way))
+    rows = []
+    for family in families:
+        row = [family]
+        for way in ways:
+            loaded = [one for attention in ATTENTION if (one := found[family, way, attention]) is not None]
+            row.append(str(max(loaded, key=lambda one: one.cells[one.layout].off or 0)))
+        rows.append([*row, f"{loaded[-1].quantised:.0%}"])
+    yield from table(["family", *ways, "quantised"], rows)
+
+
+def reasons(found: dict[tuple[str, str, str], Loaded | None], families: list[str]) -> Iterator[str]:
+    """Yield, family by family, what a run does not take in float32, and why."""
+    for family in families:
+        loaded = {attention: found[family, "float32", attention] for attention in ATTENTION}
+        said = [f"no {attention}" for attention, one in loaded.items() if one is None]
+        one = next(one for one in loaded.values() if one is not None)
+        said += [f"not {name}: {one.cells[name].refused}" for name in LAYOUTS if one.cells[name].refused]
+        if said:
+            yield f"- `{family}`: {'; '.join(said)}"
+    yield ""
+
+
+def page(found: dict[tuple[str, str, str], Loaded | None], described: list[list[str]]) -> str:
+    families = [row[0] for row in described]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    head = INTRODUCTION.format(versions=versions, lengths=", ".join(map(str, LENGTHS)), window=WINDOW)
+    return "\n".join([
+        head, *layouts_table(found, families), REFUSED, *reasons(found, families), LOADING,
+        *loading_table(found, families), ADAPTERS,
+        *table(["family", "head", "windows", "what lora's all-linear adapts", "what it leaves"], described), REST,
+    ])  # fmt: skip
+
+
+INTRODUCTION = """# Families of models
+
+What holds for which family, measured by a command on tiny random models (`neoplug.testing.families`): layouts of a
+batch, attention, loading, adapters. This page is its output; text models only.
+
+```bash
+python benchmarks/families.py
+```
+
+Made with {versions}, on a CPU. Flash attention needs a GPU and was not tried here.
+
+Whatever this page says, each run proves its own models before it trains, teacher and student apart: that the head as a
+function of hidden states gives the model's own logits, and that documents of one batch do not disturb each other. It
+takes the first of three layouts for which that holds, and its log says which, and why none before it:
+
+- **flat**: one row, `position_ids` that restart with each document, no mask
+- **block**: the same row with a mask that hides other documents, and what lies outside a sliding window
+- **padded**: a row for each document, padded on the right. What is on the right of a token never moves it, so this
+  holds for hybrids too, whose states of a row pass from one document to the next
+
+## Layouts, in float32
+
+The largest difference between a document's logits in a batch of three, of {lengths} tokens, and those that the model
+gives for it alone, as a share of the largest logit. Windows of attention are {window} tokens, so a mask without them
+would show. **leaks**: the proof refuses the layout. ✓: what a run takes.
+"""
+REFUSED = """### What is refused, and why
+"""
+LOADING = """## Loading
+
+The same difference where the model is loaded in another way, under the layout that a run takes (the larger of eager and
+sdpa). bfloat16 rounds differently in a row and alone; that documents do not move each other at all is proved there too.
+Quantised models are compared with themselves, not with what they were before; the last column is the share of their
+matrices, beside embeddings and head, that is quantised: stacks of experts and convolutions are not, and positions
+that are learnt.
+"""
+ADAPTERS = """## Heads and adapters
+
+Whatever a family does to its logits (soft caps, scales, biases) is done to the chunked head as well. `modules_to_save`
+trains heads and embeddings whole, and tied ones stay tied. An adapter on a tied head, or on tied embeddings, trains
+that one alone, and export gives each a weight of its own.
+"""
+REST = """Experts are matrices in one stack, no linear layers. Peft knows those of Mixtral's and Qwen's kind and adapts
+them and the router with `lora` (as `target_parameters`); `dora` cannot, and refuses all-linear there: name
+`target_modules`. Other experts stay as they are, and the log says so. A router's auxiliary loss is not part of the
+objective. A mamba mixer hands the weight of its `out_proj` to a fused kernel without calling the layer, so no adapter
+is put there.
+
+`tests/families` takes each family through plan, run, resume and export, packed with `lora` and padded with `full`, its
+teacher being of another family; losses and gradients of the first step equal whole logits in float64.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two families, printed, nothing stored")
+    quick = parser.parse_args().quick
+    families = list(QUICK if quick else FAMILIES)
+    ways = ["float32", "bfloat16", *loaders()]
+    found, described = {}, []
+    with tempfile.TemporaryDirectory() as root:
+        for family in families:
+            folder = make(family, Path(root) / family)
+            described.append(facts(folder, family))
+            for way in ways:
+                for attention in ATTENTION:
+                    found[family, way, attention] = measure(folder, way, attention)
+            print(family, *(found[family, way, "eager"] for way in ways), file=sys.stderr)
+    text = page(found, described)
+    if quick:
+        print(text)
+    else:
+        PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

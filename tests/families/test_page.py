@@ -1,0 +1,35 @@
+"""docs/families.md is what its command makes of the families that there are."""
+
+import re
+from pathlib import Path
+
+from neoplug.testing.families import FAMILIES
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+
+
+def tables():
+    """Return each table as its lines of cells."""
+    found = re.findall(r"(?:^\|.*\n)+", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return [[[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()] for table in found]
+
+
+def test_every_table_names_every_family():
+    assert [[row[0] for row in table[2:]] for table in tables()] == [list(FAMILIES)] * 3
+
+
+def test_the_page_says_what_the_proofs_of_the_tests_find():
+    """Both attentions take the layout that the runs of these families take; elsewhere position_ids are enough."""
+    head, _, *rows = tables()[0]
+    taken = {
+        row[0]: {head[at].split(", ")[1] for at, cell in enumerate(row) if "\N{CHECK MARK}" in cell} for row in rows
+    }
+    others = {"bloom": {"padded"}, "falcon_h1": {"padded"}, "opt": {"block"}}
+    assert taken == {family: others.get(family, {"flat"}) for family in FAMILIES}
+
+
+def test_it_says_how_it_was_made():
+    text = PAGE.read_text(encoding="utf-8")
+    assert "python benchmarks/families.py" in text
+    for package in ("torch", "transformers", "peft", "bitsandbytes"):
+        assert re.search(rf"\b{package} \d", text)
