@@ -9,7 +9,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import inf
@@ -125,7 +125,7 @@ class LowRank:
         if problems:
             raise RecipeError(problems)
         try:
-            with _drawing_from(rng), _quiet():
+            with _drawing_from(rng), _quiet(), _without_memory(model):
                 adapted = get_peft_model(model, self._config(model))
         except ValueError as error:  # a target of a kind that peft cannot adapt, or all of them excluded
             raise RecipeError([self._refused(error)]) from error
@@ -207,6 +207,11 @@ def _quiet() -> Iterator[None]:
         # Peft itself sets the rank of fused experts by a pattern, then misses a module of that name.
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         yield
+
+
+def _without_memory(model: PreTrainedModel) -> AbstractContextManager[Any]:
+    """Let a skeleton's adapter be a skeleton too: peft makes its matrices on the CPU."""
+    return torch.device("meta") if model.device.type == "meta" else nullcontext()
 
 
 @contextmanager

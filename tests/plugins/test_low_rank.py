@@ -39,6 +39,13 @@ def test_lora_has_r_times_in_plus_out_parameters(base, r):
     assert size(adapted(LoRA(r=r), base)) == LAYERS * sum(r * (i + o) for i, o in LINEAR)
 
 
+@pytest.mark.parametrize("adapter", [LoRA, DoRA])
+def test_a_skeletons_adapter_takes_no_memory(base, adapter):
+    model = adapted(adapter(r=10**9), copy.deepcopy(base).to("meta"))
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert size(model) > 10**12
+
+
 def test_dora_has_one_more_for_each_output_row(base):
     assert size(adapted(DoRA(r=4), base)) == LAYERS * sum(4 * (i + o) + o for i, o in LINEAR)
 
