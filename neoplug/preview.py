@@ -1,61 +1,96 @@
-"""Rows as they are trained: what the model reads, and which of it is scored."""
+"""Rows as they are trained: what the models read, and which of it is scored."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neoplug import models
-from neoplug.data import load_corpus
-from neoplug.data import preview as pieces_of
+from neoplug.data import Document, pieces, read_corpus, teacher_prompt
+from neoplug.data.differences import differences, templates_of
 
 if TYPE_CHECKING:
+    from neoplug.errors import Problem
     from neoplug.recipe import Checked
 
 Stretch = tuple[str, bool]  # text, and whether its tokens are scored
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A document as stretches of text: as the student reads it, and as the teacher does where that is otherwise."""
+
+    student: list[Stretch]
+    teacher: list[Stretch] | None
+
+
+@dataclass(frozen=True)
 class Preview:
     """A few training rows, and what became of all.
 
-    rows       of each row its documents, each a list of stretches of text
-    tokens     of each row, how many tokens it has and how many of them are scored
-    total      how many training rows there are
-    held_out   how many held-out documents there are
-    report     what loading the data counted, for people
+    rows         the documents of each row
+    tokens       of each row, how many tokens it has and how many of them are scored
+    total        how many training rows there are
+    held_out     how many held-out documents there are
+    report       what loading the data counted, for people
+    kinds        the same of each kind of row
+    dropped      the first row that was dropped for each reason: the reason, its number, how it begins
+    differences  what the teacher's tokenizer and template do otherwise
+    problems     what of all this ends a run
     """
 
-    rows: list[list[list[Stretch]]]
+    rows: list[list[Shown]]
     tokens: list[tuple[int, int]]
     total: int
     held_out: int
     report: list[str]
+    kinds: list[str]
+    dropped: list[tuple[str, int, str]]
+    differences: list[str]
+    problems: list[Problem]
 
 
 def preview(checked: Checked, rows: int) -> Preview:
-    """Return the first `rows` training rows of the recipe; loads the tokenizer and the data, no model.
+    """Return the first `rows` training rows of the recipe; loads tokenizers and the data, no model.
 
     Raises:
         RecipeError: model or data do not fit the recipe.
     """
-    student, key = checked.recipe.student, ("student", "model")
+    recipe = checked.recipe
     with checked.marking():
-        located = models.locate(student.model, student.revision, key, trust_remote_code=student.trust_remote_code)
-        tokenizer = models.load_tokenizer(located, key)
-        corpus = load_corpus(checked.recipe.data, tokenizer)
+        ours = _tokenizer(recipe.student, "student")
+        theirs = _tokenizer(recipe.teacher, "teacher") if recipe.teacher else ours
+        prompt = teacher_prompt(recipe.teacher.chat_template, theirs) if recipe.teacher else None
+        corpus = read_corpus(recipe.data, ours, prompt)
+    report, first = corpus.report, corpus.rows[:rows]
     return Preview(
-        rows=[[joined(document) for document in row] for row in pieces_of(corpus.rows, tokenizer, rows)],
-        tokens=[(sum(map(len, row)), sum(document.answer_tokens for document in row)) for row in corpus.rows[:rows]],
+        rows=[[shown(document, ours, theirs) for document in row] for row in first],
+        tokens=[(sum(map(len, row)), sum(document.answer_tokens for document in row)) for row in first],
         total=len(corpus.rows),
         held_out=len(corpus.held_out),
-        report=corpus.report.lines(),
+        report=report.lines(),
+        kinds=report.kind_lines(),
+        dropped=[(reason, dropped.first[0], dropped.excerpt) for reason, dropped in report.dropped.items()],
+        differences=differences(ours, theirs, templates_of(recipe.data, prompt, report)),
+        problems=report.problems(recipe.data.max_dropped_rows, has_prompts=prompt is not None),
     )
 
 
-def joined(pieces: Iterable[Stretch]) -> list[Stretch]:
+def _tokenizer(section: Any, role: str) -> Any:
+    key = (role, "model")
+    located = models.locate(section.model, section.revision, key, trust_remote_code=section.trust_remote_code)
+    return models.load_tokenizer(located, key)
+
+
+def shown(document: Document, ours: Any, theirs: Any) -> Shown:
+    """Return a document as text, by the tokenizers of the student and of the teacher."""
+    same = document.teacher_ids is None
+    return Shown(joined(pieces(document, ours)), None if same else joined(pieces(document.as_teacher(), theirs)))
+
+
+def joined(found: Iterable[Stretch]) -> list[Stretch]:
     """Join neighbours that are both scored, or both not."""
-    groups = groupby(pieces, key=lambda piece: piece[1])
+    groups = groupby(found, key=lambda piece: piece[1])
     return [("".join(text for text, _ in members), scored) for scored, members in groups]

@@ -6,6 +6,7 @@ import typer
 
 from neoplug.cli.arguments import Overrides, RecipeArgument
 from neoplug.cli.screen import console, heading, is_terminal, printable, say
+from neoplug.errors import RecipeError
 
 if TYPE_CHECKING:
     from neoplug.preview import Stretch
@@ -20,7 +21,8 @@ def preview(
 ) -> None:
     """Show a few rows as they are trained.
 
-    Scored tokens are coloured, or «marked» off a terminal; below stands what became of the data. Loads no model.
+    Scored tokens are coloured, or «marked» off a terminal; below stands what became of the data, what was dropped, and
+    how the teacher's tokenizer differs. Loads no model. Data that a run refuses are shown, then refused.
     """
     from neoplug import recipe as recipes
 
@@ -34,14 +36,35 @@ def preview(
         for place, document in enumerate(row, start=1):
             if len(row) > 1:
                 say(f"-- document {place}")
-            show([(printable(text), scored) for text, scored in document])
-    heading("data")
-    for line in [f"{seen.total:,} training rows, {seen.held_out:,} held-out documents", *seen.report]:
-        say(f"  {line}")
+            show(document.student)
+            if document.teacher is not None:
+                say("-- the teacher reads")
+                show(document.teacher)
+    section("data", [f"{seen.total:,} training rows, {seen.held_out:,} held-out documents", *seen.report])
+    section("kinds of rows", seen.kinds)
+    section("the first row dropped for each reason", [dropped(*one) for one in seen.dropped])
+    section("what the teacher's tokenizer does otherwise", seen.differences)
+    if seen.problems:
+        with checked.marking():
+            raise RecipeError(seen.problems)
+
+
+def section(title: str, lines: list[str]) -> None:
+    """Print lines below a heading, where there are any."""
+    if lines:
+        heading(title)
+    for line in lines:
+        say(f"  {printable(line)}")
+
+
+def dropped(reason: str, row: int, excerpt: str) -> str:
+    """Return a dropped row in a line."""
+    return f"row {row}, {reason}{': ' if excerpt else ''}{excerpt}"
 
 
 def show(document: "list[Stretch]") -> None:
     """Print a document: scored text green on a terminal, «so» elsewhere."""
+    document = [(printable(text), scored) for text, scored in document]
     if not is_terminal():
         say("".join(f"{OPEN}{text}{CLOSE}" if scored else text for text, scored in document))
         return

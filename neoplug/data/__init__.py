@@ -4,7 +4,7 @@ from neoplug.data.batch import Batch, Document, Layout, collate
 from neoplug.data.corpus import Corpus, check_source, load_corpus, read_corpus
 from neoplug.data.lengths import idle
 from neoplug.data.order import Order
-from neoplug.data.pieces import preview
+from neoplug.data.pieces import pieces
 from neoplug.data.report import Report
 from neoplug.data.teacher_prompt import teacher_prompt
 
@@ -19,7 +19,7 @@ __all__ = [
     "collate",
     "idle",
     "load_corpus",
-    "preview",
+    "pieces",
     "read_corpus",
     "teacher_prompt",
 ]

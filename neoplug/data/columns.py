@@ -161,6 +161,8 @@ def _messages_fault(value: Any) -> str:
             return "a message without content"
         if not (content is None or isinstance(content, str) or _is_parts(content)):
             return "a message whose content is no text"
+        if message["role"] == "assistant" and not any(value for name, value in message.items() if name != "role"):
+            return "an empty answer"
     return ""
 
 

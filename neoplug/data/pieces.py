@@ -1,6 +1,6 @@
 """Rows as they are trained, for people: each piece of text, and whether it is scored."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from neoplug.data.batch import Document
 from neoplug.data.tokens import Tokenizer
@@ -8,11 +8,6 @@ from neoplug.data.tokens import Tokenizer
 Piece = tuple[str, bool]  # text, scored
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows half of a character
-
-
-def preview(rows: Sequence[Sequence[Document]], tokenizer: Tokenizer, count: int) -> list[list[list[Piece]]]:
-    """Return the pieces of each document of the first `count` rows; a piece is a token, or all those of a character."""
-    return [[list(pieces(document, tokenizer)) for document in row] for row in rows[:count]]
 
 
 def pieces(document: Document, tokenizer: Tokenizer) -> Iterator[Piece]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neoplug.data.chat import Chat, Rendered, template_text
+from neoplug.data.chat import Chat, Message, Rendered, template_text
 from neoplug.data.tokens import Encoded, Tokenizer, Tokens
 from neoplug.errors import Path as Key
 
@@ -27,11 +27,13 @@ class Answer:
     tokens   [n] int64: those that are scored
     text     what they stand for
     skipped  characters of the turn before them, which are the prompt's: a token of the prompt reaches into the turn
+    words    what the assistant says in it, as the row has it
     """
 
     tokens: np.ndarray
     text: str
     skipped: int = 0
+    words: str = ""
 
 
 def teacher_prompt(chat_template: str | None, tokenizer: Tokenizer) -> "TeacherPrompt | None":
@@ -41,15 +43,21 @@ def teacher_prompt(chat_template: str | None, tokenizer: Tokenizer) -> "TeacherP
     return TeacherPrompt(tokenizer, None if chat_template == OWN else template_text(chat_template, KEY))
 
 
-def answers_of(tokens: Encoded, scored: np.ndarray, rendered: Rendered) -> Iterator[Answer]:
+def answers_of(
+    tokens: Encoded, scored: np.ndarray, rendered: Rendered, messages: Sequence[Message]
+) -> Iterator[Answer]:
     """Yield an answer for each span of a conversation; `scored` [L] bool tells which tokens count."""
-    for start, end in rendered.spans:
+    borders = np.append(tokens.starts, len(rendered.text))
+    said = [message.get("content") or "" for message in messages if message["role"] == "assistant"]
+    latest = [""] * len(rendered.spans) + said
+    for (start, end), words in zip(rendered.spans, latest[len(said) :], strict=True):
         inside = np.flatnonzero(scored & (tokens.starts >= start) & (tokens.starts < end))
         if not len(inside):
             yield Answer(tokens.input_ids[:0], "", end - start)
             continue
-        first, after = int(tokens.starts[inside[0]]), int(np.append(tokens.starts, len(rendered.text))[inside[-1] + 1])
-        yield Answer(tokens.input_ids[inside], rendered.text[first:after], first - start)
+        first, after = int(borders[inside[0]]), int(borders[inside[-1] + 1])
+        skipped = max(0, first - _begin(rendered.text, start, end, words))
+        yield Answer(tokens.input_ids[inside], rendered.text[first:after], skipped, words)
 
 
 class TeacherPrompt:
@@ -73,7 +81,7 @@ class TeacherPrompt:
         text, at = rendered.text, 0
         for (start, end), answer in zip(rendered.spans, answers, strict=True):
             if len(answer.tokens):
-                begin = min(start + answer.skipped, end)
+                begin = min(_begin(text, start, end, answer.words) + answer.skipped, end)
                 yield self._between(text, tokens, at, begin), False
                 yield answer.tokens, True
                 at = begin + len(answer.text) if text.startswith(answer.text, begin) else end
@@ -89,6 +97,12 @@ class TeacherPrompt:
             (beginning,) = self._tokens.placed([text[:end]])
             return self._between(text[:end], beginning, start, end)
         return np.array(self._tokens.continued(text[start:]), np.int64)
+
+
+def _begin(text: str, start: int, end: int, words: str) -> int:
+    """Return where an answer begins: a template without a generation prompt shows its header as a part of the turn."""
+    places = [text.find(one, start, end) for one in (words, words.strip()) if one]
+    return next((place for place in places if place >= 0), start)
 
 
 def _joined(pieces: Sequence[tuple[np.ndarray, bool]]) -> Reading:

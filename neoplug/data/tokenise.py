@@ -96,7 +96,7 @@ class Tokeniser:
             opening = [*self._tokens.prefix, *prompt]
             ids = _ended([*opening, *completion], self._tokens.end)
             row = _tokenised(content, ids, 0 if self._train_on == "all" else len(opening), windowed=False)
-            answer = Answer(row.input_ids[row.scored], text + (self._tokens.tokenizer.eos_token or ""))
+            answer = Answer(row.input_ids[row.scored], text + (self._tokens.tokenizer.eos_token or ""), words=text)
             yield replace(row, answers=(answer,))
 
     def _chats(self, contents: Sequence[Content], refused: OnRefusal) -> Iterator[Tokenised]:
@@ -105,9 +105,10 @@ class Tokeniser:
         self._chat = self._chat or Chat(self._tokens.tokenizer, self._template)
         rendered = _rendered(self._chat, contents, self._train_on, refused)
         encoded = self._tokens.placed([text.text for text in rendered.values()])
+        messages = {content.number: messages_of(content) for content in contents}
         for (number, text), tokens in zip(rendered.items(), encoded, strict=True):
             scored = _mask(tokens, text)
-            answers = list(answers_of(tokens, scored, text)) if self._teacher else ()
+            answers = list(answers_of(tokens, scored, text, messages[number])) if self._teacher else ()
             yield Tokenised(number, tokens.input_ids, scored, windowed=False, answers=answers)
 
     def _taught(

@@ -186,3 +186,23 @@ def test_a_preview_counts_the_marked_tokens(neoplug, recipe, tiny_tokenizer):
     shown = "\n".join(lines[start : lines.index("data") - 1])
     tokens = len(tiny_tokenizer(shown.replace("«", "").replace("»", ""), add_special_tokens=False).input_ids)
     assert head.startswith(f"row 1: {tokens} tokens, ")
+
+
+def test_a_preview_shows_what_the_teacher_reads_and_what_was_dropped(neoplug, recipe, tmp_path):
+    template = tmp_path / "teacher.jinja"
+    template.write_text("Be wise. {% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<|im_end|>{% endfor %}")
+    rows = [{"prompt": f"{n} + {n} = ", "completion": str(2 * n)} for n in range(8)]
+    talk = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
+    rows += [{"messages": talk}, {"prompt": "1 + 1 = ", "completion": " "}]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = f"{{source: {tmp_path}/mixed.jsonl, max_length: 64, held_out: 1, packing: false}}"
+    said = neoplug("preview", recipe, f"data={data}", f"teacher.chat_template={template}", "--rows", "9")
+    assert said.code == 2
+    assert "1 of the 10 rows of `source` are dropped (10.0%), and at most 5.0% may be" in said.err
+    assert "-- the teacher reads\nBe wise. <user>Hi?<|im_end|><assistant>«Hello.<|im_end|>»\n" in said.out
+    assert said.out.count("-- the teacher reads") == 1
+    assert '  row 9, empty completion: {"prompt": "1 + 1 = ", "completion": " "}' in said.out.splitlines()
+    assert "  1 row of messages, " in said.out
+    allowed = neoplug("preview", recipe, f"data={data}", "data.max_dropped_rows=0.1")
+    assert (allowed.code, allowed.err) == (0, "")
+    assert "the teacher reads" not in allowed.out

@@ -59,6 +59,51 @@ def test_only_the_last_turn_or_everything_when_asked(tiny_tokenizer):
     assert tokenised(tiny_tokenizer, TURNS, train_on="all").scored.tolist()[:3] == [False, True, True]
 
 
+TOOLS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['tool_calls'] %}call {{ m['tool_calls'][0]['name'] }}"
+    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALLING = [
+    TURNS[1],
+    {"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]},
+    {"role": "tool", "content": "4"},
+    TURNS[2],
+    {"role": "user", "content": "Thanks."},
+]
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [("answers", ["call add<|im_end|>", "It is 4.<|im_end|>"]), ("last", ["It is 4.<|im_end|>"])],
+)
+def test_calls_are_answers_and_what_a_tool_returns_is_none(tiny_tokenizer, turns, expected):
+    """The conversation ends with a user's turn, which is none either."""
+    assert spans(tiny_tokenizer, CALLING, TOOLS, turns) == expected
+    row = tokenised(tiny_tokenizer, CALLING, TOOLS, turns)
+    assert tiny_tokenizer.decode(row.input_ids[row.scored]) == "".join(expected)
+
+
+def test_train_on_all_takes_a_row_that_answers_nothing(tiny_tokenizer):
+    row = tokenised(tiny_tokenizer, TURNS[:1], train_on="all")
+    assert row.scored.tolist() == [False] + [True] * (len(row.input_ids) - 1)
+    assert not tokenised(tiny_tokenizer, TURNS[:1]).scored.any()
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ messages[0]['content'] + 1 }}", 'TypeError: can only concatenate str (not "int") to str'),
+        ("{{ messages[9]['content'] }}", "list object has no element 9"),
+        ("{{ raise_exception('never') }}", "never"),
+    ],
+)
+def test_whatever_goes_wrong_in_a_template_is_the_reason(tiny_tokenizer, template, why):
+    with pytest.raises(Refused) as caught:
+        spans(tiny_tokenizer, TURNS, template)
+    assert str(caught.value) == why
+
+
 def test_a_template_without_generation_prompt(llama_tokenizer):
     assert spans(llama_tokenizer, TURNS[1:3], INST) == [" It is 4.</s>"]
 

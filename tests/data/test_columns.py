@@ -68,6 +68,8 @@ def test_broken_texts(row, reason):
         ([{"from": "human", "value": "hello"}], "a message without a role"),
         ([{"role": "user", "content": None}], "a message without content"),
         ([{"role": "user", "content": 7}], "a message whose content is no text"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}], "an empty answer"),
+        ([{"role": "assistant", "content": None, "tool_calls": []}], "a message without content"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "a message whose content is no text"),
     ],
 )

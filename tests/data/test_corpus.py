@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from neoplug.data import load_corpus, preview, read_corpus
+from neoplug.data import load_corpus, pieces, read_corpus
 from neoplug.errors import RecipeError
 
 
@@ -215,13 +215,11 @@ def test_no_network_and_no_cache_for_local_files(tiny_chat, tiny_tokenizer, sect
 
 def test_preview_shows_rows_as_trained(tiny_chat, tiny_tokenizer, llama_tokenizer, tmp_path, section):
     corpus = load_corpus(section(tiny_chat), tiny_tokenizer)
-    shown = preview(corpus.rows, tiny_tokenizer, 2)
-    assert len(shown) == 2
-    for row, documents in zip(shown, corpus.rows, strict=False):
-        for pieces, document in zip(row, documents, strict=True):
-            assert "".join(text for text, _ in pieces) == tiny_tokenizer.decode(document.input_ids)
-            scored = "".join(text for text, scored in pieces if scored)
-            assert scored == tiny_tokenizer.decode(document.input_ids[document.scored])
+    for document in (document for row in corpus.rows[:2] for document in row):
+        shown = list(pieces(document, tiny_tokenizer))
+        assert "".join(text for text, _ in shown) == tiny_tokenizer.decode(document.input_ids)
+        scored = "".join(text for text, scored in shown if scored)
+        assert scored == tiny_tokenizer.decode(document.input_ids[document.scored])
 
 
 def test_preview_keeps_characters_whole_and_blanks_in_place(tmp_path, tiny_tokenizer, llama_tokenizer, section):
@@ -229,6 +227,7 @@ def test_preview_keeps_characters_whole_and_blanks_in_place(tmp_path, tiny_token
     for tokenizer in (tiny_tokenizer, llama_tokenizer):
         data = section(jsonl(tmp_path, [{"text": text} for text in texts]), packing=False, held_out=1)
         corpus = load_corpus(data, tokenizer)
-        for row, documents in zip(preview(corpus.rows, tokenizer, 9), corpus.rows, strict=True):
-            assert "".join(text for text, _ in row[0]) == tokenizer.decode(documents[0].input_ids)
-            assert "�" not in "".join(text for text, _ in row[0])
+        for (document,) in corpus.rows:
+            text = "".join(text for text, _ in pieces(document, tokenizer))
+            assert text == tokenizer.decode(document.input_ids)
+            assert "�" not in text

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from time import process_time
 
 import numpy as np
 from hypothesis import given, settings
@@ -52,7 +53,19 @@ def test_no_two_rows_could_have_been_one(lengths):
     assert sum(sum(lengths[n] for n in row) <= 25 for row in rows) <= 1
 
 
-def test_little_is_wasted_on_lengths_like_those_of_chats():
-    lengths = np.clip(np.random.default_rng(0).lognormal(5.2, 0.8, 2000).astype(int), 8, 1024)
-    rows = packed(lengths, 1024)
-    assert lengths.sum() / (1024 * len(rows)) > 0.95
+@settings(deadline=None, max_examples=20)
+@given(st.sampled_from([512, 1024, 2048]), st.integers(300, 2000), st.integers(0, 2**32 - 1))
+def test_at_most_a_twentieth_is_wasted_on_lengths_like_those_of_chats(max_length, documents, seed):
+    """As instructions and answers by a tokenizer of 49,152 tokens: their logarithms have mean 5.06, deviation 0.71."""
+    drawn = np.random.default_rng(seed).lognormal(5.06, 0.71, documents).astype(int)
+    lengths = np.clip(drawn, 8, max_length)
+    rows = packed(lengths, max_length)
+    assert 1 - lengths.sum() / (max_length * len(rows)) <= 0.05
+
+
+def test_a_hundred_thousand_documents_take_no_time():
+    """About 0.25 s of one core, a million 2.5 s; looking at every row for every document would take minutes."""
+    lengths = np.clip(np.random.default_rng(0).lognormal(5.06, 0.71, 100_000).astype(int), 8, 1024)
+    started = process_time()
+    pack(lengths, 1024)
+    assert process_time() - started < 5

@@ -88,6 +88,15 @@ def test_a_prompt_is_tokenised_apart_where_the_whole_text_has_a_token_across_its
     assert [pieces[at - 1] for at in np.flatnonzero(row.teacher_scored[1:] & ~row.teacher_scored[:-1]) + 1] == ["▁"] * 2
 
 
+def test_a_header_that_a_template_shows_with_the_turn_is_the_prompts(tiny_tokenizer):
+    template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<|im_end|>{% endfor %}"
+    row = read(tiny_tokenizer, {"messages": TURNS[1:]}, None, template)
+    expected = "<user>What is 2 + 2?<|im_end|><assistant>[It is 4.<|im_end|>]<user>Sûr? 漢字<|im_end|><assistant>"
+    whole = tiny_tokenizer.decode(row.teacher_ids)
+    assert whole == expected.replace("[", "").replace("]", "") + "\n\nYes, naïve one 漢字.<|im_end|>"
+    assert row.teacher_ids[row.teacher_scored].tolist() == row.input_ids[row.scored].tolist()
+
+
 def test_rows_that_are_no_conversation_are_read_as_they_are(tiny_tokenizer):
     for row in ({"text": "a b c"}, {"prompt": "a", "completion": " b"}):
         assert read(tiny_tokenizer, row, None, TULU).teacher_ids is None

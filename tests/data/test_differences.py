@@ -1,0 +1,49 @@
+"""What a teacher's tokenizer and template do otherwise, in words; texts are written out by hand."""
+
+import copy
+
+import pytest
+
+from neoplug.data.differences import Templates, differences
+
+SAME = Templates(None, None)
+
+
+@pytest.fixture
+def other(tiny_tokenizer):
+    """Return the tiny tokenizer as a teacher might have it: another end, another template."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.chat_template = tiny_tokenizer.chat_template.replace("<|im_end|>", "<|endoftext|>")
+    return tokenizer
+
+
+def test_nothing_is_said_of_one_tokenizer(tiny_tokenizer):
+    assert differences(tiny_tokenizer, copy.deepcopy(tiny_tokenizer), SAME) == []
+
+
+def test_special_tokens_templates_and_closers(tiny_tokenizer, other):
+    eos = "its eos_token is '<|endoftext|>', the student's is '<|im_end|>'"
+    closes = "it closes an answer with '<|endoftext|>'; the student's '<|im_end|>' is what it is asked about"
+    writes = (
+        "its chat template writes otherwise from character 33 on: "
+        "'endoftext|>\\n<|im_start|>assistant\\nIt is ', the student's 'im_end|>\\n<|im_start|>assistant\\nIt is 4.<'"
+    )
+    assert differences(tiny_tokenizer, other, SAME) == [eos, writes, closes]
+    assert differences(tiny_tokenizer, other, None) == [eos]
+    assert differences(tiny_tokenizer, other, Templates(other.chat_template, None)) == [eos]
+    assert differences(tiny_tokenizer, other, Templates(None, other.chat_template)) == [eos, closes]
+
+
+def test_what_stands_around_a_text(tiny_tokenizer, llama_tokenizer):
+    assert "it puts ['<s>'] before a text, the student's tokenizer nothing" in differences(
+        tiny_tokenizer, llama_tokenizer, None
+    )
+
+
+def test_templates_that_cannot_be_compared(tiny_tokenizer, other, llama_tokenizer):
+    other.chat_template = "{{ raise_exception('no') }}"
+    assert differences(tiny_tokenizer, other, SAME)[1:] == [
+        "its chat template cannot be compared with the student's: no"
+    ]
+    assert not any("template" in line for line in differences(tiny_tokenizer, llama_tokenizer, SAME))
