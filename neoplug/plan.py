@@ -57,7 +57,8 @@ def plan(checked: Checked) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(student.located, ("student", "model"))
     prompt = None
     if recipe.teacher and recipe.teacher.chat_template:
-        prompt = teacher_prompt(recipe.teacher.chat_template, models.load_tokenizer(found["teacher"].located))
+        theirs = models.load_tokenizer(found["teacher"].located, ("teacher", "model"))
+        prompt = teacher_prompt(recipe.teacher.chat_template, theirs)
     corpus = load_corpus(recipe.data, tokenizer, prompt)
     run = _length(checked, corpus)
     sizes = _trained_sizes(checked, adapted(checked, student.skeleton, run["steps"], student.located))
