@@ -31,7 +31,7 @@ from neoplug.models import (
 from neoplug.objective import Loss
 from neoplug.optim import make_optimizer
 from neoplug.progress import Progress
-from neoplug.recipe import Checked, Model, Recipe, Train
+from neoplug.recipe import Checked, Model, Recipe, Student, Train
 from neoplug.seeds import generator
 from neoplug.vocabulary import Vocabulary, shared
 
@@ -150,9 +150,24 @@ def rehearse_teacher(section: Model, teacher: Located) -> None:
 
 def prepared(checked: Checked, model: Any) -> Any:
     """Return a student's skeleton as its plugins prepare it."""
+    refuse_stored_quantised(checked.recipe.student, model.config)
     rng = generator(checked.recipe.seed, "rehearsal")
     checked.plugins.each("prepare_student", section="prepare", model=model, batches=None, rng=rng)
     return model
+
+
+def refuse_stored_quantised(section: Student, config: Any) -> None:
+    """Refuse a student whose stored weights bitsandbytes quantised, where no plugin sets them up for training."""
+    stored = getattr(config, "quantization_config", None) or {}
+    if section.load or stored.get("quant_method") != "bitsandbytes":
+        return
+    problem = Problem(
+        what=f"the weights of `{section.model}` are stored quantised, and no plugin under `load` sets them up",
+        why="as they come, such layers lose gradients on some CPUs and evaluate otherwise than they train",
+        fix="name under `student.load` the plugin that quantises so, or take the unquantised model",
+        path=("student", "model"),
+    )
+    raise RecipeError([problem])
 
 
 def adapted(checked: Checked, model: Any, steps: int, student: Located) -> nn.Module:

@@ -3,6 +3,8 @@
 import json
 import os
 import pydoc_data.topics
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,18 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+OWN_FAMILY = """
+import pathlib
+pathlib.Path({mark!r}).touch()
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -106,3 +120,17 @@ def tiny_chat(tmp_path_factory):
     file = tmp_path_factory.mktemp("data") / "chat.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
+
+
+@pytest.fixture
+def own_family(tmp_path, tiny_student, monkeypatch):
+    """Return the folder of a model whose family stands in a Python file beside it, and the file that this one makes."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    folder = shutil.copytree(tiny_student, tmp_path / "own")
+    (folder / "own.py").write_text(OWN_FAMILY.format(mark=str(tmp_path / "ran")))
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config |= {"model_type": "own", "architectures": ["OwnModel"], "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder, tmp_path / "ran"

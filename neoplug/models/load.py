@@ -1,6 +1,7 @@
 """Load a located model as it will run: tokenizer, configuration, weights; and its skeleton without any."""
 
 import logging
+import warnings
 from copy import deepcopy
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,7 +104,8 @@ def load_weights(located: Located, **kwargs: Any) -> "PreTrainedModel":
     kwargs = {"revision": located.revision, "trust_remote_code": trust, "output_loading_info": True} | kwargs
     kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by their names
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)  # as it is stored
             model, found = AutoModelForCausalLM.from_pretrained(located.path, **kwargs)
     except (SafetensorError, UnpicklingError, EOFError) as error:
         only = "of a .bin file nothing but tensors is read, since any other pickle may run code"

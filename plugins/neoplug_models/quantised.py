@@ -30,10 +30,17 @@ class Quantised:
         skipped = [*self.skip_modules, *HEADS] if self.skip_modules else None
         return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=skipped, **options)}
 
-    def refuse_unmatched(self, model: PreTrainedModel) -> None:
-        """Refuse a name in `skip_modules` that no module has: transformers takes it in silence."""
+    def refuse_misfit(self, model: PreTrainedModel, **asked: Any) -> None:
+        """Refuse what transformers passes over: weights stored in another form, `skip_modules` of no module."""
         from transformers.quantizers.quantizers_utils import should_convert_module
 
+        stored = model.config.quantization_config.to_dict()
+        if other := [f"{name} {stored[name]}" for name, value in asked.items() if stored[name] != value]:
+            raise UsageError(
+                f"{model.name_or_path} is stored quantised already, with {', '.join(other)}\n"
+                "why: transformers loads it as it is stored, whatever is asked for\n"
+                "fix: name the plugin that quantises so, or take the unquantised model"
+            )
         names = [name for name, _ in model.named_modules()]
         for skipped in self.skip_modules:
             if all(should_convert_module(name, [skipped]) for name in names):
@@ -70,7 +77,7 @@ class FourBits(Quantised):
 
         from neoplug.models import dtype_named
 
-        self.refuse_unmatched(model)
+        self.refuse_misfit(model, load_in_4bit=True, bnb_4bit_quant_type=self.quant_type)
         for module in model.modules():
             if isinstance(module, Linear4bit):
                 module.compute_dtype = dtype_named(self.compute_dtype, module.weight.device)

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -257,34 +256,8 @@ def test_an_unknown_attention_is_refused_with_what_there_is(tiny_student, role):
     assert caught.value.problems[0].path == (role, "attn_implementation")
 
 
-CODE = """
-import pathlib
-pathlib.Path(__file__).with_name("ran").touch()
-pathlib.Path({mark!r}).touch()
-from transformers import LlamaConfig, LlamaForCausalLM
-
-class OwnConfig(LlamaConfig):
-    model_type = "own"
-
-class OwnModel(LlamaForCausalLM):
-    config_class = OwnConfig
-"""
-
-
-@pytest.fixture
-def own(tmp_path, tiny_student, monkeypatch):
-    """Return the folder of a model whose family stands in a Python file beside it, and the file that this one makes."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr("sys.path", [*sys.path])
-    folder = shutil.copytree(tiny_student, tmp_path / "own")
-    (folder / "own.py").write_text(CODE.format(mark=str(tmp_path / "ran")))
-    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
-    edited(folder, model_type="own", architectures=["OwnModel"], auto_map=classes)
-    return folder, tmp_path / "ran"
-
-
-def test_a_models_code_does_not_run_unasked(own):
-    folder, ran = own
+def test_a_models_code_does_not_run_unasked(own_family):
+    folder, ran = own_family
     located = locate(str(folder), path=("teacher", "model"))
     for use in (load_config, lambda located, _: load_weights(located)):
         with pytest.raises((RecipeError, RunError), match="trust_remote_code"):
@@ -293,8 +266,8 @@ def test_a_models_code_does_not_run_unasked(own):
     assert not ran.exists()
 
 
-def test_a_models_code_runs_where_it_is_asked_for(own, tiny_student):
-    folder, ran = own
+def test_a_models_code_runs_where_it_is_asked_for(own_family, tiny_student):
+    folder, ran = own_family
     located = locate(str(folder), trust_remote_code=True)
     model = load_model(
         located, dtype=torch.float32, device="cpu", attn_implementation=None, plugins=Plugins({}), role="student",

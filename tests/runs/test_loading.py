@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from neoplug.errors import RecipeError, UsageError
+from neoplug.export import export
 
 
 @pytest.mark.slow
@@ -119,3 +120,38 @@ def test_an_unknown_attention_is_refused_before_weights_are_loaded(lab, monkeypa
     for role in ("teacher", "student"):
         with pytest.raises(RecipeError, match=r"recipe\.yaml:\d+:\d+: `spda` is no attention[\s\S]*eager, sdpa"):
             lab.run("run", **{role: {"attn_implementation": "spda"}})
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory, tiny_student):
+    """Return the folder of the student stored in 4 bits."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    folder = shutil.copytree(tiny_student, tmp_path_factory.mktemp("stored") / "nf4")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    AutoModelForCausalLM.from_pretrained(tiny_student, quantization_config=config).save_pretrained(folder)
+    return folder
+
+
+def test_weights_that_are_stored_quantised_need_their_plugin(lab, stored):
+    with pytest.raises(RecipeError, match="stored quantised, and no plugin under `load` sets them up"):
+        lab.run("none", student={"model": str(stored)})
+    with pytest.raises(UsageError, match="stored quantised already, with load_in_8bit False"):
+        lab.run("other", student={"model": str(stored), "load": {"int8": {}}})
+    run = lab.run("run", student={"model": str(stored), "load": {"nf4": {}}}, **steps(1))
+    assert run.result["status"] == "completed"
+    assert run.lines[0]["grad_norm"] > 0
+
+
+@pytest.mark.slow
+def test_a_student_with_code_of_its_own_brings_it_along(lab, own_family):
+    from transformers import AutoModelForCausalLM
+
+    folder, ran = own_family
+    student = {"model": str(folder), "prepare": {"prune_depth": {"layers": [0]}}}
+    with pytest.raises(RecipeError, match=r"`trust_remote_code: true` in `student` runs them"):
+        lab.run("refused", student=student)
+    assert not ran.exists()
+    run = lab.run("run", student=student | {"trust_remote_code": True}, **steps(1))
+    model = AutoModelForCausalLM.from_pretrained(export(run.path, lab.folder / "out"), trust_remote_code=True)
+    assert (type(model).__name__, len(model.model.layers)) == ("OwnModel", 1)
