@@ -109,15 +109,18 @@ def _plugins(checked: "Checked") -> dict[str, Any]:
             "class": type(everyone[name]).__qualname__,
             "options": {field.name: repr(getattr(everyone[name], field.name)) for field in fields(everyone[name])},
             "version": versions.get(id(everyone[name]), ""),
-            "file": _source_hash(type(everyone[name])),
+            "source": _source_hash(type(everyone[name])),
         }
         for name in checked.plugins.implements(HOOK)
     }
 
 
 def _source_hash(cls: type) -> str | None:
+    """Return the hash of a plugin's file, and of those beside it where they are a package: it may call them."""
     try:
-        return sha256_of(Path(inspect.getfile(cls)))
+        file = Path(inspect.getfile(cls))
+        files = sorted(file.parent.glob("*.py")) if (file.parent / "__init__.py").exists() else [file]
+        return content_hash([sha256_of(file) for file in files])
     except (OSError, TypeError):
         return None
 

@@ -3,8 +3,8 @@
 
 Importance is measured on the recipe's training data, in its order (see `width_importance`):
 
-    heads     the length of a head's output, in each layer; a key-value head goes with the query heads that read it
-    channels  what enters an MLP's `down_proj`, in each layer
+    heads     how much a head adds to the residual stream, in each layer; a key-value head goes with its query heads
+    channels  how much a channel of the MLP adds to it, in each layer
     hidden    what the norms return, summed over all of them; one choice for the whole model
 
 Weights are cut, not changed, but for one thing: with H' of H hidden channels left, the norms' gains grow by

@@ -19,11 +19,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """What one module reads or returns, [1, L, n x width], seen as `parts` = n equal parts."""
+    """A module and `parts` = n equal parts of what it reads or returns.
+
+    reads    a linear layer's input: a part is as long as what it adds to the output
+    returns  a part is as long as itself
+    """
 
     module: nn.Module
     side: Literal["reads", "returns"]
     parts: int
+
+    def lengths(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the function (input, output) -> lengths [L, n]."""
+        if self.side == "returns":
+            return lambda _, states: self._split(states).norm(dim=-1)
+        weights = self._split(self.module.get_parameter("weight")).movedim(1, 0)  # [n, out, width]
+        gram = weights.mT @ weights  # |W s|^2 = s W'W s: no [L, n, out] is ever held
+
+        def added(states: Tensor, _: Tensor) -> Tensor:
+            parts = self._split(states).movedim(1, 0)  # [n, L, width]
+            return (parts @ gram * parts).sum(-1).clamp(min=0).sqrt().mT
+
+        return added
+
+    def _split(self, states: Tensor) -> Tensor:
+        """[..., n x width] -> [L, n, width]."""
+        return states.reshape(-1, self.parts, states.shape[-1] // self.parts)
 
 
 @torch.no_grad()
@@ -32,25 +53,22 @@ def importance(
 ) -> dict[str, Tensor]:
     """Return under each name the importance [n] of the parts, float64.
 
-    That is the L2 norm over documents of the mean over a document's tokens of a part's L2 norm: of a channel's absolute
-    value, of the length of a head's output. Minitron's best aggregation: mean over the sequence, L2 over the batch.
+    That is the L2 norm over documents of the mean over a document's tokens of a part's length: Minitron's best
+    aggregation. Where Minitron takes a head's output as it is, it counts here by what `o_proj` makes of it.
 
     documents  each [1, L]
     """
     sums = {name: torch.zeros(part.parts, dtype=torch.float64) for name, part in watched.items()}
 
-    def watch(total: Tensor, part: Watched) -> Callable[..., None]:
+    def watch(total: Tensor, lengths: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., None]:
         def note(module: nn.Module, args: tuple, output: Any) -> None:
-            states = args[0] if part.side == "reads" else output
-            total.add_(
-                states.reshape(-1, part.parts, states.shape[-1] // part.parts).norm(dim=-1).double().mean(0) ** 2
-            )
+            total.add_(lengths(args[0], output).double().mean(0) ** 2)
 
         return note
 
     with ExitStack() as hooks:
         for name, part in watched.items():
-            hooks.enter_context(part.module.register_forward_hook(watch(sums[name], part)))
+            hooks.enter_context(part.module.register_forward_hook(watch(sums[name], part.lengths())))
         for document in documents:
             model.base_model(input_ids=document, use_cache=False)
     return {name: total.sqrt() for name, total in sums.items()}

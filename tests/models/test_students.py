@@ -134,13 +134,19 @@ def test_other_options_are_another_student(tiny_teacher):
     assert cuts[0] != cuts[1]
 
 
-def test_an_edited_plugin_prepares_anew(tiny_student, tmp_path):
+@pytest.mark.parametrize("package", [False, True])
+def test_an_edited_plugin_prepares_anew(tiny_student, tmp_path, package, monkeypatch):
+    """Also where a file that it imports was edited, inside one package."""
     source = "from dataclasses import dataclass\nfrom neoplug import hookimpl\n@dataclass(eq=False)\nclass Add:\n"
     source += "    @hookimpl\n    def prepare_student(self, model):\n        model.model.norm.weight.data += {}\n"
     file = tmp_path / "plugin.py"
     found = []
     for amount in (1, 2):
-        file.write_text(source.format(amount))
+        file.write_text(source.format("__import__('beside').AMOUNT" if package else amount))
+        if package:
+            (tmp_path / "__init__.py").touch()
+            (tmp_path / "beside.py").write_text(f"AMOUNT = {amount}")
+            monkeypatch.setitem(sys.modules, "beside", SimpleNamespace(AMOUNT=amount))
         space = {"__name__": "edited_plugin", "__file__": str(file)}
         sys.modules["edited_plugin"] = module = SimpleNamespace(**space)
         exec(compile(file.read_text(), str(file), "exec"), space)

@@ -115,8 +115,11 @@ def test_query_heads_that_return_zero_go_too():
     assert torch.equal(logits(again), logits(model))  # as many key-value heads as query heads, unless asked otherwise
 
 
+HEADS = (0, 8, 16, 24)  # where the heads of dimension 8 begin
+
+
 class Reference:
-    """A decoder without attention (its queries and outputs are 0), in numpy and float64: what each part carries."""
+    """A decoder whose queries are 0, so that attention is a mean; in numpy and float64: how much each part adds."""
 
     def __init__(self, model):
         self.weights = {name: weight.double().numpy() for name, weight in model.state_dict().items()}
@@ -135,11 +138,15 @@ class Reference:
         for layer in ("model.layers.0", "model.layers.1"):
             values = self.norm(hidden, f"{layer}.input_layernorm") @ w[f"{layer}.self_attn.v_proj.weight"].T
             seen = np.cumsum(values, 0) / np.arange(1, len(ids) + 1)[:, None]  # queries of 0 look everywhere alike
-            self.note("group", layer, np.linalg.norm(seen.reshape(len(ids), 4, 8), axis=-1))
+            added = np.stack(
+                [seen[:, h : h + 8] @ w[f"{layer}.self_attn.o_proj.weight"][:, h : h + 8].T for h in HEADS], 1
+            )
+            self.note("head", layer, np.linalg.norm(added, axis=-1))
+            hidden = hidden + added.sum(1)
             inner = self.norm(hidden, f"{layer}.post_attention_layernorm")
             gate = inner @ w[f"{layer}.mlp.gate_proj.weight"].T
             channels = gate / (1 + np.exp(-gate)) * (inner @ w[f"{layer}.mlp.up_proj.weight"].T)
-            self.note("channel", layer, np.abs(channels))
+            self.note("channel", layer, np.abs(channels) * np.linalg.norm(w[f"{layer}.mlp.down_proj.weight"], axis=0))
             hidden = hidden + channels @ w[f"{layer}.mlp.down_proj.weight"].T
         self.norm(hidden, "model.norm")
 
@@ -153,8 +160,6 @@ def test_the_most_important_stay():
     model = build("llama", num_key_value_heads=4, rms_norm_eps=1e-6)
     for layer in model.model.layers:
         layer.self_attn.q_proj.weight.data.zero_()
-        layer.self_attn.o_proj.weight.data.zero_()
-        layer.self_attn.o_proj.weight.data.requires_grad_(False)
     reference = Reference(model)
     for ids in TEXT:
         reference.read(ids)
@@ -166,7 +171,7 @@ def test_the_most_important_stay():
     assert torch.equal(found.model.embed_tokens.weight, embeddings)
     for number, (layer, before) in enumerate(zip(found.model.layers, whole.model.layers, strict=True)):
         channels = reference.most("channel", 20, f"model.layers.{number}")
-        heads = reference.most("group", 2, f"model.layers.{number}")
+        heads = reference.most("head", 2, f"model.layers.{number}")
         rows = (heads[:, None] * 8 + np.arange(8)).ravel()
         assert torch.equal(layer.mlp.gate_proj.weight, before.mlp.gate_proj.weight[channels][:, hidden])
         assert torch.equal(layer.mlp.down_proj.weight, before.mlp.down_proj.weight[hidden][:, channels])
