@@ -8,31 +8,42 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from neoplug.data.sources import Source, open_source
+from neoplug.data.sources import First, Source, open_source
 from neoplug.errors import Path, Problem, RecipeError
 
 if TYPE_CHECKING:
     from neoplug.recipe import Data
+    from neoplug.recipe.model import Source as Said
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """One source of a recipe.
 
+    said   what the recipe says of it
     key    its key in the recipe
-    where  follows what is said of its rows, as " in eval_source"; empty for the only source
+    where  follows what is told of its rows, as " in eval_source"; empty for the only source
     """
 
-    source: str
-    split: str
-    columns: Mapping[Any, str]
+    said: Said
     key: Path
     where: str
+
+    @property
+    def source(self) -> str:
+        """Return its name."""
+        return self.said.source
+
+    @property
+    def columns(self) -> Mapping[Any, str]:
+        """Return the source's names of our columns, where the recipe gives them."""
+        return self.said.columns
 
     @cached_property
     def opened(self) -> Source:
         """Return where its rows come from; RecipeError where there is no such source."""
-        return open_source(self.source, self.split, self.key)
+        opened = open_source(self.source, self.said.split, self.key, streaming=self.said.streaming)
+        return opened if self.said.max_rows is None else First(opened, self.said.max_rows)
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -51,16 +62,11 @@ class Part:
 
 def training_parts(data: Data) -> dict[str, Part]:
     """Return the sources to train on by name; the only one's name is empty."""
-    several = data.source is None
     return {
-        name: Part(
-            source.source,
-            source.split,
-            source.columns,
-            ("data", "sources", name, "source") if several else ("data", "source"),
-            f" in {name}" if several else "",
-        )
-        for name, source in data.parts.items()
+        name: Part(said, ("data", "sources", name, "source"), f" in {name}")
+        if name
+        else Part(said, ("data", "source"), "")
+        for name, said in data.parts.items()
     }
 
 
@@ -68,4 +74,4 @@ def eval_part(data: Data) -> Part | None:
     """Return the source to measure on, where the recipe has one of its own."""
     if data.eval_source is None:
         return None
-    return Part(data.eval_source, data.split, data.columns, ("data", "eval_source"), " in eval_source")
+    return Part(data.read_like(data.eval_source), ("data", "eval_source"), " in eval_source")

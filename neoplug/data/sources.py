@@ -9,6 +9,7 @@ import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,12 +95,52 @@ class Table:
         return [self.split, len(self.table), str(self.table.features), files, rows]
 
 
-def open_source(source: str, split: str = "train", key: Key = ("data", "source")) -> Source:
+@dataclass(frozen=True)
+class Stream:
+    """A dataset of the hub that is read from its first row on, and never downloaded as a whole."""
+
+    name: str
+    builder: Any
+    split: str
+    key: Key
+
+    def rows(self) -> Iterator[Row | Fault]:
+        """Yield the rows as they arrive."""
+        try:
+            yield from self.builder.as_streaming_dataset(split=self.split)
+        except Exception as error:  # the network and a dataset's own files fail in their own ways
+            raise RecipeError([_not_loaded(self.name, self.split, error, self.key)]) from error
+
+    def identity(self) -> Any:
+        """Return the dataset's commit, and what the hub says of its files: no row is read for it."""
+        files = getattr(self.builder.config, "data_files", None) or {}
+        origin = {str(split): getattr(found, "origin_metadata", None) for split, found in files.items()}
+        return [self.name, self.split, self.builder.hash, repr(origin)]
+
+
+@dataclass(frozen=True)
+class First:
+    """The first rows of another source."""
+
+    source: Source
+    count: int
+
+    def rows(self) -> Iterator[Row | Fault]:
+        """Yield so many rows, and ask for no more."""
+        return islice(self.source.rows(), self.count)
+
+    def identity(self) -> Any:
+        """Return what the rows depend on."""
+        return [self.count, self.source.identity()]
+
+
+def open_source(source: str, split: str = "train", key: Key = ("data", "source"), *, streaming: bool = False) -> Source:
     """Return where the rows of `source` come from; they keep its own order.
 
-    source  `python:MODULE`, a file, a folder, or a hub id
-    key     the recipe's key that names the source, for errors
-    raises  RecipeError where there is no such source or split
+    source     `python:MODULE`, a file, a folder, or a hub id
+    key        the recipe's key that names the source, for errors
+    streaming  read a dataset of the hub without a download; local sources are never read as a whole
+    raises     RecipeError where there is no such source or split
     """
     if source.startswith("python:"):
         _only_train(source, split, key)
@@ -112,7 +153,7 @@ def open_source(source: str, split: str = "train", key: Key = ("data", "source")
         return Files([path], key)
     if looks_local(source):
         raise RecipeError([missing(path, key)])
-    return _from_hub(source, split, key)
+    return _from_hub(source, split, key, streaming=streaming)
 
 
 def is_local(source: str) -> bool:
@@ -211,13 +252,19 @@ def _saved(folder: Path, split: str, key: Key) -> Source:
     return Table(_pick(saved, split, str(folder), key), "train")
 
 
-def _from_hub(name: str, split: str, key: Key) -> Source:
+def _from_hub(name: str, split: str, key: Key, *, streaming: bool) -> Source:
     import datasets
 
     try:
+        if streaming:
+            return Stream(name, datasets.load_dataset_builder(name), split, key)
         return Table(datasets.load_dataset(name, split=split), split)
     except Exception as error:  # the hub, the network and a dataset's own files fail in their own ways
-        first_line = str(error).strip().partition("\n")[0]
-        what = f"the dataset {name} (split {split}) cannot be loaded: {type(error).__name__}: {first_line}"
-        why = f"there is no file or folder {name} here, so it was taken for a name on the Hugging Face hub"
-        raise RecipeError([Problem(what, why=why, path=key)]) from error
+        raise RecipeError([_not_loaded(name, split, error, key)]) from error
+
+
+def _not_loaded(name: str, split: str, error: Exception, key: Key) -> Problem:
+    first_line = str(error).strip().partition("\n")[0]
+    what = f"the dataset {name} (split {split}) cannot be loaded: {type(error).__name__}: {first_line}"
+    why = f"there is no file or folder {name} here, so it was taken for a name on the Hugging Face hub"
+    return Problem(what, why=why, path=key)

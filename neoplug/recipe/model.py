@@ -75,19 +75,30 @@ class Student(Model):
 
 
 class Source(Section):
-    """One of several sources. `weight`: its share of an epoch's rows, beside the others'; all have one, or none has."""
+    """One of several sources. `weight`: its share of an epoch's rows, beside the others'; all have one, or none has.
+
+    `streaming` reads a hub dataset's first `max_rows` rows and downloads no others.
+    """
 
     source: Text
     split: Text = "train"
     columns: dict[Column, Text] = {}
     weight: Annotated[float, Field(gt=0)] | None = None
+    streaming: bool = False
+    max_rows: Positive | None = None
+
+    @model_validator(mode="after")
+    def _end_of_a_stream(self) -> Self:
+        if self.streaming and self.max_rows is None:
+            raise ValueError("`streaming` needs `max_rows`: a stream is read once, so far, and then trained on")
+        return self
 
 
 class Data(Section):
     """The text. `held_out`: rows (from 1) or a share (below 1); None is 5 % of the rows, at most 200, at least 1.
 
-    One `source`, or several `sources` by names of your choice. `split` and `columns` are those of the one source, and
-    of `eval_source`.
+    One `source`, or several `sources` by names of your choice. `split`, `columns`, `streaming` and `max_rows` are those
+    of the one source, and of `eval_source`.
     `max_dropped_rows`: the share of a source's rows that may be of no use, from 0 to 1; more of them end the run.
     """
 
@@ -95,6 +106,8 @@ class Data(Section):
     sources: Annotated[dict[Text, Source], Field(min_length=1)] | None = None
     split: Text = "train"
     columns: dict[Column, Text] = {}
+    streaming: bool = False
+    max_rows: Positive | None = None
     max_length: Annotated[int, Field(ge=2)] = 1024
     packing: bool = True
     train_on: Literal["answers", "all", "last"] = "answers"
@@ -125,8 +138,10 @@ class Data(Section):
         if weighted and len(weighted) < len(several):
             rest = ", ".join(name for name in several if name not in weighted)
             raise ValueError(f"of the `sources`, {', '.join(weighted)} has a weight and {rest} has none")
-        if several and self.eval_source is None and (self.columns or self.split != "train"):
-            raise ValueError("`split` and `columns` belong to each of the `sources`")
+        defaults = {name: Source.model_fields[name].default for name in ("split", "columns", "streaming", "max_rows")}
+        said = [f"`{name}`" for name, default in defaults.items() if getattr(self, name) != default]
+        if several and self.eval_source is None and said:
+            raise ValueError(f"{', '.join(said)}: say it of each of the `sources`")
         return self
 
     @property
@@ -134,7 +149,12 @@ class Data(Section):
         """Return the sources by name, in the order of their names; the only one's is empty."""
         if self.sources:
             return dict(sorted(self.sources.items()))
-        return {"": Source(source=self.source or "", split=self.split, columns=self.columns)}
+        return {"": self.read_like(self.source or "")}
+
+    def read_like(self, source: str) -> Source:
+        """Return a source with what this section says of its only one."""
+        names = ("split", "columns", "streaming", "max_rows")
+        return Source(source=source, **{name: getattr(self, name) for name in names})
 
 
 class Train(Section):

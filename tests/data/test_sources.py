@@ -2,10 +2,11 @@
 
 import csv
 import json
+from functools import partial
 
 import pytest
 
-from neoplug.data import check_source
+from neoplug.data import check_source, load_corpus
 from neoplug.data.sources import files_of_split, open_source
 from neoplug.errors import RecipeError
 
@@ -196,3 +197,72 @@ def test_a_name_on_the_hub_is_not_asked_for_early_and_fails_with_words(section):
     assert check_source(source) == []
     with pytest.raises(RecipeError, match=r"nobody/has-such-a-dataset \(split train\) cannot be loaded"):
         open_source(source.source)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Return a stand-in for a dataset of the hub: a thousand rows, those that were drawn, its commit."""
+    import datasets
+
+    class Hub:
+        hash = "0" * 40
+        config = None
+        drawn = 0
+
+        def as_streaming_dataset(self, split):
+            assert split == "train"
+            return self.rows()
+
+        def rows(self):
+            for number in range(1000):
+                self.drawn += 1
+                yield {"text": f"row {number}"}
+
+    found = Hub()
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: found)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("the dataset was downloaded"))
+    return found
+
+
+def test_a_stream_is_read_once_and_not_beyond_what_was_asked_for(hub, section, tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEOPLUG_HOME", str(tmp_path))
+    data = section("someone/much", streaming=True, max_rows=50, held_out=5)
+    first = load_corpus(data, tiny_tokenizer)
+    assert hub.drawn == first.report.read[""].rows == 50
+    texts = {
+        tiny_tokenizer.decode(d.input_ids[:-1]) for d in [d for row in first.rows for d in row] + [*first.held_out]
+    }
+    assert texts == {f"row {number}" for number in range(50)}
+    assert load_corpus(data, tiny_tokenizer).fingerprint == first.fingerprint
+    assert hub.drawn == 50
+    hub.hash = "1" * 40
+    load_corpus(data, tiny_tokenizer)
+    assert hub.drawn == 100
+
+
+def test_a_stream_that_breaks_off_is_no_smaller_dataset(hub, section, tiny_tokenizer, monkeypatch):
+    def rows():
+        yield {"text": "one"}
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(hub, "rows", rows)
+    with pytest.raises(RecipeError, match=r"someone/much \(split train\) cannot be loaded: ConnectionError: reset"):
+        load_corpus(section("someone/much", streaming=True, max_rows=9), tiny_tokenizer)
+
+
+def test_a_builder_of_the_library_streams(tmp_path, monkeypatch):
+    import datasets
+
+    file, load = written(tmp_path, ".jsonl"), datasets.load_dataset_builder
+    builder = partial(load, "json", data_files=str(file), cache_dir=str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: builder())
+    before = open_source("some/one", streaming=True)
+    assert list(before.rows()) == ROWS
+    identity = json.dumps(before.identity())
+    file.write_text(json.dumps(ROWS[0]), encoding="utf-8")
+    assert json.dumps(open_source("some/one", streaming=True).identity()) != identity
+
+
+def test_the_first_rows_of_a_local_source(tmp_path, section, tiny_tokenizer):
+    file = written(tmp_path, ".jsonl", [{"text": f"row {number}"} for number in range(9)])
+    assert load_corpus(section(file, max_rows=4, held_out=1), tiny_tokenizer).report.read[""].rows == 4
