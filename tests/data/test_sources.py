@@ -166,6 +166,19 @@ def test_a_line_that_is_no_row_does_not_end_the_reading(tmp_path, name, content,
         assert row == {"text": expected} if isinstance(row, dict) else expected in row
 
 
+def test_a_file_that_the_system_cannot_read(tmp_path, section):
+    (tmp_path / "a.txt").symlink_to("/proc/self/mem")  # a file for everybody, but without a readable first page
+    assert "cannot be read: [Errno" in check_source(section(tmp_path / "a.txt"))[0].what
+
+
+def test_a_line_of_a_megabyte_loses_no_token(tmp_path, section, tiny_tokenizer):
+    word = " the"
+    file = written(tmp_path, ".jsonl", [{"text": word * 250_000}, {"text": word}, {"text": word * 2}])
+    report = load_corpus(section(file, held_out=1), tiny_tokenizer).report
+    of_a_word = len(tiny_tokenizer(word)["input_ids"])
+    assert report.train.answer_tokens + report.held_out.answer_tokens == 250_003 * of_a_word  # less first, plus end
+
+
 def test_parquet_with_broken_text_loses_only_its_row(tmp_path):
     import pyarrow
     import pyarrow.parquet
