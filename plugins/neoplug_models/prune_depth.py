@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("neoplug")
 
-CALIBRATION_TOKENS = {"block_influence": 16_384, "greedy": 512}
+CALIBRATION_TOKENS = {"block_influence": 4096, "greedy": 512}
 NUMBERS = ("layer_idx", "layer_id", "layer_index")  # how a part of a layer may call its layer's number
 
 
@@ -38,7 +38,7 @@ class PruneDepth:
     num_hidden_layers   how many to keep, at least 2
     layers              which to keep, numbered from 0, ascending
     importance          even: spread evenly; block_influence or greedy: measured
-    calibration_tokens  how many tokens it is measured on: 16,384 for block_influence, 512 for greedy, which also holds
+    calibration_tokens  how many tokens it is measured on: 4,096 for block_influence, 512 for greedy, which also holds
                         a float32 for each token and each of the vocabulary
     """
 

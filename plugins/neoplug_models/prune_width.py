@@ -52,7 +52,7 @@ class PruneWidth:
     num_key_value_heads: int | None = None
     intermediate_size: int | None = None
     hidden_size: int | None = None
-    calibration_tokens: int = 16_384
+    calibration_tokens: int = 4096
 
     def __post_init__(self) -> None:
         asked = {name: value for name in SIZES if (value := getattr(self, name)) is not None}
