@@ -72,6 +72,8 @@ def training_parts(data: Data) -> dict[str, Part]:
 
 def eval_part(data: Data) -> Part | None:
     """Return the source to measure on, where the recipe has one of its own."""
-    if data.eval_source is None:
+    source = data.eval_source or (data.source if data.eval_split else None)
+    if source is None:
         return None
-    return Part(data.read_like(data.eval_source), ("data", "eval_source"), " in eval_source")
+    key = ("data", "eval_split" if data.eval_split else "eval_source")
+    return Part(data.read_like(source, data.eval_split), key, " in eval_source")

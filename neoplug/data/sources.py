@@ -174,14 +174,15 @@ def missing(path: Path, key: Key) -> Problem:
 
 
 def _only_train(source: str, split: str, key: Key) -> None:
-    """Refuse another split of what has none; `split` belongs to `source`, so it asks nothing of other files."""
-    if split != "train" and key[-1] == "source":
-        what = f"{source} has one split, `train`, but `{split}` is asked for"
-        raise RecipeError([Problem(what, fix="leave `split` out", path=_split_of_key(key))])
+    """Refuse another split of what has none; `split` belongs to `source`, so it asks nothing of an `eval_source`."""
+    if split != "train" and key[-1] != "eval_source":
+        what, path = f"{source} has one split, `train`, but `{split}` is asked for", _split_of_key(key)
+        raise RecipeError([Problem(what, fix=f"leave `{path[-1]}` out", path=path)])
 
 
 def _split_of_key(key: Key) -> Key:
-    return (*key[:-1], "split")
+    """Return the key that names the split of the source at `key`."""
+    return key if key[-1] == "eval_split" else (*key[:-1], "split")
 
 
 def _module_texts(name: str, key: Key) -> list[str]:

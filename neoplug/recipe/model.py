@@ -98,7 +98,7 @@ class Data(Section):
     """The text. `held_out`: rows (from 1) or a share (below 1); None is 5 % of the rows, at most 200, at least 1.
 
     One `source`, or several `sources` by names of your choice. `split`, `columns`, `streaming` and `max_rows` are those
-    of the one source, and of `eval_source`.
+    of the one source, and of `eval_source`, unless `eval_split` names another split; alone, that is one of the source.
     `max_dropped_rows`: the share of a source's rows that may be of no use, from 0 to 1; more of them end the run.
     """
 
@@ -113,6 +113,7 @@ class Data(Section):
     train_on: Literal["answers", "all", "last"] = "answers"
     held_out: int | float | None = None
     eval_source: Text | None = None
+    eval_split: Text | None = None
     chat_template: Text | None = None
     max_dropped_rows: Annotated[float, Field(ge=0, le=1)] = 0.05
 
@@ -142,6 +143,9 @@ class Data(Section):
         said = [f"`{name}`" for name, default in defaults.items() if getattr(self, name) != default]
         if several and self.eval_source is None and said:
             raise ValueError(f"{', '.join(said)}: say it of each of the `sources`")
+        if self.eval_split and self.eval_source is None and (several or self.eval_split == self.split):
+            other = "is not clear whose it is" if several else "is the split that is trained on"
+            raise ValueError(f"`eval_split` is {self.eval_split}, which {other}; `eval_source` names what it is of")
         return self
 
     @property
@@ -151,10 +155,10 @@ class Data(Section):
             return dict(sorted(self.sources.items()))
         return {"": self.read_like(self.source or "")}
 
-    def read_like(self, source: str) -> Source:
-        """Return a source with what this section says of its only one."""
-        names = ("split", "columns", "streaming", "max_rows")
-        return Source(source=source, **{name: getattr(self, name) for name in names})
+    def read_like(self, source: str, split: str | None = None) -> Source:
+        """Return a source with what this section says of its only one, or another split of it."""
+        same = {name: getattr(self, name) for name in ("columns", "streaming", "max_rows")}
+        return Source(source=source, split=split or self.split, **same)
 
 
 class Train(Section):

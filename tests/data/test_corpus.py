@@ -182,6 +182,54 @@ def test_kinds_of_rows_may_be_mixed_and_are_counted(tmp_path, tiny_tokenizer, se
     assert any(line.startswith("data: 4 rows of prompt + completion, ") for line in report.lines())
 
 
+EVALUATION = {
+    "completion": [{"prompt": "1 + 1 = ", "completion": "2"}, {"prompt": "2 + 2 = ", "completion": "4"}],
+    "alpaca": [{"instruction": "Add 1 and 1.", "output": "2"}, {"instruction": "Add.", "input": "2, 2", "output": "4"}],
+    "text": [{"text": "1 + 1 = 2"}, {"text": "2 + 2 = 4"}],
+}
+
+
+@pytest.mark.parametrize("kind", EVALUATION)
+def test_rows_to_measure_on_may_be_of_any_kind(tmp_path, tiny_chat, tiny_tokenizer, section, kind):
+    rows = EVALUATION[kind]
+    own = jsonl(tmp_path, [*rows, {"other": 1}], "own.jsonl")
+    corpus = load_corpus(section(tiny_chat, eval_source=str(own), max_dropped_rows=0.5), tiny_tokenizer)
+    assert len(corpus.held_out) == 2
+    for row, document in zip(rows, corpus.held_out, strict=True):
+        scored = tiny_tokenizer.decode(document.input_ids[document.scored])
+        assert scored.endswith(list(row.values())[-1][1:] + "<|im_end|>")
+    assert corpus.report.leaked == 0
+    assert [(why, found.first) for why, found in corpus.report.dropped.items()] == [
+        (
+            f"no {'instruction' if kind == 'alpaca' else 'prompt' if kind == 'completion' else 'text'} in eval_source",
+            [2],
+        )
+    ]
+    leaking = load_corpus(
+        section(jsonl(tmp_path, [*rows, rows[0]]), eval_source=str(own), max_dropped_rows=0.5), tiny_tokenizer
+    )
+    assert leaking.report.leaked == 2
+    assert "data: 2 rows of eval_source also stand in the training rows" in leaking.report.lines()
+
+
+@pytest.mark.slow
+def test_a_line_of_a_megabyte_is_a_row_like_others(tmp_path, tiny_tokenizer, section):
+    long = "word " * 210_000
+    rows = [
+        {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": long}]},
+        {"text": long},
+    ]
+    rows += [{"text": f"short {n}"} for n in range(4)]
+    corpus = load_corpus(section(jsonl(tmp_path, rows), held_out=1, packing=False), tiny_tokenizer)
+    report, documents = corpus.report, [*(row[0] for row in corpus.rows), *corpus.held_out]
+    assert [len(document) for document in documents if document.row == 0] == [128]
+    answer = len(tiny_tokenizer(long + "<|im_end|>")["input_ids"])
+    assert report.train.answer_tokens_lost == answer - documents[0].answer_tokens
+    windows = [document for document in documents if document.row == 1]
+    assert sum(document.answer_tokens for document in windows) == len(tiny_tokenizer(long)["input_ids"])
+    assert report.lines()[-1].endswith("in windows of 128 tokens") or report.train.rows_in_windows == 1
+
+
 def test_the_same_data_in_another_order_hold_out_the_same(tmp_path, tiny_tokenizer, section):
     rows = [{"prompt": f"question {n}", "completion": f" answer {n}"} for n in range(60)]
     held = []

@@ -279,3 +279,26 @@ def test_a_builder_of_the_library_streams(tmp_path, monkeypatch):
 def test_the_first_rows_of_a_local_source(tmp_path, section, tiny_tokenizer):
     file = written(tmp_path, ".jsonl", [{"text": f"row {number}"} for number in range(9)])
     assert load_corpus(section(file, max_rows=4, held_out=1), tiny_tokenizer).report.read[""].rows == 4
+
+
+def test_another_split_of_the_source_measures(tmp_path, section, tiny_tokenizer):
+    for name, word in (("train", "alpha"), ("test", "beta")):
+        rows = [{"text": f"{word} {n}"} for n in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = load_corpus(section(tmp_path, eval_split="test", packing=False), tiny_tokenizer)
+    trained, measured = [row[0] for row in corpus.rows], list(corpus.held_out)
+    for documents, word in ((trained, "alpha"), (measured, "beta")):
+        texts = [tiny_tokenizer.decode(document.input_ids, skip_special_tokens=True) for document in documents]
+        assert texts == [f"{word} {n}" for n in range(4)]
+    own = section(tmp_path / "train.jsonl", eval_source=str(tmp_path), eval_split="test", packing=False)
+    assert len(load_corpus(own, tiny_tokenizer).held_out) == 4
+
+
+def test_a_split_to_measure_on_that_is_not_there(tmp_path, section):
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
+    for source, said in ((tmp_path, "has no split `test`"), (tmp_path / "train.jsonl", "has one split, `train`")):
+        (problem,) = check_source(section(source, eval_split="test"))
+        assert said in problem.what
+        assert problem.path == ("data", "eval_split")
+    with pytest.raises(ValueError, match="is the split that is trained on"):
+        section(tmp_path, eval_split="train")

@@ -1,5 +1,6 @@
 """A teacher with prompts of its own in whole runs, against plain forwards of both models on conversations by hand."""
 
+import copy
 import json
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from neoplug import forward
 
 SPOKEN = (
-    "You are a teacher, and wise.\n{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}"
+    "<|teacher|>You are a teacher, and wise.\n{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}"
     "{{ '<|endoftext|>' if m['role'] == 'assistant' else '' }}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant:\n{% endif %}"
 )
@@ -25,22 +26,38 @@ def test_the_students_template_changes_not_a_bit(lab):
 
 
 @pytest.fixture(scope="module")
-def by_hand(evaluation_chat, tiny_tokenizer, tiny_student, tiny_teacher):
-    """Return the means over answer tokens that the ruler is to give: plain forwards, float64 sums."""
+def knowing_teacher(tmp_path_factory, tiny_tokenizer, tiny_teacher):
+    """Return the folder of a teacher with a token that the student does not have: its template writes it."""
     from transformers import AutoModelForCausalLM
 
-    models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (tiny_student, tiny_teacher)]
+    folder, tokenizer = tmp_path_factory.mktemp("knowing"), copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|teacher|>"]})
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_teacher)
+    teacher.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    teacher.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_hand(evaluation_chat, tiny_student, knowing_teacher):
+    """Return the means over answer tokens that the ruler is to give: plain forwards, float64 sums."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folders = (tiny_student, knowing_teacher)
+    models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in folders]
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in folders]
     kl, entropy = [], []
     for line in evaluation_chat.read_text(encoding="utf-8").splitlines():
         question, answer = (message["content"] for message in json.loads(line)["messages"])
-        labels = tiny_tokenizer(answer + "<|im_end|>")["input_ids"]
+        labels = tokenizers[0](answer + "<|im_end|>")["input_ids"]
         prompts = (
             f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
-            f"You are a teacher, and wise.\nuser:\n{question}\nassistant:\n",
+            f"<|teacher|>You are a teacher, and wise.\nuser:\n{question}\nassistant:\n",
         )
         log_q, log_p = (
-            predictions(model, tiny_tokenizer(prompt)["input_ids"], labels)
-            for model, prompt in zip(models, prompts, strict=True)
+            predictions(model, tokenizer(prompt)["input_ids"], labels, len(tokenizers[0]))
+            for model, tokenizer, prompt in zip(models, tokenizers, prompts, strict=True)
         )
         kl.append((log_p.exp() * (log_p - log_q)).sum(-1))
         entropy.append(-log_p[torch.arange(len(labels)), labels])
@@ -48,20 +65,20 @@ def by_hand(evaluation_chat, tiny_tokenizer, tiny_student, tiny_teacher):
 
 
 @torch.no_grad()
-def predictions(model, prompt, labels):
-    """Return the float64 log-probabilities [n, V] with which a model predicts the labels after the prompt."""
+def predictions(model, prompt, labels, vocabulary):
+    """Return the float64 log-probabilities [n, V] over the shared vocabulary of the labels after the prompt."""
     logits = model(torch.tensor([[*prompt, *labels]])).logits[0]
-    return logits[len(prompt) - 1 : -1].double().log_softmax(-1)
+    return logits[len(prompt) - 1 : -1, :vocabulary].double().log_softmax(-1)
 
 
 @pytest.mark.parametrize(("layout", "packing"), [("flat", True), pytest.param("padded", False, marks=pytest.mark.slow)])
 def test_ruler_and_first_step_are_those_of_the_conversations_by_hand(
-    lab, monkeypatch, evaluation_chat, by_hand, layout, packing
+    lab, monkeypatch, evaluation_chat, by_hand, knowing_teacher, layout, packing
 ):
     monkeypatch.setattr(forward, "LAYOUTS", {layout: forward.LAYOUTS[layout]})
     data = {"source": str(evaluation_chat), "eval_source": str(evaluation_chat), "held_out": None, "packing": packing}
     train = {"max_steps": 1, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 1}
-    lab.run("run", teacher={"chat_template": SPOKEN}, data=data, train=train)
+    lab.run("run", teacher={"model": str(knowing_teacher), "chat_template": SPOKEN}, data=data, train=train)
     run = lab.at("run")
     assert run.result["teacher"]["cross_entropy"] == pytest.approx(by_hand["cross_entropy"], rel=1e-5)
     assert run.result["before"]["forward_kl"] == pytest.approx(by_hand["forward_kl"], rel=1e-4)
