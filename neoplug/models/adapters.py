@@ -6,7 +6,7 @@ weights; so what the plugin builds has to be what was stored.
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,9 +59,9 @@ class StoredAdapter:
         files = [self.folder / name for name in (CONFIG, *WEIGHTS)]
         return content_hash({file.name: sha256_of(file) for file in files if file.is_file()})
 
-    @cached_property
+    @property
     def config(self) -> "PeftConfig":
-        """Its configuration. Raises RecipeError for one that peft cannot read."""
+        """Its configuration, anew: peft writes into one that it uses. Raises RecipeError where peft cannot read it."""
         from peft import PeftConfig
 
         try:
@@ -136,8 +136,24 @@ def put_into(model: nn.Module, stored: StoredAdapter, plugin: str) -> None:
 
     refuse_other_adapter(model, stored, plugin)
     adapted: Any = model
+    present = _present(adapted)
+    _refuse_other_base_weights(adapted, stored, present.keys())
+    weights = {name: weight for name, weight in stored.weights.items() if name in present}
     with torch.no_grad(), _quiet():
-        set_peft_model_state_dict(adapted, stored.weights, adapter_name=adapted.active_adapter)
+        set_peft_model_state_dict(adapted, weights, adapter_name=adapted.active_adapter)
+
+
+def _refuse_other_base_weights(model: nn.Module, stored: StoredAdapter, adapters: Collection[str]) -> None:
+    """Refuse embeddings that peft stored beside an adapter and that are not the base's: the adapter is another's."""
+    base = model.state_dict()
+    for name in sorted(stored.weights.keys() - adapters):
+        ours = base[name].cpu()
+        if not torch.equal(stored.weights[name].to(ours.dtype), ours):
+            raise stored.refused(
+                f"brings {name}, which is not what its base has here",
+                "the student's base stays as it is, so the adapter would stand on other weights than it was trained on",
+                "name as student.model the model that it was trained on",
+            )
 
 
 def refuse_other_adapter(model: nn.Module, stored: StoredAdapter, plugin: str) -> None:
@@ -168,9 +184,7 @@ def refuse_unfit(skeleton: "PreTrainedModel", stored: StoredAdapter) -> None:
 
     with _quiet():
         model: Any = get_peft_model(skeleton, stored.config)
-    known = model.state_dict().keys()  # an adapter may bring its own embeddings
-    names = [name for name in _misnamed(model, stored.weights) if name not in known]
-    _refuse_weights(model, stored, names)
+    _refuse_weights(model, stored, _misnamed(model, stored.weights))
 
 
 def tell_other_base(stored: StoredAdapter, base: Located) -> None:
@@ -224,8 +238,10 @@ def _present(model: Any) -> dict[str, torch.Size]:
 
 
 def _misnamed(model: Any, weights: Mapping[str, Tensor]) -> list[str]:
-    """Return the names that only one of model and file has."""
-    return sorted(_present(model).keys() ^ weights.keys())
+    """Return the names that only one of model and file has; the file may hold embeddings of the base too."""
+    present = _present(model).keys()
+    lacking, strange = present - weights.keys(), weights.keys() - present - model.state_dict().keys()
+    return sorted(lacking | strange)
 
 
 def _refuse_weights(model: Any, stored: StoredAdapter, misnamed: list[str]) -> None:

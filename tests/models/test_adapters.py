@@ -165,6 +165,21 @@ def test_the_weights_are_the_stored_ones(adapter, tiny_student):
     assert sum(weight.requires_grad for weight in student.parameters()) == 8
 
 
+@pytest.mark.filterwarnings("ignore:.*save_embedding_layers", "ignore:.*ensure_weight_tying")
+def test_embeddings_that_peft_stores_beside_an_adapter_are_the_bases(tmp_path, tiny_teacher):
+    base, options = locate(str(tiny_teacher)), {"target_modules": ["q_proj", "embed_tokens"]}
+    trained = get_peft_model(load_weights(base), lora(init_lora_weights=False, **options))
+    trained.save_pretrained(tmp_path)
+    student, stored = get_peft_model(load_weights(base), lora(**options)), locate_adapter(str(tmp_path), KEY)
+    put_into(student, stored, "lora")
+    with torch.no_grad():
+        assert torch.equal(student(IDS).logits, trained.eval()(IDS).logits)
+    name = "base_model.model.model.embed_tokens.base_layer.weight"
+    save_file(stored.weights | {name: stored.weights[name] + 1}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(RecipeError, match=rf"brings {name}, which is not what its base has here"):
+        put_into(student, locate_adapter(str(tmp_path), KEY), "lora")
+
+
 def test_another_base_is_told(adapter, tiny_student, tiny_teacher, tmp_path, caplog):
     stored, moved = locate_adapter(str(adapter)), shutil.copytree(tiny_student, tmp_path / "moved")
     for base in (tiny_student, moved):

@@ -155,3 +155,27 @@ def test_a_student_with_code_of_its_own_brings_it_along(lab, own_family):
     run = lab.run("run", student=student | {"trust_remote_code": True}, **steps(1))
     model = AutoModelForCausalLM.from_pretrained(export(run.path, lab.folder / "out"), trust_remote_code=True)
     assert (type(model).__name__, len(model.model.layers)) == ("OwnModel", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("student", "adapter"),
+    [
+        ({"load": {"nf4": {}}}, {"dora": {"r": 4}}),
+        (
+            {"prepare": {"prune_depth": {"layers": [0]}}},
+            {"lora": {"r": 4, "modules_to_save": ["norm"]}, "loraplus": {}},
+        ),
+    ],
+    ids=["quantised", "pruned"],
+)
+def test_any_base_goes_on_from_its_adapter_and_resumes_bit_for_bit(lab, caplog, student, adapter):
+    before = lab.run("before", student=student, adapter=adapter, **steps(2))
+    run = lab.run("run", student=student | {"adapter_path": "before/adapter"}, adapter=adapter, **steps(4))
+    assert measured(run.result["before"]) == pytest.approx(measured(before.result["after"]), rel=1e-6)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]  # the base is the same
+    whole = run.adapter_bytes
+    for part in ("checkpoints/step-4", "adapter"):
+        shutil.rmtree(run.path / part)
+    (run.path / "result.json").unlink()
+    assert lab.run("run", lab.folder / "run-recipe.yaml", resume=True).adapter_bytes == whole
