@@ -74,6 +74,11 @@ class Student(Model):
     prepare: Options = {}
 
 
+def _refuse_endless(streaming: bool, max_rows: int | None) -> None:
+    if streaming and max_rows is None:
+        raise ValueError("`streaming` needs `max_rows`: a stream is read so far, and then trained on")
+
+
 class Source(Section):
     """One of several sources. `weight`: its share of an epoch's rows, beside the others'; all have one, or none has.
 
@@ -89,8 +94,7 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _end_of_a_stream(self) -> Self:
-        if self.streaming and self.max_rows is None:
-            raise ValueError("`streaming` needs `max_rows`: a stream is read once, so far, and then trained on")
+        _refuse_endless(self.streaming, self.max_rows)
         return self
 
 
@@ -126,6 +130,15 @@ class Data(Section):
             raise ValueError(f"`held_out` is {held_out}, but a share lies between 0 and 1; rows are a whole number")
         return held_out
 
+    @field_validator("sources")
+    @classmethod
+    def _all_weights_or_none(cls, sources: dict[str, Source] | None) -> dict[str, Source] | None:
+        weighted = [name for name, source in (sources or {}).items() if source.weight is not None]
+        if weighted and len(weighted) < len(sources or {}):
+            rest = ", ".join(name for name in sources or {} if name not in weighted)
+            raise ValueError(f"of the `sources`, {', '.join(weighted)} has a weight and {rest} has none")
+        return sources
+
     @model_validator(mode="before")
     @classmethod
     def _one_or_several(cls, values: Any) -> Any:
@@ -134,17 +147,13 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _whole_sources(self) -> Self:
-        several = self.sources or {}
-        weighted = [name for name, source in several.items() if source.weight is not None]
-        if weighted and len(weighted) < len(several):
-            rest = ", ".join(name for name in several if name not in weighted)
-            raise ValueError(f"of the `sources`, {', '.join(weighted)} has a weight and {rest} has none")
+        _refuse_endless(self.streaming, self.max_rows)
         defaults = {name: Source.model_fields[name].default for name in ("split", "columns", "streaming", "max_rows")}
         said = [f"`{name}`" for name, default in defaults.items() if getattr(self, name) != default]
-        if several and self.eval_source is None and said:
+        if self.sources and self.eval_source is None and said:
             raise ValueError(f"{', '.join(said)}: say it of each of the `sources`")
-        if self.eval_split and self.eval_source is None and (several or self.eval_split == self.split):
-            other = "is not clear whose it is" if several else "is the split that is trained on"
+        if self.eval_split and self.eval_source is None and (self.sources or self.eval_split == self.split):
+            other = "is not clear whose it is" if self.sources else "is the split that is trained on"
             raise ValueError(f"`eval_split` is {self.eval_split}, which {other}; `eval_source` names what it is of")
         return self
 
