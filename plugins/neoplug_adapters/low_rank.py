@@ -126,10 +126,11 @@ class LowRank:
             raise RecipeError(problems)
         try:
             with _drawing_from(rng), _quiet(), _without_memory(model):
-                adapted = get_peft_model(model, self._config(model))
+                config = self._config(model)
+                adapted = get_peft_model(model, config)  # which completes the configuration
         except ValueError as error:  # a target of a kind that peft cannot adapt, or all of them excluded
             raise RecipeError([self._refused(error)]) from error
-        if experts := passed_by(adapted):
+        if experts := passed_by(adapted, config.target_parameters):
             log.info("%s passes by %d weights of experts, which are no linear layers", self.name, experts)
         return adapted
 

@@ -1,7 +1,7 @@
 """Names in an adapter's options that match nothing in the model. Peft ignores most of these in silence."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 
@@ -41,19 +41,21 @@ def bypassed(model: torch.nn.Module) -> list[str]:
 
     An adapter on such a layer would take no part, in silence; peft refuses some of them, by the model's type.
     """
-    mixers = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "conv1d")}
+    mamba = ("conv1d", "D", "out_proj")  # what such a mixer has, and other linear attention has not
+    mixers = {name.rpartition(".")[2] for name, part in model.named_modules() if all(hasattr(part, at) for at in mamba)}
     return sorted(f"{mixer}.out_proj" for mixer in mixers)
 
 
-def passed_by(model: torch.nn.Module) -> int:
+def passed_by(model: torch.nn.Module, target_parameters: Collection[str] | None) -> int:
     """Count the weights of experts that no adapter reached: matrices in one stack are no linear layers to peft.
 
-    Peft knows the experts of some families, Mixtral's and Qwen's, and adapts them as `target_parameters`.
+    target_parameters   what peft adapts of them: by itself it does so in the families of Mixtral and Qwen
     """
-    experts = [(name, weight) for name, weight in model.named_parameters() if ".experts." in name]
-    if any(weight.requires_grad for _, weight in experts):
+    if target_parameters:
         return 0
-    return sum(weight.numel() for _, weight in experts if weight.ndim == 3)
+    modules = [module for module in model.modules() if not isinstance(module, torch.nn.modules.conv._ConvNd)]
+    weights = [weight for module in modules for weight in module.parameters(recurse=False)]
+    return sum(weight.numel() for weight in weights if weight.ndim == 3 and min(weight.shape) > 1)
 
 
 def _missing(wanted: Names, names: list[str]) -> list[str]:

@@ -1,0 +1,67 @@
+"""What all-linear means where a family has more than linear layers: shapes alone tell, so no weights are made."""
+
+import logging
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from neoplug.errors import RecipeError
+from neoplug.models.load import skeleton
+from neoplug.testing.families import USUAL, configuration
+from neoplug_adapters.dora import DoRA
+from neoplug_adapters.lora import LoRA
+
+# peft calls transformers by old names
+pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
+
+
+def adapted(plugin, config):
+    """Return the names of the modules that carry matrices."""
+    model = plugin.add_adapter(skeleton(config), torch.Generator().manual_seed(0))
+    return {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+
+
+@pytest.mark.parametrize("exclude", [None, ["q_proj"], r".*\.q_proj"])
+def test_what_a_mamba_mixer_reads_without_calling_is_left_out(exclude, caplog):
+    with caplog.at_level(logging.INFO, logger="neoplug"):
+        names = adapted(LoRA(exclude_modules=exclude), configuration("falcon_h1"))
+    assert "all-linear leaves out mamba.out_proj" in caplog.text
+    assert any(name.endswith("mamba.in_proj") for name in names)
+    assert not any(name.endswith("mamba.out_proj") for name in names)
+    assert any(name.endswith("q_proj") for name in names) == (exclude is None)
+
+
+def test_experts_are_adapted_where_peft_knows_them(caplog):
+    with caplog.at_level(logging.INFO, logger="neoplug"):
+        names = adapted(LoRA(), configuration("mixtral"))
+    assert any("experts" in name for name in names)
+    assert "experts" not in caplog.text
+
+
+def test_experts_that_stay_as_they_are_are_said(caplog):
+    config = AutoConfig.for_model("granitemoe", **USUAL, vocab_size=259, num_local_experts=4, num_experts_per_tok=2)
+    with caplog.at_level(logging.INFO, logger="neoplug"):
+        adapted(LoRA(), config)
+    weights = config.num_hidden_layers * 4 * 3 * config.hidden_size * config.intermediate_size
+    assert f"lora passes by {weights} weights of experts" in caplog.text
+
+
+def test_dora_cannot_stand_on_experts():
+    with pytest.raises(RecipeError, match=r"ParamWrapper(.|\n)*name the layers to adapt"):
+        adapted(DoRA(), configuration("mixtral"))
+    names = adapted(DoRA(target_modules=["q_proj", "v_proj"]), configuration("mixtral"))
+    assert {name.rpartition(".")[2] for name in names} == {"q_proj", "v_proj"}
+
+
+def test_linear_attention_that_calls_its_layers_keeps_them():
+    delta = {
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "vocab_size": 259}
+    kinds = {"layer_types": ["linear_attention", "full_attention"]}
+    config = AutoConfig.for_model("qwen3_next", **USUAL | delta | experts | kinds)
+    assert any(name.endswith("linear_attn.out_proj") for name in adapted(LoRA(), config))
