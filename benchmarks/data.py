@@ -59,6 +59,7 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
             alone = child("--bare", file, tokenizer, home)
             found.append({"kind": kind, "rows": rows, "bytes": file.stat().st_size})
             found[-1] |= {"first": first, "warm": warm, "bare": alone, "first_beside_bare": beside(first, alone)}
+            print(json.dumps(found[-1]), file=sys.stderr, flush=True)  # it takes minutes
             file.unlink()
     machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "system": platform.platform()}
     return {"command": "python benchmarks/data.py", "machine": machine, "found": found}
