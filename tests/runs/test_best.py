@@ -121,7 +121,7 @@ def test_a_resumed_run_judges_the_same(scripted, undisturbed, trip):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trip", ["save 2 kill", "save 5 kill"])
+@pytest.mark.parametrize("trip", ["save 2 kill"])
 def test_a_killed_run_judges_the_same(scripted, undisturbed, trip):
     name = trip.replace(" ", "-")
     scripted.switch.write_text(trip)
