@@ -13,7 +13,7 @@ from torch import nn
 
 from neoplug.data import Corpus, Order, check_source, load_corpus, teacher_prompt
 from neoplug.data.batch import Batch, collate
-from neoplug.data.differences import differences, templates_of
+from neoplug.data.differences import TEACHER, differences, templates_of
 from neoplug.errors import Problem, RecipeError, UsageError
 from neoplug.hookspecs import Role
 from neoplug.models import (
@@ -89,7 +89,7 @@ def survey(checked: Checked, progress: Progress) -> Parts:
     for line in corpus.report.lines():
         logger.info(line)
     for line in differences(tokenizer, theirs, templates_of(recipe.data, prompt, corpus.report)):
-        logger.warning("the teacher's tokenizer is not the student's: %s", line)
+        logger.warning("%s", TEACHER.format(line))
     refuse_unshared(corpus, vocabulary, tokenizer)
     refuse_too_long(corpus, {"student": student, "teacher": teacher})
     if recipe.teacher and teacher:

@@ -19,6 +19,7 @@ import torch
 from neoplug import models
 from neoplug.assembly import adapted, count_steps, find_model, make_order, prepared, rehearse_teacher
 from neoplug.data import load_corpus, teacher_prompt
+from neoplug.data.differences import TEACHER, differences, templates_of
 from neoplug.errors import PluginError
 from neoplug.objective import BLOCK
 from neoplug.optim import make_optimizer
@@ -43,8 +44,8 @@ def plan(checked: Checked) -> dict[str, Any]:
 
     name, recipe (resolved), origin (dotted key -> place), plugins (section, name, package, version, target),
     models (role -> source, revision, adapter, device, dtype, parameters, bytes), parameters (trainable, total),
-    data (counts), steps, tokens_per_step, memory_bytes, disk_bytes, warnings (lines on what this machine cannot hold,
-    or nobody wants).
+    data (counts), steps, tokens_per_step, memory_bytes, disk_bytes, warnings (lines on what the teacher's tokenizer
+    does otherwise, what this machine cannot hold, or nobody wants).
 
     Raises:
         RecipeError: model, data or plugins do not fit the recipe.
@@ -55,11 +56,10 @@ def plan(checked: Checked) -> dict[str, Any]:
         found["teacher"] = _model(checked, "teacher", recipe.teacher)
     student = found["student"]
     tokenizer = models.load_tokenizer(student.located, ("student", "model"))
-    prompt = None
-    if recipe.teacher and recipe.teacher.chat_template:
-        theirs = models.load_tokenizer(found["teacher"].located, ("teacher", "model"))
-        prompt = teacher_prompt(recipe.teacher.chat_template, theirs)
+    theirs = models.load_tokenizer(found["teacher"].located, ("teacher", "model")) if recipe.teacher else tokenizer
+    prompt = teacher_prompt(recipe.teacher.chat_template, theirs) if recipe.teacher else None
     corpus = load_corpus(recipe.data, tokenizer, prompt)
+    told = differences(tokenizer, theirs, templates_of(recipe.data, prompt, corpus.report))
     run = _length(checked, corpus)
     sizes = _trained_sizes(checked, adapted(checked, student.skeleton, run["steps"], student.located))
     planned = {
@@ -73,7 +73,8 @@ def plan(checked: Checked) -> dict[str, Any]:
         "memory_bytes": _memory(found, sizes, _activations(student, recipe.train, run["data"]["longest_row"])),
         "disk_bytes": _disk(checked.recipe, student, sizes, run["steps"]),
     }
-    return planned | {"warnings": list(_warnings(planned, Path(recipe.output_dir or "runs").absolute()))}
+    warnings = [*map(TEACHER.format, told), *_warnings(planned, Path(recipe.output_dir or "runs").absolute())]
+    return planned | {"warnings": warnings}
 
 
 def _warnings(planned: Mapping[str, Any], output: Path) -> Iterator[str]:

@@ -26,6 +26,7 @@ SAMPLE: list[Message] = [
     {"role": "user", "content": "Are you sure?"},
     {"role": "assistant", "content": ANSWER},
 ]
+TEACHER = "the teacher's tokenizer is not the student's: {}"  # a difference as a sentence of its own
 SHOWN = 40  # characters of each text from where they differ
 
 
