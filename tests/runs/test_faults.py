@@ -152,6 +152,7 @@ def test_no_bad_checkpoint_between_log_lines(lab, faulty):
     assert set(run.result) == {"format", "status", "reason", "before", "teacher", "sample"}
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_1_and_says_why(lab, faulty, monkeypatch, capsys):
     recipe = faulty("Value", "nan", range(24))
     monkeypatch.setattr(sys, "argv", ["neoplug", "run", str(recipe), "--output", str(lab.folder / "run")])

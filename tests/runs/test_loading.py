@@ -133,6 +133,7 @@ def stored(tmp_path_factory, tiny_student):
     return folder
 
 
+@pytest.mark.slow
 def test_weights_that_are_stored_quantised_need_their_plugin(lab, stored):
     with pytest.raises(RecipeError, match="stored quantised, and no plugin under `load` sets them up"):
         lab.run("none", student={"model": str(stored)})

@@ -121,6 +121,7 @@ def test_an_empty_folder_is_a_place(tmp_path):
     assert RunDir.create(tmp_path / "run", {"seed": 0}, {"format": 1}).resolved == {"seed": 0}
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(lab):
     whole = lab.run("whole")
     run = lab.run("run")

@@ -317,6 +317,7 @@ def test_splitting_a_step_changes_nothing(lab, drop):
                 torch.testing.assert_close(ours[key], gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_step_without_any_answer_token_costs_nothing(lab, drop):
     run = lab.run("run", train={"max_steps": 2}, treatments={drop: {"rows": list(range(24))}}, optimizer={"sgd": {}})
     for line in run.lines:
@@ -336,6 +337,7 @@ class Shaky:
 """
 
 
+@pytest.mark.slow
 def test_running_the_resolved_recipe_again_gives_the_same(lab, monkeypatch, tmp_path_factory):
     lab.plugin("shaky", SHAKY)
     first = lab.run("first", treatments={"./shaky.py:Shaky": {}}, train={"max_steps": 3})
@@ -346,6 +348,7 @@ def test_running_the_resolved_recipe_again_gives_the_same(lab, monkeypatch, tmp_
     assert (second.path / "recipe.yaml").read_bytes() == (first.path / "recipe.yaml").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_order_of_a_recipe_means_nothing(lab, drop):
     maps = {
         "adapter": {"lora": {"r": 4, "lora_alpha": 8}, "loraplus": {"lr_ratio": 4.0}},
