@@ -83,10 +83,12 @@ def probe(
 ) -> dict[str, Any]:
     """Return the answers of all probes by name."""
     known = {id(one.module): one for one in (model, teacher) if one is not None}
+    own = set(map(id, batches))
 
     def predict(module: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         asked = known[id(module)]
-        _refuse_unshared(batch, asked, tokenizer)
+        if id(batch) not in own:  # those were looked at when the data was read, and a prompt is its reader's alone
+            _refuse_unshared(batch, asked, tokenizer)
         batch = (batch.for_teacher() if asked is teacher else batch).to(asked.device)
         labels = asked.head.vocabulary.index(batch.labels)
         for rows, log_q, _ in log_probabilities(asked.head, asked.hidden(batch)):

@@ -143,7 +143,7 @@ class Batch:
         longest, device = max(self.lengths), self.input_ids.device
         gaps = torch.tensor([longest - length for length in self.lengths])
         shift = torch.repeat_interleave(gaps.cumsum(0) - gaps, torch.tensor(self.lengths))  # [T] padding before a token
-        place = (torch.arange(self.tokens) + shift).to(device)
+        place = _sent(torch.arange(self.tokens) + shift, device)
         input_ids = self.input_ids.new_full((len(self.lengths) * longest,), pad_token_id)
         mask = torch.zeros_like(input_ids)
         inputs = {
@@ -155,7 +155,7 @@ class Batch:
 
     def _block_masks(self, windows: Windows, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
         numbers = torch.arange(len(self.lengths))
-        document = torch.repeat_interleave(numbers, torch.tensor(self.lengths)).to(self.input_ids.device)
+        document = _sent(torch.repeat_interleave(numbers, torch.tensor(self.lengths)), self.input_ids.device)
         seen = (document[:, None] == document).tril()
         masks = {}
         for kind, window in windows.items():

@@ -1,6 +1,6 @@
 """Rows of any length to documents of at most `max_length` tokens; what that loses is said."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,5 +55,9 @@ def windows(row: Tokenised, max_length: int) -> list[Document]:
 
 
 def idle(document: Document) -> Document:
-    """Return the document with nothing scored: what a rank runs that has no rows left."""
-    return Document(document.input_ids, np.zeros_like(document.scored), document.row)
+    """Return the document with nothing scored: what a rank runs that has no rows left.
+
+    The teacher still reads its own text, since it may not know the student's tokens.
+    """
+    theirs = None if document.teacher_scored is None else np.zeros_like(document.teacher_scored)
+    return replace(document, scored=np.zeros_like(document.scored), teacher_scored=theirs)

@@ -32,7 +32,7 @@ def read_file(path: Path, key: Key) -> Iterator[Row | Fault]:
         raise RecipeError([Problem(f"{path} is no kind of data file that is known", fix=fix, path=key)])
     try:
         yield from reader(path)
-    except (ValueError, OSError, RecursionError) as error:  # UnicodeDecodeError and pyarrow's errors are ValueErrors
+    except (ValueError, OSError, RecursionError, csv.Error) as error:  # some libraries' own errors are ValueErrors
         raise RecipeError([Problem(f"{path} cannot be read: {error}", path=key)]) from error
 
 

@@ -1,12 +1,13 @@
 """Cutting: a long text loses nothing, a long conversation its end, and that is counted."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoplug.data import idle
+from neoplug.data import collate, idle
 from neoplug.data.lengths import fit, windows
 from neoplug.data.tokenise import Tokenised
 
@@ -45,3 +46,10 @@ def test_an_idle_document_is_the_same_with_nothing_scored():
     assert idle(document).answer_tokens == 0
     assert idle(document).input_ids.tolist() == [0, 1, 2, 3, 4]
     assert document.answer_tokens == 4
+
+
+def test_of_an_idle_document_the_teacher_reads_its_own_text_too():
+    taught = replace(row(5), teacher_ids=np.array([90, 91, 1, 2, 3, 4]), teacher_scored=np.arange(6) >= 2)
+    batch = collate([idle(fit(taught, 9).documents[0])])
+    assert batch.for_teacher().input_ids.tolist() == [90, 91, 1, 2, 3, 4]
+    assert batch.answer_tokens == batch.for_teacher().answer_tokens == 0

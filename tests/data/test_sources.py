@@ -123,6 +123,7 @@ def test_a_dataset_saved_to_disk(tmp_path):
         ("a.jsonl", '{"text": \n', "no row of"),
         ("a.json", '{"text": }', "Expecting value"),
         ("a.csv", "text\none,two\n", "more fields than the header"),
+        ("a.csv", '"te"xt,more\none,two\n', "cannot be read"),
         ("a.parquet", "no parquet", "cannot be read"),
         ("a.xml", "<a/>", "is no kind of data file"),
         ("a.jsonl", "", "holds no rows"),
