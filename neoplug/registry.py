@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from functools import lru_cache
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -114,9 +115,16 @@ def installed() -> list[Entry]:
     """List the entry points of group `neoplug`, sorted by name and package. Imports none of them."""
     from importlib.metadata import entry_points
 
+    changed = tuple((place, place.stat().st_mtime_ns) for place in map(Path, sys.path) if place.exists())
+    return list(_listed(entry_points, changed))
+
+
+@lru_cache(maxsize=1)  # every installed package is looked at for it, so only when a folder changed
+def _listed(entry_points: Callable[..., Any], _: tuple[tuple[Path, int], ...]) -> list[Entry]:
     points = entry_points(group=GROUP)
-    dists = {point.dist for point in points}
-    owners = {dist: (dist.name, dist.version) if dist else ("?", "") for dist in dists}  # each parses a file
+    owners: dict[Any, tuple[str, str]] = {}
+    for dist in {point.dist for point in points}:
+        owners[dist] = (dist.name, dist.version) if dist else ("?", "")  # each parses a file
     found = {Entry(point.name, *owners[point.dist], point.value) for point in points}
     return sorted(found, key=lambda entry: (entry.name, entry.package, entry.target))
 

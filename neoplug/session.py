@@ -200,7 +200,7 @@ class Session:
         self.trackers.evaluation(0, of_teacher, "teacher")
         self.facts = {"before": before, **({"teacher": of_teacher} if of_teacher else {}), "sample": sample}
 
-    def continuation(self, student: LanguageModel, prompt: list[int], tokens: int = 48) -> str | None:
+    def continuation(self, student: LanguageModel, prompt: list[int], tokens: int = 32) -> str | None:
         """Return how the student goes on, greedily; None where the model cannot generate."""
         module: Any = student.module
         if not hasattr(module, "generate"):
