@@ -44,11 +44,11 @@ def _facts(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], resu
     """Return the card's metadata. Only what lies on the hub is named there as base or data set."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    student = lock["models"]["student"]
-    source = run.resolved["data"].get("source")
+    student, data = lock["models"]["student"], run.resolved["data"]
+    sources = [data.get("source"), *(part["source"] for part in (data.get("sources") or {}).values())]
     facts = ModelCardData(
         base_model=student["source"] if student["revision"] else None,
-        datasets=[source] if _is_hub_id(source) else None,
+        datasets=[source for source in sources if _is_hub_id(source)] or None,
         library_name="peft" if run.adapter.is_dir() else "transformers",
         pipeline_tag="text-generation",
         tags=["neoplug", "knowledge-distillation", *recipe["adapter"], *recipe["loss"]],

@@ -345,9 +345,9 @@ class Plugins:
         """
         return {(call.name if section else call.label): call(**arguments) for call in self._of(hook, section)}
 
-    def one(self, hook: str, /, *, section: str | None = None, **arguments: Any) -> Any:
+    def one(self, hook: str, /, **arguments: Any) -> Any:
         """Return the only answer to `hook`, or None where nobody implements it."""
-        calls = self._of(hook, section)
+        calls = self._calls[hook]
         if len(calls) > 1:
             names = ", ".join(call.label for call in calls)
             raise RecipeError([Problem(f"`{hook}` takes one answer, but {names} give one each")])
@@ -362,9 +362,9 @@ class Plugins:
         """Return (section, name) of the plugins that answer `hook`, in the order of their calls."""
         return tuple((call.section, call.name) for call in self._calls[hook])
 
-    def implements(self, hook: str, *, section: str | None = None) -> tuple[str, ...]:
+    def implements(self, hook: str) -> tuple[str, ...]:
         """Return the names of the plugins that answer `hook`, in the order of their calls."""
-        return tuple(call.name if section else call.label for call in self._of(hook, section))
+        return tuple(call.label for call in self._calls[hook])
 
     def functions(self, hook: str, *, section: str | None = None) -> dict[str, Callable[..., Any]]:
         """Return each implementation of `hook` as a function that takes all the hook's arguments by keyword."""

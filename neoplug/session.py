@@ -131,7 +131,8 @@ class Session:
         self.progress.started(total, first)
         with self.stop.deferring():
             done = first if "stopped_early" in self.facts else distil(training, first)
-        if self.stop.signal is not None or done < self.facts.get("stopped_early", total):
+            stopped = self.stop_asked()  # one rank alone may have been, after the loop asked for the last time
+        if stopped or done < self.facts.get("stopped_early", total):
             signal = self.stop.signal or 15
             raise Interrupted(signal, f"stopped by a signal after step {done} of {total}; go on with --resume")
         return self.finish(student, teacher, batches, done)

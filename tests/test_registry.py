@@ -220,7 +220,7 @@ def test_each_names_answers_and_gives_only_what_is_asked_for():
 def test_one_is_the_only_answer_or_none():
     plugins = Plugins({"probes": {"x": Recorder()}, "treatments": {"f": First(), "l": Last()}})
     assert plugins.one("merge_adapter", model=1) is None
-    assert plugins.one("penalty", section="probes", progress=1.0) == (None, 1.0)
+    assert Plugins({"probes": {"x": Recorder()}}).one("penalty", progress=1.0) == (None, 1.0)
     assert "x" in words(lambda: plugins.one("penalty", model=1, progress=1.0))[0]
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,8 +11,10 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
+from neoplug.card import card
 from neoplug.errors import RunError, UsageError
 from neoplug.push import push
+from neoplug.rundir import RunDir
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # huggingface_hub's own, of httpx
@@ -146,6 +149,16 @@ def test_the_card_says_what_it_is_in_the_hubs_format(hub, pruned, tiny_student):
     assert recipe["adapter"] == yaml.safe_load((pruned.path / "recipe.yaml").read_text())["adapter"]
     everything = "".join(file.read_text() for file in hub.folder.glob("*.*") if file.suffix != ".safetensors")
     assert str(tiny_student.parent) not in everything  # where files lay is nobody's business
+
+
+def test_the_card_names_each_data_set_of_the_hub(pruned, tmp_path):
+    for name in ("recipe.yaml", "lock.json"):
+        shutil.copy(pruned.path / name, tmp_path)
+    run = RunDir.open(tmp_path)
+    named = {"b": "me/one", "c": "python:pydoc_data.topics", "d": str(tmp_path), "e": "me/two"}
+    recipe = run.resolved | {"data": {"sources": {name: {"source": source} for name, source in named.items()}}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert ModelCard(card(run, pruned.result)).data.datasets == ["me/one", "me/two"]
 
 
 def test_the_runs_own_card_loads_from_the_run(pruned):

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from neoplug.errors import Interrupted
+from neoplug.session import Session
 
 SIGNALS = """
 @dataclass(eq=False)
@@ -103,6 +104,14 @@ def test_a_signal_in_the_last_step_leaves_only_the_end_to_do(signalled, lab):
     signalled("run", resume=True)
     assert run.result["status"] == "completed"
     assert len(run.lines) == 5
+
+
+def test_a_signal_that_another_rank_alone_got_after_the_last_step_ends_this_one_too(lab, monkeypatch):
+    asked = iter([False, True])  # in the loop; behind it
+    monkeypatch.setattr(Session, "stop_asked", lambda _: next(asked))
+    with pytest.raises(Interrupted, match="after step 1 of 1"):
+        lab.run("run", train={"max_steps": 1})
+    assert lab.at("run").result["status"] == "interrupted"
 
 
 SWALLOWS = """
