@@ -48,8 +48,9 @@ def _folders(located: Located, checked: "Checked", fingerprint: str) -> dict[str
     train = checked.recipe.train
     plugins: dict[str, Any] = {"model": located.identity, "plugins": _plugins(checked), "versions": _versions()}
     seed = plugins | {"seed": checked.recipe.seed}
-    sizes = [train.per_device_train_batch_size, train.gradient_accumulation_steps]
-    keys = {"nothing": plugins, "seed": seed, "batches": seed | {"data": fingerprint, "sizes": sizes}}
+    weights = [(name, part.weight) for name, part in checked.recipe.data.parts.items() if part.weight is not None]
+    order = [train.per_device_train_batch_size, train.gradient_accumulation_steps, *weights]
+    keys = {"nothing": plugins, "seed": seed, "batches": seed | {"data": fingerprint, "sizes": order}}
     return {name: cache_root() / "students" / content_hash({"format": 1, **key}) for name, key in keys.items()}
 
 

@@ -38,9 +38,10 @@ class Shift:
         model.model.norm.weight.data += amount
 
 
-def run(model, plugins, *, seed=0, fingerprint="f", batches=(1.0,)):
+def run(model, plugins, *, seed=0, fingerprint="f", batches=(1.0,), weight=None):
     train = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=1)
-    recipe = SimpleNamespace(seed=seed, train=train)
+    parts = {name: SimpleNamespace(weight=weight if name == "a" else weight and 1.0) for name in ("a", "b")}
+    recipe = SimpleNamespace(seed=seed, train=train, data=SimpleNamespace(parts=parts))
     checked = SimpleNamespace(recipe=recipe, plugins=Plugins({"student.prepare": plugins}), entries={})
     return prepare(
         locate(str(model)),
@@ -80,6 +81,8 @@ def test_it_is_made_again_only_for_what_it_depends_on(tiny_student, by):
     other_data = run(tiny_student, {"s": Shift(by)}, fingerprint="g", batches=(2.0,))
     assert (other_seed == first) is (by == "constant")
     assert (other_data == first) is (by != "batches")
+    weighted = [run(tiny_student, {"s": Shift(by)}, weight=weight, batches=(3.0,)) for weight in (1.0, 2.0)]
+    assert len({first, *weighted}) == (3 if by == "batches" else 1)  # other rows come first
     assert run(tiny_student, {"s": Shift(by)}) == first
     if by == "rng":
         assert not torch.equal(norm(first), norm(other_seed))
