@@ -14,6 +14,7 @@ def pack(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
     Each document goes to the row with the least room that still holds it, the earliest of several. Documents stand in
     their given order inside a row, and rows in the order of their first documents.
     """
+    max_length = min(max_length, int(lengths.sum()))  # no row gets fuller: a `max_length` of 10**8 costs nothing
     row_of = np.zeros(len(lengths), np.int64)
     rows = 0
     waiting: list[list[int]] = [[] for _ in range(max_length + 1)]  # by the room that is left: a heap of rows

@@ -105,16 +105,44 @@ def _arrow_row(row: Any) -> Row | Fault:
 def _csv_rows(path: Path) -> Iterator[Row | Fault]:
     """Yield rows whose values are all text, as written: an answer of `007` stays so."""
     csv.field_size_limit(2**31 - 1)  # the default refuses fields beyond 128 KiB, which documents exceed
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        lines = _CsvLines(file)
         reader = csv.DictReader(lines, strict=True)
         names = reader.fieldnames
         while names:
+            lines.begin_row()
             try:
                 yield _csv_row(next(reader))
             except StopIteration:
                 return
             except csv.Error as error:
+                lines.end_broken_row()
                 yield f"no CSV: {error}"
+
+
+class _CsvLines:
+    """The lines of a csv file. A quote that nobody closes takes all that follows for its row: here it gets one line."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+        self._row: list[str] = []  # the lines of the row that is being read
+        self._again: list[str] = []  # to be read once more, the next one last
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.pop() if self._again else next(self._lines)
+        if self._row or line.strip():  # blank lines between rows are none of a row's
+            self._row.append(line)
+        return line
+
+    def begin_row(self) -> None:
+        self._row.clear()
+
+    def end_broken_row(self) -> None:
+        """Let the reading go on with the line behind the row's first."""
+        self._again += reversed(self._row[1:])
 
 
 def _csv_row(row: dict[Any, Any]) -> Row | Fault:

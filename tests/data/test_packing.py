@@ -63,6 +63,11 @@ def test_at_most_a_twentieth_is_wasted_on_lengths_like_those_of_chats(max_length
     assert 1 - lengths.sum() / (max_length * len(rows)) <= 0.05
 
 
+def test_an_endless_row_takes_no_memory():
+    assert packed([3, 5, 4], 10**15) == [[0, 1, 2]]
+    assert packed([], 10**15) == []
+
+
 def test_a_hundred_thousand_documents_take_no_time():
     """About 0.25 s of one core, a million 2.5 s; looking at every row for every document would take minutes."""
     lengths = np.clip(np.random.default_rng(0).lognormal(5.06, 0.71, 100_000).astype(int), 8, 1024)

@@ -155,6 +155,8 @@ LATIN = "é".encode("latin-1")
         ),
         ("a.json", b'[{"text": "x"}, 3, {"text": "\\uDC00"}]', ["x", "int, but a row", "half a character"]),
         ("a.csv", b'text\nx\none,two\n' + LATIN + b'\n"a"b\ny\n', ["x", "more fields", "not UTF-8", "no CSV", "y"]),
+        ("a.csv", b'text\nx\n\n"a\ny\n\n"z\n."\n', ["x", "no CSV", "y", "z\n."]),  # closed by the next row's quote
+        ("a.csv", b'text\n\n\n"a\ny\n\n"z\n."\n"b\nx\n', ["no CSV", "y", "z\n.", "no CSV", "x"]),  # never closed
         ("a.txt", b"x\n" + LATIN + b"\ny\n", ["x", "not UTF-8", "y"]),
         ("a.md", b"x\nz\n\n\n" + LATIN + b"\nz\n\ny\n", ["x\nz", "not UTF-8", "y"]),
     ],
