@@ -172,7 +172,7 @@ def recording(head: nn.Module, positions: Tensor, length: int) -> Iterator[list[
 
 
 def head_name(model: nn.Module) -> str:
-    """Return where the output head stands in a bare transformers model, as `lm_head`."""
+    """Return where the output head stands in a bare transformers model, as `lm_head`. Raises RunError without one."""
     find: Any = getattr(model, "get_output_embeddings", None)
     head = find() if find else None
     names = [name for name, module in model.named_modules() if module is head]

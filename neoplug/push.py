@@ -44,7 +44,7 @@ def push(run: Path, repository: str, *, private: bool = False) -> str:
 
 
 def finished(run: Path) -> RunDir:
-    """Open a run that completed, and left files that others can load."""
+    """Open a run that completed, and left files that others can load. Raises UsageError for any other."""
     directory = RunDir.open(run)
     if (directory.result or {}).get("status") != "completed":
         raise UsageError(f"{run} is not finished\nwhy: its student is not what the recipe asked for\nfix: --resume it")

@@ -346,7 +346,7 @@ class Plugins:
         return {(call.name if section else call.label): call(**arguments) for call in self._of(hook, section)}
 
     def one(self, hook: str, /, **arguments: Any) -> Any:
-        """Return the only answer to `hook`, or None where nobody implements it."""
+        """Return the only answer to `hook`, or None where nobody implements it. Raises RecipeError for several."""
         calls = self._calls[hook]
         if len(calls) > 1:
             names = ", ".join(call.label for call in calls)

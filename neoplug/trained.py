@@ -60,7 +60,12 @@ def with_peft(model: nn.Module, adapter: Path) -> Any:
 
 
 def as_trained(model: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:
-    """Add the adapter anew and put what a checkpoint holds into it: for adapters that only their plugin can read."""
+    """Add the adapter anew and put what a checkpoint holds into it: for adapters that only their plugin can read.
+
+    Raises:
+        UsageError: no checkpoint is left.
+        RunError: it holds what the model has not.
+    """
     newest = _checkpoint(directory)
     (name,), seed = plugins.implements("add_adapter"), directory.resolved.get("seed", 0)
     if newest is None:

@@ -44,7 +44,7 @@ class Vocabulary:
         return self._copies[device]
 
     def unshared(self, input_ids: Tensor) -> list[int]:
-        """Return the distinct token ids in `input_ids` that are not shared, ascending."""
+        """Return the distinct token ids in `input_ids`, of any shape, that are not shared, ascending."""
         distinct = torch.as_tensor(input_ids).unique().cpu()
         if self.ids is None:
             return distinct[distinct >= self.size].tolist()

@@ -40,7 +40,7 @@ class Mixture:
     shown: tuple[int, ...]
 
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
-        """Return the rows of an epoch, in its order."""
+        """Return [sum of `shown`] int64: the rows of an epoch, in its order."""
         return _epoch(self, seed, epoch)
 
 
@@ -62,6 +62,6 @@ def _walk(rows: int, seed: int, start: int, steps: int) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """Return a random permutation of `rows`, the same everywhere: numpy promises Philox's raw bits to stay."""
+    """Return [rows] int64: a random permutation, the same everywhere: numpy promises Philox's raw bits to stay."""
     bits = np.random.Philox(np.random.SeedSequence([seed % 2**64, epoch])).random_raw(rows)
     return np.argsort(bits, kind="stable")

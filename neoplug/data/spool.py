@@ -76,11 +76,11 @@ class Spool:
         return len(self._documents)
 
     def documents_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return the numbers of the documents of the rows that are True in `rows`."""
+        """Return [documents] int64: the numbers of those of the rows that are True in `rows` [rows]."""
         return np.flatnonzero(np.repeat(rows, self._documents))
 
     def side(self, chosen: np.ndarray | slice) -> Side:
-        """Count what became of some rows; a refused one became nothing."""
+        """Count what became of some rows, [rows] bool or a slice of them; a refused one became nothing."""
         rows = np.zeros(self.rows, bool)
         rows[chosen] = np.array(self._refused)[chosen] == 0
         documents, kept = np.array(self._documents)[rows], self.documents_of(rows)
@@ -99,8 +99,8 @@ class Spool:
     def write(self, folder: Path, order: np.ndarray, bounds: np.ndarray) -> str:
         """Write the arrays of a store; return the fingerprint of what they hold.
 
-        order   the numbers of the documents in the order of their rows, then of those held out
-        bounds  where in it each training row begins, and what is held out
+        order   [D] int64: the numbers of the documents in the order of their rows, then of those held out
+        bounds  [R + 1] int64: where in it each training row begins, and what is held out
         """
         own, teachers = np.array(self._own)[order], np.array(self._teachers)[order]
         starts = np.concatenate([[0], np.cumsum(own + teachers)])

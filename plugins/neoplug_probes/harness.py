@@ -55,7 +55,10 @@ class Harness:
 
     @hookimpl
     def on_evaluate(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]]:
-        """Return {task: {metric: value}}, as lm_eval reports them; `acc` is its `acc,none`."""
+        """Return {task: {metric: value}}, as lm_eval reports them; `acc` is its `acc,none`.
+
+        Raises RunError for a task that lm_eval does not know.
+        """
         names = [self.tasks] if isinstance(self.tasks, str) else list(self.tasks)
         with _undisturbed(model):
             from lm_eval import simple_evaluate

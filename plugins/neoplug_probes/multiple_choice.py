@@ -99,7 +99,7 @@ class MultipleChoice:
 
 
 def scored(questions: Sequence[Question], scores: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return what the scores of each question's answers amount to."""
+    """Return what the scores of each question's answers, [choices] nats, amount to."""
     lengths = [np.array([len(choice) for choice in question.choices]) for question in questions]
     chosen = [int(np.argmax(score)) for score in scores]
     chosen_norm = [int(np.argmax(score / length)) for score, length in zip(scores, lengths, strict=True)]
