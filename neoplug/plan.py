@@ -17,13 +17,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from neoplug import models
-from neoplug.assembly import adapted, count_steps, find_model, make_order, prepared, rehearse_teacher
+from neoplug.assembly import (
+    adapted,
+    count_steps,
+    find_model,
+    make_order,
+    prepared,
+    refuse_too_long,
+    refuse_unshared,
+    rehearse_teacher,
+)
 from neoplug.data import load_corpus, teacher_prompt
 from neoplug.data.differences import TEACHER, differences, templates_of
 from neoplug.errors import PluginError
 from neoplug.objective import BLOCK
 from neoplug.optim import make_optimizer
 from neoplug.rundir import hardware
+from neoplug.vocabulary import shared
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -51,14 +61,18 @@ def plan(checked: Checked) -> dict[str, Any]:
         RecipeError: model, data or plugins do not fit the recipe.
     """
     recipe = checked.recipe
-    found = {"student": _model(checked, "student", recipe.student)}
+    found: dict[Role, _Skeleton] = {"student": _model(checked, "student", recipe.student)}
     if recipe.teacher:
         found["teacher"] = _model(checked, "teacher", recipe.teacher)
     student = found["student"]
     tokenizer = models.load_tokenizer(student.located, ("student", "model"))
     theirs = models.load_tokenizer(found["teacher"].located, ("teacher", "model")) if recipe.teacher else tokenizer
     prompt = teacher_prompt(recipe.teacher.chat_template, theirs) if recipe.teacher else None
+    heads = [model.config.get_text_config().vocab_size for model in (student, found.get("teacher", student))]
+    vocabulary = shared(tokenizer, theirs, *heads)
     corpus = load_corpus(recipe.data, tokenizer, prompt)
+    refuse_unshared(corpus, vocabulary, tokenizer)
+    refuse_too_long(corpus, {role: model.located for role, model in found.items()})
     told = differences(tokenizer, theirs, templates_of(recipe.data, prompt, corpus.report))
     run = _length(checked, corpus)
     sizes = _trained_sizes(checked, adapted(checked, student.skeleton, run["steps"], student.located))
@@ -243,7 +257,7 @@ def _activations(student: _Skeleton, train: Train, longest_row: int) -> int:
     return tokens * numbers * student.dtype.itemsize + logits
 
 
-def _memory(found: Mapping[str, _Skeleton], sizes: _Sizes, activations: int) -> dict[str, int]:
+def _memory(found: Mapping[Role, _Skeleton], sizes: _Sizes, activations: int) -> dict[str, int]:
     parts = {f"{role}_weights": model.bytes for role, model in found.items()}
     if sizes.whole:  # the weights themselves are the trainable ones
         del parts["student_weights"]

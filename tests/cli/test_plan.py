@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 
@@ -213,3 +214,20 @@ def test_a_plan_warns_of_a_teacher_that_closes_its_answers_otherwise(planned):
     said = "it closes an answer with '<|endoftext|>'; the student's '<|im_end|>' is what it is asked about"
     assert said in "".join(planned(f"teacher.chat_template={json.dumps(template)}")["warnings"])
     assert "tokenizer" not in "".join(planned()["warnings"])
+
+
+def test_a_plan_refuses_what_the_run_would(neoplug, recipe, tiny_teacher, tmp_path):
+    """Two tokens that changed places; learned positions that are too few."""
+    from transformers import GPT2Config
+
+    other, short = (shutil.copytree(tiny_teacher, tmp_path / name) for name in ("other", "short"))
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    ids = tokenizer["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    sizes = {"n_positions": 20, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    GPT2Config(vocab_size=384, bos_token_id=0, eos_token_id=0, **sizes).save_pretrained(short)
+    for model, said in ((other, "do not share a vocabulary"), (short, "the teacher was made for 20")):
+        answer = neoplug("plan", recipe, f"teacher.model={model}")
+        assert (answer.code, answer.out) == (2, "")
+        assert said in answer.err
