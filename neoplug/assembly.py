@@ -23,6 +23,7 @@ from neoplug.models import (
     load_tokenizer,
     locate,
     locate_adapter,
+    plugin_kwargs,
     prepare,
     refuse_other_adapter,
     refuse_unfit,
@@ -93,7 +94,7 @@ def survey(checked: Checked, progress: Progress) -> Parts:
     refuse_unshared(corpus, vocabulary, tokenizer)
     refuse_too_long(corpus, {"student": student, "teacher": teacher})
     if recipe.teacher and teacher:
-        rehearse_teacher(recipe.teacher, teacher)
+        rehearse_teacher(checked, recipe.teacher, teacher)
     return Parts(student, student, teacher, tokenizer, corpus, vocabulary, trains_whole=False)
 
 
@@ -120,6 +121,7 @@ def rehearse(checked: Checked, student: Located, corpus: Corpus) -> bool:
     steps = count_steps(checked.recipe.train, make_order(checked, corpus, 1).steps_per_epoch)
     whole = False
     try:
+        plugin_kwargs(checked.plugins, "student")
         bare = load_skeleton(student, "student", checked.recipe.student.attn_implementation)
         bare = prepared(checked, bare)
         weights = list(bare.parameters())
@@ -133,11 +135,12 @@ def rehearse(checked: Checked, student: Located, corpus: Corpus) -> bool:
     return whole
 
 
-def rehearse_teacher(section: Model, teacher: Located) -> None:
-    """Refuse an attention that the teacher cannot run, and an adapter that does not fit it, without its weights."""
-    if section.attn_implementation is None and teacher.adapter is None:
-        return
+def rehearse_teacher(checked: Checked, section: Model, teacher: Located) -> None:
+    """Refuse `load` plugins at odds, an attention it cannot run, an adapter that does not fit, without weights."""
     try:
+        plugin_kwargs(checked.plugins, "teacher")
+        if section.attn_implementation is None and teacher.adapter is None:
+            return
         skeleton = load_skeleton(teacher, "teacher", section.attn_implementation)
         if teacher.adapter is not None:
             tell_other_base(teacher.adapter, teacher)

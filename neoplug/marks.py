@@ -311,11 +311,12 @@ class _Reader:
         before = _BREAKS.split(self.source.text[:position])
         return self.source.mark(len(before) - 1, len(before[-1]), 1)
 
-    def syntax(self, error: yaml.MarkedYAMLError) -> tuple[str, Mark]:
+    def syntax(self, error: yaml.MarkedYAMLError) -> tuple[str, Mark, str, str]:
         mark = error.problem_mark or error.context_mark
         what = f"this is not YAML: {error.problem or error.context}" + (
             f", {error.context} from line {self.source.line + error.context_mark.line}"
             if error.context and error.context_mark and error.problem
             else ""
         )
-        return what, self.source.mark(mark.line, mark.column, 1) if mark else self.source.mark(0, 0, 1)
+        fix = "write a space after the colon, as in {key: value}" if "unexpected ':'" in what else ""
+        return what, self.source.mark(mark.line, mark.column, 1) if mark else self.source.mark(0, 0, 1), "", fix

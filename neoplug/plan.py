@@ -172,15 +172,14 @@ def _model(checked: Checked, role: Role, section: Model) -> _Skeleton:
     if role == "student":
         prepared(checked, skeleton)
     else:
-        rehearse_teacher(section, located)
+        rehearse_teacher(checked, section, located)
     parameters = sum(weight.numel() for weight in skeleton.parameters())
     return _Skeleton(located, device, dtype, skeleton, parameters, round(_bytes(checked, role, skeleton, dtype)))
 
 
-def _bytes(checked: Checked, role: str, skeleton: PreTrainedModel, dtype: torch.dtype) -> float:
+def _bytes(checked: Checked, role: Role, skeleton: PreTrainedModel, dtype: torch.dtype) -> float:
     """Return the bytes of the weights; what a `load` plugin quantises is asked of transformers' own quantiser."""
-    answers = checked.plugins.each("load_kwargs", section=f"{role}.load", role=role)
-    kwargs = {key: value for answer in answers.values() for key, value in (answer or {}).items()}
+    kwargs = models.plugin_kwargs(checked.plugins, role)
     if "quantization_config" not in kwargs:
         return sum(weight.numel() for weight in skeleton.parameters()) * dtype.itemsize
     return _quantised_bytes(deepcopy(skeleton), kwargs["quantization_config"], dtype)

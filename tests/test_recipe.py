@@ -299,6 +299,13 @@ def test_an_override_is_checked_as_strictly(folder, override, expected):
     assert found[0].startswith(expected)
 
 
+def test_a_map_without_a_space_after_its_colon_says_so(folder):
+    with pytest.raises(
+        RecipeError, match=r"override:1:14: this is not YAML[\s\S]*\nfix: write a space after the colon"
+    ):
+        recipe.load("good.yaml", ["adapter={lora:{r: 8}}"])
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

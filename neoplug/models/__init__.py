@@ -17,6 +17,8 @@ from neoplug.models.load import (
     load_skeleton,
     load_tokenizer,
     load_weights,
+    plugin_kwargs,
+    reread,
     skeleton,
 )
 from neoplug.models.located import Located
@@ -35,11 +37,13 @@ __all__ = [
     "load_weights",
     "locate",
     "locate_adapter",
+    "plugin_kwargs",
     "prepare",
     "put_into",
     "put_on",
     "refuse_other_adapter",
     "refuse_unfit",
+    "reread",
     "skeleton",
     "tell_other_base",
 ]

@@ -2,8 +2,11 @@
 
 import logging
 import warnings
+from collections.abc import Iterable
 from copy import deepcopy
+from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -155,7 +158,7 @@ def load_model(
     kwargs: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": {"": str(device)}}
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
-    model = load_weights(located, **kwargs | _plugin_kwargs(plugins, role, section, taken=kwargs))
+    model = load_weights(located, **kwargs | plugin_kwargs(plugins, role, taken=kwargs))
     _after_load(plugins, model, role, section)
     model.eval().requires_grad_(False)
     model.config.use_cache = False
@@ -171,12 +174,12 @@ def _after_load(plugins: "Plugins", model: "PreTrainedModel", role: Role, sectio
             function(model=model, role=role)
 
 
-def _plugin_kwargs(plugins: "Plugins", role: Role, section: str, taken: dict[str, Any]) -> dict[str, Any]:
-    """Merge what the plugins ask `from_pretrained` for; each key may be asked for once."""
+def plugin_kwargs(plugins: "Plugins", role: Role, taken: Iterable[str] = ()) -> dict[str, Any]:
+    """Merge what a model's `load` plugins ask `from_pretrained` for. Raises RecipeError for a key asked for twice."""
     merged: dict[str, Any] = {}
     asked_by = dict.fromkeys(taken, "neoplug itself")
     problems = []
-    for name, kwargs in plugins.each("load_kwargs", section=section, role=role).items():
+    for name, kwargs in plugins.each("load_kwargs", section=f"{role}.load", role=role).items():
         for key, value in (kwargs or {}).items():
             if key in asked_by:
                 problems.append(_asked_twice(key, name, asked_by[key], role))
@@ -220,6 +223,14 @@ def _attentions(model: "PreTrainedModel") -> list[str]:
     can = {"sdpa": model._supports_sdpa, "flex_attention": model._supports_flex_attn}
     can["flash_attention_2"] = model._supports_flash_attn and is_flash_attn_2_available()
     return ["eager", *(name for name, supported in can.items() if supported)]
+
+
+def reread(config: "PretrainedConfig") -> "PretrainedConfig":
+    """Return a configuration as its file gives it back, which a stored model is loaded by."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "config.json")
+        config.to_json_file(file)
+        return type(config).from_json_file(file)
 
 
 def skeleton(config: "PretrainedConfig", **kwargs: Any) -> "PreTrainedModel":

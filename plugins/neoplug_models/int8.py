@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from neoplug.hookspecs import hookimpl
+from neoplug.hookspecs import Role, hookimpl
 from neoplug_models.quantised import Quantised
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ class Int8(Quantised):
         return self.quantising(load_in_8bit=True)
 
     @hookimpl
-    def after_load(self, model: PreTrainedModel) -> None:
+    def after_load(self, model: PreTrainedModel, role: Role) -> None:
         """Let each layer compute with its dequantised weight."""
         from bitsandbytes.nn import Linear8bitLt
 
-        self.refuse_misfit(model, load_in_8bit=True)
+        self.refuse_misfit(model, role, "int8", load_in_8bit=True)
         for module in model.modules():
             if isinstance(module, Linear8bitLt):
                 module.init_8bit_state()

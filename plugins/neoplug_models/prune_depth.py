@@ -10,7 +10,6 @@ The last two are measured on the recipe's training data, in its order.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -178,11 +177,11 @@ def _prove(model: PreTrainedModel, layers: str) -> None:
     So it is where a layer's kind follows from its number: hybrids, alternating attention that no list in the
     configuration spells out, dense layers below mixtures of experts.
     """
-    from neoplug.models import skeleton
+    from neoplug.models import reread, skeleton
 
     why = "its configuration does not say what each layer is, so the cut model could not be loaded again"
     try:
-        rebuilt = skeleton(type(model.config).from_dict(json.loads(model.config.to_json_string())))
+        rebuilt = skeleton(reread(model.config))
     except Exception as error:
         raise _refusal(f"{type(model).__name__} cannot be cut: {error}", "prune another model", why=why) from error
     different = sorted(dict(_facts(model, layers)).items() ^ dict(_facts(rebuilt, layers)).items())

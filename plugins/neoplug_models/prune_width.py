@@ -16,7 +16,6 @@ Known are decoders whose attention is `q_proj, k_proj, v_proj, o_proj` and whose
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -180,13 +179,13 @@ def _resize(config: PretrainedConfig, before: Width, after: Width) -> None:
 
 
 def _rebuilt(model: PreTrainedModel, before: Width, after: Width) -> PreTrainedModel:
-    """Return the skeleton that the smaller configuration describes, read back from text as loading will."""
-    from neoplug.models import skeleton
+    """Return the skeleton that the smaller configuration describes, read back as loading will."""
+    from neoplug.models import reread, skeleton
 
     config = deepcopy(model.config)
     try:
         _resize(config.get_text_config(), before, after)
-        return skeleton(type(config).from_dict(json.loads(config.to_json_string())))
+        return skeleton(reread(config))
     except Exception as error:
         raise _unknown(model, f"the smaller configuration is none: {' '.join(str(error).split())}") from error
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from neoplug.errors import UsageError, did_you_mean
-from neoplug.hookspecs import hookimpl
+from neoplug.errors import Problem, RecipeError, UsageError, did_you_mean
+from neoplug.hookspecs import Role, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,7 @@ class Quantised:
         skipped = [*self.skip_modules, *HEADS] if self.skip_modules else None
         return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=skipped, **options)}
 
-    def refuse_misfit(self, model: PreTrainedModel, **asked: Any) -> None:
+    def refuse_misfit(self, model: PreTrainedModel, role: Role, plugin: str, **asked: Any) -> None:
         """Refuse what transformers passes over: weights stored in another form, `skip_modules` of no module."""
         from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -45,7 +45,8 @@ class Quantised:
         for skipped in self.skip_modules:
             if all(should_convert_module(name, [skipped]) for name in names):
                 ends = sorted({name.rpartition(".")[2] for name in names})
-                raise UsageError(f"skip_modules: no module is called `{skipped}`{did_you_mean(skipped, ends)}")
+                what = f"no module is called `{skipped}`{did_you_mean(skipped, ends)}"
+                raise RecipeError([Problem(what, path=(role, "load", plugin, "skip_modules"))])
 
 
 @dataclass(eq=False)
@@ -71,13 +72,13 @@ class FourBits(Quantised):
         )
 
     @hookimpl
-    def after_load(self, model: PreTrainedModel) -> None:
+    def after_load(self, model: PreTrainedModel, role: Role) -> None:
         """Set what each layer computes in, and switch off the repacking that loses gradients on some CPUs."""
         from bitsandbytes.nn import Linear4bit
 
         from neoplug.models import dtype_named
 
-        self.refuse_misfit(model, load_in_4bit=True, bnb_4bit_quant_type=self.quant_type)
+        self.refuse_misfit(model, role, self.quant_type, load_in_4bit=True, bnb_4bit_quant_type=self.quant_type)
         for module in model.modules():
             if isinstance(module, Linear4bit):
                 module.compute_dtype = dtype_named(self.compute_dtype, module.weight.device)

@@ -86,6 +86,17 @@ def test_it_saves_and_loads(tmp_path):
     torch.testing.assert_close(logits(again), logits(model))
 
 
+def test_an_infinity_in_the_configuration_is_read_back(tmp_path):
+    """Falcon-H1's time steps have no upper limit, and a JSON file says so in words of transformers' own."""
+    mamba = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+    model = build("falcon_h1", 3, **mamba)
+    assert model.config.time_step_limit[1] == float("inf")
+    PruneDepth(layers=[0, 2]).prepare_student(model, None)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(logits(again), logits(model))
+
+
 def test_meta_device_has_the_same_shapes():
     real = build("llama")
     meta = skeleton(real.config)

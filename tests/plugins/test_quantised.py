@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from neoplug.errors import UsageError
+from neoplug.errors import RecipeError
 from neoplug.models import load_model, locate
 from neoplug.registry import Plugins
 from neoplug_models.fp4 import FP4
@@ -131,8 +131,9 @@ def test_skipped_modules_stay_and_so_does_the_head(tiny_teacher, kind):
     model = load(tiny_teacher, kind(skip_modules=["k_proj", "model.layers.1"]))
     assert len(layers(model)) == 3 * 6
     assert type(model.lm_head) is torch.nn.Linear
-    with pytest.raises(UsageError, match="no module is called `k_porj`; did you mean `k_proj`"):
+    with pytest.raises(RecipeError, match="no module is called `k_porj`; did you mean `k_proj`") as caught:
         load(tiny_teacher, kind(skip_modules=["k_porj"]))
+    assert caught.value.problems[0].path == ("student", "load", kind.__name__.lower(), "skip_modules")
 
 
 @pytest.mark.parametrize("kind", [NF4, FP4])

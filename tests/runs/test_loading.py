@@ -20,6 +20,13 @@ def test_teacher_and_student_are_quantised_apart(lab):
         assert 0 < abs(ours / theirs - 1) < noise
 
 
+def test_two_plugins_for_one_key_are_refused_before_weights_are_loaded(lab, monkeypatch):
+    monkeypatch.setattr("neoplug.models.load.load_weights", pytest.fail)
+    for role in ("teacher", "student"):
+        with pytest.raises(RecipeError, match=r"recipe\.yaml:\d+:\d+: `\w+` and `\w+` both set `quantization_config`"):
+            lab.run("run", **{role: {"load": {"nf4": {}, "int8": {}}}})
+
+
 def steps(count, **more):
     """Return a short training at a constant rate, by plain gradient descent: nothing but the weights to go on from."""
     train = {"max_steps": count, "lr_scheduler_type": "constant", "learning_rate": 0.1, **more}
