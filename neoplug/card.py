@@ -4,9 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from neoplug.rundir import RunDir
+from neoplug.rundir import RunDir, as_yaml
 
 COLUMNS = ("before", "after", "teacher")
 
@@ -25,7 +23,7 @@ def card(run: RunDir, result: Mapping[str, Any], repository: str | None = None) 
         f"## Use\n\n{_use(run, recipe, lock, repository)}",
         f"## On held-out text\n\n{_table(result)}",
         f"## What made it\n\n{_origins(lock)}",
-        f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=1000)}```\n",
+        f"```yaml\n{as_yaml(recipe)}```\n",
         "`neoplug run recipe.yaml` runs this recipe again.\n",
     ]
     return "\n".join(parts)

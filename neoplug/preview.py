@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Any
 from neoplug import models
 from neoplug.data import Document, pieces, read_corpus, teacher_prompt
 from neoplug.data.differences import differences, templates_of
+from neoplug.data.pieces import Piece
 
 if TYPE_CHECKING:
     from neoplug.errors import Problem
     from neoplug.recipe import Checked
-
-Stretch = tuple[str, bool]  # text, and whether its tokens are scored
 
 
 @dataclass(frozen=True)
 class Shown:
     """A document as stretches of text: as the student reads it, and as the teacher does where that is otherwise."""
 
-    student: list[Stretch]
-    teacher: list[Stretch] | None
+    student: list[Piece]
+    teacher: list[Piece] | None
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def shown(document: Document, ours: Any, theirs: Any) -> Shown:
     return Shown(joined(pieces(document, ours)), None if same else joined(pieces(document.as_teacher(), theirs)))
 
 
-def joined(found: Iterable[Stretch]) -> list[Stretch]:
+def joined(found: Iterable[Piece]) -> list[Piece]:
     """Join neighbours that are both scored, or both not."""
     groups = groupby(found, key=lambda piece: piece[1])
     return [("".join(text for text, _ in members), scored) for scored, members in groups]

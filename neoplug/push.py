@@ -6,12 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
-
 from neoplug.card import card, nameless
 from neoplug.errors import RunError, UsageError
 from neoplug.files import write_atomically
-from neoplug.rundir import RunDir
+from neoplug.rundir import RunDir, as_json, as_yaml
 
 
 def push(run: Path, repository: str, *, private: bool = False) -> str:
@@ -64,9 +62,9 @@ def stage(run: RunDir, folder: Path, repository: str) -> None:
     else:
         shutil.copytree(run.adapter if run.adapter.is_dir() else run.model, folder, dirs_exist_ok=True)
     (folder / "README.md").write_text(card(run, result, repository), encoding="utf-8")
-    (folder / "recipe.yaml").write_text(_yaml(nameless(run.resolved)), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(as_yaml(nameless(run.resolved)), encoding="utf-8")
     for name, value in (("lock.json", nameless(run.lock)), ("result.json", result)):
-        write_atomically(folder / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(folder / name, as_json(value))
     shutil.copy(run.path / "metrics.jsonl", folder)
 
 
@@ -77,7 +75,3 @@ def _name_base(config: Path, repository: str) -> None:
     values: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
     values |= {"base_model_name_or_path": repository, "revision": None}
     config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)

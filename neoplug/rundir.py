@@ -78,8 +78,8 @@ class RunDir:
             target.rmdir()  # it is empty
         try:
             with folder_atomically(target) as folder:
-                write_atomically(folder / "recipe.yaml", _yaml(resolved))
-                write_atomically(folder / "lock.json", _json(lock))
+                write_atomically(folder / "recipe.yaml", as_yaml(resolved))
+                write_atomically(folder / "lock.json", as_json(lock))
         except OSError as error:
             if target.exists():  # another run was quicker
                 raise taken(target) from error
@@ -144,7 +144,7 @@ class RunDir:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json in one move."""
-        write_atomically(self.path / "result.json", _json(result))
+        write_atomically(self.path / "result.json", as_json(result))
 
     @property
     def adapter(self) -> Path:
@@ -340,9 +340,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """Return the text of a file of the run: lock.json, result.json."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _yaml(value: Mapping[str, Any]) -> str:
+def as_yaml(value: Mapping[str, Any]) -> str:
+    """Return a recipe as text, its keys in their order."""
     return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=1000)

@@ -9,7 +9,7 @@ from neoplug.cli.screen import console, heading, is_terminal, printable, say
 from neoplug.errors import RecipeError
 
 if TYPE_CHECKING:
-    from neoplug.preview import Stretch
+    from neoplug.data.pieces import Piece
 
 OPEN, CLOSE = "«", "»"
 
@@ -62,7 +62,7 @@ def dropped(reason: str, row: int, excerpt: str) -> str:
     return f"row {row}, {reason}{': ' if excerpt else ''}{excerpt}"
 
 
-def show(document: "list[Stretch]") -> None:
+def show(document: "list[Piece]") -> None:
     """Print a document: scored text green on a terminal, «so» elsewhere."""
     document = [(printable(text), scored) for text, scored in document]
     if not is_terminal():

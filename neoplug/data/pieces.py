@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from neoplug.data.batch import Document
 from neoplug.data.tokens import Tokenizer
 
-Piece = tuple[str, bool]  # text, scored
+Piece = tuple[str, bool]  # text, and whether it is scored
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows half of a character
 
