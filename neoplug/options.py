@@ -225,6 +225,8 @@ def _expected(detail: Any) -> str:
             return f"{limit} {int(bound) if bound == int(bound) else bound}"
     if kind == "string_too_short":
         return "text that is not empty"
+    if kind == "too_short":
+        return "one that is not empty"
     if kind == "value_error":
         return str(context["error"])
     name = kind.removesuffix("_type").removesuffix("_parsing")

@@ -665,4 +665,6 @@ def test_sources_are_a_map_that_children_and_overrides_edit(folder):
     assert "`split`: say it of each of the `sources`" in mistakes("mix.yaml", ["data.split=test"])[0]
     assert "needs `max_rows`" in mistakes("mix.yaml", ["data.sources.b.streaming=true"])[0]
     assert "needs `max_rows`" in mistakes("good.yaml", ["data.streaming=true"])[0]
-    assert mistakes("mix.yaml", ["data.sources.a=null", "data.sources.b=null"])[0].endswith("`source` is missing")
+    missing, empty = mistakes("mix.yaml", ["data.sources.a=null", "data.sources.b=null"])
+    assert missing.endswith("`source` is missing")
+    assert empty.endswith("`sources` is a map, but must be one that is not empty")

@@ -75,7 +75,8 @@ class Intake:
     def nothing_left(self, what: str, part: Part) -> Problem:
         """Say what became of all rows, where none is left."""
         why = "; ".join(self.report.lines()[len(self.report.read) :])
-        return Problem(what + part.where, why, path=part.key)
+        fix = "mend the rows or the chat template, or set a larger data.max_length"
+        return Problem(what + part.where, why, fix, part.key)
 
 
 def columns_of(rows: Sequence[Row | Fault], part: Part) -> Columns:

@@ -124,7 +124,7 @@ def test_rows_that_the_template_refuses_are_counted(tmp_path, tiny_tokenizer, se
             "all 2 rows are broken\nwhy: data: 1 row dropped, empty text (row 0); data: 1",
         ),
         ([{"txt": "a"}], "the columns fit no kind of row; `txt`: did you mean `text`?"),
-        ([{"prompt": "long " * 200, "completion": "a"}] * 2 + [{"prompt": "a", "completion": "b"}], "no row to"),
+        ([{"prompt": "long " * 200, "completion": "a"}] * 2 + [{"prompt": "a", "completion": "b"}], "fix: mend"),
         ([], "holds no rows"),
     ],
 )
