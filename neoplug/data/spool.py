@@ -1,7 +1,7 @@
 """Documents on their way to a store: written as they come, read again in the order of their rows.
 
 Which rows are held out, and which documents share a row, is known only when all of them were seen. So tokens wait in a
-file; of each row and each document a few numbers stay in memory, about 60 bytes.
+file; of each row and each document a few numbers stay in memory, about 60 to 120 bytes.
 """
 
 import hashlib
