@@ -116,7 +116,7 @@ def recognise(names: Sequence[str], mapping: Mapping[Any, str]) -> Columns:
             kinds[kind] = theirs
     main = [kind for kind, theirs in kinds.items() if all(theirs[name] in names for name in NEEDED[kind])]
     if not main:
-        raise RecipeError([_unrecognised(names)])
+        raise RecipeError([_unrecognised(names, mapping)])
     return Columns({main[0]: kinds[main[0]]} | kinds, [name for name in kinds[main[0]].values() if name in names])
 
 
@@ -125,11 +125,14 @@ def names_of(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _unrecognised(names: Sequence[str]) -> Problem:
+def _unrecognised(names: Sequence[str], mapping: Mapping[Any, str]) -> Problem:
     needed = [" + ".join(columns) for columns in NEEDED.values()]
-    near = [f"`{close}`{did_you_mean(close, KNOWN)}" for close in names if did_you_mean(close, KNOWN)]
+    strange = [name for name in names if name not in KNOWN and name not in mapping.values()]
+    near = [f"`{close}`{did_you_mean(close, KNOWN)}" for close in strange if did_you_mean(close, KNOWN)]
+    mapped = f" with {' and '.join(f'`{ours}`' for ours in mapping)}" if mapping else ""
+    hints = f"; {', '.join(part.replace('; ', ': ') for part in near)}" if near else ""
     return Problem(
-        f"the columns fit no kind of row{'; ' + ', '.join(part.replace('; ', ': ') for part in near) if near else ''}",
+        f"the columns fit no kind of row{mapped}{hints}",
         why=f"{_listed(names)}; a row is {', or '.join(needed)}",
         fix="map them, as in columns: {prompt: question, completion: answer}",
         path=("data", "columns"),

@@ -41,6 +41,15 @@ def test_columns_that_fit_nothing(mapping, said):
     assert all(problem.path[:2] == ("data", "columns") for problem in caught.value.problems)
 
 
+@pytest.mark.parametrize("mapping", [{"input": "prompt"}, {"messages": "prompt", "text": "prompt"}])
+def test_a_map_that_leaves_no_kind_is_named_and_no_name_is_its_own_near_miss(mapping):
+    with pytest.raises(RecipeError) as caught:
+        recognise(["prompt", "completion"], mapping)
+    assert caught.value.problems[0].what == "the columns fit no kind of row with " + " and ".join(
+        f"`{ours}`" for ours in mapping
+    )
+
+
 def test_a_near_miss_in_the_source_is_named():
     with pytest.raises(RecipeError, match=r"`promt`: did you mean `prompt`\?"):
         recognise(["promt", "completion"], {})
