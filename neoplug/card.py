@@ -79,8 +79,9 @@ def _use(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], reposi
     """Return the lines that load it; a base that only neoplug can make is said in words."""
     where = repository or run.path.absolute().name
     student = lock["models"]["student"]
+    trust = ", trust_remote_code=True" if recipe["student"].get("trust_remote_code") else ""
     if run.model.is_dir():
-        return _python(f"model = AutoModelForCausalLM.from_pretrained({repository or f'{where}/model'!r})")
+        return _python(f"model = AutoModelForCausalLM.from_pretrained({repository or f'{where}/model'!r}{trust})")
     adapter = repr(repository or f"{where}/adapter")
     if run.student.is_dir():
         base, adapter = f"{where!r}, subfolder='student'", f"{where!r}, subfolder='adapter'"
@@ -90,7 +91,7 @@ def _use(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], reposi
         base = f"`{student['source']}` (sha256 {student['sha256']})"
         return f"Its base is {base}; `neoplug export` makes one model of both.\n"
     return _python(
-        f"base = AutoModelForCausalLM.from_pretrained({base})",
+        f"base = AutoModelForCausalLM.from_pretrained({base}{trust})",
         f"model = PeftModel.from_pretrained(base, {adapter})",
     )
 

@@ -33,4 +33,5 @@ def export(
     write(run, out, str(dtype))
     total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     say(f"{out}: {size(total)}, {dtype}")
-    say(f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})")
+    trust = ", trust_remote_code=True" if any(out.glob("*.py")) else ""
+    say(f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}{trust})")

@@ -29,3 +29,13 @@ def test_export_tells_what_was_written_and_how_to_load_it(neoplug, tmp_path, ask
     assert all(type(value) is str for _, _, value in asked)
     assert f"{out}: 2.5 kB, {dtype}\n" in answer.out
     assert f"from_pretrained('{out}')\n" in answer.out
+
+
+def test_export_tells_that_a_model_brings_code_of_its_own(neoplug, tmp_path, monkeypatch):
+    def export(run_dir, out, dtype):
+        out.mkdir()
+        (out / "modeling_own.py").write_text("")
+
+    monkeypatch.setitem(sys.modules, "neoplug.export", SimpleNamespace(export=export))
+    answer = neoplug("export", tmp_path / "run", tmp_path / "out")
+    assert f"from_pretrained('{tmp_path / 'out'}', trust_remote_code=True)\n" in answer.out

@@ -163,6 +163,7 @@ def test_a_student_with_code_of_its_own_brings_it_along(lab, own_family):
     run = lab.run("run", student=student | {"trust_remote_code": True}, **steps(1))
     model = AutoModelForCausalLM.from_pretrained(export(run.path, lab.folder / "out"), trust_remote_code=True)
     assert (type(model).__name__, len(model.model.layers)) == ("OwnModel", 1)
+    assert "subfolder='student', trust_remote_code=True)" in (run.path / "adapter" / "README.md").read_text()
 
 
 @pytest.mark.slow
