@@ -160,8 +160,12 @@ def prepared(checked: Checked, model: Any) -> Any:
 
 
 def refuse_stored_quantised(section: Student, config: Any) -> None:
-    """Refuse a student whose stored weights bitsandbytes quantised, where no plugin sets them up for training."""
+    """Refuse a student whose stored weights are quantised: to prepare it, or with no plugin to set them up."""
     stored = getattr(config, "quantization_config", None) or {}
+    if stored and section.prepare:
+        what = f"the weights of `{section.model}` are stored quantised, and cannot be prepared"
+        why, fix = "packed integers are no matrices that could be cut", "take the unquantised model"
+        raise RecipeError([Problem(what, why, fix, ("student", "prepare"))])
     if section.load or stored.get("quant_method") != "bitsandbytes":
         return
     problem = Problem(

@@ -27,6 +27,18 @@ def test_two_plugins_for_one_key_are_refused_before_weights_are_loaded(lab, monk
             lab.run("run", **{role: {"load": {"nf4": {}, "int8": {}}}})
 
 
+def test_what_is_stored_quantised_is_not_prepared(lab, tiny_student, monkeypatch):
+    monkeypatch.setattr("neoplug.models.load.load_weights", pytest.fail)
+    folder = shutil.copytree(tiny_student, lab.folder / "quantised")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (folder / "config.json").write_text(json.dumps(config))
+    student = {"model": str(folder), "load": {"nf4": {}}, "prepare": {"prune_depth": {"layers": [0]}}}
+    with pytest.raises(RecipeError, match="stored quantised, and cannot be prepared") as caught:
+        lab.run("run", student=student)
+    assert caught.value.problems[0].path == ("student", "prepare")
+
+
 def steps(count, **more):
     """Return a short training at a constant rate, by plain gradient descent: nothing but the weights to go on from."""
     train = {"max_steps": count, "lr_scheduler_type": "constant", "learning_rate": 0.1, **more}
