@@ -1,8 +1,8 @@
 """Save and resume. A checkpoint is a folder, renamed into place when it is whole; resumed runs repeat bit for bit.
 
     trainable.safetensors   what trains
-    training.pt             the optimizer, the schedule, and what the plugins of rank 0 remember
-    plugins-RANK.pt         what the plugins of each other rank remember
+    training.pt             the optimizer and the schedule
+    plugins-RANK.pt         what the plugins of each rank remember
     state.json              the step, and what the session measured so far
     and what plugins write  (`on_save`)
 
@@ -50,13 +50,8 @@ def save(
         return path
     with folder_atomically(path) as draft:
         save_file(_trained(model), draft / "trainable.safetensors")
-        moving = {
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "plugins": torch.load(BytesIO(remembered[0]), weights_only=True),
-        }
-        torch.save(moving, draft / "training.pt")
-        for rank, packed in enumerate(remembered[1:], 1):
+        torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, draft / "training.pt")
+        for rank, packed in enumerate(remembered):
             (draft / f"plugins-{rank}.pt").write_bytes(packed)
         plugins.each("on_save", model=model, path=draft)
         (draft / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}), encoding="utf-8")
@@ -103,10 +98,7 @@ def restore(path: Path, model: nn.Module, plugins: Plugins, rank: int = 0) -> No
     with torch.no_grad():
         for name, tensor in present.items():
             tensor.copy_(stored[name])
-    moving = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
-    remembered = moving["plugins"]
-    if rank:
-        remembered = torch.load(path / f"plugins-{rank}.pt", map_location="cpu", weights_only=True)
+    remembered = torch.load(path / f"plugins-{rank}.pt", map_location="cpu", weights_only=True)
     present_plugins = plugins.everyone()
     for name, state in remembered.items():
         with blaming(name, "load_state_dict"):

@@ -35,10 +35,17 @@ def push(run: Path, repository: str, *, private: bool = False) -> str:
         raise UsageError(f"{repository} is no name of a repository: {error}\nfix: user/name") from error
     except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:  # also: offline, no connection
         raise RunError(
-            f"the hub did not take {run}: {type(error).__name__}: {str(error).strip()}\n"
-            "fix: `hf auth login` stores a token; it must be allowed to write there"
+            f"the hub did not take {run}: {type(error).__name__}: {str(error).strip()}\nfix: {_fix(error)}"
         ) from error
     return str(commit.repo_url)
+
+
+def _fix(error: Exception) -> str:
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    if isinstance(error, LocalTokenNotFoundError | HfHubHTTPError):
+        return "`hf auth login` stores a token; it must be allowed to write there"
+    return "look at the network, and at HF_HUB_OFFLINE and HF_ENDPOINT; nothing of the run is lost"
 
 
 def finished(run: Path) -> RunDir:

@@ -1,8 +1,5 @@
 """What a run left, read back: the base that it began with, and its adapter on it."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ from torch import nn
 from neoplug import checkpoint
 from neoplug.errors import RunError, UsageError
 from neoplug.models import Located, locate
+from neoplug.models.quiet import quiet_peft
 from neoplug.registry import Plugins, build, find
 from neoplug.rundir import RunDir
 from neoplug.seeds import derive, generator
@@ -111,16 +109,3 @@ def adapter_plugins(directory: RunDir) -> Plugins:
 
 def _plugin(name: str, options: dict[str, Any] | None, folder: Path) -> Any:
     return build(find(name, folder).load(), options or {})
-
-
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Hide what peft still asks of transformers under an old name: nothing a user could act on."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*removed in v6", FutureWarning)
-        warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`", UserWarning)  # export unties
-        for said in ("You have requested `ensure_weight_tying`", "Input and output embeddings are no longer tied"):
-            warnings.filterwarnings("ignore", said, UserWarning)  # export ties them again
-        # Peft itself sets the rank of fused experts by a pattern, then misses a module of that name.
-        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
-        yield

@@ -75,5 +75,5 @@ def eval_part(data: Data) -> Part | None:
     source = data.eval_source or (data.source if data.eval_split else None)
     if source is None:
         return None
-    key = ("data", "eval_split" if data.eval_split else "eval_source")
-    return Part(data.read_like(source, data.eval_split), key, " in eval_source")
+    key = "eval_split" if data.eval_split else "eval_source"
+    return Part(data.read_like(source, data.eval_split), ("data", key), f" in {key}")

@@ -105,9 +105,9 @@ class Report:
     """Counts of a corpus.
 
     read            source's name -> what became of its rows; the only source's name is empty
-    eval_read       the same of eval_source
+    eval_read       the same of what is measured on
     kinds           kind of row -> what there is of it
-    leaked          rows of eval_source that stand in the training rows too
+    leaked          rows of it that stand in the training rows too
     teacher_tokens  of a side: what the teacher reads in place of the student's tokens, where it has its own prompts
     """
 
@@ -183,12 +183,12 @@ class Report:
         """Return the report in words, a line each."""
         said = [_read_line(name, read) for name, read in self.read.items()]
         if self.eval_read:
-            said.append(f"data: {_count(self.eval_read.rows, 'row')} to measure on, from eval_source")
+            said.append(f"data: {_count(self.eval_read.rows, 'row')} to measure on")
         if len(self.kinds) > 1:
             said += [f"data: {line}" for line in self.kind_lines()]
         said += [f"data: {line}" for line in _reasons(self.dropped)]
         if self.leaked:
-            said.append(f"data: {_count(self.leaked, 'row')} of eval_source also stand in the training rows")
+            said.append(f"data: {_count(self.leaked, 'row')} to measure on also stand in the training rows")
         said += self.train.lines("training", self.max_length) + self.held_out.lines("held out", self.max_length)
         if self.packing:
             said.append(f"training: packed into {_count(self.packed_rows, 'row')}, {self.fill:.1%} full")

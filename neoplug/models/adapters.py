@@ -5,9 +5,7 @@ weights; so what the plugin builds has to be what was stored.
 """
 
 import logging
-import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +18,7 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 from neoplug.files import content_hash, sha256_of
 from neoplug.models.located import Located
-from neoplug.models.quiet import quiet
+from neoplug.models.quiet import quiet, quiet_peft
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -65,7 +63,7 @@ class StoredAdapter:
         from peft import PeftConfig
 
         try:
-            with _quiet():
+            with quiet_peft():
                 return PeftConfig.from_pretrained(str(self.folder))
         except (ValueError, KeyError, TypeError) as error:
             raise self.refused(f"has no {CONFIG} that peft reads", f"{type(error).__name__}: {error}") from error
@@ -125,7 +123,7 @@ def put_on(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel":
     """Return a teacher with its adapter, frozen and in evaluation mode; its adapter is where its weights are."""
     from peft import PeftModel
 
-    with _quiet():
+    with quiet_peft():
         adapted = PeftModel.from_pretrained(model, str(stored.folder), torch_device=str(model.device))
     return adapted.eval().requires_grad_(False)
 
@@ -139,7 +137,7 @@ def put_into(model: nn.Module, stored: StoredAdapter, plugin: str) -> None:
     present = _present(adapted)
     _refuse_other_base_weights(adapted, stored, present.keys())
     weights = {name: weight for name, weight in stored.weights.items() if name in present}
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet_peft():
         set_peft_model_state_dict(adapted, weights, adapter_name=adapted.active_adapter)
 
 
@@ -182,7 +180,7 @@ def refuse_unfit(skeleton: "PreTrainedModel", stored: StoredAdapter) -> None:
     """Refuse a teacher's adapter that does not fit its skeleton; the skeleton is used up."""
     from peft import get_peft_model
 
-    with _quiet():
+    with quiet_peft():
         model: Any = get_peft_model(skeleton, stored.config)
     _refuse_weights(model, stored, _misnamed(model, stored.weights))
 
@@ -232,7 +230,7 @@ def _present(model: Any) -> dict[str, torch.Size]:
     """Return the shapes of the weights that peft would store of a model."""
     from peft import get_peft_model_state_dict
 
-    with _quiet():
+    with quiet_peft():
         found = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
     return {name: weight.shape for name, weight in found.items()}
 
@@ -254,13 +252,3 @@ def _refuse_weights(model: Any, stored: StoredAdapter, misnamed: list[str]) -> N
         if weights[name].shape != shape:
             what = f"does not fit the model: {name} is {list(weights[name].shape)}, and the model needs {list(shape)}"
             raise stored.refused(what, "it was trained on a model of another size")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide what peft asks of transformers under old names, and its words on files of other versions of peft."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*removed in v6", FutureWarning)
-        warnings.filterwarnings("ignore", ".*is deprecated", FutureWarning)
-        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-        yield

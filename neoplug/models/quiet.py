@@ -1,6 +1,7 @@
-"""Keep transformers' warnings out of sight while a model is read or written; off a terminal its progress bars too."""
+"""Keep what transformers and peft say to their own developers out of sight; off a terminal progress bars too."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,3 +22,19 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Hide what peft says of models that are wrapped, loaded and saved as neoplug means it: no user could act on it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*removed in v6", FutureWarning)  # transformers' old names
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`", UserWarning)  # export unties
+        for said in ("You have requested `ensure_weight_tying`", "Input and output embeddings are no longer tied"):
+            warnings.filterwarnings("ignore", said, UserWarning)  # export ties them again
+        warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path`", UserWarning)  # we tell it
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to True but", UserWarning)  # GPT-2 has both kinds
+        # Peft itself sets the rank of fused experts by a pattern, then misses a module of that name.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
+        yield

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
@@ -120,12 +119,14 @@ class LowRank:
         """
         from peft import get_peft_model
 
+        from neoplug.models.quiet import quiet_peft
+
         wrong = [*self._unmatched(model), *self._quantised(model)]
         problems = [self._problem(option, what) for option, what in wrong]
         if problems:
             raise RecipeError(problems)
         try:
-            with _drawing_from(rng), _quiet(), _without_memory(model):
+            with _drawing_from(rng), quiet_peft(), _without_memory(model):
                 config = self._config(model)
                 adapted = get_peft_model(model, config)  # which completes the configuration
         except ValueError as error:  # a target of a kind that peft cannot adapt, or all of them excluded
@@ -196,18 +197,6 @@ class LowRank:
             options["exclude_modules"] = self._excluded(model)
         transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's layers
         return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=transposed, **options)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide what peft still asks of transformers under an old name: nothing a user could act on."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`", UserWarning)  # export unties
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to True but", UserWarning)  # GPT-2 has both kinds
-        # Peft itself sets the rank of fused experts by a pattern, then misses a module of that name.
-        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
-        yield
 
 
 def _without_memory(model: PreTrainedModel) -> AbstractContextManager[Any]:

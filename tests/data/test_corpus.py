@@ -89,10 +89,10 @@ def test_what_is_cut_broken_or_dropped_is_counted(tmp_path, tiny_tokenizer, sect
     assert report.leaked == 2
     assert report.lines() == [
         f"data: 45 rows of {data.source} (messages)",
-        "data: 2 rows to measure on, from eval_source",
+        "data: 2 rows to measure on",
         "data: 2 rows dropped, no messages (rows 42, 43)",
         "data: 1 row dropped, no assistant turn, only user (row 44)",
-        "data: 2 rows of eval_source also stand in the training rows",
+        "data: 2 rows to measure on also stand in the training rows",
         f"training: 42 rows, 41 documents, {train.tokens:,} tokens, {train.answer_tokens:,} of them scored",
         f"training: 2 rows cut at max_length 64, {train.answer_tokens_lost} answer tokens lost",
         "training: 1 row dropped, no answer token left",
@@ -209,7 +209,7 @@ def test_rows_to_measure_on_may_be_of_any_kind(tmp_path, tiny_chat, tiny_tokeniz
         section(jsonl(tmp_path, [*rows, rows[0]]), eval_source=str(own), max_dropped_rows=0.5), tiny_tokenizer
     )
     assert leaking.report.leaked == 2
-    assert "data: 2 rows of eval_source also stand in the training rows" in leaking.report.lines()
+    assert "data: 2 rows to measure on also stand in the training rows" in leaking.report.lines()
 
 
 @pytest.mark.slow
