@@ -1,5 +1,7 @@
 """The kit must turn away losses with the faults that real libraries had, and let right ones pass."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -97,8 +99,34 @@ def test_faults_are_found(loss, word):
         check_loss(loss)
 
 
-def test_a_gradient_stopped_on_purpose_can_be_said():
-    check_loss(StopsAGradient(), stops_gradient=True)
+class StopsItOnPurpose(StopsAGradient):
+    exempt: ClassVar = {"finite_differences": "the weights are constants"}
+
+
+class Reward:
+    """An option says what it is, so `exempt` is a property."""
+
+    def __init__(self, sign):
+        self.sign = sign
+
+    @property
+    def exempt(self):
+        return {"not_negative": "the student is paid", "zero_where_equal": "for its entropy"} if self.sign < 0 else {}
+
+    def token_loss(self, student, teacher):
+        return -(student.exp() * -student).sum(-1) if self.sign < 0 else Jeffreys().token_loss(student, teacher)
+
+
+@pytest.mark.parametrize("loss", [StopsItOnPurpose(), Reward(-1), Reward(1)])
+def test_what_is_broken_on_purpose_can_be_declared(loss):
+    check_loss(loss)
+
+
+def test_only_what_may_be_broken_can_be_declared():
+    loss = Jeffreys()
+    loss.exempt = {"finite_diferences": "it is misspelt"}
+    with pytest.raises(ValueError, match="did you mean `finite_differences`"):
+        check_loss(loss)
 
 
 def test_the_smallest_example_is_printed():

@@ -15,6 +15,7 @@ from neoplug.testing.conformance import (
     check_shift,
     check_zero_where_equal,
     examples,
+    exemptions,
     value,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "check_shift",
     "check_zero_where_equal",
     "examples",
+    "exemptions",
     "value",
 ]

@@ -7,6 +7,10 @@
 
 `check_loss` lets hypothesis look for an example that breaks a property and prints the smallest one; each property is
 also a function of its own, to be called with an example of your choice. N answer tokens, V vocabulary.
+
+A loss that breaks a property of EXEMPTIONS on purpose declares it in a class attribute or property, with the reason:
+
+    exempt: ClassVar = {"finite_differences": "the weights of both directions are constants (ToDi, section 3)"}
 """
 
 from __future__ import annotations
@@ -19,10 +23,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from neoplug.errors import did_you_mean
+
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 ROUNDING = 1e-4  # what float32 may cost, beside values of 1
+# What a right loss may break on purpose: one that is no divergence of the teacher, a reward, detached weights.
+EXEMPTIONS = ("zero_where_equal", "not_negative", "finite_differences")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,23 +76,24 @@ def value(loss: Any, example: Example) -> Tensor:
         return call(loss.token_loss, _arguments(example))
 
 
-def check_loss(loss: Any, *, divergence: bool = True, stops_gradient: bool = False, max_examples: int = 25) -> None:
-    """Hold a loss to every property here.
+def exemptions(loss: Any) -> dict[str, str]:
+    """Return {property: reason} of what the loss breaks on purpose. Raises ValueError for what none may break."""
+    declared = dict(getattr(loss, "exempt", {}))
+    for name in declared.keys() - set(EXEMPTIONS):
+        close = did_you_mean(name, EXEMPTIONS)
+        raise ValueError(f"{type(loss).__name__}.exempt names `{name}`{close}; it may name {', '.join(EXEMPTIONS)}")
+    return declared
 
-    divergence      it must be 0 where student and teacher agree
-    stops_gradient  its gradient is not its value's, on purpose (detached weights): no finite differences then
-    max_examples    how many examples hypothesis tries
+
+def check_loss(loss: Any, *, max_examples: int = 25) -> None:
+    """Hold a loss to every property here that it is not exempt from.
+
+    max_examples  how many examples hypothesis tries
 
     Raises AssertionError at a property that does not hold, hypothesis' smallest example beside it.
     """
-    properties: list[Callable[[Any, Example], None]] = [
-        check_shape, check_inputs_untouched, check_rows_alone, check_shift, check_closed_form
-    ]  # fmt: skip
-    if divergence:
-        properties += [check_not_negative, check_zero_where_equal]
-    if not stops_gradient:
-        properties.append(check_finite_differences)
-    _search(properties, loss, max_examples)
+    exempt = exemptions(loss)
+    _search([check for name, check in PROPERTIES.items() if name not in exempt], loss, max_examples)
     check_extremes(loss)
     check_no_tokens(loss)
 
@@ -115,9 +124,9 @@ def check_shape(loss: Any, example: Example) -> None:
 
 
 def check_not_negative(loss: Any, example: Example) -> None:
-    """A divergence is 0 or more, but for rounding."""
+    """A loss is 0 or more, but for rounding."""
     found = value(loss, example)
-    assert (found >= -ROUNDING).all(), f"a divergence is negative: {found.tolist()}"
+    assert (found >= -ROUNDING).all(), f"the loss is negative: {found.tolist()}"
 
 
 def check_zero_where_equal(loss: Any, example: Example) -> None:
@@ -203,6 +212,18 @@ def check_no_tokens(loss: Any) -> None:
     if hasattr(loss, "token_gradient"):
         found, gradient = call(loss.token_gradient, _arguments(nothing))
         assert (found.shape, gradient.shape) == ((0,), (0, 5)), "token_gradient of no tokens is not empty"
+
+
+PROPERTIES: dict[str, Callable[[Any, Example], None]] = {
+    "shape": check_shape,
+    "inputs_untouched": check_inputs_untouched,
+    "rows_alone": check_rows_alone,
+    "shift": check_shift,
+    "closed_form": check_closed_form,
+    "not_negative": check_not_negative,
+    "zero_where_equal": check_zero_where_equal,
+    "finite_differences": check_finite_differences,
+}
 
 
 def _hooks(loss: Any) -> list[Callable[..., Any]]:

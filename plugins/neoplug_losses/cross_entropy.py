@@ -6,6 +6,7 @@ Convention: hard labels, no smoothing; the teacher is not looked at.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from neoplug.hookspecs import hookimpl
 @dataclass(eq=False)
 class CrossEntropy:
     """Negative log-likelihood of the answer tokens."""
+
+    exempt: ClassVar = {"zero_where_equal": "it compares with the data, not with the teacher"}
 
     @hookimpl
     def token_loss(self, student: Tensor, labels: Tensor) -> Tensor:
