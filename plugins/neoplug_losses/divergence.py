@@ -14,14 +14,24 @@ from neoplug.hookspecs import hookimpl
 
 
 @dataclass(eq=False)
-class Divergence(ABC):
-    """A divergence of p and q; subclasses state, at temperature 1, its value and its gradient."""
+class Softened:
+    """A loss of two softened distributions."""
 
     temperature: float = 1.0  # above 0; softens both distributions
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < inf:
             raise ValueError(f"temperature is {self.temperature}, but must be a finite number above 0")
+
+    def _soften(self, log_probabilities: Tensor) -> Tensor:
+        if self.temperature == 1:  # they arrive normalised
+            return log_probabilities
+        return (log_probabilities / self.temperature).log_softmax(-1)
+
+
+@dataclass(eq=False)
+class Divergence(Softened, ABC):
+    """A divergence of p and q; subclasses state, at temperature 1, its value and its gradient."""
 
     @hookimpl
     def token_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -44,8 +54,3 @@ class Divergence(ABC):
     @abstractmethod
     def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """Return fresh tensors: the divergence [N] and its gradient [N, V] by the logits of q. Few of size V."""
-
-    def _soften(self, log_probabilities: Tensor) -> Tensor:
-        if self.temperature == 1:  # they arrive normalised
-            return log_probabilities
-        return (log_probabilities / self.temperature).log_softmax(-1)

@@ -1,0 +1,40 @@
+"""Token-wise distillation of teacher p and student q: each entry of the vocabulary has its own mix of the two KLs.
+
+    sum a_i p_i log(p_i / q_i) + (1 - a_i) q_i log(q_i / p_i),  a = p / (p + q);  0 at p = q, in nats per token
+
+Where the student is too low, forward KL lifts it; where it is too high, reverse KL presses it down.
+Convention: a is detached, as in the paper, so the gradient is not that of the value. The value itself is the sum of
+both KLs, sum (p - q) log(p / q), for a p - (1 - a) q = p - q.
+Source: ToDi, arXiv 2505.16297.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from neoplug_losses.divergence import Divergence
+
+
+@dataclass(eq=False)
+class ToDi(Divergence):
+    """Both KLs, mixed anew for each entry of the vocabulary."""
+
+    exempt: ClassVar = {"finite_differences": "the mix a is detached (ToDi, arXiv 2505.16297)"}
+
+    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Return sum a p log(p / q) + (1 - a) q log(q / p)."""
+        ratio = log_q - log_p
+        rest = ratio.detach().sigmoid()  # 1 - a
+        return (ratio * (rest * log_q.exp() - (1 - rest) * log_p.exp())).sum(-1)
+
+    def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient is g - q sum g, with g = (1 - a) q (1 + log(q / p)) - a p the one by log q."""
+        p, q, ratio = log_p.exp(), log_q.exp(), log_q - log_p
+        rest = q - p
+        value = rest.mul_(ratio).sum(-1)
+        torch.sigmoid(ratio, out=rest)
+        p.addcmul_(p, rest, value=-1)  # a p
+        gradient = ratio.add_(1).mul_(rest).mul_(q).sub_(p)
+        return value, gradient.addcmul_(q, gradient.sum(-1, keepdim=True), value=-1)

@@ -1,0 +1,109 @@
+"""Losses that match the teacher entry by entry, against float64 definitions, and what ties them to their neighbours."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from numpy.testing import assert_allclose
+from scipy.special import rel_entr, softmax
+
+from neoplug.testing import call, examples, value
+from neoplug_losses.decoupled_kl import DecoupledKL
+from neoplug_losses.forward_kl import ForwardKL
+from neoplug_losses.logit_mse import LogitMSE
+from neoplug_losses.reverse_kl import ReverseKL
+from neoplug_losses.todi import ToDi
+
+quick = settings(deadline=None, max_examples=30)
+
+
+def logits(example):
+    """Return teacher's and student's logits in float64."""
+    return (z.numpy().astype(np.float64) for z in (example.teacher, example.student))
+
+
+def decoupled(teacher, student, label, alpha, beta, temperature):
+    """Return the definition for one token; 1 - p(y) is a sum, since p(y) rounds to 1 in float64 too."""
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    rest_p, rest_q = np.delete(p, label), np.delete(q, label)
+    target = rel_entr([p[label], rest_p.sum()], [q[label], rest_q.sum()]).sum()
+    others = rel_entr(rest_p / rest_p.sum(), rest_q / rest_q.sum()).sum()
+    return temperature**2 * (alpha * target + beta * others)
+
+
+@quick
+@given(examples())
+def test_decoupled_kl_is_its_definition(example):
+    rows = list(zip(*logits(example), example.labels.tolist(), strict=True))
+    for loss in (DecoupledKL(), DecoupledKL(alpha=0.3, beta=2.0, temperature=4.0)):
+        expected = [decoupled(*row, loss.alpha, loss.beta, loss.temperature) for row in rows]
+        assert_allclose(value(loss, example), expected, rtol=1e-5, atol=1e-4)
+
+
+@quick
+@given(examples())
+def test_decoupled_kl_is_forward_kl_where_beta_is_the_mass_of_the_rest(example):
+    parts = (DecoupledKL(alpha=1, beta=0), DecoupledKL(alpha=0, beta=1))
+    target, others = (value(part, example).numpy() for part in parts)
+    p = softmax(example.teacher.double().numpy(), -1)[np.arange(len(target)), example.labels]
+    assert_allclose(target + (1 - p) * others, value(ForwardKL(), example), rtol=1e-5, atol=1e-5)
+
+
+def test_decoupled_kl_sees_the_rest_where_the_target_rounds_to_certain():
+    teacher, student = torch.tensor([[200.0, 3, 1, 0]]), torch.tensor([[150.0, 0, 1, 2]])
+    p, q = teacher.log_softmax(-1), student.log_softmax(-1)
+    assert p[0, 0] == q[0, 0] == 0
+    found, gradient = DecoupledKL(beta=1.0).token_gradient(q, p, torch.tensor([0]))
+    rest = softmax(teacher[0, 1:].double().numpy()), softmax(student[0, 1:].double().numpy())
+    assert_allclose(found, [rel_entr(*rest).sum()], rtol=1e-5)
+    assert_allclose(gradient[0], [0, *(rest[1] - rest[0])], atol=1e-5)
+
+
+@quick
+@given(examples())
+def test_todi_is_its_definition_and_the_sum_of_both_kls(example):
+    p, q = (softmax(z, -1) for z in logits(example))
+    a = p / (p + q)
+    expected = (a * rel_entr(p, q) + (1 - a) * rel_entr(q, p)).sum(-1)
+    found = value(ToDi(), example)
+    assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert_allclose(found, value(ForwardKL(), example) + value(ReverseKL(), example), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 4.0])
+def test_todi_does_not_differentiate_its_weights(temperature):
+    teacher, student = np.random.default_rng(0).normal(scale=2, size=(2, 9))
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    a = p / (p + q)
+    by_q = -a * p / q + (1 - a) * (np.log(q / p) + 1)
+    expected = temperature * (np.diag(q) - np.outer(q, q)) @ by_q
+    inputs = [torch.tensor(z, dtype=torch.float32)[None].log_softmax(-1) for z in (student, teacher)]
+    assert_allclose(ToDi(temperature).token_gradient(*inputs)[1][0], expected, atol=2e-6, rtol=1e-5)
+
+
+@quick
+@given(examples())
+def test_logit_mse_is_the_variance_of_the_raw_logits_difference(example):
+    teacher, student = logits(example)
+    assert_allclose(value(LogitMSE(), example), np.var(student - teacher, axis=-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [DecoupledKL(), ToDi(), LogitMSE()], ids=lambda loss: type(loss).__name__)
+def test_float32_finds_the_float64_gradient_of_a_real_vocabulary(loss):
+    rng = torch.Generator().manual_seed(0)
+    student, teacher = (4 * torch.randn(2, 128_256, generator=rng, dtype=torch.float64) for _ in range(2))
+    leaf = student.requires_grad_()
+    wide = {"student": leaf.log_softmax(-1), "teacher": teacher.log_softmax(-1), "labels": torch.tensor([5, 70_000])}
+    expected = call(loss.token_loss, wide)
+    expected.sum().backward()
+    narrow = {key: tensor.detach().float() if tensor.is_floating_point() else tensor for key, tensor in wide.items()}
+    found, gradient = call(loss.token_gradient, narrow)
+    assert_allclose(found, expected.detach(), rtol=1e-6)
+    assert (gradient - leaf.grad).norm() < 2e-5 * leaf.grad.norm()
+
+
+@pytest.mark.parametrize("option", ["alpha", "beta"])
+@pytest.mark.parametrize("number", [-0.1, float("inf"), float("nan")])
+def test_a_weight_out_of_range_is_refused(option, number):
+    with pytest.raises(ValueError, match=rf"^{option} is .* 0 or more"):
+        DecoupledKL(**{option: number})
