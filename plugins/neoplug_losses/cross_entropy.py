@@ -1,8 +1,10 @@
 """Cross-entropy of the student q with the data: what a language model is trained on without a teacher.
 
-    -log q(y) for the answer token y, in nats per token
+    (1 - e) (-log q(y)) + e mean over the vocabulary of -log q;  e = label_smoothing, y the answer token, nats per token
 
-Convention: hard labels, no smoothing; the teacher is not looked at.
+Convention: torch's, so e/V of the target lies on each of the V tokens that student and teacher share, y among them.
+With hard labels (e = 0) it is -log q(y). The teacher is not looked at.
+Source of the smoothing: Szegedy et al. 2015, arXiv 1512.00567.
 """
 
 from dataclasses import dataclass
@@ -16,19 +18,38 @@ from neoplug.hookspecs import hookimpl
 
 @dataclass(eq=False)
 class CrossEntropy:
-    """Negative log-likelihood of the answer tokens."""
+    """Negative log-likelihood of the answer tokens, of smoothed labels if asked."""
+
+    label_smoothing: float = 0.0  # the share of the target that is spread over the vocabulary, in [0, 1)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing}, but must lie in [0, 1); at 1 no label would be left"
+            )
 
     exempt: ClassVar = {"zero_where_equal": "it compares with the data, not with the teacher"}
 
     @hookimpl
     def token_loss(self, student: Tensor, labels: Tensor) -> Tensor:
-        """Return -log q(y), [N]."""
-        return -student.gather(-1, labels[:, None])[:, 0]
+        """Return the cross-entropy with the (smoothed) labels, [N]."""
+        return self._value(student, student.gather(-1, labels[:, None]))
 
     @hookimpl
     def token_gradient(self, student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return -log q(y), [N], and q - onehot(y), [N, V]."""
+        """Return the cross-entropy, [N], and q - (1 - e) onehot(y) - e / V, [N, V]."""
         log_q_of_label = student.gather(-1, labels[:, None])
         gradient = student.exp()
-        gradient.scatter_(-1, labels[:, None], torch.expm1(log_q_of_label))  # q - 1 without cancellation
-        return -log_q_of_label[:, 0], gradient
+        at_label = torch.expm1(log_q_of_label)  # q - 1 without cancellation
+        if self.label_smoothing:
+            spread = self.label_smoothing / student.shape[-1]
+            gradient.sub_(spread)
+            at_label.add_(self.label_smoothing - spread)
+        gradient.scatter_(-1, labels[:, None], at_label)
+        return self._value(student, log_q_of_label), gradient
+
+    def _value(self, log_q: Tensor, log_q_of_label: Tensor) -> Tensor:
+        hard = -log_q_of_label[:, 0]
+        if not self.label_smoothing:
+            return hard
+        return (1 - self.label_smoothing) * hard - self.label_smoothing * log_q.mean(-1)

@@ -6,8 +6,9 @@ keep their scale (Hinton, Vinyals, Dean 2015, arXiv 1503.02531). N answer tokens
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import inf
+from math import inf, log, log1p
 
+import torch
 from torch import Tensor
 
 from neoplug.hookspecs import hookimpl
@@ -54,3 +55,9 @@ class Divergence(Softened, ABC):
     @abstractmethod
     def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """Return fresh tensors: the divergence [N] and its gradient [N, V] by the logits of q. Few of size V."""
+
+
+def log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+    """Return log(share p + (1 - share) q) as a fresh tensor [N, V]; share in (0, 1)."""
+    first, second = log_p + log(share), log_q + log1p(-share)
+    return torch.logaddexp(first, second, out=None if second.requires_grad else first)

@@ -1,0 +1,40 @@
+"""Skew reverse Kullback-Leibler divergence: the student q against a teacher p that is mixed with a little of q.
+
+    KL(q, m),  m = (1 - alpha) p + alpha q;  0 at p = q, at most -ln(alpha) nats per token (at T = 1)
+
+Convention: DistiLLM's, so alpha is the share of the *first* argument in the mixture: small, and reverse_kl at 0.
+Unlike reverse_kl it stays bounded where the teacher finds impossible what the student says.
+Source: DistiLLM, arXiv 2402.03898.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from neoplug_losses.divergence import Divergence, log_mixture
+
+
+@dataclass(eq=False)
+class SkewReverseKL(Divergence):
+    """KL from the student to the mixture."""
+
+    alpha: float = 0.1  # the student's share of the mixture, in (0, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha is {self.alpha}, but must lie in (0, 1); it is reverse_kl at 0, and nothing at 1")
+
+    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Return sum q log(q / m)."""
+        return (log_q.exp() * (log_q - log_mixture(log_p, log_q, 1 - self.alpha))).sum(-1)
+
+    def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient is q (h - sum q h), h = log(q / m) - alpha q / m: the constant in h cancels."""
+        ratio = log_mixture(log_p, log_q, 1 - self.alpha).neg_().add_(log_q)
+        q = log_q.exp()
+        share = ratio.exp()  # q / m, at most 1 / alpha
+        terms = ratio.mul_(q)
+        value = terms.sum(-1)
+        terms.addcmul_(share, q, value=-self.alpha)
+        return value, terms.addcmul_(q, terms.sum(-1, keepdim=True), value=-1)
