@@ -22,12 +22,14 @@ def save_student(model: nn.Module, checked: Checked, base: Located, tokenizer: A
         with folder_atomically(directory.student) as draft:
             shutil.copytree(base.path, draft, dirs_exist_ok=True)
     where = str(directory.student.absolute()) if base.kind == "prepared" else base.path
+    if _is_peft(model):
+        _name_base(model, where, base.revision)
     if checked.plugins.implements("save_adapter"):
         with folder_atomically(_cleared(directory.adapter)) as draft:
             checked.plugins.one("save_adapter", model=model, path=draft)
     elif _is_peft(model):
         with folder_atomically(_cleared(directory.adapter)) as draft:
-            _save_peft(model, draft, where, base.revision)
+            _save_peft(model, draft)
     else:
         with folder_atomically(_cleared(directory.model)) as draft:
             _save_whole(model, draft, base, tokenizer)
@@ -52,9 +54,13 @@ def _is_peft(model: nn.Module) -> bool:
     return isinstance(model, PeftModel)
 
 
-def _save_peft(model: Any, path: Path, base: str, revision: str | None) -> None:
+def _name_base(model: Any, base: str, revision: str | None) -> None:
+    """Let the adapter's configuration say what it stands on."""
     for config in model.peft_config.values():
         config.base_model_name_or_path, config.revision = base, revision
+
+
+def _save_peft(model: Any, path: Path) -> None:
     with warnings.catch_warnings():  # it stores embeddings that carry an adapter: as it should
         warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`", UserWarning)
         warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`", UserWarning)

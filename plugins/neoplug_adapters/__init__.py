@@ -1,1 +1,1 @@
-"""Adapters: one file each. `low_rank` holds what LoRA and DoRA share, `targets` finds names that match nothing."""
+"""Adapters: one file each. `tuner` holds what peft's adapters share, `low_rank` LoRA's kin, `targets` finds names."""

@@ -7,6 +7,7 @@ Source: Liu et al. 2024, arXiv 2402.09353.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from neoplug_adapters.low_rank import LowRank
 
@@ -14,6 +15,8 @@ from neoplug_adapters.low_rank import LowRank
 @dataclass(eq=False)
 class DoRA(LowRank):
     """Peft's DoRA."""
+
+    name: ClassVar[str] = "dora"
 
     use_dora: bool = True
 

@@ -6,6 +6,7 @@ Options are peft's. Source: Hu et al. 2021, arXiv 2106.09685; rank-stabilised: a
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from neoplug_adapters.low_rank import LowRank
 
@@ -13,6 +14,8 @@ from neoplug_adapters.low_rank import LowRank
 @dataclass(eq=False)
 class LoRA(LowRank):
     """Peft's LoRA. DoRA, PiSSA and other variants are plugins of their own."""
+
+    name: ClassVar[str] = "lora"
 
     def __post_init__(self) -> None:
         super().__post_init__()

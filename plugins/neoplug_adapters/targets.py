@@ -1,11 +1,17 @@
 """Names in an adapter's options that match nothing in the model. Peft ignores most of these in silence."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
 from neoplug.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Names = str | list[str] | None
 
@@ -34,6 +40,65 @@ def unmatched(
     for layer in [layers] if isinstance(layers, int) else layers or []:
         if count is not None and not 0 <= layer < count:
             yield "layers_to_transform", f"there is no layer {layer}: the model has {count}, counted from 0"
+
+
+def chosen(
+    model: PreTrainedModel, targets: str | list[str], excluded: Names, layers: int | list[int] | None
+) -> list[str]:
+    """Return the names of the modules that an adapter's options name, in the model's order; all-linear has no head."""
+    names = [name for name, module in model.named_modules() if name and not list(module.children())]
+    if targets == "all-linear":
+        head = model.get_output_embeddings()
+        taken = [name for name in names if _is_linear(found := model.get_submodule(name)) and found is not head]
+    else:
+        taken = [name for name in names if _matches(name, targets)]
+    wanted = {layers} if isinstance(layers, int) else set(layers or ())
+    return [
+        name for name in taken
+        if not (excluded and _matches(name, excluded)) and (not wanted or _layer_of(name) in wanted)
+    ]  # fmt: skip
+
+
+def sizes(model: PreTrainedModel, names: list[str]) -> list[tuple[int, int]]:
+    """Return inputs and outputs of each of the modules that are linear layers."""
+    modules = [model.get_submodule(name) for name in names]
+    return [
+        (module.in_features, module.out_features) if hasattr(module, "in_features") else (module.nx, module.nf)
+        for module in modules if _is_linear(module)
+    ]  # fmt: skip
+
+
+def beside(names: Names, endings: list[str]) -> Names:
+    """Return names or a regex of names that mean these endings too."""
+    if isinstance(names, str):
+        return "|".join([f"(?:{names})", *(rf".*\.{re.escape(ending)}" for ending in endings)])
+    return [*(names or []), *endings]
+
+
+def refuse_wrong_regexes(options: Mapping[str, Iterable[str]]) -> None:
+    """Raise ValueError for the first regex of an option that is none."""
+    for name, regexes in options.items():
+        for regex in regexes:
+            try:
+                re.compile(regex)
+            except re.error as error:
+                raise ValueError(f"{name} has `{regex}`, which is no regular expression: {error}") from error
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    """Say whether a module is a matrix to peft: torch's, bitsandbytes' (which inherit torch's) or GPT-2's."""
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _matches(name: str, wanted: str | list[str]) -> bool:
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    return any(f".{name}".endswith(f".{ending}") for ending in wanted)
+
+
+def _layer_of(name: str) -> int | None:
+    found = re.match(r".*\.[^.]*\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
 def bypassed(model: torch.nn.Module) -> list[str]:
@@ -65,7 +130,7 @@ def _missing(wanted: Names, names: list[str]) -> list[str]:
         if wanted.lower() == "all-linear":
             return []
         return [] if any(re.fullmatch(wanted, name) for name in names) else [wanted]
-    return [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in names)]
+    return [target for target in wanted if not any(_matches(name, [target]) for name in names)]
 
 
 def _near(name: str, names: list[str]) -> str:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
 
 def adapted(plugin, config):
     """Return the names of the modules that carry matrices."""
-    model = plugin.add_adapter(skeleton(config), torch.Generator().manual_seed(0))
+    model = plugin.add_adapter(skeleton(config), None, 1, torch.Generator().manual_seed(0))
     return {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
 
 

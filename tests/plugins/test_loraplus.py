@@ -24,7 +24,7 @@ def base(tiny_teacher):
 
 
 def adapted(adapter, base):
-    return adapter.add_adapter(copy.deepcopy(base), torch.Generator().manual_seed(0))
+    return adapter.add_adapter(copy.deepcopy(base), None, 1, torch.Generator().manual_seed(0))
 
 
 def rates(model, groups):

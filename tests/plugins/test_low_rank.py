@@ -23,7 +23,7 @@ def base(tiny_student):
 
 
 def adapted(adapter, base):
-    return adapter.add_adapter(copy.deepcopy(base), torch.Generator().manual_seed(0))
+    return adapter.add_adapter(copy.deepcopy(base), None, 1, torch.Generator().manual_seed(0))
 
 
 def trainable(model):
@@ -110,7 +110,7 @@ def test_dora_is_its_formula(base):
 
 def test_adapters_of_a_bf16_base_are_float32(base):
     for adapter in (LoRA(), DoRA()):
-        model = adapter.add_adapter(copy.deepcopy(base).bfloat16(), torch.Generator())
+        model = adapter.add_adapter(copy.deepcopy(base).bfloat16(), None, 1, torch.Generator())
         assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}
 
 
@@ -125,7 +125,7 @@ def test_gpt2s_transposed_layers_need_no_option():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0)
-    model = LoRA(r=2).add_adapter(GPT2LMHeadModel(config).requires_grad_(False), torch.Generator())
+    model = LoRA(r=2).add_adapter(GPT2LMHeadModel(config).requires_grad_(False), None, 1, torch.Generator())
     assert size(model) == 2 * sum(i + o for i, o in [(16, 48), (16, 16), (16, 64), (64, 16)])
 
 

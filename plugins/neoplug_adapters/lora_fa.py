@@ -1,0 +1,35 @@
+"""LoRA-FA: A stays as it was drawn, B alone trains: half the parameters, and A's input need not be kept.
+
+    W + scale B A,  A frozen
+
+Convention: the paper's method itself; peft.optimizers' LoRA-FA beside it rescales B's gradient and is an optimizer.
+Source: Zhang et al. 2023, arXiv 2308.03303.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from neoplug_adapters.lora import LoRA
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from neoplug.data.batch import Batch
+
+
+@dataclass(eq=False)
+class LoRAFA(LoRA):
+    """LoRA with A frozen."""
+
+    name: ClassVar[str] = "lora_fa"
+
+    def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
+        adapted = super()._adapt(model, config, batches)
+        for name, parameter in adapted.named_parameters():
+            if ".lora_A." in name or ".lora_embedding_A." in name:
+                parameter.requires_grad_(False)
+        return adapted

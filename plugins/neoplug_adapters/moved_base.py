@@ -1,0 +1,92 @@
+"""What PiSSA and its kin share: A and B start as a part of the base's weights, and the base keeps the rest, frozen.
+
+    W = (W - scale B0 A0) + scale B0 A0        A0 and B0 by the variant
+
+The student starts as it was, up to rounding. It is saved as plain LoRA of twice the rank, so that it stands on the
+base as it came: scale (B A - B0 A0) = scale [B, -B0] [A; A0]. Checkpoints hold A and B alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from neoplug.errors import Problem, RecipeError
+from neoplug.hookspecs import hookimpl
+from neoplug_adapters.lora import LoRA
+from neoplug_adapters.low_rank import lora_layers
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from neoplug.data.batch import Batch
+
+
+@dataclass(eq=False)
+class MovedBase(LoRA):
+    """LoRA whose start is taken out of the base. Options are LoRA's; `init_lora_weights` is the variant's own."""
+
+    not_on_quantised: ClassVar[str] = "it changes the base's weights, and rounded ones would lose the change"
+    changes_base: ClassVar[str] = "the part of each weight that A and B start with is taken out of the base"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._began: dict[str, Tensor] = {}
+
+    def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
+        adapted = super()._adapt(model, config, batches)
+        self._refuse_large_ranks(adapted)
+        self._start(adapted, batches)
+        self._began = {name: matrix.detach().clone() for name, matrix in _matrices(adapted).items()}
+        return adapted
+
+    def _refuse_large_ranks(self, adapted: Any) -> None:
+        """Refuse a rank above what a weight has."""
+        for name, layer in lora_layers(adapted):
+            r, most = layer.r["default"], min(layer.in_features, layer.out_features)
+            if r > most:
+                what = f"r is {r}, but `{name}` has only {most} components to take"
+                fix = f"an r up to {most}, or an own one for it in rank_pattern"
+                raise RecipeError([Problem(what, fix=fix, path=("adapter", self.name, "r"))])
+
+    def _start(self, adapted: Any, batches: Iterable[Batch] | None) -> None:
+        """Do nothing: peft has set A and B, and taken them out of the base."""
+
+    @hookimpl
+    def save_adapter(self, model: PeftModel, path: Path) -> None:
+        """Write plain LoRA of twice the rank, in peft's own files."""
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+        for name, start in self._began.items():
+            down = ".lora_A." in name
+            both = [weights[name], start if down else -start]
+            weights[name] = torch.cat([part.cpu().float() for part in both], dim=0 if down else 1)
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, path / "adapter_model.safetensors")
+        _doubled(model.peft_config[model.active_adapter]).save_pretrained(path)
+
+
+def _matrices(adapted: Any) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return {name: weight for name, weight in weights.items() if ".lora_A." in name or ".lora_B." in name}
+
+
+def _doubled(config: LoraConfig) -> LoraConfig:
+    """Return a plain configuration of twice the rank and the same scale."""
+    wider, alpha = deepcopy(config), sqrt(2) if config.use_rslora else 2
+    wider.r, wider.lora_alpha = 2 * config.r, alpha * config.lora_alpha
+    wider.rank_pattern = {name: 2 * r for name, r in config.rank_pattern.items()}
+    wider.alpha_pattern = {name: alpha * value for name, value in config.alpha_pattern.items()}
+    wider.init_lora_weights, wider.inference_mode = True, True
+    return wider
