@@ -1,0 +1,77 @@
+"""torchtune 0.6.1, `torchtune.modules.loss`: means over the labels that are not -100, at temperature 1.
+
+Its "forward KL" is the cross-entropy of p and q: it leaves out the teacher's entropy. The gradient is the same.
+"""
+
+import pytest
+from torchtune.modules.loss import (
+    ForwardKLLoss,
+    ForwardKLWithChunkedOutputLoss,
+    ReverseKLLoss,
+    ReverseKLWithChunkedOutputLoss,
+    SymmetricKLLoss,
+    SymmetricKLWithChunkedOutputLoss,
+)
+
+from neoplug_losses.forward_kl import ForwardKL
+from neoplug_losses.reverse_kl import ReverseKL
+
+
+@pytest.fixture
+def whole(from_logits):
+    """Return a function that gives what one of its losses makes of all logits at once."""
+
+    def differentiate(loss, micro):
+        return from_logits(
+            lambda student, teacher, labels: loss(student.flatten(0, 1), teacher.flatten(0, 1), labels.flatten()), micro
+        )
+
+    return differentiate
+
+
+@pytest.fixture
+def chunked(from_logits):
+    """Return a function that gives what one of its losses makes of logits in four pieces of each row."""
+
+    def differentiate(loss, micro):
+        return from_logits(
+            lambda student, teacher, labels: loss(student.chunk(4, 1), teacher.chunk(4, 1), labels), micro
+        )
+
+    return differentiate
+
+
+@pytest.fixture(params=["whole", "chunked"])
+def form(request):
+    return request.getfixturevalue(request.param), request.param == "chunked"
+
+
+def entropy(micro):
+    """Return the teacher's mean entropy over the scored tokens, in nats."""
+    log_p = micro.teacher_logits[micro.labels != -100].double().log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1).mean().float()
+
+
+def without_entropy(outcome, micro, share=1.0):
+    return type(outcome)(outcome.loss + share * entropy(micro), outcome.by_states, outcome.by_head)
+
+
+def test_forward_kl_is_theirs_less_the_teachers_entropy(micro, ours, form):
+    differentiate, chunks = form
+    loss = ForwardKLWithChunkedOutputLoss(4) if chunks else ForwardKLLoss()
+    without_entropy(ours(micro, (1.0, ForwardKL())), micro).agrees_with(differentiate(loss, micro))
+
+
+def test_reverse_kl_is_theirs(micro, ours, form):
+    differentiate, chunks = form
+    loss = ReverseKLWithChunkedOutputLoss(4) if chunks else ReverseKLLoss()
+    ours(micro, (1.0, ReverseKL())).agrees_with(differentiate(loss, micro))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.2])
+def test_symmetric_kl_is_two_weighted_losses(micro, ours, form, ratio):
+    """Its `sym_kd_ratio` weighs the forward KL."""
+    differentiate, chunks = form
+    loss = SymmetricKLWithChunkedOutputLoss(4, ratio) if chunks else SymmetricKLLoss(ratio)
+    found = ours(micro, (ratio, ForwardKL()), (1 - ratio, ReverseKL()))
+    without_entropy(found, micro, ratio).agrees_with(differentiate(loss, micro))
