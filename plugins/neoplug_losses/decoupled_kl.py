@@ -35,9 +35,10 @@ class DecoupledKL(Softened):
     def token_loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Return alpha KL(b_p, b_q) + beta KL(p^, q^), [N], times T^2."""
         y, log_p, log_q = labels[:, None], self._soften(teacher), self._soften(student)
-        (log_p_rest, log_p_others), (log_q_rest, log_q_others) = _without(y, log_p), _without(y, log_q)
+        log_p_rest, log_q_rest = (z.scatter(-1, y, -inf).logsumexp(-1, keepdim=True) for z in (log_p, log_q))
         target = _terms(log_p.gather(-1, y), log_q.gather(-1, y)) + _terms(log_p_rest, log_q_rest)
-        others = (log_p_others.exp() * (log_p_others - log_q_others).scatter(-1, y, 0.0)).sum(-1)
+        p = (log_p - log_p_rest).exp().scatter(-1, y, 0.0)
+        others = (p * (log_p - log_q - (log_p_rest - log_q_rest))).sum(-1)
         return (self.alpha * target[:, 0] + self.beta * others) * self.temperature**2
 
     @hookimpl
@@ -46,19 +47,19 @@ class DecoupledKL(Softened):
         y, log_p, log_q = labels[:, None], self._soften(teacher), self._soften(student)
         (log_p_rest, p), (log_q_rest, q) = _without(y, log_p), _without(y, log_q)
         target = _terms(log_p.gather(-1, y), log_q.gather(-1, y)) + _terms(log_p_rest, log_q_rest)
-        terms = (p - q).scatter_(-1, y, 0.0)
-        others = terms.mul_(p.exp_()).sum(-1)
+        others = (log_p - log_q).sub_(log_p_rest - log_q_rest).mul_(p).sum(-1)
         by_target = (log_p_rest.exp() - log_q_rest.exp()) * self.alpha  # q(y) - p(y)
-        gradient = q.exp_().mul_(self.beta - by_target).sub_(p, alpha=self.beta).scatter_(-1, y, by_target)
+        gradient = q.mul_(self.beta - by_target).sub_(p, alpha=self.beta).scatter_(-1, y, by_target)
         value = target[:, 0].mul_(self.alpha).add_(others, alpha=self.beta)
         return value.mul_(self.temperature**2), gradient.mul_(self.temperature)
 
 
 def _without(y: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log(1 - p(y)), [N, 1], and log p^, [N, V], which is -inf at y."""
+    """Return log(1 - p(y)), [N, 1], and p^, [N, V], 0 at y, by one exponential."""
     others = log_p.scatter(-1, y, -inf)
-    log_rest = others.logsumexp(-1, keepdim=True)
-    return log_rest, others - log_rest
+    largest = others.amax(-1, keepdim=True)
+    total = others.sub_(largest).exp_().sum(-1, keepdim=True)
+    return total.log().add_(largest), others.div_(total)
 
 
 def _terms(log_p: Tensor, log_q: Tensor) -> Tensor:

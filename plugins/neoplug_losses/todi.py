@@ -4,7 +4,7 @@
 
 Where the student is too low, forward KL lifts it; where it is too high, reverse KL presses it down.
 Convention: a is detached, as in the paper, so the gradient is not that of the value. The value itself is the sum of
-both KLs, sum (p - q) log(p / q), for a p - (1 - a) q = p - q.
+both KLs, twice jeffreys, for a p - (1 - a) q = p - q.
 Source: ToDi, arXiv 2505.16297.
 """
 

@@ -7,10 +7,14 @@ from hypothesis import given, settings
 from numpy.testing import assert_allclose
 from scipy.special import rel_entr, softmax
 
-from neoplug.testing import call, examples, value
+from neoplug.testing import call, check_loss, examples, value
+from neoplug_losses.concrete_score import ConcreteScore
 from neoplug_losses.decoupled_kl import DecoupledKL
+from neoplug_losses.distillm2 import DistiLLM2
 from neoplug_losses.forward_kl import ForwardKL
+from neoplug_losses.listwise import Listwise
 from neoplug_losses.logit_mse import LogitMSE
+from neoplug_losses.pairwise import Pairwise
 from neoplug_losses.reverse_kl import ReverseKL
 from neoplug_losses.todi import ToDi
 
@@ -88,12 +92,56 @@ def test_logit_mse_is_the_variance_of_the_raw_logits_difference(example):
     assert_allclose(value(LogitMSE(), example), np.var(student - teacher, axis=-1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("loss", [DecoupledKL(), ToDi(), LogitMSE()], ids=lambda loss: type(loss).__name__)
+def pairs_of_scores(w1, w2, difference):
+    """Return the sum over all pairs, as it is defined, and its gradient with constant weights."""
+    gaps, weights = difference[:, None] - difference, w1[:, None] * w2
+    return (weights * gaps**2).sum(), 2 * (weights * gaps).sum(1) - 2 * (weights * gaps).sum(0)
+
+
+@pytest.mark.parametrize("w1", ["student", "teacher", "uniform"])
+@pytest.mark.parametrize("w2", ["student", "uniform"])
+@settings(deadline=None, max_examples=10)
+@given(example=examples(rows=1))
+def test_concrete_score_is_the_sum_over_all_pairs(w1, w2, example):
+    teacher, student = (z[0] for z in logits(example))
+    weights = {"student": softmax(student / 2), "teacher": softmax(teacher / 2), "uniform": np.ones(len(student))}
+    expected = pairs_of_scores(weights[w1], weights[w2] / weights[w2].sum(), student - teacher)
+    scale = weights[w1].sum()  # the uniform one is normalised here
+    inputs = (z.log_softmax(-1) for z in (example.student, example.teacher))
+    found, gradient = ConcreteScore(temperature=2.0, w1=w1, w2=w2).token_gradient(*inputs)
+    assert_allclose(found[0], expected[0] / scale, rtol=1e-5, atol=1e-4)
+    assert_allclose(gradient[0], expected[1] / scale, rtol=1e-5, atol=1e-4)
+
+
+@quick
+@given(examples())
+def test_a_uniform_concrete_score_is_twice_logit_mse(example):
+    uniform = ConcreteScore(w1="uniform", w2="uniform")
+    assert_allclose(value(uniform, example), 2 * value(LogitMSE(), example), rtol=1e-5, atol=1e-5)
+
+
+@quick
+@given(examples())
+def test_distillm2_is_its_definition_and_its_reverse_part_gains_with_the_run(example):
+    p, q = (softmax(z / 2, -1) for z in logits(example))
+    forward, reverse = rel_entr(p, 0.1 * p + 0.9 * q).sum(-1), rel_entr(q, 0.9 * p + 0.1 * q).sum(-1)
+    assert_allclose(value(DistiLLM2(2.0), example), 2 * forward + 2 * reverse, rtol=1e-5, atol=1e-5)
+    share = {0.0: 0.5, 0.5: 0.75, 1.0: 0.75}[example.progress]
+    expected = 4 * ((1 - share) * forward + share * reverse)
+    assert_allclose(value(DistiLLM2(2.0, gradual_beta=True), example), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [DecoupledKL(), ToDi(), LogitMSE(), ConcreteScore(), DistiLLM2(gradual_beta=True), Listwise(), Pairwise()],
+    ids=lambda loss: type(loss).__name__,
+)
 def test_float32_finds_the_float64_gradient_of_a_real_vocabulary(loss):
     rng = torch.Generator().manual_seed(0)
     student, teacher = (4 * torch.randn(2, 128_256, generator=rng, dtype=torch.float64) for _ in range(2))
     leaf = student.requires_grad_()
-    wide = {"student": leaf.log_softmax(-1), "teacher": teacher.log_softmax(-1), "labels": torch.tensor([5, 70_000])}
+    wide = {"student": leaf.log_softmax(-1), "teacher": teacher.log_softmax(-1)}
+    wide |= {"labels": torch.tensor([5, 70_000]), "progress": torch.tensor(0.25)}
     expected = call(loss.token_loss, wide)
     expected.sum().backward()
     narrow = {key: tensor.detach().float() if tensor.is_floating_point() else tensor for key, tensor in wide.items()}
@@ -102,8 +150,29 @@ def test_float32_finds_the_float64_gradient_of_a_real_vocabulary(loss):
     assert (gradient - leaf.grad).norm() < 2e-5 * leaf.grad.norm()
 
 
-@pytest.mark.parametrize("option", ["alpha", "beta"])
-@pytest.mark.parametrize("number", [-0.1, float("inf"), float("nan")])
-def test_a_weight_out_of_range_is_refused(option, number):
-    with pytest.raises(ValueError, match=rf"^{option} is .* 0 or more"):
-        DecoupledKL(**{option: number})
+@pytest.mark.parametrize("loss", [ConcreteScore(w1="teacher", w2="uniform"), DistiLLM2(gradual_beta=True)])
+def test_options_keep_what_holds_for_every_loss(loss):
+    check_loss(loss, max_examples=10)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        (DecoupledKL, {"alpha": -0.1}),
+        (DecoupledKL, {"beta": float("inf")}),
+        (DecoupledKL, {"temperature": 0.0}),
+        (ConcreteScore, {"w1": "both"}),
+        (ConcreteScore, {"w2": "both"}),
+        (ConcreteScore, {"temperature": -1.0}),
+        (DistiLLM2, {"alpha": 0.0}),
+        (DistiLLM2, {"alpha": float("nan")}),
+        (Listwise, {"k": 0}),
+        (Pairwise, {"k": 1}),
+        (Pairwise, {"surrogate": "exponential"}),
+        (Pairwise, {"margin": -1.0}),
+    ],
+)
+def test_an_option_out_of_range_is_refused_by_name(loss, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=rf"^{name} is .*, but must"):
+        loss(**options)

@@ -1,0 +1,74 @@
+"""Concrete score distillation: the student's log-ratio of every two entries of the vocabulary is to be the teacher's.
+
+    sum_ij w1_i w2_j (d_i - d_j)^2 = E1 d^2 + E2 d^2 - 2 E1 d E2 d,  d = z_q - z_p;  0 at p = q, squared nats per token
+
+E1 and E2 are means under the weights w1 and w2: `student`, `teacher` or `uniform`. The student's weights look where it
+has its mass (mode-seeking), the teacher's where that has (mode-covering); uniform ones give twice logit_mse.
+Convention: weights are detached, as in the paper, so with the student's the gradient is not that of the value; both are
+the student's by default, as in its main results. `temperature` softens the weights alone, so there is no T^2. The
+gradient of the paper's code is a quarter of this one.
+Source: CSD, arXiv 2509.25837.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from neoplug.hookspecs import hookimpl
+from neoplug_losses.divergence import Softened
+
+Weights = Literal["student", "teacher", "uniform"]
+
+
+@dataclass(eq=False)
+class ConcreteScore(Softened):
+    """Weighted squares of all pairs of differences, in one pass over the vocabulary."""
+
+    w1: Weights = "student"
+    w2: Weights = "student"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("w1", "w2"):
+            if getattr(self, name) not in get_args(Weights):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(get_args(Weights))}"
+                )
+
+    @property
+    def exempt(self) -> dict[str, str]:
+        """Say which properties of a loss do not hold."""
+        if "student" not in (self.w1, self.w2):
+            return {}
+        return {"finite_differences": "the student's weights are detached (CSD, arXiv 2509.25837)"}
+
+    @hookimpl
+    def token_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return E1 d^2 + E2 d^2 - 2 E1 d E2 d, [N]; the last is 0 where d is centred by E1."""
+        w1, w2 = self._weights(student, teacher)
+        difference = student - teacher
+        difference = difference - (w1 * difference).sum(-1, keepdim=True)
+        return ((w1 + w2) * difference.square()).sum(-1)
+
+    @hookimpl
+    def token_gradient(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it, [N], and 2 w1 (d - E2 d) + 2 w2 (d - E1 d), [N, V]."""
+        w1, w2 = self._weights(student, teacher)
+        difference = student - teacher
+        difference.sub_((w1 * difference).sum(-1, keepdim=True))
+        mean = (w2 * difference).sum(-1, keepdim=True)
+        gradient = (w1 + w2) * difference
+        value = difference.mul_(gradient).sum(-1)
+        return value, gradient.addcmul_(w1.expand_as(gradient), mean, value=-1).mul_(2)
+
+    def _weights(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Return w1 and w2, [N, V] or [1, 1]: one tensor where they are the same."""
+        of = {"student": student, "teacher": teacher}
+        found = {name: self._weight(of.get(name), student) for name in {self.w1, self.w2}}
+        return found[self.w1], found[self.w2]
+
+    def _weight(self, log_probabilities: Tensor | None, like: Tensor) -> Tensor:
+        if log_probabilities is None:
+            return like.new_full((1, 1), 1 / like.shape[-1])
+        return self._soften(log_probabilities.detach()).exp()

@@ -1,0 +1,57 @@
+"""DistiLLM-2's pair: skew forward and skew reverse KL of teacher p and student q, as far as it needs no rollouts.
+
+    (1 - s) KL(p, alpha p + (1 - alpha) q) + s KL(q, (1 - alpha) p + alpha q);  0 at p = q, in nats per token
+
+s is 1/2. With `gradual_beta` it grows with the run from 1/2 to 3/4 at half time and stays there, so that the reverse KL
+comes to lead: the paper's curriculum, which its released code has as this option, off by default.
+Left out, for want of rollouts: the paper takes the forward term on answers of the teacher and the reverse term on
+answers of the student, and so is contrastive; here both stand on the same answer tokens. Its rule for alpha is left out
+too: it compares the probabilities of an answer with their mean gap over the data, which one token does not know.
+Convention: the mean of the pair (its code sums it). The gradient goes through both mixtures, as in the formula; the
+paper's code stops it in the second.
+Source: DistiLLM-2, arXiv 2503.07067.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from neoplug.hookspecs import hookimpl
+from neoplug_losses.divergence import Softened
+from neoplug_losses.skew_forward_kl import SkewForwardKL
+from neoplug_losses.skew_reverse_kl import SkewReverseKL
+
+
+@dataclass(eq=False)
+class DistiLLM2(Softened):
+    """Both skew KLs, the reverse gaining with the run where asked."""
+
+    alpha: float = 0.1  # what is mixed in of the first argument, in (0, 1)
+    gradual_beta: bool = False  # let the reverse KL gain weight
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.alpha < 1:
+            raise ValueError(
+                f"alpha is {self.alpha}, but must lie in (0, 1); at 0 it is the mean of both KLs, jeffreys"
+            )
+        self._forward = SkewForwardKL(self.temperature, self.alpha)
+        self._reverse = SkewReverseKL(self.temperature, self.alpha)
+
+    @hookimpl
+    def token_loss(self, student: Tensor, teacher: Tensor, progress: float) -> Tensor:
+        """Return (1 - s) KL(p, m_p) + s KL(q, m_q), [N], times T^2."""
+        share = self._share_of_reverse(progress)
+        forward, reverse = (part.token_loss(student, teacher) for part in (self._forward, self._reverse))
+        return (1 - share) * forward + share * reverse
+
+    @hookimpl
+    def token_gradient(self, student: Tensor, teacher: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+        """Return it, [N], and the same mix of their gradients, [N, V]."""
+        share = self._share_of_reverse(progress)
+        value, gradient = (part.mul_(1 - share) for part in self._forward.token_gradient(student, teacher))
+        of_reverse, by_reverse = self._reverse.token_gradient(student, teacher)
+        return value.add_(of_reverse, alpha=share), gradient.add_(by_reverse, alpha=share)
+
+    def _share_of_reverse(self, progress: float) -> float:
+        return 0.5 + 0.25 * min(1.0, 2 * progress) if self.gradual_beta else 0.5

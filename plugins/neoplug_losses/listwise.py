@@ -1,0 +1,60 @@
+"""Listwise ranking: how likely the student is to draw the teacher's k best in the teacher's order.
+
+    -log prod_m q(t_m) / (1 - q(t_1) - ... - q(t_{m-1})),  t_1, ..., t_k the teacher's k best, in nats per token
+
+This is Plackett and Luce's model of drawing without putting back (ListMLE, Xia et al. 2008), with k known ranks of V.
+k = 1 is cross_entropy with the teacher's best. The teacher's order is all that counts, not how sure it is of it.
+Convention: the sum over the k draws. No divergence: at p = q it is the surprise of the teacher's own order, above 0.
+Where the teacher has ties, their order is arbitrary.
+Cost: `topk` passes over the teacher's row, beside one log-sum over the student's.
+Source: Frydenlund, Singh, Rudzicz 2022, arXiv 2110.06961, for language models; PLD, arXiv 2506.12542, weighs the draws.
+"""
+
+from dataclasses import dataclass
+from math import inf
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from neoplug.hookspecs import hookimpl
+
+
+@dataclass(eq=False)
+class Listwise:
+    """Negative log-likelihood of the teacher's order."""
+
+    k: int = 8  # 1 or more; at most V - 1 count, for the last draw is no choice
+
+    exempt: ClassVar = {"zero_where_equal": "an order is drawn, and no student is sure of it, not even the teacher"}
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k is {self.k}, but must be 1 or more")
+
+    @hookimpl
+    def token_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the sum of -log(share of what is left) over the draws, [N]."""
+        best = self._best(teacher)
+        drawn = student.gather(-1, best)
+        return (_left(student, best, drawn) - drawn).sum(-1)
+
+    @hookimpl
+    def token_gradient(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """An entry's gradient is the sum of its shares in all draws in which it took part, less 1 if it was drawn."""
+        best = self._best(teacher)
+        drawn = student.gather(-1, best)
+        left = _left(student, best, drawn)
+        draws = (-left).logcumsumexp(-1)  # log sum 1 / left, up to each draw
+        gradient = (student + draws[:, -1:]).exp_()
+        gradient.scatter_(-1, best, (drawn + draws).exp() - 1)
+        return (left - drawn).sum(-1), gradient
+
+    def _best(self, teacher: Tensor) -> Tensor:
+        return teacher.topk(min(self.k, teacher.shape[-1] - 1), -1).indices
+
+
+def _left(student: Tensor, best: Tensor, drawn: Tensor) -> Tensor:
+    """Return the log of the mass left before each draw, [N, k], summed from the end: differences would cancel."""
+    never = student.scatter(-1, best, -inf).logsumexp(-1, keepdim=True)
+    return torch.cat([drawn, never], -1).flip(-1).logcumsumexp(-1).flip(-1)[:, :-1]
