@@ -2,7 +2,8 @@
 
     KL(p, q) = sum p log(p / q);  0 at p = q, in nats per token
 
-Convention: the teacher's entropy is included (some libraries leave it out and report the cross-entropy).
+Convention: the teacher's entropy is included. torchtune and DistiLLM leave it out and report the cross-entropy
+-sum p log q under the name "forward KL": `omit_teacher_entropy` does so too. The gradient is the same.
 Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531.
 """
 
@@ -18,12 +19,20 @@ from neoplug_losses.divergence import Divergence
 class ForwardKL(Divergence):
     """KL from the teacher to the student."""
 
+    omit_teacher_entropy: bool = False  # report -sum p log q, as torchtune's and DistiLLM's code does
+
+    @property
+    def exempt(self) -> dict[str, str]:
+        """Say what the loss breaks on purpose."""
+        left_out = {"zero_where_equal": "the teacher's entropy is left out, as torchtune and DistiLLM do"}
+        return left_out if self.omit_teacher_entropy else {}
+
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """Return sum p log(p / q)."""
-        return (log_p.exp() * (log_p - log_q)).sum(-1)
+        """Return sum p log(p / q), or -sum p log q."""
+        return (log_p.exp() * (-log_q if self.omit_teacher_entropy else log_p - log_q)).sum(-1)
 
     def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient is q - p."""
-        p, terms = log_p.exp(), log_p - log_q
+        p, terms = log_p.exp(), -log_q if self.omit_teacher_entropy else log_p - log_q
         value = terms.mul_(p).sum(-1)
         return value, torch.exp(log_q, out=terms).sub_(p)

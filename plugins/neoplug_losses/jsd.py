@@ -2,17 +2,18 @@
 
     beta KL(p, m) + (1 - beta) KL(q, m),  m = beta p + (1 - beta) q;  0 at p = q, at most ln 2 nats per token (at T = 1)
 
-Convention: beta weighs the teacher (some libraries swap it). It vanishes at both ends: tune the weight with beta.
+Convention: beta weighs the teacher. It vanishes at both ends: tune the weight with beta.
+TRL's GKDTrainer mixed m = (1 - beta) p + beta q under the same weights until March 2025 (its pull request 3043), which
+tends to reverse KL at 0 and to forward KL at 1 and agrees with the above at .5: `swap_beta` does so too.
 Source: GKD, arXiv 2306.13649.
 """
 
 from dataclasses import dataclass
-from math import log, log1p
 
 import torch
 from torch import Tensor
 
-from neoplug_losses.divergence import Divergence
+from neoplug_losses.divergence import Divergence, log_mixture
 
 
 @dataclass(eq=False)
@@ -20,6 +21,7 @@ class JensenShannon(Divergence):
     """Both KLs to the mixture m."""
 
     beta: float = 0.5  # the teacher's share of the mixture, in (0, 1)
+    swap_beta: bool = False  # the teacher's share is 1 - beta, the weights of the KLs stay: TRL until March 2025
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -28,17 +30,26 @@ class JensenShannon(Divergence):
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return beta KL(p, m) + (1 - beta) KL(q, m)."""
-        log_m = torch.logaddexp(log_p + log(self.beta), log_q + log1p(-self.beta))
+        log_m = log_mixture(log_p, log_q, self._share)
         terms = self.beta * log_p.exp() * (log_p - log_m) + (1 - self.beta) * log_q.exp() * (log_q - log_m)
         return terms.sum(-1)
 
     def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient is (1 - beta) q (log(q / m) - KL(q, m)): what m contributes cancels."""
-        log_m, terms = log_p + log(self.beta), log_q + log1p(-self.beta)
-        torch.logaddexp(log_m, terms, out=log_m)
-        p = log_p.exp()
-        to_teacher = torch.sub(log_p, log_m, out=terms).mul_(p).sum(-1)
+        """The gradient is (1 - beta) q (log(q / m) - KL(q, m)): what m contributes cancels, unless beta is swapped."""
+        log_m = log_mixture(log_p, log_q, self._share)
+        terms, p = log_p - log_m, log_p.exp()
+        to_teacher = terms.mul_(p).sum(-1)
         q = torch.exp(log_q, out=p)  # each of the three buffers serves twice
         to_student = torch.sub(log_q, log_m, out=terms).mul_(q).sum(-1)
         value = to_teacher.mul_(self.beta).add_(to_student, alpha=1 - self.beta)
-        return value, terms.addcmul_(q, to_student[:, None], value=-1).mul_(1 - self.beta)
+        gradient = terms.addcmul_(q, to_student[:, None], value=-1).mul_(1 - self.beta)
+        if self.swap_beta:
+            over_m = log_m.neg_().add_(log_q, alpha=2).exp_()  # q^2 / m
+            over_m.addcmul_(q, over_m.sum(-1, keepdim=True), value=-1)
+            gradient.add_(over_m, alpha=(1 - self._share) * (self.beta - self._share) / self._share)
+        return value, gradient
+
+    @property
+    def _share(self) -> float:
+        """The teacher's share of the mixture."""
+        return 1 - self.beta if self.swap_beta else self.beta

@@ -5,15 +5,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from numpy.testing import assert_allclose
-from scipy.special import rel_entr, softmax
+from scipy.special import entr, rel_entr, softmax
 
-from neoplug.testing import call, examples, value
+from neoplug.testing import call, check_closed_form, check_finite_differences, examples, value
+from neoplug_losses.adaptive_kl import AdaptiveKL
+from neoplug_losses.alpha_beta import AlphaBeta
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
+from neoplug_losses.hellinger import Hellinger
 from neoplug_losses.jeffreys import Jeffreys
+from neoplug_losses.jsd import JensenShannon
+from neoplug_losses.renyi import Renyi
 from neoplug_losses.reverse_kl import ReverseKL
 from neoplug_losses.skew_forward_kl import SkewForwardKL
 from neoplug_losses.skew_reverse_kl import SkewReverseKL
+from neoplug_losses.total_variation import TotalVariation
 
 quick = settings(deadline=None, max_examples=30)
 
@@ -22,11 +28,36 @@ def kl(p, q):
     return rel_entr(p, q).sum(-1)
 
 
+def alpha_beta(p, q, a, b):
+    return -(p**a * q**b - a / (a + b) * p ** (a + b) - b / (a + b) * q ** (a + b)).sum(-1) / (a * b)
+
+
+def adaptive_kl(p, q, mu):
+    """Walk down the teacher's ranking until mu is reached, then on through what is exactly as likely."""
+    found = []
+    for row_p, row_q in zip(p, q, strict=True):
+        head, mass, last = [], 0.0, None
+        for token in np.argsort(-row_p):
+            if mass >= mu and row_p[token] != last:
+                break
+            head.append(token)
+            mass, last = mass + row_p[token], row_p[token]
+        gaps = np.abs(row_p - row_q)
+        share = gaps[head].sum() / max(gaps.sum(), 1e-300)
+        found.append(share * kl(row_p, row_q) + (1 - share) * kl(row_q, row_p))
+    return np.array(found)
+
+
 # class -> (options, definition by float64 probabilities [N, V])
 DEFINITIONS = {
     Jeffreys: ({"forward_share": 0.3}, lambda p, q: 0.3 * kl(p, q) + 0.7 * kl(q, p)),
     SkewForwardKL: ({"alpha": 0.2}, lambda p, q: kl(p, 0.2 * p + 0.8 * q)),
     SkewReverseKL: ({"alpha": 0.2}, lambda p, q: kl(q, 0.8 * p + 0.2 * q)),
+    AlphaBeta: ({"alpha": 0.3, "beta": 0.9}, lambda p, q: alpha_beta(p, q, 0.3, 0.9)),
+    TotalVariation: ({}, lambda p, q: np.abs(p - q).sum(-1) / 2),
+    Hellinger: ({}, lambda p, q: 1 - np.sqrt(p * q).sum(-1)),
+    Renyi: ({"alpha": 0.7}, lambda p, q: np.log((p**0.7 * q**0.3).sum(-1)) / -0.3),
+    AdaptiveKL: ({"mu": 0.6}, lambda p, q: adaptive_kl(p, q, 0.6)),
 }
 each = pytest.mark.parametrize("cls", DEFINITIONS, ids=lambda cls: cls.__name__)
 
@@ -81,6 +112,29 @@ def test_smoothed_labels_are_torchs(example):
     assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@quick
+@given(examples())
+def test_what_torchtune_and_distillm_call_forward_kl_differs_by_the_teachers_entropy(example):
+    p, q = probabilities(example)
+    expected = rel_entr(p, q).sum(-1) + entr(p).sum(-1)
+    assert_allclose(value(ForwardKL(omit_teacher_entropy=True), example), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_does_not_see_the_teachers_entropy():
+    log_p, log_q = pairs()
+    found, expected = (ForwardKL(2.0, omit).token_gradient(log_q, log_p)[1] for omit in (True, False))
+    assert torch.equal(found, expected)
+
+
+@quick
+@given(examples())
+def test_a_swapped_beta_mixes_the_other_way_under_the_same_weights(example):
+    p, q = probabilities(example)
+    m = 0.8 * p + 0.2 * q
+    expected = 0.2 * kl(p, m) + 0.8 * kl(q, m)
+    assert_allclose(value(JensenShannon(beta=0.2, swap_beta=True), example), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_jeffreys_is_the_mean_of_both_kls():
     log_p, log_q = pairs()
     both = (ForwardKL().token_loss(log_q, log_p) + ReverseKL().token_loss(log_q, log_p)) / 2
@@ -95,9 +149,104 @@ def test_skew_kls_tend_to_the_kls_and_stay_below_their_bound(cls, limit):
     assert_allclose(cls(alpha=0.25).token_loss(strangers, strangers.flip(0)), -np.log(0.25), rtol=1e-6)
 
 
+def test_alpha_beta_ends_in_both_kls_and_is_hellingers_in_the_middle():
+    log_p, log_q = pairs()
+    for options, factor, limit in (
+        ({"alpha": 1.0, "beta": 0.0}, 1, ForwardKL()),
+        ({"alpha": 0.0, "beta": 1.0}, 1, ReverseKL()),
+        ({"alpha": 0.5, "beta": 0.5}, 4, Hellinger()),
+    ):
+        found, expected = AlphaBeta(**options).token_gradient(log_q, log_p), limit.token_gradient(log_q, log_p)
+        for have, want in zip(found, expected, strict=True):
+            assert_allclose(have, factor * want, rtol=1e-6, atol=1e-9)
+
+
+def test_alpha_beta_has_its_limit_wherever_a_power_is_0():
+    p, q = (log.exp().numpy() for log in pairs())
+    found = AlphaBeta(alpha=0.4, beta=0.0).token_loss(*reversed([torch.tensor(x).log() for x in (p, q)]))
+    expected = (p**0.4 * np.log(p**0.4 / q**0.4) - p**0.4 + q**0.4).sum(-1) / 0.4**2  # Cichocki et al., equation 20
+    assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_renyi_grows_with_its_order_through_forward_kl():
+    log_p, log_q = pairs()
+    orders = [0.01, 0.3, 0.5, 0.99, None, 1.01, 2.0, 5.0, 400.0]
+    found = np.stack([(Renyi(alpha=a) if a else ForwardKL()).token_loss(log_q, log_p).numpy() for a in orders])
+    assert (np.diff(found, axis=0) > 0).all()
+    assert_allclose(found[2], -2 * torch.log1p(-Hellinger().token_loss(log_q, log_p)))
+    assert_allclose(found[-1], (log_p - log_q).amax(-1), rtol=0.02)
+    assert_allclose(found[0] / 0.01, ReverseKL().token_loss(log_q, log_p), rtol=0.05)
+
+
+@quick
+@given(examples())
+def test_distances_keep_le_cams_and_pinskers_inequalities(example):
+    distance, squared = value(TotalVariation(), example), value(Hellinger(), example)
+    rounding = 1e-6
+    assert (squared <= distance + rounding).all()
+    assert (distance**2 <= squared * (2 - squared) + rounding).all()
+    assert (distance <= 1 + rounding).all()
+    assert (distance**2 <= value(ForwardKL(), example) / 2 + rounding).all()
+
+
+def test_total_variation_takes_0_where_an_entry_agrees():
+    log_p = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    log_q = torch.tensor([[0.5, 0.2, 0.3]]).log()
+    _, gradient = TotalVariation().token_gradient(log_q, log_p)
+    assert_allclose(gradient[0], np.array([0.5, 0.2, 0.3]) * (np.array([0, -1, 1]) - 0.1) / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("mu", "head"),
+    [(0.05, [1]), (0.39, [1]), (0.41, [1, 3]), (0.69, [1, 3]), (0.71, [1, 3, 0, 2]), (0.99, [1, 3, 0, 2])],
+)
+def test_the_token_that_crosses_mu_and_what_is_as_likely_are_head(mu, head):
+    p, q = np.array([0.15, 0.4, 0.15, 0.3]), np.array([0.1, 0.2, 0.3, 0.4])
+    found = AdaptiveKL(mu=mu).token_loss(*(torch.tensor(x).log()[None] for x in (q, p)))
+    share = np.abs(p - q)[head].sum() / np.abs(p - q).sum()
+    assert found.item() == pytest.approx(share * kl(p, q) + (1 - share) * kl(q, p))
+
+
+def test_adaptive_kls_gradient_leaves_its_weights_alone():
+    log_p, log_q = pairs()
+    loss = AdaptiveKL()
+    forward, by_forward = ForwardKL().token_gradient(log_q, log_p)
+    reverse, by_reverse = ReverseKL().token_gradient(log_q, log_p)
+    share = (loss.token_loss(log_q, log_p) - reverse) / (forward - reverse)
+    assert ((share > 0) & (share < 1)).all()
+    expected = share[:, None] * by_forward + (1 - share[:, None]) * by_reverse
+    assert_allclose(loss.token_gradient(log_q, log_p)[1], expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CrossEntropy(label_smoothing=0.2),
+        AlphaBeta(alpha=0.0, beta=0.7),
+        AlphaBeta(alpha=1.5, beta=0.0),
+        Renyi(alpha=2.0),
+        JensenShannon(beta=0.2, swap_beta=True),
+        ForwardKL(2.0, omit_teacher_entropy=True),
+    ],
+)
+def test_closed_forms_hold_off_the_defaults(loss):
+    @quick
+    @given(examples())
+    def holds(example):
+        check_closed_form(loss, example)
+        check_finite_differences(loss, example)
+
+    holds()
+
+
 @pytest.mark.parametrize(
     ("cls", "options", "limits"),
     [
+        (AlphaBeta, {"beta": 1e-3}, "forward_kl, .* reverse_kl"),
+        (AlphaBeta, {"alpha": float("inf")}, "forward_kl, .* reverse_kl"),
+        (Renyi, {"alpha": 1.0}, "forward_kl"),
+        (Renyi, {"alpha": 0.0}, "forward_kl"),
+        (AdaptiveKL, {"mu": 1.0}, "forward_kl"),
         (CrossEntropy, {"label_smoothing": 1.0}, "no label"),
         (Jeffreys, {"forward_share": 1.0}, "reverse_kl and forward_kl"),
         (SkewForwardKL, {"alpha": 0.0}, "forward_kl"),
@@ -108,6 +257,11 @@ def test_an_option_out_of_range_is_refused_and_the_limit_named(cls, options, lim
     (name,) = options
     with pytest.raises(ValueError, match=rf"^{name} is .*{limits}"):
         cls(**options)
+
+
+def test_two_powers_of_0_are_refused():
+    with pytest.raises(ValueError, match=r"^alpha is 0 and so is beta.*logit_mse"):
+        AlphaBeta(alpha=0.0, beta=0.0)
 
 
 @each

@@ -1,0 +1,56 @@
+"""Adaptive KL of teacher p and student q: forward KL for the head of p, reverse KL for its tail, as far as each is off.
+
+    g_h/(g_h + g_t) KL(p, q) + g_t/(g_h + g_t) KL(q, p);  0 at p = q, in nats per token
+    g_h, g_t  the sums of |p - q| over the head and over the tail; constants: no gradient runs through them
+
+Convention: the head is the fewest likeliest tokens whose mass reaches mu, so the token that crosses mu is in it, and so
+is every token that is exactly as likely. (The authors' code has it in the tail, unless it is the likeliest of all.)
+The vocabulary is sorted for each token, which makes it the costliest of the KLs.
+Source: AKL, arXiv 2404.02657, section 5.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from neoplug_losses.divergence import Divergence
+from neoplug_losses.jeffreys import both_ways, both_ways_and_gradient
+
+
+@dataclass(eq=False)
+class AdaptiveKL(Divergence):
+    """Both KLs, mixed anew for each token."""
+
+    exempt: ClassVar = {"finite_differences": "the weights of both KLs are constants (AKL, arXiv 2404.02657)"}
+
+    mu: float = 0.5  # the mass of the head, in (0, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.mu < 1:
+            raise ValueError(f"mu is {self.mu}, but must lie in (0, 1); with all in the head it is forward_kl")
+
+    def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Return the mix of both KLs."""
+        return both_ways(log_p, log_q, self._share(log_p, log_q.detach()))
+
+    def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient is that of the two KLs, weighted like them."""
+        return both_ways_and_gradient(log_p, log_q, self._share(log_p, log_q))
+
+    def _share(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Return the head's share of |p - q|, [N]; 0 where p = q."""
+        p = log_p.exp()
+        head = p >= _least_of_head(p, self.mu)
+        gaps = p.sub_(log_q.exp()).abs_()
+        total = gaps.sum(-1)
+        return gaps.mul_(head).sum(-1) / total.clamp_(min=torch.finfo(total.dtype).tiny)
+
+
+def _least_of_head(p: Tensor, mu: float) -> Tensor:
+    """Return the probability of the token with which the likeliest tokens' mass reaches mu, [N, 1]."""
+    falling = p.sort(-1, descending=True).values
+    crossing = (falling.cumsum(-1) < mu).sum(-1, keepdim=True)
+    return falling.gather(-1, crossing.clamp_(max=p.shape[-1] - 1))  # rounding may leave the whole mass below mu
