@@ -30,11 +30,10 @@ class ToDi(Divergence):
         return (ratio * (rest * log_q.exp() - (1 - rest) * log_p.exp())).sum(-1)
 
     def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient is g - q sum g, with g = (1 - a) q (1 + log(q / p)) - a p the one by log q."""
-        p, q, ratio = log_p.exp(), log_q.exp(), log_q - log_p
-        rest = q - p
-        value = rest.mul_(ratio).sum(-1)
-        torch.sigmoid(ratio, out=rest)
-        p.addcmul_(p, rest, value=-1)  # a p
-        gradient = ratio.add_(1).mul_(rest).mul_(q).sub_(p)
+        """The gradient is g - q sum g, with g = q - p + (1 - a) q log(q / p) the one by log q."""
+        q, ratio = log_q.exp(), log_q - log_p
+        excess = log_p.exp().sub_(q).neg_()
+        terms = excess * ratio
+        value = terms.sum(-1)
+        gradient = ratio.mul_(torch.sigmoid(ratio, out=terms)).mul_(q).add_(excess)
         return value, gradient.addcmul_(q, gradient.sum(-1, keepdim=True), value=-1)
