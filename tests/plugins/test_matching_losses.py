@@ -18,7 +18,7 @@ from neoplug_losses.pairwise import Pairwise
 from neoplug_losses.reverse_kl import ReverseKL
 from neoplug_losses.todi import ToDi
 
-quick = settings(deadline=None, max_examples=30)
+quick = settings(deadline=None, max_examples=20)
 
 
 def logits(example):

@@ -16,7 +16,7 @@ from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.listwise import Listwise
 from neoplug_losses.pairwise import Pairwise
 
-quick = settings(deadline=None, max_examples=30)
+quick = settings(deadline=None, max_examples=20)
 
 
 def without_ties(example):
