@@ -19,7 +19,7 @@
         divide by the step's answer tokens
         penalty(model, progress)                                    added as it is, once a step
         clip, optimizer.step()
-        on_step_end(step, model, metrics)
+        on_step_end(step, progress, model, metrics, name)
         every eval_steps: on_evaluate(...);  every save_steps: on_save(model, path), state_dict()
     after = evaluate(model)
     save_adapter(model, path);  on_train_end(model, result)
@@ -211,14 +211,18 @@ def penalty(model: torch.nn.Module, progress: float) -> Tensor:
 
 @hookspec
 @answers("all")
-def on_step_end(step: int, model: torch.nn.Module, metrics: dict[str, Any]) -> dict[str, Any] | None:
+def on_step_end(
+    step: int, progress: float, model: torch.nn.Module, metrics: dict[str, Any], name: str
+) -> dict[str, Any] | None:
     """Act after the optimizer step. Gradients are still there.
 
-    step     1 after the first optimizer step
-    metrics  of this step: `step`, `counts` [2] int64 (answer tokens, tokens), `sums` [K] float32 nats summed over
-             answer tokens in the order of the losses' names, `grad_norm`, `penalty`; tensors on the device where they
-             were computed: to read one on the host synchronises
-    returns  more metrics for this step's line (numbers or scalar tensors), or None
+    step      1 after the first optimizer step
+    progress  what this step's losses saw: 0.0 at the first optimizer step, 1.0 at the last
+    metrics   of this step: `step`, `counts` [2] int64 (answer tokens, tokens), `sums` [K] float32 nats summed over
+              answer tokens in the order of the losses' names, `losses` {name: nats per answer token}, `grad_norm`,
+              `penalty`; tensors on the device where they were computed: to read one on the host synchronises
+    name      what the recipe calls this plugin: a loss finds itself in `losses` by it
+    returns   more metrics for this step's line (numbers or scalar tensors), or None
     """
     raise NotImplementedError
 

@@ -121,8 +121,9 @@ def distil(run: Training, first: int = 0) -> int:
         run.schedule.step()
 
         sums = world.sum(torch.stack([each.sum(-1) for _, each in values]).sum(0))
-        seen = {"step": done, "counts": counts, "sums": sums, **extras}
-        answers = run.plugins.each("on_step_end", step=done, model=run.student.module, metrics=seen)
+        means = dict(zip([loss.name for loss in run.losses], sums / counts[0].clamp(min=1), strict=True))
+        seen = {"step": done, "counts": counts, "sums": sums, "losses": means, **extras}
+        answers = run.plugins.each("on_step_end", step=done, progress=progress, model=run.student.module, metrics=seen)
         for name, answer in answers.items():
             merge(extras, name, answer or {})
         run.optimizer.zero_grad()

@@ -291,9 +291,9 @@ class _Bound:
     arguments: Sequence[str]
 
     def __call__(self, **arguments: Any) -> Any:
-        """Call it with those of the hook's arguments that it asks for. Raises PluginError where it crashes."""
+        """Call it with those of the hook's arguments that it asks for; `name` is its own. Raises PluginError."""
         with blaming(self.label, self.hook):
-            return self.function(*[arguments[name] for name in self.arguments])
+            return self.function(*[self.name if name == "name" else arguments[name] for name in self.arguments])
 
 
 class Plugins:

@@ -160,8 +160,8 @@ class Recorder:
         return (self.answer, progress)
 
     @hookimpl
-    def on_step_end(self, model, step):
-        return None
+    def on_step_end(self, model, step, name):
+        return name
 
 
 @dataclass(eq=False)
@@ -210,7 +210,7 @@ def test_the_order_of_calls_is_the_order_of_names(names, random):
 def test_each_names_answers_and_gives_only_what_is_asked_for():
     plugins = Plugins({"probes": {"x": Recorder(1)}, "treatments": {"f": First(), "r": Renamed()}})
     assert plugins.each("penalty", model="model", progress=0.5) == {"f": "first", "x": (1, 0.5), "r": "model"}
-    assert plugins.each("on_step_end", step=1, model=None, metrics={}) == {"x": None}
+    assert plugins.each("on_step_end", step=1, model=None, metrics={}) == {"x": "x"}
     assert plugins.each("penalty", section="probes", model=0, progress=1) == {"x": (1, 1)}
     assert plugins.each("after_load", model=0, role="student") == {}
     assert plugins.section("probes").keys() == {"x"}

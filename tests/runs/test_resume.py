@@ -75,6 +75,9 @@ class Remembers:
 """
 
 
+LOSS = {"cross_entropy": {}, "taid": {"alpha": 1.0}}  # what taid aims at depends on all losses that it ever saw
+
+
 class Breakable:
     """One recipe with every random stream in it, and a switch that breaks its runs."""
 
@@ -86,6 +89,7 @@ class Breakable:
         self.recipe = lab.recipe(
             "breakable",
             adapter={"lora": {"r": 4, "lora_dropout": 0.3, "target_modules": ["q_proj", "v_proj"]}},
+            loss=LOSS,
             treatments={"label_noise": {"probability": 0.3}, "./remembers.py:Remembers": {}},
             probes={"./trip.py:Trip": {"file": str(self.switch)}},
             evaluate={"eval_steps": 3},
@@ -129,9 +133,10 @@ def assert_same(run, reference):
 
 def test_the_undisturbed_run_is_random_in_every_way(undisturbed, breakable, lab):
     """Else equality after a resume would prove little."""
-    plain = lab.run("plain", train={"max_steps": 2})
+    plain = lab.run("plain", loss=LOSS, train={"max_steps": 2})
     assert [line["losses"] for line in plain.lines] != [line["losses"] for line in undisturbed.lines[:2]]
     assert [line["seen"] for line in undisturbed.lines] == sorted({line["seen"] for line in undisturbed.lines})
+    assert undisturbed.lines[2]["taid_t"] > 0.4 + 0.6 * 2 / 6  # ahead of the straight line
     assert [entry["step"] for entry in undisturbed.result["evaluations"]] == [3, 6]
     assert (undisturbed.path / "checkpoints" / "step-4" / "mine.txt").exists()
 

@@ -131,7 +131,7 @@ QUICK = "dora, loraplus and sgd"
 @pytest.mark.parametrize("name", [QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in RECIPES if n != QUICK)])
 def test_nothing_of_ours_waits_between_log_lines(lab, waits, name):
     lab.plugin("surprise", AUTOGRAD_ONLY)
-    every = {"cross_entropy": {}, "forward_kl": {"temperature": 2.0}, "reverse_kl": {}, "jsd": {}}
+    every = {"cross_entropy": {}, "forward_kl": {"temperature": 2.0}, "reverse_kl": {}, "jsd": {}, "taid": {}}
     sections = {
         "loss": every | {"./surprise.py:Surprise": {}},
         "treatments": {"label_noise": {"probability": 0.1}},
