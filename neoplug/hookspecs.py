@@ -16,6 +16,7 @@
             edit_batch(batch, progress, rng)
             for chunk of the batch's answer tokens:
                 token_loss(student, teacher, labels, progress)      or token_gradient, where the loss has a closed form
+                token_weight(student, teacher, labels, position, progress)    times loss and gradient of each token
         divide by the step's answer tokens
         penalty(model, progress)                                    added as it is, once a step
         clip, optimizer.step()
@@ -61,6 +62,7 @@ HOOKS_OF_SECTION: dict[str, tuple[str, ...]] = {
     "prepare": ("prepare_student",),
     "adapter": ("add_adapter", "param_groups", "penalty", "on_step_end"),
     "loss": ("token_loss",),
+    "token_weights": ("token_weight",),
     "optimizer": ("make_optimizer", "param_groups"),
     "treatments": ("edit_batch", "penalty", "on_step_end", "prepare_student", "after_load", "on_train_end"),
     "probes": ("on_evaluate", "on_step_end", "on_save", "on_train_end"),
@@ -194,6 +196,23 @@ def token_gradient(student: Tensor, teacher: Tensor, labels: Tensor, progress: f
 
     student, teacher, labels, progress   as for `token_loss`, but without gradient
     returns   [N] the loss and [N, V] its gradient with respect to the student's *logits* (not log-probabilities)
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("all")
+def token_weight(student: Tensor, teacher: Tensor, labels: Tensor, position: Tensor, progress: float) -> Tensor:
+    """Say how much each answer token counts. Several answers are multiplied; no autograd runs here.
+
+    Weights multiply each token's loss and gradient, of all losses alike. The loop still divides by the number of answer
+    tokens, so weights whose mean is not 1 also change the step; `loss` and `losses` of the metrics are weighted so.
+
+    student, teacher, labels, progress   as for `token_loss`, but without gradient, and not yours to change
+    position  [N] int64, 0 for the first token of its answer. An answer is a run of answer tokens with none between that
+              is not scored: an assistant's turn with what ends it, or under `train_on: all` the document. Treatments
+              that drop or rewrite labels shift nothing; a window of a long document counts from its own first
+    returns   [N] float32, finite and at least 0: others end the run at the next log line
     """
     raise NotImplementedError
 

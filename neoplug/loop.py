@@ -4,7 +4,7 @@ It knows no plugin by name and no file: it is handed models, hooks, and what to 
 The objective is an exact sum over answer tokens, divided once by the answer tokens of all micro-batches and ranks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from neoplug.data import Corpus, Order, idle
-from neoplug.data.batch import Batch, collate
+from neoplug.data.batch import Batch, collate, places_in_answers
 from neoplug.diagnosis import Diagnosis
 from neoplug.distributed import World
 from neoplug.forward import LanguageModel
 from neoplug.metrics import Metrics, Step, merge, peak_memory
-from neoplug.objective import Loss, Signal, objective
+from neoplug.objective import Loss, Signal, TokenWeights, objective
 from neoplug.recipe import Train
 from neoplug.registry import Plugins
 from neoplug.seeds import derive, generator
@@ -66,18 +66,22 @@ class Training:
 class Distillation(nn.Module):
     """The student and its objective in one forward: what a wrapper for several ranks sees is what trains."""
 
-    def __init__(self, student: LanguageModel, losses: list[Loss]) -> None:
+    def __init__(
+        self, student: LanguageModel, losses: list[Loss], token_weights: Mapping[str, Callable[..., Tensor]]
+    ) -> None:
         super().__init__()
         self.module = student.module
         self.student = student
         self.losses = losses
+        self.token_weights = token_weights
 
     def forward(
         self, batch: Batch, signal: Signal | None, progress: float, diagnosis: Diagnosis | None
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted sum over answer tokens, and [K, N] each loss of each token."""
-        hidden = self.student.hidden(batch)
-        return objective(self.losses, hidden, self.student.head, signal, batch.labels, progress, diagnosis)
+        hidden, head = self.student.hidden(batch), self.student.head
+        weights = None if batch.in_answer is None else TokenWeights(self.token_weights, batch.in_answer)
+        return objective(self.losses, hidden, head, signal, batch.labels, progress, diagnosis, weights)
 
 
 def distil(run: Training, first: int = 0) -> int:
@@ -87,7 +91,7 @@ def distil(run: Training, first: int = 0) -> int:
         RunError: a loss or gradient is not finite.
     """
     settings, world = run.settings, run.world
-    module = world.wrap(Distillation(run.student, run.losses))
+    module = world.wrap(Distillation(run.student, run.losses, run.plugins.functions("token_weight")))
     parameters = [parameter for parameter in run.student.module.parameters() if parameter.requires_grad]
     module.train()
     for step in range(first, run.total_steps):
@@ -154,13 +158,16 @@ def micro_batches(run: Training, step: int, progress: float) -> Iterator[tuple[B
 
     False beside one: this rank has no rows left, and runs a document without answers to keep in step with the others.
     """
-    edits = run.plugins.functions("edit_batch")
+    edits, weighed = run.plugins.functions("edit_batch"), run.plugins.named("token_weight")
     for number, rows in enumerate(run.order.micro_batches(step, run.world.rank)):
         documents = [document for row in rows for document in run.corpus.rows[row]]
-        batch = collate(documents or [idle(run.corpus.rows[0][0])])
-        for name, edit in edits.items() if documents else ():
+        real, documents = bool(documents), documents or [idle(run.corpus.rows[0][0])]
+        batch = collate(documents)
+        for name, edit in edits.items() if real else ():
             edit(batch=batch, progress=progress, rng=generator(run.seed, name, step, number, run.world.rank))
-        yield batch, bool(documents)
+        if weighed:
+            batch.in_answer = places_in_answers(documents)[batch.positions]
+        yield batch, real
 
 
 def add_penalty(penalties: dict[str, Tensor], parameters: list[nn.Parameter]) -> Tensor:

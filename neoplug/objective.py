@@ -4,12 +4,13 @@ N answer tokens of a micro-batch, n of one block, t of one tile, H hidden size, 
 Matrix products want many rows, elementwise work wants rows that stay in the cache: so a block of logits is made by one
 product and then worked through in tiles, each tile's logits being overwritten by their gradient.
 
-Knows the hooks `token_loss` and `token_gradient`; knows no loss by name, no mask (data drops it) and no mean (the loop
-divides).
+Knows the hooks `token_loss`, `token_gradient` and `token_weight`; knows no loss by name, no mask (data drops it) and no
+mean (the loop divides).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -32,7 +33,7 @@ class Signal(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """One named loss of a recipe.
+    """One named loss of a recipe, with its weight at this step.
 
     token_loss      (student, teacher, labels, progress) -> [t] nats
     token_gradient  the same arguments -> ([t] nats, [t, V] gradient of the student's logits), or None: autograd then
@@ -44,18 +45,44 @@ class Loss:
     token_gradient: Callable[..., tuple[Tensor, Tensor]] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class TokenWeights:
+    """What multiplies loss and gradient of each token, of all losses alike: the product of all that is named.
+
+    functions  name -> (student, teacher, labels, position, progress) -> [t]
+    position   [N] int64: each answer token's place in its answer, from 0
+    """
+
+    functions: Mapping[str, Callable[..., Tensor]]
+    position: Tensor
+
+    def of(self, rows: slice, **arguments: Any) -> Tensor:
+        """Return the weights of a tile's tokens, [t]. One below 0 becomes NaN: the next flush refuses it."""
+        position = self.position[rows]
+        product = torch.ones(position.shape, device=position.device)
+        for name, function in self.functions.items():
+            found = function(position=position, **arguments)
+            _refuse_shape(f"the token weight `{name}`", "token_weight", found, position.shape)
+            product = product * found
+            product = product.masked_fill(found < 0, torch.nan)
+        return product
+
+
 def objective(
     losses: Sequence[Loss], hidden: Tensor, head: Head, signal: Signal | None, labels: Tensor, progress: float,
-    diagnosis: Diagnosis | None = None,
+    diagnosis: Diagnosis | None = None, token_weights: TokenWeights | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the weighted sum over losses and answer tokens, and each loss of each token.
 
-    hidden     [N, H] the student's hidden states; they carry the gradient
-    labels     [N] int64, as the tokenizer numbers them
-    diagnosis  sees every tile, where one is given
-    returns    scalar float32 with gradient to `hidden` and to a trainable head; [K, N] float32 nats without
+    hidden         [N, H] the student's hidden states; they carry the gradient
+    labels         [N] int64, as the tokenizer numbers them
+    diagnosis      sees every tile, where one is given
+    token_weights  multiplies loss and gradient of each token, where it is given
+    returns        scalar float32 with gradient to `hidden` and to a trainable head; [K, N] float32 nats without
     """
-    weighted, values = _Objective.apply(hidden, losses, head, signal, labels, progress, diagnosis, *head.parameters())
+    weighted, values = _Objective.apply(
+        hidden, losses, head, signal, labels, progress, diagnosis, token_weights, *head.parameters()
+    )
     return weighted, values
 
 
@@ -65,7 +92,7 @@ class _Objective(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, losses: Sequence[Loss], head: Head, signal: Signal | None, labels: Tensor,
-        progress: float, diagnosis: Diagnosis | None, *parameters: Tensor,
+        progress: float, diagnosis: Diagnosis | None, token_weights: TokenWeights | None, *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         labels = head.vocabulary.index(labels)
         values = torch.zeros(len(losses), len(hidden), device=hidden.device)
@@ -81,7 +108,8 @@ class _Objective(torch.autograd.Function):
                 for tile in tiles(block):
                     theirs = None if teacher is None else torch.log_softmax(teacher[tile], -1)
                     at = slice(rows.start + tile.start, rows.start + tile.stop)
-                    values[:, at] = _tile(losses, block[tile], theirs, labels[at], progress, diagnosis)
+                    weigh = None if token_weights is None else partial(token_weights.of, at)
+                    values[:, at] = _tile(losses, block[tile], theirs, labels[at], progress, diagnosis, weigh)
                 found = torch.autograd.grad(logits, [states, *parameters], block)
                 gradients[0][rows] = found[0]
                 for total, part in zip(gradients[1:], found[1:], strict=True):
@@ -94,12 +122,12 @@ class _Objective(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, *parameters = (gradient.mul_(scale) for gradient in ctx.saved_tensors)
-        return hidden, None, None, None, None, None, None, *parameters
+        return hidden, None, None, None, None, None, None, None, *parameters
 
 
 def _tile(
     losses: Sequence[Loss], logits: Tensor, teacher: Tensor | None, labels: Tensor, progress: float,
-    diagnosis: Diagnosis | None,
+    diagnosis: Diagnosis | None, weigh: Callable[..., Tensor] | None,
 ) -> Tensor:  # fmt: skip
     """Overwrite `logits` [t, V] with the gradient of the weighted sum; return each loss of each token, [K, t]."""
     student = torch.log_softmax(logits, -1)
@@ -111,14 +139,19 @@ def _tile(
     for loss in losses:
         if loss.token_gradient is not None:
             values[loss.name], gradient = loss.token_gradient(student=student, **arguments)
-            _refuse_shape(loss, "token_gradient", values[loss.name], labels.shape)
-            _refuse_shape(loss, "token_gradient", gradient, logits.shape)
+            _refuse_shape(f"the loss `{loss.name}`", "token_gradient", values[loss.name], labels.shape)
+            _refuse_shape(f"the loss `{loss.name}`", "token_gradient", gradient, logits.shape)
             logits.add_(gradient, alpha=loss.weight)
     if without := [loss for loss in losses if loss.token_gradient is None]:
         found, gradient = _differentiate(without, student, arguments)
         values |= found
         logits.add_(gradient)
-    return torch.stack([values[loss.name] for loss in losses])
+    each = torch.stack([values[loss.name] for loss in losses])
+    if weigh is None:
+        return each
+    factor = weigh(student=student, **arguments)
+    logits.mul_(factor[:, None])
+    return each * factor
 
 
 def _differentiate(
@@ -129,7 +162,7 @@ def _differentiate(
     with torch.enable_grad():
         found = {loss.name: loss.token_loss(student=leaf, **arguments) for loss in losses}
         for loss in losses:
-            _refuse_shape(loss, "token_loss", found[loss.name], leaf.shape[:1])
+            _refuse_shape(f"the loss `{loss.name}`", "token_loss", found[loss.name], leaf.shape[:1])
         total = torch.stack([loss.weight * found[loss.name].sum() for loss in losses]).sum()
     gradient = torch.zeros_like(leaf)
     if total.requires_grad:  # a loss may look at the teacher alone
@@ -138,13 +171,13 @@ def _differentiate(
     return {name: value.detach() for name, value in found.items()}, gradient
 
 
-def _refuse_shape(loss: Loss, hook: str, answer: Any, shape: torch.Size) -> None:
+def _refuse_shape(who: str, hook: str, answer: Any, shape: torch.Size) -> None:
     """Refuse what would broadcast in silence: shapes are known on the host, so this waits for nothing."""
     if not isinstance(answer, Tensor) or answer.shape != shape:
         what = f"shape {list(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
         raise RunError(
-            f"the loss `{loss.name}` answered `{hook}` with {what}, where a tensor {list(shape)} was asked\n"
-            "why: a loss says what each token costs; only the loop sums and divides\n"
+            f"{who} answered `{hook}` with {what}, where a tensor {list(shape)} was asked\n"
+            "why: a plugin says what each token costs or weighs; only the loop sums and divides\n"
             "fix: return one value for each token, without a mean or a sum over tokens"
         )
 

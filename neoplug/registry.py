@@ -299,9 +299,9 @@ class _Bound:
 class Plugins:
     """The plugins of one run, on a plugin manager of their own; called in the order of their names.
 
-    Built from {section: {name in the recipe: instance}}; sections are "adapter", "loss", "optimizer", "treatments",
-    "probes", "teacher.load", "student.load" and "student.prepare". Raises RecipeError for whatever pluggy would pass
-    over in silence: methods named like a hook without `@hookimpl`, unknown hooks and arguments, wrappers.
+    Built from {section: {name in the recipe: instance}}; sections are the values of `recipe.model.PLUGIN_MAPS`. Raises
+    RecipeError for whatever pluggy would pass over in silence: methods named like a hook without `@hookimpl`, unknown
+    hooks and arguments, wrappers.
     """
 
     def __init__(self, sections: Mapping[str, Mapping[str, Any]]) -> None:

@@ -10,8 +10,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neoplug import objective as module
+from neoplug.errors import RunError
 from neoplug.forward import Head
-from neoplug.objective import Loss, log_probabilities, objective
+from neoplug.hookspecs import hookimpl
+from neoplug.objective import Loss, TokenWeights, log_probabilities, objective
 from neoplug.registry import Plugins
 from neoplug.teacher import LiveSignal
 from neoplug.vocabulary import Vocabulary
@@ -96,6 +98,76 @@ def test_it_equals_whole_logits_in_float64(closed, kind, monkeypatch):
         assert layer.weight.grad is None
     if kind == "bias":
         torch.testing.assert_close(layer.bias.grad.double(), bias.grad, rtol=1e-4, atol=1e-3)
+
+
+class Open:
+    """The teacher's entropy, which is no constant, but no gradient of the weight may come from it."""
+
+    @hookimpl
+    def token_weight(self, teacher):
+        return -(teacher.exp() * teacher).sum(-1)
+
+
+class Hard:
+    @hookimpl
+    def token_weight(self, student, labels, position, progress):
+        assert not student.requires_grad
+        assert not torch.is_grad_enabled()
+        assert progress == 0.5
+        return (1 - student.gather(-1, labels[:, None])[:, 0].exp()) / (1 + position)
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed form", "autograd"])
+def test_token_weights_are_factors_of_each_tokens_loss_and_gradient(closed, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 5 * 40)
+    monkeypatch.setattr(module, "TILE", 2)
+    head, teacher = Head(linear(40, 1).requires_grad_(), Vocabulary(40)), Head(linear(40, 2), Vocabulary(40))
+    torch.manual_seed(3)
+    hidden, states = torch.randn(23, HIDDEN, requires_grad=True), torch.randn(23, HIDDEN)
+    labels, position = torch.randint(40, (23,)), torch.randperm(23)
+    functions = Plugins({"token_weights": {"open": Open(), "hard": Hard()}}).functions("token_weight")
+    weights = TokenWeights(functions, position)
+    total, values = objective(
+        losses(closed), hidden, head, LiveSignal(states, teacher), labels, 0.5, token_weights=weights
+    )
+    total.backward()
+
+    wide, weight = hidden.detach().double().requires_grad_(), head.module.weight.detach().double().requires_grad_()
+    expected = 0
+    for row in range(23):
+        says, answer = teacher(states)[row : row + 1], labels[row : row + 1]
+        p = torch.softmax(says.double(), -1)
+        q = torch.softmax((wide[row] @ weight.t()).detach(), -1)
+        factor = -(p * p.log()).sum() * (1 - q[answer]) / (1 + position[row])
+        expected = expected + factor * reference(wide[row : row + 1], weight, None, says, answer)
+    expected.sum().backward()
+    torch.testing.assert_close(total.double(), expected.sum(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(hidden.grad.double(), wide.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(head.module.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(values.sum(-1) @ torch.tensor(list(WEIGHTS.values())), total, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weight", "fault"),
+    [
+        (lambda labels, **_: labels[:1] * 1.0, "shape"),
+        (lambda **_: 1.0, "float"),
+        (lambda labels, **_: -1.0 * labels, None),
+    ],
+)
+def test_token_weights_that_are_none_are_refused_or_leave_nothing_finite(weight, fault):
+    head, hidden, labels = Head(linear(20, 1), Vocabulary(20)), torch.randn(6, HIDDEN), torch.arange(6)
+    weights = TokenWeights({"odd": weight}, torch.arange(6))
+    only = losses(names=("cross_entropy",))
+
+    def weighted():
+        return objective(only, hidden, head, None, labels, 0.0, token_weights=weights)
+
+    if fault:
+        with pytest.raises(RunError, match=f"token weight `odd` answered `token_weight` with .*{fault}"):
+            weighted()
+    else:
+        assert weighted()[1].isnan().tolist() == [[False, *[True] * 5]]
 
 
 @settings(deadline=None, max_examples=25)

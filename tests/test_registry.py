@@ -319,6 +319,7 @@ def test_the_specs_are_all_there_and_say_how_many_may_answer():
         "adapter",
         "loss",
         "optimizer",
+        "token_weights",
         "treatments",
         "probes",
     }

@@ -80,6 +80,7 @@ class Batch:
     labels     [N] int64: the answer tokens
     rows       [N] int64: the source row of each answer token
     teacher    what the teacher reads instead; None where it reads the same
+    in_answer  [N] int64: which token of its answer each answer token is, from 0; None where nobody asks
     """
 
     input_ids: Tensor
@@ -88,6 +89,7 @@ class Batch:
     labels: Tensor
     rows: Tensor
     teacher: TeacherText | None = None
+    in_answer: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -102,7 +104,8 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
         tensors: dict[str, Any] = {name: _sent(getattr(self, name), device) for name in TENSORS}
-        return replace(self, **tensors, teacher=self.teacher and _moved(self.teacher, device))
+        in_answer = None if self.in_answer is None else _sent(self.in_answer, device)
+        return replace(self, **tensors, teacher=self.teacher and _moved(self.teacher, device), in_answer=in_answer)
 
     def for_teacher(self) -> "Batch":
         """Return the batch as the teacher reads it: the same answer tokens, in the same order."""
@@ -175,6 +178,20 @@ def collate(documents: Sequence[Document]) -> Batch:
         rows=_joined([np.full(document.answer_tokens, document.row) for document in documents]),
         teacher=_teacher_text(documents),
     )
+
+
+def places_in_answers(documents: Sequence[Document]) -> Tensor:
+    """Return [T]: for a position that predicts an answer token, which token of its answer this is, from 0.
+
+    An answer is a run of answer tokens with none between that is not scored: an assistant's turn with what ends it, or
+    where all is scored the document. A window of a long document counts from its own first answer token.
+    """
+    return _joined([np.append(_places(document.scored[1:]), 0) for document in documents])
+
+
+def _places(scored: np.ndarray) -> np.ndarray:
+    numbers = np.arange(len(scored))
+    return numbers - np.maximum.accumulate(np.where(scored, 0, numbers + 1))  # since the last that is not scored
 
 
 def _teacher_text(documents: Sequence[Document]) -> TeacherText | None:

@@ -124,9 +124,10 @@ def _teacherless(found: Found, tree: Tree) -> Iterator[Problem]:
         return
     for (section, name), cls in found.classes.items():
         hooks = answered(cls)
-        asks = [hook for hook in ("token_loss", "token_gradient") if hook in hooks]
-        if section == "loss" and any("teacher" in hooks[hook].signature.parameters for hook in asks):
-            what, fix = f"the loss `{name}` needs a teacher, but the recipe has none", "add `teacher: {model: ...}`"
+        asks = ("token_loss", "token_gradient", "token_weight") if section == "loss" else ("token_weight",)
+        if any("teacher" in hooks[hook].signature.parameters for hook in asks if hook in hooks):
+            whose = "loss" if section == "loss" else "token weight"
+            what, fix = f"the {whose} `{name}` needs a teacher, but the recipe has none", "add `teacher: {model: ...}`"
             yield Problem(what, fix=fix, path=teacher if teacher in tree.removed else path_of(section, name))
 
 

@@ -20,6 +20,7 @@ TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 PLUGIN_MAPS: dict[tuple[str, ...], str] = {
     ("adapter",): "adapter",
     ("loss",): "loss",
+    ("token_weights",): "token_weights",
     ("optimizer",): "optimizer",
     ("treatments",): "treatments",
     ("probes",): "probes",
@@ -228,6 +229,7 @@ class Recipe(Section):
     data: Data
     adapter: Options = {}
     loss: Options = {}
+    token_weights: Options = {}
     train: Train = Field(default_factory=lambda: Train(num_train_epochs=1.0))
     optimizer: Options = {"adamw": {}}
     evaluate: Evaluate = Evaluate()

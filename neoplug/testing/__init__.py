@@ -18,6 +18,7 @@ from neoplug.testing.conformance import (
     exemptions,
     value,
 )
+from neoplug.testing.token_weights import check_token_weight
 
 __all__ = [
     "Example",
@@ -32,6 +33,7 @@ __all__ = [
     "check_rows_alone",
     "check_shape",
     "check_shift",
+    "check_token_weight",
     "check_zero_where_equal",
     "examples",
     "exemptions",

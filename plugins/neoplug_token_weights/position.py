@@ -1,0 +1,37 @@
+"""Weight tokens by their place in the answer, n = 0 for the first.
+
+    2^(-n / half_life) (more on early) or 1 - 2^(-(n + 1) / half_life) (more on late, never 0)
+
+The first tokens of an answer decide what it says; later ones follow from tokens that at generation time are the
+student's own, where in training they are the data's. Which end deserves more is what this is there to try: it follows
+no paper.
+"""
+
+from dataclasses import dataclass
+from math import log
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from neoplug.hookspecs import hookimpl
+
+
+@dataclass(eq=False)
+class Position:
+    """Exponential decay or growth along the answer."""
+
+    more_on: Literal["early", "late"] = "early"
+    half_life: float = 64.0  # answer tokens after which the weight, or what it lacks to 1, has halved
+
+    def __post_init__(self) -> None:
+        if not self.half_life > 0:
+            raise ValueError(f"half_life is {self.half_life}, but must be above 0")
+
+    @hookimpl
+    def token_weight(self, position: Tensor) -> Tensor:
+        """Return the weights: [N] -> [N] float32 in [0, 1]."""
+        rate = -log(2) / self.half_life
+        if self.more_on == "early":
+            return torch.exp(position.float() * rate)
+        return -torch.expm1((position.float() + 1) * rate)
