@@ -5,8 +5,8 @@
 Uncertain positions are where the teacher says more than the label does; at certain ones it is least likely to be wrong.
 A large vocabulary keeps h small (2 nats of V = 49,152 are 0.19): under `uncertain` the losses shrink by as much, so
 compare arms at learning rates of their own.
-Source: EA-KD, arXiv 2311.13621, weighs by entropy with more on the uncertain; normalising by ln V and the other
-direction are ours.
+Source: EA-KD, arXiv 2311.13621, which weighs by the entropies of teacher and student, with more on the uncertain;
+the teacher's alone, normalised by ln V, and the other direction are ours.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,12 @@
 """A batch moves between devices as a whole; the host waits only for what it is about to read."""
 
+import numpy as np
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from neoplug.data.batch import Batch, TeacherText
+from neoplug.data.batch import Batch, Document, TeacherText, collate, places_in_answers
 
 
 class Copies(TorchFunctionMode):
@@ -27,3 +30,17 @@ def test_only_a_copy_to_the_cpu_is_waited_for():
             moved = batch.to(device)
         assert copies.non_blocking == [runs_on] * 6
         assert moved.input_ids.device.type == moved.teacher.places.device.type == device
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=4))
+def test_places_in_answers_count_from_the_first_token_of_each_turn(masks):
+    documents = [Document(np.arange(len(mask)), np.array(mask), row=0) for mask in masks]
+    found = places_in_answers(documents)[collate(documents).positions].tolist()
+    expected = []
+    for mask in masks:
+        turn = -1
+        for scored in mask[1:]:  # nothing predicts the first token
+            turn = turn + 1 if scored else -1
+            expected += [turn] if scored else []
+    assert found == expected

@@ -284,7 +284,7 @@ def test_the_first_step_is_full_logit_torch(lab, corpus, evaluation_chat, tiny_s
 
 
 def test_splitting_a_step_changes_nothing(lab, drop):
-    """1x8 = 2x4 = 8x1, rows of unequal lengths, some of them without any answer token."""
+    """1x8 = 2x4 = 8x1, rows of unequal lengths, some of them without any answer token, tokens of unequal weight."""
     lab.plugin("gradients", GRADIENTS)
     runs, gradients = {}, {}
     for batch, accumulation in ((1, 8), (2, 4), (8, 1)):
@@ -301,6 +301,7 @@ def test_splitting_a_step_changes_nothing(lab, drop):
             },
             optimizer={"sgd": {}},
             treatments={drop: {"rows": [1, 5, 6, 9, 13, 17, 18, 22]}},
+            token_weights={"position": {"half_life": 5.0}, "student_confidence": {}},
             probes={"./gradients.py:Gradients": {"folder": str(lab.folder / f"{name}-gradients")}},
         )
         found = (torch.load(lab.folder / f"{name}-gradients" / f"gradients-{step}.pt") for step in (1, 2, 3, 4))

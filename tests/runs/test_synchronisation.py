@@ -135,6 +135,7 @@ def test_nothing_of_ours_waits_between_log_lines(lab, waits, name):
     sections = {
         "loss": every | {"./surprise.py:Surprise": {}},
         "treatments": {"label_noise": {"probability": 0.1}},
+        "token_weights": {"position": {}, "student_confidence": {}, "teacher_entropy": {}},
         "train": {"max_steps": 4},
     } | RECIPES[name]
     with waits:

@@ -1,6 +1,7 @@
-"""Hands out every installed `loss`, `adapter` and `optimizer`: whoever adds a file is tested here."""
+"""Hands out every installed `loss`, `adapter`, `optimizer` and `token_weight`: whoever adds a file is tested here."""
 
 from dataclasses import fields
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -36,7 +37,20 @@ def optimizers():
         yield pytest.param(plugin(), id=name)
 
 
+def token_weights():
+    """Yield each with either of its directions, which an option `more_on` names."""
+    for name, plugin in answering("token_weight"):
+        option = get_type_hints(plugin).get("more_on")
+        for way in get_args(option) or (None,):
+            yield pytest.param(plugin(**({"more_on": way} if way else {})), id=f"{name}-{way}")
+
+
 def pytest_generate_tests(metafunc):
-    for argument, plugins in (("loss", losses), ("adapter", adapters), ("optimizer", optimizers)):
+    for argument, plugins in (
+        ("loss", losses),
+        ("adapter", adapters),
+        ("optimizer", optimizers),
+        ("token_weight", token_weights),
+    ):
         if argument in metafunc.fixturenames:
             metafunc.parametrize(argument, list(plugins()))

@@ -1,0 +1,85 @@
+"""Token weights in whole runs: what they are told of each token, and what is written of them."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+WITNESS = """
+@dataclass(eq=False)
+class Witness:
+    '''Counts every token 3 times, and keeps which they were.'''
+
+    file: str
+
+    def __post_init__(self):
+        self.seen = []
+
+    @hookimpl
+    def token_weight(self, labels, position):
+        self.seen.append(torch.stack([labels, position]))
+        return torch.full(labels.shape, 3.0)
+
+    @hookimpl
+    def on_train_end(self):
+        torch.save(torch.cat(self.seen, -1), self.file)
+"""
+ODD = """
+@dataclass(eq=False)
+class Odd:
+    '''Drops every other answer token, the first of the batch among them.'''
+
+    @hookimpl
+    def edit_batch(self, batch):
+        batch.positions, batch.labels, batch.rows = batch.positions[1::2], batch.labels[1::2], batch.rows[1::2]
+"""
+
+
+@pytest.fixture
+def witnessed(lab):
+    lab.plugin("witness", WITNESS)
+    lab.plugin("odd", ODD)
+
+    def run(name, **sections):
+        weights = {"./witness.py:Witness": {"file": str(lab.folder / f"{name}.pt")}}
+        train = {"max_steps": None, "num_train_epochs": 1.0, "gradient_accumulation_steps": 1}
+        found = lab.run(name, token_weights=weights, train=train, **sections)
+        return found, torch.load(lab.folder / f"{name}.pt").T.tolist()
+
+    return run
+
+
+def turns(pairs, tokenizer):
+    """Return the text of each answer: a new one begins where the place is 0."""
+    starts = [number for number, (_, place) in enumerate(pairs) if place == 0] + [len(pairs)]
+    for start, end in pairwise(starts):
+        assert [place for _, place in pairs[start:end]] == list(range(end - start))
+        yield tokenizer.decode([label for label, _ in pairs[start:end]], skip_special_tokens=True).strip()
+
+
+def test_places_are_those_of_each_assistants_turn(witnessed, tiny_chat, tiny_student):
+    run, pairs = witnessed("plain")
+    rows = [json.loads(line)["messages"] for line in tiny_chat.read_text().splitlines()]
+    answers = [message["content"] for row in rows for message in row if message["role"] == "assistant"]
+    found = list(turns(pairs, AutoTokenizer.from_pretrained(tiny_student)))
+    assert set(found) <= set(answers)
+    assert len(found) > 21  # three rows are held out, and every third has two turns
+    assert len(pairs) == sum(line["answer_tokens"] for line in run.lines)
+
+    _, packed = witnessed("packed", data={"packing": True})
+    assert sorted(packed) == sorted(pairs)
+    _, dropped = witnessed("dropped", treatments={"./odd.py:Odd": {}}, data={"packing": True})
+    assert 0 < len(dropped) < len(packed)
+    assert not {tuple(pair) for pair in dropped} - {tuple(pair) for pair in packed}
+
+
+@pytest.mark.slow
+def test_metrics_are_of_weighted_tokens(witnessed, lab):
+    plain = lab.run("unweighted", train={"max_steps": 1, "gradient_accumulation_steps": 1}).lines[0]
+    line = witnessed("weighted")[0].lines[0]
+    assert line["losses"] == pytest.approx({name: 3 * value for name, value in plain["losses"].items()}, rel=1e-6)
+    assert line["loss"] == pytest.approx(3 * plain["loss"], rel=1e-6)
+    assert line["grad_norm"] == pytest.approx(3 * plain["grad_norm"], rel=1e-5)
+    assert line["diagnostics"] == pytest.approx(plain["diagnostics"]) if "diagnostics" in plain else True
