@@ -15,7 +15,7 @@ ALLOWED = {
     "neoplug/recipe/model.py": {"adamw"},  # the default optimizer
     "neoplug/testing/token_weights.py": {"position"},  # an argument of the hook
 }
-ENGLISH = {"full", "position"}  # plugins that are called like a plain word: found only where the whole literal is the name
+ENGLISH = {"full", "position"}  # called like a plain word: found only where the whole literal is the name
 
 
 @pytest.fixture(scope="module")
