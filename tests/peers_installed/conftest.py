@@ -24,7 +24,7 @@ with warnings.catch_warnings():
         import_module(peer)
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -88,6 +88,16 @@ def micro(request):
 
 
 @pytest.fixture
+def replaced():
+    """Return `dataclasses.replace`, which also takes all five parts in order."""
+
+    def change(micro: Micro, *parts: Tensor, **named: Tensor) -> Micro:
+        return Micro(*parts) if parts else replace(micro, **named)
+
+    return change
+
+
+@pytest.fixture
 def theirs():
     """Return a function that differentiates what a peer makes of (hidden states [B, L, S], head [V, S])."""
 
@@ -114,8 +124,11 @@ def from_logits(theirs):
 def ours():
     """Return a function that does the same with neoplug's objective: the mean over answer tokens of weighted losses."""
 
-    def differentiate(micro: Micro, *mix: tuple[float, object], student=None, teacher=None) -> Outcome:
-        """`mix` holds (weight, plugin); `student` and `teacher` are options of the heads: multiplier, cap."""
+    def differentiate(micro: Micro, *mix: tuple[float, object], student=None, teacher=None, tokens=None) -> Outcome:
+        """`mix` holds (weight, plugin); `student` and `teacher` are options of the heads: multiplier, cap.
+
+        The mean is over `tokens`, or those of the micro-batch. The shared vocabulary is what the student has.
+        """
         plugins = Plugins({"loss": {f"loss@{at}": plugin for at, (_, plugin) in enumerate(mix)}})
         values, gradients = plugins.functions("token_loss"), plugins.functions("token_gradient")
         weights = [weight for weight, _ in mix]
@@ -124,10 +137,11 @@ def ours():
         states, head = micro.student.clone().requires_grad_(), linear(micro.student_head)
         head.requires_grad_(True)
         scored = micro.labels != -100
-        signal = LiveSignal(micro.teacher[scored], Head(linear(micro.teacher_head), Vocabulary(V), **teacher or {}))
-        trained = Head(head, Vocabulary(V), **student or {})
+        shared = Vocabulary(len(micro.student_head))
+        signal = LiveSignal(micro.teacher[scored], Head(linear(micro.teacher_head), shared, **teacher or {}))
+        trained = Head(head, shared, **student or {})
         total, _ = objective(losses, states[scored], trained, signal, micro.labels[scored], 0.0)
-        mean = total / scored.sum()
+        mean = total / (tokens or scored.sum())
         mean.backward()
         return Outcome(mean.detach(), states.grad, head.weight.grad)
 

@@ -1,0 +1,176 @@
+"""What TRL 1.16.0 still gets wrong, and what it has mended, beside what happens here."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.experimental.gkd import GKDConfig, GKDTrainer
+from trl.experimental.gold import GOLDConfig, GOLDTrainer
+from trl.experimental.gold.gold_trainer import ULDLoss
+
+from neoplug.errors import RecipeError
+from neoplug.vocabulary import shared
+from neoplug_losses.forward_kl import ForwardKL
+from neoplug_losses.jsd import JensenShannon
+
+
+def jsd(**options):
+    return lambda student, teacher, labels: GKDTrainer.generalized_jsd_loss(student, teacher, labels, **options)
+
+
+def as_transformers(labels):
+    """Return the labels as transformers has them: at a token's own place, one after what predicts it."""
+    return torch.hstack([torch.full((len(labels), 1), -100), labels[:, :-1]])
+
+
+def test_gkds_temperature_is_only_for_sampling(micro, ours, from_logits):
+    def at(temperature):
+        def loss(student, teacher, labels):
+            self = MagicMock(beta=0.5, temperature=temperature, generalized_jsd_loss=GKDTrainer.generalized_jsd_loss)
+            self.teacher_model.return_value.logits = teacher
+            model = lambda **_: SimpleNamespace(logits=student)  # noqa: E731
+            return GKDTrainer.compute_loss(self, model, MagicMock(__getitem__=lambda _, key: as_transformers(labels)))
+
+        return from_logits(loss, micro)
+
+    assert torch.equal(at(1.0).loss, at(4.0).loss)
+    assert torch.equal(at(1.0).by_head, at(4.0).by_head)
+    cold, hot = (ours(micro, (1.0, JensenShannon(t))) for t in (1.0, 4.0))
+    assert (hot.by_head - cold.by_head).norm() > 0.1 * cold.by_head.norm()
+
+
+def test_a_hot_gradient_vanishes(micro, ours, from_logits):
+    """No T^2: at T = 100 a tenthousandth of the gradient is left, and the learning rate has another meaning."""
+    cold, hot = (from_logits(jsd(beta=0, temperature=t), micro).by_head.norm() for t in (1.0, 100.0))
+    assert hot < 2e-4 * cold
+    cold, hot = (ours(micro, (1.0, ForwardKL(t))).by_head.norm() for t in (1.0, 100.0))
+    assert 0.3 * cold < hot < 3 * cold
+
+
+def test_beta_no_longer_weighs_the_student(micro, ours, from_logits):
+    """Mended in 2025 (trl#3043), see tests/peers/test_swapped_beta.py."""
+    found = from_logits(jsd(beta=0.1), micro)
+    ours(micro, (1.0, JensenShannon(beta=0.1))).agrees_with(found)
+    swapped = ours(micro, (1.0, JensenShannon(beta=0.9)))
+    assert (swapped.by_states - found.by_states).norm() > 0.1 * found.by_states.norm()
+
+
+def test_beta_jumps_at_its_ends(micro, from_logits):
+    """From 0.001 to 0 the loss grows a thousandfold; here 0 and 1 are refused, and forward and reverse KL named."""
+    near, at = (from_logits(jsd(beta=beta), micro).loss for beta in (0.001, 0))
+    assert at > 300 * near
+    with pytest.raises(ValueError, match="forward_kl and reverse_kl"):
+        JensenShannon(beta=0.0)
+
+
+def test_a_step_without_an_answer_is_not_a_number(micro, ours, from_logits, replaced):
+    mute = replaced(micro, labels=torch.full_like(micro.labels, -100))
+    assert from_logits(jsd(num_items_in_batch=torch.tensor(0)), mute).loss.isnan()
+    assert ours(mute, (1.0, JensenShannon()), tokens=1).loss == 0
+
+
+@pytest.mark.parametrize("strategy", ["observed", "bayesian"])
+def test_golds_uld_learns_at_places_that_predict_no_answer(micro, ours, from_logits, strategy):
+    """`observed`, its default, is one off; either way a gap between two turns is taken for the end of the second."""
+    config = SimpleNamespace(
+        uld_crossentropy_weight=0.0, uld_distillation_weight=1.0, uld_student_temperature=1.0,
+        uld_teacher_temperature=1.0, uld_skip_student_eos=False, uld_skip_teacher_eos=False, use_extended_uld=False,
+        uld_token_merge_strategy=strategy,
+    )  # fmt: skip
+
+    def loss(student, teacher, labels):
+        seen = as_transformers(labels)
+        return ULDLoss(config)(student, teacher, seen, seen, seen, seen)
+
+    learnt = from_logits(loss, micro).by_states.norm(dim=-1) > 0
+    right = micro.labels != -100
+    assert torch.equal(learnt[1], right[1].roll(1) if strategy == "observed" else right[1])
+    two_turns = learnt[0].nonzero()[:, 0]
+    assert two_turns[-1] - two_turns[0] == len(two_turns) - 1  # no gap
+    assert torch.equal(ours(micro, (1.0, ForwardKL())).by_states.norm(dim=-1) > 0, right)
+
+
+@pytest.fixture
+def first_step(tmp_path, tiny_student, tiny_teacher, tiny_chat):
+    """Return a function that trains for one step of four rows, and gives its loss and gradient norm."""
+    rows = [json.loads(line) for line in tiny_chat.read_text().splitlines()]
+    rows = [{"messages": row["messages"][:2]} for row in rows]
+
+    def train(trainer, config, rows_of_a_micro_batch, teacher=tiny_teacher, world=1, **options):
+        args = config(
+            str(tmp_path / "trl"), per_device_train_batch_size=rows_of_a_micro_batch, seed=0, max_steps=1,
+            gradient_accumulation_steps=4 // rows_of_a_micro_batch // world, logging_steps=1, lmbda=0.0, report_to=[],
+            save_strategy="no", max_length=256, use_cpu=True, max_grad_norm=1e9, bf16=False, disable_tqdm=True,
+            gradient_checkpointing=False, teacher_model_init_kwargs={"dtype": "float32"}, **options,
+        )  # fmt: skip
+        student = AutoModelForCausalLM.from_pretrained(tiny_student, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(tiny_student)
+        trainer = trainer(
+            student, str(teacher), args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        )
+        trainer.train()
+        return trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"]
+
+    return train
+
+
+def test_accumulation_no_longer_changes_gkds_loss(first_step):
+    """Mended (trl#4719), as long as nothing is sampled."""
+    assert first_step(GKDTrainer, GKDConfig, 4) == pytest.approx(first_step(GKDTrainer, GKDConfig, 1), rel=1e-4)
+
+
+def test_accumulation_multiplies_the_loss_of_golds_uld(first_step, tiny_teacher):
+    """Four times for four micro-batches; here nothing changes, see tests/peers/test_accumulation.py."""
+    uld = {"use_uld_loss": True, "teacher_tokenizer_name_or_path": str(tiny_teacher)}
+    whole, split = (first_step(GOLDTrainer, GOLDConfig, rows, **uld) for rows in (4, 1))
+    assert split == pytest.approx([4 * number for number in whole], rel=0.05)
+
+
+def rank_of_two(rank, port, train, results):
+    """Train as one of two ranks, forked with all that is loaded."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    results.put(train(GKDTrainer, GKDConfig, 2, world=2, ddp_backend="gloo"))
+
+
+def test_two_ranks_halve_gkds_loss(first_step):
+    """The same four rows; here nothing changes, see tests/runs/test_ranks.py."""
+    alone = first_step(GKDTrainer, GKDConfig, 4)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    results = fork.SimpleQueue()
+    ranks = [fork.Process(target=rank_of_two, args=(rank, port, first_step, results)) for rank in (0, 1)]
+    for each in ranks:
+        each.start()
+    for each in ranks:
+        each.join(240)
+    assert [each.exitcode for each in ranks] == [0, 0]
+    both = results.get()
+    assert both == pytest.approx([number / 2 for number in alone], rel=1e-4)
+
+
+def test_one_size_and_two_meanings_are_trained_on(first_step, tmp_path, tiny_teacher, tiny_tokenizer):
+    """GKD compares the sizes of two vocabularies, and never looks at the teacher's tokenizer."""
+    teacher = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    content = json.loads((teacher / "tokenizer.json").read_text())
+    ids = content["model"]["vocab"]
+    ids["A"], ids["B"] = ids["B"], ids["A"]
+    (teacher / "tokenizer.json").write_text(json.dumps(content))
+    assert first_step(GKDTrainer, GKDConfig, 4, teacher=teacher)[0] > 0
+    theirs = AutoTokenizer.from_pretrained(teacher)
+    assert len(theirs) == len(tiny_tokenizer)
+    with pytest.raises(RecipeError, match="do not share a vocabulary"):
+        shared(tiny_tokenizer, theirs, len(theirs), len(theirs))
