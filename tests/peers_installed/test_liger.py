@@ -1,17 +1,21 @@
-"""Liger 0.8.5: `chunked_loss`, which is plain torch, and the Triton kernels of the JSD, in Triton's interpreter.
+"""Liger 0.8.5: `chunked_loss`, which is plain torch, and its Triton kernels, in Triton's interpreter.
 
 Its beta weighs the teacher, as here; 0 is the forward and 1 the reverse KL. No loss is multiplied by T^2. Means are
-over the labels that are not -100. Its Triton kernels of KL and total variation do not run in the interpreter.
+over the labels that are not -100.
 """
 
+import numpy as np
 import pytest
+import triton.language as tl
 from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
-from liger_kernel.transformers import LigerFusedLinearJSD, LigerJSD
+from liger_kernel.transformers import LigerFusedLinearJSD, LigerJSD, LigerKLDIVLoss, LigerTVDLoss
+from triton.runtime import interpreter
 
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 from neoplug_losses.jsd import JensenShannon
 from neoplug_losses.reverse_kl import ReverseKL
+from neoplug_losses.total_variation import TotalVariation
 
 
 def divergence(beta, temperature=1.0):
@@ -54,3 +58,37 @@ def test_fused_linear_jsd_kernel(micro, ours, theirs, beta, temperature):
 
     found = ours(micro, (temperature**-2, divergence(beta, temperature)))
     found.agrees_with(theirs(fused, micro))
+
+
+@pytest.fixture
+def scalars(monkeypatch):
+    """Hand a kernel float32 scalars, as Triton does on a GPU; its interpreter leaves them Python's, without `.to`."""
+    convert = interpreter._implicit_cvt
+
+    def with_floats(value):
+        if not isinstance(value, float):
+            return convert(value)
+        return tl.tensor(interpreter.TensorHandle(np.array([value], np.float32), tl.float32), tl.float32)
+
+    monkeypatch.setattr(interpreter, "_implicit_cvt", with_floats)
+
+
+@pytest.mark.usefixtures("scalars")
+@pytest.mark.parametrize("log_target", [False, True])
+def test_kl_kernel(micro, ours, from_logits, log_target):
+    """It knows no mask: the scored rows alone are given to it."""
+
+    def loss(student, teacher, labels):
+        log_q, log_p = (logits[labels != -100].log_softmax(-1) for logits in (student, teacher))
+        return LigerKLDIVLoss(reduction="batchmean", log_target=log_target)(log_q, log_p if log_target else log_p.exp())
+
+    ours(micro, (1.0, ForwardKL())).agrees_with(from_logits(loss, micro))
+
+
+@pytest.mark.usefixtures("scalars")
+def test_total_variation_kernel(micro, ours, from_logits):
+    def loss(student, teacher, labels):
+        q, p = (logits.flatten(0, 1).softmax(-1) for logits in (student, teacher))
+        return LigerTVDLoss()(q, p, labels.flatten())
+
+    ours(micro, (1.0, TotalVariation())).agrees_with(from_logits(loss, micro))

@@ -14,6 +14,7 @@ from torchtune.modules.loss import (
 )
 
 from neoplug_losses.forward_kl import ForwardKL
+from neoplug_losses.jeffreys import Jeffreys
 from neoplug_losses.reverse_kl import ReverseKL
 
 
@@ -46,20 +47,15 @@ def form(request):
     return request.getfixturevalue(request.param), request.param == "chunked"
 
 
-def entropy(micro):
-    """Return the teacher's mean entropy over the scored tokens, in nats."""
-    log_p = micro.teacher_logits[micro.labels != -100].double().log_softmax(-1)
-    return -(log_p.exp() * log_p).sum(-1).mean().float()
-
-
-def without_entropy(outcome, micro, share=1.0):
-    return type(outcome)(outcome.loss + share * entropy(micro), outcome.by_states, outcome.by_head)
-
-
-def test_forward_kl_is_theirs_less_the_teachers_entropy(micro, ours, form):
+def test_forward_kl_without_the_teachers_entropy_is_theirs(micro, ours, form):
     differentiate, chunks = form
-    loss = ForwardKLWithChunkedOutputLoss(4) if chunks else ForwardKLLoss()
-    without_entropy(ours(micro, (1.0, ForwardKL())), micro).agrees_with(differentiate(loss, micro))
+    theirs = differentiate(ForwardKLWithChunkedOutputLoss(4) if chunks else ForwardKLLoss(), micro)
+    ours(micro, (1.0, ForwardKL(omit_teacher_entropy=True))).agrees_with(theirs)
+    log_p = micro.teacher_logits[micro.labels != -100].double().log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1).mean().float()
+    found = ours(micro, (1.0, ForwardKL()))
+    type(found)(found.loss + entropy, found.by_states, found.by_head).agrees_with(theirs)
+    assert entropy > 0.1
 
 
 def test_reverse_kl_is_theirs(micro, ours, form):
@@ -69,9 +65,10 @@ def test_reverse_kl_is_theirs(micro, ours, form):
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.2])
-def test_symmetric_kl_is_two_weighted_losses(micro, ours, form, ratio):
-    """Its `sym_kd_ratio` weighs the forward KL."""
+def test_symmetric_kl_is_theirs(micro, ours, form, ratio):
+    """Its `sym_kd_ratio` weighs the forward KL, whose entropy is left out: two losses here, or Jeffreys' gradient."""
     differentiate, chunks = form
-    loss = SymmetricKLWithChunkedOutputLoss(4, ratio) if chunks else SymmetricKLLoss(ratio)
-    found = ours(micro, (ratio, ForwardKL()), (1 - ratio, ReverseKL()))
-    without_entropy(found, micro, ratio).agrees_with(differentiate(loss, micro))
+    theirs = differentiate(SymmetricKLWithChunkedOutputLoss(4, ratio) if chunks else SymmetricKLLoss(ratio), micro)
+    ours(micro, (ratio, ForwardKL(omit_teacher_entropy=True)), (1 - ratio, ReverseKL())).agrees_with(theirs)
+    both = ours(micro, (1.0, Jeffreys(forward_share=ratio)))
+    type(both)(theirs.loss, both.by_states, both.by_head).agrees_with(theirs)
