@@ -10,7 +10,7 @@ from traceback import print_exception
 import typer
 
 from neoplug import __version__
-from neoplug.cli import doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
+from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
 from neoplug.errors import NeoplugError
 
 UNLIMITED = 1_000_000  # columns of a help text that goes into a pipe: nothing is wrapped or cut there
@@ -28,6 +28,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     plan.plan,
     preview.preview,
     plugins.plugins,
+    check.check,
     recipes.recipes,
     schema.schema,
     eval.eval,

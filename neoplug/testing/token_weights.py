@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neoplug.testing.conformance import ROUNDING, Example, call, examples
+from neoplug.testing.conformance import ROUNDING
+from neoplug.testing.examples import Example, call, examples
 
 
 def check_token_weight(weight: Any) -> None:

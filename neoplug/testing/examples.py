@@ -1,0 +1,127 @@
+"""What a loss is tried on, and how it is called: as neoplug calls it. N answer tokens, V vocabulary."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from neoplug.registry import answered
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+EIGHTHS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """What a loss is tried on.
+
+    student, teacher  [N, V] logits of any floating dtype, not normalised
+    labels            [N] int64
+    progress          from 0.0 to 1.0
+    """
+
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor
+    progress: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, rows: slice) -> Example:
+        """Return some of the tokens."""
+        return Example(self.student[rows], self.teacher[rows], self.labels[rows], self.progress)
+
+    def of(self, dtype: torch.dtype) -> Example:
+        """Return the same in another dtype."""
+        return Example(self.student.to(dtype), self.teacher.to(dtype), self.labels, self.progress)
+
+
+def examples(rows: int = 3, vocabulary: int = 6, largest: int = 30) -> SearchStrategy[Example]:
+    """Return hypothesis' strategy for examples of up to `rows` tokens and `vocabulary` logits of up to +-`largest`."""
+    from hypothesis import strategies as st
+
+    shapes = st.tuples(st.integers(1, rows), st.integers(2, vocabulary))
+    return shapes.flatmap(lambda shape: _of_shape(*shape, largest))
+
+
+@cache  # hypothesis takes longer to make a strategy than to draw from it
+def _of_shape(count: int, size: int, largest: int) -> SearchStrategy[Example]:
+    from hypothesis import strategies as st
+
+    eighths = st.integers(-EIGHTHS * largest, EIGHTHS * largest)  # integers shrink much faster than floats
+    flat = st.lists(eighths, min_size=count * size, max_size=count * size)
+    logits = flat.map(lambda numbers: torch.tensor(numbers).reshape(count, size) / EIGHTHS)
+    labels = st.lists(st.integers(0, size - 1), min_size=count, max_size=count).map(torch.tensor)
+    progress = st.sampled_from((0.0, 0.5, 1.0))
+    return st.builds(Example, student=logits, teacher=logits, labels=labels, progress=progress)
+
+
+def call(hook: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """Call a hook as neoplug does: with those of the arguments that it asks for."""
+    return hook(**{name: arguments[name] for name in inspect.signature(hook).parameters})
+
+
+def hook(plugin: Any, name: str) -> Callable[..., Any] | None:
+    """Return the plugin's method that answers a hook, whatever it is called; an unmarked one by its name."""
+    return getattr(plugin, _method(plugin.__class__, name), None)
+
+
+@cache  # each member of the class is looked at for it
+def _method(plugin: type, name: str) -> str:
+    marked = answered(plugin).get(name)
+    return marked.method if marked else name
+
+
+def arguments_of(example: Example) -> dict[str, Any]:
+    """Return the arguments as neoplug makes them: float32 log-probabilities, but float64 stays."""
+    wide = example.of(torch.promote_types(torch.float32, example.student.dtype))
+    student, teacher = wide.student.log_softmax(-1), wide.teacher.log_softmax(-1)
+    return {"student": student, "teacher": teacher, "labels": example.labels, "progress": example.progress}
+
+
+def value(loss: Any, example: Example) -> Tensor:
+    """Return the loss's `token_loss`, [N], without gradient."""
+    return valued(loss, arguments_of(example))
+
+
+@torch.no_grad()
+def valued(loss: Any, arguments: dict[str, Any]) -> Tensor:
+    """Return `token_loss` of arguments, without gradient."""
+    found: Tensor = call(token_loss(loss), arguments)
+    return found
+
+
+def token_loss(loss: Any) -> Callable[..., Any]:
+    """Return the loss's `token_loss`. Raises TypeError where it has none."""
+    found = hook(loss, "token_loss")
+    if found is None:
+        raise TypeError(f"{type(loss).__name__} has no `token_loss`")
+    return found
+
+
+@torch.no_grad()
+def closed_form(loss: Any, example: Example) -> tuple[Tensor, Tensor] | None:
+    """Return the loss's `token_gradient`, ([N], [N, V]); None where it has none."""
+    found = hook(loss, "token_gradient")
+    return None if found is None else call(found, arguments_of(example))
+
+
+def gradient(loss: Any, example: Example) -> Tensor:
+    """Return the gradient of `token_loss` by the student's logits, [N, V], as autograd finds it."""
+    arguments = arguments_of(example)
+    logits = example.student.detach().to(arguments["student"].dtype).requires_grad_()
+    arguments["student"] = logits.log_softmax(-1)
+    total = call(token_loss(loss), arguments).sum()
+    if not total.requires_grad:  # it looks at the teacher alone
+        return torch.zeros_like(logits)
+    (found,) = torch.autograd.grad(total, logits)
+    return found
