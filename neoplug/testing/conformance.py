@@ -214,9 +214,13 @@ PROPERTIES = ALONE | IN_A_STEP
 def close(
     found: Tensor, expected: Tensor, what: str, example: Example | None = None, tolerance: float = ROUNDING
 ) -> None:
-    """Raise Broken unless the numbers are equal but for rounding, which grows with them; NaN is `finite`'s concern."""
+    """Raise Broken unless the numbers are equal but for rounding, which grows with those of their row.
+
+    NaN is equal to NaN here: that it should not be there is another property.
+    """
     same = (found == expected) | (found.isnan() & expected.isnan())
-    apart = ((found - expected).abs() / (1 + expected.abs())).masked_fill(same, 0)
+    size = expected.abs().amax(-1, keepdim=True) if expected.dim() > 1 else expected.abs()
+    apart = ((found - expected).abs() / (1 + size)).masked_fill(same, 0)
     off = apart.max().item() if found.numel() else 0.0
     if not off <= tolerance:
         raise Broken(f"{what} is off by {off:.2g}", found, expected, example)

@@ -1,0 +1,71 @@
+"""Losses of a stranger that `neoplug check` is asked about, right and wrong."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from neoplug import hookimpl
+
+
+@dataclass(eq=False)
+class Jeffreys:
+    """A right one."""
+
+    scale: float = 1.0
+
+    @hookimpl
+    def token_loss(self, student, teacher):
+        difference = teacher - student
+        return self.scale * ((teacher.exp() - student.exp()) * difference).sum(-1) / 2
+
+
+@dataclass(eq=False)
+class Negative(Jeffreys):
+    exempt: ClassVar = {"zero_where_equal": "for the test"}
+
+    @hookimpl
+    def token_loss(self, student, teacher):
+        return -super().token_loss(student, teacher)
+
+
+@dataclass(eq=False)
+class Crashes:
+    @hookimpl
+    def token_loss(self, student, teacher):
+        raise ZeroDivisionError(f"no mean of {len(student)}")
+
+
+@dataclass(eq=False)
+class Infinite:
+    @hookimpl
+    def token_loss(self, student, teacher):
+        p, q = teacher.exp(), student.exp()
+        return (p * (p / q).log()).sum(-1)
+
+
+@dataclass(eq=False)
+class Unmarked:
+    def token_loss(self, student, teacher):
+        return student
+
+    @hookimpl
+    def on_step(self, step):
+        return step
+
+
+@dataclass(eq=False)
+class Idle:
+    """Answers nothing."""
+
+
+@dataclass(eq=False)
+class Weighted(Jeffreys):
+    weight: float = 1.0
+
+
+@dataclass(eq=False)
+class Excused(Jeffreys):
+    exempt: ClassVar = {"finit": "too hard"}
+
+
+class Plain:
+    """No dataclass."""

@@ -1,0 +1,121 @@
+"""`neoplug check`: a line a property, the smallest example below one that does not hold; 0, 1 or 2 at the end."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from neoplug.testing import PROPERTIES
+
+FILE = Path(__file__).parent / "checked.py"
+EVERY = {*PROPERTIES, "large_vocabulary"}
+
+
+def verdicts(text):
+    """Return {property: verdict} of the printed lines."""
+    return {
+        name: verdict for verdict, name in re.findall(r"^  (holds|does not hold|exempt|not tried) +(\w+)", text, re.M)
+    }
+
+
+def line(text):
+    """Return the number of the line of this file's losses that holds `text`."""
+    return next(n for n, found in enumerate(FILE.read_text().splitlines(), 1) if text in found)
+
+
+def test_a_right_loss_holds_and_is_the_same_each_time(neoplug, monkeypatch):
+    monkeypatch.chdir(FILE.parent)
+    answer = neoplug("check", "./checked.py:Jeffreys", "scale=2e0")
+    assert answer.code == 0
+    assert answer.err == ""
+    assert answer.out.startswith("./checked.py:Jeffreys  scale=2.0\nanswers token_loss; fits under loss\n")
+    found = verdicts(answer.out)
+    assert found.pop("closed_form") == "not tried"
+    assert found == dict.fromkeys(EVERY - {"closed_form"}, "holds")
+
+
+def test_a_wrong_loss_is_shown_its_smallest_example(neoplug):
+    answer = neoplug("check", f"{FILE}:Negative")
+    assert answer.code == 1
+    found = verdicts(answer.out)
+    assert found.pop("not_negative") == "does not hold"
+    assert found.pop("zero_where_equal") == "exempt"
+    assert "does not hold" not in found.values()
+    assert "on purpose: for the test\n" in answer.out
+    student, teacher, value = (
+        json.loads(re.search(rf"^    {name} +(.*)$", answer.out, re.M)[1]) for name in ("student", "teacher", "found")
+    )
+    assert len(student) == len(teacher) == len(value) == 1
+    assert sorted(student + teacher, key=lambda row: sum(map(abs, row)))[0] == [0, 0]
+    assert -0.1 < value[0] < -1e-4
+    assert answer == neoplug("check", f"{FILE}:Negative")
+
+
+def test_the_guide_shows_what_it_says(neoplug, monkeypatch, tmp_path):
+    guide = (Path(__file__).parents[2] / "plugins" / "README.md").read_text()
+    jeffreys = re.search(r'^```python\n("""Jeffreys.*?)^```', guide, re.M | re.S)[1]
+    assert jeffreys.count(".sum(-1) / 2") == 1
+    (tmp_path / "jeffreys.py").write_text(jeffreys.replace(".sum(-1) / 2", ".sum(-1) / len(student)"))
+    monkeypatch.chdir(tmp_path)
+    shown = re.search(r"^```console\n\$ neoplug (check .*)\n([^`]*)```", guide, re.M)
+    answer = neoplug(*shown[1].split())
+    assert answer.out == shown[2]
+    assert answer.code == 1
+
+
+def test_json_holds_what_is_not_finite(neoplug):
+    answer = neoplug("check", f"{FILE}:Infinite", "--json")
+    assert answer.code == 1
+    report = json.loads(answer.out, parse_constant=pytest.fail)
+    assert {one["name"] for one in report["properties"]} == EVERY
+    (finite,) = (one for one in report["properties"] if one["name"] == "finite")
+    assert (finite["verdict"], finite["found"]) == ("does not hold", ["nan"])
+    assert set(finite["example"]) == {"student", "teacher", "labels", "progress"}
+
+
+def test_a_crash_is_named_with_its_line(neoplug):
+    answer = neoplug("check", f"{FILE}:Crashes")
+    assert answer.code == 1
+    assert verdicts(answer.out)["shape"] == "does not hold"
+    assert f"it crashes: ZeroDivisionError: no mean of 1\n    at {FILE}:{line('no mean of')}\n" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["jefreys"], ["no plugin is named `jefreys`; did you mean `jeffreys`?"]),
+        ([f"{FILE}:Jefreys"], ["did you mean `Jeffreys`?"]),
+        ([f"{FILE}:Plain"], ["checked.py:{class Plain}:1: Plain is no dataclass"]),
+        ([f"{FILE}:Idle"], ["checked.py:{class Idle}:1: Idle answers no hook"]),
+        (
+            [f"{FILE}:Unmarked"],
+            ["checked.py:{def on_step}:5: ", "`on_step`; did you mean `on_step_end`?", "not marked"],
+        ),
+        ([f"{FILE}:Weighted"], ["option `weight`, which belongs to neoplug"]),
+        ([f"{FILE}:Excused"], ["checked.py:{class Excused}:1: ", "`finit`"]),
+        ([f"{FILE}:Jeffreys", "scle=1", "scale=x"], ["did you mean `scale`?", "must be a number"]),
+        ([f"{FILE}:Jeffreys", "scale"], ["an option is written key=value"]),
+    ],
+)
+def test_what_cannot_be_checked_exits_2_with_place_and_reason(neoplug, arguments, words):
+    answer = neoplug("check", *arguments)
+    assert (answer.code, answer.out) == (2, "")
+    for word in words:
+        assert re.sub(r"\{(.*)\}", lambda match: str(line(match[1])), word) in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_of_another_plugin_it_is_said_what_is_not_checked(neoplug):
+    answer = neoplug("check", "lora", "r=4")
+    assert answer.code == 0
+    assert "r=4" in answer.out
+    assert "fits under adapter" in answer.out
+    assert re.search(r"not checked\n  what it does in .*add_adapter", answer.out)
+
+
+def test_without_hypothesis_the_extra_is_named(neoplug, monkeypatch):
+    monkeypatch.setattr("neoplug.cli.check.find_spec", lambda name: None)
+    answer = neoplug("check", "jsd")
+    assert answer.code == 2
+    assert "pip install 'neoplug[check]'" in answer.err
