@@ -35,6 +35,7 @@ def quiet_peft() -> Iterator[None]:
             warnings.filterwarnings("ignore", said, UserWarning)  # export ties them again
         warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path`", UserWarning)  # we tell it
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to True but", UserWarning)  # GPT-2 has both kinds
+        warnings.filterwarnings("ignore", "Specified to not save", UserWarning)  # projections: the recipe asked for it
         # Peft itself sets the rank of fused experts by a pattern, then misses a module of that name.
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         yield

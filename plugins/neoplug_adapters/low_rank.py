@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
+
 from neoplug.errors import Problem
 from neoplug.hookspecs import hookimpl
 from neoplug_adapters.companions import key_of, quantiser
@@ -33,6 +35,7 @@ class LowRank(Tuner):
     lora_dropout: float = 0.0  # in [0, 1), on what A reads
     rank_pattern: dict[str, int] = field(default_factory=dict)  # module name or regex -> its own r
     alpha_pattern: dict[str, int] = field(default_factory=dict)  # module name or regex -> its own lora_alpha
+    modules_to_save: list[str] | None = None  # name endings of modules that train whole; tied weights stay tied
     bias: Literal["none", "all", "lora_only"] = "none"  # which biases of the base train too
     use_rslora: bool = False  # scale is lora_alpha / sqrt(r)
     init_lora_weights: bool | str = True  # true (A uniform, B zero), gaussian (A normal, B zero), orthogonal (even r)
@@ -90,7 +93,37 @@ class LowRank(Tuner):
 
     def _unmatched(self, model: PreTrainedModel) -> Iterator[tuple[str, str]]:
         yield from super()._unmatched(model)
+        yield from unmatched(model, {"modules_to_save": self.modules_to_save}, None, {})
+        yield from self._quantised(model)
         yield from unmatched(model, {}, None, {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern})
+
+    def _whole(self, model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
+        """Return the modules that train whole, with their names: those that peft takes."""
+        ends = tuple(self.modules_to_save or ())
+        return [(name, module) for name, module in model.named_modules() if name.endswith(ends)] if ends else []
+
+    def _quantised(self, model: PreTrainedModel) -> Iterator[tuple[str, str]]:
+        for name, module in self._whole(model):
+            if not all(weight.is_floating_point() for weight in module.parameters()):
+                yield "modules_to_save", f"`{name}` is quantised, and such weights take no gradient"
+
+    def _tied_whole(self, model: PreTrainedModel) -> list[str] | None:
+        """Return the names of what trains whole where a head that shares its weight with embeddings is among it.
+
+        The pair goes by the head's name: peft ties embeddings to it in every family, but knows them by few names.
+        """
+        embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+        whole = self._whole(model)
+        pair = [module for _, module in whole if module in (embeddings, head)]
+        if not pair or head is None or embeddings.weight is not head.weight:
+            return None
+        named = {name for name, module in model.named_modules() if module is head}
+        return sorted(named | {name for name, module in whole if module not in pair})
+
+    def _options(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return what peft is told; where tied weights train whole, so that they stay tied."""
+        tied = self._tied_whole(model)
+        return super()._options(model) | ({"ensure_weight_tying": True, "modules_to_save": tied} if tied else {})
 
     def _config(self, model: PreTrainedModel, total_steps: int) -> Any:
         from peft import LoraConfig

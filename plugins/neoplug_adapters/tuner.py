@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields
+from math import gcd, inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -42,14 +43,20 @@ class Tuner:
     starts_elsewhere: ClassVar[str] = ""  # why it does not start as the base; empty: it does
     changes_base: ClassVar[str] = ""  # why the base's own weights are others while it trains; empty: they stay
     seedless: ClassVar[str] = ""  # why all seeds start alike; empty: they do not
+    cannot_merge: ClassVar[str] = ""  # why no plain model computes the same; empty: one does
+    own_options: ClassVar[tuple[str, ...]] = ()  # options that peft's configuration does not have
+    positive: ClassVar[tuple[str, ...]] = ()  # options that must be above 0 where they are given
+    shares: ClassVar[tuple[str, ...]] = ()  # options in [0, 1)
     drawn: ClassVar[tuple[str, ...]] = ()  # options that are seeds of peft's own: drawn from the run's where left out
+    on_meta: ClassVar[bool] = True  # peft makes its weights on the meta device too; else a plan takes their memory
+    fixed: ClassVar[dict[str, Any]] = {}  # what peft is told whatever the recipe says
 
     target_modules: str | list[str] = "all-linear"  # that (not the head), name endings, or a regex of names
     exclude_modules: str | list[str] | None = None  # taken out of the targets again
     layers_to_transform: int | list[int] | None = None  # layers, counted from 0; target_modules must be a list
-    modules_to_save: list[str] | None = None  # name endings of modules that train whole; tied weights stay tied
 
     def __post_init__(self) -> None:
+        self._check_ranges()
         if not self.target_modules:
             raise ValueError("target_modules is empty, so nothing would train; all-linear takes every linear layer")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
@@ -60,6 +67,15 @@ class Tuner:
                 "exclude_modules": [self.exclude_modules] if isinstance(self.exclude_modules, str) else [],
             }
         )
+
+    def _check_ranges(self) -> None:
+        for name in self.positive:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < inf:
+                raise ValueError(f"{name} is {value}, but must be above 0")
+        for name in self.shares:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must lie in [0, 1)")
 
     @hookimpl
     def check(self, recipe: Recipe) -> list[Problem]:
@@ -81,19 +97,26 @@ class Tuner:
         """
         from neoplug.models.quiet import quiet_peft
 
-        wrong = [*self._unmatched(model), *self._quantised(model)]
-        problems = [self._problem(option, what) for option, what in wrong]
+        problems = [self._problem(option, what) for option, what in self._unmatched(model)]
         if problems:
             raise RecipeError(problems)
         try:
-            with _drawing_from(rng), quiet_peft(), _without_memory(model):
+            with _drawing_from(rng), quiet_peft(), self._where(model):
                 config = self._config(model, total_steps)
                 adapted = self._adapt(model, config, batches)
-        except ValueError as error:  # a target of a kind that peft cannot adapt, or all of them excluded
+        except (
+            ValueError,
+            TypeError,
+            NotImplementedError,
+        ) as error:  # of a kind that peft cannot adapt
             raise RecipeError([self._refused(error)]) from error
         if experts := passed_by(adapted, getattr(config, "target_parameters", None)):
             log.info("%s passes by %d weights of experts, which are no linear layers", self.name, experts)
         return adapted
+
+    def _where(self, model: PreTrainedModel) -> AbstractContextManager[Any]:
+        """Let a skeleton's adapter be a skeleton too: peft makes its matrices on the CPU."""
+        return torch.device("meta") if self.on_meta and model.device.type == "meta" else nullcontext()
 
     def _adapt(self, model: PreTrainedModel, config: PeftConfig, batches: Iterable[Batch] | None) -> torch.nn.Module:
         """Return the model with the adapter; random numbers come from torch's global generators."""
@@ -111,26 +134,52 @@ class Tuner:
         options["target_modules"] = self._chosen(model)
         options |= dict.fromkeys(("exclude_modules", "layers_to_transform"))  # the targets are without them
         options |= self._fitted(sizes(model, options["target_modules"]), total_steps)
-        options |= {name: int(torch.randint(2**31, ())) for name in self.drawn if options[name] is None}
+        options |= {name: int(torch.randint(2**31, (), device="cpu")) for name in self.drawn if options[name] is None}
         if "fan_in_fan_out" in known:
             options["fan_in_fan_out"] = is_transposed(model)
         return kind(task_type="CAUSAL_LM", **{name: value for name, value in options.items() if name in known})
 
     def _options(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Return the options; where tied weights train whole, so that they stay tied."""
-        options = {field.name: deepcopy(getattr(self, field.name)) for field in fields(self)}
-        if tied := self._tied_whole(model):
-            options |= {"ensure_weight_tying": True, "modules_to_save": tied}
-        return options
+        """Return what peft's configuration is told beside the targets."""
+        return {field.name: deepcopy(getattr(self, field.name)) for field in fields(self)} | self.fixed
 
     def _fitted(self, targets: list[tuple[int, int]], total_steps: int) -> dict[str, Any]:
         """Return the options that depend on the model: inputs and outputs of each target; and on the run's length."""
         return {}
 
-    def _tell(self, option: str, value: int) -> int:
-        """Say which value was fitted to the model; `plan` shows it too."""
-        log.info("%s: %s is %d, fitted to the dimensions of the targets", self.name, option, value)
+    def _dividing(self, option: str, sizes: Iterable[int], usual: int, step: int = 1) -> int:
+        """Return an option that divides these sizes: the one given, or the largest multiple of `step` up to `usual`.
+
+        Raises RecipeError where the one given does not.
+        """
+        whole, given = gcd(*sizes), getattr(self, option)
+        if given is None:
+            found = [size for size in range(step, usual + 1, step) if whole % size == 0]
+            return self._told(option, max(found, default=step), usual)
+        if whole % given or given % step:
+            fix = f"a divisor of {whole}, or leave it out: one is found"
+            raise self._unfit(option, f"{option} is {given}, which does not divide all sizes of the targets", fix)
+        return int(given)
+
+    def _up_to(self, option: str, most: int, usual: int) -> int:
+        """Return an option that is at most `most`: the one given, or the usual one if it is no more than that.
+
+        Raises RecipeError where the one given is more.
+        """
+        given = getattr(self, option)
+        if given is None:
+            return self._told(option, min(usual, most), usual)
+        if given > most:
+            raise self._unfit(option, f"{option} is {given}, but the smallest target allows {most}", f"up to {most}")
+        return int(given)
+
+    def _told(self, option: str, value: int, usual: int) -> int:
+        if value != usual:
+            log.info("%s: %s is %d, not %d: fitted to the sizes of the targets", self.name, option, value, usual)
         return value
+
+    def _unfit(self, option: str, what: str, fix: str) -> RecipeError:
+        return RecipeError([Problem(what, fix=fix, path=("adapter", self.name, option))])
 
     def _chosen(self, model: PreTrainedModel) -> list[str]:
         excluded = self._excluded(model) if self.target_modules == "all-linear" else self.exclude_modules
@@ -144,7 +193,7 @@ class Tuner:
         log.info("%s: all-linear leaves out %s, which the model reads without calling", self.name, ", ".join(endings))
         return beside(self.exclude_modules, endings)
 
-    def _refused(self, error: ValueError) -> Problem:
+    def _refused(self, error: Exception) -> Problem:
         fix = "name the layers to adapt, as target_modules: [q_proj, v_proj]"
         return Problem("peft cannot adapt these targets", str(error), fix, ("adapter", self.name, "target_modules"))
 
@@ -153,31 +202,8 @@ class Tuner:
 
     def _unmatched(self, model: PreTrainedModel) -> Iterator[tuple[str, str]]:
         """Yield each option that does not fit the model, and what is wrong with it."""
-        targets = {name: getattr(self, name) for name in ("target_modules", "exclude_modules", "modules_to_save")}
+        targets = {name: getattr(self, name) for name in ("target_modules", "exclude_modules")}
         return unmatched(model, targets, self.layers_to_transform, {})
-
-    def _whole(self, model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
-        """Return the modules that train whole, with their names: those that peft takes."""
-        ends = tuple(self.modules_to_save or ())
-        return [(name, module) for name, module in model.named_modules() if name.endswith(ends)] if ends else []
-
-    def _quantised(self, model: PreTrainedModel) -> Iterator[tuple[str, str]]:
-        for name, module in self._whole(model):
-            if not all(weight.is_floating_point() for weight in module.parameters()):
-                yield "modules_to_save", f"`{name}` is quantised, and such weights take no gradient"
-
-    def _tied_whole(self, model: PreTrainedModel) -> list[str] | None:
-        """Return the names of what trains whole where a head that shares its weight with embeddings is among it.
-
-        The pair goes by the head's name: peft ties embeddings to it in every family, but knows them by few names.
-        """
-        embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-        whole = self._whole(model)
-        pair = [module for _, module in whole if module in (embeddings, head)]
-        if not pair or head is None or embeddings.weight is not head.weight:
-            return None
-        named = {name for name, module in model.named_modules() if module is head}
-        return sorted(named | {name for name, module in whole if module not in pair})
 
 
 def is_transposed(model: PreTrainedModel) -> bool:
@@ -185,11 +211,6 @@ def is_transposed(model: PreTrainedModel) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return any(isinstance(module, Conv1D) for module in model.modules())
-
-
-def _without_memory(model: PreTrainedModel) -> AbstractContextManager[Any]:
-    """Let a skeleton's adapter be a skeleton too: peft makes its matrices on the CPU."""
-    return torch.device("meta") if model.device.type == "meta" else nullcontext()
 
 
 @contextmanager

@@ -1,0 +1,27 @@
+"""C3A: the change is made of circulant blocks, each a trained vector: a convolution of high rank.
+
+    W + blocks of circulant matrices of size block_size
+
+Source: Chen et al. 2024, arXiv 2407.19342.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from neoplug_adapters.tuner import Tuner
+
+
+@dataclass(eq=False)
+class C3A(Tuner):
+    """Peft's C3A."""
+
+    name: ClassVar[str] = "c3a"
+    config: ClassVar[str] = "C3AConfig"
+    positive: ClassVar[tuple[str, ...]] = ("block_size",)
+    seedless: ClassVar[str] = "all vectors start at 0"
+    fixed: ClassVar[dict[str, Any]] = {"init_weights": True}  # to peft: vectors start at 0
+
+    block_size: int | None = None  # divides all targets' sizes; left out: the largest such up to 256
+
+    def _fitted(self, targets: list[tuple[int, int]], total_steps: int) -> dict[str, Any]:
+        return {"block_size": self._dividing("block_size", (size for target in targets for size in target), 256)}

@@ -1,0 +1,26 @@
+"""DeLoRA: a low-rank change of normalised rank-one parts, whose strength trains apart from their directions.
+
+    W + lambda ||W|| / r  B D A,  D divides by the lengths of B's columns and A's rows
+
+Source: Bini, Girrbach, Akata 2025, arXiv 2503.18225.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from neoplug_adapters.tuner import Tuner
+
+
+@dataclass(eq=False)
+class DeLoRA(Tuner):
+    """Peft's DeLoRA."""
+
+    name: ClassVar[str] = "delora"
+    config: ClassVar[str] = "DeloraConfig"
+    not_on_quantised: ClassVar[str] = "peft adapts no quantised layers so"
+    positive: ClassVar[tuple[str, ...]] = ("r", "delora_lambda")
+    shares: ClassVar[tuple[str, ...]] = ("module_dropout",)
+
+    r: int = 8  # the rank, above 0
+    delora_lambda: int = 15  # what the strength starts with
+    module_dropout: float = 0.0  # in [0, 1), on the whole change

@@ -1,0 +1,30 @@
+"""FourierFT: the change is the inverse Fourier transform of a few trained coefficients at random frequencies.
+
+    W + scaling Re IDFT2(C),  C sparse: n_frequency entries, the same places in each target
+
+Source: Gao et al. 2024, arXiv 2405.03003.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from neoplug_adapters.tuner import Tuner
+
+
+@dataclass(eq=False)
+class FourierFT(Tuner):
+    """Peft's FourierFT."""
+
+    name: ClassVar[str] = "fourierft"
+    config: ClassVar[str] = "FourierFTConfig"
+    positive: ClassVar[tuple[str, ...]] = ("n_frequency", "scaling")
+    drawn: ClassVar[tuple[str, ...]] = ("random_loc_seed",)
+    fixed: ClassVar[dict[str, Any]] = {"init_weights": True}  # to peft: coefficients start at 0
+
+    n_frequency: int | None = None  # coefficients a target; left out: 1000, or as many as the smallest has
+    scaling: float = 150.0  # of the change
+    random_loc_seed: int | None = None  # the seed of their places; left out: drawn from the run's
+
+    def _fitted(self, targets: list[tuple[int, int]], total_steps: int) -> dict[str, Any]:
+        most = min(inputs * outputs for inputs, outputs in targets)
+        return {"n_frequency": self._up_to("n_frequency", most, 1000)}

@@ -1,0 +1,30 @@
+"""GraLoRA: each weight is cut into k x k blocks with a LoRA of its own each: the rank of all is k times as high.
+
+    W + alpha / r [B_ij A_ij] in blocks ij
+
+Source: Jung et al. 2025, arXiv 2505.20355.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from neoplug_adapters.tuner import Tuner
+
+
+@dataclass(eq=False)
+class GraLoRA(Tuner):
+    """Peft's GraLoRA."""
+
+    name: ClassVar[str] = "gralora"
+    config: ClassVar[str] = "GraloraConfig"
+    positive: ClassVar[tuple[str, ...]] = ("r", "alpha", "gralora_k")
+    shares: ClassVar[tuple[str, ...]] = ("gralora_dropout",)
+
+    r: int = 32  # the rank that all blocks have together, a multiple of gralora_k
+    alpha: int = 64  # scale is alpha / r
+    gralora_k: int = 2  # blocks along each side, a divisor of all targets' sizes
+    hybrid_r: int = 0  # the rank of a plain LoRA beside it
+    gralora_dropout: float = 0.0  # in [0, 1), on what A reads
+
+    def _fitted(self, targets: list[tuple[int, int]], total_steps: int) -> dict[str, Any]:
+        return {"gralora_k": self._dividing("gralora_k", (size for target in targets for size in target), 2)}

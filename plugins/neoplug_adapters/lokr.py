@@ -1,0 +1,30 @@
+"""LoKr: the Kronecker product of a small matrix and a low-rank one.
+
+    W + alpha / r  C x (B A)
+
+Source: Yeh et al. 2023 (LyCORIS), arXiv 2309.14859.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from neoplug_adapters.tuner import Tuner
+
+
+@dataclass(eq=False)
+class LoKr(Tuner):
+    """Peft's LoKr."""
+
+    name: ClassVar[str] = "lokr"
+    config: ClassVar[str] = "LoKrConfig"
+    not_on_quantised: ClassVar[str] = "peft adapts no quantised layers so"
+    positive: ClassVar[tuple[str, ...]] = ("r", "alpha")
+    shares: ClassVar[tuple[str, ...]] = ("rank_dropout", "module_dropout")
+
+    r: int = 8  # the rank of the larger factor, above 0; a factor smaller than 2 r stays whole
+    alpha: int = 8  # scale is alpha / r
+    rank_dropout: float = 0.0  # in [0, 1), on rows of the change
+    module_dropout: float = 0.0  # in [0, 1), on the whole change
+    rank_dropout_scale: bool = False  # make up for dropped rows
+    decompose_both: bool = False  # make the smaller factor of low rank too
+    decompose_factor: int = -1  # the size of the smaller factor; -1: as near to a square as the sizes allow
