@@ -60,8 +60,8 @@ def test_what_a_model_does_to_its_logits_is_ignored(micro, ours, theirs, from_lo
     assert (theirs(fused(divergence(), micro), micro).loss / right.loss - 1).abs() > 0.1
 
 
-def test_a_frozen_head_gets_a_gradient_of_its_size(micro):
-    """[V, S] numbers that nobody reads; here there are none, see tests/peers/test_frozen_head.py."""
+def test_a_frozen_head_gets_a_gradient_of_its_size_in_a_chunked_loss(micro):
+    """Nobody reads it. Its fused Triton loss makes none, nor does neoplug: tests/peers/test_frozen_head.py."""
     loss = fused(divergence(), micro)(micro.student.clone().requires_grad_(), micro.student_head)
     assert not micro.student_head.requires_grad
     assert [saved.shape for saved in loss.grad_fn.saved_tensors if saved is not None][1] == micro.student_head.shape

@@ -15,6 +15,7 @@ from torchtune.modules.loss import (
     ReverseKLWithChunkedOutputLoss,
     SymmetricKLWithChunkedOutputLoss,
 )
+from torchtune.modules.peft import DoRALinear, LoRALinear
 
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
@@ -114,3 +115,18 @@ def test_its_recipe_divides_by_the_tokens_twice_and_depends_on_the_split(micro, 
     shares = [replaced(micro, labels=labels.masked_fill(~mask[:, None], -100)) for mask in masks]
     parts = [ours(share, (0.5, CrossEntropy()), (0.5, ForwardKL()), tokens=tokens).by_head for share in shares]
     torch.testing.assert_close(sum(parts), exact, rtol=1e-4, atol=1e-6)
+
+
+def test_doras_magnitude_trains_again():
+    """Mended (torchtune#2250): it once stood still, and DoRA was LoRA. For neoplug see tests/peers/test_dora.py."""
+    torch.manual_seed(0)
+    dora, lora = (kind(12, 7, rank=2, alpha=4) for kind in (DoRALinear, LoRALinear))
+    dora.initialize_dora_magnitude()
+    lora.load_state_dict({name: weight for name, weight in dora.state_dict().items() if name != "magnitude"})
+    states = torch.randn(5, 12)
+    for _ in range(2):
+        for layer in (dora, lora):
+            layer(states).square().sum().backward()
+            torch.optim.SGD(layer.parameters(), 0.01).step()
+    assert dora.magnitude.grad.norm() > 0
+    assert (dora(states) - lora(states)).abs().max() > 1e-3

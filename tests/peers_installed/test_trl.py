@@ -5,9 +5,11 @@ over the labels that are not -100, where no other denominator is given.
 """
 
 import pytest
+import torch
 from trl.experimental.gkd import GKDTrainer
 from trl.experimental.gold import GOLDTrainer
 from trl.experimental.sdft.loss_utils import compute_divergence
+from trl.kernels.chunked_divergence import VOCAB_CHUNK_SIZE
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
 from neoplug_losses.forward_kl import ForwardKL
@@ -20,6 +22,7 @@ def self_distillation(student, teacher, labels, beta, temperature):
     return compute_divergence(log_q, log_p, beta)[labels != -100].mean()
 
 
+HEADS = ("student_head", "teacher_head")
 FROM_LOGITS = {
     "GKD": GKDTrainer.generalized_jsd_loss,
     "GOLD": GOLDTrainer.generalized_jsd_loss,
@@ -64,3 +67,16 @@ def test_divergence_in_tiles(micro, ours, theirs, beta, kind):
     heads = [{"multiplier": scale, "cap": cap} for scale, cap in zip(scales, caps, strict=True)]
     mix = (temperature**-2, divergence(beta, temperature))
     ours(micro, mix, student=heads[0], teacher=heads[1]).agrees_with(theirs(loss, micro))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_divergence_over_two_tiles_of_a_vocabulary(micro, ours, theirs, replaced, beta):
+    """Coarser: torch's log_softmax sums a row of a CPU's in one float32 number, which costs the JSD's gradient 4e-4."""
+    rng, rows = torch.Generator().manual_seed(7), VOCAB_CHUNK_SIZE + 999
+    heads = {name: torch.randn(rows, getattr(micro, name).shape[1], generator=rng) for name in HEADS}
+    wide = replaced(micro, **heads)
+
+    def loss(states, head):
+        return _chunked_divergence_loss(states, wide.teacher, head, wide.teacher_head, wide.labels != -100, beta)[0]
+
+    ours(wide, (1.0, divergence(beta, 1.0))).agrees_with(theirs(loss, wide), rtol=1e-3)

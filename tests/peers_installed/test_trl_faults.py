@@ -12,7 +12,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl.experimental.gold import GOLDConfig, GOLDTrainer
 from trl.experimental.gold.gold_trainer import ULDLoss
@@ -174,3 +175,19 @@ def test_one_size_and_two_meanings_are_trained_on(first_step, tmp_path, tiny_tea
     assert len(theirs) == len(tiny_tokenizer)
     with pytest.raises(RecipeError, match="do not share a vocabulary"):
         shared(tiny_tokenizer, theirs, len(theirs), len(theirs))
+
+
+def test_the_magnitude_of_a_4_bit_dora_stays_float32(tmp_path, tiny_student, tiny_teacher):
+    """Mended (trl#7268): in bfloat16 it never moved; the rest still is. For neoplug see tests/peers/test_dora.py."""
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    trainer = GKDTrainer(
+        AutoModelForCausalLM.from_pretrained(tiny_student, quantization_config=nf4),
+        AutoModelForCausalLM.from_pretrained(tiny_teacher),
+        GKDConfig(str(tmp_path), use_cpu=True, bf16=False, max_length=64, report_to=[], gradient_checkpointing=False),
+        train_dataset=Dataset.from_list([{"messages": []}]),
+        processing_class=AutoTokenizer.from_pretrained(tiny_student),
+        peft_config=LoraConfig(r=2, use_dora=True, target_modules=["q_proj"]),
+    )
+    trained = {name: each.dtype for name, each in trainer.model.named_parameters() if each.requires_grad}
+    assert {dtype for name, dtype in trained.items() if "magnitude" in name} == {torch.float32}
+    assert {dtype for name, dtype in trained.items() if "magnitude" not in name} == {torch.bfloat16}
