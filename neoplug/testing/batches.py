@@ -32,7 +32,7 @@ class Recalling(nn.Module):
         table = torch.full((3 * len(logits), logits.shape[1]), UNREAD)
         table[::3] = logits
         self.states = nn.Embedding.from_pretrained(table, freeze=False)
-        self.head = nn.Linear(logits.shape[1], logits.shape[1], bias=False, device="meta")  # draws no numbers
+        self.head = nn.Linear(logits.shape[1], logits.shape[1], bias=False)
         self.head.weight = nn.Parameter(torch.eye(logits.shape[1]))
 
     def forward(self, input_ids: Tensor, **_: Any) -> Tensor:

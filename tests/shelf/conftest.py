@@ -1,5 +1,6 @@
 """Hands out every installed `loss`, `adapter`, `optimizer` and `token_weight`: whoever adds a file is tested here."""
 
+from contextlib import suppress
 from dataclasses import fields
 from typing import get_args, get_type_hints
 
@@ -23,8 +24,23 @@ def answering(hook):
 def losses():
     for name, plugin in answering("token_loss"):
         yield pytest.param(plugin(), id=name)
-        if any(field.name == "temperature" for field in fields(plugin)):
-            yield pytest.param(plugin(temperature=2.5), id=f"{name}-hot")
+
+
+def variants():
+    """Yield each loss as it is, and with another value of one of its options: whatever its constructor takes."""
+    for name, plugin in answering("token_loss"):
+        yield pytest.param(plugin(), id=name)
+        hints = get_type_hints(plugin)
+        for field in fields(plugin):
+            for value in others(hints[field.name], field.default):
+                with suppress(ValueError):
+                    yield pytest.param(plugin(**{field.name: value}), id=f"{name}-{field.name}={value}")
+
+
+def others(hint, default):
+    """Return values of an option's type that are not its default."""
+    values = {bool: (True, False), float: (0.3, 2.5), int: (1, 3)}.get(hint, get_args(hint))
+    return [value for value in values if value != default and not isinstance(value, type)]
 
 
 def adapters():
@@ -48,6 +64,7 @@ def token_weights():
 def pytest_generate_tests(metafunc):
     for argument, plugins in (
         ("loss", losses),
+        ("variant", variants),
         ("adapter", adapters),
         ("optimizer", optimizers),
         ("token_weight", token_weights),
