@@ -5,7 +5,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from neoplug.testing import check_loss, examine
+from neoplug.testing import LOSS, check_loss, examine
 
 
 class Jeffreys:
@@ -172,7 +172,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_each_fault_breaks_what_it_should_and_nothing_else(fault):
-    broken = {one.name: one for one in examine(fault(), max_examples=15) if one.verdict == "does not hold"}
+    broken = {one.name: one for one in examine(fault(), LOSS, max_examples=15) if one.verdict == "does not hold"}
     assert set(broken) == FAULTS[fault]
     for one in broken.values():
         assert one.name == "large_vocabulary" or len(one.example) <= 2
@@ -180,7 +180,7 @@ def test_each_fault_breaks_what_it_should_and_nothing_else(fault):
 
 
 def test_what_changes_from_call_to_call_is_no_crash():
-    verdicts = {one.name: one.verdict for one in examine(Remembers(), max_examples=5)}
+    verdicts = {one.name: one.verdict for one in examine(Remembers(), LOSS, max_examples=5)}
     assert verdicts["chunks"] == verdicts["splits"] == "does not hold"
 
 

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import groupby
 from math import isfinite
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from neoplug.testing import Finding
 
-HELD = ("token_loss", "token_gradient")  # the hooks of a loss, for which there are properties
+HELD = ("token_loss", "token_gradient", "token_weight")  # the hooks for which there are properties
 
 
 def check(
@@ -37,8 +39,8 @@ def check(
 ) -> None:
     """Check a plugin, and hold a loss to what holds for every loss.
 
-    Builds it from its options, says which hooks it answers, and shows the smallest example of each property that a
-    loss does not have: then it exits with 1.
+    Builds it from its options, says which hooks it answers, and shows the smallest example of each property that a loss
+    or a token weight does not have: then it exits with 1.
     """
     from neoplug.registry import SPECS, answered
 
@@ -49,7 +51,7 @@ def check(
         "options": {name: json_ready(getattr(built, name)) for name in options_of(built)},
         "hooks": hooks,
         "sections": fitting(hooks),
-        "properties": [told(finding) for finding in findings(built)] if "token_loss" in hooks else [],
+        "properties": findings(built, hooks),
         "not_checked": [hook for hook in hooks if hook not in HELD],
     }
     if as_json:
@@ -130,19 +132,23 @@ def options_of(built: Any) -> Iterator[str]:
     yield from fields_of(type(built))
 
 
-def findings(built: Any) -> "list[Finding]":
-    """Return what became of each property of a loss. Raises UsageError without hypothesis."""
+def findings(built: Any, hooks: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what became of each property of a loss or a token weight. Raises UsageError without hypothesis."""
+    if not set(HELD) & set(hooks):
+        return []
     if find_spec("hypothesis") is None:
         raise UsageError(
-            "a loss is held to its properties by hypothesis, which is not installed\nfix: pip install 'neoplug[check]'"
+            "properties are tried by hypothesis, which is not installed\nfix: pip install 'neoplug[check]'"
         )
-    from neoplug.testing import examine, exemptions
+    from neoplug.testing import LOSS, TOKEN_WEIGHT, examine
 
+    kits = [kit for hook, kit in (("token_loss", LOSS), ("token_weight", TOKEN_WEIGHT)) if hook in hooks]
     try:
-        exemptions(built)
+        for kit in kits:
+            kit.exemptions(built)
     except (TypeError, ValueError) as error:
         raise RecipeError([Problem(str(error), mark=place(type(built), ""))]) from error
-    return examine(built)
+    return [{"of": kit.kind, **told(finding)} for kit in kits for finding in examine(built, kit)]
 
 
 def told(finding: "Finding") -> dict[str, Any]:
@@ -175,8 +181,9 @@ def show(report: dict[str, Any]) -> None:
     options = [f"{name}={json.dumps(value)}" for name, value in report["options"].items()]
     say("  ".join([report["plugin"], *options]))
     say(f"answers {', '.join(report['hooks'])}; fits under {', '.join(report['sections'])}")
-    if properties := report["properties"]:
-        heading("what holds for every loss")
+    for kind, of_kind in groupby(report["properties"], itemgetter("of")):
+        heading(f"what holds for every {kind}")
+        properties = list(of_kind)
         lines = columns([[f"  {one['verdict']}", one["name"], said(one)] for one in properties])
         for line, one in zip(lines, properties, strict=True):
             say(printable(line))

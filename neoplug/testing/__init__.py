@@ -1,18 +1,17 @@
 """The conformance kit for authors of plugins, and tiny models of many families (`neoplug.testing.families`).
 
-`check_loss` and `examine` need hypothesis: `pip install 'neoplug[check]'`.
+All but the single properties need hypothesis: `pip install 'neoplug[check]'`.
 """
 
 from neoplug.testing.conformance import (
-    EXEMPTIONS,
-    PROPERTIES,
-    Broken,
+    LOSS,
     check_chunks,
     check_closed_form,
     check_finite,
     check_finite_differences,
     check_inputs_untouched,
     check_large_vocabulary,
+    check_loss,
     check_masked,
     check_no_tokens,
     check_not_negative,
@@ -21,18 +20,18 @@ from neoplug.testing.conformance import (
     check_splits,
     check_teacher_gradient,
     check_zero_where_equal,
-    exemptions,
 )
 from neoplug.testing.examples import Example, call, examples, value
-from neoplug.testing.search import Finding, check_loss, examine
-from neoplug.testing.token_weights import check_token_weight
+from neoplug.testing.search import Broken, Finding, Kit, examine
+from neoplug.testing.token_weights import TOKEN_WEIGHT, check_token_weight
 
 __all__ = [
-    "EXEMPTIONS",
-    "PROPERTIES",
+    "LOSS",
+    "TOKEN_WEIGHT",
     "Broken",
     "Example",
     "Finding",
+    "Kit",
     "call",
     "check_chunks",
     "check_closed_form",
@@ -52,6 +51,5 @@ __all__ = [
     "check_zero_where_equal",
     "examine",
     "examples",
-    "exemptions",
     "value",
 ]

@@ -1,8 +1,12 @@
 """What must hold for every loss: each property is a function that raises Broken for an example that breaks it.
 
-N answer tokens, V vocabulary. The first line of a property's docstring is what `neoplug check` prints.
+    from neoplug.testing import check_loss
 
-A loss that breaks a property of EXEMPTIONS on purpose declares it in a class attribute or property, with the reason:
+    def test_jeffreys():
+        check_loss(Jeffreys())
+
+N answer tokens, V vocabulary. A loss that breaks one of LOSS.exempt on purpose declares it in a class attribute or
+property, with the reason:
 
     exempt: ClassVar = {"finite_differences": "the weights of both directions are constants (ToDi, section 3)"}
 """
@@ -16,41 +20,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neoplug.errors import did_you_mean
 from neoplug.testing.batches import step
 from neoplug.testing.examples import Example, arguments_of, call, closed_form, gradient, hook, value
+from neoplug.testing.search import Broken, Kit
 
-Property = Callable[[Any, Example], None]
 ROUNDING = 1e-4  # what float32 may cost, beside values of 1
 COARSE = 1e-2  # what finite differences may be off where a loss computes in float32 whatever it is given
 EXTREME = 320  # times an example's logits
 LARGE = 260_000  # tokens of the largest vocabularies
-# What a right loss may break on purpose: one that is no divergence of the teacher, a reward, detached weights.
-EXEMPTIONS = ("zero_where_equal", "not_negative", "finite_differences")
 
 
-class Broken(AssertionError):
-    """A property that does not hold.
+def check_loss(loss: Any, *, max_examples: int = 25) -> None:
+    """Hold a loss to every property that it is not exempt from; the examples are the same each time.
 
-    found, expected  what the loss gave and what it should have given; None where there is no number to it
-    example          the example, where it is another than the property was asked about
+    max_examples  how many examples hypothesis tries
+
+    Raises AssertionError at a property that does not hold, hypothesis' smallest example beside it.
     """
-
-    def __init__(
-        self, what: str, found: Tensor | None = None, expected: Tensor | None = None, example: Example | None = None
-    ) -> None:
-        self.what, self.found, self.expected, self.example = what, found, expected, example
-        numbers = "" if found is None else f": {found.tolist()}"
-        super().__init__(what + numbers + ("" if expected is None else f" instead of {expected.tolist()}"))
-
-
-def exemptions(loss: Any) -> dict[str, str]:
-    """Return {property: reason} of what the loss breaks on purpose. Raises ValueError for what none may break."""
-    declared = dict(getattr(loss, "exempt", {}))
-    for name in declared.keys() - set(EXEMPTIONS):
-        meant = did_you_mean(name, EXEMPTIONS)
-        raise ValueError(f"{type(loss).__name__}.exempt names `{name}`{meant}; it may name {', '.join(EXEMPTIONS)}")
-    return declared
+    LOSS.hold(loss, max_examples)
 
 
 def check_shape(loss: Any, example: Example) -> None:
@@ -191,24 +178,35 @@ def check_large_vocabulary(loss: Any) -> None:
             raise Broken(f"{what} is not finite at V = {LARGE:,} with extreme logits")
 
 
-ALONE: dict[str, Property] = {  # of the plugin's own functions
-    "shape": check_shape,
-    "inputs_untouched": check_inputs_untouched,
-    "chunks": check_chunks,
-    "shift": check_shift,
-    "closed_form": check_closed_form,
-    "not_negative": check_not_negative,
-    "zero_where_equal": check_zero_where_equal,
-    "finite_differences": check_finite_differences,
-    "finite": check_finite,
-}
-IN_A_STEP: dict[str, Property] = {  # of a batch's whole way: slower, and moved by few examples
-    "splits": check_splits,
-    "masked": check_masked,
-    "no_tokens": check_no_tokens,
-    "teacher_gradient": check_teacher_gradient,
-}
-PROPERTIES = ALONE | IN_A_STEP
+def _absent(loss: Any) -> dict[str, str]:
+    return {"closed_form": "there is no token_gradient"} if hook(loss, "token_gradient") is None else {}
+
+
+LOSS = Kit(
+    "loss",
+    quick={  # of the plugin's own functions
+        "shape": check_shape,
+        "inputs_untouched": check_inputs_untouched,
+        "chunks": check_chunks,
+        "shift": check_shift,
+        "closed_form": check_closed_form,
+        "not_negative": check_not_negative,
+        "zero_where_equal": check_zero_where_equal,
+        "finite_differences": check_finite_differences,
+        "finite": check_finite,
+    },
+    slow={  # of a batch's whole way
+        "splits": check_splits,
+        "masked": check_masked,
+        "no_tokens": check_no_tokens,
+        "teacher_gradient": check_teacher_gradient,
+    },
+    once={"large_vocabulary": check_large_vocabulary},
+    # One that is no divergence of the teacher, a reward, detached weights.
+    exempt=("zero_where_equal", "not_negative", "finite_differences"),
+    absent=_absent,
+    needs={"finite_differences": ("chunks", "it asks for tokens that do not depend on one another")},
+)
 
 
 def close(

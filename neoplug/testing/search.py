@@ -1,36 +1,85 @@
-"""Hypothesis' search for an example that breaks a property of a loss, and what it finds. The same for the same loss.
-
-from neoplug.testing import check_loss
-
-def test_jeffreys():
-    check_loss(Jeffreys())
-"""
+"""Hypothesis' search for an example that breaks a property of a plugin, and what it finds: each time the same."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from traceback import extract_tb
 from typing import Any, Literal
 
 from torch import Tensor
 
-from neoplug.testing.conformance import (
-    ALONE,
-    IN_A_STEP,
-    PROPERTIES,
-    Broken,
-    Property,
-    check_large_vocabulary,
-    exemptions,
-)  # fmt: skip
-from neoplug.testing.examples import Example, examples, hook
+from neoplug.errors import did_you_mean
+from neoplug.testing.examples import Example, examples
 
-LARGE = "large_vocabulary"
-FEW = 5  # examples of a batch's whole way
-NEEDS = {"finite_differences": ("chunks", "it asks for tokens that do not depend on one another")}
+FEW = 5  # examples of what is slow and moved by few
+Property = Callable[[Any, Example], None]
 Verdict = Literal["holds", "does not hold", "exempt", "not tried"]
+
+
+class Broken(AssertionError):
+    """A property that does not hold.
+
+    found, expected  what the plugin gave and what it should have given; None where there is no number to it
+    example          the example, where it is another than the property was asked about
+    """
+
+    def __init__(
+        self, what: str, found: Tensor | None = None, expected: Tensor | None = None, example: Example | None = None
+    ) -> None:
+        self.what, self.found, self.expected, self.example = what, found, expected, example
+        numbers = "" if found is None else f": {found.tolist()}"
+        super().__init__(what + numbers + ("" if expected is None else f" instead of {expected.tolist()}"))
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What must hold for every plugin of a kind. A property's title is the first line of its docstring.
+
+    kind     what such a plugin is called
+    quick    properties on many examples; the first, `shape`, is what all others ask for
+    slow     properties on few examples
+    once     properties on an example of their own
+    exempt   what a plugin may break on purpose, if its attribute `exempt` says why: {property: reason}
+    absent   says of a plugin what there is nothing to ask about: {property: reason}
+    needs    {property: (another, reason)}: not tried where the other is broken
+    """
+
+    kind: str
+    quick: Mapping[str, Property]
+    slow: Mapping[str, Property] = field(default_factory=dict)
+    once: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)
+    exempt: Sequence[str] = ()
+    absent: Callable[[Any], Mapping[str, str]] = lambda plugin: {}
+    needs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    @cached_property
+    def properties(self) -> dict[str, Callable[..., None]]:
+        """All properties by name."""
+        return {**self.quick, **self.slow, **self.once}
+
+    def title(self, name: str) -> str:
+        """Return what a property says, in a line."""
+        return (inspect.getdoc(self.properties[name]) or "").partition("\n")[0].rstrip(".")
+
+    def exemptions(self, plugin: Any) -> dict[str, str]:
+        """Return {property: reason} of what it breaks on purpose. Raises ValueError for what none may break."""
+        declared = dict(getattr(plugin, "exempt", {}))
+        for name in declared.keys() - set(self.exempt):
+            meant = did_you_mean(name, self.exempt)
+            may = f"; it may name {', '.join(self.exempt)}" if self.exempt else ""
+            raise ValueError(f"{type(plugin).__name__}.exempt names `{name}`{meant}{may}")
+        return declared
+
+    def hold(self, plugin: Any, max_examples: int) -> None:
+        """Raise at the first property that does not hold, hypothesis' smallest example beside it."""
+        exempt = self.exemptions(plugin)
+        for properties, count in ((self.quick, max_examples), (self.slow, FEW)):
+            _search(plugin, [check for name, check in properties.items() if name not in exempt], count)
+        for check in self.once.values():
+            check(plugin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +90,7 @@ class Finding:
     why              why it is exempt or not tried; how it does not hold
     at               file:line in the plugin where it crashed
     example          the smallest that breaks it
-    found, expected  the numbers that the loss gave there, and those that it should have given
+    found, expected  the numbers that the plugin gave there, and those that it should have given
     """
 
     name: str
@@ -54,45 +103,20 @@ class Finding:
     expected: Tensor | None = None
 
 
-def check_loss(loss: Any, *, max_examples: int = 25) -> None:
-    """Hold a loss to every property that it is not exempt from; the examples are the same each time.
-
-    max_examples  how many examples hypothesis tries
-
-    Raises AssertionError at a property that does not hold, hypothesis' smallest example beside it.
-    """
-    exempt = exemptions(loss)
-    _search(loss, [check for name, check in ALONE.items() if name not in exempt], max_examples)
-    _search(loss, list(IN_A_STEP.values()), FEW)
-    check_large_vocabulary(loss)
-
-
-def examine(loss: Any, *, max_examples: int = 50) -> list[Finding]:
-    """Try every property of a loss, each to its smallest example, and return what became of it."""
-    skipped = _skipped(loss)
+def examine(plugin: Any, kit: Kit, *, max_examples: int = 50) -> list[Finding]:
+    """Try every property, each to its smallest example, and return what became of it."""
+    skipped = {**kit.exemptions(plugin), **kit.absent(plugin)}
     caught: dict[str, _Caught] = {}
-    for names, count in ((ALONE, max_examples), (IN_A_STEP, FEW)):
-        asked = [name for name in names if name not in skipped]
-        while "shape" not in caught and (found := _broken(loss, asked, count, shrink=False)):
-            asked.remove(found.name)  # drawing costs most, so all share the examples until one breaks
-            caught[found.name] = _broken(loss, [found.name], count) or found
-            skipped |= {name: NEEDS[name][1] for name in NEEDS if NEEDS[name][0] in caught}
-            asked = [name for name in asked if name not in skipped]
-    if "shape" not in caught and (large := _large(loss)):
-        caught[LARGE] = large
-    return [_finding(loss, name, skipped, caught) for name in (*PROPERTIES, LARGE)]
-
-
-def _skipped(loss: Any) -> dict[str, str]:
-    """Return {property: reason} of what a loss is not asked from the start."""
-    absent = {"closed_form": "there is no token_gradient"} if hook(loss, "token_gradient") is None else {}
-    return exemptions(loss) | absent
-
-
-def title(name: str) -> str:
-    """Return what a property says, in a line."""
-    check = check_large_vocabulary if name == LARGE else PROPERTIES[name]
-    return (inspect.getdoc(check) or "").partition("\n")[0].rstrip(".")
+    for properties, count in ((kit.quick, max_examples), (kit.slow, FEW)):
+        asked = {name: check for name, check in properties.items() if name not in skipped}
+        while "shape" not in caught and (found := _broken(plugin, asked, count, shrink=False)):
+            alone = {found.name: asked.pop(found.name)}  # drawing costs most, so all share examples until one breaks
+            caught[found.name] = _broken(plugin, alone, count) or found
+            skipped |= {name: why for name, (needed, why) in kit.needs.items() if needed in caught}
+            asked = {name: check for name, check in asked.items() if name not in skipped}
+    if "shape" not in caught:
+        caught |= {name: found for name, check in kit.once.items() if (found := _crash(plugin, name, check))}
+    return [_finding(plugin, kit, name, skipped, caught) for name in kit.properties]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +128,7 @@ class _Caught:
     example: Example | None = None
 
 
-def _search(loss: Any, properties: Sequence[Property], max_examples: int, shrink: bool = True) -> None:
+def _search(plugin: Any, properties: Sequence[Property], max_examples: int, shrink: bool = True) -> None:
     """Let hypothesis look for an example that fails; the last that it fails on is the smallest."""
     from hypothesis import HealthCheck, Phase, given, settings
 
@@ -115,19 +139,19 @@ def _search(loss: Any, properties: Sequence[Property], max_examples: int, shrink
     @given(examples())
     def holds(example: Example) -> None:
         for check in properties:
-            check(loss, example)
+            check(plugin, example)
 
     holds()
 
 
-def _broken(loss: Any, names: Sequence[str], max_examples: int, shrink: bool = True) -> _Caught | None:
+def _broken(plugin: Any, properties: Mapping[str, Property], max_examples: int, shrink: bool = True) -> _Caught | None:
     """Return what breaks one of the properties, on the smallest example or the first; None where all hold."""
     last: list[_Caught] = []
 
-    def tried(name: str) -> Property:
-        def run(loss: Any, example: Example) -> None:
+    def tried(name: str, check: Property) -> Property:
+        def run(plugin: Any, example: Example) -> None:
             try:
-                PROPERTIES[name](loss, example)
+                check(plugin, example)
             except (Exception, SystemExit) as error:
                 last[:] = [_Caught(name, error, example)]
                 raise
@@ -135,41 +159,40 @@ def _broken(loss: Any, names: Sequence[str], max_examples: int, shrink: bool = T
         return run
 
     try:
-        _search(loss, [tried(name) for name in names], max_examples, shrink)
+        _search(plugin, [tried(*one) for one in properties.items()], max_examples, shrink)
     except (Exception, SystemExit):  # hypothesis' own, where an answer changes when it is asked for again
         return last[0]
     return None
 
 
-def _large(loss: Any) -> _Caught | None:
+def _crash(plugin: Any, name: str, check: Callable[[Any], None]) -> _Caught | None:
     try:
-        check_large_vocabulary(loss)
+        check(plugin)
     except (Exception, SystemExit) as error:
-        return _Caught(LARGE, error)
+        return _Caught(name, error)
     return None
 
 
-def _finding(loss: Any, name: str, skipped: Mapping[str, str], caught: Mapping[str, _Caught]) -> Finding:
-    if name in exemptions(loss):
-        return Finding(name, title(name), "exempt", skipped[name])
+def _finding(plugin: Any, kit: Kit, name: str, skipped: Mapping[str, str], caught: Mapping[str, _Caught]) -> Finding:
+    title = kit.title(name)
     if name in skipped:
-        return Finding(name, title(name), "not tried", skipped[name])
+        return Finding(name, title, "exempt" if name in kit.exemptions(plugin) else "not tried", skipped[name])
     if "shape" in caught and name != "shape":
-        return Finding(name, title(name), "not tried", "it asks for one float32 number for each token")
+        return Finding(name, title, "not tried", "it asks for one float32 number for each token")
     if name not in caught:
-        return Finding(name, title(name), "holds")
+        return Finding(name, title, "holds")
     error, example = caught[name].error, caught[name].example
     if isinstance(error, Broken):
         example = error.example or example
-        return Finding(name, title(name), "does not hold", error.what, "", example, error.found, error.expected)
+        return Finding(name, title, "does not hold", error.what, "", example, error.found, error.expected)
     crash = f"it crashes: {type(error).__name__}: {error}"
-    return Finding(name, title(name), "does not hold", crash, _place(loss, error), example)
+    return Finding(name, title, "does not hold", crash, _place(plugin, error), example)
 
 
-def _place(loss: Any, error: BaseException) -> str:
+def _place(plugin: Any, error: BaseException) -> str:
     """Return the last line of the plugin's own file that a crash came through."""
     try:
-        own = inspect.getsourcefile(type(loss))
+        own = inspect.getsourcefile(type(plugin))
     except TypeError:
         own = None
     lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == own]

@@ -1,4 +1,4 @@
-"""The conformance kit for token weights. Needs hypothesis.
+"""What must hold for every token weight: each property is a function that raises Broken for an example that breaks it.
 
     from neoplug.testing import check_token_weight
 
@@ -16,85 +16,104 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neoplug.testing.conformance import ROUNDING
-from neoplug.testing.examples import Example, call, examples
+from neoplug.testing.conformance import LARGE, close
+from neoplug.testing.examples import Example, arguments_of, call, hook
+from neoplug.testing.search import Broken, Kit
 
 
-def check_token_weight(weight: Any) -> None:
+def check_token_weight(weight: Any, *, max_examples: int = 40) -> None:
     """Hold a token weight to all that neoplug asks of one; hypothesis shows the smallest example that breaks it."""
-    from hypothesis import HealthCheck, given, settings
-
-    @settings(deadline=None, max_examples=40, database=None, suppress_health_check=list(HealthCheck))
-    @given(examples())
-    def of_any(example: Example) -> None:
-        _check_answer(weight, example)
-        _check_rows_alone(weight, example)
-        _check_shift(weight, example)
-
-    of_any()
-    _check_extremes(weight)
+    TOKEN_WEIGHT.hold(weight, max_examples)
 
 
-def _check_answer(weight: Any, example: Example) -> None:
-    """[N] float32, finite, at least 0, without a gradient; what it was given is as it was."""
+def _shape(weight: Any, example: Example) -> None:
+    """One float32 number for each token, without a gradient."""
+    given = _arguments(example)
+    given["student"].requires_grad_()
+    found = _weights(weight, given)
+    if not isinstance(found, Tensor):
+        raise Broken(f"token_weight returned a {type(found).__name__}, not a tensor")
+    if found.shape != example.labels.shape:
+        raise Broken(f"token_weight returned {list(found.shape)}, not [{len(example)}]")
+    if found.dtype != torch.float32:
+        raise Broken(f"token_weight returned {found.dtype}, not float32")
+    if found.requires_grad:
+        raise Broken("token_weight asks for a gradient: it turns autograd on by itself")
+
+
+def _inputs_untouched(weight: Any, example: Example) -> None:
+    """It writes into none of its inputs."""
     given = _arguments(example)
     before = {name: value.clone() for name, value in given.items() if isinstance(value, Tensor)}
-    given["student"].requires_grad_()
-    with torch.no_grad():
-        found = call(weight.token_weight, given)
-    assert isinstance(found, Tensor), f"token_weight returned a {type(found).__name__}"
-    assert found.shape == example.labels.shape, f"token_weight returned {list(found.shape)}, not [{len(found)}]"
-    assert found.dtype == torch.float32, f"token_weight returned {found.dtype}, not float32"
-    assert not found.requires_grad, "token_weight asks for a gradient: it turns autograd on by itself"
-    assert (found.isfinite() & (found >= 0)).all(), f"token_weight is not finite and at least 0: {found.tolist()}"
+    _weights(weight, given)
     for name, value in before.items():
-        assert torch.equal(given[name].detach(), value), f"token_weight writes into `{name}`"
+        if not torch.equal(given[name], value):
+            raise Broken(f"token_weight writes into `{name}`", given[name], value)
 
 
-def _check_rows_alone(weight: Any, example: Example) -> None:
-    """A token's weight is its own: neoplug calls with tiles of any size."""
-    whole = _weights(weight, _arguments(example))
-    for row in range(len(whole)):
-        given = _arguments(example)
-        alone = {name: value[row : row + 1] if isinstance(value, Tensor) else value for name, value in given.items()}
-        _assert_close(_weights(weight, alone), whole[row : row + 1], "a token's weight, one row at a time,")
+def _not_negative(weight: Any, example: Example) -> None:
+    """It is finite and at least 0."""
+    found = _weights(weight, _arguments(example))
+    if not (found.isfinite() & (found >= 0)).all():
+        raise Broken("token_weight is not finite and at least 0", found)
 
 
-def _check_shift(weight: Any, example: Example) -> None:
-    """Logits are known up to a shift of each row."""
+def _chunks(weight: Any, example: Example) -> None:
+    """A token's weight does not depend on the tokens beside it."""
+    given = _arguments(example)
+    whole = _weights(weight, given)
+    alone = [
+        {name: value[row : row + 1] if isinstance(value, Tensor) else value for name, value in given.items()}
+        for row in range(len(whole))
+    ]
+    close(torch.cat([_weights(weight, one) for one in alone]), whole, "a token's weight, one row at a time,")
+
+
+def _shift(weight: Any, example: Example) -> None:
+    """A constant added to a token's logits changes nothing."""
     shifted = replace(example, student=example.student + 3, teacher=example.teacher - 5)
-    given = (_weights(weight, _arguments(example)), _weights(weight, _arguments(shifted)))
-    _assert_close(given[1], given[0], "the weight of shifted logits")
+    given = (_weights(weight, _arguments(shifted)), _weights(weight, _arguments(example)))
+    close(*given, "the weight of shifted logits")
 
 
-def _check_extremes(weight: Any, vocabulary: int = 260_000) -> None:
-    """Weights stay finite and at least 0 for certain, uniform and underflowing models, far into an answer."""
+def _large_vocabulary(weight: Any) -> None:
+    """It is finite for a vocabulary of 260,000, extreme logits and far into an answer; of no tokens it is empty."""
     rng = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(4, vocabulary, generator=rng) for _ in range(2))
+    student, teacher = (torch.randn(4, LARGE, generator=rng) for _ in range(2))
     student[1], teacher[1, 7], student[1, 9] = 0, 1e4, 1e4  # both certain, of different tokens
     student[2], teacher[2] = student[2] * 1e3, teacher[2] * 1e3
     teacher[3] = 0  # uniform
-    example = Example(student.bfloat16(), teacher.bfloat16(), torch.tensor([0, 9, vocabulary - 1, 5]))
+    example = Example(student.bfloat16(), teacher.bfloat16(), torch.tensor([0, 9, LARGE - 1, 5]))
     given = _arguments(example) | {"position": torch.tensor([0, 1, 100_000, 2**31])}
     found = _weights(weight, given)
-    assert (found.isfinite() & (found >= 0)).all(), f"token_weight of extreme logits: {found.tolist()}"
+    if not (found.isfinite() & (found >= 0)).all():
+        raise Broken("token_weight of extreme logits is not finite and at least 0", found)
     nothing = {name: value[:0] if isinstance(value, Tensor) else value for name, value in given.items()}
-    assert _weights(weight, nothing).shape == (0,), "token_weight of no tokens is not empty"
+    if (found := _weights(weight, nothing)).shape != (0,):
+        raise Broken(f"token_weight of no tokens returned {list(found.shape)}, not [0]")
 
 
+TOKEN_WEIGHT = Kit(
+    "token weight",
+    quick={
+        "shape": _shape,
+        "inputs_untouched": _inputs_untouched,
+        "not_negative": _not_negative,
+        "chunks": _chunks,
+        "shift": _shift,
+    },
+    once={"large_vocabulary": _large_vocabulary},
+)
+
+
+@torch.no_grad()
 def _weights(weight: Any, arguments: dict[str, Any]) -> Tensor:
-    with torch.no_grad():
-        return call(weight.token_weight, arguments)
+    function = hook(weight, "token_weight")
+    assert function is not None
+    found: Tensor = call(function, arguments)
+    return found
 
 
 def _arguments(example: Example) -> dict[str, Any]:
     """Return the arguments as neoplug makes them; the places are not in the order of the rows."""
-    student, teacher = (logits.float().log_softmax(-1) for logits in (example.student, example.teacher))
-    position = torch.arange(len(example.labels)).flip(0) * 50
-    known = {"student": student, "teacher": teacher, "labels": example.labels, "position": position}
-    return known | {"progress": example.progress}
-
-
-def _assert_close(found: Tensor, expected: Tensor, what: str) -> None:
-    off = (found - expected).abs().max().item() if found.numel() else 0.0
-    assert off <= ROUNDING, f"{what} is off by {off:.2e}: {found.tolist()} instead of {expected.tolist()}"
+    return arguments_of(example) | {"position": torch.arange(len(example)).flip(0) * 50}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from neoplug.testing import PROPERTIES
+from neoplug.testing import LOSS, TOKEN_WEIGHT
 
 FILE = Path(__file__).parent / "checked.py"
-EVERY = {*PROPERTIES, "large_vocabulary"}
+EVERY = set(LOSS.properties)
 
 
 def verdicts(text):
@@ -112,6 +112,13 @@ def test_of_another_plugin_it_is_said_what_is_not_checked(neoplug):
     assert "r=4" in answer.out
     assert "fits under adapter" in answer.out
     assert re.search(r"not checked\n  what it does in .*add_adapter", answer.out)
+
+
+def test_a_token_weight_is_held_to_its_own_list(neoplug):
+    answer = neoplug("check", "position", "half_life=8")
+    assert answer.code == 0
+    assert "\nwhat holds for every token weight\n" in answer.out
+    assert verdicts(answer.out) == dict.fromkeys(TOKEN_WEIGHT.properties, "holds")
 
 
 def test_without_hypothesis_the_extra_is_named(neoplug, monkeypatch):

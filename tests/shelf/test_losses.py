@@ -5,8 +5,7 @@ import torch
 from hypothesis import Phase, given, settings
 
 from neoplug.registry import installed
-from neoplug.testing import call, check_loss, examples, exemptions
-from neoplug.testing.conformance import ALONE
+from neoplug.testing import LOSS, call, check_loss, examples
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +27,8 @@ def test_properties_of_a_loss(loss):
 
 
 def test_properties_hold_for_other_options(variant, drawn):
-    exempt = exemptions(variant)
-    for name, check in ALONE.items():
+    exempt = LOSS.exemptions(variant)
+    for name, check in LOSS.quick.items():
         for example in drawn if name not in exempt else ():
             check(variant, example)
 
