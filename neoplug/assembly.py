@@ -33,6 +33,7 @@ from neoplug.objective import Loss
 from neoplug.optim import make_optimizer
 from neoplug.progress import Progress
 from neoplug.recipe import Checked, Model, Recipe, Student, Train
+from neoplug.registry import Plugins
 from neoplug.seeds import generator
 from neoplug.vocabulary import Vocabulary, shared
 
@@ -256,8 +257,8 @@ def count_steps(train: Train, steps_per_epoch: int) -> int:
     return train.max_steps or ceil((train.num_train_epochs or 1) * steps_per_epoch)
 
 
-def make_losses(checked: Checked) -> list[Loss]:
-    """Return the recipe's losses with their weights, in the order of their names."""
-    values = checked.plugins.functions("token_loss", section="loss")
-    gradients = checked.plugins.functions("token_gradient", section="loss")
-    return [Loss(name, checked.weights[name], value, gradients.get(name)) for name, value in sorted(values.items())]
+def make_losses(plugins: Plugins) -> list[Loss]:
+    """Return the losses among the plugins, in the order of their names; what each weighs is said at each step."""
+    values = plugins.functions("token_loss", section="loss")
+    gradients = plugins.functions("token_gradient", section="loss")
+    return [Loss(name, 1.0, value, gradients.get(name)) for name, value in sorted(values.items())]

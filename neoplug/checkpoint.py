@@ -102,7 +102,7 @@ def restore(path: Path, model: nn.Module, plugins: Plugins, rank: int = 0) -> No
     present_plugins = plugins.everyone()
     for name, state in remembered.items():
         with blaming(name, "load_state_dict"):
-            present_plugins[_as_named_now(name, list(present_plugins))].load_state_dict(state)
+            present_plugins[as_named_now(name, list(present_plugins))].load_state_dict(state)
 
 
 def pack(plugins: Plugins) -> bytes:
@@ -137,6 +137,12 @@ def at(folder: Path, step: int) -> Path:
     return folder / f"step-{step}"
 
 
+def as_named_now(name: str, names: list[str]) -> str:
+    """Return how the recipe names a plugin now: the resolved recipe writes the whole path of a file."""
+    alike = [other for other in names if other.rpartition("/")[2] == name.rpartition("/")[2]]
+    return alike[0] if name not in names and len(alike) == 1 else name
+
+
 def prune(folder: Path, limit: int | None, best: int | None = None) -> None:
     """Keep the newest `limit` checkpoints, and beside them that of step `best`."""
     found = sorted(folder.glob("step-*"), key=_step)
@@ -155,12 +161,6 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     changed: dict[str, Tensor] = {name: found for name, found in model.named_parameters() if found.requires_grad}
     changed |= {name: buffer for name, buffer in model.named_buffers() if name in buffers}
     return {name: tensor.detach().contiguous() for name, tensor in changed.items()}
-
-
-def _as_named_now(name: str, names: list[str]) -> str:
-    """Return how the recipe names a plugin now: the resolved recipe writes the whole path of a file."""
-    alike = [other for other in names if other.rpartition("/")[2] == name.rpartition("/")[2]]
-    return alike[0] if name not in names and len(alike) == 1 else name
 
 
 def _saved(state: Any) -> bytes:

@@ -4,8 +4,9 @@ It knows no plugin by name and no file: it is handed models, hooks, and what to 
 The objective is an exact sum over answer tokens, divided once by the answer tokens of all micro-batches and ranks.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -17,14 +18,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from neoplug.data import Corpus, Order, idle
 from neoplug.data.batch import Batch, collate, places_in_answers
 from neoplug.diagnosis import Diagnosis
+from neoplug.distillation import Distillation, gradient_norms, remembering
 from neoplug.distributed import World
+from neoplug.errors import RunError
 from neoplug.forward import LanguageModel
 from neoplug.metrics import Metrics, Step, merge, peak_memory
-from neoplug.objective import Loss, Signal, TokenWeights, objective
+from neoplug.objective import Loss
 from neoplug.recipe import Train
 from neoplug.registry import Plugins
 from neoplug.seeds import derive, generator
 from neoplug.teacher import teacher_signal
+from neoplug.weights import Weight
 
 
 class Verdict(NamedTuple):
@@ -38,15 +42,20 @@ class Verdict(NamedTuple):
 class Training:
     """What a run trains with.
 
-    metrics   takes each step's line
-    save      called after `save_steps` with the number of steps done
-    evaluate  called after `eval_steps` with the number of steps done; says whether to save now, and whether to end
-    stop      tells whether a signal asked the run to end
+    references  losses that others are calibrated to and that do not train
+    weights     loss name -> its strength; those that are calibrated become so at the first step
+    metrics     takes each step's line
+    calibrated  called once with all weights, where one was calibrated
+    save        called after `save_steps` with the number of steps done
+    evaluate    called after `eval_steps` with the number of steps done; says whether to save now, and whether to end
+    stop        tells whether a signal asked the run to end
     """
 
     student: LanguageModel
     teacher: LanguageModel | None
     losses: list[Loss]
+    references: list[Loss]
+    weights: dict[str, Weight]
     plugins: Plugins
     corpus: Corpus
     order: Order
@@ -58,30 +67,10 @@ class Training:
     eval_steps: int | None
     seed: int
     metrics: Metrics
+    calibrated: Callable[[dict[str, float]], None]
     save: Callable[[int], None]
     evaluate: Callable[[int], Verdict]
     stop: Callable[[], bool]
-
-
-class Distillation(nn.Module):
-    """The student and its objective in one forward: what a wrapper for several ranks sees is what trains."""
-
-    def __init__(
-        self, student: LanguageModel, losses: list[Loss], token_weights: Mapping[str, Callable[..., Tensor]]
-    ) -> None:
-        super().__init__()
-        self.module = student.module
-        self.student = student
-        self.losses = losses
-        self.token_weights = token_weights
-
-    def forward(
-        self, batch: Batch, signal: Signal | None, progress: float, diagnosis: Diagnosis | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the weighted sum over answer tokens, and [K, N] each loss of each token."""
-        hidden, head = self.student.hidden(batch), self.student.head
-        weights = None if batch.in_answer is None else TokenWeights(self.token_weights, batch.in_answer)
-        return objective(self.losses, hidden, head, signal, batch.labels, progress, diagnosis, weights)
 
 
 def distil(run: Training, first: int = 0) -> int:
@@ -91,7 +80,8 @@ def distil(run: Training, first: int = 0) -> int:
         RunError: a loss or gradient is not finite.
     """
     settings, world = run.settings, run.world
-    module = world.wrap(Distillation(run.student, run.losses, run.plugins.functions("token_weight")))
+    bare = Distillation(run.student, run.plugins.functions("token_weight"))
+    module = world.wrap(bare)
     parameters = [parameter for parameter in run.student.module.parameters() if parameter.requires_grad]
     module.train()
     for step in range(first, run.total_steps):
@@ -106,12 +96,19 @@ def distil(run: Training, first: int = 0) -> int:
         done = step + 1
         logs, ends = done % settings.logging_steps == 0, done == run.total_steps
         diagnosis = Diagnosis(world.device) if logs or ends else None
+        if step == 0 and any(weight.calibrate and not weight.measured for weight in run.weights.values()):
+            calibrate(run, measure(run, bare, [*run.losses, *run.references], batches, step, progress))
+        weights = {loss.name: run.weights[loss.name].at(progress) for loss in run.losses}
+        losses = [replace(loss, weight=weights[loss.name]) for loss in run.losses]
+        norms = {}
+        if (logs or ends) and settings.log_gradient_norms:
+            norms = measure(run, bare, losses, batches, step, progress)
         values = []
         for number, (batch, _) in enumerate(batches):
             signal = None if run.teacher is None else teacher_signal(run.teacher, batch)  # it may stay on the CPU
             batch = batch.to(world.device)
             with world.accumulating(module, last=number == len(batches) - 1):
-                total, each = module(batch, signal, progress, diagnosis)
+                total, each = module(losses, batch, signal, progress, diagnosis)
                 (total * scale).backward()
             values.append((batch.rows, each))
 
@@ -135,7 +132,7 @@ def distil(run: Training, first: int = 0) -> int:
         known["peak_memory_bytes"] = peak_memory(world.device)
         rows = [(rows, each.isfinite().all(0)) for rows, each in values]
         diagnosed = None if diagnosis is None else world.sum(diagnosis.sums)
-        run.metrics.add(Step(known, counts, sums, extras, rows, diagnosed))
+        run.metrics.add(Step(known, counts, sums, extras, rows, diagnosed, weights, norms))
 
         stops = (world.size == 1 or logs) and bool(run.stop())  # ranks agree on it, which costs a synchronisation
         saves = done % settings.save_steps == 0 or ends or stops
@@ -168,6 +165,42 @@ def micro_batches(run: Training, step: int, progress: float) -> Iterator[tuple[B
         if weighed:
             batch.in_answer = places_in_answers(documents)[batch.positions]
         yield batch, real
+
+
+def measure(
+    run: Training, bare: Distillation, losses: Sequence[Loss], batches: Sequence[tuple[Batch, bool]], step: int,
+    progress: float,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return the gradient norm of each loss in a step that is yet to be taken, and leave everything as it was."""
+    with remembering(run.plugins):
+        found = gradient_norms(bare, run.teacher, losses, [batch for batch, _ in batches], progress, run.world)
+    torch.manual_seed(derive(run.seed, "step", step, run.world.rank))
+    return {loss.name: norm for loss, norm in zip(losses, found, strict=True)}
+
+
+def calibrate(run: Training, norms: Mapping[str, Tensor]) -> None:
+    """Give each loss that is calibrated to another its weight, `weight * |g_other| / |g_this|`.
+
+    Raises:
+        RunError: one of the two has no gradient, or none that is finite.
+    """
+    found = {name: float(norm) for name, norm in norms.items()}
+    for name, weight in run.weights.items():
+        if weight.calibrate is not None:
+            for asked in (name, weight.calibrate):
+                refuse_no_gradient(asked, found[asked], name)
+            run.weights[name] = weight.calibrated(weight.value * found[weight.calibrate] / found[name])
+    run.calibrated({name: weight.value for name, weight in run.weights.items()})
+
+
+def refuse_no_gradient(loss: str, norm: float, calibrated: str) -> None:
+    """Refuse to measure a weight by a gradient that is 0 or not finite."""
+    if not isfinite(norm) or norm == 0:
+        raise RunError(
+            f"the weight of `{calibrated}` cannot be calibrated: at the first step the gradient of `{loss}` is {norm}\n"
+            "why: weights are the ratio of the two gradients' norms, over the rows of the first step\n"
+            f"fix: give `{calibrated}` a weight and no `calibrate`; where student and teacher are alike, nothing pulls"
+        )
 
 
 def add_penalty(penalties: dict[str, Tensor], parameters: list[nn.Parameter]) -> Tensor:

@@ -18,8 +18,8 @@ from neoplug.diagnosis import means
 from neoplug.errors import RunError
 
 FIELDS = (
-    *("step", "tokens", "answer_tokens", "loss", "losses", "learning_rate", "grad_norm", "penalty"),
-    *("diagnostics", "tokens_per_second", "peak_memory_bytes", "seconds"),
+    *("step", "tokens", "answer_tokens", "loss", "losses", "weights", "learning_rate", "grad_norm"),
+    *("penalty", "gradient_norms", "diagnostics", "tokens_per_second", "peak_memory_bytes", "seconds"),
 )
 
 
@@ -33,6 +33,8 @@ class Step:
     extras   scalars by name: grad_norm, penalty, what plugins add
     rows     the source rows of this rank's answer tokens, and which of these tokens have a finite loss
     seen     [SEEN] sums of a diagnosis over all ranks, at a step that has one
+    weights  each loss's weight at this step
+    norms    scalars: each loss's own gradient norm, at a step that measures it
     """
 
     known: dict[str, Any]
@@ -40,7 +42,9 @@ class Step:
     sums: Tensor
     extras: dict[str, Any]
     rows: list[tuple[Tensor, Tensor]]
-    seen: Tensor | None = None
+    seen: Tensor | None
+    weights: dict[str, float]
+    norms: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -51,7 +55,7 @@ class Metrics:
         RunError: a loss, gradient or penalty is not finite; the error names the step and the rows at fault.
     """
 
-    weights: dict[str, float]
+    weights_vary: bool
     write: Callable[[list[dict[str, Any]]], None]
     gather: Callable[[list[int]], list[int]] = list  # from all ranks
     name: Callable[[int], str] = str  # of a row, for people
@@ -66,7 +70,9 @@ class Metrics:
         steps, self.pending = self.pending, []
         if not steps:
             return
-        tensors = [[*step.counts, *step.sums, *_tensors(step.extras), *_seen(step)] for step in steps]
+        tensors = [
+            [*step.counts, *step.sums, *_tensors(step.extras), *step.norms.values(), *_seen(step)] for step in steps
+        ]
         device = steps[0].counts.device
         scalars = [tensor.detach().to(device, torch.float64).reshape(()) for row in tensors for tensor in row]
         flat = torch.stack(scalars).tolist()
@@ -85,19 +91,22 @@ class Metrics:
     def _line(self, step: Step, values: Sequence[float]) -> dict[str, Any]:
         answers, tokens = (int(value) for value in values[:2])
         rest = iter(values[2:])
-        losses = {name: next(rest) / max(answers, 1) for name in self.weights}
+        losses = {name: next(rest) / max(answers, 1) for name in step.weights}
         named = {name: next(rest) for name, value in step.extras.items() if isinstance(value, Tensor)}
+        norms = {name: next(rest) for name in step.norms}
         diagnostics = {} if step.seen is None else {"diagnostics": means(list(rest), answers)}
         seconds = step.known["seconds"]
         return {
             "step": step.known["step"],
             "tokens": tokens,
             "answer_tokens": answers,
-            "loss": sum(weight * losses[name] for name, weight in self.weights.items()),
+            "loss": sum(weight * losses[name] for name, weight in step.weights.items()),
             "losses": losses,
+            **({"weights": step.weights} if self.weights_vary else {}),
             "learning_rate": step.known["learning_rate"],
             **step.extras,
             **named,
+            **({"gradient_norms": norms} if norms else {}),
             **diagnostics,
             "tokens_per_second": tokens / seconds,
             "peak_memory_bytes": step.known["peak_memory_bytes"],

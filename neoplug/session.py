@@ -36,6 +36,7 @@ from neoplug.seeds import derive, generator
 from neoplug.signals import EndedNow, Stop
 from neoplug.trackers import Trackers
 from neoplug.trained import widened
+from neoplug.weights import Weight
 
 logger = logging.getLogger("neoplug")
 
@@ -143,12 +144,14 @@ class Session:
     ) -> Training:  # fmt: skip
         """Return what the loop works with; lines, saves and evaluations come back to this session."""
         recipe = self.checked.recipe
-        losses = make_losses(self.checked)
-        weights = {loss.name: loss.weight for loss in losses}
+        weights = self.weights()
+        varies = any(weight.varies for weight in weights.values())
         return Training(
             student=student,
             teacher=teacher,
-            losses=losses,
+            losses=make_losses(self.checked.plugins),
+            references=make_losses(self.checked.references),
+            weights=weights,
             plugins=self.checked.plugins,
             corpus=self.parts.corpus,
             order=order,
@@ -159,11 +162,25 @@ class Session:
             total_steps=total,
             eval_steps=recipe.evaluate.eval_steps,
             seed=recipe.seed,
-            metrics=Metrics(weights, self.write_lines, self.world.gather, self.parts.corpus.report.named),
+            metrics=Metrics(varies, self.write_lines, self.world.gather, self.parts.corpus.report.named),
+            calibrated=self.note_weights,
             save=lambda step: self.save_checkpoint(step, student.module, optimizer, schedule),
             evaluate=lambda step: self.judge(step, self.roles.measured(student, teacher, batches)),
             stop=self.stop_asked,
         )
+
+    def weights(self) -> dict[str, Weight]:
+        """Return each loss's strength; what was calibrated before a resume is not measured again."""
+        weights = dict(self.checked.weights)
+        for name, value in self.facts.get("weights", {}).items():
+            now = checkpoint.as_named_now(name, list(weights))
+            weights[now] = weights[now].calibrated(value)
+        return weights
+
+    def note_weights(self, weights: dict[str, float]) -> None:
+        """Keep calibrated weights for the result and for checkpoints."""
+        self.facts["weights"] = weights
+        logger.info("calibrated: %s", ", ".join(f"{name} has weight {weight:.6g}" for name, weight in weights.items()))
 
     def phase(self, text: str) -> None:
         """Say what goes on now, also to the log."""

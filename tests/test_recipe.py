@@ -20,6 +20,7 @@ from neoplug.recipe.layers import joined, leaves
 from neoplug.recipe.model import Recipe
 from neoplug.recipe.source import split
 from neoplug.registry import Entry
+from neoplug.weights import Linear, Weight
 
 BROKEN = Path(__file__).parent / "broken"
 HOT = "./parts.py:Divergence@hot"
@@ -62,6 +63,29 @@ def test_prompts_of_the_teachers_own_cannot_be_trained_on(folder):
     assert recipe.load("good.yaml", ["teacher.chat_template=own", "data.train_on=last"]).recipe.teacher.chat_template
 
 
+def test_a_schedule_and_what_a_loss_is_calibrated_to_are_written_out(folder):
+    """A loss that the recipe does not name is found by its file, with its defaults, and stands in the plan."""
+    changes = {"loss": {"./parts.py:Labels": {"schedule": "linear", "calibrate": "./parts.py:Divergence"}}}
+    checked = recipe.load("good.yaml", changes=changes)
+    assert checked.weights == {"./parts.py:Labels": Weight(1.0, Linear(1.0, 0.0), "./parts.py:Divergence")}
+    assert checked.references.implements("token_loss") == ("./parts.py:Divergence",)
+    assert checked.plugins.implements("token_loss") == ("./parts.py:Labels",)
+    assert ("calibrate", "./parts.py:Divergence") in checked.entries
+    ((name, options),) = checked.resolved()["loss"].items()
+    assert (name, options["calibrate"]) == (f"{folder}/parts.py:Labels", f"{folder}/parts.py:Divergence")
+    assert options["schedule"] == "linear"
+    again = recipe.load(_written(checked, folder / "again.yaml"))
+    assert list(again.weights.values()) == [Weight(1.0, Linear(), f"{folder}/parts.py:Divergence")]
+    assert mistakes("good.yaml", ["teacher=null"], changes) == [
+        "override:1:9: the loss `./parts.py:Divergence` needs a teacher, but the recipe has none"
+    ]
+
+
+def _written(checked, file):
+    file.write_text(yaml.safe_dump(checked.resolved()))
+    return file
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in BROKEN.glob("*.yaml")))
 def test_a_broken_recipe_says_all_that_is_wrong(name, monkeypatch):
     monkeypatch.chdir(BROKEN)
@@ -92,7 +116,7 @@ def test_a_good_recipe_is_typed_and_built(folder):
     assert checked.recipe.train.learning_rate == 1e-3
     assert checked.recipe.train.num_train_epochs is None
     assert checked.recipe.evaluate.per_device_eval_batch_size == 4
-    assert checked.weights == {"./parts.py:Labels": 0.5, "./parts.py:Divergence@hot": 1.0}
+    assert checked.weights == {"./parts.py:Labels": Weight(0.5), "./parts.py:Divergence@hot": Weight(1.0)}
     assert checked.plugins.section("loss")["./parts.py:Divergence@hot"].temperature == 4.0
     assert checked.plugins.implements("token_loss") == ("./parts.py:Divergence@hot", "./parts.py:Labels")
     assert checked.entries["adapter", "./parts.py:Rank"] == Entry(

@@ -3,7 +3,8 @@
 model.py    what a recipe may say            source.py  files, `extends`, overrides -> one tree with marks
 layers.py   one tree laid over another       paths.py   local paths in it
 check.py    plugins: found, built, compared  loading.py all of it in order -> `Checked`
-editor.py   the JSON schema
+weights.py  a loss's weight, schedule and    editor.py   the JSON schema
+            calibration
 """
 
 from collections.abc import Mapping

@@ -5,11 +5,9 @@ Works on the tree as it was read, so that mistakes elsewhere in the recipe hide 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from neoplug.advice import NO_NUMBER, instead, show
 from neoplug.errors import Path as Key
 from neoplug.errors import PluginError, Problem, RecipeError
 from neoplug.marks import Tree
@@ -17,7 +15,9 @@ from neoplug.options import build, path_fields
 from neoplug.recipe.model import PLUGIN_MAPS, Recipe
 from neoplug.recipe.paths import make_options_absolute
 from neoplug.recipe.source import may_be_inherited, reading_order, seen_from
+from neoplug.recipe.weights import read_weight
 from neoplug.registry import CORE_KEYS, SPECS, Entry, Plugins, answered, class_problems, find, path_of
+from neoplug.weights import Weight
 
 _WHY = {
     "add_adapter": "a student carries one adapter; what only adds to it may stand beside it",
@@ -42,7 +42,8 @@ class Found:
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
     classes: dict[tuple[str, str], type] = field(default_factory=dict)
     instances: dict[str, dict[str, Any]] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, Weight] = field(default_factory=dict)
+    references: dict[str, Any] = field(default_factory=dict)  # losses to calibrate to that the recipe does not name
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -55,6 +56,7 @@ def plugins_of(tree: Tree) -> Found:
         except RecipeError as error:
             path = path_of(section, name)
             found.problems += [p if p.path else replace(p, path=path) for p in error.problems]
+    found.problems += _references(found, tree)
     found.problems += [*_conflicts(found, tree), *_unused_weights(found, tree), *_teacherless(found, tree)]
     return found
 
@@ -80,10 +82,11 @@ def _add(found: Found, tree: Tree, section: str, name: str, options: Any) -> Non
     if not isinstance(options, dict):
         return  # its type is a mistake that the typed recipe reports
     found.problems += make_options_absolute(tree, path, _path_options(cls))
-    core = CORE_KEYS.get(section, ())[:1]
+    core = CORE_KEYS.get(section, ())
     if section == "loss":
-        options = dict(options)
-        found.weights[name] = _weight(found, options.pop("weight", 1.0), (*path, "weight"))
+        found.weights[name], wrong = read_weight(options, path)
+        found.problems += wrong
+        options = {key: value for key, value in options.items() if key not in core}
     instance = build(cls, options, path=path, core=core)
     found.instances.setdefault(section, {})[name] = instance
 
@@ -95,15 +98,31 @@ def _path_options(cls: type) -> set[str]:
         return set()
 
 
-def _weight(found: Found, weight: Any, path: Key) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
-        what, why = f"`weight` is {show(weight)}, but must be a number", NO_NUMBER if isinstance(weight, bool) else ""
-        found.problems.append(Problem(what, why, instead(weight, ["a number"], 1.0), path))
-    elif not isfinite(weight) or weight < 0:
-        found.problems.append(Problem(f"`weight` is {show(weight)}, but must be finite and at least 0", path=path))
-    else:
-        return float(weight)
-    return 1.0
+def _references(found: Found, tree: Tree) -> Iterator[Problem]:
+    """Build with their defaults the losses that others are calibrated to and that the recipe does not name."""
+    for name, weight in found.weights.items():
+        path, other = (*path_of("loss", name), "calibrate"), weight.calibrate
+        if other == name:
+            what, why = f"the loss `{name}` is calibrated to itself", "its weight would stay as it is"
+            yield Problem(what, why, "name another loss, or leave `calibrate` out", path)
+        elif other is not None and other not in tree.get(("loss",)):
+            try:
+                _add_reference(found, other, tree.places[path].folder)
+            except RecipeError as error:
+                yield from (replace(problem, path=path) for problem in error.problems)
+
+
+def _add_reference(found: Found, name: str, folder: Path) -> None:
+    entry = find(name, folder)
+    cls = entry.load()
+    if problems := class_problems(cls, "loss"):
+        raise RecipeError(problems)
+    try:
+        found.references[name] = build(cls, {})
+    except RecipeError as error:
+        fix = f"name `{name}` under `loss` with its options; `weight: 0` keeps it from training"
+        raise RecipeError([replace(problem, fix=fix) for problem in error.problems]) from error
+    found.entries["calibrate", name] = entry
 
 
 def _unused_weights(found: Found, tree: Tree) -> Iterator[Problem]:
@@ -114,7 +133,7 @@ def _unused_weights(found: Found, tree: Tree) -> Iterator[Problem]:
         return
     if not losses:
         yield Problem("the recipe names no loss", fix="name at least one under `loss`", path=_emptied("loss", tree))
-    elif len(found.weights) == len(losses) and not any(found.weights.values()):
+    elif len(found.weights) == len(losses) and not any(weight.ever_counts for weight in found.weights.values()):
         yield Problem("all losses have weight 0", "nothing would be learnt", "give one a weight above 0", ("loss",))
 
 
@@ -122,13 +141,22 @@ def _teacherless(found: Found, tree: Tree) -> Iterator[Problem]:
     teacher = ("teacher",)
     if tree.get(teacher) is not None or tree.is_broken(teacher) or may_be_inherited(tree, teacher):
         return
-    for (section, name), cls in found.classes.items():
+    for path, whose, cls in _scoring(found):
         hooks = answered(cls)
-        asks = ("token_loss", "token_gradient", "token_weight") if section == "loss" else ("token_weight",)
+        asks = ("token_loss", "token_gradient", "token_weight") if whose.startswith("loss") else ("token_weight",)
         if any("teacher" in hooks[hook].signature.parameters for hook in asks if hook in hooks):
-            whose = "loss" if section == "loss" else "token weight"
-            what, fix = f"the {whose} `{name}` needs a teacher, but the recipe has none", "add `teacher: {model: ...}`"
-            yield Problem(what, fix=fix, path=teacher if teacher in tree.removed else path_of(section, name))
+            what, fix = f"the {whose} needs a teacher, but the recipe has none", "add `teacher: {model: ...}`"
+            yield Problem(what, fix=fix, path=teacher if teacher in tree.removed else path)
+
+
+def _scoring(found: Found) -> Iterator[tuple[Key, str, type]]:
+    """Yield where each plugin stands that may be asked to score tokens, what to call it, and its class."""
+    for (section, name), cls in found.classes.items():
+        yield path_of(section, name), f"{'loss' if section == 'loss' else 'token weight'} `{name}`", cls
+    for name, weight in found.weights.items():
+        if weight.calibrate in found.references:
+            path = (*path_of("loss", name), "calibrate")
+            yield path, f"loss `{weight.calibrate}`", type(found.references[weight.calibrate])
 
 
 def _emptied(section: str, tree: Tree) -> Key:

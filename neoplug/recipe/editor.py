@@ -8,6 +8,7 @@ from neoplug.hookspecs import HOOKS_OF_SECTION
 from neoplug.options import options_model
 from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe
 from neoplug.registry import Entry, answered, class_problems, installed
+from neoplug.weights import SCHEDULES
 
 logger = logging.getLogger("neoplug")
 _FILE_PLUGIN = r"\.py:[A-Za-z_][\w.]*(@[\w-]+)?$"
@@ -79,12 +80,29 @@ def _options(kind: str, cls: type, name: str, definitions: dict[str, Any]) -> di
         logger.warning("%s: its options are not described: %s", cls.__qualname__, error)
         options = {"type": "object"}
     if kind == "loss":
-        weight = {"type": "number", "minimum": 0, "default": 1.0, "title": "weight"}
-        options["properties"] = {"weight": weight} | options.get("properties", {})
+        options["properties"] = _strength() | options.get("properties", {})
     options["title"] = cls.__qualname__
     if cls.__doc__:
         options["description"] = cls.__doc__.strip().splitlines()[0]
     return _nullable(options) if not options.get("required") else options
+
+
+def _strength() -> dict[str, Any]:
+    """Describe the core's own keys of a loss."""
+    maps = [
+        {
+            "type": "object",
+            "properties": {name: _nullable(options_model(cls).model_json_schema())},
+            "required": [name],
+            "additionalProperties": False,
+        }
+        for name, cls in SCHEDULES.items()
+    ]
+    return {
+        "weight": {"type": "number", "minimum": 0, "default": 1.0, "title": "weight"},
+        "schedule": {"anyOf": [{"enum": list(SCHEDULES)}, *maps], "title": "schedule"},
+        "calibrate": {"type": "string", "minLength": 1, "title": "calibrate"},
+    }
 
 
 def _nullable(described: dict[str, Any]) -> dict[str, Any]:

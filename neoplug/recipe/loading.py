@@ -20,7 +20,8 @@ from neoplug.recipe.layers import leaves
 from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe, default_at, keys_at
 from neoplug.recipe.paths import make_absolute
 from neoplug.recipe.source import gather, locate, may_be_inherited, origin, placed, reading_order, seen_from
-from neoplug.registry import Entry, Plugins
+from neoplug.registry import CORE_KEYS, Entry, Plugins
+from neoplug.weights import Weight
 
 EITHER = (
     ("train", "max_steps", "num_train_epochs", "how long to train"),
@@ -32,16 +33,18 @@ EITHER = (
 class Checked:
     """A recipe without mistakes, and its plugins, built.
 
-    name     of the recipe: its file's stem
-    weights  loss name -> weight
-    entries  (section, name) -> where a plugin comes from; sections as in `Plugins`
-    origin   path in `resolved()` -> "mine.yaml:3", "base.yaml:4", "override" or "default"
+    name        of the recipe: its file's stem
+    references  losses that others are calibrated to and that do not train, with their defaults
+    weights     loss name -> weight, schedule, calibration
+    entries     (section, name) -> where a plugin comes from; sections as in `Plugins`, and "calibrate"
+    origin      path in `resolved()` -> "mine.yaml:3", "base.yaml:4", "override" or "default"
     """
 
     recipe: Recipe
     name: str
     plugins: Plugins
-    weights: dict[str, float]
+    references: Plugins
+    weights: dict[str, Weight]
     entries: dict[tuple[str, str], Entry]
     origin: dict[Key, str]
     values: dict[str, Any] = dataclasses.field(repr=False)
@@ -83,7 +86,8 @@ def load(source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str
     if refused := list(asked(manager, recipe)):
         raise RecipeError(_sorted(refused, tree))
     values, origins = _resolve(recipe, plugins, tree)
-    return Checked(recipe, path.stem, manager, plugins.weights, plugins.entries, origins, values, tree)
+    references = Plugins({"loss": plugins.references})
+    return Checked(recipe, path.stem, manager, references, plugins.weights, plugins.entries, origins, values, tree)
 
 
 def _typed(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
@@ -198,14 +202,21 @@ def _name(name: str, entry: Entry) -> str:
 
 def _options(section: str, name: str, given: dict[str, Any], found: Found) -> dict[str, Any]:
     """Return a plugin's options with its defaults, as far as a recipe can say them."""
-    weight = {"weight": found.weights[name]} if section == "loss" else {}
-    own = {key: value for key, value in given.items() if key not in weight}
+    core = _core_options(name, given, found) if section == "loss" else {}
+    own = {key: value for key, value in given.items() if key not in core}
     full = _defaults(found.classes[section, name]) | own
     try:
         build(found.classes[section, name], full)
     except RecipeError:  # a default that its own type refuses
         full = own
-    return weight | full
+    return core | full
+
+
+def _core_options(name: str, given: dict[str, Any], found: Found) -> dict[str, Any]:
+    core = {"weight": found.weights[name].value, **{key: given[key] for key in CORE_KEYS["loss"][1:] if key in given}}
+    if other := core.get("calibrate"):
+        core["calibrate"] = _name(other, found.entries.get(("loss", other)) or found.entries["calibrate", other])
+    return core
 
 
 def _defaults(cls: type) -> dict[str, Any]:

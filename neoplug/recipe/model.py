@@ -172,7 +172,10 @@ class Data(Section):
 
 
 class Train(Section):
-    """How long, how fast, how much at a time. Neither `max_steps` nor `num_train_epochs` is one epoch."""
+    """How long, how fast, how much at a time. Neither `max_steps` nor `num_train_epochs` is one epoch.
+
+    `log_gradient_norms`: at logging steps, each loss's own gradient norm; costs a forward more, and a backward a loss.
+    """
 
     max_steps: Positive | None = None
     num_train_epochs: Annotated[float, Field(gt=0)] | None = None
@@ -184,6 +187,7 @@ class Train(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     gradient_checkpointing: bool = False
     logging_steps: Positive = 10
+    log_gradient_norms: bool = False
     save_steps: Positive = 500
     save_total_limit: Positive | None = None
 

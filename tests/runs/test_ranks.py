@@ -78,9 +78,11 @@ def test_two_ranks_train_as_one(lab, drop, adapter):
         "adapter": {adapter: {} if adapter == "full" else {"r": 4}},
         "treatments": {drop: {"rows": [1, 5, 6, 9]}, "./parts.py:Ridge": {}},
         "optimizer": {"sgd": {"momentum": 0.5}},
+        "loss": {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0, "calibrate": "reverse_kl"}},
+        "token_weights": {"student_confidence": {}},
         "data": {"max_length": 160, "packing": False, "held_out": 3},
     }
-    train = {"max_steps": 7, "max_grad_norm": 0.5, "save_steps": 4}  # 21 rows: 8, 8, 5
+    train = {"max_steps": 7, "max_grad_norm": 0.5, "save_steps": 4, "log_gradient_norms": True}  # 21 rows: 8, 8, 5
     two = lab.recipe("two", train=train | {"gradient_accumulation_steps": 2}, **sections)
     done = launch(lab, two, "two")
     assert done.returncode == 0, done.stderr
@@ -92,6 +94,8 @@ def test_two_ranks_train_as_one(lab, drop, adapter):
             (theirs["tokens"], theirs["answer_tokens"]), abs=0
         )
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+        assert ours["weights"] == pytest.approx(theirs["weights"], rel=1e-5)
+        assert ours.get("gradient_norms", {}) == pytest.approx(theirs.get("gradient_norms", {}), rel=1e-4)
         assert ours["penalty"] == pytest.approx(theirs["penalty"], rel=1e-5)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
     where = "adapter/adapter_model.safetensors" if adapter == "lora" else "model/model.safetensors"

@@ -75,7 +75,10 @@ class Remembers:
 """
 
 
-LOSS = {"cross_entropy": {}, "taid": {"alpha": 1.0}}  # what taid aims at depends on all losses that it ever saw
+LOSS = {  # what taid aims at depends on all losses that it ever saw; weights are measured once, and then move
+    "cross_entropy": {"schedule": "linear"},
+    "taid": {"alpha": 1.0, "weight": 0.5, "calibrate": "forward_kl"},
+}
 
 
 class Breakable:

@@ -120,6 +120,7 @@ RECIPES = {
     "dora, loraplus and sgd": {
         "adapter": {"dora": {"r": 4}, "loraplus": {"lr_ratio": 4.0}},
         "optimizer": {"sgd": {"momentum": 0.9}},
+        "train": {"max_steps": 4, "log_gradient_norms": True},
     },
     "full": {"adapter": {"full": {}}, "train": {"max_steps": 3, "gradient_checkpointing": True}},
 }
