@@ -627,7 +627,10 @@ def test_the_schema_knows_sections_and_plugins(monkeypatch, caplog):
     assert loss["properties"] == {}  # two packages chose the name
     assert {r"^shelf:kl(@[\w-]+)?$", r"^other\.shelf:kl(@[\w-]+)?$"} < set(loss["patternProperties"])
     options = found["$defs"]["loss.shelf:kl"]["anyOf"][0]
-    assert list(options["properties"]) == ["weight", "temperature"]
+    assert list(options["properties"]) == ["weight", "schedule", "calibrate", "temperature"]
+    named, *maps = options["properties"]["schedule"]["anyOf"]
+    assert named == {"enum": ["constant", "cosine", "linear", "step"]}
+    assert [list(schedule["properties"]) for schedule in maps] == [[name] for name in named["enum"]]
     assert options["additionalProperties"] is False
     assert found["additionalProperties"] is False
     assert found["then"]["required"] == ["student", "data"]

@@ -74,6 +74,6 @@ def test_to_measure_changes_nothing(lab, checkpointing):
 
 def test_a_loss_without_a_gradient_calibrates_nothing(lab):
     lab.plugin("nothing", NOTHING)
-    with pytest.raises(RunError, match="the gradient of `./nothing.py:Nothing` is 0"):
+    with pytest.raises(RunError, match=r"the gradient of `\./nothing\.py:Nothing` is 0"):
         lab.run("run", loss={"cross_entropy": {"calibrate": "./nothing.py:Nothing"}}, train=ONE_STEP)
     assert json.loads((lab.folder / "run" / "result.json").read_text())["status"] == "failed"
