@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
-from neoplug.errors import Problem
+from neoplug.errors import Problem, RecipeError
 from neoplug.hookspecs import hookimpl
 from neoplug_adapters.companions import key_of, quantiser
 from neoplug_adapters.targets import refuse_wrong_regexes, unmatched
 from neoplug_adapters.tuner import Tuner, is_transposed
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel
 
     from neoplug.recipe import Recipe
@@ -132,6 +135,30 @@ class LowRank(Tuner):
         if self.target_modules == "all-linear":  # peft's own, which knows fused experts too
             options["exclude_modules"] = self._excluded(model)
         return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=is_transposed(model), **options)
+
+    def _for_peft(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return options without those of the plugin's own, and with a start that peft knows."""
+        plain = {name: value for name, value in options.items() if name not in self.own_options}
+        return plain | {"init_lora_weights": True}
+
+    def _refuse_large_ranks(self, adapted: Any) -> None:
+        """Refuse a rank above what a weight has."""
+        for name, layer in lora_layers(adapted):
+            r, most = layer.r["default"], min(layer.in_features, layer.out_features)
+            if r > most:
+                what = f"r is {r}, but `{name}` has only {most} components to take"
+                fix = f"an r up to {most}, or an own one for it in rank_pattern"
+                raise RecipeError([Problem(what, fix=fix, path=("adapter", self.name, "r"))])
+
+
+def write_adapter(config: LoraConfig, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Write peft's own two files."""
+    from safetensors.torch import save_file
+
+    plain = deepcopy(config)
+    plain.inference_mode = True
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, path / "adapter_model.safetensors")
+    plain.save_pretrained(path)
 
 
 def lora_layers(adapted: Any) -> Iterator[tuple[str, Any]]:

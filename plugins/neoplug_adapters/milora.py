@@ -24,7 +24,9 @@ class MiLoRA(TakenStart):
 
     init_lora_weights: Literal["milora"] = "milora"  # fixed by the plugin
 
-    def _taken(self, name: str, weight: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _taken(
+        self, weight: torch.Tensor, r: int, scale: float, read: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         left, values, right = torch.linalg.svd(weight, full_matrices=False)
-        root = values[-r:].sqrt()
+        root = (values[-r:] / scale).sqrt()
         return left[:, -r:] * root, root[:, None] * right[-r:]

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from neoplug.errors import Problem, RecipeError
 from neoplug.hookspecs import hookimpl
 from neoplug_adapters.lora import LoRA
-from neoplug_adapters.low_rank import lora_layers
+from neoplug_adapters.low_rank import write_adapter
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -48,15 +47,6 @@ class MovedBase(LoRA):
         self._began = {name: matrix.detach().clone() for name, matrix in _matrices(adapted).items()}
         return adapted
 
-    def _refuse_large_ranks(self, adapted: Any) -> None:
-        """Refuse a rank above what a weight has."""
-        for name, layer in lora_layers(adapted):
-            r, most = layer.r["default"], min(layer.in_features, layer.out_features)
-            if r > most:
-                what = f"r is {r}, but `{name}` has only {most} components to take"
-                fix = f"an r up to {most}, or an own one for it in rank_pattern"
-                raise RecipeError([Problem(what, fix=fix, path=("adapter", self.name, "r"))])
-
     def _start(self, adapted: Any, batches: Iterable[Batch] | None) -> None:
         """Do nothing: peft has set A and B, and taken them out of the base."""
 
@@ -64,15 +54,13 @@ class MovedBase(LoRA):
     def save_adapter(self, model: PeftModel, path: Path) -> None:
         """Write plain LoRA of twice the rank, in peft's own files."""
         from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
 
         weights = get_peft_model_state_dict(model, save_embedding_layers=False)
         for name, start in self._began.items():
             down = ".lora_A." in name
             both = [weights[name], start if down else -start]
             weights[name] = torch.cat([part.cpu().float() for part in both], dim=0 if down else 1)
-        save_file({name: weight.contiguous() for name, weight in weights.items()}, path / "adapter_model.safetensors")
-        _doubled(model.peft_config[model.active_adapter]).save_pretrained(path)
+        write_adapter(_doubled(model.peft_config["default"]), weights, path)
 
 
 def _matrices(adapted: Any) -> dict[str, Tensor]:
@@ -88,5 +76,5 @@ def _doubled(config: LoraConfig) -> LoraConfig:
     wider.r, wider.lora_alpha = 2 * config.r, alpha * config.lora_alpha
     wider.rank_pattern = {name: 2 * r for name, r in config.rank_pattern.items()}
     wider.alpha_pattern = {name: alpha * value for name, value in config.alpha_pattern.items()}
-    wider.init_lora_weights, wider.inference_mode = True, True
+    wider.init_lora_weights = True
     return wider

@@ -1,4 +1,4 @@
-"""A start of A and B that peft does not know, taken out of the base by a function of each weight."""
+"""A start of A and B that peft does not know, taken out of the base: of each weight, and of data if need be."""
 
 from __future__ import annotations
 
@@ -19,29 +19,36 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class TakenStart(MovedBase):
-    """A variant says by `_taken` what A and B start with."""
+    """A variant says by `_taken` what A and B start with, and by `_read` what of the data that depends on."""
 
     def _check_start(self) -> None:
         """Accept it: there is one."""
 
-    def _taken(self, name: str, weight: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return B [out, r] and A [r, in] whose product the base gives up, of a float32 weight [out, in]."""
+    def _read(self, adapted: Any, batches: Iterable[Batch] | None) -> dict[str, torch.Tensor]:
+        """Return what `_taken` needs of the data, by target; the student computes what its base does."""
+        return {}
+
+    def _taken(
+        self, weight: torch.Tensor, r: int, scale: float, read: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return B [out, r] and A [r, in]: the base gives up scale B A of its float32 weight [out, in]."""
         raise NotImplementedError
 
     def _options(self, model: PreTrainedModel) -> dict[str, Any]:
-        return super()._options(model) | {"init_lora_weights": True}
+        return self._for_peft(super()._options(model))
 
     def _start(self, adapted: Any, batches: Iterable[Batch] | None) -> None:
+        if adapted.device.type == "meta":
+            return
+        read = self._read(adapted, batches)
         with torch.no_grad():
             for name, layer in lora_layers(adapted):
-                self._take(name, layer)
+                self._take(layer, read.get(name))
 
-    def _take(self, name: str, layer: Any) -> None:
-        transposed, weight = layer.fan_in_fan_out, layer.get_base_layer().weight
-        matrix = weight.T if transposed else weight
-        b, a = self._taken(name, matrix.float(), layer.r["default"])
-        scale = layer.scaling["default"]
-        layer.lora_A["default"].weight.copy_(a / scale**0.5)
-        layer.lora_B["default"].weight.copy_(b / scale**0.5)
-        product = scale * layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float()
-        matrix.copy_(matrix.float() - product)
+    def _take(self, layer: Any, read: torch.Tensor | None) -> None:
+        weight, down, up = layer.get_base_layer().weight, layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        matrix, scale = weight.T if layer.fan_in_fan_out else weight, layer.scaling["default"]
+        b, a = self._taken(matrix.float(), layer.r["default"], scale, read)
+        up.copy_(b)
+        down.copy_(a)
+        matrix.copy_(matrix.float() - scale * up.float() @ down.float())

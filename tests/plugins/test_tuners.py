@@ -1,15 +1,24 @@
 """Peft's other adapters: their size by formula, what they fit to a model's sizes, what they refuse."""
 
+import copy
 import logging
 from math import ceil
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError
 from neoplug.registry import find
+from neoplug_adapters.adalora import AdaLoRA
 from neoplug_adapters.c3a import C3A
+from neoplug_adapters.corda import CorDA
+from neoplug_adapters.eva import EVA
+from neoplug_adapters.lora import LoRA
+from neoplug_adapters.lora_ga import LoRAGA
+from neoplug_adapters.moslora import MoSLoRA
 from neoplug_adapters.oft import OFT
 from neoplug_adapters.road import RoAd
 
@@ -17,6 +26,7 @@ from neoplug_adapters.road import RoAd
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
 N, M = 48, 96  # of up_proj: inputs, outputs
 SIZES = {
+    "adalora": lambda c: c.init_r * (N + M + 1),
     "c3a": lambda c: N * M // c.block_size,
     "delora": lambda c: c.r * (N + M) + 1,
     "dora": lambda c: c.r * (N + M) + M,
@@ -31,6 +41,7 @@ SIZES = {
     "lora": lambda c: c.r * (N + M),
     "lora_fa": lambda c: c.r * M,
     "mica": lambda c: c.r * N,
+    "moslora": lambda c: c.r * (N + M) + c.r**2,
     "miss": lambda c: c.r * M,
     "oft": lambda c: N * (c.oft_block_size - 1) // 2,
     "osf": lambda c: (N - N // 2) * (N + M + 1),
@@ -54,7 +65,7 @@ def skeleton():
 
 
 def adapted(adapter):
-    return adapter.add_adapter(skeleton(), None, 1, torch.Generator().manual_seed(0))
+    return adapter.add_adapter(skeleton(), None, 4, torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -98,3 +109,105 @@ def test_what_does_not_fit_is_refused_by_its_name(adapter, words):
 def test_wrong_options_are_refused_at_once(name, options, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         find(name, tmp_path).load()(**options)
+
+
+def real(seed=0):
+    torch.manual_seed(seed)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+    sizes = {"vocab_size": 64, "hidden_size": N, "intermediate_size": M, "num_hidden_layers": 1}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval().requires_grad_(False)
+
+
+def some_batches():
+    scored = np.array([False] * 4 + [True] * 8)
+    rng = np.random.default_rng(0)
+    return [collate([Document(rng.integers(0, 64, 12), scored, row) for row in range(4)]) for _ in range(8)]
+
+
+def test_adaloras_ranks_end_at_the_target_and_its_penalty_is_the_papers():
+    adapter, model = AdaLoRA(target_r=2, init_r=4, target_modules=["q_proj", "up_proj"]), real()
+    student = adapter.add_adapter(model, None, 8, torch.Generator().manual_seed(0))
+    matrices = {name: weight for name, weight in student.named_parameters() if ".lora_A." in name or ".lora_B." in name}
+    rows = [weight.T.double() if ".lora_B." in name else weight.double() for name, weight in matrices.items()]
+    distances = [torch.linalg.matrix_norm(row @ row.T - torch.eye(4).double()) for row in rows]
+    assert adapter.penalty(student).item() == pytest.approx(0.5 * sum(distances).item() / len(rows), rel=1e-5)
+    optimizer = torch.optim.AdamW([weight for weight in student.parameters() if weight.requires_grad], lr=1e-2)
+    for step in range(1, 9):
+        ids = torch.arange(20)[None] * step % 64
+        student(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        adapter.on_step_end(step, student)
+        optimizer.zero_grad()
+    kept = [weight.ne(0).sum().item() for name, weight in student.named_parameters() if ".lora_E." in name]
+    assert sum(kept) == 2 * 2
+
+
+def test_evas_directions_are_the_principal_ones_of_what_the_layer_reads():
+    batches, model, seen = some_batches(), real(), []
+    handle = model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
+    for batch in batches:
+        for ids in batch.input_ids.split(batch.lengths):
+            model(input_ids=ids[None])
+    handle.remove()
+    student = EVA(r=4).add_adapter(model, iter(batches), 4, torch.Generator().manual_seed(0))
+    a = student.get_submodule("base_model.model.model.layers.0.mlp.down_proj.lora_A.default").weight.double()
+    _, _, directions = np.linalg.svd(torch.cat(seen).double().numpy(), full_matrices=False)
+    assert torch.allclose((a @ torch.from_numpy(directions[:4]).T).abs(), torch.eye(4).double(), atol=1e-3)
+
+
+def test_lora_gas_first_step_is_along_the_gradient_of_the_answers():
+    batches, model = some_batches(), real()
+    student = LoRAGA(r=4, target_modules=["down_proj"]).add_adapter(
+        copy.deepcopy(model), iter(batches), 4, torch.Generator().manual_seed(0)
+    )
+    weight = model.model.layers[0].mlp.down_proj.weight.requires_grad_()
+    for batch in batches:
+        for ids in batch.input_ids.split(batch.lengths):
+            labels = torch.where(torch.arange(12) >= 4, ids, -100)[None]
+            model(input_ids=ids[None], labels=labels).loss.backward()
+    left, _, right = np.linalg.svd(weight.grad.double().numpy(), full_matrices=False)
+    layer = student.get_submodule("base_model.model.model.layers.0.mlp.down_proj")
+    a, b = layer.lora_A["default"].weight.double(), layer.lora_B["default"].weight.double()
+    unit = N**0.25 / 16**0.5 * torch.eye(4).double()
+    assert torch.allclose((a @ torch.from_numpy(right[:4]).T).abs(), unit, atol=1e-3)
+    assert torch.allclose((b.T @ torch.from_numpy(left[:, 4:8].copy())).abs(), unit, atol=1e-3)
+
+
+@pytest.mark.parametrize(("method", "kept"), [("ipm", slice(0, 4)), ("kpm", slice(-4, None))])
+def test_cordas_part_of_the_weight_has_its_components_under_the_covariance(method, kept):
+    batches, model, seen = some_batches(), real(), []
+    layer = model.model.layers[0].mlp.gate_proj
+    handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
+    for batch in batches:
+        for ids in batch.input_ids.split(batch.lengths):
+            model(input_ids=ids[None])
+    handle.remove()
+    states, weight = torch.cat(seen).double(), layer.weight.double().clone()
+    covariance = states.T @ states / len(states)
+    covariance += 0.01 * covariance.diagonal().mean() * torch.eye(N)
+    left, values, right = np.linalg.svd((weight @ covariance).numpy(), full_matrices=False)
+    part = (left[:, kept] * values[kept]) @ right[kept] @ np.linalg.inv(covariance.numpy())
+    adapter = CorDA(r=4, corda_method=method, target_modules=["gate_proj"])
+    student = adapter.add_adapter(model, iter(batches), 4, torch.Generator().manual_seed(0))
+    moved = student.get_submodule("base_model.model.model.layers.0.mlp.gate_proj.base_layer").weight.double()
+    np.testing.assert_allclose((weight - moved).numpy(), part, atol=1e-4)
+
+
+def test_moslora_is_its_formula_and_its_identity_control_is_lora():
+    student = MoSLoRA(r=4, target_modules=["up_proj"]).add_adapter(real(), None, 4, torch.Generator().manual_seed(0))
+    layer = student.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    mixed, states = layer.lora_A["default"], torch.randn(3, N)
+    change = 4 * layer.lora_B["default"].weight @ mixed.mixer.weight @ mixed.down.weight
+    torch.testing.assert_close(layer(states), layer.base_layer(states) + states @ change.T, atol=1e-4, rtol=1e-4)
+    frozen, identity = (
+        MoSLoRA(r=4, mixer=mixer).add_adapter(real(), None, 4, torch.Generator().manual_seed(0))
+        for mixer in ("frozen", "identity")
+    )
+    plain = LoRA(r=4).add_adapter(real(), None, 4, torch.Generator().manual_seed(0))
+    count = sum(weight.numel() for weight in plain.parameters() if weight.requires_grad)
+    for control in (frozen, identity):
+        assert sum(weight.numel() for weight in control.parameters() if weight.requires_grad) == count
+    for name, module in plain.named_modules():
+        if name.endswith("lora_A.default"):
+            assert torch.equal(identity.get_submodule(name).weight, module.weight)

@@ -1,0 +1,98 @@
+"""AdaLoRA: rank goes where it counts. Each change is P diag(E) Q, and the least important entries of E are set to 0.
+
+    W + lora_alpha / init_r  B diag(E) A;  objective + orth_reg_weight mean ||P P^T - 1||_F over all A and B^T
+
+For tinit steps all ranks train; then the budget falls by a cubic schedule from init_r to target_r a target; in the last
+tfinal steps the chosen ranks train alone. Importance is |weight x gradient|, smoothed.
+Source: Zhang et al. 2023, arXiv 2303.10512.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from neoplug.errors import Problem, RecipeError
+from neoplug.hookspecs import hookimpl
+from neoplug_adapters.tuner import Tuner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from neoplug.data.batch import Batch
+
+REMEMBERED = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what peft's allocator keeps from step to step
+
+
+@dataclass(eq=False)
+class AdaLoRA(Tuner):
+    """Peft's AdaLoRA, its schedule fitted to the run's length."""
+
+    name: ClassVar[str] = "adalora"
+    config: ClassVar[str] = "AdaLoraConfig"
+    positive: ClassVar[tuple[str, ...]] = ("target_r", "init_r", "lora_alpha", "deltaT", "beta1", "beta2")
+    shares: ClassVar[tuple[str, ...]] = ("lora_dropout", "beta1", "beta2")
+
+    target_r: int = 8  # the rank of a target at the end, on average
+    init_r: int = 12  # the rank of each target at the start, above target_r
+    lora_alpha: int = 16  # scale is lora_alpha / init_r
+    lora_dropout: float = 0.0  # in [0, 1), on what A reads
+    tinit: int | None = None  # steps before ranks fall; left out: a tenth of all
+    tfinal: int | None = None  # steps after the last choice; left out: half of all
+    deltaT: int | None = None  # steps from choice to choice; left out: a hundredth of all
+    beta1: float = 0.85  # smoothing of importance, in (0, 1)
+    beta2: float = 0.85  # smoothing of its uncertainty, in (0, 1)
+    orth_reg_weight: float = 0.5  # of the penalty, 0 or more
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_r <= self.target_r:
+            raise ValueError(f"init_r is {self.init_r}, but must be above target_r, {self.target_r}: ranks only fall")
+        for name in ("tinit", "tfinal", "orth_reg_weight"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be 0 or more")
+
+    def _fitted(self, targets: list[tuple[int, int]], total_steps: int) -> dict[str, Any]:
+        tinit = total_steps // 10 if self.tinit is None else self.tinit
+        tfinal = min(total_steps // 2, total_steps - 2) if self.tfinal is None else self.tfinal
+        if total_steps - tfinal < 2 or tinit >= total_steps - tfinal:
+            what = f"a run of {total_steps} steps leaves none to choose ranks in, after tinit and before tfinal"
+            raise RecipeError(
+                [Problem(what, fix="2 steps or more, tinit + tfinal below them", path=("adapter", self.name))]
+            )
+        each = self.deltaT or max(1, total_steps // 100)
+        return {"total_step": total_steps, "tinit": tinit, "tfinal": tfinal, "deltaT": each}
+
+    def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
+        self._adapted: Any = super()._adapt(model, config, batches)
+        return self._adapted
+
+    @hookimpl
+    def penalty(self, model: torch.nn.Module) -> torch.Tensor:
+        """Return how far the rows of A and the columns of B are from orthonormal."""
+        parameters = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        rows: list[torch.Tensor] = [weight for name, weight in parameters if ".lora_A." in name]
+        rows += [weight.T for name, weight in parameters if ".lora_B." in name]
+        norms = [(row @ row.T - torch.eye(len(row), device=row.device)).norm() for row in rows]
+        return self.orth_reg_weight * torch.stack(norms).mean()
+
+    @hookimpl
+    def on_step_end(self, step: int, model: Any) -> None:
+        """Weigh the ranks, and choose among them when it is time."""
+        model.base_model.update_and_allocate(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the importance of each weight so far, and the chosen ranks."""
+        allocator = self._adapted.base_model.rankallocator
+        kept = {name: dict(getattr(allocator, name)) for name in REMEMBERED}
+        return kept | {"rank_pattern": self._adapted.peft_config["default"].rank_pattern}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put it back."""
+        allocator, device = self._adapted.base_model.rankallocator, self._adapted.device
+        for name in REMEMBERED:
+            setattr(allocator, name, {weight: score.to(device) for weight, score in state[name].items()})
+        self._adapted.peft_config["default"].rank_pattern = state["rank_pattern"]

@@ -1,0 +1,60 @@
+"""EVA: A starts as the r directions in which what the layer reads varies most; B at 0.
+
+    W + scale B A,  A the first r eigenvectors of E[x x^T]
+
+Convention: every target gets r; peft's redistribution of ranks among targets is off, as by its rho = 1.
+Source: Paischer et al. 2024, arXiv 2410.07170.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+
+from neoplug_adapters.inputs import covariances
+from neoplug_adapters.lora import LoRA
+from neoplug_adapters.low_rank import lora_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from neoplug.data.batch import Batch
+
+
+@dataclass(eq=False)
+class EVA(LoRA):
+    """EVA from the recipe's training data, with peft's LoRA beneath."""
+
+    name: ClassVar[str] = "eva"
+    seedless: ClassVar[str] = "the data decide"
+    reads_data: ClassVar[bool] = True
+    own_options: ClassVar[tuple[str, ...]] = ("batches",)
+
+    init_lora_weights: Literal["eva"] = "eva"  # fixed by the plugin
+    batches: int = 16  # micro-batches of training data that the directions are taken from, above 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batches <= 0:
+            raise ValueError(f"batches is {self.batches}, but must be above 0")
+
+    def _check_start(self) -> None:
+        """Accept it: there is one."""
+
+    def _options(self, model: PreTrainedModel) -> dict[str, Any]:
+        return self._for_peft(super()._options(model))
+
+    def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
+        adapted = super()._adapt(model, config, batches)
+        self._refuse_large_ranks(adapted)
+        if model.device.type == "meta":
+            return adapted
+        found = covariances(adapted, batches, self.batches, self.name)
+        with torch.no_grad():
+            for name, layer in lora_layers(adapted):
+                vectors = torch.linalg.eigh(found[name].double()).eigenvectors  # [in, in], the largest last
+                layer.lora_A["default"].weight.copy_(vectors[:, -layer.r["default"] :].flip(-1).T)
+        return adapted

@@ -1,0 +1,84 @@
+"""The recipe's training data through a model, for starts that depend on them: what layers read, and gradients.
+
+Documents run one by one, so no family's padding or packing is in the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from neoplug.errors import UsageError
+from neoplug_adapters.low_rank import lora_layers
+
+if TYPE_CHECKING:
+    from neoplug.data.batch import Batch
+
+
+def covariances(adapted: Any, batches: Iterable[Batch] | None, count: int, name: str) -> dict[str, Tensor]:
+    """Return the mean of x x^T [in, in] over what each target reads, float32, by the base's name for it."""
+    sums: dict[str, Tensor] = {}
+    tokens = 0
+
+    def keep(target: str) -> Any:
+        def hook(_: Any, inputs: tuple[Tensor, ...]) -> None:
+            states = inputs[0].detach().flatten(0, -2).float()
+            sums[target] = sums.get(target, 0) + states.T @ states
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(keep(target)) for target, layer in lora_layers(adapted)]
+    with torch.no_grad():
+        for ids, _ in documents(adapted, batches, count, name):
+            adapted(input_ids=ids, use_cache=False)
+            tokens += ids.numel()
+    for handle in handles:
+        handle.remove()
+    return {target: total / tokens for target, total in sums.items()}
+
+
+def gradients(adapted: Any, batches: Iterable[Batch] | None, count: int, name: str) -> dict[str, Tensor]:
+    """Return the gradient of the mean cross-entropy of answer tokens by each target's weight, [out, in]."""
+    transposed = {target for target, layer in lora_layers(adapted) if layer.fan_in_fan_out}
+    weights = {target: layer.get_base_layer().weight for target, layer in lora_layers(adapted)}
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    answers = 0
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    for ids, positions in documents(adapted, batches, count, name):
+        logits = adapted(input_ids=ids, use_cache=False).logits[0, positions]
+        cross_entropy(logits.float(), ids[0, positions + 1], reduction="sum").backward()
+        answers += len(positions)
+    summed = {target: weight.grad.T if target in transposed else weight.grad for target, weight in weights.items()}
+    found = {target: gradient.float() / max(1, answers) for target, gradient in summed.items()}
+    for weight in weights.values():
+        weight.requires_grad_(False)
+        weight.grad = None
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    return found
+
+
+def documents(adapted: Any, batches: Iterable[Batch] | None, count: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the documents of `count` micro-batches: input_ids [1, L], and positions [n] that predict answer tokens.
+
+    Raises UsageError where there are none.
+    """
+    if batches is None:
+        raise UsageError(f"{name} starts from training data, and there are none here\nfix: name `lora` for other use")
+    training, device = adapted.training, adapted.device
+    adapted.eval()
+    for batch in islice(batches, count):
+        start = 0
+        for length in batch.lengths:
+            inside = batch.positions[(batch.positions >= start) & (batch.positions < start + length)] - start
+            yield batch.input_ids[start : start + length][None].to(device), inside.to(device)
+            start += length
+    adapted.train(training)
