@@ -8,6 +8,7 @@ Source: f-DISTILL, arXiv 2307.15190; DistiLLM's code has it as tv_distance.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from neoplug_losses.divergence import Divergence
 @dataclass(eq=False)
 class TotalVariation(Divergence):
     """Half the L1 distance."""
+
+    exempt: ClassVar = {"finite_differences": "it has a kink wherever an entry of p equals that of q"}
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return 1/2 sum |p - q|."""

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from numpy.testing import assert_allclose
 from scipy.special import entr, rel_entr, softmax
 
-from neoplug.testing import call, check_closed_form, check_finite_differences, examples, value
+from neoplug.testing import Example, call, check_closed_form, check_finite_differences, examples, value
 from neoplug_losses.adaptive_kl import AdaptiveKL
 from neoplug_losses.alpha_beta import AlphaBeta
 from neoplug_losses.cross_entropy import CrossEntropy
@@ -196,6 +196,12 @@ def test_total_variation_takes_0_where_an_entry_agrees():
     assert_allclose(gradient[0], np.array([0.5, 0.2, 0.3]) * (np.array([0, -1, 1]) - 0.1) / 2, atol=1e-7)
 
 
+def test_total_variation_has_its_values_gradient_away_from_kinks():
+    teacher, student = pairs()
+    assert (teacher.exp() - student.exp()).abs().min() > 1e-4
+    check_finite_differences(TotalVariation(), Example(student, teacher, torch.zeros(6, dtype=torch.int64)))
+
+
 @pytest.mark.parametrize(
     ("mu", "head"),
     [(0.05, [1]), (0.39, [1]), (0.41, [1, 3]), (0.69, [1, 3]), (0.71, [1, 3, 0, 2]), (0.99, [1, 3, 0, 2])],
@@ -219,17 +225,9 @@ def test_adaptive_kls_gradient_leaves_its_weights_alone():
 
 
 @pytest.mark.parametrize(
-    "loss",
-    [
-        CrossEntropy(label_smoothing=0.2),
-        AlphaBeta(alpha=0.0, beta=0.7),
-        AlphaBeta(alpha=1.5, beta=0.0),
-        Renyi(alpha=2.0),
-        JensenShannon(beta=0.2, swap_beta=True),
-        ForwardKL(2.0, omit_teacher_entropy=True),
-    ],
+    "loss", [AlphaBeta(alpha=0.0, beta=0.7), AlphaBeta(alpha=1.5, beta=0.0), JensenShannon(beta=0.2, swap_beta=True)]
 )
-def test_closed_forms_hold_off_the_defaults(loss):
+def test_closed_forms_hold_at_limits_and_away_from_the_middle(loss):
     @quick
     @given(examples())
     def holds(example):
