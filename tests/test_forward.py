@@ -89,8 +89,10 @@ def as_ours(module, vocabulary=None, name=None, **more):
     return language_model(module, name or head_name(module), vocabulary or Vocabulary(ROWS), **more)
 
 
+@pytest.mark.parametrize("at_once", [256, 12], ids=["one call", "two calls"])
 @pytest.mark.parametrize("family", CONFIGS)
-def test_head_and_hidden_states_are_the_models_own_logits(family):
+def test_head_and_hidden_states_are_the_models_own_logits(family, at_once, monkeypatch):
+    monkeypatch.setattr(forward, "AT_ONCE", at_once)
     module = build(family)
     model = as_ours(module)
     with torch.no_grad():

@@ -119,6 +119,24 @@ class Batch:
             teacher=None,
         )
 
+    def parts(self, width: int) -> list["Batch"]:
+        """Return runs of whole documents, of at most `width` tokens or one longer document each, in order.
+
+        Every token is a position of its part: joined, their states are those of the whole batch's tokens.
+        """
+        runs: list[list[int]] = []
+        for length in self.lengths:
+            if runs and sum(runs[-1]) + length <= width:
+                runs[-1].append(length)
+            else:
+                runs.append([length])
+        texts = self.input_ids.split([sum(run) for run in runs])
+        every = [torch.arange(len(text), device=text.device) for text in texts]
+        return [
+            replace(self, input_ids=text, lengths=run, positions=positions, teacher=None)
+            for text, run, positions in zip(texts, runs, every, strict=True)
+        ]
+
     def layout(
         self, name: Layout, pad_token_id: int = 0, windows: Windows = EVERYTHING, dtype: torch.dtype = torch.float32
     ) -> tuple[dict[str, Any], Tensor]:
