@@ -122,7 +122,7 @@ class Batch:
     def parts(self, width: int) -> list["Batch"]:
         """Return runs of whole documents, of at most `width` tokens or one longer document each, in order.
 
-        Every token is a position of its part: joined, their states are those of the whole batch's tokens.
+        Of several parts every token is a position: joined, their states are those of the whole batch's tokens.
         """
         runs: list[list[int]] = []
         for length in self.lengths:
@@ -130,6 +130,8 @@ class Batch:
                 runs[-1].append(length)
             else:
                 runs.append([length])
+        if len(runs) == 1:
+            return [self]
         texts = self.input_ids.split([sum(run) for run in runs])
         every = [torch.arange(len(text), device=text.device) for text in texts]
         return [
