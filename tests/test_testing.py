@@ -88,6 +88,16 @@ class WritesIntoTheTeacher(ForwardKL):
         return loss
 
 
+class WritesIntoTheStudent(ForwardKL):
+    def token_loss(self, student, teacher):
+        return super().token_loss(student.sub_(1), teacher)
+
+
+class NoAnswer(ForwardKL):
+    def token_gradient(self, student, teacher):
+        return None
+
+
 class TeachesTheTeacher(ForwardKL):
     def token_loss(self, student, teacher):
         return super().token_loss(student, teacher.requires_grad_())
@@ -165,6 +175,8 @@ FAULTS = {
     StopsAGradient: {"finite_differences"},
     TeachesTheTeacher: {"teacher_gradient"},
     WithoutEntropy: {"zero_where_equal"},
+    NoAnswer: {"shape"},
+    WritesIntoTheStudent: {"inputs_untouched", "shape"},
     WritesIntoTheTeacher: {"inputs_untouched"},
     WrongSign: {"closed_form"},
 }

@@ -41,25 +41,36 @@ def check_loss(loss: Any, *, max_examples: int = 25) -> None:
 
 
 def check_shape(loss: Any, example: Example) -> None:
-    """One float32 number for each token."""
-    found = value(loss, example)
-    if not isinstance(found, Tensor):
-        raise Broken(f"token_loss returned a {type(found).__name__}, not a tensor")
-    if found.shape != example.labels.shape:
-        raise Broken(f"token_loss returned {list(found.shape)}, not [N] = [{len(example)}]")
-    if found.dtype != torch.float32:
-        raise Broken(f"token_loss returned {found.dtype}, not float32")
+    """It runs, under autograd too, and returns one float32 number for each token."""
+    one, each = list(example.labels.shape), list(example.student.shape)
+    _refuse(value(loss, example), "token_loss", one)
+    gradient(loss, example)
+    if (function := hook(loss, "token_gradient")) is not None:
+        answer = torch.no_grad()(call)(function, arguments_of(example))
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise Broken(f"token_gradient returned a {type(answer).__name__}, not two tensors")
+        for tensor, shape in zip(answer, (one, each), strict=True):
+            _refuse(tensor, "token_gradient", shape)
+
+
+def _refuse(answer: Any, name: str, shape: list[int]) -> None:
+    """Refuse what is no float32 tensor of a shape."""
+    if not isinstance(answer, Tensor):
+        raise Broken(f"{name} returned a {type(answer).__name__}, not a tensor")
+    if list(answer.shape) != shape:
+        raise Broken(f"{name} returned {list(answer.shape)}, not {shape}")
+    if answer.dtype != torch.float32:
+        raise Broken(f"{name} returned {answer.dtype}, not float32")
 
 
 def check_inputs_untouched(loss: Any, example: Example) -> None:
     """It writes into none of its inputs."""
     for function, arguments in _calls(loss, example):
         before = {name: tensor.clone() for name, tensor in arguments.items() if isinstance(tensor, Tensor)}
-        call(function, arguments)
+        torch.no_grad()(call)(function, arguments)
         for name, tensor in before.items():
-            now = arguments[name].detach()
-            if not torch.equal(now, tensor):
-                raise Broken(f"{function.__name__} writes into `{name}`", now, tensor.detach())
+            if not torch.equal(arguments[name], tensor):
+                raise Broken(f"{function.__name__} writes into `{name}`", arguments[name], tensor)
 
 
 def check_teacher_gradient(loss: Any, example: Example) -> None:
@@ -123,9 +134,6 @@ def check_closed_form(loss: Any, example: Example) -> None:
     """`token_gradient` gives the loss, and the gradient that autograd finds."""
     if (answer := closed_form(loss, example)) is None:
         return
-    for tensor, shape in zip(answer, (example.labels.shape, example.student.shape), strict=True):
-        if tensor.shape != shape or tensor.dtype != torch.float32:
-            raise Broken(f"token_gradient returned {tensor.dtype} {list(tensor.shape)}, not float32 {list(shape)}")
     close(answer[0], value(loss, example), "the loss that token_gradient returns")
     close(answer[1], gradient(loss, example), "the gradient that token_gradient returns")
 
@@ -185,8 +193,8 @@ def _absent(loss: Any) -> dict[str, str]:
 LOSS = Kit(
     "loss",
     quick={  # of the plugin's own functions
-        "shape": check_shape,
         "inputs_untouched": check_inputs_untouched,
+        "shape": check_shape,
         "chunks": check_chunks,
         "shift": check_shift,
         "closed_form": check_closed_form,
@@ -225,13 +233,10 @@ def close(
 
 
 def _calls(loss: Any, example: Example) -> Iterator[tuple[Callable[..., Any], dict[str, Any]]]:
-    """Yield each hook of the loss with arguments of its own; only `token_loss` runs under autograd."""
-    if (function := hook(loss, "token_loss")) is not None:
-        arguments = arguments_of(example)
-        arguments["student"].requires_grad_()
-        yield function, arguments
-    if (function := hook(loss, "token_gradient")) is not None:
-        yield torch.no_grad()(function), arguments_of(example)
+    """Yield each hook of the loss with arguments of its own."""
+    for name in ("token_loss", "token_gradient"):
+        if (function := hook(loss, name)) is not None:
+            yield function, arguments_of(example)
 
 
 def _all(loss: Any, example: Example) -> Iterator[tuple[str, Tensor]]:

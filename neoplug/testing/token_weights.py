@@ -96,8 +96,8 @@ def _large_vocabulary(weight: Any) -> None:
 TOKEN_WEIGHT = Kit(
     "token weight",
     quick={
-        "shape": _shape,
         "inputs_untouched": _inputs_untouched,
+        "shape": _shape,
         "not_negative": _not_negative,
         "chunks": _chunks,
         "shift": _shift,
