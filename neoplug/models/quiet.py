@@ -36,6 +36,8 @@ def quiet_peft() -> Iterator[None]:
         warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path`", UserWarning)  # we tell it
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to True but", UserWarning)  # GPT-2 has both kinds
         warnings.filterwarnings("ignore", "Specified to not save", UserWarning)  # projections: the recipe asked for it
+        warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", UserWarning)  # a copy of any layer trains
+        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)  # peft's indices are sound
         # Peft itself sets the rank of fused experts by a pattern, then misses a module of that name.
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         yield

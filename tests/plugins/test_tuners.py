@@ -49,6 +49,7 @@ SIZES = {
     "pvera": lambda c: M + 2 * c.r,
     "randlora": lambda c: ceil(N / c.r) * (c.r + N),
     "road": lambda c: M,
+    "shira": lambda c: c.r * (N + M),
     "tinylora": lambda c: c.u,
     "unilora": lambda c: c.theta_d_length,
     "vblora": lambda c: c.r * c.num_vectors * (N + M) // c.vector_length + c.num_vectors * c.vector_length,

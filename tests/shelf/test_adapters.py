@@ -31,6 +31,7 @@ STEPS = 6
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Specified to not save:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
     pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning"),
 ]
 
