@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-OURS = {"broken_neighbour", "entropy", "hellinger", "output_bottleneck"}
+OURS = {"broken_neighbour", "entropy", "squared_hellinger", "output_bottleneck"}
 RECIPE = """
 teacher: {{model: {teacher}}}
 student: {{model: {student}}}
@@ -19,7 +19,7 @@ data: {{source: {chat}, max_length: 64, held_out: 4}}
 adapter:
   output_bottleneck: {{target_modules: [v_proj, down_proj], width: 3}}
 loss:
-  hellinger: {{}}
+  squared_hellinger: {{}}
 train: {{max_steps: 6, learning_rate: 3.0e-2, per_device_train_batch_size: 4, logging_steps: 3}}
 probes:
   entropy: {{}}
@@ -63,8 +63,8 @@ def test_a_section_leaves_the_broken_one_out_with_a_word(installation):
     answer = installation.neoplug("plugins", "--section", "loss")
     names = {line.split()[0] for line in answer.out.splitlines()[1:]}
     assert answer.code == 0
-    assert {"hellinger", "forward_kl"} <= names
-    assert not (OURS - {"hellinger"}) & names
+    assert {"squared_hellinger", "forward_kl"} <= names
+    assert not (OURS - {"squared_hellinger"}) & names
     for word in ("broken_neighbour", "neoplug-outsider", "0.3.0", "libneighbour.so.3"):
         assert word in answer.err
 
@@ -75,11 +75,11 @@ def test_the_run_is_complete_and_names_the_strangers(finished):
     lock = json.loads((finished / "lock.json").read_text())
     assert result["status"] == "completed"
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert all(set(line["losses"]) == {"hellinger"} and 0 < line["loss"] <= 1 for line in lines)
+    assert all(set(line["losses"]) == {"squared_hellinger"} and 0 < line["loss"] <= 1 for line in lines)
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert result["after"]["probes"]["entropy"]["nats"] != result["before"]["probes"]["entropy"]["nats"]
     strangers = {key: (plugin["package"], plugin["version"]) for key, plugin in lock["plugins"].items()}
-    for key in ("adapter.output_bottleneck", "loss.hellinger", "probes.entropy"):
+    for key in ("adapter.output_bottleneck", "loss.squared_hellinger", "probes.entropy"):
         assert strangers[key] == ("neoplug-outsider", "0.3.0")
 
 
