@@ -114,6 +114,7 @@ class _Objective(torch.autograd.Function):
                 gradients[0][rows] = found[0]
                 for total, part in zip(gradients[1:], found[1:], strict=True):
                     total += part
+                del logits, block, teacher, theirs, found  # before the next block is made: one at a time
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(values)
         weights = torch.tensor([loss.weight for loss in losses]).to(hidden.device, non_blocking=True)

@@ -1,5 +1,6 @@
 """The objective against whole logits in float64: the same value and gradient, and the vocabulary never held."""
 
+import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -278,3 +279,18 @@ def test_log_probabilities_come_tile_by_tile_in_order(monkeypatch):
     whole = torch.log_softmax(hidden.double() @ head.module.weight.double().t(), -1).float()
     torch.testing.assert_close(torch.cat([log_q for _, log_q, _ in found]), whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.cat([log_p for _, _, log_p in found]), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_is_gone_before_the_next_is_made(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 5 * 20)
+    head, made = Head(linear(20, 1), Vocabulary(20)), []
+
+    class Watching:
+        def logits(self, rows):
+            assert not [old for old in made if old() is not None]
+            logits = torch.randn(rows.stop - rows.start, 20)
+            made.append(weakref.ref(logits))
+            return logits
+
+    objective(losses(), torch.randn(17, HIDDEN), head, Watching(), torch.randint(20, (17,)), 0.0)
+    assert len(made) == 4
