@@ -1,0 +1,341 @@
+"""Makes the tables of docs/losses.md and its pictures: what each loss is, what it pulls at, and what it costs.
+
+    python benchmarks/losses_page.py           writes docs/losses.md and docs/pictures, with the costs of losses.json
+    python benchmarks/losses_page.py --quick   two losses, printed, nothing stored
+
+The example is a teacher with two modes: .65 N(-2, .7) + .35 N(2.4, .7) over a grid of GRID points, its vocabulary. The
+student is one discretised Gaussian, trained by a loss's own gradient in float64 from two starts, the larger mode and
+the smaller. A loss that covers leaves either for both; one that seeks stays where it stood.
+"""
+
+import argparse
+import html
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cache
+from itertools import takewhile
+from operator import or_
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from losses import FILE, VOCABULARIES, asks, given, losses
+from torch import Tensor
+
+PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
+PICTURES = PAGE.parent / "pictures"
+GRID = torch.linspace(-6, 6, 49, dtype=torch.float64)
+MODES = ((-2.0, 0.7), (2.4, 0.7))  # (mean, width): also where a student starts
+NEAR = (-1.5, 1.0)  # a student near the larger mode, whose gradient is drawn
+MISSED = GRID > 1.0  # the smaller mode
+STEPS, RATE = 300, 0.1
+QUICK = ("forward_kl", "reverse_kl")
+RELATIVE_TO, AT = "forward_kl", VOCABULARIES[1]
+
+# When to choose which; all else that the page says of a loss is its docstring's.
+WHEN = {
+    "adaptive_kl": "both KLs are wanted, and the data is to say where which: head by forward, tail by reverse",
+    "alpha_beta": "a dial between covering and seeking is to be searched; milder than both KLs at its default",
+    "concrete_score": "logits are to match whatever their shift, weighted by where mass lies",
+    "cross_entropy": "the text itself is to be learnt, without a teacher or beside one",
+    "decoupled_kl": "labels are right and the teacher is sure of them, so that forward KL hears little of the rest",
+    "distillm2": "a bounded mix of both directions is wanted; its contrast needs rollouts, which are not here",
+    "forward_kl": "nothing speaks against it: calibrated, cheap, the common reference",
+    "hellinger": "teacher and student are far apart and neither is to be punished without bound",
+    "jeffreys": "forward KL spreads too far and reverse KL drops too much",
+    "jsd": "a bounded loss is wanted, as against a noisy teacher; mind its strength (below)",
+    "listwise": "the teacher's order is worth more than its probabilities, as with a badly calibrated one",
+    "logit_mse": "a small vocabulary or a tail that matters; on a large one the tail outvotes all else",
+    "pairwise": "only the order of the best few counts; beside another loss, for it moves nothing else",
+    "renyi": "a single dial for how much the worst-missed tokens count",
+    "reverse_kl": "the student is too small for all that the teacher knows: a few things right, none made up",
+    "skew_forward_kl": "forward KL is wanted, but its gradient explodes on tokens that the student misses",
+    "skew_reverse_kl": "reverse KL is wanted, but the teacher rules out what the student says at first",
+    "taid": "the student is far from its teacher: the target moves from the one to the other",
+    "todi": "each token of the vocabulary is to be lifted or pressed by the KL that does it best",
+    "total_variation": "outliers are not to matter at all; slow at a token that the student finds impossible",
+}
+
+
+def gaussian(mean: Tensor, log_width: Tensor) -> Tensor:
+    """Return log-probabilities [n, V] over the grid, from [n] means and [n] logs of widths."""
+    return (-((GRID - mean[:, None]) ** 2) / (2 * (2 * log_width[:, None]).exp())).log_softmax(-1)
+
+
+def student_of(starts: Any) -> list[Tensor]:
+    mean, width = torch.tensor(starts, dtype=torch.float64).unbind(-1)
+    return [mean.clone().requires_grad_(), width.log().requires_grad_()]
+
+
+@cache
+def teacher() -> Tensor:
+    """Return the teacher's log-probabilities, [V]."""
+    return (torch.tensor([[0.65, 0.35]], dtype=torch.float64) @ gaussian(*student_of(MODES)).detach().exp())[0].log()
+
+
+def expected(plugin: Any, log_q: Tensor) -> Tensor:
+    """Return the loss of each student [n]; where it asks for the answer, the mean over answers that the teacher draws.
+
+    The run is half over, for losses that change with it.
+    """
+    log_p = teacher()
+    answers = torch.arange(len(GRID)) if asks(plugin, "labels") else torch.zeros(1, dtype=torch.int64)
+    rows = log_q.repeat_interleave(len(answers), 0)
+    values = given(
+        plugin.token_loss, student=rows, teacher=log_p.expand_as(rows), labels=answers.repeat(len(log_q)), progress=0.5
+    ).view(len(log_q), -1)
+    return values @ log_p.exp() if asks(plugin, "labels") else values[:, 0]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a loss does with the example.
+
+    landed  (mean, width) of the student that started on the larger mode, and of the one on the smaller
+    pull    [V] minus the gradient by the logits of a student near the larger mode
+    lifted  the share of what it lifts there that lies on the smaller mode
+    """
+
+    landed: tuple[tuple[float, float], ...]
+    pull: Tensor
+    lifted: float
+
+    def __str__(self) -> str:
+        return ", ".join(f"{mean:.1f} ± {width:.1f}" for mean, width in self.landed)
+
+    @property
+    def behaviour(self) -> str:
+        """Tell in a word what the numbers say: a mode is .7 wide, the teacher 2.2."""
+        wide = [width > 1.5 for _, width in self.landed]
+        on_mode = [
+            any(abs(mean - place) < 0.5 and size / 2 < width < 1.7 * size for place, size in MODES)
+            for mean, width in self.landed
+        ]
+        if all(wide):
+            return "covers"
+        if all(on_mode):
+            return "seeks"
+        return "between" if all(map(or_, wide, on_mode)) else "neither"
+
+
+def fit(plugin: Any) -> Fit:
+    """Train the two students, and look at the pull on a third."""
+    parameters = student_of(MODES)
+    optimizer = torch.optim.Adam(parameters, lr=RATE, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        expected(plugin, gaussian(*parameters)).sum().backward()
+        optimizer.step()
+        schedule.step()
+    mean, log_width = (parameter.detach() for parameter in parameters)
+    pull = pull_of(plugin)
+    lift = pull.clamp(min=0)
+    landed = tuple(zip(mean.tolist(), log_width.exp().tolist(), strict=True))
+    return Fit(landed, pull, float(lift[MISSED].sum() / lift.sum()))
+
+
+def pull_of(plugin: Any) -> Tensor:
+    logits = gaussian(*student_of([NEAR])).detach().requires_grad_()
+    expected(plugin, logits.log_softmax(-1)).sum().backward()
+    assert logits.grad is not None
+    return -logits.grad[0]
+
+
+def picture(name: str, found: Fit) -> str:
+    """Return an SVG: on the left the teacher and where both students land, on the right the pull on a third."""
+    width, height = 120, 50
+    p, (first, second) = teacher().exp(), gaussian(*student_of(found.landed)).detach().exp()
+    top = float(p.max()) * 1.6
+    scale = float(found.pull.abs().max()) or 1.0
+    step = width / (len(GRID) - 1)
+
+    def line(heights: Tensor) -> str:
+        levels = (height - 2 - (heights / top).clamp(max=1) * (height - 6)).tolist()
+        return " ".join(f"{number * step:.1f},{level:.1f}" for number, level in enumerate(levels))
+
+    bars = "".join(
+        f"M{width + 10 + number * step:.1f},{height / 2:.0f}v{-share * (height / 2 - 3):.1f}"
+        for number, share in enumerate((found.pull / scale).tolist())
+        if abs(share) > 0.005
+    )
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * width + 10}" height="{height}" fill="none">',
+            f"<title>{html.escape(name)}: {found.behaviour}; lands at {found}</title>",
+            f'<polygon points="0,{height - 2} {line(p)} {width},{height - 2}" fill="#999" fill-opacity=".45"/>',
+            f'<polyline points="{line(first)}" stroke="#1f77b4" stroke-width="1.5"/>',
+            f'<polyline points="{line(second)}" stroke="#e07000" stroke-width="1.5" stroke-dasharray="4 2"/>',
+            f'<path d="M{width + 10},{height / 2:.0f}h{width}" stroke="#999" stroke-width=".5"/>',
+            f'<path d="{bars}" stroke="#1f77b4" stroke-width="2"/>',
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def said(plugin: Any) -> str:
+    """Return the docstring of the file that holds a loss."""
+    return str(sys.modules[type(plugin).__module__].__doc__)
+
+
+def formula(plugin: Any) -> str:
+    """Return the first indented block of a loss's docstring as one line of code."""
+    lines = said(plugin).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("    "))
+    block = takewhile(lambda line: line.startswith("    "), lines[start:])
+    return f"`{'; '.join(' '.join(line.split()) for line in block)}`"
+
+
+def source(plugin: Any) -> str:
+    """Return what the docstring says of a loss's source, papers as links."""
+    found = re.search(r"^Source[^:]*: (.*?)\.?\s*\Z", said(plugin), re.MULTILINE | re.DOTALL)
+    text = " ".join(found[1].split()) if found else "-"
+    text = re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[\1](https://arxiv.org/abs/\1)", text)
+    return re.sub(r"doi (10\.\S+?)(?=[.,;)]?(?:\s|$))", r"[doi](https://doi.org/\1)", text)
+
+
+def options(plugin: Any) -> str:
+    return "<br>".join(f"`{field.name}: {shown(getattr(plugin, field.name))}`" for field in fields(plugin)) or "none"
+
+
+def shown(value: Any) -> str:
+    """Return a default as a recipe has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def cost(name: str, measured: dict[str, Any]) -> str:
+    """Return a loss's time as a multiple of forward KL's in the same run."""
+    seconds = {row["loss"]: min(row["seconds"]["objective"]) for row in measured["found"] if row["vocabulary"] == AT}
+    return f"{seconds[name] / seconds[RELATIVE_TO]:.2f}" if name in seconds else "-"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shelf(plugins: dict[str, Any], fits: dict[str, Fit], measured: dict[str, Any]) -> str:
+    """Return the table with a row for each loss."""
+    head = ["loss, options", "per token", "on two modes", "lands at, lifts", "cost", "choose it where", "source"]
+    rows = []
+    for name, plugin in plugins.items():
+        found = fits[name]
+        lands = f"**{found.behaviour}** {found}; {found.lifted:.0%}"
+        drawn = f"![{name}](pictures/{name}.svg)"
+        options_and_name = f"**`{name}`**<br>{options(plugin)}"
+        rows.append([options_and_name, formula(plugin), drawn, lands, cost(name, measured), WHEN[name], source(plugin)])
+    return table(head, rows)
+
+
+def costs(measured: dict[str, Any]) -> str:
+    """Return the table of what the objective takes, as shares of what plain PyTorch takes."""
+    vocabularies = sorted({row["vocabulary"] for row in measured["found"]})
+    rows = []
+    for name in sorted({row["loss"] for row in measured["found"]}):
+        found = {row["vocabulary"]: row for row in measured["found"] if row["loss"] == name}
+        cells = [cell(found[vocabulary]) for vocabulary in vocabularies]
+        rows.append([f"`{name}`", *cells, f"{max(row['gradient_off'] for row in found.values()):.0e}"])
+    return table(["loss", *(f"V = {vocabulary:,}" for vocabulary in vocabularies), "gradient off by"], rows)
+
+
+def cell(row: dict[str, Any]) -> str:
+    ratio, memory = row["ratio"], row["bytes"]["objective"] / row["bytes"]["plain"]
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) · {memory:.2f}"
+
+
+def summary(measured: dict[str, Any]) -> Iterator[str]:
+    """Yield what was measured beside the tables, a sentence each."""
+    machine, joint = measured["machine"], measured["together"]
+    tokens = {row["vocabulary"]: row["tokens"] for row in measured["found"]}
+    sizes = ", ".join(f"{count:,} at {vocabulary:,}" for vocabulary, count in sorted(tokens.items()))
+    yield (
+        f"Measured with torch {machine['torch']} on {machine['threads']} threads of a CPU, H = {measured['hidden']}, "
+        f"tokens: {sizes}."
+    )
+    if machine["load"] > 1.5 * machine["cpus"]:
+        yield f"The machine was busy with other things (load {machine['load']:.1f}): times are rough, memory is not."
+    most = max(measured["growth"], key=lambda row: row["ratio"])
+    yield (
+        f"With {most['tokens'][1]:,} tokens the peak is at most {most['ratio']:.2f} times that with one block's "
+        f"{most['tokens'][0]:,} (`{most['loss']}`, the most of {len(measured['growth'])}); plain PyTorch needs "
+        f"{most['plain']['bytes'] / most['bytes'][1]:.1f} times as much for {most['plain']['tokens']:,} tokens."
+    )
+    floors = {row["vocabulary"]: median(row["seconds"]) for row in measured["products"]}
+    shares = [
+        floors[row["vocabulary"]] / median(row["seconds"]["plain"])
+        for row in measured["found"]
+        if row["loss"] == RELATIVE_TO
+    ]
+    yield f"The three products alone are {min(shares):.2f} to {max(shares):.2f} of plain PyTorch's `{RELATIVE_TO}`."
+    names = ", ".join(f"`{name}`" for name in joint["seconds"] if name not in ("nothing", "together"))
+    yield (
+        f"Together, {names} take {joint['of_the_sum']:.2f} of the sum of each alone: "
+        f"{joint['of_the_sum_normalised_once']:.2f} of what it is with heads and normalisation counted once."
+    )
+
+
+def far_and_wide() -> dict[str, tuple[float, float]]:
+    """Return {what: (value, gradient norm)} of KLs and JSDs, means over tokens of a vocabulary of Llama 3's size.
+
+    The teacher's logits are the student's, of standard deviation 3, with noise of standard deviation 0.5.
+    """
+    rng = torch.Generator().manual_seed(0)
+    z_q = 3 * torch.randn(16, AT, generator=rng, dtype=torch.float64)
+    log_p = (z_q + 0.5 * torch.randn(z_q.shape, generator=rng, dtype=torch.float64)).log_softmax(-1)
+    plugins = {name: losses()[name] for name in ("forward_kl", "reverse_kl")}
+    plugins |= {f"jsd at beta {beta}": type(losses()["jsd"])(beta=beta) for beta in (0.1, 0.5, 0.9)}
+    found = {}
+    for name, plugin in plugins.items():
+        logits = z_q.clone().requires_grad_()
+        values = plugin.token_loss(logits.log_softmax(-1), log_p)
+        values.sum().backward()
+        assert logits.grad is not None
+        found[name] = (float(values.mean().detach()), float(logits.grad.norm(dim=-1).mean()))
+    return found
+
+
+def strength() -> str:
+    """Return the table of how strong the same shapes are."""
+    found = far_and_wide()
+    rows = [[name, f"{value:.4f}", f"{norm / found[RELATIVE_TO][1]:.2f}"] for name, (value, norm) in found.items()]
+    return table(["loss", "nats", "gradient norm, forward_kl's = 1"], rows)
+
+
+def between(text: str, mark: str, inner: str) -> str:
+    """Return the page with what stands between a pair of marks replaced."""
+    pattern = rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)"
+    made, count = re.subn(pattern, lambda found: f"{found[1]}\n{inner}\n\n{found[2]}", text, flags=re.DOTALL)
+    assert count == 1, f"{PAGE} has {count} places for {mark}"
+    return made
+
+
+def page(text: str, fits: dict[str, Fit], measured: dict[str, Any]) -> str:
+    """Return the page's text, made anew between its marks."""
+    text = between(text, "shelf", shelf(losses(), fits, measured))
+    text = between(text, "strength", strength())
+    return between(text, "costs", "\n".join([*summary(measured), "", costs(measured)]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two losses, printed, nothing stored")
+    quick = parser.parse_args().quick
+    measured = json.loads(FILE.read_text(encoding="utf-8"))
+    plugins = {name: plugin for name, plugin in losses().items() if not quick or name in QUICK}
+    fits = {name: fit(plugin) for name, plugin in plugins.items()}
+    if quick:
+        print(shelf(plugins, fits, measured))
+        return
+    PICTURES.mkdir(exist_ok=True)
+    for name, found in fits.items():
+        (PICTURES / f"{name}.svg").write_text(picture(name, found), encoding="utf-8")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), fits, measured), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
