@@ -6,6 +6,7 @@ from typing import Any
 
 from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument
 from neoplug.cli.screen import heading, say, size, table
+from neoplug.cli.watch import notes
 
 
 def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = False) -> None:
@@ -19,7 +20,7 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = 
 
     from neoplug.plan import plan as work_out
 
-    with checked.marking():
+    with checked.marking(), notes():  # what a plugin fitted to the model it says there
         found = work_out(checked)
     if as_json:
         say(json.dumps(found, indent=2))

@@ -119,7 +119,7 @@ def passed_by(model: torch.nn.Module, target_parameters: Collection[str] | None)
     if target_parameters:
         return 0
     modules = [module for module in model.modules() if not isinstance(module, torch.nn.modules.conv._ConvNd)]
-    weights = [weight for module in modules for weight in module.parameters(recurse=False)]
+    weights = [w for module in modules for w in module.parameters(recurse=False) if not w.requires_grad]  # the base's
     return sum(weight.numel() for weight in weights if weight.ndim == 3 and min(weight.shape) > 1)
 
 

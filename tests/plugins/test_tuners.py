@@ -80,6 +80,7 @@ def test_what_is_fitted_is_told(caplog):
     with caplog.at_level(logging.INFO, logger="neoplug"):
         adapted(C3A())
     assert "c3a: block_size is 24, not 256: fitted to the sizes of the targets" in caplog.text
+    assert "experts" not in caplog.text  # its own blocks are none
 
 
 @pytest.mark.parametrize(
