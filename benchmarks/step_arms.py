@@ -137,12 +137,13 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     from neoplug.recipe import Train
     from neoplug.registry import Plugins
     from neoplug.vocabulary import Vocabulary
+    from neoplug.weights import Weight
     from neoplug_losses.cross_entropy import CrossEntropy
     from neoplug_losses.forward_kl import ForwardKL
 
     plugins = Plugins({"loss": {"cross_entropy": CrossEntropy(), "forward_kl": ForwardKL()}})
     values, gradients = plugins.functions("token_loss"), plugins.functions("token_gradient")
-    losses = [Loss(name, 0.5, values[name], gradients[name]) for name in values]
+    losses = [Loss(name, 1.0, values[name], gradients[name]) for name in values]
     vocabulary = Vocabulary(teacher.config.vocab_size)
     name, longest = head_name(teacher), max(len(row["input_ids"]) for batch in rows for row in batch)
     optimizer = optimizer_of(student)
@@ -156,6 +157,8 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
         teacher=language_model(teacher, name, vocabulary, role="teacher", longest=longest),
         student=language_model(student, name, vocabulary, longest=longest),
         losses=losses,
+        references=[],
+        weights={loss.name: Weight(0.5) for loss in losses},
         plugins=Plugins({}),
         corpus=SimpleNamespace(rows=documents(rows)),  # type: ignore[arg-type]
         order=Given([len(batch) for batch in rows]),  # type: ignore[arg-type]
@@ -166,7 +169,8 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
         total_steps=ENDLESS,
         eval_steps=None,
         seed=0,
-        metrics=Metrics({loss.name: loss.weight for loss in losses}, lambda lines: None),
+        metrics=Metrics(weights_vary=False, write=lambda lines: None),
+        calibrated=lambda weights: None,
         save=lambda step: None,
         evaluate=lambda step: None,  # type: ignore[arg-type,return-value]
         stop=end,

@@ -22,6 +22,7 @@ from neoplug.distillation import Distillation, gradient_norms, remembering
 from neoplug.distributed import World
 from neoplug.errors import RunError
 from neoplug.forward import LanguageModel
+from neoplug.memory import keep_freed
 from neoplug.metrics import Metrics, Step, merge, peak_memory
 from neoplug.objective import Loss
 from neoplug.recipe import Train
@@ -84,6 +85,8 @@ def distil(run: Training, first: int = 0) -> int:
     module = world.wrap(bare)
     parameters = [parameter for parameter in run.student.module.parameters() if parameter.requires_grad]
     module.train()
+    if world.device.type == "cpu":
+        keep_freed()
     for step in range(first, run.total_steps):
         started = perf_counter()
         progress = step / max(1, run.total_steps - 1)

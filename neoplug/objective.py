@@ -106,7 +106,7 @@ class _Objective(torch.autograd.Function):
                 block = logits.detach()  # shares the memory: each tile's logits give way to their gradient
                 teacher = signal.logits(rows).to(hidden.device) if signal is not None else None
                 for tile in tiles(block):
-                    theirs = None if teacher is None else torch.log_softmax(teacher[tile], -1)
+                    theirs = None if teacher is None else torch.log_softmax(teacher[tile], -1, out=teacher[tile])
                     at = slice(rows.start + tile.start, rows.start + tile.stop)
                     weigh = None if token_weights is None else partial(token_weights.of, at)
                     values[:, at] = _tile(losses, block[tile], theirs, labels[at], progress, diagnosis, weigh)

@@ -26,6 +26,7 @@ from neoplug.objective import Loss
 from neoplug.recipe import Train
 from neoplug.registry import Plugins
 from neoplug.vocabulary import Vocabulary
+from neoplug.weights import Weight
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 from neoplug_losses.jsd import JensenShannon
@@ -114,7 +115,8 @@ def step(closed):
 
     run = Training(
         teacher=language_model(teacher, name, vocabulary), student=language_model(student, name, vocabulary),
-        losses=[Loss(name, 0.5, values[name], gradients.get(name)) for name in values], plugins=Plugins({}),
+        losses=[Loss(name, 1.0, values[name], gradients.get(name)) for name in values], references=[],
+        weights={name: Weight(0.5) for name in values}, calibrated=done, plugins=Plugins({}),
         corpus=SimpleNamespace(rows=rows), order=SimpleNamespace(micro_batches=lambda step, rank: [[0, 1], [2]]),
         optimizer=optimizer, schedule=torch.optim.lr_scheduler.ConstantLR(optimizer), world=World("cpu"),
         settings=Train(max_steps=9), total_steps=9, eval_steps=None, seed=0, metrics=SimpleNamespace(add=done),

@@ -1,0 +1,35 @@
+"""Freed memory is kept: the system hands out each page of a large block once, which it counts as page faults."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource
+from neoplug.memory import keep_freed
+
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        bytearray(b"x") * 2**26
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults(1)
+returned, kept = faults(4), keep_freed()
+faults(1)
+print(kept, returned, faults(4))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+@pytest.mark.parametrize("chosen", [{}, {"MALLOC_ARENA_MAX": "1"}], ids=["by default", "where someone chose"])
+def test_a_block_is_taken_from_the_system_once(chosen):
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", COUNT], env=plain | chosen, capture_output=True, text=True, check=True)
+    kept, before, after = done.stdout.split()
+    assert kept == str(not chosen)
+    assert int(before) > 2**26 // 2**16  # pages are 4 KiB, or 64 at the most
+    assert (int(after) < int(before) / 10) == (not chosen)
