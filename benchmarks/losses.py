@@ -37,7 +37,7 @@ from neoplug.vocabulary import Vocabulary
 FILE = Path(__file__).with_suffix(".json")
 HIDDEN = 576  # SmolLM2-135M's
 VOCABULARIES = (49_152, 128_256, 151_936, 262_144)  # SmolLM2's, Llama 3's, Qwen 2.5's, Gemma 3's
-LOGITS = 10 * 2**20  # of each model, in one call: as many tokens as make them
+LOGITS = 2**23  # of each model, in one call: as many tokens as make them
 REPEATS = 3
 MANY = 8_192  # tokens of a call whose peak is held against one block's
 GROW = ("adaptive_kl", "cross_entropy", "forward_kl")  # most, least and common: a peak grows by no loss's doing
