@@ -35,6 +35,7 @@ def test_a_right_loss_holds_and_is_the_same_each_time(neoplug, monkeypatch):
     assert found == dict.fromkeys(EVERY - {"closed_form"}, "holds")
 
 
+@pytest.mark.slow
 def test_a_wrong_loss_is_shown_its_smallest_example(neoplug):
     answer = neoplug("check", f"{FILE}:Negative")
     assert answer.code == 1
@@ -52,6 +53,7 @@ def test_a_wrong_loss_is_shown_its_smallest_example(neoplug):
     assert answer == neoplug("check", f"{FILE}:Negative")
 
 
+@pytest.mark.slow
 def test_the_guide_shows_what_it_says(neoplug, monkeypatch, tmp_path):
     guide = (Path(__file__).parents[2] / "plugins" / "README.md").read_text()
     jeffreys = re.search(r'^```python\n("""Jeffreys.*?)^```', guide, re.M | re.S)[1]

@@ -1,5 +1,6 @@
 """torchtune's DoRA trains exactly like LoRA; under TRL, QDoRA's magnitude is bfloat16 and never moves."""
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -10,6 +11,7 @@ def magnitudes(file):
     return found
 
 
+@pytest.mark.slow
 def test_dora_does_not_train_like_lora(run):
     lora, _ = run("lora", adapter={"lora": {"r": 4}})
     dora, path = run("dora", adapter={"dora": {"r": 4}})
@@ -19,6 +21,7 @@ def test_dora_does_not_train_like_lora(run):
     assert magnitudes(path / "adapter" / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_qdoras_magnitude_is_float32_and_moves(run, tiny_student):
     """Each step is far below what bfloat16 can tell from no step at all."""
     _, path = run(

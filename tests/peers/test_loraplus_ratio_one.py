@@ -10,6 +10,7 @@ def curve(lines):
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 def test_ratio_one_is_the_plain_adapter_bit_for_bit(run, adapter):
     options = {"r": 4, "lora_dropout": 0.1}

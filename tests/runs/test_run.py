@@ -396,6 +396,7 @@ class LayerCalls:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_gradient_checkpointing_runs_layers_twice_and_changes_nothing_else(lab, adapter):
     lab.plugin("calls", LAYER_CALLS)

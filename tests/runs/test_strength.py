@@ -21,6 +21,7 @@ def without(run, *keys):
     return [{key: value for key, value in line.items() if key not in keys} for line in run.facts]
 
 
+@pytest.mark.slow
 def test_a_schedule_is_in_the_gradient_and_in_the_loss(lab):
     mix = {"cross_entropy": {"weight": 0.5, "schedule": "cosine"}, "forward_kl": {"weight": 2.0}}
     run = lab.run("scheduled", loss=mix, train={"max_steps": 4})
@@ -53,6 +54,7 @@ def test_calibrated_losses_pull_as_strongly_as_what_they_are_calibrated_to(lab):
 DROPOUT = {"lora": {"r": 4, "lora_dropout": 0.3, "target_modules": ["q_proj", "v_proj"]}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_to_measure_changes_nothing(lab, checkpointing):
     """Dropout, a loss that remembers, token weights, treatments: the same bits with and without the measurement."""

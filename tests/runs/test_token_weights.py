@@ -59,6 +59,7 @@ def turns(pairs, tokenizer):
         yield tokenizer.decode([label for label, _ in pairs[start:end]], skip_special_tokens=True).strip()
 
 
+@pytest.mark.slow
 def test_places_are_those_of_each_assistants_turn(witnessed, tiny_chat, tiny_student):
     run, pairs = witnessed("plain")
     rows = [json.loads(line)["messages"] for line in tiny_chat.read_text().splitlines()]

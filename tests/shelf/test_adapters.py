@@ -132,6 +132,7 @@ def test_it_starts_as_the_base(adapter, base, model, input_ids, adapted):
     assert not says(adapter, "starts_elsewhere") or off > 1e-3
 
 
+@pytest.mark.slow
 def test_it_leaves_the_base_bit_for_bit_or_trains_all_of_it(adapter, base, model, input_ids, adapted):
     before = {parameter: parameter.detach().clone() for parameter in model.parameters()}
     student = adapted(adapter, model)

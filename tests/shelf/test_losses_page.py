@@ -84,6 +84,7 @@ def test_forward_kl_lands_on_the_teachers_moments(maker):
     assert landed == pytest.approx((-0.5, 2.3))
 
 
+@pytest.mark.slow
 def test_jsd_is_as_weak_as_the_page_says(maker):
     assert maker.between(TEXT, "strength", maker.strength()) == TEXT
     found = maker.far_and_wide()
