@@ -152,7 +152,7 @@ def adapted(folder: Path) -> tuple[list[str], str]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     model = build(find("lora", folder).load(), {"r": 2}).add_adapter(
-        skeleton(load_config(locate(str(folder)))), torch.Generator().manual_seed(0)
+        skeleton(load_config(locate(str(folder)))), batches=None, total_steps=1, rng=torch.Generator().manual_seed(0)
     )
     logger.removeHandler(handler)
     names = (name.partition(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from time import sleep
 
 import pytest
 
@@ -45,8 +46,13 @@ def test_trackio_shows_the_run(lab, tmp_path, monkeypatch):
     process = lab.start(recipe, "run")
     process.join(300)
     assert process.exitcode == 0
-    done = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, check=True)
-    logs, run = json.loads(done.stdout.splitlines()[-1]), lab.at("run")
+    run = lab.at("run")
+    for _ in range(20):  # its own server may still be writing what a run that has ended sent to it
+        done = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, check=True)
+        logs = json.loads(done.stdout.splitlines()[-1])
+        if any("held_out/forward_kl" in entry and entry["step"] == 2 for entry in logs):
+            break
+        sleep(1)
     losses = {entry["step"]: entry["loss"] for entry in logs if "loss" in entry}
     assert losses == pytest.approx({line["step"]: line["loss"] for line in run.lines})
     divergences = {entry["step"]: entry["held_out/forward_kl"] for entry in logs if "held_out/forward_kl" in entry}
