@@ -557,6 +557,7 @@ def test_any_text_is_a_recipe_or_a_list_of_mistakes(folder, text):
     loads_or_says_why(folder, text)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.dictionaries(WORDS, TREES, max_size=8))
 def test_any_tree_is_a_recipe_or_a_list_of_mistakes(folder, values):
@@ -583,12 +584,14 @@ def test_a_missing_parent_hides_no_mistake_and_makes_none(folder, values):
                for where, what in together - without)  # fmt: skip
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.lists(st.text() | st.builds("{}.{}={}".format, WORDS, WORDS, LEAVES), max_size=4))
 def test_any_override_is_taken_or_a_mistake(folder, overrides):
     loads_or_says_why(folder, yaml.safe_dump(GOOD), overrides)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.data())
 def test_a_single_changed_letter_never_ends_in_a_traceback(folder, data):

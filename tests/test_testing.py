@@ -184,13 +184,8 @@ FAULTS = {
 }
 
 
-SEARCHED_LONG = (DividesByTokens, SoftmaxOverTheBatch)
-CASES = [
-    pytest.param(fault, id=fault.__name__, marks=pytest.mark.slow if fault in SEARCHED_LONG else ()) for fault in FAULTS
-]
-
-
-@pytest.mark.parametrize("fault", CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_each_fault_breaks_what_it_should_and_nothing_else(fault):
     kit = LOSS if "large_vocabulary" in FAULTS[fault] else QUICK
     broken = {one.name: one for one in examine(fault(), kit, max_examples=8) if one.verdict == "does not hold"}

@@ -105,11 +105,7 @@ class Tuner:
             with _drawing_from(rng), quiet_peft(), self._where(model):
                 config = self._config(model, total_steps)
                 adapted = self._adapt(model, config, batches)
-        except (
-            ValueError,
-            TypeError,
-            NotImplementedError,
-        ) as error:  # of a kind that peft cannot adapt
+        except (ValueError, TypeError, NotImplementedError) as error:  # of a kind that peft cannot adapt
             raise RecipeError([self._refused(error)]) from error
         if experts := passed_by(adapted, getattr(config, "target_parameters", None)):
             log.info("%s passes by %d weights of experts, which are no linear layers", self.name, experts)

@@ -36,6 +36,7 @@ def held(texts, held_out):
 DISTINCT = [f"text {number}" for number in range(500)]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.randoms(use_true_random=False), st.sampled_from([1, 7, 0.1, 0.5, None]))
 def test_the_order_of_rows_does_not_matter(random_, held_out):

@@ -104,6 +104,7 @@ def test_every_position_is_as_likely_for_every_row():
     assert sum((counts[n] - 400) ** 2 / 400 for n in range(10)) < 27.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hash_seed", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_another_process_with_another_hash_seed_gives_the_same_order(hash_seed):
     """The module runs by its path: the package would import torch."""

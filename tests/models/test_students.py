@@ -94,6 +94,7 @@ MEASURED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
 def test_a_measured_student_is_shared_by_runs_on_the_same_data(tiny_teacher, name, monkeypatch):
     data = {

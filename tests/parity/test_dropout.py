@@ -77,6 +77,7 @@ def test_the_first_step_of_a_run_is_the_evaluated_model(run, tmp_path, tiny_toke
         assert written["use_cache"] is True
 
 
+@pytest.mark.slow
 def test_an_adapters_own_dropout_acts(run, tiny_student, tiny_chat):
     """At the start B is zero, so A's dropout shows in no loss, but in B's gradient."""
     lines = []

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 SPY = '''
 """Write down how the models arrive."""
 import json
@@ -37,6 +39,7 @@ def arrived(run, tmp_path, name, **sections):
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_what_a_recipe_says_is_what_is_loaded(run, tmp_path, tiny_student, tiny_teacher):
     pruned = {"prepare": {"prune_depth": {"num_hidden_layers": 2}}, "load": {"nf4": {"use_double_quant": False}}}
     found = arrived(
@@ -54,6 +57,7 @@ def test_what_a_recipe_says_is_what_is_loaded(run, tmp_path, tiny_student, tiny_
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_for_the_teacher_and_not_for_the_student(run, tmp_path, tiny_student, tiny_teacher):
     found = arrived(
         run, tmp_path, "other",

@@ -60,6 +60,7 @@ def test_a_magnitude_learns_as_fast_as_b(base):
     assert {found[name] for name in found if "lora_A" in name} == {RATE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("adapter", [LoRA(), DoRA(), LoRA(bias="lora_only")])
 def test_ratio_one_is_plain_bit_for_bit(base, adapter, weight_decay):

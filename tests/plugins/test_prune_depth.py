@@ -76,6 +76,7 @@ def test_the_cache_works_after_the_cut():
     assert cached.tolist() == plain.tolist()
 
 
+@pytest.mark.slow
 def test_it_saves_and_loads(tmp_path):
     model = build("gemma3_text", head_dim=8, sliding_window=4)
     types = list(model.config.layer_types)

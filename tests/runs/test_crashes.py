@@ -58,6 +58,7 @@ def command(lab, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", [*sorted(SPECS.keys() - {"merge_adapter"}), "state_dict"])
 def test_a_crash_names_plugin_and_hook(lab, command, hook):
     fit = {"token_gradient": "token_loss"}.get(hook, "on_train_end" if hook != "on_train_end" else "after_load")

@@ -55,6 +55,7 @@ def measured(values):
     return {name: value for name, value in values.items() if isinstance(value, float)}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names
 def test_a_student_starts_where_its_adapter_ended(module_lab, first, tiny_student):
     """And what is saved at its end is one that plain peft loads."""

@@ -30,6 +30,7 @@ def logits(model):
         return model(input_ids=torch.arange(3, 40)[None]).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("student", "names"),
     [

@@ -108,6 +108,7 @@ def logits(model):
         return model.eval()(input_ids=torch.arange(3, 40)[None]).logits
 
 
+@pytest.mark.slow
 def test_plain_peft_loads_what_was_pushed(hub, pruned):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -56,6 +56,7 @@ class Unloadable:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mean", "none", "rows", "list"])
 def test_a_loss_that_does_not_answer_for_each_token(lab, kind):
     lab.plugin("answers", ANSWERS)
@@ -70,6 +71,7 @@ def test_a_gradient_of_another_shape(lab):
         lab.run("run", loss={"./answers.py:Gradient": {}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "message"),
     [

@@ -46,6 +46,7 @@ def questions(module_lab):
     return {"multiple_choice": {"tasks": file.name}, "calibration": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
     [

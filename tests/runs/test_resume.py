@@ -174,6 +174,7 @@ def test_a_run_may_break_more_than_once(breakable, undisturbed):
     assert_same(breakable.run("thrice", resume=True), undisturbed)
 
 
+@pytest.mark.slow
 def test_it_resumes_from_its_own_recipe(breakable, undisturbed):
     """The resolved recipe names files by their whole path; what plugins remember finds them all the same."""
     broken = breakable.run("own", "step 6 raise")
@@ -181,6 +182,7 @@ def test_it_resumes_from_its_own_recipe(breakable, undisturbed):
     assert_same(breakable.lab.run("own", broken.path / "recipe.yaml", resume=True), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_torn_line_and_half_written_files_are_cleared(breakable, undisturbed):
     broken = breakable.run("torn", "step 6 raise")
     with (broken.path / "metrics.jsonl").open("a") as file:
@@ -191,6 +193,7 @@ def test_a_torn_line_and_half_written_files_are_cleared(breakable, undisturbed):
     assert_same(breakable.run("torn", resume=True), undisturbed)
 
 
+@pytest.mark.slow
 def test_another_process_at_work_is_not_disturbed_and_a_killed_one_not_waited_for(breakable, undisturbed):
     broken = breakable.run("locked", "step 6 raise")
     hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
@@ -206,6 +209,7 @@ def test_another_process_at_work_is_not_disturbed_and_a_killed_one_not_waited_fo
     assert_same(breakable.run("locked", resume=True), undisturbed)
 
 
+@pytest.mark.slow
 def test_resume_of_nothing_starts_anew(breakable, undisturbed):
     assert_same(breakable.run("anew", resume=True), undisturbed)
 

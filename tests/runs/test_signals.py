@@ -78,6 +78,7 @@ def test_a_signal_saves_first(signalled, lab, name, code):
     assert "reason" not in run.result
 
 
+@pytest.mark.slow
 def test_a_second_sigint_ends_at_once(signalled, lab):
     with pytest.raises(KeyboardInterrupt):
         signalled("run", "3 SIGINT SIGINT")
@@ -142,6 +143,7 @@ class Swallows:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("when", "saved"), [("load", []), ("end", [2, 4, 6])])
 def test_a_signal_outside_of_training_ends_at_once_whatever_libraries_catch(lab, when, saved):
     lab.plugin("swallows", SWALLOWS)

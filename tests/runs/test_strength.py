@@ -36,6 +36,7 @@ def test_a_schedule_is_in_the_gradient_and_in_the_loss(lab):
     assert stepped.adapter_bytes == plain.adapter_bytes
 
 
+@pytest.mark.slow
 def test_calibrated_losses_pull_as_strongly_as_what_they_are_calibrated_to(lab):
     """The ends of JSD, whose own gradients are far apart; the reference is a run of its own, by `grad_norm`."""
     kl = lab.run("kl", loss={"forward_kl": {}}, train=ONE_STEP | {"log_gradient_norms": True})

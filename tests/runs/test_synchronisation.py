@@ -147,6 +147,7 @@ def test_nothing_of_ours_waits_between_log_lines(lab, waits, name):
         print(f"{name}: {who}: {count / len(run.lines):g} a step")
 
 
+@pytest.mark.slow
 def test_the_counter_sees_what_waits(lab, waits):
     lab.plugin("curious", CURIOUS)
     with waits:

@@ -155,6 +155,7 @@ def test_all_of_it_learns(adapter, model, input_ids, adapted):
     assert not stuck
 
 
+@pytest.mark.slow
 def test_plain_peft_loads_what_it_saves_on_the_base_as_it_was(adapter, base, model, input_ids, adapted, tmp_path):
     from peft import PeftModel
 
@@ -261,6 +262,7 @@ def skeleton(base):
         return AutoModelForCausalLM.from_config(base.config).requires_grad_(False)
 
 
+@pytest.mark.slow
 def test_it_stands_on_the_meta_device_for_a_plan(adapter, base, adapted):
     planned, real = trainable(adapted(adapter, skeleton(base))), trainable(adapted(adapter, copy.deepcopy(base)))
     assert {name: p.shape for name, p in planned.items()} == {name: p.shape for name, p in real.items()}

@@ -26,6 +26,7 @@ def test_properties_of_a_loss(loss):
     check_loss(loss, max_examples=20)
 
 
+@pytest.mark.slow
 def test_properties_hold_for_other_options(variant, drawn):
     exempt = LOSS.exemptions(variant)
     for name, check in LOSS.quick.items():
