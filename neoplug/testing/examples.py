@@ -53,6 +53,19 @@ def examples(rows: int = 3, vocabulary: int = 6, largest: int = 30) -> SearchStr
     return shapes.flatmap(lambda shape: _of_shape(*shape, largest))
 
 
+def extreme(vocabulary: int) -> Example:
+    """Return five tokens with bf16 logits: random, twice certain of different tokens, far apart, the teacher uniform.
+
+    Of the two certain ones the label is first the teacher's token, then the student's.
+    """
+    rng = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(5, vocabulary, generator=rng) for _ in range(2))
+    student[1:3], teacher[1:3, 7], student[1:3, 9] = 0, 1e4, 1e4
+    student[3], teacher[3] = student[3] * 1e3, teacher[3] * 1e3
+    teacher[4] = 0
+    return Example(student.bfloat16(), teacher.bfloat16(), torch.tensor([0, 7, 9, vocabulary - 1, 5]))
+
+
 @cache  # hypothesis takes longer to make a strategy than to draw from it
 def _of_shape(count: int, size: int, largest: int) -> SearchStrategy[Example]:
     from hypothesis import strategies as st

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from neoplug.testing.conformance import LARGE, close
-from neoplug.testing.examples import Example, arguments_of, call, hook
+from neoplug.testing.examples import Example, arguments_of, call, extreme, hook
 from neoplug.testing.search import Broken, Kit
 
 
@@ -78,13 +78,7 @@ def _shift(weight: Any, example: Example) -> None:
 
 def _large_vocabulary(weight: Any) -> None:
     """It is finite for a vocabulary of 260,000, extreme logits and far into an answer; of no tokens it is empty."""
-    rng = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(4, LARGE, generator=rng) for _ in range(2))
-    student[1], teacher[1, 7], student[1, 9] = 0, 1e4, 1e4  # both certain, of different tokens
-    student[2], teacher[2] = student[2] * 1e3, teacher[2] * 1e3
-    teacher[3] = 0  # uniform
-    example = Example(student.bfloat16(), teacher.bfloat16(), torch.tensor([0, 9, LARGE - 1, 5]))
-    given = _arguments(example) | {"position": torch.tensor([0, 1, 100_000, 2**31])}
+    given = _arguments(extreme(LARGE)) | {"position": torch.tensor([0, 1, 64, 100_000, 2**31])}
     found = _weights(weight, given)
     if not (found.isfinite() & (found >= 0)).all():
         raise Broken("token_weight of extreme logits is not finite and at least 0", found)
