@@ -657,15 +657,15 @@ def test_the_schema_of_what_is_installed_refers_only_to_what_it_defines():
     assert "prepare" not in found["$defs"]["Teacher"]["properties"]
 
 
-def test_recipes_are_read_without_torch_and_at_once():
+def test_recipes_are_read_without_torch_and_with_few_imports():
     code = (
-        "import sys, time; start = time.process_time(); import neoplug.recipe; "
+        "import sys; import neoplug.recipe; "
         "heavy = {'torch', 'transformers', 'numpy', 'peft', 'datasets', 'accelerate'} & set(sys.modules); "
-        "assert not heavy, heavy; print(time.process_time() - start)"
+        "assert not heavy, heavy; print(len(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 0.6  # seconds of one core; 0.2 on an idle machine
+    assert int(done.stdout) < 450
 
 
 def test_checking_a_recipe_of_light_plugins_loads_no_torch(folder):

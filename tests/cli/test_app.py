@@ -12,16 +12,15 @@ from neoplug.cli import run as run_command
 from neoplug.errors import RunError
 
 PROBE = """
-import json, sys, time
+import json, sys
 from neoplug.cli import main
-started = time.process_time()
 sys.argv = ["neoplug", *json.loads(sys.argv[1])]
 try:
     main()
 except SystemExit as end:
     code = end.code or 0
-heavy = sorted({"torch", "transformers", "peft", "datasets", "rich.console"} & set(sys.modules))
-print(json.dumps({"code": code, "heavy": heavy, "seconds": time.process_time()}), file=sys.stderr)
+heavy = sorted({"torch", "numpy", "transformers", "peft", "datasets", "rich.console"} & set(sys.modules))
+print(json.dumps({"code": code, "heavy": heavy, "modules": len(sys.modules)}), file=sys.stderr)
 """
 
 
@@ -30,18 +29,15 @@ print(json.dumps({"code": code, "heavy": heavy, "seconds": time.process_time()})
     [(["--help"], 0), (["recipes"], 0), (["plugins"], 0), (["run", "broken.yaml"], 2)],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_quick_commands_answer_in_half_a_second_without_torch(tmp_path, arguments, code):
-    """Seconds of this process's own time, the best of three: a busy machine is not the command's fault."""
+def test_quick_commands_import_little_and_no_torch(tmp_path, arguments, code):
+    """What they import is nearly all that they cost, and a count holds on every machine: benchmarks/start.py has seconds."""
     (tmp_path / "broken.yaml").write_text("train: {max_steps: 3\nseed: 0\n")
     command = [sys.executable, "-c", PROBE, json.dumps(arguments)]
-    seconds = []
-    while len(seconds) < 3 and min(seconds, default=1) >= 0.5:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-        told = json.loads(done.stderr.splitlines()[-1])
-        assert told["heavy"] == []
-        assert told["code"] == code
-        seconds.append(told["seconds"])
-    assert min(seconds) < 0.5
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    told = json.loads(done.stderr.splitlines()[-1])
+    assert told["heavy"] == []
+    assert told["code"] == code
+    assert told["modules"] < 450  # torch alone brings over a thousand
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.yaml"]
 
 
