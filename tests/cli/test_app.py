@@ -30,7 +30,7 @@ print(json.dumps({"code": code, "heavy": heavy, "modules": len(sys.modules)}), f
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_quick_commands_import_little_and_no_torch(tmp_path, arguments, code):
-    """What they import is nearly all that they cost, and a count holds on every machine: benchmarks/start.py has seconds."""
+    """What they import is nearly all that they cost, and a count holds on every machine."""
     (tmp_path / "broken.yaml").write_text("train: {max_steps: 3\nseed: 0\n")
     command = [sys.executable, "-c", PROBE, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
