@@ -13,6 +13,7 @@ from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError
 from neoplug.registry import find
 from neoplug_adapters.adalora import AdaLoRA
+from neoplug_adapters.boft import BOFT
 from neoplug_adapters.c3a import C3A
 from neoplug_adapters.corda import CorDA
 from neoplug_adapters.eva import EVA
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
 N, M = 48, 96  # of up_proj: inputs, outputs
 SIZES = {
     "adalora": lambda c: c.init_r * (N + M + 1),
+    "boft": lambda c: N * c.boft_block_size + M,
     "c3a": lambda c: N * M // c.block_size,
     "delora": lambda c: c.r * (N + M) + 1,
     "dora": lambda c: c.r * (N + M) + M,
@@ -88,6 +90,8 @@ def test_what_is_fitted_is_told(caplog):
     [
         (C3A(block_size=32), "block_size is 32, which does not divide all sizes of the targets"),
         (OFT(oft_block_size=5), "oft_block_size is 5, which does not divide"),
+        (BOFT(boft_block_size=5), "boft_block_size is 5, which does not divide"),
+        (BOFT(boft_block_num=7), "boft_block_num is 7, which does not divide"),
         (RoAd(group_size=3), "group_size is 3, which does not divide"),
     ],
 )
@@ -101,6 +105,7 @@ def test_what_does_not_fit_is_refused_by_its_name(adapter, words):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
+        ("boft", {"boft_block_size": 4, "boft_block_num": 12}, r"^boft_block_size and boft_block_num are both given"),
         ("vera", {"r": 0}, r"^r is 0"),
         ("loha", {"module_dropout": 1.0}, r"^module_dropout is 1.0"),
         ("delora", {"delora_lambda": -1}, r"^delora_lambda is -1"),
@@ -193,6 +198,25 @@ def test_cordas_part_of_the_weight_has_its_components_under_the_covariance(metho
     student = adapter.add_adapter(model, iter(batches), 4, torch.Generator().manual_seed(0))
     moved = student.get_submodule("base_model.model.model.layers.0.mlp.gate_proj.base_layer").weight.double()
     np.testing.assert_allclose((weight - moved).numpy(), part, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="peft may find its extension")
+def test_boft_with_several_factors_needs_what_peft_builds():
+    with pytest.raises(RecipeError, match="boft_n_butterfly_factor is 2, but peft can compute only 1 here"):
+        adapted(BOFT(boft_n_butterfly_factor=2))
+
+
+def test_boft_is_its_formula():
+    student = BOFT(target_modules=["up_proj"]).add_adapter(real(), None, 4, torch.Generator().manual_seed(0))
+    layer, states = student.get_submodule("base_model.model.model.layers.0.mlp.up_proj"), torch.randn(3, N)
+    blocks, scale = torch.nn.init.normal_(layer.boft_R["default"]), torch.nn.init.normal_(layer.boft_s["default"])
+    skew, unit = (blocks[0] - blocks[0].mT).double().detach().numpy() / 2, np.eye(4)
+    turn = np.zeros((N, N))
+    for number, q in enumerate(skew):
+        here = slice(4 * number, 4 * number + 4)
+        turn[here, here] = (unit - q) @ np.linalg.inv(unit + q)
+    weight = scale.double().detach().numpy() * layer.base_layer.weight.double().numpy() @ turn.T
+    np.testing.assert_allclose(layer(states).detach().numpy(), states.double().numpy() @ weight.T, atol=1e-4)
 
 
 def test_moslora_is_its_formula_and_its_identity_control_is_lora():

@@ -33,6 +33,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Specified to not save:UserWarning"),
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
     pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Setting boft_n_butterfly_factor to 1:UserWarning"),
 ]
 
 
@@ -344,8 +346,9 @@ def test_on_four_bits_it_trains_as_on_the_dequantised_base_or_is_refused(adapter
         assert problem.fix
         return
     assert adapter.check(recipe) == []
+    four_bits = NF4(compute_dtype="float32")  # bfloat16, where a CPU has it, rounds too much to compare
     quantised = load_model(
-        locate(str(tiny_student)), plugins=Plugins({"student.load": {"nf4": NF4()}}), role="student",
+        locate(str(tiny_student)), plugins=Plugins({"student.load": {"nf4": four_bits}}), role="student",
         section="student.load", dtype=torch.float32, device="cpu", attn_implementation=None,
     )  # fmt: skip
     plain = model_in(tiny_student)
