@@ -43,6 +43,7 @@ class Tuner:
     starts_elsewhere: ClassVar[str] = ""  # why it does not start as the base; empty: it does
     changes_base: ClassVar[str] = ""  # why the base's own weights are others while it trains; empty: they stay
     seedless: ClassVar[str] = ""  # why all seeds start alike; empty: they do not
+    shaped_by_weights: ClassVar[str] = ""  # why the shapes of what trains are known only on real weights; empty: before
     reads_data: ClassVar[bool] = False  # it starts from the recipe's training data
     cannot_merge: ClassVar[str] = ""  # why no plain model computes the same; empty: one does
     own_options: ClassVar[tuple[str, ...]] = ()  # options that peft's configuration does not have

@@ -3,16 +3,19 @@
 import copy
 import logging
 from math import ceil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError
 from neoplug.registry import find
 from neoplug_adapters.adalora import AdaLoRA
+from neoplug_adapters.adamss import AdaMSS
 from neoplug_adapters.boft import BOFT
 from neoplug_adapters.c3a import C3A
 from neoplug_adapters.corda import CorDA
@@ -28,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
 N, M = 48, 96  # of up_proj: inputs, outputs
 SIZES = {
     "adalora": lambda c: c.init_r * (N + M + 1),
+    "adamss": lambda c: c.subspace_rank * (c.num_subspaces * min(c.r, N) + M),
     "boft": lambda c: N * c.boft_block_size + M,
     "c3a": lambda c: N * M // c.block_size,
     "delora": lambda c: c.r * (N + M) + 1,
@@ -118,9 +122,9 @@ def test_wrong_options_are_refused_at_once(name, options, words, tmp_path):
         find(name, tmp_path).load()(**options)
 
 
-def real(seed=0):
+def real(seed=0, **options):
     torch.manual_seed(seed)
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2} | options
     sizes = {"vocab_size": 64, "hidden_size": N, "intermediate_size": M, "num_hidden_layers": 1}
     return LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval().requires_grad_(False)
 
@@ -198,6 +202,31 @@ def test_cordas_part_of_the_weight_has_its_components_under_the_covariance(metho
     student = adapter.add_adapter(model, iter(batches), 4, torch.Generator().manual_seed(0))
     moved = student.get_submodule("base_model.model.model.layers.0.mlp.gate_proj.base_layer").weight.double()
     np.testing.assert_allclose((weight - moved).numpy(), part, atol=1e-4)
+
+
+def test_without_scikit_learn_adamss_names_its_extra(monkeypatch):
+    monkeypatch.setattr("neoplug_adapters.adamss.find_spec", lambda _: None)
+    (problem,) = AdaMSS().check(SimpleNamespace(adapter={"adamss": {}}, student=SimpleNamespace(load={})))
+    assert problem.fix == "pip install 'neoplug[adamss]'"
+    assert problem.path == ("adapter", "adamss")
+
+
+@pytest.mark.slow
+def test_adamss_changes_what_its_saved_lora_says_also_beside_biases(tmp_path):
+    base = real(attention_bias=True)
+    for name, weight in base.named_parameters():
+        weight.data += 0.5 if name.endswith("bias") else 0
+    student = AdaMSS(r=16, subspace_rank=2).add_adapter(copy.deepcopy(base), None, 4, torch.Generator().manual_seed(0))
+    for name, weight in student.named_parameters():
+        weight.data += 0.1 * torch.randn_like(weight) if ".adamss_B." in name else 0
+    AdaMSS().save_adapter(student, tmp_path)
+    ids = torch.arange(20)[None]
+    loaded = PeftModel.from_pretrained(base, tmp_path)
+    assert loaded.peft_config["default"].r == 10
+    torch.testing.assert_close(loaded(input_ids=ids).logits, student(input_ids=ids).logits, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        student.merge_and_unload(True)(input_ids=ids).logits, loaded(input_ids=ids).logits, atol=1e-3, rtol=0
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="peft may find its extension")
