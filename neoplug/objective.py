@@ -136,23 +136,31 @@ def _tile(
         diagnosis.see(student, teacher, labels)
     arguments = {"teacher": teacher, "labels": labels, "progress": progress}
     values: dict[str, Tensor] = {}
-    logits.zero_()
     for loss in losses:
         if loss.token_gradient is not None:
-            values[loss.name], gradient = loss.token_gradient(student=student, **arguments)
-            _refuse_shape(f"the loss `{loss.name}`", "token_gradient", values[loss.name], labels.shape)
+            found, gradient = loss.token_gradient(student=student, **arguments)
+            _refuse_shape(f"the loss `{loss.name}`", "token_gradient", found, labels.shape)
             _refuse_shape(f"the loss `{loss.name}`", "token_gradient", gradient, logits.shape)
-            logits.add_(gradient, alpha=loss.weight)
+            _put(logits, gradient, loss.weight, first=not values)
+            values[loss.name] = found
     if without := [loss for loss in losses if loss.token_gradient is None]:
-        found, gradient = _differentiate(without, student, arguments)
-        values |= found
-        logits.add_(gradient)
+        differentiated, gradient = _differentiate(without, student, arguments)
+        _put(logits, gradient, 1.0, first=not values)
+        values |= differentiated
     each = torch.stack([values[loss.name] for loss in losses])
     if weigh is None:
         return each
     factor = weigh(student=student, **arguments)
     logits.mul_(factor[:, None])
     return each * factor
+
+
+def _put(total: Tensor, gradient: Tensor, weight: float, first: bool) -> None:
+    """Add `weight * gradient` to a total [t, V] in place; the first overwrites what stands there."""
+    if first:
+        torch.mul(gradient, weight, out=total)
+    else:
+        total.add_(gradient, alpha=weight)
 
 
 def _differentiate(
