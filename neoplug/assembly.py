@@ -28,6 +28,7 @@ from neoplug.models import (
     refuse_other_adapter,
     refuse_unfit,
     tell_other_base,
+    virtual_tokens,
 )
 from neoplug.objective import Loss
 from neoplug.optim import make_optimizer
@@ -128,6 +129,7 @@ def rehearse(checked: Checked, student: Located, corpus: Corpus) -> bool:
         weights = list(bare.parameters())
         model = adapted(checked, bare, steps, student)
         whole = all(weight.requires_grad for weight in weights)
+        refuse_no_room(corpus, student, model)
         make_optimizer(model, checked.plugins, checked.recipe.train.learning_rate)
     except UsageError:
         raise
@@ -206,20 +208,30 @@ def refuse_missing_devices(recipe: Recipe) -> None:
         raise RecipeError(problems)
 
 
-def refuse_too_long(corpus: Corpus, models: Mapping[Role, Located | None]) -> None:
-    """Refuse documents longer than a model has positions; where positions are rotary, it is only told."""
+def refuse_too_long(corpus: Corpus, models: Mapping[Role, Located | None], before: int = 0) -> None:
+    """Refuse documents longer than a model has positions; where positions are rotary, it is only told.
+
+    before  tokens of an adapter's own that stand before each document
+    """
     for role, located in models.items():
         longest = corpus.longest[role]
         config = located and load_config(located, (role, "model")).get_text_config()
-        positions = getattr(config, "max_position_embeddings", None) or longest
-        if positions >= longest:
+        positions = getattr(config, "max_position_embeddings", None) or longest + before
+        if positions >= longest + before:
             continue
-        what = f"the longest document has {longest} tokens, but the {role} was made for {positions}"
+        beside = f", and {before} virtual ones before it" if before else ""
+        what = f"the longest document has {longest} tokens{beside}, but the {role} was made for {positions}"
         if getattr(config, "rope_parameters", None):
             logger.warning("%s", what)
             continue
-        why, fix = "it has no place for the tokens after that", f"set data.max_length to {positions} or less"
+        why, fix = "it has no place for the tokens after that", f"set data.max_length to {positions - before} or less"
         raise RecipeError([Problem(what, why, fix, ("data", "max_length"))])
+
+
+def refuse_no_room(corpus: Corpus, student: Located, adapted: nn.Module) -> None:
+    """Refuse documents for which the student has positions only without the virtual tokens of its adapter."""
+    if tokens := virtual_tokens(adapted):
+        refuse_too_long(corpus, {"student": student}, tokens)
 
 
 def refuse_unshared(corpus: Corpus, vocabulary: Vocabulary, tokenizer: Any) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from neoplug.data.batch import EVERYTHING, Batch, Document, Layout, Windows, collate
 from neoplug.errors import RunError
+from neoplug.models import virtual_tokens
 from neoplug.vocabulary import Vocabulary
 
 logger = logging.getLogger("neoplug")
@@ -290,7 +291,11 @@ LAYOUTS: dict[Layout, str] = {
 def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
     """Return the first layout under which documents do not see each other; say which, and why none before it."""
     refused: list[str] = []
-    for layout, means in LAYOUTS.items():
+    layouts, tokens = LAYOUTS, virtual_tokens(model.module)
+    if tokens:
+        layouts = {"padded": LAYOUTS["padded"]}
+        refused.append(f"not in one row, since the {tokens} virtual tokens of its adapter stand before a row alone")
+    for layout, means in layouts.items():
         found = leak(replace(model, layout=layout), length)
         if found is None:
             logger.info("%s: layout %s, %s%s", role, layout, means, "".join(f"; {why}" for why in refused))

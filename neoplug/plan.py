@@ -23,6 +23,7 @@ from neoplug.assembly import (
     find_model,
     make_order,
     prepared,
+    refuse_no_room,
     refuse_too_long,
     refuse_unshared,
     rehearse_teacher,
@@ -75,7 +76,9 @@ def plan(checked: Checked) -> dict[str, Any]:
     refuse_too_long(corpus, {role: model.located for role, model in found.items()})
     told = differences(tokenizer, theirs, templates_of(recipe.data, prompt, corpus.report))
     run = _length(checked, corpus)
-    sizes = _trained_sizes(checked, adapted(checked, student.skeleton, run["steps"], student.located))
+    trained = adapted(checked, student.skeleton, run["steps"], student.located)
+    refuse_no_room(corpus, student.located, trained)
+    sizes = _trained_sizes(checked, trained)
     planned = {
         "name": checked.name,
         "recipe": checked.resolved(),

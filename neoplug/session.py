@@ -23,8 +23,8 @@ from neoplug.files import remove_partial
 from neoplug.forward import LanguageModel, head_name
 from neoplug.loop import Training, Verdict, distil
 from neoplug.metrics import Metrics, peak_memory
-from neoplug.models import put_into
-from neoplug.models.quiet import quiet
+from neoplug.models import put_into, virtual_tokens
+from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.optim import make_optimizer, make_schedule
 from neoplug.progress import Progress
 from neoplug.recipe import Checked
@@ -219,17 +219,20 @@ class Session:
         self.facts = {"before": before, **({"teacher": of_teacher} if of_teacher else {}), "sample": sample}
 
     def continuation(self, student: LanguageModel, prompt: list[int], tokens: int = 32) -> str | None:
-        """Return how the student goes on, greedily; None where the model cannot generate."""
+        """Return how the student goes on, greedily; None where the model cannot generate.
+
+        Virtual tokens are read anew for each token: beside a cache of transformers', peft gets them wrong.
+        """
         module: Any = student.module
         if not hasattr(module, "generate"):
             return None
         training = module.training
         module.eval()
         ids = torch.tensor([prompt], device=self.world.device)
-        with torch.no_grad(), student.computing(), quiet():
+        with torch.no_grad(), student.computing(), quiet(), quiet_peft():
             found = module.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
-                use_cache=True, pad_token_id=student.pad_token_id,
+                use_cache=not virtual_tokens(module), pad_token_id=student.pad_token_id,
             )  # fmt: skip
         module.train(training)
         return self.decode(found[0, len(prompt) :].tolist())
@@ -345,9 +348,13 @@ class Session:
 
 def count_parameters(module: Any) -> int:
     """Return how many parameters a model has; transformers knows how many a 4-bit weight holds."""
-    if hasattr(module, "num_parameters"):
-        return int(module.num_parameters())
-    return sum(parameter.numel() for parameter in module.parameters())
+    count = getattr(module, "num_parameters", None)
+    if count is None:
+        return sum(parameter.numel() for parameter in module.parameters())
+    counted = set(
+        map(id, getattr(count, "__self__", module).parameters())
+    )  # of the model inside, where an adapter stands around it
+    return int(count()) + sum(p.numel() for p in module.parameters() if id(p) not in counted)
 
 
 def sample_prompt(parts: Parts, tokens: int = 32) -> list[int]:

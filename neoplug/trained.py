@@ -9,7 +9,7 @@ from torch import nn
 
 from neoplug import checkpoint
 from neoplug.errors import RunError, UsageError
-from neoplug.models import Located, locate
+from neoplug.models import Located, cache_by_its_name, locate
 from neoplug.models.quiet import quiet_peft
 from neoplug.registry import Plugins, build, find
 from neoplug.rundir import RunDir
@@ -49,12 +49,16 @@ def is_peft(directory: RunDir) -> bool:
 
 
 def with_peft(model: nn.Module, adapter: Path) -> Any:
-    """Return the model with an adapter in peft's own files; what was trained has `requires_grad`."""
-    from peft import PeftModel
+    """Return the model with an adapter in peft's own files; what was trained has `requires_grad`.
+
+    Virtual tokens have not: peft stores what they became, not what trained them.
+    """
+    from peft import PeftConfig, PeftModel
 
     device = str(next(model.parameters()).device)
     with quiet_peft():
-        return PeftModel.from_pretrained(model, adapter, torch_device=device, is_trainable=True)
+        trains = not PeftConfig.from_pretrained(adapter).is_prompt_learning
+        return cache_by_its_name(PeftModel.from_pretrained(model, adapter, torch_device=device, is_trainable=trains))
 
 
 def as_trained(model: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:

@@ -1,12 +1,14 @@
 """Models: where they come from, how they are loaded, adapters they start with, students prepared once and stored."""
 
 from neoplug.models.adapters import (
+    cache_by_its_name,
     locate_adapter,
     put_into,
     put_on,
     refuse_other_adapter,
     refuse_unfit,
     tell_other_base,
+    virtual_tokens,
 )
 from neoplug.models.load import (
     DTYPES,
@@ -28,6 +30,7 @@ from neoplug.models.students import prepare
 __all__ = [
     "DTYPES",
     "Located",
+    "cache_by_its_name",
     "default_dtype",
     "dtype_named",
     "load_config",
@@ -46,4 +49,5 @@ __all__ = [
     "reread",
     "skeleton",
     "tell_other_base",
+    "virtual_tokens",
 ]

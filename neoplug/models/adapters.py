@@ -8,6 +8,7 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_p
 # What says where an adapter came from, how it started and how it was trained, and nothing of what it computes.
 HISTORY = (
     "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "peft_version", "revision",
-    "runtime_config", "task_type", "tinit", "tfinal", "deltaT", "beta1", "beta2", "total_step",
+    "runtime_config", "task_type", "tinit", "tfinal", "deltaT", "beta1", "beta2", "total_step", "prompt_tuning_init",
+    "prompt_tuning_init_text", "tokenizer_name_or_path",
 )  # fmt: skip
 STARTS = (True, False, "gaussian", "orthogonal", "eva")  # values of init_* that leave the base as it is
 
@@ -84,6 +86,28 @@ class StoredAdapter:
         return RecipeError([Problem(f"the adapter `{self.source}` {what}", why, fix, self.path)])
 
 
+def virtual_tokens(model: nn.Module) -> int:
+    """Return how many tokens of its own a peft model puts before each row's text; 0 where an adapter changes layers."""
+    config: Any = getattr(model, "active_peft_config", None)
+    return config.num_virtual_tokens if getattr(config, "is_prompt_learning", False) else 0
+
+
+def cache_by_its_name(model: "PeftModel") -> "PeftModel":
+    """Let virtual keys and values reach the model by its name for a cache: peft's older one is warned of."""
+    base = model.get_base_model()
+    if virtual_tokens(model) and "cache" in signature(base.forward).parameters:
+        base.register_forward_pre_hook(_renamed_cache, with_kwargs=True)
+    return model
+
+
+def _renamed_cache(
+    module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if "past_key_values" in named:
+        named["cache"] = named.pop("past_key_values")
+    return positional, named
+
+
 def locate_adapter(name: str, path: Key = ("adapter_path",)) -> StoredAdapter:
     """Return where the adapter `name` stands, a folder or a hub id. Raises RecipeError where there is none."""
     folder, revision = Path(name).expanduser(), None
@@ -125,7 +149,7 @@ def put_on(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel":
 
     with quiet_peft():
         adapted = PeftModel.from_pretrained(model, str(stored.folder), torch_device=str(model.device))
-    return adapted.eval().requires_grad_(False)
+    return cache_by_its_name(adapted).eval().requires_grad_(False)
 
 
 def put_into(model: nn.Module, stored: StoredAdapter, plugin: str) -> None:
@@ -162,6 +186,11 @@ def refuse_other_adapter(model: nn.Module, stored: StoredAdapter, plugin: str) -
         raise stored.refused(
             f"has no place in what `{plugin}` trains, which is no peft adapter",
             fix="merge it into its base first (a run's by `neoplug export`), and name the result as student.model",
+        )
+    if virtual_tokens(model) and [name for name, _ in _encoder(model).named_parameters()] != ["embedding.weight"]:
+        raise stored.refused(
+            f"cannot train on by `{plugin}`: it holds virtual tokens, but not the network that they came out of",
+            fix="start anew; a run that was stopped goes on with `--resume`",
         )
     names = _misnamed(model, stored.weights)
     if differences := _differences(model.active_peft_config, stored.config, targets=bool(names)):
@@ -230,9 +259,16 @@ def _present(model: Any) -> dict[str, torch.Size]:
     """Return the shapes of the weights that peft would store of a model."""
     from peft import get_peft_model_state_dict
 
+    if virtual_tokens(model):  # peft computes them, which a skeleton cannot
+        return {"prompt_embeddings": _encoder(model).embedding.weight.shape}
     with quiet_peft():
         found = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
     return {name: weight.shape for name, weight in found.items()}
+
+
+def _encoder(model: Any) -> Any:
+    """Return what makes a peft model's virtual tokens."""
+    return model.prompt_encoder[model.active_adapter]
 
 
 def _misnamed(model: Any, weights: Mapping[str, Tensor]) -> list[str]:

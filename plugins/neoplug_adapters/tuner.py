@@ -103,7 +103,7 @@ class Tuner:
         if problems:
             raise RecipeError(problems)
         try:
-            with _drawing_from(rng), quiet_peft(), self._where(model):
+            with drawing_from(rng), quiet_peft(), self._where(model):
                 config = self._config(model, total_steps)
                 adapted = self._adapt(model, config, batches)
         except (ValueError, TypeError, NotImplementedError) as error:  # of a kind that peft cannot adapt
@@ -212,7 +212,7 @@ def is_transposed(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def _drawing_from(rng: torch.Generator) -> Iterator[None]:
+def drawing_from(rng: torch.Generator) -> Iterator[None]:
     """Let torch's global generators, from which peft draws, follow `rng` for a while."""
     seed = int(torch.randint(2**62, (), generator=rng))
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

@@ -1,0 +1,42 @@
+"""P-tuning: trained embeddings stand before the text's own, as they come out of a small trained network.
+
+    [f(P); E(text)],  P [num_virtual_tokens, hidden], f an MLP of three layers or an LSTM with an MLP on it
+
+What is saved is f(P), so an adapter that was saved cannot train on; a run that was stopped can.
+
+Source: Liu et al. 2021, arXiv 2103.10385.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from neoplug_adapters.virtual_tokens import VirtualTokens
+
+LAYERS = 2  # of an LSTM where nothing is said; peft's MLP takes no other number
+
+
+@dataclass(eq=False)
+class PTuning(VirtualTokens):
+    """Peft's p-tuning."""
+
+    name: ClassVar[str] = "p_tuning"
+    config: ClassVar[str] = "PromptEncoderConfig"
+    positive: ClassVar[tuple[str, ...]] = ("num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers")
+    sized: ClassVar[tuple[str, ...]] = ("encoder_hidden_size",)
+
+    encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
+    encoder_hidden_size: int | None = None  # of the network; left out, the model's
+    encoder_num_layers: int = LAYERS  # of the LSTM, above 0
+    encoder_dropout: float = 0.0  # between the LSTM's layers, in [0, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.encoder_dropout < 1:
+            raise ValueError(f"encoder_dropout is {self.encoder_dropout}, but must lie in [0, 1)")
+        mlp = self.encoder_reparameterization_type == "MLP"
+        if mlp and self.encoder_num_layers != LAYERS:
+            raise ValueError("encoder_num_layers is for encoder_reparameterization_type LSTM: peft's MLP ignores it")
+        if self.encoder_dropout and (mlp or self.encoder_num_layers == 1):
+            raise ValueError("encoder_dropout is for an LSTM of 2 layers or more: peft ignores it elsewhere")

@@ -1,0 +1,44 @@
+"""Prefix tuning: each layer's attention sees trained keys and values before the text's own.
+
+    attention(q, [P_k; K], [P_v; V]),  P_k and P_v [num_virtual_tokens, key-value heads x head size] of each layer
+
+Source: Li and Liang 2021, arXiv 2101.00190; without the projection P-tuning v2, arXiv 2110.07602.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from neoplug_adapters.virtual_tokens import VirtualTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(eq=False)
+class PrefixTuning(VirtualTokens):
+    """Peft's prefix tuning."""
+
+    name: ClassVar[str] = "prefix_tuning"
+    config: ClassVar[str] = "PrefixTuningConfig"
+    not_checkpointed: ClassVar[str] = "its keys and values come as a cache, which checkpointed layers do not read"
+    positive: ClassVar[tuple[str, ...]] = ("num_virtual_tokens", "encoder_hidden_size")
+    sized: ClassVar[tuple[str, ...]] = ("encoder_hidden_size",)
+
+    prefix_projection: bool = False  # a trained MLP makes keys and values; what is saved then cannot train on
+    encoder_hidden_size: int | None = None  # of that MLP; left out, the model's
+    init_weights: Literal["zero"] | None = None  # keys and values start at 0; left out, at random
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder_hidden_size is not None and not self.prefix_projection:
+            raise ValueError("encoder_hidden_size has no effect without prefix_projection")
+
+    def _options(self, model: PreTrainedModel) -> dict[str, Any]:
+        from transformers import DynamicCache
+
+        layers = DynamicCache(config=model.config.get_text_config()).layers
+        if any(hasattr(layer, "update_conv_state") for layer in layers):
+            raise ValueError("its layers keep a state beside keys and values, for which a prefix has none")
+        return super()._options(model)

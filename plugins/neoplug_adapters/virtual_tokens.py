@@ -1,0 +1,94 @@
+"""What adapters of virtual tokens share: trained columns stand before each row, and no layer changes.
+
+Each document has to see them, from the first position on, so neoplug gives it a row of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from math import inf
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from neoplug.errors import Problem, RecipeError, UsageError
+from neoplug.hookspecs import hookimpl
+from neoplug_adapters.companions import key_of
+from neoplug_adapters.tuner import drawing_from
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from neoplug.recipe import Recipe
+
+
+@dataclass(eq=False)
+class VirtualTokens:
+    """A prompt method of peft's: its options are fields of peft's configuration, by their own names."""
+
+    name: ClassVar[str]  # the plugin's own
+    config: ClassVar[str]  # the class of peft's configuration
+    starts_elsewhere: ClassVar[str] = "the text sees the virtual tokens from the first step on"
+    cannot_merge: ClassVar[str] = "its virtual tokens stand before the text, so that no weight holds them"
+    not_checkpointed: ClassVar[str] = ""  # why it cannot train with gradient checkpointing; empty: it can
+    positive: ClassVar[tuple[str, ...]] = ("num_virtual_tokens",)  # options that must be above 0 where they are given
+    sized: ClassVar[tuple[str, ...]] = ()  # options that are the model's hidden size where they are left out
+
+    num_virtual_tokens: int = 20  # before each document, above 0
+
+    def __post_init__(self) -> None:
+        for name in self.positive:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < inf:
+                raise ValueError(f"{name} is {value}, but must be above 0")
+
+    @hookimpl
+    def check(self, recipe: Recipe) -> list[Problem]:
+        """Refuse gradient checkpointing where it would lose the virtual tokens."""
+        if not self.not_checkpointed or not recipe.train.gradient_checkpointing:
+            return []
+        what = f"`{key_of(self.name, recipe.adapter) or self.name}` cannot train with gradient checkpointing"
+        fix = "set it to false, or name `prompt_tuning`, which trains with it"
+        return [Problem(what, self.not_checkpointed, fix, ("train", "gradient_checkpointing"))]
+
+    @hookimpl
+    def add_adapter(self, model: PreTrainedModel, rng: torch.Generator) -> torch.nn.Module:
+        """Return the PeftModel. Same seed, same start; torch's own generators are left as they were.
+
+        Raises RecipeError where peft cannot put virtual tokens before what the model reads.
+        """
+        from neoplug.models.quiet import quiet_peft
+
+        try:
+            with drawing_from(rng), quiet_peft():
+                return self._adapt(model)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            what, fix = f"peft cannot do {self.name} on this model", "name `lora`, which changes layers instead"
+            raise RecipeError([Problem(what, str(error), fix, ("adapter", self.name))]) from error
+
+    @hookimpl
+    def merge_adapter(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Refuse it."""
+        raise UsageError(f"a `{self.name}` adapter cannot be merged\nwhy: {self.cannot_merge}\nfix: use it with peft")
+
+    def _adapt(self, model: PreTrainedModel) -> torch.nn.Module:
+        """Return the model behind its virtual tokens; a short text proves that it can read them."""
+        import peft
+
+        from neoplug.models import cache_by_its_name
+
+        config = getattr(peft, self.config)(task_type="CAUSAL_LM", **self._options(model))
+        if model.device.type == "meta":
+            with torch.device("meta"):
+                return peft.get_peft_model(model, config)
+        adapted = cache_by_its_name(peft.get_peft_model(model, config))
+        text = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+        with torch.no_grad():
+            adapted(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False)
+        return adapted
+
+    def _options(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return what peft's configuration is told, sizes that were left out fitted to the model."""
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        width = model.config.get_text_config().hidden_size
+        return options | {name: width for name in self.sized if options[name] is None}

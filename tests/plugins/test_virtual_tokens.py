@@ -1,0 +1,129 @@
+"""Adapters of virtual tokens: what peft is told, their size by formula, where they start, what they refuse."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import FalconH1Config, FalconH1ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from neoplug.errors import RecipeError, UsageError
+from neoplug.models import virtual_tokens
+from neoplug_adapters.p_tuning import PTuning
+from neoplug_adapters.prefix_tuning import PrefixTuning
+from neoplug_adapters.prompt_tuning import PromptTuning
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names
+H, KEYS, LAYERS, T = 48, 24, 2, 20  # hidden size, of keys of a layer, layers, virtual tokens where nothing is said
+
+
+@pytest.fixture(scope="module")
+def base():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": H, "intermediate_size": 96, "num_hidden_layers": LAYERS, "vocab_size": 384}
+    return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)).requires_grad_(False)
+
+
+@pytest.fixture
+def adapted(base):
+    return lambda plugin: plugin.add_adapter(copy.deepcopy(base), torch.Generator().manual_seed(0))
+
+
+def size(model):
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def lstm(inputs, width):
+    """Return the parameters of a layer that reads both ways."""
+    return 2 * 4 * width * (inputs + width + 2)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "expected"),
+    [
+        (PromptTuning(), T * H),
+        (PromptTuning(num_virtual_tokens=3, prompt_tuning_init="RANDOM"), 3 * H),
+        (PrefixTuning(), T * LAYERS * 2 * KEYS),
+        (
+            PrefixTuning(prefix_projection=True, encoder_hidden_size=7),
+            T * KEYS + 7 * (KEYS + 1) + (7 + 1) * LAYERS * 2 * KEYS,
+        ),
+        (PTuning(), T * H + 3 * H * (H + 1)),
+        (PTuning(encoder_hidden_size=8), T * H + 8 * (H + 1) + 8 * (8 + 1) + (8 + 1) * H),
+        (
+            PTuning(encoder_reparameterization_type="LSTM", encoder_hidden_size=8, encoder_num_layers=2),
+            T * H + lstm(H, 8) + lstm(16, 8) + 16 * 17 + 17 * H,
+        ),
+    ],
+)
+def test_size_and_options(adapted, plugin, expected):
+    model = adapted(plugin)
+    assert size(model) == expected
+    assert virtual_tokens(model) == plugin.num_virtual_tokens
+    found = model.peft_config["default"]
+    for name, value in vars(plugin).items():
+        assert getattr(found, name) == value or value is None
+
+
+def test_other_adapters_have_none(base):
+    assert virtual_tokens(base) == 0
+
+
+def test_prompts_start_as_tokens_of_the_vocabulary_or_as_a_text(adapted, base, tiny_tokenizer, tmp_path):
+    table = base.get_input_embeddings().weight
+    drawn = adapted(PromptTuning()).prompt_encoder["default"].embedding.weight
+    assert all(any(torch.equal(row, token) for token in table) for row in drawn)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    plugin = PromptTuning(prompt_tuning_init="TEXT", prompt_tuning_init_text="Say it", num_virtual_tokens=9)
+    told = adapted(replace(plugin, tokenizer_name_or_path=str(tmp_path))).prompt_encoder["default"].embedding.weight
+    ids = tiny_tokenizer("Say it")["input_ids"]
+    assert torch.equal(told, table[(ids * 9)[:9]])
+
+
+def test_the_text_is_read_by_the_students_own_tokenizer(tiny_student):
+    model = LlamaForCausalLM.from_pretrained(tiny_student).requires_grad_(False)
+    plugin = PromptTuning(prompt_tuning_init="TEXT", prompt_tuning_init_text="Say it")
+    config = plugin.add_adapter(model, torch.Generator().manual_seed(0)).peft_config["default"]
+    assert config.tokenizer_name_or_path == str(tiny_student)
+
+
+def test_a_prefix_of_zeros_is_no_prefix_of_noise(adapted):
+    weight = adapted(PrefixTuning(init_weights="zero")).prompt_encoder["default"].embedding.weight
+    assert not weight.any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        (PromptTuning, {"num_virtual_tokens": 0}, "num_virtual_tokens is 0, but must be above 0"),
+        (PromptTuning, {"prompt_tuning_init": "TEXT"}, "prompt_tuning_init_text is missing"),
+        (PromptTuning, {"prompt_tuning_init_text": "Say it"}, "prompt_tuning_init_text has no effect"),
+        (PromptTuning, {"tokenizer_name_or_path": "gpt2"}, "tokenizer_name_or_path has no effect"),
+        (PrefixTuning, {"encoder_hidden_size": 8}, "encoder_hidden_size has no effect"),
+        (PTuning, {"encoder_num_layers": 3}, "encoder_num_layers is for"),
+        (PTuning, {"encoder_dropout": 0.1}, "encoder_dropout is for"),
+        (PTuning, {"encoder_dropout": 1.0}, "encoder_dropout is 1.0, but must lie in"),
+    ],
+)
+def test_options_without_effect_are_refused(kind, options, said):
+    with pytest.raises(ValueError, match=said):
+        kind(**options)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_prefix_is_refused_where_layers_keep_a_state(device):
+    config = FalconH1Config(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, vocab_size=64, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
+    )  # fmt: skip
+    with torch.device(device):
+        model = FalconH1ForCausalLM(config)
+    with pytest.raises(RecipeError, match="cannot do prefix_tuning on this model") as caught:
+        PrefixTuning().add_adapter(model, torch.Generator().manual_seed(0))
+    assert "keep a state beside keys and values" in str(caught.value)
+
+
+@pytest.mark.parametrize("plugin", [PromptTuning(), PrefixTuning(), PTuning()])
+def test_none_is_merged(plugin, adapted):
+    with pytest.raises(UsageError, match="no weight holds them"):
+        plugin.merge_adapter(adapted(plugin))
