@@ -23,7 +23,7 @@
         on_step_end(step, progress, model, metrics, name)
         every eval_steps: on_evaluate(...);  every save_steps: on_save(model, path), state_dict()
     after = evaluate(model)
-    save_adapter(model, path);  on_train_end(model, result)
+    base_weights(model);  save_adapter(model, path);  on_train_end(model, result)
     later, `neoplug export`: merge_adapter(model)
 
 A plugin is a dataclass whose fields are its options; a method with a hook's name and `@hookimpl` answers that hook, and
@@ -268,6 +268,18 @@ def on_evaluate(
                     `neoplug.data.batch.collate`; V is what teacher and student share
     tokenizer       the student's; what both know has the same ids in both
     returns         JSON-ready numbers, lists and maps
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("at most one")
+def base_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return what the adapter stands on where no file of an adapter turns that back into the student as it came.
+
+    The run then ships it as `student/`, beside the adapter. Called on the main process, once, at the end.
+
+    returns  all weights of the bare student, by its own names; not copies: neoplug writes them and changes none
     """
     raise NotImplementedError
 

@@ -153,7 +153,7 @@ class RunDir:
 
     @property
     def student(self) -> Path:
-        """The folder of the prepared base under the adapter, where preparation made one."""
+        """The folder of the base under the adapter, where preparation or the adapter itself made one."""
         return self.path / "student"
 
     @property

@@ -1,4 +1,4 @@
-"""What a run leaves: the adapter in its library's own files, or the whole model; and the prepared base beside it."""
+"""What a run leaves: the adapter in its library's own files, or the whole model; and a base that only the run has."""
 
 import shutil
 import warnings
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from neoplug.card import card
 from neoplug.errors import RunError
@@ -17,13 +17,12 @@ from neoplug.rundir import RunDir
 
 
 def save_student(model: nn.Module, checked: Checked, base: Located, tokenizer: Any, directory: RunDir) -> None:
-    """Write adapter/ (and student/, the prepared base under it), or model/ for a model that was trained whole."""
-    if base.kind == "prepared" and not directory.student.exists():
-        with folder_atomically(directory.student) as draft:
-            shutil.copytree(base.path, draft, dirs_exist_ok=True)
-    where = str(directory.student.absolute()) if base.kind == "prepared" else base.path
+    """Write adapter/ (and student/, a base that only this run has), or model/ for a model that was trained whole."""
+    _ship_base(model, checked, base, tokenizer, directory)
     if _is_peft(model):
-        _name_base(model, where, base.revision)
+        shipped = directory.student.exists()
+        where = str(directory.student.absolute()) if shipped else base.path
+        _name_base(model, where, None if shipped else base.revision)
     if checked.plugins.implements("save_adapter"):
         with folder_atomically(_cleared(directory.adapter)) as draft:
             checked.plugins.one("save_adapter", model=model, path=draft)
@@ -33,6 +32,17 @@ def save_student(model: nn.Module, checked: Checked, base: Located, tokenizer: A
     else:
         with folder_atomically(_cleared(directory.model)) as draft:
             _save_whole(model, draft, base, tokenizer)
+
+
+def _ship_base(model: Any, checked: Checked, base: Located, tokenizer: Any, directory: RunDir) -> None:
+    """Write student/ where the adapter stands on another base than the one that came: prepared, or changed by it."""
+    if checked.plugins.implements("base_weights"):
+        weights = checked.plugins.one("base_weights", model=model)
+        with folder_atomically(_cleared(directory.student)) as draft:
+            _save_whole(model.get_base_model() if _is_peft(model) else model, draft, base, tokenizer, weights)
+    elif base.kind == "prepared" and not directory.student.exists():
+        with folder_atomically(directory.student) as draft:
+            shutil.copytree(base.path, draft, dirs_exist_ok=True)
 
 
 def write_card(directory: RunDir, result: Mapping[str, Any]) -> None:
@@ -67,7 +77,10 @@ def _save_peft(model: Any, path: Path) -> None:
         model.save_pretrained(path)
 
 
-def _save_whole(model: Any, path: Path, base: Located, tokenizer: Any) -> None:
+def _save_whole(
+    model: Any, path: Path, base: Located, tokenizer: Any, weights: dict[str, Tensor] | None = None
+) -> None:
+    """Write a model with its tokenizer; `weights` are what is written in place of its own."""
     if not hasattr(model, "save_pretrained"):
         raise RunError(
             f"{type(model).__name__} cannot be saved: it is neither a PeftModel nor a transformers model\n"
@@ -76,5 +89,5 @@ def _save_whole(model: Any, path: Path, base: Located, tokenizer: Any) -> None:
     original = load_config(base)
     dropout.put_back(model.config, original)
     model.config.use_cache = original.use_cache  # training had switched both off
-    model.save_pretrained(path)
+    model.save_pretrained(path, state_dict=weights)
     tokenizer.save_pretrained(path)

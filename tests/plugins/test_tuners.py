@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -20,6 +21,7 @@ from neoplug_adapters.boft import BOFT
 from neoplug_adapters.c3a import C3A
 from neoplug_adapters.corda import CorDA
 from neoplug_adapters.eva import EVA
+from neoplug_adapters.loftq import LoftQ
 from neoplug_adapters.lora import LoRA
 from neoplug_adapters.lora_ga import LoRAGA
 from neoplug_adapters.moslora import MoSLoRA
@@ -44,6 +46,7 @@ SIZES = {
     "lily": lambda c: c.r * N + c.num_B * c.r + c.num_B * c.r * M,
     "loha": lambda c: 2 * c.r * (N + M),
     "lokr": lambda c: 8 * 6 + 12 * 8,
+    "loftq": lambda c: c.r * (N + M),
     "lora": lambda c: c.r * (N + M),
     "lora_fa": lambda c: c.r * M,
     "mica": lambda c: c.r * N,
@@ -246,6 +249,42 @@ def test_boft_is_its_formula():
         turn[here, here] = (unit - q) @ np.linalg.inv(unit + q)
     weight = scale.double().detach().numpy() * layer.base_layer.weight.double().numpy() @ turn.T
     np.testing.assert_allclose(layer(states).detach().numpy(), states.double().numpy() @ weight.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_loftqs_start_is_the_best_of_its_rank_for_what_four_bits_lose(rounds):
+    model = real()
+    whole = model.model.layers[0].mlp.up_proj.weight.double().numpy()
+    adapter = LoftQ(r=4, lora_alpha=12, loftq_iter=rounds, target_modules=["up_proj"])
+    student = adapter.add_adapter(model, None, 4, torch.Generator().manual_seed(0))
+    layer = student.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+    rounded, rest = layer.base_layer.weight, np.zeros_like(whole)
+    again = dequantize_4bit(*quantize_4bit(rounded, quant_type="nf4", blocksize=64))
+    torch.testing.assert_close(again, rounded.data, atol=1e-6, rtol=1e-6)  # so `load: nf4` keeps it
+    for _ in range(rounds):
+        grid = torch.from_numpy(whole - rest).float()
+        kept = dequantize_4bit(*quantize_4bit(grid, quant_type="nf4", blocksize=64)).double().numpy()
+        left, values, right = np.linalg.svd(whole - kept, full_matrices=False)
+        rest = left[:, :4] * values[:4] @ right[:4]
+    change = 3 * layer.lora_B["default"].weight.double() @ layer.lora_A["default"].weight.double()
+    np.testing.assert_allclose(rounded.double().numpy(), kept, atol=1e-5)
+    np.testing.assert_allclose(change.detach().numpy(), rest, atol=1e-4)
+
+
+def test_loftq_in_eight_bits_is_off_by_half_a_step_at_most():
+    model = real()
+    whole = model.model.layers[0].mlp.up_proj.weight.clone()
+    adapter = LoftQ(loftq_bits=8, target_modules=["up_proj"])
+    student = adapter.add_adapter(model, None, 4, torch.Generator().manual_seed(0))
+    rounded = student.get_submodule("base_model.model.model.layers.0.mlp.up_proj").base_layer.weight
+    assert ((rounded - whole).abs() <= whole.abs().amax(1, keepdim=True) / 254 * 1.001).all()
+    assert all(len(row.unique()) <= 255 for row in rounded)
+
+
+def test_loftq_does_not_go_on_from_an_adapter():
+    student = SimpleNamespace(load={}, adapter_path="runs/before/adapter")
+    (problem,) = LoftQ().check(SimpleNamespace(adapter={"loftq": {}}, student=student))
+    assert problem.path == ("student", "adapter_path")
 
 
 def test_moslora_is_its_formula_and_its_identity_control_is_lora():
