@@ -41,6 +41,7 @@ def quiet_peft() -> Iterator[None]:
         for said in ("Failed to load the CUDA extension", "Setting boft_n_butterfly_factor to 1"):
             warnings.filterwarnings("ignore", said, UserWarning)  # it computes the same without, and needs 1 anyway
         warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)  # the model counts them itself
+        warnings.filterwarnings("ignore", "Detected that the base layer has no bias", UserWarning)  # export says so
         # Peft itself sets the rank of fused experts by a pattern, then misses a module of that name.
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         yield

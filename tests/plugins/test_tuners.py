@@ -13,10 +13,11 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from neoplug.data.batch import Document, collate
-from neoplug.errors import RecipeError
+from neoplug.errors import RecipeError, UsageError
 from neoplug.registry import find
 from neoplug_adapters.adalora import AdaLoRA
 from neoplug_adapters.adamss import AdaMSS
+from neoplug_adapters.beft import BEFT
 from neoplug_adapters.boft import BOFT
 from neoplug_adapters.c3a import C3A
 from neoplug_adapters.corda import CorDA
@@ -34,11 +35,14 @@ N, M = 48, 96  # of up_proj: inputs, outputs
 SIZES = {
     "adalora": lambda c: c.init_r * (N + M + 1),
     "adamss": lambda c: c.subspace_rank * (c.num_subspaces * min(c.r, N) + M),
+    "beft": lambda c: M,
     "boft": lambda c: N * c.boft_block_size + M,
     "c3a": lambda c: N * M // c.block_size,
+    "deft": lambda c: c.r * (N + M),
     "delora": lambda c: c.r * (N + M) + 1,
     "dora": lambda c: c.r * (N + M) + M,
     "fourierft": lambda c: c.n_frequency,
+    "glora": lambda c: 2 * c.r * (N + M),
     "gralora": lambda c: c.r * (N + M),
     "hira": lambda c: c.r * (N + M),
     "hra": lambda c: c.r * N,
@@ -54,11 +58,13 @@ SIZES = {
     "miss": lambda c: c.r * M,
     "oft": lambda c: N * (c.oft_block_size - 1) // 2,
     "osf": lambda c: (N - N // 2) * (N + M + 1),
+    "peanut": lambda c: 2 * c.r * M + 2 * c.depth * c.r**2,
     "psoft": lambda c: c.r * (c.r - 1) // 2 + 2 * c.r,
     "pvera": lambda c: M + 2 * c.r,
     "randlora": lambda c: ceil(N / c.r) * (c.r + N),
     "road": lambda c: M,
     "shira": lambda c: c.r * (N + M),
+    "supertuning": lambda c: int(N * M * (1 - c.sparsity)),
     "tinylora": lambda c: c.u,
     "unilora": lambda c: c.theta_d_length,
     "vblora": lambda c: c.r * c.num_vectors * (N + M) // c.vector_length + c.num_vectors * c.vector_length,
@@ -285,6 +291,21 @@ def test_loftq_does_not_go_on_from_an_adapter():
     student = SimpleNamespace(load={}, adapter_path="runs/before/adapter")
     (problem,) = LoftQ().check(SimpleNamespace(adapter={"loftq": {}}, student=student))
     assert problem.path == ("student", "adapter_path")
+
+
+def test_beft_is_merged_into_biases_and_nowhere_else():
+    for layers in (["q_proj"], ["q_proj", "up_proj"]):
+        adapter = BEFT(target_modules=layers)
+        student = adapter.add_adapter(real(attention_bias=True), None, 4, torch.Generator().manual_seed(0))
+        for name, weight in student.named_parameters():
+            weight.data += 0.3 if ".beft_" in name else 0
+        ids = torch.arange(20)[None]
+        wanted = student(input_ids=ids).logits
+        if layers == ["q_proj"]:
+            torch.testing.assert_close(adapter.merge_adapter(student)(input_ids=ids).logits, wanted)
+            continue
+        with pytest.raises(UsageError, match="the model has no biases at these layers"):
+            adapter.merge_adapter(student)
 
 
 def test_moslora_is_its_formula_and_its_identity_control_is_lora():

@@ -34,6 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Specified to not save:UserWarning"),
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
     pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term:UserWarning"),
     pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension:UserWarning"),
     pytest.mark.filterwarnings("ignore:Setting boft_n_butterfly_factor to 1:UserWarning"),
 ]

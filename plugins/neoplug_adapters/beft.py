@@ -1,0 +1,39 @@
+"""BEFT: biases train, and nothing else; a layer that has none gets one.
+
+    W x + b + v,  v from 0
+
+Source: Huang, Balashankar, Aminifar 2025, arXiv 2509.15974, who find that of the attention's the values' counts most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from neoplug.errors import UsageError
+from neoplug.hookspecs import hookimpl
+from neoplug_adapters.tuner import Tuner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(eq=False)
+class BEFT(Tuner):
+    """Peft's BEFT."""
+
+    name: ClassVar[str] = "beft"
+    config: ClassVar[str] = "BeftConfig"
+    seedless: ClassVar[str] = "v starts at 0"
+    cannot_merge: ClassVar[str] = "the model has no biases at these layers, and v has no other place in it"
+
+    @hookimpl
+    def merge_adapter(self, model: Any) -> PreTrainedModel:
+        """Return the model with v in its biases. Raises UsageError where a target has none."""
+        layers = [layer for layer in model.modules() if hasattr(layer, "beft_bias")]
+        if any(layer.get_base_layer().bias is None for layer in layers):
+            raise UsageError(
+                f"a `{self.name}` adapter cannot be merged here\nwhy: {self.cannot_merge}\nfix: use it with peft"
+            )
+        merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+        return merged

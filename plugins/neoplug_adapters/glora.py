@@ -1,0 +1,26 @@
+"""GLoRA: a low-rank factor and a low-rank term for each weight; biases are scaled, shifted and fed from the weight.
+
+    W (1 + A) + B, element by element;  b (1 + D) + E + W C where there is a bias;  all start at 0
+
+Source: Chavan et al. 2023, arXiv 2306.07967.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from neoplug_adapters.tuner import Tuner
+
+
+@dataclass(eq=False)
+class GLoRA(Tuner):
+    """Peft's GLoRA."""
+
+    name: ClassVar[str] = "glora"
+    config: ClassVar[str] = "GloraConfig"
+    not_on_quantised: ClassVar[str] = "it multiplies the weights themselves, which are packed integers"
+    positive: ClassVar[tuple[str, ...]] = ("r",)
+
+    r: int = 8  # the rank of what is low-rank
+    config_A_B: Literal["lora", "vector", "constant", "none"] = "lora"  # A and B: low-rank, a number a row, one, or 0
+    config_C: Literal["lora", "vector", "none"] = "lora"  # C, where there is a bias
+    config_D_E: Literal["vector", "constant", "none"] = "constant"  # D and E, where there is a bias

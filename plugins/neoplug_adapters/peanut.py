@@ -1,0 +1,26 @@
+"""PEANuT: each change is a small network of the weight itself.
+
+    W + scaling f(W),  f: A, then depth layers down and up with act_fn between, then B, which starts at 0
+
+Source: Zhong et al. 2024, arXiv 2410.01870.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from neoplug_adapters.tuner import Tuner
+
+
+@dataclass(eq=False)
+class PEANuT(Tuner):
+    """Peft's PEANuT."""
+
+    name: ClassVar[str] = "peanut"
+    config: ClassVar[str] = "PeanutConfig"
+    not_on_quantised: ClassVar[str] = "its network reads the weights themselves, which are packed integers"
+    positive: ClassVar[tuple[str, ...]] = ("r", "scaling")
+
+    r: int = 32  # the network's width
+    depth: int = 0  # layers on either side of the middle, 0 or more
+    act_fn: str = "relu"  # between layers, by transformers' names
+    scaling: float = 1.0  # of the change, above 0

@@ -1,0 +1,34 @@
+"""Super-Tuning: the entries of each weight that are largest train, all others stay; with r a LoRA beside them (Supra).
+
+    W + S + lora_alpha / r B A,  S sparse, at the places of the (1 - sparsity) largest entries of W, from 0
+
+Source: arXiv 2607.09287.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from neoplug_adapters.tuner import Tuner
+
+
+@dataclass(eq=False)
+class SuperTuning(Tuner):
+    """Peft's Super-Tuning."""
+
+    name: ClassVar[str] = "supertuning"
+    config: ClassVar[str] = "SupertuningConfig"
+    not_on_quantised: ClassVar[str] = "it changes single entries of the weights, which are packed integers"
+    seedless: ClassVar[str] = "the weights decide which of their entries train"
+    positive: ClassVar[tuple[str, ...]] = ("r", "lora_alpha")
+    shares: ClassVar[tuple[str, ...]] = ("sparsity", "lora_dropout")
+
+    sparsity: float = 0.99  # share of entries that stay, in [0, 1)
+    select_top: bool = True  # the largest train; false: the smallest
+    r: int | None = None  # the rank of a LoRA beside them; left out: none
+    lora_alpha: float | None = None  # its scale is lora_alpha / r; left out: 2 r
+    lora_dropout: float = 0.0  # in [0, 1), on what A reads
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.r is None and self.lora_alpha is not None:
+            raise ValueError("lora_alpha is given, but there is no LoRA without r")
