@@ -9,8 +9,10 @@ Source: Zhang et al. 2023, arXiv 2303.10512.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -83,6 +85,13 @@ class AdaLoRA(Tuner):
     def on_step_end(self, step: int, model: Any) -> None:
         """Weigh the ranks, and choose among them when it is time."""
         model.base_model.update_and_allocate(step)
+
+    @hookimpl
+    def save_adapter(self, model: Any, path: Path) -> None:
+        """Save it as peft does, which takes the empty matrices of a target that has no rank left for a fault."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* have invalid shape", UserWarning)
+            model.save_pretrained(path)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the importance of each weight so far, and the chosen ranks."""

@@ -1,13 +1,75 @@
-"""Hands out every installed `loss`, `adapter`, `optimizer` and `token_weight`: whoever adds a file is tested here."""
+"""Hands out every installed `loss`, `adapter`, `optimizer` and `token_weight`: whoever adds a file is tested here.
 
+`--packaged FILE` takes four layers of the packaged model in place of the tiny one: a minute an adapter, or some. What
+each test says goes to FILE, by adapter; those that are in it already stay, so that one can be run anew with -k.
+"""
+
+import json
+import re
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import fields
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
 
+from neoplug import recipe
+from neoplug.assembly import find_model
 from neoplug.errors import RecipeError
+from neoplug.models import load_tokenizer, prepare
 from neoplug.registry import answered, installed
+
+LAYERS = [0, 10, 20, 29]  # of 30
+
+
+def pytest_addoption(parser):
+    parser.addoption("--packaged", type=Path, metavar="FILE", help="adapters on the packaged model; outcomes to FILE")
+
+
+def pytest_configure(config):
+    file = config.getoption("--packaged", None)
+    if file and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Outcomes(file), "outcomes")
+
+
+class Outcomes:
+    """Writes what each test of an adapter says: {adapter: {test: passed, skipped or failed}}."""
+
+    def __init__(self, file):
+        self.file, self.found = file, defaultdict(dict)
+        self.before = json.loads(file.read_text()) if file.exists() else {}
+
+    def pytest_runtest_logreport(self, report):
+        named = re.search(r"test_adapters\.py::test_(\w+)\[(?:\d+-)?([a-z]\w*)(?:-\d+)?\]", report.nodeid)
+        if named and (report.when == "call" or report.outcome != "passed"):
+            test, adapter = named.groups()
+            worst = "failed" in (report.outcome, self.found[adapter].get(test))
+            self.found[adapter][test] = "failed" if worst else report.outcome
+            self.file.write_text(json.dumps(self.before | self.found, indent=1, sort_keys=True) + "\n")
+
+
+@pytest.fixture(scope="session")
+def tiny_student(request, tiny_student):
+    """Return the folder of the student that adapters are put on."""
+    return Path(packaged().path) if request.config.getoption("--packaged", None) else tiny_student
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(request, tiny_tokenizer):
+    return load_tokenizer(packaged()) if request.config.getoption("--packaged", None) else tiny_tokenizer
+
+
+@pytest.fixture(scope="session")
+def rates(request):
+    """Return the learning rates of which one must do: on a trained model variants differ by more than 100 times."""
+    return (1e-2, 1e-3, 1e-4) if request.config.getoption("--packaged", None) else (1e-2,)
+
+
+def packaged():
+    """Return where the cut of the packaged model stands."""
+    checked = recipe.load("llm_neo_tiny", changes={"student": {"prepare": {"prune_depth": {"layers": LAYERS}}}})
+    return prepare(find_model(checked.recipe.student, "student"), checked, None, "")
 
 
 def answering(hook):

@@ -1,0 +1,119 @@
+"""One adapter of `adapters.py` in a process of its own, which takes a step each time that it is asked."""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from step_arms import ENDLESS, RESET, release, resident
+
+from neoplug import recipe
+from neoplug.assembly import Parts, gather
+from neoplug.data import Corpus
+from neoplug.distributed import World
+from neoplug.forward import head_name
+from neoplug.loop import distil
+from neoplug.metrics import Metrics
+from neoplug.models.quiet import quiet
+from neoplug.optim import make_optimizer, make_schedule
+from neoplug.progress import Silent
+from neoplug.recipe import Checked
+from neoplug.rundir import RunDir
+from neoplug.save import save_student
+from neoplug.session import Session
+from neoplug.signals import Stop
+
+LENGTH = 256  # tokens of a row
+STEPS = 8  # of a run, as adapters with a schedule see it; LoRA's process takes more, the others one and some turns
+
+
+def work(name: str, changes: dict[str, Any], line: Connection) -> None:
+    """Tell how the adapter begins; take a step for each True and tell what it took; after a False, what is saved.
+
+    changes  to the recipe
+    """
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        checked = recipe.load("llm_neo_tiny", changes=as_measured(name, changes))
+        parts = gather(checked, Silent())
+        directory = RunDir(Path(folder))
+        train(Session(checked, parts, directory, World("cpu"), Silent(), Stop()), line)
+
+
+def as_measured(name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return what is changed in the recipe: this adapter without options, no teacher, no line of metrics."""
+    train = {"max_steps": STEPS, "logging_steps": ENDLESS, "save_steps": ENDLESS}
+    alone = {"teacher": None, "loss": {"cross_entropy": {}}, "adapter": {name: {}}, "train": train}
+    return alone | changes
+
+
+def train(session: Session, line: Connection) -> None:
+    """Train as a run does, for as long as steps are asked for; then save."""
+    base = in_memory(session.roles.load("student", session.parts.base))
+    name, turns = head_name(base), Turns(line, resident("VmRSS"))
+    started = perf_counter()
+    module = session.add_adapter(base, STEPS)
+    trained = sum(each.numel() for each in module.parameters() if each.requires_grad)
+    line.send({"begin_seconds": perf_counter() - started, "parameters": trained})
+    student, checked = session.roles.student(module, name), session.checked
+    optimizer = make_optimizer(module, checked.plugins, checked.recipe.train.learning_rate)
+    schedule = make_schedule(optimizer, checked.recipe.train, STEPS)
+    training = session.training(student, None, [], None, ENDLESS, optimizer, schedule)
+    quietly = {"metrics": Metrics(weights_vary=False, write=lambda lines: None), "save": lambda step: None}
+    turns.wait()
+    distil(replace(training, order=FullRows(session.parts.corpus), stop=turns, **quietly))
+    line.send({"disk_bytes": saved(module, checked, session.parts, session.directory)})
+
+
+def in_memory(model: Any) -> Any:
+    """Return a model whose weights are in memory, not only mapped."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+@dataclass
+class Turns:
+    """Waits to be asked before each step, and tells after it what it took; `loaded` bytes were resident before."""
+
+    line: Connection
+    loaded: int
+
+    def __call__(self) -> bool:
+        """End a step and begin the next; say whether there shall be none. The loop asks after each."""
+        took = {"seconds": perf_counter() - self.started, "cpu_seconds": process_time() - self.cpu}
+        self.line.send(took | {"peak_bytes": resident("VmHWM") - self.loaded})
+        release()
+        return not self.wait()
+
+    def wait(self) -> bool:
+        """Say whether a step is asked for, and begin to count."""
+        asked = bool(self.line.recv())
+        release()
+        RESET.write_text("5")  # the peak starts anew
+        self.started, self.cpu = perf_counter(), process_time()
+        return asked
+
+
+class FullRows:
+    """An order of a row a step, of those that have as many tokens as a row can."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.rows = [number for number, length in enumerate(corpus.row_lengths) if length == LENGTH]
+
+    def micro_batches(self, step: int, rank: int) -> Iterator[list[int]]:
+        """Yield the row of a step."""
+        yield [self.rows[step % len(self.rows)]]
+
+
+def saved(module: nn.Module, checked: Checked, parts: Parts, directory: RunDir) -> int:
+    """Save as a run does, less the base; return the bytes of the weights."""
+    save_student(module, checked, replace(parts.base, kind="local"), parts.tokenizer, directory)
+    folders = (directory.adapter, directory.model)
+    return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
