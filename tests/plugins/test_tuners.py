@@ -10,13 +10,15 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft import PeftModel
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError, UsageError
 from neoplug.registry import find
 from neoplug_adapters.adalora import AdaLoRA
 from neoplug_adapters.adamss import AdaMSS
+from neoplug_adapters.adaption_prompt import AdaptionPrompt
 from neoplug_adapters.beft import BEFT
 from neoplug_adapters.boft import BOFT
 from neoplug_adapters.c3a import C3A
@@ -326,3 +328,44 @@ def test_moslora_is_its_formula_and_its_identity_control_is_lora():
     for name, module in plain.named_modules():
         if name.endswith("lora_A.default"):
             assert torch.equal(identity.get_submodule(name).weight, module.weight)
+
+
+def prompted(model):
+    return AdaptionPrompt(adapter_len=3).add_adapter(model, torch.Generator().manual_seed(0))
+
+
+def test_adaption_prompts_attend_beside_the_layers_own_attention():
+    student, states = prompted(real()), torch.randn(1, 5, N)
+    attention = student.get_submodule("base_model.model.model.layers.0.self_attn")
+    attention.adaption_gate.data.fill_(0.7)
+    angles = student.get_base_model().model.rotary_emb(states, torch.arange(5)[None])
+    with torch.no_grad():
+        found = attention(hidden_states=states, position_embeddings=angles, attention_mask=None)[0]
+        bare = attention.model(hidden_states=states, position_embeddings=angles, attention_mask=None)[0]
+        q, k, v = (
+            getattr(attention.model, f"{name}_proj")(given).unflatten(-1, (-1, 12)).transpose(1, 2)
+            for name, given in (("q", states), ("k", attention.adaption_prompt), ("v", attention.adaption_prompt))
+        )
+        q, _ = apply_rotary_pos_emb(q, q, *angles)
+        k, v = k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)  # 4 heads share 2
+        seen = 0.7 * torch.softmax(q @ k.mT / 12**0.5, -1) @ v
+        added = attention.model.o_proj(seen.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(found, bare + added, atol=1e-5, rtol=1e-5)
+
+
+def test_adaption_prompts_refuse_what_peft_computes_wrongly():
+    with pytest.raises(RecipeError, match="4 heads of size 8, but peft takes 48 / 4"):
+        prompted(real(head_dim=8))
+    with pytest.raises(RecipeError, match="Unsupported model type"):
+        prompted(
+            Qwen2ForCausalLM(
+                Qwen2Config(
+                    vocab_size=64,
+                    hidden_size=N,
+                    intermediate_size=M,
+                    num_hidden_layers=1,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                )
+            )
+        )

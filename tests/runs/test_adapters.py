@@ -49,9 +49,12 @@ def test_adaloras_orthogonality_is_in_the_objective(lab):
     assert all(line["penalty"] > 0 for line in run.lines)
 
 
-def test_what_cannot_be_merged_is_not_exported(lab):
-    run = lab.run("run", adapter={"lily": {}}, train={"max_steps": 2})
-    with pytest.raises(UsageError, match="the change depends on the token"):
+@pytest.mark.parametrize(
+    ("name", "why"), [("lily", "the change depends on the token"), ("adaption_prompt", "no weight holds it")]
+)
+def test_what_cannot_be_merged_is_not_exported(lab, name, why):
+    run = lab.run("run", adapter={name: {}}, train={"max_steps": 2})
+    with pytest.raises(UsageError, match=why):
         export(run.path, lab.folder / "out")
 
 

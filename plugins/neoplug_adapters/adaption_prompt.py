@@ -1,0 +1,79 @@
+"""LLaMA-Adapter: in each layer every token also attends to trained prompts, as strongly as a trained gate lets it.
+
+    attention(x) + gate softmax(q K_P) V_P,  K_P and V_P the layer's keys and values of P;  gate from 0
+    P [adapter_len, hidden size], drawn normal
+
+Source: Zhang et al. 2023, arXiv 2303.16199.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from neoplug.errors import Problem, RecipeError, UsageError
+from neoplug.hookspecs import hookimpl
+from neoplug_adapters.tuner import drawing_from
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from neoplug.recipe import Recipe
+
+
+@dataclass(eq=False)
+class AdaptionPrompt:
+    """Peft's adaption prompt: for the families of Llama, Mistral and GPT-2."""
+
+    name: ClassVar[str] = "adaption_prompt"
+    config: ClassVar[str] = "AdaptionPromptConfig"
+    cannot_merge: ClassVar[str] = "a gated attention stands beside the layer's own, so that no weight holds it"
+
+    adapter_len: int = 10  # prompts of a layer, above 0
+    adapter_layers: int | None = None  # layers that get some, the last ones; left out: all
+
+    def __post_init__(self) -> None:
+        for name in ("adapter_len", "adapter_layers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, but must be above 0")
+
+    @hookimpl
+    def check(self, recipe: Recipe) -> list[Problem]:
+        """Accept any recipe: what it cannot stand on is a family, which only the model says."""
+        return []
+
+    @hookimpl
+    def add_adapter(self, model: PreTrainedModel, rng: torch.Generator) -> torch.nn.Module:
+        """Return the PeftModel. Same seed, same start. Raises RecipeError for another family."""
+        from peft import AdaptionPromptConfig, get_peft_model
+
+        from neoplug.models.quiet import quiet_peft
+
+        self._refuse_other_heads(model)
+        layers = self.adapter_layers or model.config.get_text_config().num_hidden_layers
+        config = AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=self.adapter_len, adapter_layers=layers)
+        try:
+            with drawing_from(rng), quiet_peft():
+                return get_peft_model(model, config)
+        except ValueError as error:
+            raise RecipeError([self._refused(str(error))]) from error
+
+    def _refuse_other_heads(self, model: PreTrainedModel) -> None:
+        config = model.config.get_text_config()
+        heads, width = config.num_attention_heads, config.hidden_size
+        size = getattr(config, "head_dim", None) or width // heads
+        if size * heads != width:
+            raise RecipeError([self._refused(f"it has {heads} heads of size {size}, but peft takes {width} / {heads}")])
+
+    def _refused(self, why: str) -> Problem:
+        what, fix = f"peft cannot do {self.name} on this model", "name `prefix_tuning`, which knows more models"
+        path = ("adapter", self.name, "adapter_layers") if self.adapter_layers else ("adapter", self.name)
+        return Problem(what, why, fix, path)
+
+    @hookimpl
+    def merge_adapter(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Refuse it."""
+        raise UsageError(f"a `{self.name}` adapter cannot be merged\nwhy: {self.cannot_merge}\nfix: use it with peft")
