@@ -26,7 +26,7 @@ PAIRS = [
 
 
 def of_peft(lab, student):
-    """Return cross-entropy of the first step's documents: whole logits of plain peft in float64, one document at a time."""
+    """Return cross-entropy of the first step's documents: whole logits of plain peft in float64, document by document."""
     base = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float64, experts_implementation="eager")
     model = PeftModel.from_pretrained(base, lab.path / "run" / "adapter").double().eval()
     checked, tokenizer = recipe.load(lab.path / "recipe.yaml"), AutoTokenizer.from_pretrained(student)
@@ -45,7 +45,8 @@ def of_peft(lab, student):
 
 @pytest.mark.parametrize(("family", "name"), PAIRS)
 def test_losses_are_those_of_plain_peft(lab, family, name, tmp_path):
-    student = make(family, tmp_path / "student", num_key_value_heads=4)  # peft believes it, also where the family has none
+    heads = {"num_key_value_heads": 4}  # peft believes it, also of a family that has none
+    student = make(family, tmp_path / "student", **heads)
     file = lab.recipe(student={"model": str(student), "dtype": "float32"}, adapter={name: {}}, train=UNMOVED)
     neoplug.run(file, output=lab.path / "run")
     assert lab.lines()[0]["losses"]["cross_entropy"] == pytest.approx(of_peft(lab, student), rel=1e-5)
