@@ -31,6 +31,7 @@ from neoplug.assembly import (
 from neoplug.data import load_corpus, teacher_prompt
 from neoplug.data.differences import TEACHER, differences, templates_of
 from neoplug.errors import PluginError
+from neoplug.match import match
 from neoplug.objective import BLOCK
 from neoplug.optim import make_optimizer
 from neoplug.rundir import hardware
@@ -50,16 +51,19 @@ MANY_EPOCHS = 1000  # more than anybody trains for
 KEPT_HIDDEN, KEPT_MLP = 9, 4
 
 
-def plan(checked: Checked) -> dict[str, Any]:
+def plan(checked: Checked, wanted: int | None = None) -> dict[str, Any]:
     """Return what a run of the recipe would do, JSON-ready.
+
+    wanted  trainable parameters to find the adapter's size for; the recipe itself is planned as it is
 
     name, recipe (resolved), origin (dotted key -> place), plugins (section, name, package, version, target),
     models (role -> source, revision, adapter, device, dtype, parameters, bytes), parameters (trainable, total),
     data (counts), steps, tokens_per_step, memory_bytes, disk_bytes, warnings (lines on what the teacher's tokenizer
-    does otherwise, what this machine cannot hold, or nobody wants).
+    does otherwise, what this machine cannot hold, or nobody wants); with `wanted`, match (see `neoplug.match.Match`).
 
     Raises:
         RecipeError: model, data or plugins do not fit the recipe.
+        UsageError: no size of the adapter has as many parameters as wanted.
     """
     recipe = checked.recipe
     found: dict[Role, _Skeleton] = {"student": _model(checked, "student", recipe.student)}
@@ -76,6 +80,7 @@ def plan(checked: Checked) -> dict[str, Any]:
     refuse_too_long(corpus, {role: model.located for role, model in found.items()})
     told = differences(tokenizer, theirs, templates_of(recipe.data, prompt, corpus.report))
     run = _length(checked, corpus)
+    matched = match(checked, student.skeleton, run["steps"], wanted).as_dict() if wanted is not None else None
     trained = adapted(checked, student.skeleton, run["steps"], student.located)
     refuse_no_room(corpus, student.located, trained)
     sizes = _trained_sizes(checked, trained)
@@ -91,7 +96,7 @@ def plan(checked: Checked) -> dict[str, Any]:
         "disk_bytes": _disk(checked.recipe, student, sizes, run["steps"]),
     }
     warnings = [*map(TEACHER.format, told), *_warnings(planned, Path(recipe.output_dir or "runs").absolute())]
-    return planned | {"warnings": warnings}
+    return planned | {"warnings": warnings} | ({"match": matched} if matched else {})
 
 
 def _warnings(planned: Mapping[str, Any], output: Path) -> Iterator[str]:

@@ -1,19 +1,32 @@
 """`neoplug plan`: what a run would do and cost."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument
 from neoplug.cli.screen import heading, say, size, table
 from neoplug.cli.watch import notes
+from neoplug.errors import UsageError
+
+DIGITS = 30  # of a number that somebody may mean
+Wanted = Annotated[
+    str | None,
+    typer.Option(
+        "--match", help="Find the size, as LoRA's r, that gives N trainable parameters.", metavar="parameters=N"
+    ),
+]
 
 
-def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(recipe: RecipeArgument, overrides: Overrides = None, match: Wanted = None, as_json: AsJson = False) -> None:
     """Check a recipe and show what a run would do.
 
     Shows each value with its origin, plugins, parameters, data, steps, memory and disk. Loads no weights.
     """
+    wanted = parameters(match)
     from neoplug import recipe as recipes
 
     checked = recipes.load(recipe, overrides or ())
@@ -21,11 +34,25 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = 
     from neoplug.plan import plan as work_out
 
     with checked.marking(), notes():  # what a plugin fitted to the model it says there
-        found = work_out(checked)
+        found = work_out(checked, wanted)
     if as_json:
         say(json.dumps(found, indent=2))
     else:
         show(found)
+
+
+def parameters(match: str | None) -> int | None:
+    """Return the number in `parameters=N`. Raises UsageError for other words."""
+    if match is None:
+        return None
+    found = re.fullmatch(r"parameters=([0-9]+(?:_[0-9]+)*)", match)
+    if found is None or len(found[1]) > DIGITS:
+        raise UsageError(
+            f"--match does not know `{match}`\n"
+            "why: what can be matched is the number of trainable parameters, a whole number\n"
+            "fix: --match parameters=2_000_000"
+        )
+    return int(found[1])
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -48,6 +75,15 @@ def show(found: Mapping[str, Any]) -> None:
     for part in ("memory", "disk"):
         heading(f"{part}, estimated")
         table([[f"  {key.replace('_', ' ')}", size(count)] for key, count in found[f"{part}_bytes"].items()])
+    if "match" in found:
+        heading("match")
+        say(f"  {found['match']['override']}")
+        say(
+            "  "
+            + "{option} {value}: {trainable:,} trainable parameters, {difference:+.2%} of {wanted:,}".format(
+                **found["match"]
+            )
+        )
     if found["warnings"]:
         heading("warnings")
         for line in found["warnings"]:

@@ -35,6 +35,7 @@ class AdaLoRA(Tuner):
 
     name: ClassVar[str] = "adalora"
     config: ClassVar[str] = "AdaLoraConfig"
+    sized_by: ClassVar[str] = "init_r"
     positive: ClassVar[tuple[str, ...]] = ("target_r", "init_r", "lora_alpha", "deltaT", "beta1", "beta2")
     shares: ClassVar[tuple[str, ...]] = ("lora_dropout", "beta1", "beta2")
 

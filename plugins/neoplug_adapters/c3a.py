@@ -17,6 +17,7 @@ class C3A(Tuner):
 
     name: ClassVar[str] = "c3a"
     config: ClassVar[str] = "C3AConfig"
+    sized_by: ClassVar[str] = "block_size"
     positive: ClassVar[tuple[str, ...]] = ("block_size",)
     seedless: ClassVar[str] = "all vectors start at 0"
     fixed: ClassVar[dict[str, Any]] = {"init_weights": True}  # to peft: vectors start at 0

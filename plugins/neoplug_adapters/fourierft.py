@@ -17,6 +17,7 @@ class FourierFT(Tuner):
 
     name: ClassVar[str] = "fourierft"
     config: ClassVar[str] = "FourierFTConfig"
+    sized_by: ClassVar[str] = "n_frequency"
     positive: ClassVar[tuple[str, ...]] = ("n_frequency", "scaling")
     drawn: ClassVar[tuple[str, ...]] = ("random_loc_seed",)
     fixed: ClassVar[dict[str, Any]] = {"init_weights": True}  # to peft: coefficients start at 0

@@ -18,6 +18,7 @@ class IA3(Tuner):
 
     name: ClassVar[str] = "ia3"
     config: ClassVar[str] = "IA3Config"
+    sized_by: ClassVar[str] = ""  # nothing but the targets
     seedless: ClassVar[str] = "all vectors start at 1"
 
     feedforward_modules: list[str] = field(default_factory=list)  # name endings of targets that scale what they take in

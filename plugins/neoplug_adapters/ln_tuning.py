@@ -26,6 +26,7 @@ class LNTuning(Tuner):
 
     name: ClassVar[str] = "ln_tuning"
     config: ClassVar[str] = "LNTuningConfig"
+    sized_by: ClassVar[str] = ""  # nothing but the targets
     seedless: ClassVar[str] = "the layers start as the base's"
 
     target_modules: str | list[str] = EVERY  # that, name endings, or a regex of names

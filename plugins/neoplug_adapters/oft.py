@@ -17,6 +17,7 @@ class OFT(Tuner):
 
     name: ClassVar[str] = "oft"
     config: ClassVar[str] = "OFTConfig"
+    sized_by: ClassVar[str] = "oft_block_size"
     positive: ClassVar[tuple[str, ...]] = ("oft_block_size", "eps", "num_cayley_neumann_terms")
     shares: ClassVar[tuple[str, ...]] = ("module_dropout",)
     seedless: ClassVar[str] = "Q starts at 0"

@@ -17,6 +17,7 @@ class OSF(Tuner):
 
     name: ClassVar[str] = "osf"
     config: ClassVar[str] = "OSFConfig"
+    sized_by: ClassVar[str] = "effective_rank"
     not_on_quantised: ClassVar[str] = "peft takes no singular components of integer weights"
     seedless: ClassVar[str] = "the singular components of a weight are its own"
 

@@ -17,6 +17,7 @@ class RoAd(Tuner):
 
     name: ClassVar[str] = "road"
     config: ClassVar[str] = "RoadConfig"
+    sized_by: ClassVar[str] = ""  # `variant` has steps of two
     positive: ClassVar[tuple[str, ...]] = ("group_size",)
     seedless: ClassVar[str] = "all angles start at 0"
 

@@ -17,6 +17,7 @@ class TinyLoRA(Tuner):
 
     name: ClassVar[str] = "tinylora"
     config: ClassVar[str] = "TinyLoraConfig"
+    sized_by: ClassVar[str] = "u"
     not_on_quantised: ClassVar[str] = "peft takes no singular components of integer weights"
     positive: ClassVar[tuple[str, ...]] = ("r", "u", "init_v_bound")
     shares: ClassVar[tuple[str, ...]] = ("tinylora_dropout",)

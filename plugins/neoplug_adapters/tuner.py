@@ -50,6 +50,7 @@ class Tuner:
     positive: ClassVar[tuple[str, ...]] = ()  # options that must be above 0 where they are given
     shares: ClassVar[tuple[str, ...]] = ()  # options in [0, 1)
     drawn: ClassVar[tuple[str, ...]] = ()  # options that are seeds of peft's own: drawn from the run's where left out
+    sized_by: ClassVar[str] = "r"  # the option that sets how many parameters train; empty: there is none
     on_meta: ClassVar[bool] = True  # peft makes its weights on the meta device too; else a plan takes their memory
     fixed: ClassVar[dict[str, Any]] = {}  # what peft is told whatever the recipe says
 

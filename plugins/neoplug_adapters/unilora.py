@@ -17,6 +17,7 @@ class UniLoRA(Tuner):
 
     name: ClassVar[str] = "unilora"
     config: ClassVar[str] = "UniLoraConfig"
+    sized_by: ClassVar[str] = "theta_d_length"
     starts_elsewhere: ClassVar[str] = "A and B are read from one random vector, so that B A is small, but not 0"
     not_on_quantised: ClassVar[str] = "the gradients that peft gives it there are not those of the dequantised base"
     on_meta: ClassVar[bool] = False

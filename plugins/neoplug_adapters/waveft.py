@@ -17,6 +17,7 @@ class WaveFT(Tuner):
 
     name: ClassVar[str] = "waveft"
     config: ClassVar[str] = "WaveFTConfig"
+    sized_by: ClassVar[str] = "n_frequency"
     positive: ClassVar[tuple[str, ...]] = ("n_frequency", "scaling")
     drawn: ClassVar[tuple[str, ...]] = ("random_loc_seed",)
 

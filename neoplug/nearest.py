@@ -1,0 +1,117 @@
+"""The whole number at which a count comes nearest to what is wanted; each look at the count is dear.
+
+The count need not rise: it may fall, or stay. It is monotone for the most part, and not every number is legal: divisors
+only, even ones, none above a limit. Which are, only the count knows: it answers None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from itertools import pairwise
+from math import exp, log
+
+Point = tuple[int, int]  # a size, its count
+LOOKS = 40  # at legal sizes, at most; 4 to 8 are usual
+BESIDE = 8  # whole numbers that are tried on each side of one that is refused
+STRIDE = 16  # times further at most, where nothing is known yet
+CEILING = 2**40
+
+
+def nearest(count: Callable[[int], int | None], wanted: int, start: int, likely: Collection[int] = ()) -> list[Point]:
+    """Return the sizes that were looked at and are legal, with their counts, the nearest to `wanted` first.
+
+    count   size -> its count, None where the size is refused
+    start   where to begin
+    likely  sizes to try where one is refused, such as divisors
+    """
+    found = _Found(count, likely)
+    found.near(start, 0, CEILING)
+    for look in range(LOOKS):
+        points = found.points()
+        if not points or any(value == wanted for _, value in points):
+            break
+        if not (_closer(found, points, wanted, look) if _around(points, wanted) else _outward(found, points, wanted)):
+            break
+    return sorted(found.points(), key=lambda point: (abs(point[1] - wanted), point))
+
+
+class _Found:
+    """What is known of the sizes: each is looked at once.
+
+    floor, ceiling  no legal size is at or beyond
+    closed          pairs of legal sizes with none between them
+    """
+
+    def __init__(self, count: Callable[[int], int | None], likely: Collection[int]) -> None:
+        self._count, self._likely = count, likely
+        self._counts: dict[int, int | None] = {}
+        self.floor, self.ceiling = 0, CEILING
+        self.closed: set[Point] = set()
+
+    def points(self) -> list[Point]:
+        """Return the legal sizes so far and their counts, by size."""
+        return sorted((size, count) for size, count in self._counts.items() if count is not None)
+
+    def near(self, guess: int, low: int, high: int) -> bool:
+        """Look for a legal size about `guess`, between `low` and `high`; say whether there was one."""
+        beside = sorted(range(guess - BESIDE, guess + BESIDE + 1), key=lambda size: abs(size - guess))
+        likely = sorted(self._likely, key=lambda size: abs(size - guess))
+        return any(self._is_legal(size) for size in (*beside, *likely) if low < size < high)
+
+    def _is_legal(self, size: int) -> bool:
+        if size not in self._counts:
+            self._counts[size] = self._count(size)
+        return self._counts[size] is not None
+
+
+def _around(points: list[Point], wanted: int) -> list[tuple[Point, Point]]:
+    """Return the pairs of neighbours with `wanted` between their counts."""
+    return [pair for pair in pairwise(points) if min(pair[0][1], pair[1][1]) < wanted < max(pair[0][1], pair[1][1])]
+
+
+def _closer(found: _Found, points: list[Point], wanted: int, look: int) -> bool:
+    """Look between two neighbours; say whether there was anything to see."""
+    for below, above in _around(points, wanted):
+        low, high = below[0], above[0]
+        if (low, high) in found.closed:
+            continue
+        guess = (low * high) ** 0.5 if look % 4 == 3 else _on_line(below, above, wanted)  # a bent line sticks to an end
+        if high - low > 1 and found.near(min(max(round(guess), low + 1), high - 1), low, high):
+            return True
+        found.closed.add((low, high))
+    return False
+
+
+def _outward(found: _Found, points: list[Point], wanted: int) -> bool:
+    """Look beyond the sizes so far, on the side where `wanted` should be; say whether there may be more to see."""
+    (_, first), (_, last) = points[0], points[-1]
+    rises = len(points) == 1 if first == last else last > first  # one size, or the count stays: up for more, then down
+    up = rises == (wanted > last)
+    outer, inner = (points[-1], points[-2:][0]) if up else (points[0], points[:2][-1])
+    if inner != outer and inner[1] == outer[1] and (first != last or len(points) > 2):
+        return False  # further out nothing changes
+    low, high = (outer[0], found.ceiling) if up else (found.floor, outer[0])
+    if high - low < 2:
+        return False
+    refused = found.ceiling < CEILING if up else found.floor > 0
+    guess = (low + high) // 2 if refused else min(max(_beyond(inner, outer, wanted, up), low + 1), high - 1)
+    if not found.near(guess, low, high):
+        found.floor, found.ceiling = (found.floor, guess) if up else (guess, found.ceiling)
+    return True
+
+
+def _beyond(inner: Point, outer: Point, wanted: int, up: bool) -> int:
+    """Return where the power law through two points reaches `wanted`; with one point, the count is as the size."""
+    steep = 1.0 if inner == outer else _log(outer[1], inner[1]) / _log(outer[0], inner[0])
+    further = log(2) if steep == 0 else min(log(STRIDE), abs(_log(wanted, outer[1]) / steep))
+    return round(outer[0] * exp(further if up else -further))
+
+
+def _on_line(below: Point, above: Point, wanted: int) -> float:
+    """Return the size at which the power law through two points has the count `wanted`."""
+    share = _log(wanted, below[1]) / _log(above[1], below[1])
+    return below[0] * (above[0] / below[0]) ** share
+
+
+def _log(one: int, other: int) -> float:
+    return log(max(one, 1) / max(other, 1))
