@@ -71,6 +71,7 @@ def match(checked: Checked, skeleton: nn.Module, steps: int, wanted: int) -> Mat
             lambda size: _sized(plugin, option, size, count), wanted, given if type(given) is int else START,
             _divisors(skeleton),
         )  # fmt: skip
+    found = [(size, parameters) for size, parameters in found if parameters]
     if not found:
         raise UsageError(f"no {option} of `{name}` that was tried fits the student, so that none can be matched")
     value, trainable = found[0]
@@ -121,7 +122,7 @@ def _counter(checked: Checked, skeleton: nn.Module, steps: int, name: str) -> Ca
             model = alone.one("add_adapter", model=deepcopy(skeleton), batches=None, total_steps=steps, rng=rng)
         except (RecipeError, PluginError):
             return None
-        return sum(weight.numel() for weight in model.parameters() if weight.requires_grad) or None
+        return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
     return count
 

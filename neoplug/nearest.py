@@ -14,6 +14,7 @@ Point = tuple[int, int]  # a size, its count
 LOOKS = 40  # at legal sizes, at most; 4 to 8 are usual
 BESIDE = 8  # whole numbers that are tried on each side of one that is refused
 STRIDE = 16  # times further at most, where nothing is known yet
+SAME = 3  # sizes with one count: it does not depend on the size
 CEILING = 2**40
 
 
@@ -75,7 +76,8 @@ def _closer(found: _Found, points: list[Point], wanted: int, look: int) -> bool:
         low, high = below[0], above[0]
         if (low, high) in found.closed:
             continue
-        guess = (low * high) ** 0.5 if look % 4 == 3 else _on_line(below, above, wanted)  # a bent line sticks to an end
+        bent = look % 4 == 3 or not (below[1] and above[1])  # a bent line would stick to an end
+        guess = (low * high) ** 0.5 if bent else _on_line(below, above, wanted)
         if high - low > 1 and found.near(min(max(round(guess), low + 1), high - 1), low, high):
             return True
         found.closed.add((low, high))
@@ -85,19 +87,31 @@ def _closer(found: _Found, points: list[Point], wanted: int, look: int) -> bool:
 def _outward(found: _Found, points: list[Point], wanted: int) -> bool:
     """Look beyond the sizes so far, on the side where `wanted` should be; say whether there may be more to see."""
     (_, first), (_, last) = points[0], points[-1]
-    rises = len(points) == 1 if first == last else last > first  # one size, or the count stays: up for more, then down
-    up = rises == (wanted > last)
-    outer, inner = (points[-1], points[-2:][0]) if up else (points[0], points[:2][-1])
-    if inner != outer and inner[1] == outer[1] and (first != last or len(points) > 2):
-        return False  # further out nothing changes
+    if first == last:
+        return _anywhere(found, points, wanted)
+    up = (last > first) == (wanted > last)
+    inner, outer = points[-2:] if up else points[1::-1]
     low, high = (outer[0], found.ceiling) if up else (found.floor, outer[0])
-    if high - low < 2:
+    if inner[1] == outer[1] or high - low < 2:  # further out nothing changes, or is legal
         return False
     refused = found.ceiling < CEILING if up else found.floor > 0
     guess = (low + high) // 2 if refused else min(max(_beyond(inner, outer, wanted, up), low + 1), high - 1)
     if not found.near(guess, low, high):
         found.floor, found.ceiling = (found.floor, guess) if up else (guess, found.ceiling)
     return True
+
+
+def _anywhere(found: _Found, points: list[Point], wanted: int) -> bool:
+    """Look for another count than the only one so far: where it should be, then at both ends."""
+    (first, _), (last, only) = points[0], points[-1]
+    if len(points) > SAME:
+        return False
+    there = _beyond(points[0], points[0], wanted, up=wanted > only)
+    for guess in (*([there] if len(points) == 1 else []), 1, last * STRIDE, last + 1):
+        low, high = (found.floor, first) if guess < first else (last, found.ceiling)
+        if low < guess < high and found.near(guess, low, high):
+            return True
+    return False
 
 
 def _beyond(inner: Point, outer: Point, wanted: int, up: bool) -> int:
