@@ -76,7 +76,7 @@ def _closer(found: _Found, points: list[Point], wanted: int, look: int) -> bool:
         low, high = below[0], above[0]
         if (low, high) in found.closed:
             continue
-        bent = look % 4 == 3 or not (below[1] and above[1])  # a bent line would stick to an end
+        bent = look % 3 == 2 or not (below[1] and above[1])  # a bent line would stick to an end
         guess = (low * high) ** 0.5 if bent else _on_line(below, above, wanted)
         if high - low > 1 and found.near(min(max(round(guess), low + 1), high - 1), low, high):
             return True
