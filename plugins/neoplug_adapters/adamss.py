@@ -42,6 +42,7 @@ class AdaMSS(Tuner):
 
     name: ClassVar[str] = "adamss"
     config: ClassVar[str] = "AdamssConfig"
+    sized_by: ClassVar[str] = "subspace_rank"
     not_on_quantised: ClassVar[str] = "peft takes no singular components of integer weights"
     shaped_by_weights: ClassVar[str] = "a group has as many rows of B as outputs that behave alike"
     positive: ClassVar[tuple[str, ...]] = ("r", "num_subspaces", "subspace_rank")

@@ -30,6 +30,7 @@ class BOFT(Tuner):
 
     name: ClassVar[str] = "boft"
     config: ClassVar[str] = "BOFTConfig"
+    sized_by: ClassVar[str] = "boft_block_size"
     positive: ClassVar[tuple[str, ...]] = ("boft_block_size", "boft_block_num", "boft_n_butterfly_factor")
     shares: ClassVar[tuple[str, ...]] = ("boft_dropout",)
     seedless: ClassVar[str] = "Q starts at 0"

@@ -231,3 +231,82 @@ def test_a_plan_refuses_what_the_run_would(neoplug, recipe, tiny_teacher, tmp_pa
         answer = neoplug("plan", recipe, f"teacher.model={model}")
         assert (answer.code, answer.out) == (2, "")
         assert said in answer.err
+
+
+@pytest.mark.parametrize("wanted", [2_000, "20_001"])
+def test_a_match_is_the_nearest_rank_in_closed_form(neoplug, recipe, planned, wanted):
+    """LoRA has r (in + out) parameters a target, here 336 r in all."""
+    found = planned("--match", f"parameters={wanted}")
+    number = int(str(wanted))
+    rank = round(number / 336)
+    assert found["match"] == {
+        "wanted": number, "option": "r", "value": rank, "trainable": 336 * rank,
+        "difference": pytest.approx(336 * rank / number - 1), "override": f"adapter.lora.r={rank}",
+    }  # fmt: skip
+    assert found["parameters"]["trainable"] == 336 * 4
+    assert planned(found["match"]["override"])["parameters"]["trainable"] == 336 * rank
+
+
+def test_a_match_is_readable(neoplug, recipe):
+    answer = neoplug("plan", recipe, "--match", "parameters=2000")
+    assert "\nmatch\n  adapter.lora.r=6\n  r 6: 2,016 trainable parameters, +0.80% of 2,000\n" in answer.out
+    assert (answer.code, answer.err) == (0, "")
+
+
+def test_another_adapter_may_be_sized_too(neoplug, recipe, tmp_path, monkeypatch):
+    """Of a stranger's, in a file; what it refuses is no size, and what it says while sizes are tried is not told."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(STRANGER)
+    answer = neoplug("plan", recipe, "adapter={./mine.py:Vectors: {}}", "--match", "parameters=3000", "--json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)["match"]
+    assert (found["value"], found["trainable"]) == (62, 48 * 62)
+    assert answer.err.count("vectors") == 1
+    assert json.loads(neoplug("plan", recipe, "adapter={./mine.py:Vectors: {}}", found["override"], "--json").out)[
+        "parameters"
+    ]["trainable"] == 48 * 62  # fmt: skip
+
+
+STRANGER = """
+import logging
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from neoplug import hookimpl
+
+@dataclass(eq=False)
+class Vectors:
+    sized_by: ClassVar[str] = "vectors"
+    vectors: int = 10
+
+    def __post_init__(self):
+        if self.vectors % 2:
+            raise ValueError("vectors must be even")
+
+    @hookimpl
+    def add_adapter(self, model):
+        logging.getLogger("neoplug").info("%d vectors", self.vectors)
+        model.requires_grad_(False)
+        model.mine = torch.nn.Parameter(torch.empty(self.vectors, model.config.hidden_size, device=model.device))
+        return model
+"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "overrides", "said"),
+    [
+        ("rank=4", [], "--match does not know `rank=4`"),
+        ("parameters=2e6", [], "--match does not know `parameters=2e6`"),
+        ("parameters=0", [], "the student has 60,144 parameters itself"),
+        ("parameters=" + "9" * 25, [], "fix: ask for a number from 1 to 60144"),
+        ("parameters=100", [], "with r 1 it has 336, the fewest that its other options allow"),
+        ("parameters=3000", ["adapter={ia3: {}}"], "fix: match the others to it, by --match parameters="),
+        ("parameters=3000", ["adapter={shira: {target_modules: [k_proj]}}"], "the most that its other options allow"),
+    ],
+)
+def test_what_cannot_be_matched_is_refused_with_what_can(neoplug, recipe, wanted, overrides, said):
+    answer = neoplug("plan", recipe, *overrides, "--match", wanted)
+    assert (answer.code, answer.out) == (2, "")
+    assert said in answer.err
+    assert "\nwhy: " in answer.err
+    assert "\nfix: " in answer.err

@@ -1,0 +1,87 @@
+"""`plan --match` on every installed adapter: what it promises is counted on a real model, built by its override."""
+
+import shutil
+from itertools import repeat
+
+import pytest
+import torch
+
+from neoplug import recipe as recipes
+from neoplug.data.batch import Document, collate
+from neoplug.errors import UsageError
+from neoplug.plan import plan
+from neoplug.registry import Plugins
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory, tiny_student):
+    """Return the folder of a Llama that is wider than the ranks that adapters have by default."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = shutil.copytree(tiny_student, tmp_path_factory.mktemp("wide") / "student")
+    config = AutoConfig.from_pretrained(tiny_student, hidden_size=128, intermediate_size=256, head_dim=32)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory, student, tiny_chat):
+    """Return a function that reads the recipe with overrides."""
+    file = tmp_path_factory.mktemp("recipe") / "wide.yaml"
+    file.write_text(
+        f"student: {{model: {student}}}\ndata: {{source: {tiny_chat}, max_length: 64, packing: false}}\n"
+        "adapter: {lora: {}}\nloss: {cross_entropy: {}}\ntrain: {max_steps: 6}\n"
+    )
+    return lambda *overrides: recipes.load(file, overrides)
+
+
+@pytest.fixture(scope="module")
+def counted(student):
+    """Return a function that counts on the real model what there is, and what a recipe's adapter trains."""
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.randint(300, (2, 16), generator=torch.Generator().manual_seed(0))
+    batch = collate([Document(row.numpy(), (row >= 0).numpy(), place) for place, row in enumerate(ids)])
+
+    def count(checked):
+        model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32).requires_grad_(False)
+        own, rng = model.num_parameters(), torch.Generator().manual_seed(0)
+        plugins = Plugins({"adapter": checked.plugins.section("adapter")})
+        model = plugins.one("add_adapter", model=model, batches=repeat(batch), total_steps=6, rng=rng)
+        return own, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+    return count
+
+
+def test_an_adapter_has_as_many_parameters_as_asked_for(adapter, load, counted, request):
+    """Twice as many as by default; half where the student itself has fewer."""
+    name = request.node.callspec.id
+    plain = load(f"adapter={{{name}: {{}}}}")
+    own, default = counted(plain)
+    wanted = 2 * default if 2 * default <= own else default // 2
+    try:
+        found = plan(plain, wanted)["match"]
+        override, trainable = found["override"], found["trainable"]
+        assert abs(trainable / wanted - 1) < 0.25
+        assert found["difference"] == pytest.approx(trainable / wanted - 1)
+    except UsageError as error:
+        what, _, fix = str(error).splitlines()
+        if not hasattr(adapter, getattr(adapter, "sized_by", "")):
+            assert what == f"`{name}` has no option that sizes it"
+            assert fix.endswith(f"--match parameters={default}")
+            return
+        assert what == f"`{name}` cannot have {wanted:,} trainable parameters here"
+        override, trainable = fix.removeprefix("fix: ").partition(",")[0], int(fix.rpartition("=")[2])
+    _, there = counted(load(f"adapter={{{name}: {{}}}}", override))
+    assert there == pytest.approx(trainable, rel=0.02 if getattr(adapter, "shaped_by_weights", "") else 0)
+
+
+def test_an_adapter_names_an_option_of_its_own_or_none(adapter):
+    option = getattr(adapter, "sized_by", "")
+    assert not option or hasattr(adapter, option)
