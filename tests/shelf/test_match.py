@@ -1,7 +1,9 @@
 """`plan --match` on every installed adapter: what it promises is counted on a real model, built by its override."""
 
+import re
 import shutil
 from itertools import repeat
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +12,10 @@ from neoplug import recipe as recipes
 from neoplug.data.batch import Document, collate
 from neoplug.errors import UsageError
 from neoplug.plan import plan
-from neoplug.registry import Plugins
+from neoplug.registry import Plugins, installed
 
+PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
 ]
@@ -54,11 +56,13 @@ def counted(student):
         own, rng = model.num_parameters(), torch.Generator().manual_seed(0)
         plugins = Plugins({"adapter": checked.plugins.section("adapter")})
         model = plugins.one("add_adapter", model=model, batches=repeat(batch), total_steps=6, rng=rng)
+        assert model(input_ids=ids).logits.isfinite().all()
         return own, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
     return count
 
 
+@pytest.mark.slow
 def test_an_adapter_has_as_many_parameters_as_asked_for(adapter, load, counted, request):
     """Twice as many as by default; half where the student itself has fewer."""
     name = request.node.callspec.id
@@ -82,6 +86,19 @@ def test_an_adapter_has_as_many_parameters_as_asked_for(adapter, load, counted, 
     assert there == pytest.approx(trainable, rel=0.02 if getattr(adapter, "shaped_by_weights", "") else 0)
 
 
-def test_an_adapter_names_an_option_of_its_own_or_none(adapter):
-    option = getattr(adapter, "sized_by", "")
-    assert not option or hasattr(adapter, option)
+def test_the_page_says_by_which_option_each_adapter_is_sized(adapter, request):
+    name, option = request.node.callspec.id, getattr(adapter, "sized_by", "")
+    (page,) = re.findall(r"\n## As many parameters\n(.*?)\n## ", PAGE, re.DOTALL)
+    rows = re.findall(r"^\| (?:`(\w+)`|none.*?) \| (.*) \|$", page, re.MULTILINE)
+    told = {adapter: option for option, adapters in rows for adapter in re.findall(r"`(\w+)`", adapters)}
+    assert told.get(name, "r") == (option if hasattr(adapter, option) else "")
+
+
+def test_the_page_speaks_of_the_rates_of_adapters_that_there_are():
+    (page,) = re.findall(r"\n## Learning rates\n(.*?)(?:\n## |\Z)", PAGE, re.DOTALL)
+    rows = re.findall(r"^\| (.*) \| (.*) \| (.*) \|$", page, re.MULTILINE)[2:]
+    named = [name for _, adapters, _ in rows for name in re.findall(r"`(\w+)`", adapters)]
+    assert set(named) <= {entry.name for entry in installed()}
+    assert len(named) == len(set(named))
+    assert rows[-1][:2] == ("not known", "every other")
+    assert all(source for _, _, source in rows[:-1])
