@@ -23,6 +23,7 @@ class PTuning(VirtualTokens):
 
     name: ClassVar[str] = "p_tuning"
     config: ClassVar[str] = "PromptEncoderConfig"
+    sized_by: ClassVar[str] = "encoder_hidden_size"  # of the network, which is the most of it
     positive: ClassVar[tuple[str, ...]] = ("num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers")
     sized: ClassVar[tuple[str, ...]] = ("encoder_hidden_size",)
 

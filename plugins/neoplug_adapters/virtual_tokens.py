@@ -31,6 +31,7 @@ class VirtualTokens:
     starts_elsewhere: ClassVar[str] = "the text sees the virtual tokens from the first step on"
     cannot_merge: ClassVar[str] = "its virtual tokens stand before the text, so that no weight holds them"
     not_checkpointed: ClassVar[str] = ""  # why it cannot train with gradient checkpointing; empty: it can
+    sized_by: ClassVar[str] = "num_virtual_tokens"
     positive: ClassVar[tuple[str, ...]] = ("num_virtual_tokens",)  # options that must be above 0 where they are given
     sized: ClassVar[tuple[str, ...]] = ()  # options that are the model's hidden size where they are left out
 
