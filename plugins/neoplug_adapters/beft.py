@@ -24,6 +24,7 @@ class BEFT(Tuner):
 
     name: ClassVar[str] = "beft"
     config: ClassVar[str] = "BeftConfig"
+    sized_by: ClassVar[str] = ""  # nothing but the targets
     seedless: ClassVar[str] = "v starts at 0"
     cannot_merge: ClassVar[str] = "the model has no biases at these layers, and v has no other place in it"
 

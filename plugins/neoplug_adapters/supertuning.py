@@ -17,6 +17,7 @@ class SuperTuning(Tuner):
 
     name: ClassVar[str] = "supertuning"
     config: ClassVar[str] = "SupertuningConfig"
+    sized_by: ClassVar[str] = ""  # `sparsity` is a share, and r adds another adapter
     not_on_quantised: ClassVar[str] = "it changes single entries of the weights, which are packed integers"
     seedless: ClassVar[str] = "the weights decide which of their entries train"
     positive: ClassVar[tuple[str, ...]] = ("r", "lora_alpha")
