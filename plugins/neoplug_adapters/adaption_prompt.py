@@ -29,6 +29,7 @@ class AdaptionPrompt:
 
     name: ClassVar[str] = "adaption_prompt"
     config: ClassVar[str] = "AdaptionPromptConfig"
+    sized_by: ClassVar[str] = "adapter_len"
     cannot_merge: ClassVar[str] = "a gated attention stands beside the layer's own, so that no weight holds it"
 
     adapter_len: int = 10  # prompts of a layer, above 0
