@@ -1,4 +1,4 @@
-"""Virtual tokens before documents of each kind of family: losses of the first step are those of whole logits by plain peft."""
+"""Virtual tokens before documents of several families: the first losses are those of whole logits by plain peft."""
 
 import pytest
 import torch
@@ -19,14 +19,14 @@ pytestmark = [
 UNMOVED = {"max_steps": 1, "logging_steps": 1, "learning_rate": 1e-30, "per_device_train_batch_size": 4}
 # Positions that are learned, that come from the mask, or from none; scaled embeddings, windows, a state, experts.
 PAIRS = [
-    ("bloom", "prefix_tuning"), ("falcon_h1", "prompt_tuning"), ("gemma2", "prefix_tuning"), ("gemma2", "prompt_tuning"),
-    ("gpt2", "p_tuning"), ("granite", "prompt_tuning"), ("mistral", "prefix_tuning"), ("opt", "prefix_tuning"),
-    ("opt", "prompt_tuning"), ("qwen3_moe", "prefix_tuning"),
+    ("bloom", "prefix_tuning"), ("falcon_h1", "prompt_tuning"), ("gemma2", "prefix_tuning"),
+    ("gemma2", "prompt_tuning"), ("gpt2", "p_tuning"), ("granite", "prompt_tuning"), ("mistral", "prefix_tuning"),
+    ("opt", "prefix_tuning"), ("opt", "prompt_tuning"), ("qwen3_moe", "prefix_tuning"),
 ]  # fmt: skip
 
 
 def of_peft(lab, student):
-    """Return cross-entropy of the first step's documents: whole logits of plain peft in float64, document by document."""
+    """Return the first step's cross-entropy: whole logits of plain peft in float64, document by document."""
     base = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float64, experts_implementation="eager")
     model = PeftModel.from_pretrained(base, lab.path / "run" / "adapter").double().eval()
     checked, tokenizer = recipe.load(lab.path / "recipe.yaml"), AutoTokenizer.from_pretrained(student)
