@@ -28,6 +28,20 @@ def export(run: Path, out: Path, dtype: str = "float32") -> Path:
 
     Raises UsageError where `out` exists, `run` is no finished run, or its base is not what it was; returns `out`.
     """
+    directory = finished(run, out, dtype)
+    base = base_of(directory)
+    model = standalone(directory, base)
+    with folder_atomically(out) as draft, quiet():
+        model.to(DTYPES[dtype]).save_pretrained(draft)
+        load_tokenizer(base).save_pretrained(draft)
+    return out
+
+
+def finished(run: Path, out: Path, dtype: str) -> RunDir:
+    """Return the run that is to be exported.
+
+    Raises UsageError where `dtype` is none, `out` exists, or `run` is no finished run.
+    """
     if dtype not in DTYPES:
         raise UsageError(
             f"`{dtype}` is no dtype to export in{did_you_mean(dtype, list(DTYPES))}\nfix: {', '.join(DTYPES)}"
@@ -42,23 +56,18 @@ def export(run: Path, out: Path, dtype: str = "float32") -> Path:
             f"{run} is not finished\nwhy: its student is not what the recipe asked for\n"
             "fix: go on with `neoplug run RECIPE --output RUN --resume`"
         )
-    base = base_of(directory)
-    model = _standalone(directory, base)
-    with folder_atomically(out) as draft, quiet():
-        model.to(DTYPES[dtype]).save_pretrained(draft)
-        load_tokenizer(base).save_pretrained(draft)
-    return out
+    return directory
 
 
-def _standalone(directory: RunDir, base: Located) -> "PreTrainedModel":
-    """Return the trained student as a plain model in float32."""
+def standalone(directory: RunDir, base: Located) -> "PreTrainedModel":
+    """Return the trained student as a plain model in float32. Raises UsageError where its adapter cannot be merged."""
     plugins = adapter_plugins(directory)
     if is_peft(directory):
-        return _merged(with_peft(_unquantised(base), directory.adapter), plugins)
+        return _merged(with_peft(unquantised(base), directory.adapter), plugins)
     if plugins.implements("merge_adapter"):
-        return _merged(as_trained(_unquantised(base), directory, plugins), plugins)
+        return _merged(as_trained(unquantised(base), directory, plugins), plugins)
     if directory.model.is_dir():
-        return _unquantised(replace(base, path=str(directory.model), revision=None, kind="local"))
+        return unquantised(replace(base, path=str(directory.model), revision=None, kind="local"))
     raise UsageError(
         f"{directory.adapter} is in a form of its adapter's own\n"
         "why: peft cannot read it, and the adapter's plugin does not answer `merge_adapter`\n"
@@ -66,7 +75,7 @@ def _standalone(directory: RunDir, base: Located) -> "PreTrainedModel":
     )
 
 
-def _unquantised(located: Located) -> "PreTrainedModel":
+def unquantised(located: Located) -> "PreTrainedModel":
     """Return the stored model in float32 on the CPU; one whose stored weights are quantised is dequantised."""
     model = load_weights(located, dtype=torch.float32, device_map={"": "cpu"})
     if getattr(model.config, "quantization_config", None) is not None:

@@ -1,5 +1,6 @@
-"""`neoplug export`: a run becomes a model that needs neither neoplug nor peft."""
+"""`neoplug export`: a run becomes a model that needs neither neoplug nor peft, or a LoRA that others read."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,7 @@ from typing import Annotated
 import typer
 
 from neoplug.cli.screen import say, size
+from neoplug.errors import UsageError
 
 
 class Dtype(StrEnum):
@@ -23,15 +25,52 @@ def export(
     dtype: Annotated[
         Dtype, typer.Option(help="How the weights are stored; what is below float32 rounds.")
     ] = Dtype.float32,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Write the change of the base alone, as a plain LoRA, not a whole model.")
+    ] = False,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="R", help="The LoRA's rank; by default the smallest that is exact, if that saves anything."
+        ),
+    ] = None,
+    gguf: Annotated[bool, typer.Option("--gguf", help="Beside the LoRA, write it as llama.cpp reads it.")] = False,
 ) -> None:
-    """Write a run's student as a standalone model.
+    """Write a run's student as a standalone model, or as a plain LoRA.
 
     The adapter is merged in float32 into the stored weights; plain transformers loads the result, tokenizer and all.
+    With --lora, peft, vLLM and llama.cpp (--gguf) load what was changed, whatever adapter changed it.
     """
+    if not lora and (rank or gguf):
+        raise UsageError(f"`--{'rank' if rank else 'gguf'}` says how a LoRA is written\nfix: add --lora")
+    if lora:
+        _as_lora(run, out, str(dtype), rank, gguf)
+    else:
+        _merged(run, out, str(dtype))
+
+
+def _merged(run: Path, out: Path, dtype: str) -> None:
     from neoplug.export import export as write
 
-    write(run, out, str(dtype))
-    total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    say(f"{out}: {size(total)}, {dtype}")
+    write(run, out, dtype)
+    say(f"{out}: {_size(out)}, {dtype}")
     trust = ", trust_remote_code=True" if any(out.glob("*.py")) else ""
     say(f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}{trust})")
+
+
+def _as_lora(run: Path, out: Path, dtype: str, rank: int | None, gguf: bool) -> None:
+    from neoplug.lora_export import export_lora
+    from neoplug.lora_folder import limit_for_vllm, told
+
+    found = export_lora(run, out, dtype, rank, gguf)
+    say(f"{out}: {_size(out)}, {dtype}, rank {found.rank} in each of {len(found.layers)} layers")
+    say(told(found))
+    say(f"load it on its base: peft.AutoPeftModelForCausalLM.from_pretrained({str(out)!r})")
+    limit = limit_for_vllm(found.rank)
+    say(f"vLLM: --enable-lora --max-lora-rank {limit}" if limit else f"vLLM takes no rank of {found.rank}")
+    if gguf:
+        say(f"llama.cpp: --lora {shlex.quote(str(out / 'adapter.gguf'))}")
+
+
+def _size(folder: Path) -> str:
+    return size(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))

@@ -39,3 +39,54 @@ def test_export_tells_that_a_model_brings_code_of_its_own(neoplug, tmp_path, mon
     monkeypatch.setitem(sys.modules, "neoplug.export", SimpleNamespace(export=export))
     answer = neoplug("export", tmp_path / "run", tmp_path / "out")
     assert f"from_pretrained('{tmp_path / 'out'}', trust_remote_code=True)\n" in answer.out
+
+
+@pytest.fixture
+def asked_for_a_lora(monkeypatch):
+    """Put a writer in the exporter's place that says what it was asked and how well the LoRA holds the change."""
+    from neoplug.difference import Fidelity
+
+    calls = []
+
+    def export_lora(run_dir, out, dtype, rank, gguf):
+        calls.append((run_dir, out, dtype, rank, gguf))
+        out.mkdir()
+        (out / "adapter_model.safetensors").write_bytes(b"x" * 2500)
+        return Fidelity(rank or 8, 12, 0.25, {"a": (12, 0.3), "b": (4, 0.1)})
+
+    monkeypatch.setitem(sys.modules, "neoplug.lora_export", SimpleNamespace(export_lora=export_lora))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "told"),
+    [
+        ([], ("float32", None, False), "an approximation: rank 8 of 12 that the change has; relative error 2.5e-01"),
+        (
+            ["--rank", "12", "--dtype", "float16"],
+            ("float16", 12, False),
+            "exact up to rounding: the change has rank 12",
+        ),
+        (["--gguf"], ("float32", None, True), "llama.cpp: --lora "),
+        (["--rank", "600"], ("float32", 600, False), "vLLM takes no rank of 600"),
+        (["--rank", "9"], ("float32", 9, False), "vLLM: --enable-lora --max-lora-rank 16"),
+    ],
+)
+def test_a_lora_is_told_with_what_it_holds_and_who_reads_it(neoplug, tmp_path, asked_for_a_lora, options, call, told):
+    run, out = tmp_path / "run", tmp_path / "out"
+    answer = neoplug("export", run, out, "--lora", *options)
+    assert (answer.code, answer.err) == (0, "")
+    assert asked_for_a_lora == [(run, out, *call)]
+    assert f"{out}: 2.5 kB, {call[0]}, rank {call[1] or 8} in each of 2 layers\n" in answer.out
+    assert told in answer.out
+    assert ", at most 3.0e-01 in a layer (a)\n" in answer.out
+    assert f"load it on its base: peft.AutoPeftModelForCausalLM.from_pretrained('{out}')\n" in answer.out
+
+
+@pytest.mark.parametrize("option", [["--rank", "4"], ["--gguf"]])
+def test_what_is_said_of_a_lora_needs_one(neoplug, tmp_path, asked, option):
+    answer = neoplug("export", tmp_path / "run", tmp_path / "out", *option)
+    assert answer.code != 0
+    assert f"`{option[0]}` says how a LoRA is written" in answer.err
+    assert "fix: add --lora" in answer.err
+    assert asked == []

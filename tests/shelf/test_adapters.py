@@ -22,8 +22,11 @@ from torch.nn.functional import cross_entropy
 from neoplug import checkpoint
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError, UsageError
+from neoplug.export import export
+from neoplug.lora_export import export_lora
 from neoplug.models import load_model, locate, virtual_tokens
 from neoplug.registry import Plugins, build, installed
+from neoplug.rundir import RunDir
 from neoplug.testing import call
 from neoplug_models.nf4 import NF4
 
@@ -200,6 +203,80 @@ def test_merged_it_computes_the_same_or_says_why_it_cannot(adapter, model, input
     merged = adapter.merge_adapter(student) if hasattr(adapter, "merge_adapter") else student.merge_and_unload(True)
     torch.testing.assert_close(logits(merged, input_ids), wanted, atol=2e-3, rtol=0)
     assert not hasattr(merged, "peft_config")
+
+
+def entry_of(adapter):
+    target = f"{type(adapter).__module__}:{type(adapter).__name__}"
+    return next(entry for entry in installed() if entry.target == target)
+
+
+def kept_as_a_run(adapter, student, folder, path):
+    """Leave what a finished run leaves of a student; return the run, and what its adapter stands on."""
+    from transformers import AutoTokenizer
+
+    located, base = locate(str(folder)), model_in(folder)
+    resolved = {"format": 1, "student": {"model": str(folder)}, "adapter": {entry_of(adapter).name: {}}, "seed": 0}
+    record = {"source": str(folder), "revision": None, "sha256": located.sha256}
+    run = RunDir.create(path, resolved, {"format": 1, "models": {"student": record}})
+    if hasattr(adapter, "base_weights"):  # a run ships them
+        base.load_state_dict(adapter.base_weights(student))
+        base.save_pretrained(run.student)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(run.student)
+    where = run.model if trains_everything(student) else run.adapter
+    where.mkdir()
+    getattr(adapter, "save_adapter", lambda model, path: model.save_pretrained(path))(student, where)
+    return run.path, base
+
+
+def linear_alone(student, base):
+    """Say whether two models differ in nothing but weights of linear layers."""
+    linear = {f"{name}.weight" for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
+    own = base.state_dict()
+    return all(name in linear or torch.equal(weight, own[name]) for name, weight in student.state_dict().items())
+
+
+def told_of_loras():
+    """Return what the page of the commands says of each adapter as a LoRA."""
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w.*) \| (.*) \|$", page.partition("### A LoRA of any adapter")[2], re.MULTILINE)
+    return {name: says for names, says in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+def test_the_page_says_of_each_adapter_that_merges_what_it_is_as_a_lora():
+    own = (entry for entry in installed() if entry.target.startswith("neoplug_adapters."))
+    classes = {entry.name: entry.load() for entry in own}
+    merge = {name for name, plugin in classes.items() if hasattr(plugin, "add_adapter")}
+    assert sorted(told_of_loras()) == sorted(name for name in merge if not says(classes[name], "cannot_merge"))
+
+
+@pytest.mark.slow
+def test_as_a_lora_it_computes_the_same_or_says_why_not(adapter, model, tiny_student, input_ids, adapted, tmp_path):
+    from peft import PeftModel
+
+    student = adapted(adapter, model)
+    train(adapter, student, input_ids)
+    run, base = kept_as_a_run(adapter, student, tiny_student, tmp_path / "run")
+    if says(adapter, "cannot_merge"):
+        for write in (export, export_lora):
+            with pytest.raises(UsageError, match=re.escape(adapter.cannot_merge)):
+                write(run, tmp_path / "lora")
+        return
+    merged = model_in(export(run, tmp_path / "merged"))
+    told = told_of_loras().get(entry_of(adapter).name, "")
+    if not linear_alone(merged, base):
+        assert "refused" in told or not told
+        with pytest.raises(UsageError, match="it reaches model"):
+            export_lora(run, tmp_path / "lora", rank=48)
+        return
+    found = export_lora(run, tmp_path / "lora", rank=48)  # the smaller size of each layer is 48 at most
+    assert found.exact
+    assert found.error < 1e-3
+    assert found.needed <= 16 or not re.match("exact(?!.*where)", told)
+    assert found.needed > 16 or not told.startswith("the largest")
+    loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "lora")
+    wanted = logits(merged, input_ids)
+    torch.testing.assert_close(logits(loaded, input_ids), wanted, atol=1e-4, rtol=0)
+    assert (wanted - logits(base, input_ids)).abs().max() > 1e-2
 
 
 @pytest.mark.slow
