@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import FalconH1Config, FalconH1ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from neoplug.errors import RecipeError, UsageError
-from neoplug.models import virtual_tokens
+from neoplug.models import cache_by_its_name, virtual_tokens
+from neoplug.models.quiet import quiet_peft
 from neoplug_adapters.p_tuning import PTuning
 from neoplug_adapters.prefix_tuning import PrefixTuning
 from neoplug_adapters.prompt_tuning import PromptTuning
@@ -20,7 +22,13 @@ H, KEYS, LAYERS, T = 48, 24, 2, 20  # hidden size, of keys of a layer, layers, v
 @pytest.fixture(scope="module")
 def base():
     torch.manual_seed(0)
-    sizes = {"hidden_size": H, "intermediate_size": 96, "num_hidden_layers": LAYERS, "vocab_size": 384}
+    sizes = {
+        "hidden_size": H,
+        "intermediate_size": 96,
+        "num_hidden_layers": LAYERS,
+        "vocab_size": 384,
+        "initializer_range": 0.2,
+    }
     return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)).requires_grad_(False)
 
 
@@ -127,3 +135,22 @@ def test_a_prefix_is_refused_where_layers_keep_a_state(device):
 def test_none_is_merged(plugin, adapted):
     with pytest.raises(UsageError, match="no weight holds them"):
         plugin.merge_adapter(adapted(plugin))
+
+
+@pytest.mark.parametrize("plugin", [PromptTuning(), PrefixTuning(), PTuning()])
+def test_plain_peft_generates_as_the_page_says(plugin, adapted, base, tmp_path):
+    """Without a cache it puts the likeliest token after the text, as whole logits tell, again and again."""
+    with quiet_peft():
+        adapted(plugin).save_pretrained(tmp_path)
+    model = cache_by_its_name(PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)).eval()
+    text = wanted = torch.arange(5, 17)[None]
+    with torch.no_grad(), quiet_peft():
+        for _ in range(8):
+            logits = model(input_ids=wanted, attention_mask=torch.ones_like(wanted), use_cache=False).logits
+            wanted = torch.cat([wanted, logits[:, -1:].argmax(-1)], dim=1)
+        found = model.generate(
+            input_ids=text, attention_mask=torch.ones_like(text), max_new_tokens=8, do_sample=False, use_cache=False,
+            pad_token_id=0,
+        )  # fmt: skip
+    assert torch.equal(found, wanted[:, : found.shape[1]])
+    assert found.shape[1] > text.shape[1] + 2
