@@ -16,6 +16,7 @@ from neoplug.data.batch import Batch, collate
 from neoplug.data.differences import TEACHER, differences, templates_of
 from neoplug.errors import Problem, RecipeError, UsageError
 from neoplug.hookspecs import Role
+from neoplug.matrix import refuse_known_failures
 from neoplug.models import (
     Located,
     load_config,
@@ -181,7 +182,11 @@ def refuse_stored_quantised(section: Student, config: Any) -> None:
 
 
 def adapted(checked: Checked, model: Any, steps: int, student: Located) -> nn.Module:
-    """Return a skeleton with the recipe's adapter. Raises RecipeError where it shall start from one of another form."""
+    """Return a skeleton with the recipe's adapter.
+
+    Raises RecipeError where the pair is known not to work, or the adapter shall start from one of another form.
+    """
+    refuse_known_failures(checked, model.config.get_text_config().model_type)
     rng = generator(checked.recipe.seed, "rehearsal")
     found: nn.Module = checked.plugins.one("add_adapter", model=model, batches=None, total_steps=steps, rng=rng)
     if student.adapter is not None:

@@ -12,6 +12,7 @@ import typer
 
 from neoplug import hookspecs
 from neoplug.cli.arguments import AsJson
+from neoplug.cli.matrix import show_matrix
 from neoplug.cli.screen import heading, say, table
 from neoplug.errors import NeoplugError, UsageError, did_you_mean
 
@@ -36,14 +37,22 @@ def plugins(
             show_default=False,
         ),
     ] = None,
+    matrix: Annotated[
+        bool,
+        typer.Option(
+            "--matrix", help="Show which adapter works with which loading on which family of models, as measured."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the installed plugins without importing them, or show one."""
     from neoplug.registry import installed
 
-    if name is not None and section is not None:
-        raise UsageError("name a plugin or a section, not both")
-    if name is not None:
+    if section is not None and (name is not None or matrix):
+        raise UsageError(f"name {'a plugin' if name else '--matrix'} or a section, not both")
+    if matrix:
+        show_matrix(name, as_json)
+    elif name is not None:
         show(described(name), as_json)
     else:
         entries = installed() if section is None else list(fitting(section))

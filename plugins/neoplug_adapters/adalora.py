@@ -71,6 +71,9 @@ class AdaLoRA(Tuner):
 
     def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
         self._adapted: Any = super()._adapt(model, config, batches)
+        for name, weight in self._adapted.named_parameters():
+            if ".ranknum." in name:  # the number of ranks, which divides the change: peft lets it train on 4 and 8 bits
+                weight.requires_grad_(False)
         return self._adapted
 
     @hookimpl

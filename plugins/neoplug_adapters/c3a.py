@@ -8,11 +8,11 @@ Source: Chen et al. 2024, arXiv 2407.19342.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from neoplug_adapters.tuner import Tuner
+from neoplug_adapters.written_outputs import WrittenOutputs
 
 
 @dataclass(eq=False)
-class C3A(Tuner):
+class C3A(WrittenOutputs):
     """Peft's C3A."""
 
     name: ClassVar[str] = "c3a"

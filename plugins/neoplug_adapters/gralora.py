@@ -8,11 +8,11 @@ Source: Jung et al. 2025, arXiv 2505.20355.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from neoplug_adapters.tuner import Tuner
+from neoplug_adapters.written_outputs import WrittenOutputs
 
 
 @dataclass(eq=False)
-class GraLoRA(Tuner):
+class GraLoRA(WrittenOutputs):
     """Peft's GraLoRA."""
 
     name: ClassVar[str] = "gralora"

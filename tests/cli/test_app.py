@@ -26,7 +26,7 @@ print(json.dumps({"code": code, "heavy": heavy, "modules": len(sys.modules)}), f
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["--help"], 0), (["recipes"], 0), (["plugins"], 0), (["run", "broken.yaml"], 2)],
+    [(["--help"], 0), (["recipes"], 0), (["plugins"], 0), (["plugins", "--matrix"], 0), (["run", "broken.yaml"], 2)],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_quick_commands_import_little_and_no_torch(tmp_path, arguments, code):

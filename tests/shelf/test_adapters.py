@@ -462,6 +462,7 @@ def test_on_four_bits_it_trains_as_on_the_dequantised_base_or_is_refused(adapter
         if hasattr(layer.weight if hasattr(layer, "weight") else None, "quant_state"):
             plain.get_submodule(name).weight.data = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     students = [adapted(replace(adapter), model) for model in (quantised, plain)]
+    assert trainable(students[0]).keys() == trainable(students[1]).keys()
     for student in students:
         noise = torch.Generator().manual_seed(3)
         for parameter in trainable(student).values():

@@ -1,0 +1,81 @@
+"""`plugins --matrix`, and `plan` where the matrix knows that a pair does not work."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neoplug import matrix
+from neoplug.matrix import PLAIN, REFUSED, Matrix
+from neoplug.testing.families import make
+
+SHIPPED = Matrix.read(Path(__file__).parents[2] / "plugins" / "neoplug_adapters" / "matrix.json")
+
+
+def test_the_table_has_a_row_for_each_adapter_and_the_versions(neoplug):
+    lines = neoplug("plugins", "--matrix").out.splitlines()
+    start = lines.index("works on") + 1
+    assert lines[start].split() == ["adapter", *SHIPPED.loadings]
+    assert [line.split()[0] for line in lines[start + 1 : start + 1 + len(SHIPPED.rows)]] == list(SHIPPED.rows)
+    for package, version in SHIPPED.versions.items():
+        assert f"{package} {version}" in lines[0]
+
+
+def test_other_versions_than_those_measured_are_told(neoplug, monkeypatch):
+    monkeypatch.setattr(matrix, "version_of", lambda package: None if package == "peft" else "7.7")
+    out = neoplug("plugins", "--matrix").out
+    assert f"here torch is 7.7, not {SHIPPED.versions['torch']}" in out
+    assert "here peft is not installed" in out
+
+
+def test_json_holds_the_data(neoplug):
+    (found,) = json.loads(neoplug("plugins", "--matrix", "--json").out)
+    assert found["families"] == SHIPPED.families
+    assert set(found["rows"]) == set(SHIPPED.rows)
+    assert set(found["differing"]) <= set(SHIPPED.versions)
+
+
+def test_one_adapter_is_shown_alone(neoplug):
+    out = neoplug("plugins", "pissa", "--matrix").out
+    assert "pissa refuses every family" in out
+    assert "\nlora " not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [(["jsd", "--matrix"], "nothing was measured of `jsd`"), (["--section", "loss", "--matrix"], "not both")],
+)
+def test_what_has_no_matrix_exits_2(neoplug, arguments, reason):
+    answer = neoplug("plugins", *arguments)
+    assert answer.code == 2
+    assert reason in answer.err
+
+
+def known_failures():
+    """Yield pairs that only the measurement knows: they fail on real weights, or train wrongly in silence."""
+    for name, row in SHIPPED.rows.items():
+        for found in row.findings:
+            if found.at != REFUSED and PLAIN in found.where:
+                yield name, found.where[PLAIN][0], found
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_pair_that_is_known_to_fail_is_refused_before_a_weight_is_read(
+    neoplug, recipe, command, tmp_path, monkeypatch
+):
+    import transformers
+
+    def refuse(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    name, family, found = next(failure for failure in known_failures() if failure[2].options)
+    folder = make(family, tmp_path / family)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", refuse)
+    models = [f"teacher.model={folder}", f"student.model={folder}"]
+    answer = neoplug(command, recipe, *models, f"adapter={{{name}: {{}}}}")
+    assert answer.code == 2
+    told = [f"`{name}`", f"of the family `{family}`", found.why, f"fix: write `{name}: {{target_modules: ["]
+    told += ["(measured with neoplug", f"peft {SHIPPED.versions['peft']}"]
+    assert [words for words in told if words not in answer.err] == []
+    assert not (tmp_path / "runs").exists()

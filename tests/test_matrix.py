@@ -1,0 +1,124 @@
+"""What was measured of adapters: read without import, in words, and as a refusal with the nearest that works."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from neoplug import matrix
+from neoplug.errors import RecipeError
+from neoplug.matrix import Finding, Matrix, Row
+from neoplug.registry import Entry, find
+from neoplug_adapters.lora import LoRA
+
+NF4 = {"at": "train", "why": "it stands still", "where": {"nf4": ["llama", "opt"], "plain": ["opt"]}}
+BOTH = {"plain": ["llama", "opt"], "nf4": ["llama", "opt"]}
+FILE = {
+    "versions": {"torch": "0.1", "no_such_package": "1"}, "device": "cpu", "unless": ["target_modules"],
+    "loadings": ["plain", "nf4"], "families": ["llama", "opt"],
+    "rows": {
+        "lora": {"kind": "a", "parameters": 100, "findings": [NF4]},
+        "near": {"kind": "b", "parameters": 110, "findings": []},
+        "far": {"kind": "b", "parameters": 10000, "findings": []},
+        "broken": {"kind": "a", "parameters": 100, "findings": [NF4 | {"where": BOTH}]},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def measured(tmp_path):
+    (tmp_path / "matrix.json").write_text(json.dumps(FILE))
+    return Matrix.read(tmp_path / "matrix.json")
+
+
+def test_it_says_where_an_adapter_works(measured):
+    words = {(name, way): matrix.summary(measured, name, way) for name in measured.rows for way in measured.loadings}
+    assert words["lora", "plain"] == "all but opt"
+    assert words["lora", "nf4"] == "none"
+    assert words["near", "nf4"] == "all"
+
+
+def test_reasons_gather_the_loadings_of_the_same_families(measured):
+    (line,) = matrix.reasons(measured, "broken")
+    assert line == "does not train on every family (plain, nf4): it stands still"
+
+
+def test_the_nearest_works_and_trains_about_as_much(measured):
+    assert measured.nearest("lora", "nf4", "llama") == (["plain"], ["near", "far"])
+    assert measured.nearest("lora", "plain", "opt") == ([], ["near", "far"])
+
+
+def test_the_nearest_is_of_the_same_kind_if_one_works(measured):
+    measured.rows["kin"] = Row("a", 50000, [])
+    assert measured.nearest("lora", "nf4", "llama")[1] == ["kin", "near", "far"]
+
+
+def test_versions_that_differ_are_named(measured):
+    differing = measured.differing()
+    assert differing["no_such_package"] == ("1", None)
+    assert differing["torch"][0] == "0.1"
+    assert "no no_such_package" in matrix.measured_with(measured)
+
+
+def test_a_package_is_asked_without_being_imported(tmp_path, monkeypatch):
+    (tmp_path / "strange_adapters").mkdir()
+    (tmp_path / "strange_adapters" / "__init__.py").write_text("raise AssertionError('imported')")
+    (tmp_path / "strange_adapters" / "matrix.json").write_text(json.dumps(FILE))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert matrix.matrix_for(Entry("near", "strange", "1", "strange_adapters.near:Near")).families == ["llama", "opt"]
+    assert matrix.matrix_for(Entry("unmeasured", "strange", "1", "strange_adapters.near:Near")) is None
+    assert matrix.matrix_for(Entry("near", "strange", "1", "nowhere_at_all.near:Near")) is None
+
+
+@pytest.fixture
+def checked(measured, monkeypatch, tmp_path):
+    """Return a function that makes what a checked recipe is to a matrix."""
+    monkeypatch.setattr(matrix, "matrix_for", lambda entry: measured)
+
+    def make(loads=(), **options):
+        loaders = {("student.load", name): find(name, tmp_path) for name in loads}
+        plugins = SimpleNamespace(
+            named=lambda hook: [("adapter", "lora")], section=lambda name: {"lora": LoRA(**options)}
+        )
+        return SimpleNamespace(plugins=plugins, entries={("adapter", "lora"): find("lora", tmp_path)} | loaders)
+
+    return make
+
+
+def test_what_fails_is_refused_with_reason_versions_and_a_way(checked):
+    with pytest.raises(RecipeError) as caught:
+        matrix.refuse_known_failures(checked(["nf4"]), "llama")
+    (problem,) = caught.value.problems
+    assert problem.path == ("adapter", "lora")
+    assert "`lora` does not train on models of the family `llama` loaded by `nf4`" in problem.what
+    assert "it stands still" in problem.why
+    assert "torch 0.1" in problem.why
+    assert problem.fix == "load the student unquantised; or name `near` or `far`"
+
+
+def test_options_that_help_come_first(checked, measured):
+    found = Finding("train", "it stands still", {"plain": ["opt"]}, {"target_modules": ["q_proj", "v_proj"]})
+    measured.rows["lora"] = Row("a", 100, [found])
+    with pytest.raises(
+        RecipeError,
+        match=r"fix: write `lora: \{target_modules: \[q_proj, v_proj\]\}`; or load the student by `nf4`; or",
+    ):
+        matrix.refuse_known_failures(checked(), "opt")
+
+
+@pytest.mark.parametrize(
+    ("loads", "options", "family"),
+    [
+        ([], {}, "llama"),  # works
+        ([], {}, "bert"),  # a family that was not tried
+        (["nf4", "int8"], {}, "llama"),  # a loading that was not tried
+        (["nf4"], {"target_modules": ["q_proj"]}, "llama"),  # layers that were not tried
+    ],
+)
+def test_what_is_not_known_to_fail_may_be_tried(checked, loads, options, family):
+    matrix.refuse_known_failures(checked(loads, **options), family)
+
+
+def test_what_the_adapter_refuses_itself_is_left_to_it(checked, measured):
+    measured.rows["lora"] = Row("a", 100, [Finding("refused", "its own", {"plain": ["llama"]})])
+    matrix.refuse_known_failures(checked(), "llama")
