@@ -35,8 +35,6 @@ IMPORTED = ["neoplug.session", "peft", "bitsandbytes", "transformers.models.llam
 BESIDE = "lora"
 ROUNDS = 5
 QUICK = ("dora", "ia3")  # beside LoRA, each in a process, and importing takes longer than the rest
-# What an adapter cannot do without: keys of the recipe.
-NEEDS: dict[str, dict[str, Any]] = {"loftq": {"student": {"load": {"nf4": {}}}}}
 
 
 def main() -> None:
@@ -84,7 +82,7 @@ def quickly(names: Iterable[str]) -> Iterator[dict[str, Any]]:
 def measured(names: Iterable[str], rounds: int, changes: dict[str, Any], *, at_once: bool = False) -> Iterator[Any]:
     """Yield the row of each adapter; one that ends on its way is told of and left out."""
     beside = Arm(BESIDE, changes)
-    arms: Iterable[Arm] = (Arm(name, changes | NEEDS.get(name, {})) for name in names)
+    arms: Iterable[Arm] = (Arm(name, changes) for name in names)
     arms = list(arms) if at_once else arms
     beside.line.recv()
     for arm in arms:
@@ -134,7 +132,6 @@ def compared(arm: Arm, beside: Arm, rounds: int) -> dict[str, Any]:
         "lora_peak_bytes": peaks[1],
         **began,
         **arm.end(),
-        "needs": NEEDS.get(arm.name, {}),
         "machine": machine(),
     }
 

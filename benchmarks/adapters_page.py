@@ -25,9 +25,24 @@ STATEMENTS = {
     "changes_base": "changes the base",
     "cannot_merge": "cannot be merged",
     "not_on_quantised": "not on 4 bits",
+    "not_checkpointed": "not with gradient checkpointing",
+    "shaped_by_weights": "a plan does not know its shapes",
     "seedless": "every seed starts alike",
 }
-WHY: dict[str, str] = {}
+# Why a step takes so much longer; it is peft's code that all of them run.
+WHY = {
+    "boft": "peft multiplies whole [n, n] matrices of blocks, one for each factor of each target, in every forward",
+    "c3a": "peft convolves by Fourier transforms of complex numbers, where the numbers are real",
+    "fourierft": "peft builds the whole change [m, n] by a Fourier transform, in every forward",
+    "hira": "peft builds the whole change [m, n] in every forward, to multiply it with the weight",
+    "hra": "peft multiplies r reflections into a whole [n, n] matrix, one after the other, in every forward",
+    "loha": "peft builds the whole change [m, n] from two products, in every forward",
+    "lokr": "peft builds the whole change [m, n] in every forward",
+    "osf": "nearly all singular components train, and go through two more products of the weight's size",
+    "randlora": "peft scales and sums random matrices of the weight's size in every forward",
+    "shira": "peft copies the whole weight and builds the whole change [m, n] in every forward",
+    "waveft": "peft builds the whole change [m, n] by a wavelet transform, in every forward",
+}
 
 
 def main() -> None:
