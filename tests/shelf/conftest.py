@@ -41,7 +41,7 @@ class Outcomes:
         self.before = json.loads(file.read_text()) if file.exists() else {}
 
     def pytest_runtest_logreport(self, report):
-        named = re.search(r"test_adapters\.py::test_(\w+)\[(?:\d+-)?([a-z]\w*)(?:-\d+)?\]", report.nodeid)
+        named = re.search(r"test_adapters\.py::test_(\w+)\[([a-z]\w*)\]", report.nodeid)
         if named and (report.when == "call" or report.outcome != "passed"):
             test, adapter = named.groups()
             worst = "failed" in (report.outcome, self.found[adapter].get(test))
