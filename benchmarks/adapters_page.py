@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from adapters import FILE, QUICK, adapters
@@ -31,9 +32,11 @@ STATEMENTS = {
 }
 # Why a step takes so much longer; it is peft's code that all of them run.
 WHY = {
+    "adalora": "each step weighs every trained number, half as many again as LoRA's, and has the penalty's gradient",
     "boft": "peft multiplies whole [n, n] matrices of blocks, one for each factor of each target, in every forward",
     "c3a": "peft convolves by Fourier transforms of complex numbers, where the numbers are real",
     "fourierft": "peft builds the whole change [m, n] by a Fourier transform, in every forward",
+    "glora": "peft builds the whole weight anew from three low-rank paths, in every forward",
     "hira": "peft builds the whole change [m, n] in every forward, to multiply it with the weight",
     "hra": "peft multiplies r reflections into a whole [n, n] matrix, one after the other, in every forward",
     "loha": "peft builds the whole change [m, n] from two products, in every forward",
@@ -75,10 +78,10 @@ def summary(measured: dict[str, Any]) -> Iterator[str]:
     """Yield on what all this was measured."""
     machines = [row["machine"] for row in measured.values()]
     said = {f"torch {each['torch']} and peft {each['peft']} on {each['threads']} threads" for each in machines}
-    plain = measured["lora"]
+    seconds, peak = (median(row[f"lora_{what}"] for row in measured.values()) for what in ("seconds", "peak_bytes"))
     yield (
-        f"Measured with {', or '.join(sorted(said))} of a CPU. LoRA's step takes {plain['lora_seconds']:.2f} s and "
-        f"{mebibytes(plain['lora_peak_bytes'])}; its own row shows how much is noise."
+        f"Measured with {', or '.join(sorted(said))} of a CPU. LoRA's step takes {seconds:.2f} s and "
+        f"{mebibytes(peak)}; its own row shows how much is noise."
     )
     busy = [each["load"] for each in machines if each["load"] > 1.5 * each["cpus"]]
     if busy:
