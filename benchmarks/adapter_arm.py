@@ -102,10 +102,11 @@ class Turns:
 
 
 class FullRows:
-    """An order of a row a step, of those that have as many tokens as a row can."""
+    """An order of a row a step, of those that are one document of as many tokens as a row can have."""
 
     def __init__(self, corpus: Corpus) -> None:
-        self.rows = [number for number, length in enumerate(corpus.row_lengths) if length == LENGTH]
+        full = [number for number, length in enumerate(corpus.row_lengths) if length == LENGTH]
+        self.rows = [number for number in full if len(corpus.rows[number]) == 1]
 
     def micro_batches(self, step: int, rank: int) -> Iterator[list[int]]:
         """Yield the row of a step."""

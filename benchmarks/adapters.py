@@ -88,7 +88,7 @@ def measured(names: Iterable[str], rounds: int, changes: dict[str, Any], *, at_o
     for arm in arms:
         try:
             yield compared(arm, beside, rounds)
-        except EOFError:
+        except (EOFError, ConnectionError):
             print(f"{arm.name} ended on its way and has no row", file=sys.stderr)
     beside.end()
 
