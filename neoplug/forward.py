@@ -39,21 +39,24 @@ class FrozenLinear(torch.autograd.Function):
     """Float32 logits of a frozen head, without a rounding of logits in between and without a gradient of the weight."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
-        """[n, H], [V, H], [V] -> [n, V] float32."""
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, room: torch.UntypedStorage
+    ) -> Tensor:
+        """[n, H], [V, H], [V] -> [n, V] float32, in `room` if the weight is float32: it grows to hold them."""
         ctx.save_for_backward(weight)
         ctx.dtype = hidden.dtype
         if weight.dtype == torch.float32:
-            logits = hidden.float() @ weight.t()
+            logits = weight.new_empty(0).set_(room).resize_(len(hidden), len(weight))
+            torch.mm(hidden.float(), weight.t(), out=logits)
         else:
             logits = torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32)
         return logits if bias is None else logits.add_(bias)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
         """[n, V] -> [n, H]."""
         (weight,) = ctx.saved_tensors
-        return (gradient.to(weight.dtype) @ weight).to(ctx.dtype), None, None
+        return (gradient.to(weight.dtype) @ weight).to(ctx.dtype), None, None, None
 
 
 @dataclass(eq=False)
@@ -75,7 +78,11 @@ class Head:
         return self.opened()(hidden)
 
     def opened(self) -> Callable[[Tensor], Tensor]:
-        """Return the same function for many blocks: what each would do to the weights is done once. Use it, drop it."""
+        """Return the same function for many blocks: what each would do to the weights is done once. Use it, drop it.
+
+        A call may overwrite what the one before returned: blocks share their memory, and an allocator need not find
+        64 MiB anew among what came to lie between.
+        """
         shared = self._linear(self.module) if type(self.module) is nn.Linear else self._adapted()
 
         def logits_of(hidden: Tensor) -> Tensor:
@@ -97,7 +104,8 @@ class Head:
         frozen, frozen_bias = self._rows(weight), self._rows(bias)
         if not weight.is_cuda:  # only there a product of 16-bit numbers can give float32
             frozen = frozen.float()
-        return lambda hidden: FrozenLinear.apply(hidden, frozen, frozen_bias)
+        room = frozen.new_empty(0, dtype=torch.float32).untyped_storage()
+        return lambda hidden: FrozenLinear.apply(hidden, frozen, frozen_bias, room)
 
     def _adapted(self) -> Callable[[Tensor], Tensor]:
         """Return the head as an adapter changed it, 16-bit weights widened: logits rounded to bf16 spoil the loss."""

@@ -191,6 +191,7 @@ class Session:
         """Let the recipe's adapter change the student, from a stored one where it names one; what trains is float32."""
         recipe, plugins = self.checked.recipe, self.checked.plugins
         (name,) = plugins.implements("add_adapter")
+        self.phase("adding the adapter")
         torch.manual_seed(derive(recipe.seed, name))
         if recipe.train.gradient_checkpointing:
             enable = getattr(bare, "activation_checkpointing_enable", None)  # its newer name

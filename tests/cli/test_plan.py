@@ -56,7 +56,8 @@ def test_states_in_eight_bits_take_a_byte_each(planned, optimizer, bytes_a_weigh
 
 def test_quantised_weights_take_less(planned):
     """Embeddings and head stay as they are."""
-    student = [planned(f"student.load={load}")["models"]["student"] for load in ("{}", "{int8: {}}", "{fp4: {}}")]
+    loads = ("{}", "{int8: {}}", "{fp4: {}}")
+    student = [planned(f"student.load={load}", "student.dtype=float32")["models"]["student"] for load in loads]
     plain, eight, four = (model["bytes"] for model in student)
     assert eight - four == pytest.approx((plain - eight) / 6)  # 4, 1 and half a byte a weight
     assert four < plain / 2
@@ -74,7 +75,7 @@ def test_activations_are_about_what_autograd_saves(planned, tiny_teacher):
     import torch
     from transformers import AutoModelForCausalLM
 
-    found = planned(f"student.model={tiny_teacher}", "train.per_device_train_batch_size=8")
+    found = planned(f"student.model={tiny_teacher}", "student.dtype=float32", "train.per_device_train_batch_size=8")
     tokens = 8 * found["data"]["longest_row"]
     estimate = found["memory_bytes"]["activations"] - tokens * 384 * 4 * 3
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher).model

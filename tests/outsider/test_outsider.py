@@ -160,5 +160,6 @@ def test_the_wheel_holds_every_source_and_nothing_else(wheels):
     for folder, name in ((ROOT / "neoplug", "neoplug"), (ROOT / "recipes", "neoplug_recipes")):
         wanted |= {f"{name}/{file.relative_to(folder)}" for file in folder.rglob("*.py")}
     wanted |= {str(file.relative_to(ROOT / "plugins")) for file in (ROOT / "plugins").rglob("*.py")}
+    wanted |= {str(file.relative_to(ROOT / "plugins")) for file in (ROOT / "plugins").rglob("matrix.json")}
     wanted |= {f"neoplug_recipes/{file.name}" for file in (ROOT / "recipes").glob("*.yaml")}
     assert held == wanted

@@ -22,8 +22,8 @@ def write(tmp_path, tiny_student, tiny_teacher, tiny_chat):
     def write(**probes):
         file = tmp_path / "recipe.yaml"
         values = {
-            "teacher": {"model": str(tiny_teacher)},
-            "student": {"model": str(tiny_student)},
+            "teacher": {"model": str(tiny_teacher), "dtype": "float32"},
+            "student": {"model": str(tiny_student), "dtype": "float32"},  # rounding would turn choices
             "data": {"source": str(tiny_chat), "held_out": 3},
             "adapter": {"lora": {"r": 4, "lora_dropout": 0.3, "target_modules": ["q_proj", "v_proj"]}},
             "loss": {"forward_kl": {}},

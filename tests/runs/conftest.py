@@ -90,8 +90,8 @@ class Lab:
     def __init__(self, folder, student, teacher, chat):
         self.folder = Path(folder)
         self.base = {
-            "teacher": {"model": str(teacher)},
-            "student": {"model": str(student)},
+            "teacher": {"model": str(teacher), "dtype": "float32"},  # what a run does is held to more digits than
+            "student": {"model": str(student), "dtype": "float32"},  # bfloat16 has, which some processors compute in
             "data": {"source": str(chat), "max_length": 160, "packing": False, "held_out": 3},
             "adapter": {"lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]}},
             "loss": {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0}},

@@ -1,0 +1,118 @@
+"""What passes between `neoplug run` and the first step, with warm caches: whose time it is.
+
+    python benchmarks/start.py           SmolLM2-135M teaches its 15-layer cut, as `llm_neo_tiny` does
+    python benchmarks/start.py --quick   one start of it instead of three, none before that to warm the caches
+
+Two processes a round. One imports the libraries and loads both models as plain transformers and peft do: that has to be
+paid by whoever trains. The other is a run that ends where its first step would begin. Its evaluation before training is
+the run's work, not its start, and is told apart. `own` is what is left of the run's time: recipe, data, lock, proofs of
+how the models read a batch.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+RECIPE = "llm_neo_tiny"
+CHANGES: dict[str, Any] = {"data": {"held_out": 1}, "train": {"max_steps": 2}}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--quick", action="store_true", help="one start")
+    arguments.add_argument("--child", choices=("bare", "run"), help=argparse.SUPPRESS)
+    chosen = arguments.parse_args()
+    if chosen.child:
+        print(json.dumps({"bare": bare, "run": started}[chosen.child]()))
+        return
+    rounds = [{child: spawn(child) for child in ("bare", "run")} for _ in range(1 if chosen.quick else 4)]
+    show(rounds[-3:])
+
+
+def spawn(child: str) -> dict[str, float]:
+    """Return the seconds of each part of a child process."""
+    command = [sys.executable, __file__, "--child", child]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return dict(json.loads(told.splitlines()[-1]))
+
+
+def imported() -> float:
+    """Import what a run of this recipe needs of others; return the seconds."""
+    began = perf_counter()
+    import accelerate  # noqa: F401
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    return perf_counter() - began
+
+
+def bare() -> dict[str, float]:
+    """Load teacher and student without neoplug, in files that are mapped and read once."""
+    from neoplug.models import locate
+    from neoplug.recipe import load
+
+    located = locate(load(RECIPE).recipe.student.model)
+    seconds = imported()
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    began = perf_counter()
+    AutoTokenizer.from_pretrained(located.path)
+    for _ in range(2):
+        model = AutoModelForCausalLM.from_pretrained(located.path, dtype=torch.float32)
+    get_peft_model(model, LoraConfig(r=16, target_modules="all-linear"))
+    return {"imports": seconds, "loading": perf_counter() - began}
+
+
+class Reached(Exception):
+    """The first step would begin."""
+
+
+def started() -> dict[str, float]:
+    """Run the recipe up to its first step; return the seconds of each part."""
+    seconds = {"imports": imported()}
+    from neoplug.progress import Silent
+    from neoplug.runner import run
+
+    began = {"the recipe": perf_counter()}
+
+    class Clock(Silent):
+        def phase(self, text: str) -> None:
+            began["evaluation" if text.startswith("evaluating") else text] = perf_counter()
+
+        def started(self, total: int, first: int) -> None:
+            began["the first step"] = perf_counter()
+            raise Reached
+
+    with tempfile.TemporaryDirectory() as folder, suppress(Reached):
+        run(RECIPE, output=Path(folder, "run"), progress=Clock(), **CHANGES)
+    marks = list(began.items())
+    for (part, at), (_, then) in pairwise(marks):
+        seconds[part] = then - at
+    return seconds
+
+
+def show(rounds: list[dict[str, dict[str, float]]]) -> None:
+    """Print medians over rounds, and what is neoplug's own."""
+    for part in rounds[0]["run"]:
+        print(f"{part:24} {median(one['run'][part] for one in rounds):6.2f} s")
+    own = median(
+        sum(one["run"].values()) - one["run"]["imports"] - one["run"]["evaluation"] - one["bare"]["loading"]
+        for one in rounds
+    )
+    print(f"{'loading without neoplug':24} {median(one['bare']['loading'] for one in rounds):6.2f} s")
+    print(f"{'own':24} {own:6.2f} s")
+
+
+if __name__ == "__main__":
+    main()
