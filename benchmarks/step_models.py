@@ -33,12 +33,12 @@ def save_models(folder: Path, source: str | None) -> Any:
 NAMES = ("teacher", "student")
 
 
-def load_models(folder: Path) -> tuple[Any, Any]:
-    """Return the frozen teacher, and the student with its adapter; every weight is in memory, not only mapped."""
+def load_models(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return the frozen teacher, and the student with its adapter in float32; every weight is in memory, not mapped."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    teacher, student = (AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in NAMES)
+    teacher, student = (AutoModelForCausalLM.from_pretrained(folder / name, dtype=dtype) for name in NAMES)
     torch.manual_seed(0)
     student = get_peft_model(student, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     teacher.eval().requires_grad_(False)
