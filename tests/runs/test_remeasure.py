@@ -79,7 +79,8 @@ def test_another_recipe_measures_the_runs_own_student(module_lab, tiny_teacher, 
     other = module_lab.folder / "other.yaml"
     other.write_text(
         f"student: {{model: {tiny_teacher}, dtype: bfloat16, prepare: {{prune_depth: {{num_hidden_layers: 1}}}}}}\n"
-        f"teacher: {{model: {tiny_teacher}}}\ndata: {{source: {tiny_chat}, max_length: 160, held_out: 3}}\n"
+        f"teacher: {{model: {tiny_teacher}, dtype: float32}}\n"
+        f"data: {{source: {tiny_chat}, max_length: 160, held_out: 3}}\n"
         "adapter: {full: {}}\nloss: {cross_entropy: {}}\n"
     )
     assert anew(run.path, other)["student"] == run.result["after"]
