@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
@@ -18,7 +20,7 @@ from transformers import (
 )
 
 from neoplug import forward
-from neoplug.data.batch import Document, collate
+from neoplug.data.batch import Document, collate, in_rows, stacks
 from neoplug.errors import RunError
 from neoplug.forward import head_name, language_model
 from neoplug.objective import Loss, objective
@@ -89,7 +91,7 @@ def as_ours(module, vocabulary=None, name=None, **more):
     return language_model(module, name or head_name(module), vocabulary or Vocabulary(ROWS), **more)
 
 
-@pytest.mark.parametrize("at_once", [256, 12], ids=["one call", "two calls"])
+@pytest.mark.parametrize("at_once", [256, 12], ids=["one row", "two rows"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_head_and_hidden_states_are_the_models_own_logits(family, at_once, monkeypatch):
     monkeypatch.setattr(forward, "AT_ONCE", at_once)
@@ -100,6 +102,40 @@ def test_head_and_hidden_states_are_the_models_own_logits(family, at_once, monke
         theirs = own_logits(module)
     assert theirs.std() > 0.05
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 12), st.integers(1, 40))
+def test_rows_of_a_call_hold_every_token_once_in_order(lengths, width, tokens):
+    """A row restarts its positions with each document, and what fills it up is no more than a sixteenth."""
+    batch = collate([document(length, seed) for seed, length in enumerate(lengths)])
+    parts = batch.parts(width)
+    read, restarts = [], []
+    for call in stacks(parts, tokens):
+        inputs, places = in_rows(call, pad_token_id=0)
+        ids, positions = inputs["input_ids"], inputs["position_ids"]
+        assert len(call) == 1 or ids.numel() <= tokens
+        assert ids.numel() - len(places) <= ids.numel() / 16
+        assert ids.shape == positions.shape == (len(call), max(part.tokens for part in call))
+        read.append(ids.flatten()[places])
+        restarts.append(positions.flatten()[places])
+    assert torch.equal(torch.cat(read), batch.input_ids)
+    assert torch.cat(restarts).tolist() == [position for length in lengths for position in range(length)]
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_rows_of_a_call_do_not_move_each_other(family):
+    """Of 11 tokens and of 10, so that one is filled up; the gradient comes back from both."""
+    model = as_ours(build(family))
+    assert model.takes_rows == (model.layout == "flat")
+    batch = collate([document(7, 1), document(4, 2), document(10, 3)])
+    embeddings = model.module.get_input_embeddings().weight.requires_grad_()
+    found = []
+    for at_once in (11, 256):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(forward, "AT_ONCE", at_once)
+            states = model.hidden(batch)
+            found.append((states, *torch.autograd.grad(states.square().sum(), embeddings)))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -11,10 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 Layout = Literal["flat", "block", "padded"]
 Windows = Mapping[str, int | None]  # kind of attention layer -> tokens that it looks back over, itself included
 EVERYTHING: Windows = {"full_attention": None}
+
+PADDED = 1 / 16  # the most of what one call reads that may be padding
 
 TENSORS = ("input_ids", "positions", "labels", "rows")
 
@@ -133,11 +136,11 @@ class Batch:
         if len(runs) == 1:
             return [self]
         texts = self.input_ids.split([sum(run) for run in runs])
-        every = [torch.arange(len(text), device=text.device) for text in texts]
-        return [
-            replace(self, input_ids=text, lengths=run, positions=positions, teacher=None)
-            for text, run, positions in zip(texts, runs, every, strict=True)
-        ]
+        return [replace(self, input_ids=text, lengths=run).every() for text, run in zip(texts, runs, strict=True)]
+
+    def every(self) -> "Batch":
+        """Return the text with each of its tokens as a position."""
+        return replace(self, positions=torch.arange(self.tokens, device=self.input_ids.device), teacher=None)
 
     def layout(
         self, name: Layout, pad_token_id: int = 0, windows: Windows = EVERYTHING, dtype: torch.dtype = torch.float32
@@ -186,6 +189,34 @@ class Batch:
             hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             masks[kind] = hidden.masked_fill_(~inside, torch.finfo(dtype).min)[None, None]
         return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def stacks(parts: Sequence[Batch], tokens: int) -> list[list[Batch]]:
+    """Return neighbours that one call reads, as rows of at most `tokens` in all and with little padding, in order."""
+    found: list[list[Batch]] = []
+    for part in parts:
+        together = [*found[-1], part] if found else []
+        size = len(together) * max((row.tokens for row in together), default=0)
+        if together and size <= tokens and size - sum(row.tokens for row in together) <= size * PADDED:
+            found[-1] = together
+        else:
+            found.append([part])
+    return found
+
+
+def in_rows(parts: Sequence[Batch], pad_token_id: int) -> tuple[dict[str, Any], Tensor]:
+    """Return what a model is called with to read each part as a flat row, [R, L], and the place of each token in it.
+
+    What fills a shorter row stands behind its tokens and is a document of its own.
+    """
+    longest, device = max(part.tokens for part in parts), parts[0].input_ids.device
+    gaps = [longest - part.tokens for part in parts]
+    ids = [pad(part.input_ids, (0, gap), value=pad_token_id) for part, gap in zip(parts, gaps, strict=True)]
+    lengths = [[*part.lengths, gap] for part, gap in zip(parts, gaps, strict=True)]
+    starts = [torch.cat([torch.arange(length, device=device) for length in row]) for row in lengths]
+    inputs = {"input_ids": torch.stack(ids), "position_ids": torch.stack(starts), "use_cache": False}
+    places = [torch.arange(part.tokens, device=device) + row * longest for row, part in enumerate(parts)]
+    return {**inputs, "attention_mask": None}, torch.cat(places)
 
 
 def collate(documents: Sequence[Document]) -> Batch:
