@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from neoplug.data.batch import EVERYTHING, Batch, Document, Layout, Windows, collate, in_rows, stacks
+from neoplug.data.batch import EVERYTHING, Batch, Document, Layout, Windows, collate, dealt, in_rows, stacks
 from neoplug.errors import RunError
 from neoplug.models import virtual_tokens
 from neoplug.vocabulary import Vocabulary
@@ -153,11 +153,15 @@ class LanguageModel:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the hidden states [N, H] that predict the batch's answer tokens."""
-        parts = [batch] if self.layout == "padded" or self.device.type != "cpu" else batch.parts(AT_ONCE)
-        if len(parts) == 1:
+        in_pieces = self.layout != "padded" and self.device.type == "cpu"
+        rows = dealt(batch.lengths, AT_ONCE) if in_pieces else []
+        if len(rows) < 2:
             return self.hidden_at_once(batch)
+        parts, tokens = zip(*map(batch.row, rows), strict=True)
         calls = stacks(parts, IN_A_CALL) if self.takes_rows else [[part] for part in parts]
-        return torch.cat([self.hidden_in_rows(call) for call in calls]).index_select(0, batch.positions)
+        place = torch.cat(tokens).argsort()  # where in the rows each token of the batch is
+        states = torch.cat([self.hidden_in_rows(call) for call in calls])
+        return states.index_select(0, place[batch.positions])
 
     def hidden_in_rows(self, parts: Sequence[Batch]) -> Tensor:
         """Return the hidden states of all tokens of flat batches, from a single call of the model."""

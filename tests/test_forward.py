@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from neoplug import forward
-from neoplug.data.batch import Document, collate, in_rows, stacks
+from neoplug.data.batch import Document, collate, dealt, in_rows, stacks
 from neoplug.errors import RunError
 from neoplug.forward import head_name, language_model
 from neoplug.objective import Loss, objective
@@ -106,20 +106,22 @@ def test_head_and_hidden_states_are_the_models_own_logits(family, at_once, monke
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 12), st.integers(1, 40))
 def test_rows_of_a_call_hold_every_token_once_in_order(lengths, width, tokens):
-    """A row restarts its positions with each document, and what fills it up is no more than a sixteenth."""
+    """A row restarts its positions with each document, and documents are whole."""
     batch = collate([document(length, seed) for seed, length in enumerate(lengths)])
-    parts = batch.parts(width)
-    read, restarts = [], []
-    for call in stacks(parts, tokens):
+    rows = [batch.row(documents) for documents in dealt(lengths, width)]
+    assert all(row.tokens < 2 * width or len(row.lengths) == 1 for row, _ in rows)
+    order, read, restarts = torch.cat([tokens for _, tokens in rows]), [], []
+    for call in stacks([row for row, _ in rows], tokens):
         inputs, places = in_rows(call, pad_token_id=0)
         ids, positions = inputs["input_ids"], inputs["position_ids"]
         assert len(call) == 1 or ids.numel() <= tokens
-        assert ids.numel() - len(places) <= ids.numel() / 16
-        assert ids.shape == positions.shape == (len(call), max(part.tokens for part in call))
+        assert ids.shape == positions.shape == (len(call), max(row.tokens for row in call))
         read.append(ids.flatten()[places])
         restarts.append(positions.flatten()[places])
-    assert torch.equal(torch.cat(read), batch.input_ids)
-    assert torch.cat(restarts).tolist() == [position for length in lengths for position in range(length)]
+    assert sorted(order.tolist()) == list(range(batch.tokens))
+    assert torch.equal(torch.cat(read), batch.input_ids[order])
+    starts = torch.cat([torch.arange(length) for length in lengths])
+    assert torch.equal(torch.cat(restarts), starts[order])
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -17,7 +17,7 @@ Layout = Literal["flat", "block", "padded"]
 Windows = Mapping[str, int | None]  # kind of attention layer -> tokens that it looks back over, itself included
 EVERYTHING: Windows = {"full_attention": None}
 
-PADDED = 1 / 16  # the most of what one call reads that may be padding
+PADDED = 64  # tokens that fill up a row at the most
 
 TENSORS = ("input_ids", "positions", "labels", "rows")
 
@@ -122,21 +122,12 @@ class Batch:
             teacher=None,
         )
 
-    def parts(self, width: int) -> list["Batch"]:
-        """Return runs of whole documents, of at most `width` tokens or one longer document each, in order.
-
-        Of several parts every token is a position: joined, their states are those of the whole batch's tokens.
-        """
-        runs: list[list[int]] = []
-        for length in self.lengths:
-            if runs and sum(runs[-1]) + length <= width:
-                runs[-1].append(length)
-            else:
-                runs.append([length])
-        if len(runs) == 1:
-            return [self]
-        texts = self.input_ids.split([sum(run) for run in runs])
-        return [replace(self, input_ids=text, lengths=run).every() for text, run in zip(texts, runs, strict=True)]
+    def row(self, documents: Sequence[int]) -> tuple["Batch", Tensor]:
+        """Return some of the documents with each of their tokens as a position, and the tokens' places here."""
+        places = torch.arange(self.tokens, device=self.input_ids.device).split(self.lengths)
+        tokens = torch.cat([places[number] for number in documents])
+        lengths = [self.lengths[number] for number in documents]
+        return replace(self, input_ids=self.input_ids[tokens], lengths=lengths).every(), tokens
 
     def every(self) -> "Batch":
         """Return the text with each of its tokens as a position."""
@@ -191,14 +182,34 @@ class Batch:
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
+def dealt(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Return the numbers of documents in rows of about `width` tokens, longest row first.
+
+    A document of more is a row alone; the others are dealt, longest first, to the shortest row.
+    """
+    long = [[number] for number, length in enumerate(lengths) if length > width]
+    short = [number for number, length in enumerate(lengths) if length <= width]
+    rows: list[list[int]] = [[] for _ in range(-(-sum(lengths[number] for number in short) // width))]
+    sizes = [0] * len(rows)
+    for number in sorted(short, key=lambda number: -lengths[number]):
+        shortest = sizes.index(min(sizes))
+        rows[shortest].append(number)
+        sizes[shortest] += lengths[number]
+    filled = [sorted(row) for row in (*long, *rows) if row]
+    return sorted(filled, key=lambda row: -sum(lengths[number] for number in row))
+
+
 def stacks(parts: Sequence[Batch], tokens: int) -> list[list[Batch]]:
-    """Return neighbours that one call reads, as rows of at most `tokens` in all and with little padding, in order."""
+    """Return which rows one call reads, longest first as they come: at most `tokens`, the padding included.
+
+    A further call reads all weights anew. On two cores that took as long as 80 tokens do, so a row that needs
+    fewer than PADDED to be as long as the others goes with them.
+    """
     found: list[list[Batch]] = []
     for part in parts:
-        together = [*found[-1], part] if found else []
-        size = len(together) * max((row.tokens for row in together), default=0)
-        if together and size <= tokens and size - sum(row.tokens for row in together) <= size * PADDED:
-            found[-1] = together
+        longest = found[-1][0].tokens if found else 0
+        if found and longest - part.tokens <= PADDED and (len(found[-1]) + 1) * longest <= tokens:
+            found[-1].append(part)
         else:
             found.append([part])
     return found
