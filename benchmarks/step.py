@@ -1,6 +1,7 @@
 """What a training step costs: neoplug beside other trainers, and beside the least that any exact objective needs.
 
     python benchmarks/step.py           SmolLM2-135M teaches its 15-layer cut; writes step.json beside this file
+                                        (`--shape plain` or `--shape chat` measures and replaces that part alone)
     python benchmarks/step.py --quick   tiny random models; writes nothing
 
 All arms train the same LoRA (r=16, all linear layers) on the same batches with half cross-entropy and half forward KL.
@@ -62,9 +63,17 @@ def main() -> None:
         }
     for shape, arms in found.items():
         print(table(shape, arms))
-    if not (chosen.quick or chosen.arm or chosen.shape):
-        text = json.dumps({"command": " ".join(["python", *sys.argv]), "machine": machine(), **found}, indent=2)
-        Path(__file__).with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    if not (chosen.quick or chosen.arm):
+        store(found)
+
+
+def store(found: dict[str, dict[str, Any]]) -> None:
+    """Write what was found of each shape beside this file; a shape that was not measured keeps what stands there."""
+    file = Path(__file__).with_suffix(".json")
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    run = {"command": " ".join(["python", *sys.argv]), "machine": machine()}
+    text = json.dumps({**kept, **{shape: {**run, "arms": arms} for shape, arms in found.items()}}, indent=2)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def prepare(folder: Path, chosen: argparse.Namespace) -> None:
