@@ -108,9 +108,10 @@ def distil(run: Training, first: int = 0) -> int:
             norms = measure(run, bare, losses, batches, step, progress)
         values = []
         for number, (batch, _) in enumerate(batches):
+            signal = None if run.teacher is None else teacher_signal(run.teacher, batch)  # it may stay on the CPU
+            batch = batch.to(world.device)
             with world.accumulating(module, last=number == len(batches) - 1):
-                signal = None if run.teacher is None else teacher_signal(run.teacher, batch)  # it may stay on the CPU
-                total, each = module(losses, batch.to(world.device), signal, progress, diagnosis)
+                total, each = module(losses, batch, signal, progress, diagnosis)
                 del signal  # it holds a block of logits
                 (total * scale).backward()
             values.append((batch.rows, each))

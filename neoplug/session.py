@@ -352,9 +352,8 @@ def count_parameters(module: Any) -> int:
     count = getattr(module, "num_parameters", None)
     if count is None:
         return sum(parameter.numel() for parameter in module.parameters())
-    counted = set(
-        map(id, getattr(count, "__self__", module).parameters())
-    )  # of the model inside, where an adapter stands around it
+    inside = getattr(count, "__self__", module)  # an adapter may stand around the model that counts
+    counted = {id(parameter) for parameter in inside.parameters()}
     return int(count()) + sum(p.numel() for p in module.parameters() if id(p) not in counted)
 
 

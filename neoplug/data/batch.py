@@ -17,7 +17,7 @@ Layout = Literal["flat", "block", "padded"]
 Windows = Mapping[str, int | None]  # kind of attention layer -> tokens that it looks back over, itself included
 EVERYTHING: Windows = {"full_attention": None}
 
-PADDED = 64  # tokens that fill up a row at the most
+PADDED = 64  # tokens at most that fill up a row beside a longer one
 
 TENSORS = ("input_ids", "positions", "labels", "rows")
 
@@ -202,8 +202,8 @@ def dealt(lengths: Sequence[int], width: int) -> list[list[int]]:
 def stacks(parts: Sequence[Batch], tokens: int) -> list[list[Batch]]:
     """Return which rows one call reads, longest first as they come: at most `tokens`, the padding included.
 
-    A further call reads all weights anew. On two cores that took as long as 80 tokens do, so a row that needs
-    fewer than PADDED to be as long as the others goes with them.
+    A further call reads all weights anew. On two cores that took as long as 80 tokens do, so a row that is at most
+    PADDED shorter than the longest goes with it.
     """
     found: list[list[Batch]] = []
     for part in parts:
