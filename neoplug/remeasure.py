@@ -15,12 +15,14 @@ from neoplug.errors import UsageError
 from neoplug.forward import head_name
 from neoplug.progress import Progress
 from neoplug.recipe import Checked, Student
+from neoplug.recipe.layers import from_word
 from neoplug.registry import Plugins
 from neoplug.roles import Roles
 from neoplug.rundir import RunDir
 from neoplug.trained import adapter_plugins, as_trained, base_of, has_ended, is_peft, widened, with_peft
 
 logger = logging.getLogger("neoplug")
+TARGET = "RUN_OR_MODEL"  # where mistakes are that stand in the target, not in the recipe
 
 
 def checked_for(target: str, recipe: str | Path, overrides: Sequence[str] = ()) -> Checked:
@@ -31,14 +33,16 @@ def checked_for(target: str, recipe: str | Path, overrides: Sequence[str] = ()) 
     Raises UsageError where there is neither, RecipeError for what is wrong with the recipe.
     """
     if RunDir.is_run(target):
-        return recipes.load(recipe, overrides, _student_of(RunDir.open(target)))
+        return recipes.load(recipe, overrides, from_word(_student_of(RunDir.open(target)), TARGET, target, Path.cwd()))
     if Path(target).is_dir() and not (Path(target) / "config.json").is_file():
         raise UsageError(
-            f"{target} is neither a run nor a model: it has no recipe.yaml and lock.json, and no config.json"
+            f"{target} is neither a run nor a model: it has no recipe.yaml and lock.json, and no config.json\n"
+            "fix: name the folder of a finished run, or one that `save_pretrained` wrote"
         )
     placed = ("dtype", "device", "attn_implementation")  # how it computes is still the recipe's to say
     others = dict.fromkeys(key for key in Student.model_fields if key not in placed)
-    return recipes.load(recipe, overrides, {"student": {**others, "model": target}})
+    changes = {"student": {**others, "model": target}}
+    return recipes.load(recipe, overrides, from_word(changes, TARGET, target, Path.cwd()))
 
 
 def remeasure(target: str, checked: Checked, progress: Progress) -> dict[str, Any]:

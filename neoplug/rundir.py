@@ -96,7 +96,7 @@ class RunDir:
         target = Path(path)
         if not cls.is_run(target):
             what = "it has no recipe.yaml and lock.json" if target.exists() else "nothing is there"
-            raise UsageError(f"{target} is no run directory: {what}")
+            raise UsageError(f"{target} is no run directory: {what}\nfix: name a folder that `neoplug run` wrote")
         return cls(target)
 
     @contextmanager

@@ -11,7 +11,7 @@ import typer
 
 from neoplug import __version__
 from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
-from neoplug.errors import NeoplugError
+from neoplug.errors import NeoplugError, UsageError
 
 UNLIMITED = 1_000_000  # columns of a help text that goes into a pipe: nothing is wrapped or cut there
 app = typer.Typer(
@@ -68,6 +68,12 @@ def main() -> None:
     except NeoplugError as error:
         if wishes["traceback"]:
             print_exception(error)
-        columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
-        print(error.shown(columns), file=sys.stderr)
+        if is_told_here(error):
+            columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+            print(error.shown(columns), file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def is_told_here(error: NeoplugError) -> bool:
+    """Say whether this process shows the error: of what all processes of a machine were asked alike, the first does."""
+    return not isinstance(error, UsageError) or os.environ.get("LOCAL_RANK", "0") == "0"

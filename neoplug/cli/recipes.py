@@ -24,7 +24,8 @@ def recipes(
             raise UsageError("--copy needs the name of a recipe\nfix: neoplug recipes NAME --copy FILE")
         table([(key, description(text)) for key, text in shipped.items()])
     elif name not in shipped:
-        raise UsageError(f"no shipped recipe is called {name}{did_you_mean(name, list(shipped))}")
+        what = f"no shipped recipe is called {name}{did_you_mean(name, list(shipped))}"
+        raise UsageError(f"{what}\nfix: one of {', '.join(shipped)}")
     elif copy is None:
         say(shipped[name].rstrip("\n"))
     else:

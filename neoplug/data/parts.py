@@ -56,7 +56,8 @@ class Part:
     def _named(self, problem: Problem) -> Problem:
         path = problem.path
         if path[:2] == ("data", "columns"):
-            path = (*self.key[:-1], *path[1:])
+            mapped = self.columns or len(path) > 2  # else no line of the recipe speaks of columns
+            path = (*self.key[:-1], *path[1:]) if mapped else self.key
         return replace(problem, what=problem.what + self.where, path=path)
 
 

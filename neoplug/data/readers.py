@@ -5,7 +5,8 @@ A line that is no row does not end the reading: its place is taken by the reason
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -87,11 +88,19 @@ def _parquet_rows(path: Path) -> Iterator[Row | Fault]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     with pyarrow.parquet.ParquetFile(path) as file:
+        _refuse_twins(file.schema_arrow.names)
         for batch in file.iter_batches(PARQUET_ROWS):
             try:
                 yield from batch.to_pylist()
             except UnicodeDecodeError:
                 yield from (_arrow_row(batch.slice(number, 1)) for number in range(len(batch)))
+
+
+def _refuse_twins(names: Sequence[str]) -> None:
+    """Raise ValueError where two columns have one name: a row would hold one of them, and nobody knows which."""
+    twins = [name for name, times in Counter(names).items() if name and times > 1]
+    if twins:
+        raise ValueError(f"{' and '.join(f'`{name}`' for name in twins)} names several columns; rename all but one")
 
 
 def _arrow_row(row: Any) -> Row | Fault:
@@ -109,6 +118,7 @@ def _csv_rows(path: Path) -> Iterator[Row | Fault]:
         lines = _CsvLines(file)
         reader = csv.DictReader(lines, strict=True)
         names = reader.fieldnames
+        _refuse_twins(names or ())
         while names:
             lines.begin_row()
             try:

@@ -1,12 +1,16 @@
-"""Keep what transformers and peft say to their own developers out of sight; off a terminal progress bars too."""
+"""Keep what libraries say to their own developers out of sight; off a terminal progress bars too."""
 
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import getLogger
 
 from huggingface_hub.utils import are_progress_bars_disabled
 from transformers.utils import logging
+
+# Where a CPU knows bfloat16, bitsandbytes looks for a faster kernel on the hub as it is imported, which peft does.
+getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda said: "gemm_4bit_forward" not in said.getMessage())
 
 
 @contextmanager

@@ -21,6 +21,14 @@ def from_values(values: Mapping[str, Any], file: str, folder: Path) -> Tree:
     return tree
 
 
+def from_word(values: Mapping[str, Any], file: str, word: str, folder: Path) -> Tree:
+    """Make a tree of values that one word of a command line stands for: each has its place there."""
+    tree = from_values(values, file, folder)
+    mark = Mark(file, 1, 1, len(word), word)
+    tree.places = dict.fromkeys(tree.places, Place(mark, mark, folder))
+    return tree
+
+
 def _copied(tree: Tree, values: Mapping[Any, Any], path: Key, file: str, folder: Path) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         here = (*path, str(key))

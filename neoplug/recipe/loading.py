@@ -16,10 +16,10 @@ from neoplug.marks import Tree
 from neoplug.options import build, dump, fields_of, problems, unknown_key
 from neoplug.recipe.best import best_problems
 from neoplug.recipe.check import Found, asked, plugins_of
-from neoplug.recipe.layers import leaves
+from neoplug.recipe.layers import from_values, leaves
 from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe, default_at, keys_at
 from neoplug.recipe.paths import make_absolute
-from neoplug.recipe.source import gather, locate, may_be_inherited, origin, placed, reading_order, seen_from
+from neoplug.recipe.source import OVERRIDE, gather, locate, may_be_inherited, origin, placed, reading_order, seen_from
 from neoplug.registry import CORE_KEYS, Entry, Plugins
 from neoplug.weights import Weight
 
@@ -64,16 +64,18 @@ class Checked:
         return copy
 
 
-def load(source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Checked:
+def load(source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | Tree | None = None) -> Checked:
     """Read and check a recipe; touches no model and no data.
 
     source     a file, or the name of a shipped recipe
     overrides  "key.path=value", as on the command line; the value is YAML
-    changes    the same from Python: nested maps, merged as a recipe that extends `source` would be
+    changes    the same from Python: nested maps, merged as a recipe that extends `source` would be;
+               or a tree, whose places are not overrides
     Raises RecipeError with every mistake, UsageError where there is no such recipe.
     """
     path, name = locate(source, Path.cwd())
-    tree = gather(path, name, overrides, changes or {})
+    given = changes if isinstance(changes, Tree) else from_values(changes or {}, OVERRIDE, Path.cwd())
+    tree = gather(path, name, overrides, given)
     found = [*tree.problems, *_removed(tree), *_both(tree), *_scored_prompts(tree), *make_absolute(tree)]
     recipe, wrong = _typed(tree)
     plugins = plugins_of(tree)

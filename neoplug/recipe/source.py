@@ -1,7 +1,7 @@
 """Where a recipe's text comes from: a file or a shipped name, what it extends, and overrides, laid into one tree."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from neoplug.errors import Mark, Problem, RecipeError, UsageError, did_you_mean
 from neoplug.errors import Path as Key
 from neoplug.marks import BROKEN, Place, Source, Tree, read
-from neoplug.recipe.layers import assign, from_values, joined, merge, ordered, remove
+from neoplug.recipe.layers import assign, joined, merge, ordered, remove
 from neoplug.recipe.model import PLUGIN_MAPS
 
 OVERRIDE = "override"  # the file that marks of overrides name
@@ -44,14 +44,14 @@ def locate(source: str | Path, folder: Path) -> tuple[Path, str]:
     raise UsageError(f"{what}\nfix: name a YAML file, or one of {', '.join(known)}")
 
 
-def gather(path: Path, name: str, overrides: Sequence[str], changes: Mapping[str, Any]) -> Tree:
+def gather(path: Path, name: str, overrides: Sequence[str], changes: Tree) -> Tree:
     """Read the recipe in `path`, what it extends, `changes` and `overrides`, in that order, into one tree.
 
     Raises RecipeError with what makes reading on pointless: text that is no YAML.
     """
     child = read_file(path, name)
     tree = merge(_parent(child, path, name), child, whole)
-    tree = merge(tree, from_values(changes, OVERRIDE, Path.cwd()), whole)
+    tree = merge(tree, changes, whole)
     tree.places[()] = child.places[()]
     for number, override in enumerate(overrides, 1):
         _apply(tree, override, number)

@@ -118,6 +118,14 @@ def test_a_wrong_recipe_exits_2_with_all_mistakes_and_no_directory(neoplug, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.yaml"]
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_first_process_of_a_machine_alone_tells_the_mistakes(neoplug, tmp_path, monkeypatch, rank):
+    (tmp_path / "wrong.yaml").write_text("seed: few\n")
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    answer = neoplug("run", tmp_path / "wrong.yaml")
+    assert (answer.code, "`seed`" in answer.err) == (2, rank == "0")
+
+
 def test_a_recipe_that_is_not_there_exits_2(neoplug):
     answer = neoplug("plan", "nowhere.yaml")
     assert answer.code == 2

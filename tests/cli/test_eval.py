@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 
 def test_a_model_is_measured(neoplug, recipe, tiny_student, tmp_path):
     told = neoplug("eval", tiny_student, recipe, "probes={calibration: {}}")
@@ -17,7 +19,12 @@ def test_a_model_is_measured(neoplug, recipe, tiny_student, tmp_path):
     assert not list(tmp_path.glob("runs"))
 
 
-def test_what_is_nowhere_is_refused(neoplug, recipe, tmp_path):
-    answer = neoplug("eval", tmp_path / "nothing", recipe)
-    assert (answer.code, answer.out) == (2, "")
-    assert f"there is no file or folder {tmp_path}/nothing" in answer.err
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("./nothing", "there is no file or folder ./nothing"), ("NOTHING", "`NOTHING` is no folder or .gguf file here")],
+)
+def test_what_is_nowhere_is_refused_where_it_was_written(neoplug, recipe, target, said):
+    answer = neoplug("eval", target, recipe, "data.max_length=32")
+    assert answer.code == 2
+    assert f"RUN_OR_MODEL:1:1: {said}" in answer.err
+    assert f"1 | {target}\n" in answer.err

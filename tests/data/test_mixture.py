@@ -122,7 +122,10 @@ def test_mistakes_name_the_source(files, tiny_tokenizer, tmp_path):
     data = several(files, prose=1, chat=1)
     data.sources["prose"].columns.clear()
     (problem,) = check_source(data)
-    assert problem.path == ("data", "sources", "prose", "columns")
+    assert problem.path == ("data", "sources", "prose", "source")
     assert problem.what.endswith("in prose")
+    data.sources["prose"].columns["prompt"] = "body"  # half of a kind
+    (problem,) = check_source(data)
+    assert problem.path == ("data", "sources", "prose", "columns")
     with pytest.raises(RecipeError, match="leaves no row to train on in chat"):
         load_corpus(several(files, prose=1, chat=1, held_out=30), tiny_tokenizer)

@@ -4,7 +4,9 @@ import csv
 import json
 from functools import partial
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from neoplug.data import check_source, load_corpus
 from neoplug.data.sources import files_of_split, open_source
@@ -124,6 +126,7 @@ def test_a_dataset_saved_to_disk(tmp_path):
         ("a.json", '{"text": }', "Expecting value"),
         ("a.csv", "text\none,two\n", "more fields than the header"),
         ("a.csv", '"te"xt,more\none,two\n', "cannot be read"),
+        ("a.csv", "text,n,text\none,1,two\n", "`text` names several columns"),
         ("a.parquet", "no parquet", "cannot be read"),
         ("a.xml", "<a/>", "is no kind of data file"),
         ("a.jsonl", "", "holds no rows"),
@@ -134,6 +137,12 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path, section, name, text, sa
     problem = check_source(section(tmp_path / name))[0]
     assert said in problem.what
     assert problem.path == ("data", "source")
+
+
+def test_columns_of_one_name_are_refused_in_parquet_too(tmp_path, section):
+    names = ["text", "n", "text"]
+    parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["one"])] * 3, names), tmp_path / "a.parquet")
+    assert "`text` names several columns" in check_source(section(tmp_path / "a.parquet"))[0].what
 
 
 def test_text_in_another_encoding_is_refused(tmp_path, section):

@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -279,3 +281,11 @@ def test_a_models_code_runs_where_it_is_asked_for(own_family, tiny_student):
     before = located.sha256
     (folder / "own.py").write_text("# other code")
     assert locate(str(folder), trust_remote_code=True).sha256 != before  # what runs is part of what a run stood on
+
+
+def test_a_kernel_that_bitsandbytes_does_without_is_not_told(capfd):
+    """It is told as peft is imported, by a logger that has no handler: Python then writes it to stderr."""
+    ask = "import logging, neoplug.models\nlog = logging.getLogger('bitsandbytes.backends.cpu.ops').warning\n"
+    ask += "log('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'none')\nlog('something else')"
+    subprocess.run([sys.executable, "-c", ask], check=True)
+    assert capfd.readouterr().err == "something else\n"
