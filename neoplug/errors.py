@@ -113,6 +113,12 @@ def blaming(plugin: str, hook: str) -> Iterator[None]:
         raise PluginError(plugin, hook, error) from error
 
 
+def in_file(error: BaseException, file: pathlib.Path | None) -> str:
+    """Return " (mine.py, line 3)", as Python says it of a SyntaxError, where an error came through the file's lines."""
+    lines = [frame.lineno for frame in extract_tb(error.__traceback__) if file and frame.filename == str(file)]
+    return f" ({file.name}, line {lines[-1]})" if file and lines else ""
+
+
 class UsageError(NeoplugError):
     """A command that asks for what cannot be done: exit 2."""
 

@@ -22,15 +22,13 @@ import pluggy
 
 from neoplug import hookspecs
 from neoplug.errors import Path as Key
-from neoplug.errors import Problem, RecipeError, blaming, did_you_mean
+from neoplug.errors import Problem, RecipeError, blaming, did_you_mean, in_file
 from neoplug.options import build
 
 __all__ = ["CORE_KEYS", "Entry", "Plugins", "answered", "build", "class_problems", "find", "installed", "path_of"]
 
 GROUP = "neoplug"
-CORE_KEYS: dict[str, tuple[str, ...]] = {
-    "loss": ("weight", "schedule", "calibrate")
-}  # the core's, in a plugin's options
+CORE_KEYS: dict[str, tuple[str, ...]] = {"loss": ("weight", "schedule", "calibrate")}  # the core's, among options
 SPECS: dict[str, Callable[..., Any]] = {
     name: spec for name, spec in vars(hookspecs).items() if getattr(spec, "neoplug_spec", None) is not None
 }
@@ -70,7 +68,8 @@ class Entry:
                 found = _part(found, part, module)
         except (Exception, SystemExit) as error:
             owner = f"{self.package} {self.version}".strip()
-            what = f"the plugin `{self.name}` of {owner} cannot be imported: {type(error).__name__}: {error}"
+            why = f"{type(error).__name__}: {error}{in_file(error, self.file)}"
+            what = f"the plugin `{self.name}` of {owner} cannot be imported: {why}"
             fix = "mend the file" if self.file else f"mend or reinstall {self.package}, or name another plugin"
             raise RecipeError([Problem(what, fix=fix)]) from error
         if not inspect.isclass(found):
@@ -265,7 +264,7 @@ def _section_problems(cls: type, section: str, found: Mapping[str, Implementatio
         fits = [other for other, hooks in hookspecs.HOOKS_OF_SECTION.items() if set(hooks) & set(found)]
         what = f"{cls.__qualname__} cannot stand under `{kind}`"
         why = f"it answers none of {', '.join(wanted)}"
-        fix = f"it fits under {' or '.join(fits)}" if fits else "mark its methods with @hookimpl"
+        fix = f"it fits under {' or '.join(fits)}" if fits else "write one, marked @hookimpl"
         problems.append(Problem(what, why, fix))
     for name in CORE_KEYS.get(kind, ()):
         if name in getattr(cls, "__dataclass_fields__", {}):

@@ -81,6 +81,16 @@ def test_a_schedule_and_what_a_loss_is_calibrated_to_are_written_out(folder):
     ]
 
 
+def test_what_a_loss_is_calibrated_to_has_its_say(folder):
+    """Unnamed as it is: its `check` is asked like any plugin's, and the place is where it is asked for."""
+    changes = {"loss": {"./parts.py:Labels": {"calibrate": "./parts.py:Choosy"}}}
+    with pytest.raises(RecipeError) as error:
+        recipe.load("good.yaml", changes=changes)
+    (problem,) = error.value.problems
+    assert problem.what == "`Choosy` cannot stand beside 1 losses"
+    assert problem.path == ("loss", "./parts.py:Labels", "calibrate")
+
+
 def _written(checked, file):
     file.write_text(yaml.safe_dump(checked.resolved()))
     return file

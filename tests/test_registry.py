@@ -144,6 +144,15 @@ def test_a_local_file_that_breaks_is_a_problem_each_time(body, tmp_path):
         assert str(tmp_path / "mine.py") in message
 
 
+@pytest.mark.parametrize("body", ["def broken(:", "1 / 0", "def f():\n    1 / 0\n\nf()"])
+def test_a_local_file_that_breaks_is_told_its_line(body, tmp_path):
+    """Where the file called a function of its own: the line in there, as the end of a traceback says it."""
+    (tmp_path / "mine.py").write_text(f"\n\n{body}\n")
+    (message,) = words(find("./mine.py:Loss", tmp_path).load)
+    assert f"(mine.py, line {4 if 'f():' in body else 3})" in message
+    assert message.count("line") == 1
+
+
 @pytest.mark.parametrize("name", ["./none.py:A", "~nobody-has-this-name/x.py:A", "./\0.py:A", f"./{'x' * 5000}.py:A"])
 def test_a_file_that_is_not_there_is_a_problem(name, tmp_path):
     assert "there is no file" in words(find, name, tmp_path)[0]

@@ -74,9 +74,8 @@ def build(name: str, written: Sequence[str]) -> Any:
     problems = registry.class_problems(cls)
     hooks = registry.answered(cls) if not problems else {}
     if not problems and not fitting(list(hooks)):
-        problems = [
-            Problem(f"{cls.__qualname__} answers no hook of any section", fix="mark its methods with @hookimpl")
-        ]
+        what = f"{', '.join(hooks)}, but no hook" if hooks else "no hook"
+        problems = [Problem(f"{cls.__qualname__} answers {what} of any section", fix="write one, marked @hookimpl")]
     if "token_loss" in hooks:
         problems += registry.class_problems(cls, "loss")
     if problems:

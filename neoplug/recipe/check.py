@@ -3,13 +3,13 @@
 Works on the tree as it was read, so that mistakes elsewhere in the recipe hide none of these.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from neoplug.errors import Path as Key
-from neoplug.errors import PluginError, Problem, RecipeError
+from neoplug.errors import PluginError, Problem, RecipeError, did_you_mean
 from neoplug.marks import Tree
 from neoplug.options import build, path_fields
 from neoplug.recipe.model import PLUGIN_MAPS, Recipe
@@ -105,6 +105,10 @@ def _references(found: Found, tree: Tree) -> Iterator[Problem]:
         if other == name:
             what, why = f"the loss `{name}` is calibrated to itself", "its weight would stay as it is"
             yield Problem(what, why, "name another loss, or leave `calibrate` out", path)
+        elif other in found.weights and (further := found.weights[other].calibrate):
+            what = f"the loss `{name}` is calibrated to `{other}`, and that to `{further}`"
+            why = "it would start as strong as the other at weight 1, which is not the weight that the other gets"
+            yield Problem(what, why, "name a loss that is not calibrated itself", path)
         elif other is not None and other not in tree.get(("loss",)):
             try:
                 _add_reference(found, other, tree.places[path].folder)
@@ -114,6 +118,10 @@ def _references(found: Found, tree: Tree) -> Iterator[Problem]:
 
 def _add_reference(found: Found, name: str, folder: Path) -> None:
     entry = find(name, folder)
+    if "@" in name.rpartition(":")[2]:
+        what = f"the recipe names no loss `{name}`{did_you_mean(name, list(found.weights))}"
+        why = "what it does not name has its defaults, and nothing to be told apart by a tag"
+        raise RecipeError([Problem(what, why, "name it under `loss`; `weight: 0` keeps it from training")])
     cls = entry.load()
     if problems := class_problems(cls, "loss"):
         raise RecipeError(problems)
@@ -153,10 +161,17 @@ def _scoring(found: Found) -> Iterator[tuple[Key, str, type]]:
     """Yield where each plugin stands that may be asked to score tokens, what to call it, and its class."""
     for (section, name), cls in found.classes.items():
         yield path_of(section, name), f"{'loss' if section == 'loss' else 'token weight'} `{name}`", cls
+    for name, path in reference_paths(found).items():
+        yield path, f"loss `{name}`", type(found.references[name])
+
+
+def reference_paths(found: Found) -> dict[str, Key]:
+    """Return where the recipe asks for each reference: at the first loss that is calibrated to it."""
+    paths: dict[str, Key] = {}
     for name, weight in found.weights.items():
         if weight.calibrate in found.references:
-            path = (*path_of("loss", name), "calibrate")
-            yield path, f"loss `{weight.calibrate}`", type(found.references[weight.calibrate])
+            paths.setdefault(weight.calibrate, (*path_of("loss", name), "calibrate"))
+    return paths
 
 
 def _emptied(section: str, tree: Tree) -> Key:
@@ -195,11 +210,14 @@ def _order(tree: Tree, path: Key) -> tuple[int, int, int]:
     return reading_order(place.key if place else None, tree)
 
 
-def asked(plugins: Plugins, recipe: Recipe) -> Iterator[Problem]:
-    """Ask every plugin's `check` what it cannot stand on."""
+def asked(plugins: Plugins, recipe: Recipe, places: Mapping[str, Key] | None = None) -> Iterator[Problem]:
+    """Ask every plugin's `check` what it cannot stand on.
+
+    places  plugin name -> where it is asked for, of plugins without a section of their own
+    """
     seen = set()
     for section, name in plugins.named("check"):
-        path = path_of(section, name)
+        path = (places or {}).get(name) or path_of(section, name)
         try:
             answer = list(plugins.ask(section, name, "check", recipe=recipe.model_copy(deep=True)) or ())
             if not all(isinstance(problem, Problem) for problem in answer):

@@ -15,7 +15,7 @@ from neoplug.errors import Problem, RecipeError
 from neoplug.marks import Tree
 from neoplug.options import build, dump, fields_of, problems, unknown_key
 from neoplug.recipe.best import best_problems
-from neoplug.recipe.check import Found, asked, plugins_of
+from neoplug.recipe.check import Found, asked, plugins_of, reference_paths
 from neoplug.recipe.layers import from_values, leaves
 from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe, default_at, keys_at
 from neoplug.recipe.paths import make_absolute
@@ -85,10 +85,10 @@ def load(source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str
     if recipe is None or found:
         raise RecipeError(_sorted(found, tree))
     manager = Plugins(plugins.instances)
-    if refused := list(asked(manager, recipe)):
+    references = Plugins({"loss": plugins.references})
+    if refused := [*asked(manager, recipe), *asked(references, recipe, reference_paths(plugins))]:
         raise RecipeError(_sorted(refused, tree))
     values, origins = _resolve(recipe, plugins, tree)
-    references = Plugins({"loss": plugins.references})
     return Checked(recipe, path.stem, manager, references, plugins.weights, plugins.entries, origins, values, tree)
 
 

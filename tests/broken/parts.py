@@ -70,6 +70,15 @@ class Divergence:
 
 
 @dataclass(eq=False)
+class Choosy(Labels):
+    """A loss that has something to say of the recipe."""
+
+    @hookimpl
+    def check(self, recipe):
+        return [Problem(f"`Choosy` cannot stand beside {len(recipe.loss)} losses")]
+
+
+@dataclass(eq=False)
 class Stepper:
     """A sound optimizer."""
 

@@ -58,6 +58,13 @@ class Idle:
 
 
 @dataclass(eq=False)
+class GradientAlone:
+    @hookimpl
+    def token_gradient(self, student, teacher):
+        return (teacher - student).sum(-1), student.exp() - teacher.exp()
+
+
+@dataclass(eq=False)
 class Weighted(Jeffreys):
     weight: float = 1.0
 

@@ -91,6 +91,10 @@ def test_a_crash_is_named_with_its_line(neoplug):
         ([f"{FILE}:Plain"], ["checked.py:{class Plain}:1: Plain is no dataclass"]),
         ([f"{FILE}:Idle"], ["checked.py:{class Idle}:1: Idle answers no hook"]),
         (
+            [f"{FILE}:GradientAlone"],
+            ["GradientAlone answers token_gradient, but no hook of any section", "fix: write one, marked @hookimpl"],
+        ),
+        (
             [f"{FILE}:Unmarked"],
             ["checked.py:{def on_step}:5: ", "`on_step`; did you mean `on_step_end`?", "not marked"],
         ),
