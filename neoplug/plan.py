@@ -84,6 +84,7 @@ def plan(checked: Checked, wanted: int | None = None) -> dict[str, Any]:
     trained = adapted(checked, student.skeleton, run["steps"], student.located)
     refuse_no_room(corpus, student.located, trained)
     sizes = _trained_sizes(checked, trained)
+    activations = _activations(student, recipe.train, run["data"]["longest_row"])
     planned = {
         "name": checked.name,
         "recipe": checked.resolved(),
@@ -92,7 +93,7 @@ def plan(checked: Checked, wanted: int | None = None) -> dict[str, Any]:
         "models": {role: model.facts() for role, model in found.items()},
         "parameters": {"trainable": sizes.trainable, "total": sizes.total},
         **run,
-        "memory_bytes": _memory(found, sizes, _activations(student, recipe.train, run["data"]["longest_row"])),
+        "memory_bytes": _memory(found, sizes, activations, _measured(checked)),
         "disk_bytes": _disk(checked.recipe, student, sizes, run["steps"]),
     }
     warnings = [*map(TEACHER.format, told), *_warnings(planned, Path(recipe.output_dir or "runs").absolute())]
@@ -264,13 +265,22 @@ def _activations(student: _Skeleton, train: Train, longest_row: int) -> int:
     return tokens * numbers * student.dtype.itemsize + logits
 
 
-def _memory(found: Mapping[Role, _Skeleton], sizes: _Sizes, activations: int) -> dict[str, int]:
+def _measured(checked: Checked) -> int:
+    """Return how many losses' own gradients a run holds side by side: all, where it measures one of them."""
+    calibrates = any(weight.calibrate for weight in checked.weights.values())
+    if not (calibrates or checked.recipe.train.log_gradient_norms):
+        return 0
+    return len(checked.weights) + len(checked.references.implements("token_loss"))
+
+
+def _memory(found: Mapping[Role, _Skeleton], sizes: _Sizes, activations: int, measured: int) -> dict[str, int]:
     parts = {f"{role}_weights": model.bytes for role, model in found.items()}
     if sizes.whole:  # the weights themselves are the trainable ones
         del parts["student_weights"]
     parts |= {
         "trainable_weights": sizes.trainable * FLOAT32,
         "gradients": sizes.trainable * FLOAT32,
+        **({"measured_gradients": measured * sizes.trainable * FLOAT32} if measured else {}),
         "optimizer": sizes.optimizer,
         "activations": activations,
     }

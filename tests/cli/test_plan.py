@@ -38,6 +38,18 @@ def test_parameters_are_those_of_the_models(planned, tiny_student, tiny_teacher)
     assert found["memory_bytes"]["total"] == sum(v for k, v in found["memory_bytes"].items() if k != "total")
 
 
+def test_each_loss_that_is_measured_alone_has_a_gradient_beside_that_of_the_step(planned):
+    """That of a loss is as large as the adapter; to calibrate measures all losses, and what they are held to."""
+    assert "measured_gradients" not in planned()["memory_bytes"]
+    mix = "loss={jsd: {}, cross_entropy: {}, reverse_kl: {%s}}"
+    logged = planned(mix % "", "train.log_gradient_norms=true")
+    calibrated = planned(mix % "calibrate: forward_kl")
+    gradient = logged["memory_bytes"]["gradients"]
+    assert logged["memory_bytes"]["measured_gradients"] == 3 * gradient
+    assert calibrated["memory_bytes"]["measured_gradients"] == 4 * gradient
+    assert logged["memory_bytes"]["total"] == planned(mix % "")["memory_bytes"]["total"] + 3 * gradient
+
+
 def test_the_whole_model_trains_without_a_second_copy(planned, tiny_student):
     found = planned("adapter={full: {}}")
     assert found["parameters"]["trainable"] == found["parameters"]["total"] == parameters(tiny_student)
