@@ -83,6 +83,20 @@ class RunError(NeoplugError):
     """A run that failed on its way: exit 1."""
 
 
+class DiskError(RunError):
+    """A file or folder that a disk does not take.
+
+    reason  in the system's words
+    """
+
+    def __init__(self, path: pathlib.Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be written: {self.reason}\nfix: make room there, or choose another place"
+
+
 class PluginError(RunError):
     """A hook of a plugin that crashed; what it raised is the `__cause__`.
 

@@ -1,8 +1,10 @@
 """Files that are whole or absent: atomic writes, content hashes, locks, and where neoplug keeps what it makes once."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -11,7 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from neoplug.errors import DiskError
+
 PARTIAL = ".partial"  # how the name of a half-written sibling ends; after a kill it may stay behind
+
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what a disk says that takes no more
+PROBE = 16_384  # bytes that a disk with room takes
 
 
 def cache_root() -> Path:
@@ -26,12 +34,16 @@ def cache_root() -> Path:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` (text as UTF-8) so that `path` holds either the old bytes or all of the new ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
+    """Write `content` (text as UTF-8) so that `path` holds either the old bytes or all of the new ones.
+
+    Raises DiskError where the disk does not take it.
+    """
+    with _place_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
     partial = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with full_disk_told(path), os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -47,14 +59,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def folder_atomically(path: Path) -> Iterator[Path]:
     """Yield an empty sibling folder that becomes `path` when the block ends well, and vanishes when it does not.
 
-    Raises FileExistsError where `path` exists already: a finished folder is never overwritten.
+    Raises FileExistsError where `path` exists already: a finished folder is never overwritten; DiskError where the
+    disk does not take it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     _refuse_existing(path)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
+    with _place_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
     try:
-        yield partial
-        _sync_tree(partial)
+        with full_disk_told(path):
+            yield partial
+            _sync_tree(partial)
         partial.chmod(_default_mode() | 0o111 & ~_umask())
         _refuse_existing(path)
         partial.rename(path)
@@ -62,6 +77,41 @@ def folder_atomically(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _sync(path.parent)
+
+
+@contextmanager
+def full_disk_told(path: Path) -> Iterator[None]:
+    """Raise DiskError where the disk takes no more of `path`, whatever a library makes of that; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if reason := _reason(error) or _refusal(path.parent):
+            raise DiskError(path, reason) from error
+        raise
+
+
+@contextmanager
+def _place_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(path, f"{path.parent} takes no file ({error.strerror})") from error
+
+
+def _refusal(folder: Path) -> str:
+    """Return why `folder` takes no file at this moment; nothing where it does."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE))
+    except OSError as error:
+        return _reason(error)
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors says it as Rust does
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    return os.strerror(number) if number and number in REFUSALS else ""
 
 
 def remove_partial(folder: Path) -> None:

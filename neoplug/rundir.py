@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from neoplug.errors import UsageError
-from neoplug.files import folder_atomically, held, sha256_of, write_atomically
+from neoplug.files import folder_atomically, full_disk_told, held, sha256_of, write_atomically
 
 if TYPE_CHECKING:
     from neoplug.models import Located
@@ -189,7 +189,7 @@ class MetricsFile:
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Append in one write and wait until it is on disk: what a checkpoint follows must not be lost."""
         text = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
-        with self.path.open("ab") as file:
+        with full_disk_told(self.path), self.path.open("ab") as file:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())

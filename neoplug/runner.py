@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,18 @@ def kept_notes() -> Iterator[MemoryHandler]:
             target.close()
 
 
+class _Log(logging.FileHandler):
+    """The file of a run's notes. A full disk cuts it short; what the run itself writes then says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 def _to_file(log: Path) -> logging.FileHandler:
-    handler = logging.FileHandler(log, encoding="utf-8")
+    handler = _Log(log, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     return handler

@@ -4,15 +4,19 @@ import hashlib
 import json
 import multiprocessing
 import os
+import resource
 import stat
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from neoplug import files
+from neoplug.errors import DiskError
 
 
 def names(folder):
@@ -66,6 +70,41 @@ def test_a_failed_folder_vanishes(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_and_fail(tmp_path / "step-1")
     assert names(tmp_path) == []
+
+
+@pytest.fixture
+def full_disk():
+    """Let the system refuse what a file has beyond a page, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: (folder / "x").write_bytes(bytes(100_000)),
+        lambda folder: torch.save(torch.zeros(100_000), folder / "x"),  # raises RuntimeError
+        lambda folder: save_file({"x": torch.zeros(100_000)}, folder / "x"),  # raises SafetensorError
+    ],
+    ids=["python", "torch", "safetensors"],
+)
+def test_a_full_disk_is_told_whatever_a_library_makes_of_it(tmp_path, full_disk, write):
+    target = tmp_path / "folder"
+    with pytest.raises(DiskError, match=f"^{target} cannot be written: File too large\nfix: "):  # noqa: SIM117
+        with files.folder_atomically(target) as folder:
+            write(folder)
+    with pytest.raises(DiskError, match="cannot be written: File too large"):
+        files.write_atomically(tmp_path / "file", bytes(100_000))
+    assert names(tmp_path) == []
+
+
+def test_a_place_that_takes_no_file_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    for write in (write_and_fail, lambda target: files.write_atomically(target, "")):
+        with pytest.raises(DiskError, match=r"file/x cannot be written: .*file takes no file"):
+            write(tmp_path / "file" / "x")
 
 
 def test_a_finished_folder_is_never_overwritten(tmp_path):

@@ -28,7 +28,7 @@ from neoplug.data.store import Store, open_store
 from neoplug.data.teacher_prompt import TeacherPrompt
 from neoplug.data.tokenise import Tokeniser
 from neoplug.data.tokens import Tokenizer
-from neoplug.errors import Problem, RecipeError, UsageError
+from neoplug.errors import DiskError, Problem, RecipeError, UsageError
 from neoplug.files import PARTIAL, cache_root, lock
 
 if TYPE_CHECKING:
@@ -90,9 +90,10 @@ def read_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None 
                 _clear(folder)
                 make_store(folder, data, Tokeniser(tokenizer, template, data.train_on, teacher), training, kept)
                 store = Store(folder)
-    except OSError as error:
+    except (OSError, DiskError) as error:
+        why = error.reason if isinstance(error, DiskError) else error
         fix = "make room there, or set NEOPLUG_HOME to a folder on another disk"
-        raise UsageError(f"the tokens cannot be stored in {folder.parent}: {error}\nfix: {fix}") from error
+        raise UsageError(f"the tokens cannot be stored in {folder.parent}: {why}\nfix: {fix}") from error
     return _corpus(store, data)
 
 
