@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from traceback import print_exception
 
@@ -13,6 +14,7 @@ from neoplug import __version__
 from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
 from neoplug.errors import NeoplugError, UsageError
 
+PATIENCE = 20.0  # seconds for a machine's first process to find what is wrong as well
 UNLIMITED = 1_000_000  # columns of a help text that goes into a pipe: nothing is wrapped or cut there
 app = typer.Typer(
     name="neoplug",
@@ -68,12 +70,16 @@ def main() -> None:
     except NeoplugError as error:
         if wishes["traceback"]:
             print_exception(error)
-        if is_told_here(error):
-            columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
-            print(error.shown(columns), file=sys.stderr)
+        let_the_first_tell(error)
+        columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+        print(error.shown(columns), file=sys.stderr)
         sys.exit(error.exit_code)
 
 
-def is_told_here(error: NeoplugError) -> bool:
-    """Say whether this process shows the error: of what all processes of a machine were asked alike, the first does."""
-    return not isinstance(error, UsageError) or os.environ.get("LOCAL_RANK", "0") == "0"
+def let_the_first_tell(error: NeoplugError) -> None:
+    """Wait, unless this is a machine's first process: what all were asked alike it tells, and torchrun ends the others.
+
+    An end of one's own would let torchrun end the first before it has spoken. Who is still here has other trouble.
+    """
+    if isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE)

@@ -111,6 +111,14 @@ def test_two_ranks_train_as_one(lab, drop, adapter):
     assert done.stdout.count("forward KL") == 1
 
 
+def test_the_mistakes_of_a_recipe_are_told_once(lab):
+    wrong = lab.folder / "wrong.yaml"
+    wrong.write_text("seed: few\n")
+    done = launch(lab, wrong, "wrong", ranks=3)
+    assert done.stderr.count("`seed` is") == 1
+    assert not (lab.folder / "wrong").exists()
+
+
 def test_a_fault_on_another_rank_is_named(lab):
     lab.plugin("parts", PARTS)
     recipe = lab.recipe(
