@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,24 @@ from neoplug.registry import Plugins
 from neoplug.teacher import teacher_signal
 
 
+class Watched:
+    """A token weight, and whether it gave one that is below 0 or infinite: on the device, for a flush to read.
+
+    NaN tells nothing of it: a student that is lost makes NaN of any weight.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+        self.unsound: Tensor | bool = False
+
+    def __call__(self, **arguments: Any) -> Tensor:
+        """Return what it gives."""
+        found = self.function(**arguments)
+        if isinstance(found, Tensor):  # whoever asked refuses anything else
+            self.unsound = self.unsound | ((found < 0) | found.isinf()).any()
+        return found
+
+
 class Distillation(nn.Module):
     """The student and its objective in one forward: what a wrapper for several ranks sees is what trains."""
 
@@ -25,7 +44,11 @@ class Distillation(nn.Module):
         super().__init__()
         self.module = student.module
         self.student = student
-        self.token_weights = token_weights
+        self.token_weights = {name: Watched(function) for name, function in token_weights.items()}
+
+    def unsound(self) -> dict[str, Tensor | bool]:
+        """Tell of each token weight whether it ever gave one that is below 0 or infinite."""
+        return {name: weight.unsound for name, weight in self.token_weights.items()}
 
     def forward(
         self,

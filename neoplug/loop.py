@@ -136,7 +136,7 @@ def distil(run: Training, first: int = 0) -> int:
         known["peak_memory_bytes"] = peak_memory(world.device)
         rows = [(rows, each.isfinite().all(0)) for rows, each in values]
         diagnosed = None if diagnosis is None else world.sum(diagnosis.sums)
-        run.metrics.add(Step(known, counts, sums, extras, rows, diagnosed, weights, norms))
+        run.metrics.add(Step(known, counts, sums, extras, rows, diagnosed, weights, norms, bare.unsound()))
 
         stops = (world.size == 1 or logs) and bool(run.stop())  # ranks agree on it, which costs a synchronisation
         saves = done % settings.save_steps == 0 or ends or stops

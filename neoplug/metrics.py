@@ -35,6 +35,7 @@ class Step:
     seen     [SEEN] sums of a diagnosis over all ranks, at a step that has one
     weights  each loss's weight at this step
     norms    scalars: each loss's own gradient norm, at a step that measures it
+    unsound  token weight -> whether this rank saw one of it that is below 0 or infinite
     """
 
     known: dict[str, Any]
@@ -45,6 +46,7 @@ class Step:
     seen: Tensor | None
     weights: dict[str, float]
     norms: dict[str, Tensor] = field(default_factory=dict)
+    unsound: dict[str, Tensor | bool] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -119,10 +121,15 @@ class Metrics:
         whose = "rows at fault" if guilty else "rows of this step"
         guilty = guilty or sorted(set(self.gather([int(row) for rows, _ in step.rows for row in rows])))
         shown = ", ".join(map(self.name, guilty[:20])) + (f" and {len(guilty) - 20} more" if len(guilty) > 20 else "")
+        fix = "look at these rows in the source, lower train.learning_rate, or go on from the last checkpoint"
+        names = list(step.unsound)
+        blamed = [names[n] for n in sorted(set(self.gather([n for n, name in enumerate(names) if step.unsound[name]])))]
+        if blamed:
+            fault = f"a weight below 0, or infinite, was given to a token by {' and '.join(f'`{n}`' for n in blamed)}"
+            fix = f"mend the token weight; `neoplug check {blamed[0]}` looks for the smallest example"
         return (
             f"step {step.known['step']}: {fault}\n{whose} (numbered from 0 in the source): {shown}\n"
-            "why: from here on every weight would be lost; nothing of this step was saved\n"
-            "fix: look at these rows in the source, lower train.learning_rate, or go on from the last checkpoint"
+            f"why: from here on every weight would be lost; nothing of this step was saved\nfix: {fix}"
         )
 
 

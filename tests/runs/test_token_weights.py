@@ -7,6 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from neoplug.distillation import Watched
+from neoplug.errors import RunError
+
 WITNESS = """
 @dataclass(eq=False)
 class Witness:
@@ -34,6 +37,20 @@ class Odd:
     @hookimpl
     def edit_batch(self, batch):
         batch.positions, batch.labels, batch.rows = batch.positions[1::2], batch.labels[1::2], batch.rows[1::2]
+"""
+
+
+UNSOUND = """
+@dataclass(eq=False)
+class Unsound:
+    '''Right for the first two tokens of an answer, not for those behind them.'''
+
+    kind: str
+
+    @hookimpl
+    def token_weight(self, position):
+        beyond = {"negative": -1.0, "infinite": torch.inf}[self.kind]
+        return torch.where(position < 2, 1.0, beyond)
 """
 
 
@@ -84,3 +101,23 @@ def test_metrics_are_of_weighted_tokens(witnessed, lab):
     assert line["loss"] == pytest.approx(3 * plain["loss"], rel=1e-6)
     assert line["grad_norm"] == pytest.approx(3 * plain["grad_norm"], rel=1e-5)
     assert line["diagnostics"] == plain["diagnostics"]
+
+
+@pytest.mark.parametrize("kind", ["negative", pytest.param("infinite", marks=pytest.mark.slow)])
+def test_a_weight_that_is_none_is_reported_by_its_name(lab, kind):
+    lab.plugin("unsound", UNSOUND)
+    weights = {"./unsound.py:Unsound@x": {"kind": kind}, "position": {}, "student_confidence": {}}
+    with pytest.raises(
+        RunError, match=r"^step 1: a weight below 0, or infinite, was given .* `\./unsound\.py:Unsound@x`\n"
+    ) as e:
+        lab.run("run", token_weights=weights, train={"max_steps": 2})
+    assert "rows at fault" in str(e.value)
+    assert "`neoplug check ./unsound.py:Unsound@x`" in str(e.value)
+
+
+def test_a_weight_is_not_blamed_for_a_student_that_is_lost():
+    """NaN comes out of any weight that looks at it."""
+    watched = Watched(lambda student: student)
+    for value, unsound in ((1.0, False), (torch.nan, False), (-0.5, True), (1.0, True)):
+        watched(student=torch.tensor([1.0, value]))
+        assert bool(watched.unsound) is unsound
