@@ -43,5 +43,28 @@ def test_a_loss_never_waits_for_a_number(variant):
     assert all(call(hook, arguments) is not None for hook in hooks)
 
 
+# What the papers, or where these leave it open their code, take: arXiv numbers stand in the losses' files.
+DEFAULTS = {
+    "adaptive_kl": {"mu": 0.5},
+    "alpha_beta": {"alpha": 0.5, "beta": 0.5},
+    "concrete_score": {"w1": "student", "w2": "student"},
+    "cross_entropy": {"label_smoothing": 0.0},
+    "decoupled_kl": {"alpha": 1.0, "beta": 0.5},
+    "distillm2": {"alpha": 0.1, "gradual_beta": False},
+    "forward_kl": {"omit_teacher_entropy": False},
+    "jeffreys": {"forward_share": 0.5},
+    "jsd": {"beta": 0.5, "swap_beta": False},
+    "skew_forward_kl": {"alpha": 0.1},
+    "skew_reverse_kl": {"alpha": 0.1},
+    "taid": {"t_start": 0.4, "t_end": 1.0, "alpha": 5e-4, "beta": 0.99},
+}
+
+
+def test_defaults_are_those_of_the_papers():
+    ours = {entry.name: entry.load()() for entry in installed() if entry.name in DEFAULTS}
+    assert {name: {key: getattr(ours[name], key) for key in DEFAULTS[name]} for name in ours} == DEFAULTS
+    assert {loss.temperature for loss in ours.values() if hasattr(loss, "temperature")} == {1.0}
+
+
 def test_the_shelf_is_not_empty():
     assert {"cross_entropy", "forward_kl", "reverse_kl", "jsd"} <= {entry.name for entry in installed()}
