@@ -36,9 +36,6 @@ QUICK = (("lora", "pissa"), ("llama", "mixtral"))
 UNLESS = ["target_modules", "exclude_modules", "layers_to_transform"]  # naming other layers is another case
 EXPERTS = 16  # more than any usual rank, so that no router is too small for one
 SIZES = {"mixtral": {"num_local_experts": EXPERTS}, "qwen3_moe": {"num_experts": EXPERTS}}
-SIZES |= {
-    family: {"num_key_value_heads": 4} for family in ("bloom", "gpt2", "gpt_neox", "opt")
-}  # as they have of heads
 EXACT = {"nf4": {"compute_dtype": "float32"}, "fp4": {"compute_dtype": "float32"}}  # what differs then is no rounding
 HERE = Path()
 

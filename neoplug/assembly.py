@@ -35,7 +35,7 @@ from neoplug.objective import Loss
 from neoplug.optim import make_optimizer
 from neoplug.progress import Progress
 from neoplug.recipe import Checked, Model, Recipe, Student, Train
-from neoplug.registry import Plugins
+from neoplug.registry import Plugins, path_of
 from neoplug.seeds import generator
 from neoplug.vocabulary import Vocabulary, shared
 
@@ -184,11 +184,16 @@ def refuse_stored_quantised(section: Student, config: Any) -> None:
 def adapted(checked: Checked, model: Any, steps: int, student: Located) -> nn.Module:
     """Return a skeleton with the recipe's adapter.
 
-    Raises RecipeError where the pair is known not to work, or the adapter shall start from one of another form.
+    Raises RecipeError where the pair is known not to work, nothing trains, or the adapter shall start from one of
+    another form.
     """
     refuse_known_failures(checked, model.config.get_text_config().model_type)
     rng = generator(checked.recipe.seed, "rehearsal")
     found: nn.Module = checked.plugins.one("add_adapter", model=model, batches=None, total_steps=steps, rng=rng)
+    if not any(weight.requires_grad and weight.numel() for weight in found.parameters()):
+        ((section, name),) = checked.plugins.named("add_adapter")
+        what, fix = f"`{name}` leaves nothing of the student to train", "give its options other values"
+        raise RecipeError([Problem(what, "it has no trainable parameter", fix, path_of(section, name))])
     if student.adapter is not None:
         (name,) = checked.plugins.implements("add_adapter")
         refuse_other_adapter(found, student.adapter, name)

@@ -1,11 +1,14 @@
 """`neoplug run`: a recipe becomes a trained student, and what it was worth is told in a table."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from neoplug.cli.arguments import Overrides, RecipeArgument
+
+if TYPE_CHECKING:
+    from neoplug.registry import Plugins
 
 
 def run(
@@ -39,4 +42,10 @@ def run(
     with watch.notes(), watch.progress(every=checked.recipe.train.logging_steps) as progress:
         result = execute(checked, folder, resume, progress)
     if watch.is_main():
-        show.result(result, folder)
+        show.result(result, folder, why_unmerged(checked.plugins))
+
+
+def why_unmerged(plugins: "Plugins") -> str:
+    """Return why the adapter of a run cannot be merged, as its class says in `cannot_merge`; nothing where it can."""
+    found = (plugins.section(section)[name] for section, name in plugins.named("add_adapter"))
+    return str(getattr(next(found, None), "cannot_merge", ""))

@@ -21,8 +21,11 @@ ROWS = {
 }
 
 
-def result(result: Mapping[str, Any], folder: Path) -> None:
-    """Show the result of a run that ended, and what it left in `folder`."""
+def result(result: Mapping[str, Any], folder: Path, cannot_merge: str = "") -> None:
+    """Show the result of a run that ended, and what it left in `folder`.
+
+    cannot_merge  why its adapter cannot be merged; empty: it can
+    """
     measured(result, COLUMNS)
     for remark in result.get("remarks") or ():
         say(f"\n{remark}")
@@ -37,7 +40,10 @@ def result(result: Mapping[str, Any], folder: Path) -> None:
     heading(f"written to {folder}")
     table([(f"  {name}", size(count)) for name, count in RunDir(folder).contents()])
     heading("next")
-    say(f"  neoplug export {shlex.quote(str(folder))} {shlex.quote(f'{folder}-model')}")
+    if cannot_merge:
+        say(f"  peft loads adapter/ beside its base; no export can merge it: {cannot_merge}")
+    else:
+        say(f"  neoplug export {shlex.quote(str(folder))} {shlex.quote(f'{folder}-model')}")
 
 
 def measured(result: Mapping[str, Any], columns: Sequence[str]) -> None:

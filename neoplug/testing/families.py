@@ -39,25 +39,26 @@ USUAL: dict[str, Any] = {
 }
 ALTERNATING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 GEMMA = {"query_pre_attn_scalar": 8, "tie_word_embeddings": True, **ALTERNATING}
+NO_GROUPS = {"num_key_value_heads": None, "head_dim": None}  # as many keys as queries, of hidden size / heads
 MAMBA = {
     "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1,
     "mamba_chunk_size": 16,
 }  # fmt: skip
 # model_type -> what its configuration has beside the usual; None takes a usual option away
 FAMILIES: dict[str, dict[str, Any]] = {
-    "bloom": {"n_head": 4, "n_layer": 2, "tie_word_embeddings": True},
+    "bloom": {**NO_GROUPS, "n_head": 4, "n_layer": 2, "tie_word_embeddings": True},
     "cohere": {"logit_scale": 0.25, "tie_word_embeddings": True},
     "falcon_h1": {**MAMBA, "lm_head_multiplier": 0.5, "embedding_multiplier": 2.0, "key_multiplier": 0.7},
     "gemma2": {**GEMMA, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0},
     "gemma3_text": GEMMA,
-    "gpt2": {"n_inner": 48, "tie_word_embeddings": True},
-    "gpt_neox": {"rotary_pct": 0.5},
+    "gpt2": {**NO_GROUPS, "n_inner": 48, "tie_word_embeddings": True},
+    "gpt_neox": {**NO_GROUPS, "rotary_pct": 0.5},
     "granite": {"logits_scaling": 4.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.7},
     "llama": {},
     "mistral": {"sliding_window": WINDOW},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "olmo2": {},
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2, "tie_word_embeddings": True},
+    "opt": {**NO_GROUPS, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2, "tie_word_embeddings": True},
     "phi3": {},
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": WINDOW},
@@ -86,13 +87,14 @@ def configuration(family: str, **changes: Any) -> PretrainedConfig:
     from transformers import AutoConfig
 
     tokens = {"vocab_size": len(SPECIAL) + 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    return AutoConfig.for_model(family, **USUAL | tokens | FAMILIES[family] | changes)
+    options = USUAL | tokens | FAMILIES[family] | changes
+    return AutoConfig.for_model(family, **{name: value for name, value in options.items() if value is not None})
 
 
 def make(family: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Write a random model and the tokenizer to `folder`, as `student: {model: FOLDER}` takes them; return `folder`.
 
-    changes  options of the family's configuration, as num_hidden_layers or tie_word_embeddings
+    changes  options of the family's configuration, as num_hidden_layers or tie_word_embeddings; None takes one away
     """
     from transformers import AutoModelForCausalLM
 

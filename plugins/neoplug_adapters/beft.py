@@ -7,8 +7,11 @@ Source: Huang, Balashankar, Aminifar 2025, arXiv 2509.15974, who find that of th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
 
 from neoplug.errors import UsageError
 from neoplug.hookspecs import hookimpl
@@ -16,6 +19,8 @@ from neoplug_adapters.tuner import Tuner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from neoplug.data.batch import Batch
 
 
 @dataclass(eq=False)
@@ -28,13 +33,23 @@ class BEFT(Tuner):
     seedless: ClassVar[str] = "v starts at 0"
     cannot_merge: ClassVar[str] = "the model has no biases at these layers, and v has no other place in it"
 
+    def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
+        adapted = super()._adapt(model, config, batches)
+        if _have_biases(adapted):
+            self.cannot_merge = ""  # type: ignore[misc]  # of this run
+        return adapted
+
     @hookimpl
     def merge_adapter(self, model: Any) -> PreTrainedModel:
         """Return the model with v in its biases. Raises UsageError where a target has none."""
-        layers = [layer for layer in model.modules() if hasattr(layer, "beft_bias")]
-        if any(layer.get_base_layer().bias is None for layer in layers):
+        if not _have_biases(model):
             raise UsageError(
                 f"a `{self.name}` adapter cannot be merged here\nwhy: {self.cannot_merge}\nfix: use it with peft"
             )
         merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
         return merged
+
+
+def _have_biases(model: Any) -> bool:
+    layers = (layer for layer in model.modules() if hasattr(layer, "beft_bias"))
+    return all(layer.get_base_layer().bias is not None for layer in layers)

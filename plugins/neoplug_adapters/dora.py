@@ -17,6 +17,7 @@ class DoRA(LowRank):
     """Peft's DoRA."""
 
     name: ClassVar[str] = "dora"
+    not_on_experts: ClassVar[str] = "peft keeps magnitudes of single matrices alone"
 
     use_dora: bool = True
 

@@ -22,7 +22,7 @@ class GraLoRA(WrittenOutputs):
 
     r: int = 32  # the rank that all blocks have together, a multiple of gralora_k
     alpha: int = 64  # scale is alpha / r
-    gralora_k: int = 2  # blocks along each side, a divisor of all targets' sizes
+    gralora_k: int | None = None  # blocks along each side, a divisor of all targets' sizes; left out: 2 where it is one
     hybrid_r: int = 0  # the rank of a plain LoRA beside it
     gralora_dropout: float = 0.0  # in [0, 1), on what A reads
 

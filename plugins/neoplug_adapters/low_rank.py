@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import inf
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
 
+    from neoplug.data.batch import Batch
     from neoplug.recipe import Recipe
 
 VARIANTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")  # peft's others: adapters of their own here
@@ -31,6 +32,9 @@ class LowRank(Tuner):
     """W + scale B A with trained A [r, in] and B [out, r]. Options have peft's names and meaning."""
 
     config: ClassVar[str] = "LoraConfig"
+    not_on_experts: ClassVar[str] = (
+        ""  # why it cannot adapt experts in one stack, as peft's all-linear does; empty: it can
+    )
     starts: ClassVar[tuple[bool | str, ...]] = (True, "gaussian", "orthogonal")  # that leave the base as it is
 
     r: int = 8  # the rank, above 0; scale is lora_alpha / r
@@ -135,6 +139,35 @@ class LowRank(Tuner):
         if self.target_modules == "all-linear":  # peft's own, which knows fused experts too
             options["exclude_modules"] = self._excluded(model)
         return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=is_transposed(model), **options)
+
+    def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
+        self._refuse_shared(model)
+        try:
+            adapted = super()._adapt(model, config, batches)
+        except Exception:
+            self._refuse_experts(config)
+            raise
+        self._refuse_experts(config)
+        return adapted
+
+    def _refuse_shared(self, model: PreTrainedModel) -> None:
+        """Refuse to change a head's weight where the embeddings share it, and would change with it."""
+        head = model.get_output_embeddings()
+        if not self.changes_base or head is None or head.weight is not model.get_input_embeddings().weight:
+            return
+        names = [] if self.target_modules == "all-linear" else self._chosen(model)
+        if any(model.get_submodule(name) is head for name in names):
+            what, why = f"`{self.name}` cannot adapt the head of this model", "its weight is the embeddings' too"
+            fix = f"leave the head out of target_modules, or name `lora`, which does not change it: {self.changes_base}"
+            raise RecipeError([Problem(what, why, fix, ("adapter", self.name, "target_modules"))])
+
+    def _refuse_experts(self, config: LoraConfig) -> None:
+        """Refuse experts in one stack, which peft has found by now, where this adapter cannot stand on them."""
+        if not self.not_on_experts or not config.target_parameters:
+            return
+        what = f"`{self.name}` cannot adapt the experts of this model"
+        fix = "name the layers to adapt, as target_modules: [k_proj, o_proj, q_proj, v_proj], or name `lora`"
+        raise RecipeError([Problem(what, self.not_on_experts, fix, ("adapter", self.name, "target_modules"))])
 
     def _for_peft(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return options without those of the plugin's own, and with a start that peft knows."""

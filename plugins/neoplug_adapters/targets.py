@@ -111,6 +111,12 @@ def bypassed(model: torch.nn.Module) -> list[str]:
     return sorted(f"{mixer}.out_proj" for mixer in mixers)
 
 
+def vectors(model: torch.nn.Module) -> list[str]:
+    """Return endings of linear layers of one output, as the gate of Qwen2-MoE's shared expert: no matrix to adapt."""
+    found = (name for name, module in model.named_modules() if getattr(module, "out_features", None) == 1)
+    return sorted({".".join(name.split(".")[-2:]) for name in found})
+
+
 def passed_by(model: torch.nn.Module, target_parameters: Collection[str] | None) -> int:
     """Count the weights of experts that no adapter reached: matrices in one stack are no linear layers to peft.
 

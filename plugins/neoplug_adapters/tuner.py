@@ -6,11 +6,13 @@ Peft itself takes a negative rank, a dropout of 2 and targets that do not exist,
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from math import gcd, inf
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -18,7 +20,17 @@ import torch
 from neoplug.errors import Problem, RecipeError
 from neoplug.hookspecs import hookimpl
 from neoplug_adapters.companions import key_of, quantiser
-from neoplug_adapters.targets import Names, beside, bypassed, chosen, passed_by, refuse_wrong_regexes, sizes, unmatched
+from neoplug_adapters.targets import (
+    Names,
+    beside,
+    bypassed,
+    chosen,
+    passed_by,
+    refuse_wrong_regexes,
+    sizes,
+    unmatched,
+    vectors,
+)
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -28,6 +40,9 @@ if TYPE_CHECKING:
     from neoplug.recipe import Recipe
 
 log = logging.getLogger("neoplug")
+
+# Options that peft names in complaints of layers too.
+OF_LAYERS = {"target_modules", "exclude_modules", "layers_to_transform", "modules_to_save", "bias"}
 
 
 @dataclass(eq=False)
@@ -107,7 +122,9 @@ class Tuner:
             with drawing_from(rng), quiet_peft(), self._where(model):
                 config = self._config(model, total_steps)
                 adapted = self._adapt(model, config, batches)
-        except (ValueError, TypeError, NotImplementedError) as error:  # of a kind that peft cannot adapt
+        except (ValueError, TypeError, NotImplementedError) as error:
+            if not _is_said(error):
+                raise  # a fault in code, of which no recipe is the cause
             raise RecipeError([self._refused(error)]) from error
         if experts := passed_by(adapted, getattr(config, "target_parameters", None)):
             log.info("%s passes by %d weights of experts, which are no linear layers", self.name, experts)
@@ -185,14 +202,20 @@ class Tuner:
         return chosen(model, self.target_modules, excluded, self.layers_to_transform)
 
     def _excluded(self, model: PreTrainedModel) -> Names:
-        """Return what all-linear leaves out: as asked, and what no adapter can reach."""
-        endings = bypassed(model)
-        if not endings:
-            return self.exclude_modules
-        log.info("%s: all-linear leaves out %s, which the model reads without calling", self.name, ", ".join(endings))
-        return beside(self.exclude_modules, endings)
+        """Return what all-linear leaves out: as asked, what no adapter can reach, and what has no rank to adapt."""
+        left_out = {"which the model reads without calling": bypassed(model), "which have one output": vectors(model)}
+        for why, endings in left_out.items():
+            if endings:
+                log.info("%s: all-linear leaves out %s, %s", self.name, ", ".join(endings), why)
+        endings = [ending for found in left_out.values() for ending in found]
+        return beside(self.exclude_modules, endings) if endings else self.exclude_modules
 
     def _refused(self, error: Exception) -> Problem:
+        """Return what peft refuses: an option that it names, else the layers, whose kind it cannot adapt."""
+        named = {field.name for field in fields(self)} & set(re.findall(r"\w+", str(error)))
+        for option in sorted(named - OF_LAYERS):
+            fix = f"another {option}, or other layers as target_modules: [q_proj, v_proj]"
+            return Problem(f"peft does not take this {option}", str(error), fix, ("adapter", self.name, option))
         fix = "name the layers to adapt, as target_modules: [q_proj, v_proj]"
         return Problem("peft cannot adapt these targets", str(error), fix, ("adapter", self.name, "target_modules"))
 
@@ -210,6 +233,12 @@ def is_transposed(model: PreTrainedModel) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return any(isinstance(module, Conv1D) for module in model.modules())
+
+
+def _is_said(error: Exception) -> bool:
+    """Say whether somebody wrote what an error says: Python's own TypeErrors arise where nothing is raised."""
+    line = extract_tb(error.__traceback__)[-1].line
+    return not isinstance(error, TypeError) or line is None or line.startswith("raise")
 
 
 @contextmanager

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from neoplug import recipe as recipes
 from neoplug.cli import show
+from neoplug.cli.run import why_unmerged
 from neoplug.rundir import RunDir
 
 RESULT = {
@@ -70,6 +72,19 @@ def test_a_result_tells_the_sample_the_files_and_the_next_command(capsys, finish
     assert "  adapter/     1.5 kB\n" in printed
     assert f"  neoplug export {finished.path} {finished.path}-model\n" in printed
     assert "\x1b" not in printed
+
+
+def test_an_adapter_that_no_export_merges_is_not_sent_to_export(capsys, finished):
+    show.result(RESULT, finished.path, "it depends on the token")
+    printed = capsys.readouterr().out
+    assert "neoplug export" not in printed
+    assert printed.endswith("peft loads adapter/ beside its base; no export can merge it: it depends on the token\n")
+
+
+@pytest.mark.parametrize(("adapter", "merges"), [("lora", True), ("full", True), ("lily", False), ("p_tuning", False)])
+def test_whether_an_adapter_merges_its_plugin_says(recipe, adapter, merges):
+    checked = recipes.load(recipe, [f"adapter={{{adapter}: {{}}}}"])
+    assert bool(why_unmerged(checked.plugins)) != merges
 
 
 def test_a_continuation_does_not_steer_the_terminal(capsys, finished):

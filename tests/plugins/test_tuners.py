@@ -3,6 +3,7 @@
 import copy
 import logging
 from math import ceil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,16 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft import PeftModel
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from neoplug.data.batch import Document, collate
@@ -30,6 +40,7 @@ from neoplug_adapters.lora_ga import LoRAGA
 from neoplug_adapters.moslora import MoSLoRA
 from neoplug_adapters.oft import OFT
 from neoplug_adapters.road import RoAd
+from neoplug_adapters.supertuning import SuperTuning
 
 # peft calls transformers by old names
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
@@ -369,3 +380,87 @@ def test_adaption_prompts_refuse_what_peft_computes_wrongly():
                 )
             )
         )
+
+
+@pytest.fixture(scope="module")
+def experts():
+    """Return a model of experts in one stack, each layer with a gate of one output, of a family in no matrix."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    counts = {"num_experts": 16, "num_experts_per_tok": 2, "num_key_value_heads": 2, "vocab_size": 64}
+    config = Qwen2MoeConfig(**sizes, **counts, moe_intermediate_size=24, shared_expert_intermediate_size=24)
+    return Qwen2MoeForCausalLM(config).requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", [*SIZES, "milora", "olora", "pissa"])
+def test_a_gate_of_one_output_is_left_out_of_all_linear(experts, name, caplog):
+    caplog.set_level(logging.INFO, "neoplug")
+    if name == "adaption_prompt":
+        return
+    model = copy.deepcopy(experts).to("meta")
+    adapted = find(name, Path()).load()().add_adapter(model, None, 100, torch.Generator().manual_seed(0))
+    trained = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
+    assert trained
+    assert not [name for name in trained if "shared_expert_gate" in name]
+    assert "all-linear leaves out mlp.shared_expert_gate, which have one output" in caplog.text
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    "name", ["corda", "dora", "eva", "loftq", "lora_ga", "mica", "milora", "moslora", "olora", "pissa"]
+)
+def test_stacked_experts_are_refused_in_a_family_that_nobody_measured(name, device):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = OlmoeForCausalLM(OlmoeConfig(**sizes, num_key_value_heads=2, num_experts=16, vocab_size=64)).to(device)
+    with pytest.raises(RecipeError, match=f"`{name}` cannot adapt the experts of this model") as caught:
+        find(name, Path()).load()().add_adapter(model, None, 4, torch.Generator().manual_seed(0))
+    assert "target_modules: [k_proj, o_proj, q_proj, v_proj]" in str(caught.value)
+
+
+@pytest.fixture
+def llama():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64, tie_word_embeddings=True))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("name", ["corda", "loftq", "lora_ga", "milora", "olora", "pissa"])
+def test_a_head_that_shares_its_weight_is_not_taken_apart(llama, name, device):
+    adapter = find(name, Path()).load()(target_modules=["q_proj", "lm_head"])
+    model = llama.to(device)
+    model.tie_weights()
+    with pytest.raises(RecipeError, match=f"`{name}` cannot adapt the head of this model"):
+        adapter.add_adapter(model, None, 4, torch.Generator().manual_seed(0))
+
+
+def test_gralora_takes_one_block_where_two_do_not_divide():
+    sizes = {"hidden_size": 32, "intermediate_size": 49, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64))
+    adapted = find("gralora", Path()).load()().add_adapter(model, None, 1, torch.Generator().manual_seed(0))
+    assert adapted.peft_config["default"].gralora_k == 1
+    with pytest.raises(RecipeError, match="gralora_k is 2, which does not divide all sizes"):
+        find("gralora", Path()).load()(gralora_k=2).add_adapter(model, None, 1, torch.Generator().manual_seed(0))
+
+
+def test_an_option_that_peft_refuses_is_named(llama):
+    with pytest.raises(RecipeError, match="peft does not take this sparsity") as caught:
+        SuperTuning(sparsity=1 - 1e-9).add_adapter(llama, None, 1, torch.Generator())
+    assert caught.value.problems[0].path == ("adapter", "supertuning", "sparsity")
+
+
+def test_a_fault_in_code_is_not_laid_on_the_targets(llama, monkeypatch):
+    def broken(*_):
+        return "1" + 1
+
+    monkeypatch.setattr(LoRA, "_config", broken)
+    with pytest.raises(TypeError, match="can only concatenate str"):
+        LoRA().add_adapter(llama, None, 1, torch.Generator())
+
+
+def test_beft_merges_where_all_targets_have_biases(llama):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    biased, bare = BEFT(target_modules=["q_proj"]), BEFT(target_modules=["q_proj"])
+    biased.add_adapter(Qwen2ForCausalLM(Qwen2Config(**sizes, vocab_size=64)), None, 1, torch.Generator())
+    bare.add_adapter(llama, None, 1, torch.Generator())
+    assert not biased.cannot_merge
+    assert bare.cannot_merge

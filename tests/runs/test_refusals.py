@@ -132,3 +132,9 @@ def test_a_damaged_checkpoint_is_passed_over(lab):
     again = lab.run("run", lab.folder / "run-recipe.yaml", resume=True)
     assert again.facts == whole.facts
     assert again.adapter_bytes == whole.adapter_bytes
+
+
+def test_an_adapter_that_leaves_nothing_to_train_is_refused_before_weights_are_loaded(lab):
+    with pytest.raises(UsageError, match="`osf` leaves nothing of the student to train"):
+        lab.run("run", adapter={"osf": {"effective_rank": 10**5}})
+    assert not (lab.folder / "run").exists()
