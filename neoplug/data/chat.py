@@ -19,6 +19,7 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 
 Message = Mapping[str, Any]
+Tools = Sequence[Any] | None  # what the assistant may call, as transformers' templates take it
 Span = tuple[int, int]  # characters of the rendered text, end excluded
 
 OWN_KEY: Key = ("data", "chat_template")
@@ -63,35 +64,36 @@ class Chat:
             if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
                 raise RecipeError([_no_jinja(error.__cause__, key)]) from error
 
-    def render(self, messages: Sequence[Message], turns: str) -> Rendered:
+    def render(self, messages: Sequence[Message], turns: str, tools: Tools = None) -> Rendered:
         """Return the conversation's text and the spans of its assistant turns.
 
         turns   `answers` all assistant turns | `last` the last one | `all` the whole text
         raises  Unstable; Refused where the template does not take the conversation
         """
         if turns == "all":
-            text = self._text(messages)
+            text = self._text(messages, tools)
             return Rendered(text, [(0, len(text))])
         if GENERATION.search(self.template):
-            text, spans = self._marked(messages)
+            text, spans = self._marked(messages, tools)
         else:
-            text = self._text(messages)
-            spans = list(self._turns(messages, text, only_last=turns == "last"))
+            text = self._text(messages, tools)
+            spans = list(self._turns(messages, tools, text, only_last=turns == "last"))
         return Rendered(text, spans[-1:] if turns == "last" else spans)
 
-    def _text(self, messages: Sequence[Message], *, ready: bool = False) -> str:
+    def _text(self, messages: Sequence[Message], tools: Tools = None, *, ready: bool = False) -> str:
         with _refusing():
             return self.tokenizer.apply_chat_template(
-                list(messages), chat_template=self.template, add_generation_prompt=ready, tokenize=False
+                list(messages), tools=tools, chat_template=self.template, add_generation_prompt=ready, tokenize=False
             )
 
-    def _marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    def _marked(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
         """Return the text and the spans inside {% generation %}, each with the end token that follows it."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         with _refusing():
             texts, spans = render_jinja_template(
                 conversations=[list(messages)],
+                tools=tools,
                 chat_template=self.template,
                 return_assistant_tokens_mask=True,
                 **self.tokenizer.special_tokens_map,
@@ -99,19 +101,19 @@ class Chat:
         end = self.tokenizer.eos_token or ""
         return texts[0], [(a, b + len(end) if end and texts[0].startswith(end, b) else b) for a, b in spans[0] if b > a]
 
-    def _turns(self, messages: Sequence[Message], text: str, *, only_last: bool) -> Iterator[Span]:
+    def _turns(self, messages: Sequence[Message], tools: Tools, text: str, *, only_last: bool) -> Iterator[Span]:
         turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         for number in turns[-1:] if only_last else turns:
-            answered = text if number + 1 == len(messages) else self._text(messages[: number + 1])
-            start = len(self._opening(messages[:number], answered))
+            answered = text if number + 1 == len(messages) else self._text(messages[: number + 1], tools)
+            start = len(self._opening(messages[:number], tools, answered))
             if not text.startswith(answered):
                 raise Unstable(_difference(text, answered))
             yield start, self._closed(answered)
 
-    def _opening(self, before: Sequence[Message], answered: str) -> str:
+    def _opening(self, before: Sequence[Message], tools: Tools, answered: str) -> str:
         """Return the text up to the answer; `answered` is the same conversation with it."""
         if before:
-            opening = self._text(before, ready=True)
+            opening = self._text(before, tools, ready=True)
             if not answered.startswith(opening):
                 raise Unstable(_difference(answered, opening))
             return opening

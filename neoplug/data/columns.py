@@ -1,6 +1,6 @@
 """What the columns of a row mean: four kinds of rows, recognised by name or mapped by the recipe.
 
-    messages                        a conversation, a list of {role, content}
+    messages (+ tools)              a conversation, a list of {role, content}; what the assistant may call
     prompt + completion             two texts
     instruction (+ input) + output  Alpaca's three texts
     text                            one text
@@ -9,6 +9,7 @@ The rows of a source may be of several kinds. A row that has what its kind needs
 only the reason is kept, to be counted.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,7 +26,7 @@ NEEDED: dict[Kind, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-OPTIONAL: dict[Kind, tuple[str, ...]] = {"messages": (), "completion": (), "alpaca": ("input",), "text": ()}
+OPTIONAL: dict[Kind, tuple[str, ...]] = {"messages": ("tools",), "completion": (), "alpaca": ("input",), "text": ()}
 KNOWN = tuple(name for kind in NEEDED for name in (*NEEDED[kind], *OPTIONAL[kind]))
 MAY_BE_EMPTY = ("prompt", "input")
 
@@ -66,12 +67,12 @@ class Columns:
         values: dict[str, Any] = {}
         kind = self._kind_of(row)
         for ours, theirs in self.kinds[kind].items():
-            value = row.get(theirs)
+            value = _listed_tools(row.get(theirs)) if ours == "tools" else row.get(theirs)
             if value is None and ours in OPTIONAL[kind]:
                 continue
-            if reason := _messages_fault(value) if ours == "messages" else _text_fault(value, ours):
+            if reason := _fault(value, ours):
                 return reason
-            values[ours] = _plain(value) if ours == "messages" else value
+            values[ours] = _plain(value) if ours == "messages" else _without_none(value)
         if kind == "alpaca" and not values.get("input", "").strip():
             values.pop("input", None)
         return Content(number, kind, values, content_hash(values))
@@ -141,6 +142,21 @@ def _unrecognised(names: Sequence[str], mapping: Mapping[Any, str]) -> Problem:
 
 def _listed(names: Sequence[str]) -> str:
     return f"the columns found are {', '.join(names)}" if names else "no columns were found"
+
+
+def _listed_tools(value: Any) -> Any:
+    """Return tools that are written out as JSON, as they are where each has other keys; blank is none."""
+    try:
+        return json.loads(value or "null") if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _fault(value: Any, name: str) -> str:
+    """Say why a column's value is of no use; nothing where it is."""
+    if name == "tools":
+        return "" if isinstance(value, list) else f"tools is {type(value).__name__}, not a list"
+    return _messages_fault(value) if name == "messages" else _text_fault(value, name)
 
 
 def _text_fault(value: Any, name: str) -> str:

@@ -139,7 +139,7 @@ def _rendered(chat: Chat, contents: Iterable[Content], train_on: TrainOn, refuse
     whose = "the chat template" if chat.key == OWN_KEY else "the teacher's chat template"
     for content in contents:
         try:
-            found[content.number] = chat.render(messages_of(content), train_on)
+            found[content.number] = chat.render(messages_of(content), train_on, content.values.get("tools"))
         except Unstable as error:
             raise unstable(error, content.number, chat.key) from error
         except Refused as error:

@@ -1,5 +1,7 @@
 """Conversations: which characters and tokens are the assistant's, by templates whose text is known by hand."""
 
+import json
+
 import pytest
 
 from neoplug.data.chat import Chat, Refused, Unstable, template_text
@@ -204,3 +206,22 @@ def test_a_template_is_text_or_a_file(tmp_path):
     assert template_text(None) is None
     with pytest.raises(RecipeError, match=r"nowhere\.jinja"):
         template_text(str(tmp_path / "nowhere.jinja"))
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("written", [list, json.dumps])
+def test_the_template_is_given_a_rows_tools(tiny_tokenizer, marked, written):
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+    answer = "{% generation %}sunny{% endgeneration %}" if marked else "sunny"
+    template = "{% for tool in tools %}[{{ tool['function']['name'] }}]{% endfor %}{{ messages[0]['content'] }} A: "
+    template += "{% if messages|length > 1 %}" + answer + "{% endif %}"
+    turns = [{"role": "user", "content": "now?"}, {"role": "assistant", "content": "sunny"}]
+    columns = recognise(["messages", "tools"], {})
+    found = columns.content({"messages": turns, "tools": written([tool])}, 0)
+    rendered = Chat(tiny_tokenizer, template).render(turns, "answers", found.values["tools"])
+    assert rendered.text == "[weather]now? A: sunny"
+    assert [rendered.text[a:b] for a, b in rendered.spans] == ["sunny"]
+    assert "tools" not in columns.content({"messages": turns, "tools": None}, 0).values
+    assert columns.content({"messages": turns, "tools": "rain"}, 0) == "tools is str, not a list"
+    (row,) = Tokeniser(tiny_tokenizer, template, "answers").tokenise([found], pytest.fail)
+    assert tiny_tokenizer.decode(row.input_ids) == rendered.text
