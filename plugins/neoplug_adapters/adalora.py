@@ -60,7 +60,7 @@ class AdaLoRA(Tuner):
 
     def _fitted(self, targets: list[tuple[int, int]], total_steps: int) -> dict[str, Any]:
         tinit = total_steps // 10 if self.tinit is None else self.tinit
-        tfinal = min(total_steps // 2, total_steps - 2) if self.tfinal is None else self.tfinal
+        tfinal = max(0, min(total_steps // 2, total_steps - 2)) if self.tfinal is None else self.tfinal
         if total_steps - tfinal < 2 or tinit >= total_steps - tfinal:
             what = f"a run of {total_steps} steps leaves none to choose ranks in, after tinit and before tfinal"
             raise RecipeError(

@@ -464,3 +464,16 @@ def test_beft_merges_where_all_targets_have_biases(llama):
     bare.add_adapter(llama, None, 1, torch.Generator())
     assert not biased.cannot_merge
     assert bare.cannot_merge
+
+
+@pytest.mark.parametrize(("options", "steps"), [({}, 1), ({"tinit": 2}, 4), ({"tfinal": 3}, 4)])
+def test_adalora_needs_steps_to_choose_ranks_in(llama, options, steps):
+    with pytest.raises(RecipeError, match=f"a run of {steps} steps leaves none to choose ranks in"):
+        AdaLoRA(**options).add_adapter(llama, None, steps, torch.Generator())
+
+
+@pytest.mark.parametrize("steps", [2, 3, 100])
+def test_adaloras_schedule_fits_the_run(llama, steps):
+    config = AdaLoRA().add_adapter(llama, None, steps, torch.Generator()).peft_config["default"]
+    assert config.total_step == steps
+    assert (config.tinit, config.tfinal) == (steps // 10, min(steps // 2, steps - 2))
