@@ -29,6 +29,7 @@ class EVA(LoRA):
     """EVA from the recipe's training data, with peft's LoRA beneath."""
 
     name: ClassVar[str] = "eva"
+    linear_alone: ClassVar[bool] = True
     not_on_experts: ClassVar[str] = "they do not all read the same inputs"
     seedless: ClassVar[str] = "the data decide"
     reads_data: ClassVar[bool] = True

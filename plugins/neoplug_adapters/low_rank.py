@@ -35,6 +35,7 @@ class LowRank(Tuner):
     not_on_experts: ClassVar[str] = (
         ""  # why it cannot adapt experts in one stack, as peft's all-linear does; empty: it can
     )
+    linear_alone: ClassVar[bool] = False  # on embeddings peft would make it plain LoRA, in silence
     starts: ClassVar[tuple[bool | str, ...]] = (True, "gaussian", "orthogonal")  # that leave the base as it is
 
     r: int = 8  # the rank, above 0; scale is lora_alpha / r
@@ -148,6 +149,7 @@ class LowRank(Tuner):
             self._refuse_experts(config)
             raise
         self._refuse_experts(config)
+        self._refuse_embeddings(adapted)
         return adapted
 
     def _refuse_shared(self, model: PreTrainedModel) -> None:
@@ -160,6 +162,14 @@ class LowRank(Tuner):
             what, why = f"`{self.name}` cannot adapt the head of this model", "its weight is the embeddings' too"
             fix = f"leave the head out of target_modules, or name `lora`, which does not change it: {self.changes_base}"
             raise RecipeError([Problem(what, why, fix, ("adapter", self.name, "target_modules"))])
+
+    def _refuse_embeddings(self, adapted: Any) -> None:
+        """Refuse embeddings where peft adapts them, but not in this adapter's way."""
+        for name, layer in adapted.get_base_model().named_modules() if self.linear_alone else ():
+            if "default" in getattr(layer, "lora_embedding_A", {}):
+                what, why = f"`{self.name}` cannot adapt `{name}`", "peft starts and trains it as plain LoRA there"
+                fix = "name linear layers alone, or name `lora`"
+                raise RecipeError([Problem(what, why, fix, ("adapter", self.name, "target_modules"))])
 
     def _refuse_experts(self, config: LoraConfig) -> None:
         """Refuse experts in one stack, which peft has found by now, where this adapter cannot stand on them."""

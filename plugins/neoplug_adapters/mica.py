@@ -17,6 +17,7 @@ class MiCA(LoRA):
 
     name: ClassVar[str] = "mica"
     not_on_quantised: ClassVar[str] = "peft takes no singular vectors of integer weights"
+    linear_alone: ClassVar[bool] = True
     not_on_experts: ClassVar[str] = "peft takes singular vectors of single matrices alone"
     seedless: ClassVar[str] = "the singular vectors of a weight are its own"
 

@@ -59,6 +59,7 @@ class MoSLoRA(LoRA):
     """LoRA with a mixer; options are LoRA's."""
 
     name: ClassVar[str] = "moslora"
+    linear_alone: ClassVar[bool] = True
     not_on_experts: ClassVar[str] = "peft reads the weight of A beside the mixer, which would not train"
     own_options: ClassVar[tuple[str, ...]] = ("mixer",)
 

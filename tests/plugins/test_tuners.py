@@ -477,3 +477,11 @@ def test_adaloras_schedule_fits_the_run(llama, steps):
     config = AdaLoRA().add_adapter(llama, None, steps, torch.Generator()).peft_config["default"]
     assert config.total_step == steps
     assert (config.tinit, config.tfinal) == (steps // 10, min(steps // 2, steps - 2))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("name", ["corda", "eva", "loftq", "lora_ga", "mica", "milora", "moslora", "olora", "pissa"])
+def test_what_peft_makes_plain_lora_of_embeddings_is_refused_there(llama, name, device):
+    adapter = find(name, Path()).load()(target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(RecipeError, match=f"`{name}` cannot adapt `model.embed_tokens`"):
+        adapter.add_adapter(llama.to(device), None, 4, torch.Generator().manual_seed(0))
