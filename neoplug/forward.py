@@ -7,7 +7,7 @@ other, is proved on the model at hand before it is used.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from neoplug.data.batch import EVERYTHING, Batch, Document, Layout, Windows, collate, dealt, in_rows, stacks
+from neoplug.attention import use_own, use_varlen
+from neoplug.data.batch import EVERYTHING, Batch, Document, Layout, Windows, collate
 from neoplug.errors import RunError
 from neoplug.models import virtual_tokens
 from neoplug.vocabulary import Vocabulary
@@ -29,13 +30,6 @@ logger = logging.getLogger("neoplug")
 LOGITS = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 STATES = {torch.float32: 1e-3, torch.float16: 4e-2, torch.bfloat16: 1.5e-1}
 EXACT = 1e-5
-
-# Tokens that a CPU reads at once: there attention computes what the mask then hides, which grows with the square of a
-# row that holds many documents: at 4 x 256 tokens both backbones took a third more processor time in one row.
-# Products want many tokens, though: rows of similar length are read in one call where a model is proved to keep them
-# apart. In calls of one row each, both backbones took a quarter longer.
-AT_ONCE = 256
-IN_A_CALL = 1024
 
 
 class FrozenLinear(torch.autograd.Function):
@@ -139,7 +133,6 @@ class LanguageModel:
     windows       how far each kind of its attention layers looks back: a block mask says so itself
     autocast      what it computes in; None is its own dtype, without autocast
     pad_token_id  fills padded rows
-    takes_rows    it reads several flat rows in one call as it reads each alone
     """
 
     module: nn.Module
@@ -149,28 +142,9 @@ class LanguageModel:
     windows: Windows = field(default_factory=lambda: EVERYTHING)
     autocast: torch.dtype | None = None
     pad_token_id: int = 0
-    takes_rows: bool = False
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the hidden states [N, H] that predict the batch's answer tokens."""
-        in_pieces = self.layout != "padded" and self.device.type == "cpu"
-        rows = dealt(batch.lengths, AT_ONCE) if in_pieces else []
-        if len(rows) < 2:
-            return self.hidden_at_once(batch)
-        parts, tokens = zip(*map(batch.row, rows), strict=True)
-        calls = stacks(parts, IN_A_CALL) if self.takes_rows else [[part] for part in parts]
-        place = torch.cat(tokens).argsort()  # where in the rows each token of the batch is
-        states = torch.cat([self.hidden_in_rows(call) for call in calls])
-        return states.index_select(0, place[batch.positions])
-
-    def hidden_in_rows(self, parts: Sequence[Batch]) -> Tensor:
-        """Return the hidden states of all tokens of flat batches, from a single call of the model."""
-        if len(parts) == 1:
-            return self.hidden_at_once(parts[0])
-        return self._record(*in_rows(parts, self.pad_token_id))
-
-    def hidden_at_once(self, batch: Batch) -> Tensor:
-        """Return the same from a single call of the model."""
         dtype = self.autocast or next(p.dtype for p in self.module.parameters() if p.is_floating_point())
         return self._record(*batch.layout(self.layout, self.pad_token_id, self.windows, dtype))
 
@@ -253,9 +227,7 @@ def language_model(
     module.eval()
     with torch.no_grad():
         _prove_head(model, role)
-        length = _proving_length(config, longest)
-        model.layout = _isolating_layout(model, role, length)
-        model.takes_rows = model.layout == "flat" and model.device.type == "cpu" and _takes_rows(model, length)
+        model.layout = _isolating_layout(model, role, _proving_length(config, longest))
     module.train(training)
     return model
 
@@ -308,6 +280,7 @@ def _prove_head(model: LanguageModel, role: str) -> None:
 
 
 LAYOUTS: dict[Layout, str] = {
+    "varlen": "attention is computed inside each document of one row",
     "flat": "position_ids keep documents of one row apart",
     "block": "a block mask keeps documents of one row apart",
     "padded": "each document has a row of its own",
@@ -317,16 +290,21 @@ LAYOUTS: dict[Layout, str] = {
 def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
     """Return the first layout under which documents do not see each other; say which, and why none before it."""
     refused: list[str] = []
-    layouts, tokens = LAYOUTS, virtual_tokens(model.module)
+    layouts, tokens = list(LAYOUTS), virtual_tokens(model.module)
     if tokens:
-        layouts = {"padded": LAYOUTS["padded"]}
+        layouts = ["padded"]
         refused.append(f"not in one row, since the {tokens} virtual tokens of its adapter stand before a row alone")
-    for layout, means in layouts.items():
+    elif model.device.type != "cpu" or not use_varlen(model.module):
+        layouts.remove("varlen")  # a GPU has kernels that skip what is hidden
+    for layout in layouts:
         found = leak(replace(model, layout=layout), length)
         if found is None:
-            logger.info("%s: layout %s, %s%s", role, layout, means, "".join(f"; {why}" for why in refused))
+            reasons = "".join(f"; {why}" for why in refused)
+            logger.info("%s: layout %s, %s%s", role, layout, LAYOUTS[layout], reasons)
             return layout
         refused.append(f"not {layout}, since {found}")
+        if layout == "varlen":
+            use_own(model.module)
     raise RunError(
         f"the {role} reads a document differently beside another, in one row and in padded rows\n"
         f"why: then what it learns depends on how documents fall together ({'; '.join(refused)})\n"
@@ -342,7 +320,7 @@ def leak(model: LanguageModel, length: int) -> str | None:
     first, other, second = (_sample(model, n, seed) for n, seed in ((6, 1), (6, 2), (length, 3)))
     try:
         beside, changed = (
-            model.hidden_at_once(collate([document, second]).to(model.device)) for document in (first, other)
+            model.hidden(collate([document, second]).to(model.device)) for document in (first, other)
         )
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         if model.layout == "padded":
@@ -357,21 +335,6 @@ def leak(model: LanguageModel, length: int) -> str | None:
     if not off <= STATES[model.autocast or alone.dtype]:
         return f"a document's states are {off:.2g} of the largest off what they are alone"
     return None
-
-
-def _takes_rows(model: LanguageModel, length: int) -> bool:
-    """Tell whether the model reads flat rows in one call as it reads each alone, and none moves another at all."""
-    first, *others = (
-        collate([_sample(model, n, seed) for n, seed in row]).every().to(model.device)
-        for row in (((6, 1), (length, 2)), ((9, 3), (4, 4)), ((5, 5), (8, 6)))
-    )
-    try:
-        beside, changed = (model.hidden_in_rows([first, other]) for other in others)
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
-        return False
-    moved = _off(beside[: first.tokens], changed[: first.tokens])
-    off = _off(beside, torch.cat([model.hidden_at_once(part) for part in (first, others[0])]))
-    return moved <= EXACT and off <= STATES[model.autocast or beside.dtype]
 
 
 def _off(ours: Tensor, theirs: Tensor) -> float:

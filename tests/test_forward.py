@@ -1,10 +1,10 @@
 """The model's own forward without its head, against the model's own logits; nothing of ours stands on both sides."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from neoplug import forward
-from neoplug.data.batch import Document, collate, dealt, in_rows, stacks
+from neoplug.data.batch import Document, collate
 from neoplug.errors import RunError
 from neoplug.forward import head_name, language_model
 from neoplug.objective import Loss, objective
@@ -64,7 +64,7 @@ CONFIGS = {
 
 def build(family, dtype=torch.float32):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIGS[family], dtype=dtype).eval().requires_grad_(False)
+    return AutoModelForCausalLM.from_config(deepcopy(CONFIGS[family]), dtype=dtype).eval().requires_grad_(False)
 
 
 def document(length, seed, scored=None):
@@ -91,64 +91,35 @@ def as_ours(module, vocabulary=None, name=None, **more):
     return language_model(module, name or head_name(module), vocabulary or Vocabulary(ROWS), **more)
 
 
-@pytest.mark.parametrize("at_once", [256, 12], ids=["one row", "two rows"])
+@pytest.fixture
+def without_varlen(monkeypatch):
+    """As on a GPU, or where a model does not call its attention by name."""
+    monkeypatch.setattr(forward, "use_varlen", lambda model: False)
+
+
 @pytest.mark.parametrize("family", CONFIGS)
-def test_head_and_hidden_states_are_the_models_own_logits(family, at_once, monkeypatch):
-    monkeypatch.setattr(forward, "AT_ONCE", at_once)
-    module = build(family)
-    model = as_ours(module)
+def test_head_and_hidden_states_are_the_models_own_logits(family):
+    theirs = own_logits(build(family))
+    model = as_ours(build(family))
     with torch.no_grad():
         ours = model.head(model.hidden(collate(DOCUMENTS)))
-        theirs = own_logits(module)
     assert theirs.std() > 0.05
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 12), st.integers(1, 40))
-def test_rows_of_a_call_hold_every_token_once_in_order(lengths, width, tokens):
-    """A row restarts its positions with each document, and documents are whole."""
-    batch = collate([document(length, seed) for seed, length in enumerate(lengths)])
-    rows = [batch.row(documents) for documents in dealt(lengths, width)]
-    assert all(row.tokens < 2 * width or len(row.lengths) == 1 for row, _ in rows)
-    order, read, restarts = torch.cat([tokens for _, tokens in rows]), [], []
-    for call in stacks([row for row, _ in rows], tokens):
-        inputs, places = in_rows(call, pad_token_id=0)
-        ids, positions = inputs["input_ids"], inputs["position_ids"]
-        assert len(call) == 1 or ids.numel() <= tokens
-        assert ids.shape == positions.shape == (len(call), max(row.tokens for row in call))
-        read.append(ids.flatten()[places])
-        restarts.append(positions.flatten()[places])
-    assert sorted(order.tolist()) == list(range(batch.tokens))
-    assert torch.equal(torch.cat(read), batch.input_ids[order])
-    starts = torch.cat([torch.arange(length) for length in lengths])
-    assert torch.equal(torch.cat(restarts), starts[order])
-
-
 @pytest.mark.parametrize("family", CONFIGS)
-def test_rows_of_a_call_do_not_move_each_other(family):
-    """Of 11 tokens and of 10, so that one is filled up; the gradient comes back from both."""
-    model = as_ours(build(family))
-    assert model.takes_rows == (model.layout == "flat")
-    batch = collate([document(7, 1), document(4, 2), document(10, 3)])
-    embeddings = model.module.get_input_embeddings().weight.requires_grad_()
-    found = []
-    for at_once in (11, 256):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(forward, "AT_ONCE", at_once)
-            states = model.hidden(batch)
-            found.append((states, *torch.autograd.grad(states.square().sum(), embeddings)))
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("family", CONFIGS)
-def test_every_layout_that_it_takes_keeps_documents_apart(family):
-    module = build(family)
-    assert as_ours(module).layout == ("block" if family == "opt" else "flat")
+def test_every_layout_that_it_takes_keeps_documents_apart(family, monkeypatch):
+    assert as_ours(build(family)).layout == "varlen"
+    monkeypatch.setattr(forward, "use_varlen", lambda model: False)
+    assert as_ours(build(family)).layout == ("block" if family == "opt" else "flat")
 
 
 @pytest.mark.parametrize(
     ("family", "layout"),
-    [("llama", "block"), ("gpt2", "block"), *((family, "padded") for family in CONFIGS)],
+    [
+        *((family, layout) for family in ("llama", "gpt2") for layout in ("flat", "block")),
+        *((family, "padded") for family in CONFIGS),
+    ],
 )
 def test_the_fallbacks_are_the_same_function(family, layout):
     model = as_ours(build(family))
@@ -174,30 +145,32 @@ def test_an_all_ones_mask_would_leak(family):
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
-def test_a_block_mask_hides_under_eager_attention_too(family):
+@pytest.mark.parametrize("layout", ["varlen", "block"])
+def test_masks_hide_under_eager_attention_too(family, layout):
     """Eager attention adds the mask to the scores: a mask of True and False would hide nothing."""
     module = build(family)
     module.set_attn_implementation("eager")
     model = as_ours(module)
-    assert model.layout == ("block" if family == "opt" else "flat")
-    model.layout = "block"
+    assert model.layout == "varlen"
+    model.layout = layout
     with torch.no_grad():
         ours = model.head(model.hidden(collate(DOCUMENTS)))
         torch.testing.assert_close(ours, own_logits(module), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("layout", ["flat", "block"])
+@pytest.mark.parametrize("layout", ["varlen", "flat", "block"])
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
 def test_windows_of_attention_hold_inside_documents(family, layout):
     """One mask for all layers, or one for each kind: a document of 40 tokens is read through windows of 16."""
-    module, long = build(family), [document(40, 8), document(25, 9)]
-    model = as_ours(module, longest=40)
+    long = [document(40, 8), document(25, 9)]
+    model = as_ours(build(family), longest=40)
     model.layout = layout
     with torch.no_grad():
         ours = model.head(model.hidden(collate(long)))
-        torch.testing.assert_close(ours, own_logits(module, long), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours, own_logits(build(family), long), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("without_varlen")
 @pytest.mark.parametrize(("longest", "layout"), [(16, "block"), (40, "padded")])
 def test_a_window_that_the_data_can_show_is_proved(monkeypatch, longest, layout, caplog):
     """A block mask without the window is another model, but only for documents that are longer than the window."""
@@ -245,10 +218,10 @@ def test_a_model_that_leaks_in_every_row_runs_padded(caplog):
     with caplog.at_level("INFO", logger="neoplug"):
         model = as_ours(module, role="teacher")
     assert model.layout == "padded"
+    assert module.config._attn_implementation == "sdpa"
     why = "since one document moves another's states by 0.7 of the largest"
-    assert (
-        f"teacher: layout padded, each document has a row of its own; not flat, {why}; not block, {why}" in caplog.text
-    )
+    said = f"each document has a row of its own; not varlen, {why}; not flat, {why}; not block, {why}"
+    assert f"teacher: layout padded, {said}" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def reference(hidden, weight, bias, teacher_logits, labels, post=lambda z: z, id
 @pytest.mark.parametrize("kind", ["frozen", "trainable", "bias", "cap", "multiplier", "padded rows", "gaps"])
 def test_it_equals_whole_logits_in_float64(closed, kind, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 5 * 40)
-    monkeypatch.setattr(module, "TILE", 2)
+    monkeypatch.setattr(module, "TILE", 2 * 40)
     rows, tokens = 40, 23
     ids = torch.tensor([i for i in range(rows) if i % 7]) if kind == "gaps" else None
     size = {"padded rows": 31, "gaps": 0 if ids is None else len(ids)}.get(kind, rows)
@@ -124,7 +124,7 @@ class Hard:
 @pytest.mark.parametrize("closed", [True, False], ids=["closed form", "autograd"])
 def test_token_weights_are_factors_of_each_tokens_loss_and_gradient(closed, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 5 * 40)
-    monkeypatch.setattr(module, "TILE", 2)
+    monkeypatch.setattr(module, "TILE", 2 * 40)
     head, teacher = Head(linear(40, 1).requires_grad_(), Vocabulary(40)), Head(linear(40, 2), Vocabulary(40))
     torch.manual_seed(3)
     hidden, states = torch.randn(23, HIDDEN, requires_grad=True), torch.randn(23, HIDDEN)
@@ -272,7 +272,7 @@ def test_what_the_teacher_says_is_moved_to_the_student(monkeypatch, closed):
 
 def test_log_probabilities_come_tile_by_tile_in_order(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 60)
-    monkeypatch.setattr(module, "TILE", 2)
+    monkeypatch.setattr(module, "TILE", 2 * 20)
     head, hidden = Head(linear(20, 1), Vocabulary(20)), torch.randn(11, HIDDEN)
     found = list(log_probabilities(head, hidden, LiveSignal(hidden, head)))
     assert torch.equal(torch.cat([torch.arange(11)[rows] for rows, _, _ in found]), torch.arange(11))

@@ -11,13 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-Layout = Literal["flat", "block", "padded"]
+Layout = Literal["varlen", "flat", "block", "padded"]
 Windows = Mapping[str, int | None]  # kind of attention layer -> tokens that it looks back over, itself included
 EVERYTHING: Windows = {"full_attention": None}
-
-PADDED = 64  # tokens at most that fill up a row beside a longer one
 
 TENSORS = ("input_ids", "positions", "labels", "rows")
 
@@ -122,24 +119,14 @@ class Batch:
             teacher=None,
         )
 
-    def row(self, documents: Sequence[int]) -> tuple["Batch", Tensor]:
-        """Return some of the documents with each of their tokens as a position, and the tokens' places here."""
-        places = torch.arange(self.tokens, device=self.input_ids.device).split(self.lengths)
-        tokens = torch.cat([places[number] for number in documents])
-        lengths = [self.lengths[number] for number in documents]
-        return replace(self, input_ids=self.input_ids[tokens], lengths=lengths).every(), tokens
-
-    def every(self) -> "Batch":
-        """Return the text with each of its tokens as a position."""
-        return replace(self, positions=torch.arange(self.tokens, device=self.input_ids.device), teacher=None)
-
     def layout(
         self, name: Layout, pad_token_id: int = 0, windows: Windows = EVERYTHING, dtype: torch.dtype = torch.float32
     ) -> tuple[dict[str, Any], Tensor]:
         """Return what a model is called with, and `positions` as indices in its flattened [B * L] output.
 
-        flat    one row [1, T]; `position_ids` restart with each document and no mask is given: most models then keep
-                documents apart (an all-ones mask would make them leak)
+        varlen  one row [1, T]; `position_ids` restart with each document, the lengths stand for a mask [1, 1, 1, documents]:
+                for models whose attention reads them (`neoplug.attention`)
+        flat    the same row without a mask: most models then keep documents apart (an all-ones mask would make them leak)
         block   the same row with a mask [1, 1, T, T] that attention adds to its scores: 0 inside each document's causal
                 triangle, `dtype`'s smallest number outside; a mask a kind of layer where the model has several, since
                 whoever brings a mask of four dimensions brings the window too
@@ -148,13 +135,13 @@ class Batch:
         if name == "padded":
             return self._padded(pad_token_id)
         starts = [torch.arange(length, device=self.input_ids.device) for length in self.lengths]
-        inputs = {
-            "input_ids": self.input_ids[None],
-            "position_ids": torch.cat(starts)[None],
-            "attention_mask": self._block_masks(windows, dtype) if name == "block" else None,
-            "use_cache": False,
-        }
-        return inputs, self.positions
+        mask: Tensor | dict[str, Tensor] | None = None
+        if name == "varlen":
+            mask = torch.tensor(self.lengths)[None, None, None]
+        elif name == "block":
+            mask = self._block_masks(windows, dtype)
+        inputs = {"input_ids": self.input_ids[None], "position_ids": torch.cat(starts)[None], "use_cache": False}
+        return {**inputs, "attention_mask": mask}, self.positions
 
     def _padded(self, pad_token_id: int) -> tuple[dict[str, Any], Tensor]:
         longest, device = max(self.lengths), self.input_ids.device
@@ -180,54 +167,6 @@ class Batch:
             hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             masks[kind] = hidden.masked_fill_(~inside, torch.finfo(dtype).min)[None, None]
         return masks if len(masks) > 1 else next(iter(masks.values()))
-
-
-def dealt(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Return the numbers of documents in rows of about `width` tokens, longest row first.
-
-    A document of more is a row alone; the others are dealt, longest first, to the shortest row.
-    """
-    long = [[number] for number, length in enumerate(lengths) if length > width]
-    short = [number for number, length in enumerate(lengths) if length <= width]
-    rows: list[list[int]] = [[] for _ in range(-(-sum(lengths[number] for number in short) // width))]
-    sizes = [0] * len(rows)
-    for number in sorted(short, key=lambda number: -lengths[number]):
-        shortest = sizes.index(min(sizes))
-        rows[shortest].append(number)
-        sizes[shortest] += lengths[number]
-    filled = [sorted(row) for row in (*long, *rows) if row]
-    return sorted(filled, key=lambda row: -sum(lengths[number] for number in row))
-
-
-def stacks(parts: Sequence[Batch], tokens: int) -> list[list[Batch]]:
-    """Return which rows one call reads, longest first as they come: at most `tokens`, the padding included.
-
-    A further call reads all weights anew. On two cores that took as long as 80 tokens do, so a row that is at most
-    PADDED shorter than the longest goes with it.
-    """
-    found: list[list[Batch]] = []
-    for part in parts:
-        longest = found[-1][0].tokens if found else 0
-        if found and longest - part.tokens <= PADDED and (len(found[-1]) + 1) * longest <= tokens:
-            found[-1].append(part)
-        else:
-            found.append([part])
-    return found
-
-
-def in_rows(parts: Sequence[Batch], pad_token_id: int) -> tuple[dict[str, Any], Tensor]:
-    """Return what a model is called with to read each part as a flat row, [R, L], and the place of each token in it.
-
-    What fills a shorter row stands behind its tokens and is a document of its own.
-    """
-    longest, device = max(part.tokens for part in parts), parts[0].input_ids.device
-    gaps = [longest - part.tokens for part in parts]
-    ids = [pad(part.input_ids, (0, gap), value=pad_token_id) for part, gap in zip(parts, gaps, strict=True)]
-    lengths = [[*part.lengths, gap] for part, gap in zip(parts, gaps, strict=True)]
-    starts = [torch.cat([torch.arange(length, device=device) for length in row]) for row in lengths]
-    inputs = {"input_ids": torch.stack(ids), "position_ids": torch.stack(starts), "use_cache": False}
-    places = [torch.arange(part.tokens, device=device) + row * longest for row, part in enumerate(parts)]
-    return {**inputs, "attention_mask": None}, torch.cat(places)
 
 
 def collate(documents: Sequence[Document]) -> Batch:

@@ -124,7 +124,7 @@ def step(closed):
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "BLOCK", BLOCK * VOCABULARY)
-        patch.setattr(objective, "TILE", TILE)
+        patch.setattr(objective, "TILE", TILE * VOCABULARY)
         with Counts() as counts, pytest.raises(Counted):
             distil(run)
     return counts.found()

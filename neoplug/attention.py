@@ -1,0 +1,91 @@
+"""Attention inside each document of a row, where a mask would hide most of what is computed.
+
+A mask of four dimensions reaches a model's attention untouched, so the lengths of the documents travel in its place: all
+other layers read the documents as one row. B rows, A heads, L columns, D numbers of a head.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from neoplug.models.quiet import quiet
+
+Attention = Callable[..., tuple[Tensor, Any]]
+
+LENGTHS = torch.int64  # a mask of this type holds the lengths of a row's documents, [1, 1, 1, documents]
+VARLEN = {"sdpa": "neoplug_varlen", "eager": "neoplug_varlen_eager"}
+OWN = {varlen: own for own, varlen in VARLEN.items()}
+
+
+def use_varlen(model: nn.Module) -> bool:
+    """Let a model read lengths in place of a mask, and masks as before; tell whether it calls its attention by name."""
+    return _switch(model, VARLEN)
+
+
+def use_own(model: nn.Module) -> None:
+    """Let a model attend as it did before `use_varlen`."""
+    _switch(model, OWN)
+
+
+def _switch(model: nn.Module, names: dict[str, str]) -> bool:
+    inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    if inner is None:
+        return False
+    name = names.get(inner.config._attn_implementation)
+    if name is not None:
+        with quiet():  # it says so of models that cannot
+            inner.set_attn_implementation(name)
+    return inner.config._attn_implementation in names.values()
+
+
+def _varlen(
+    attend: Attention, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    **settings: Any,
+) -> tuple[Tensor, Any]:  # fmt: skip
+    """[B, A, L, D] three times -> [B, L, A, D]. Documents of one length that stand side by side are read together."""
+    if attention_mask is None or attention_mask.dtype != LENGTHS:
+        return attend(module, query, key, value, attention_mask, **settings)
+    runs = [(length, len(list(run))) for length, run in groupby(attention_mask.flatten().tolist())]
+    window = settings.get("sliding_window")
+    found = []
+    for parts in zip(*(_split(states, runs) for states in (query, key, value)), strict=True):
+        states, _ = attend(module, *parts, _mask(parts[0], window, explicit=attend is _eager), **settings)
+        found.append(states.flatten(0, 1))
+    return torch.cat(found)[None], None
+
+
+def _split(states: Tensor, runs: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """[1, A, L, D] -> a view [documents, A, length, D] of each run of documents."""
+    pieces = states[0].split([length * count for length, count in runs], dim=1)
+    return [piece.unflatten(1, (count, -1)).transpose(0, 1) for piece, (_, count) in zip(pieces, runs, strict=True)]
+
+
+def _mask(query: Tensor, window: int | None, explicit: bool) -> Tensor | None:
+    """Return what a document's attention adds to its scores; None where that is causality alone and goes unsaid."""
+    length = query.shape[-2]
+    if not explicit and (window is None or window >= length):
+        return None
+    seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    seen = seen if window is None else seen.triu(1 - window)
+    hidden = torch.zeros(length, length, dtype=query.dtype, device=query.device)
+    return hidden.masked_fill_(~seen, torch.finfo(query.dtype).min)[None, None]
+
+
+def _sdpa(module: nn.Module, *states: Any, **settings: Any) -> tuple[Tensor, Any]:
+    return AttentionInterface()["sdpa"](module, *states, **settings)
+
+
+def _eager(module: nn.Module, *states: Any, **settings: Any) -> tuple[Tensor, Any]:
+    """Attend as the file that holds the module does: families have caps and sinks of their own there."""
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *states, **settings)
+
+
+for own, attend in {"sdpa": _sdpa, "eager": _eager}.items():
+    AttentionInterface.register(VARLEN[own], partial(_varlen, attend))
+    AttentionMaskInterface.register(VARLEN[own], AttentionMaskInterface()[own])
