@@ -232,9 +232,11 @@ Made with {versions}, on a CPU. Flash attention needs a GPU and was not tried he
 
 Whatever this page says, each run proves its own models before it trains, teacher and student apart: that the head as a
 function of hidden states gives the model's own logits, and that documents of one batch do not disturb each other. It
-takes the first of three layouts for which that holds, and its log says which, and why none before it:
+takes the first of four layouts for which that holds, and its log says which, and why none before it:
 
-- **flat**: one row, `position_ids` that restart with each document, no mask
+- **varlen**: one row, `position_ids` that restart with each document, and attention computed inside each of them. On a
+  CPU, where the model calls its attention by name; a GPU begins with flat
+- **flat**: the same row without a mask
 - **block**: the same row with a mask that hides other documents, and what lies outside a sliding window
 - **padded**: a row for each document, padded on the right. What is on the right of a token never moves it, so this
   holds for hybrids too, whose states of a row pass from one document to the next

@@ -1,7 +1,7 @@
 """Attention inside each document of a row, where a mask would hide most of what is computed.
 
-A mask of four dimensions reaches a model's attention untouched, so the lengths of the documents travel in its place: all
-other layers read the documents as one row. B rows, A heads, L columns, D numbers of a head.
+A mask of four dimensions reaches a model's attention untouched, so the documents' lengths travel in its place: every
+other layer reads the documents as one row. B rows, A heads, L columns, D numbers of a head.
 """
 
 import sys
@@ -57,7 +57,7 @@ def _varlen(
     for parts in zip(*(_split(states, runs) for states in (query, key, value)), strict=True):
         states, _ = attend(module, *parts, _mask(parts[0], window, explicit=attend is _eager), **settings)
         found.append(states.flatten(0, 1))
-    return torch.cat(found)[None], None
+    return (torch.cat(found) if len(found) > 1 else found[0])[None], None
 
 
 def _split(states: Tensor, runs: Sequence[tuple[int, int]]) -> list[Tensor]:

@@ -290,17 +290,16 @@ LAYOUTS: dict[Layout, str] = {
 def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
     """Return the first layout under which documents do not see each other; say which, and why none before it."""
     refused: list[str] = []
-    layouts, tokens = list(LAYOUTS), virtual_tokens(model.module)
+    layouts, tokens = dict(LAYOUTS), virtual_tokens(model.module)
     if tokens:
-        layouts = ["padded"]
+        layouts = {"padded": LAYOUTS["padded"]}
         refused.append(f"not in one row, since the {tokens} virtual tokens of its adapter stand before a row alone")
     elif model.device.type != "cpu" or not use_varlen(model.module):
-        layouts.remove("varlen")  # a GPU has kernels that skip what is hidden
-    for layout in layouts:
+        layouts.pop("varlen", None)  # on a GPU its calls, one for each length, would have to be measured first
+    for layout, means in layouts.items():
         found = leak(replace(model, layout=layout), length)
         if found is None:
-            reasons = "".join(f"; {why}" for why in refused)
-            logger.info("%s: layout %s, %s%s", role, layout, LAYOUTS[layout], reasons)
+            logger.info("%s: layout %s, %s%s", role, layout, means, "".join(f"; {why}" for why in refused))
             return layout
         refused.append(f"not {layout}, since {found}")
         if layout == "varlen":
@@ -319,9 +318,7 @@ def leak(model: LanguageModel, length: int) -> str | None:
     """
     first, other, second = (_sample(model, n, seed) for n, seed in ((6, 1), (6, 2), (length, 3)))
     try:
-        beside, changed = (
-            model.hidden(collate([document, second]).to(model.device)) for document in (first, other)
-        )
+        beside, changed = (model.hidden(collate([document, second]).to(model.device)) for document in (first, other))
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         if model.layout == "padded":
             raise

@@ -135,16 +135,18 @@ def _tile(
     if diagnosis is not None:
         diagnosis.see(student, teacher, labels)
     arguments = {"teacher": teacher, "labels": labels, "progress": progress}
+    untouched = _watching(student=student, teacher=teacher, labels=labels)
     values: dict[str, Tensor] = {}
     for loss in losses:
         if loss.token_gradient is not None:
             found, gradient = loss.token_gradient(student=student, **arguments)
+            untouched(loss.name, "token_gradient")
             _refuse_shape(f"the loss `{loss.name}`", "token_gradient", found, labels.shape)
             _refuse_shape(f"the loss `{loss.name}`", "token_gradient", gradient, logits.shape)
             _put(logits, gradient, loss.weight, first=not values)
             values[loss.name] = found
     if without := [loss for loss in losses if loss.token_gradient is None]:
-        differentiated, gradient = _differentiate(without, student, arguments)
+        differentiated, gradient = _differentiate(without, student, arguments, untouched)
         _put(logits, gradient, 1.0, first=not values)
         values |= differentiated
     each = torch.stack([values[loss.name] for loss in losses])
@@ -164,13 +166,15 @@ def _put(total: Tensor, gradient: Tensor, weight: float, first: bool) -> None:
 
 
 def _differentiate(
-    losses: Sequence[Loss], student: Tensor, arguments: dict[str, Any]
+    losses: Sequence[Loss], student: Tensor, arguments: dict[str, Any], untouched: Callable[[str, str], None]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return losses without a closed form, [t] each, and the gradient [t, V] of their weighted sum by the logits."""
     leaf = student.detach().requires_grad_()
     with torch.enable_grad():
-        found = {loss.name: loss.token_loss(student=leaf, **arguments) for loss in losses}
+        found = {}
         for loss in losses:
+            found[loss.name] = loss.token_loss(student=leaf, **arguments)
+            untouched(loss.name, "token_loss")
             _refuse_shape(f"the loss `{loss.name}`", "token_loss", found[loss.name], leaf.shape[:1])
         total = torch.stack([loss.weight * found[loss.name].sum() for loss in losses]).sum()
     gradient = torch.zeros_like(leaf)
@@ -178,6 +182,22 @@ def _differentiate(
         (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True, materialize_grads=True)
     gradient = gradient.addcmul(student.exp(), gradient.sum(-1, keepdim=True), value=-1)  # through log-softmax
     return {name: value.detach() for name, value in found.items()}, gradient
+
+
+def _watching(**inputs: Tensor | None) -> Callable[[str, str], None]:
+    """Return what refuses a loss that wrote into one of these: whatever comes after it would see something else."""
+    before = {name: (tensor, tensor._version) for name, tensor in inputs.items() if tensor is not None}
+
+    def refuse(loss: str, hook: str) -> None:
+        for name, (tensor, version) in before.items():
+            if tensor._version != version:
+                raise RunError(
+                    f"the loss `{loss}` wrote into `{name}` in `{hook}`\n"
+                    "why: other losses and the gradient are computed from the same numbers\n"
+                    "fix: use operators that make a tensor of their own, as `exp()` and not `exp_()`"
+                )
+
+    return refuse
 
 
 def _refuse_shape(who: str, hook: str, answer: Any, shape: torch.Size) -> None:

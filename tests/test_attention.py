@@ -1,6 +1,5 @@
 """Attention inside documents, against untouched models that read each document alone."""
 
-
 import pytest
 import torch
 from hypothesis import given, settings

@@ -294,3 +294,21 @@ def test_a_block_is_gone_before_the_next_is_made(monkeypatch):
 
     objective(losses(), torch.randn(17, HIDDEN), head, Watching(), torch.randint(20, (17,)), 0.0)
     assert len(made) == 4
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed form", "autograd"])
+@pytest.mark.parametrize("name", ["teacher", "labels"])
+def test_a_loss_that_writes_into_what_others_read_is_refused(closed, name):
+    def token_loss(student, **given):
+        given[name].add_(1)
+        return student.sum(-1)
+
+    def token_gradient(student, **given):
+        return token_loss(student, **given), torch.ones_like(student)
+
+    hook = "token_gradient" if closed else "token_loss"
+    odd = Loss("odd", 1.0, token_loss, token_gradient if closed else None)
+    head = Head(linear(20, 1), Vocabulary(20))
+    hidden, labels = torch.randn(3, HIDDEN, requires_grad=True), torch.arange(3)
+    with pytest.raises(RunError, match=f"the loss `odd` wrote into `{name}` in `{hook}`"):
+        objective([odd, *losses()], hidden, head, LiveSignal(hidden.detach(), head), labels, 0.0)

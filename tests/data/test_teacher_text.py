@@ -54,7 +54,7 @@ def teacher(llama) -> LanguageModel:
     return language_model(llama, "lm_head", Vocabulary(VOCABULARY), role="teacher")
 
 
-@pytest.mark.parametrize("layout", ["flat", "block", "padded"])
+@pytest.mark.parametrize("layout", ["varlen", "flat", "block", "padded"])
 def test_the_signal_is_the_teachers_own_forward_on_what_it_reads(llama, teacher, layout):
     teacher.layout = layout
     batch = collate(DOCUMENTS)

@@ -12,7 +12,7 @@ from neoplug.data import Order
 MIX = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 0.5}}
 
 
-@pytest.mark.parametrize("layout", ["flat", pytest.param("padded", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layout", ["varlen", "flat", pytest.param("padded", marks=pytest.mark.slow)])
 def test_no_split_of_a_step_changes_it(run, tiny_teacher, monkeypatch, layout):
     """Padded rows go into micro-batches by their length, which must not show either."""
     monkeypatch.setattr(forward, "LAYOUTS", {layout: forward.LAYOUTS[layout]})

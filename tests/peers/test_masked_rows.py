@@ -10,7 +10,7 @@ from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 
 
-@pytest.mark.parametrize("layout", ["flat", "block", "padded"])
+@pytest.mark.parametrize("layout", ["varlen", "flat", "block", "padded"])
 def test_masked_rows_get_exactly_no_gradient(model, losses, document, layout):
     """Of states: all but those that predict an answer token. Of inputs: padding, prompts alone, all after an answer."""
     student, teacher = model("student"), model("teacher")

@@ -32,7 +32,7 @@ class Mute:
 '''
 
 
-@pytest.mark.parametrize("layout", ["flat", "block", "padded"])
+@pytest.mark.parametrize("layout", ["varlen", "flat", "block", "padded"])
 def test_a_micro_batch_without_an_answer_costs_zero(model, losses, document, layout):
     student, teacher = model("student"), model("teacher")
     student.layout = teacher.layout = layout

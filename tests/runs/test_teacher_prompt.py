@@ -71,7 +71,9 @@ def predictions(model, prompt, labels, vocabulary):
     return logits[len(prompt) - 1 : -1, :vocabulary].double().log_softmax(-1)
 
 
-@pytest.mark.parametrize(("layout", "packing"), [("flat", True), pytest.param("padded", False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("layout", "packing"), [("varlen", True), ("flat", True), pytest.param("padded", False, marks=pytest.mark.slow)]
+)
 def test_ruler_and_first_step_are_those_of_the_conversations_by_hand(
     lab, monkeypatch, evaluation_chat, by_hand, knowing_teacher, layout, packing
 ):
