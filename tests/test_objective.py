@@ -230,6 +230,28 @@ def test_a_bfloat16_head_gives_float32_logits_without_rounding():
     torch.testing.assert_close(logits, (hidden.double() @ layer.weight.double().t()).float(), rtol=1e-6, atol=1e-6)
 
 
+def test_what_bfloat16_states_lose_is_the_rounding_of_their_gradient():
+    """Where student and teacher are near each other, q - p is small: logits or a softmax in bfloat16 would be noise."""
+    head = linear(300, 1, torch.bfloat16)
+    teacher = torch.randn(64, HIDDEN, dtype=torch.bfloat16)
+    hidden = (teacher + 0.02 * torch.randn_like(teacher)).requires_grad_()
+    ours = Head(head, Vocabulary(300))
+    total, _ = objective(
+        losses(names=("forward_kl",)), hidden, ours, LiveSignal(teacher, ours), torch.zeros(64).long(), 0
+    )
+    total.backward()
+
+    def gradient(dtype):
+        p, q = (
+            torch.softmax(states.detach().to(dtype) @ head.weight.to(dtype).t(), -1) for states in (teacher, hidden)
+        )
+        return 0.7 * ((q - p) @ head.weight.to(dtype)).double()
+
+    exact = gradient(torch.float64)
+    assert (hidden.grad.double() - exact).norm() < 3e-3 * exact.norm()
+    assert (gradient(torch.bfloat16) - exact).norm() > 5e-2 * exact.norm()
+
+
 class Largest(TorchDispatchMode):
     """Remembers the largest tensor that any operator returned."""
 

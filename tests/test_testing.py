@@ -179,7 +179,7 @@ FAULTS = {
     WithoutEntropy: {"zero_where_equal"},
     NoAnswer: {"shape"},
     WritesIntoTheStudent: {"inputs_untouched", "shape"},
-    WritesIntoTheTeacher: {"inputs_untouched"},
+    WritesIntoTheTeacher: {"inputs_untouched", "masked", "splits", "teacher_gradient"},  # the objective refuses it
     WrongSign: {"closed_form"},
 }
 

@@ -28,7 +28,10 @@ WAITING = {
 TORCH = str(Path(torch.__file__).parent)
 CORE = str(Path(neoplug.__file__).parent)
 ROOT = Path(neoplug.__file__).parent.parent
-HOST_ONLY = ("micro_batches",)  # where batches are made and edited, on the CPU by contract
+HOST_ONLY = (
+    "micro_batches",
+    "_varlen",
+)  # where batches are made and edited, and documents attended to: on the CPU by contract
 BETWEEN_LINES = ("flush", "save", "evaluate")
 
 AUTOGRAD_ONLY = """
