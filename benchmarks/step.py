@@ -2,12 +2,14 @@
 
     python benchmarks/step.py           SmolLM2-135M teaches its 15-layer cut; writes step.json beside this file
                                         (`--shape plain` or `--shape chat` measures and replaces that part alone)
+    python benchmarks/step.py --memory  counts the bytes of each arm's tensors instead, which takes no idle machine
     python benchmarks/step.py --quick   tiny random models; writes nothing
 
 All arms train the same LoRA (r=16, all linear layers) on the same batches with half cross-entropy and half forward KL.
 Each runs in a process of its own and takes one pass over the batches at a time, so that all see the same neighbours;
 `beside` is the median over rounds of an arm's time over that of the arm named, which took the same round. A time is a
-whole step: both forwards, backward, clipping, optimizer. Memory is what a pass had resident above the loaded models.
+whole step: both forwards, backward, clipping, optimizer. Memory is what a pass had resident above the loaded models:
+with it goes what the C library keeps, which differs from run to run; `--memory` counts what tensors hold at most.
 
     limit      both backbones without a vocabulary, a constant gradient
     heads      the same and the three matrix products of the heads, on the scored positions
@@ -51,6 +53,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--quick", action="store_true", help="tiny random models; writes nothing")
     arguments.add_argument("--rounds", type=int, default=5, help="passes of every arm, after one that is not counted")
+    arguments.add_argument("--memory", action="store_true", help="count what tensors hold at most")
     arguments.add_argument("--shape", choices=ARMS, action="append", help="only this; may be given twice")
     arguments.add_argument("--arm", action="append", help="only this; may be given several times")
     arguments.add_argument("--chat", type=Path, help="a json list of instructions to make chat rows of")
@@ -62,9 +65,9 @@ def main() -> None:
             for shape in chosen.shape or (["chat"] if chosen.quick else ARMS)
         }
     for shape, arms in found.items():
-        print(table(shape, arms))
+        print(memory_table(shape, arms) if chosen.memory else table(shape, arms))
     if not (chosen.quick or chosen.arm):
-        store(found)
+        store({f"{shape}, memory": arms for shape, arms in found.items()} if chosen.memory else found)
 
 
 def store(found: dict[str, dict[str, Any]]) -> None:
@@ -95,10 +98,12 @@ def measure(folder: Path, shape: str, chosen: argparse.Namespace) -> dict[str, A
     """Return what is found of each arm, passes of all arms taking turns."""
     names = [name for name in chosen.arm or (QUICK if chosen.quick else ARMS[shape]) if name in ARMS[shape]]
     arms = {name: Arm(folder, shape, name) for name in names if possible(name)}
+    if chosen.memory:
+        return {name: held(arm) for name, arm in arms.items()}
     passes: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
     for number in range(1 + (1 if chosen.quick else chosen.rounds)):
         for name, arm in arms.items():
-            done = arm.run_pass()
+            done = arm.run()
             if number:
                 passes[name].append(done)
                 print(shape, name, json.dumps(done), file=sys.stderr, flush=True)
@@ -127,7 +132,7 @@ def possible(arm: str) -> bool:
 
 
 class Arm:
-    """A process that trains; it does one pass each time that it is asked."""
+    """A process that trains, each time that it is asked."""
 
     def __init__(self, folder: Path, shape: str, name: str) -> None:
         command = [sys.executable, str(Path(__file__).with_name("step_arms.py")), str(folder), shape, name]
@@ -136,11 +141,11 @@ class Arm:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **settings}
         )
 
-    def run_pass(self) -> dict[str, float]:
-        """Return seconds, cpu_seconds and peak_bytes of a pass."""
+    def run(self, what: str = "pass") -> dict[str, float]:
+        """Return seconds, cpu_seconds and peak_bytes of a pass; tensor_bytes of `memory`."""
         assert self.process.stdin
         assert self.process.stdout
-        print("go", file=self.process.stdin, flush=True)
+        print(what, file=self.process.stdin, flush=True)
         for line in self.process.stdout:  # trainers print, too
             if line.startswith("PASS "):
                 return dict(json.loads(line.removeprefix("PASS ")))
@@ -150,6 +155,13 @@ class Arm:
         """End the process."""
         self.process.kill()
         self.process.wait()
+
+
+def held(arm: Arm) -> dict[str, float]:
+    """Return what an arm's tensors hold at most, and end it."""
+    found = arm.run("memory")
+    arm.end()
+    return found
 
 
 def summary(passes: dict[str, list[dict[str, float]]], name: str, tokens: int) -> dict[str, Any]:
@@ -182,6 +194,12 @@ def table(shape: str, arms: dict[str, Any]) -> str:
     """Return what was found as a table in Markdown."""
     head = f"| {shape} | tokens/s | time beside heads | lowest, highest | beside trainer | memory above models, MiB |"
     return "\n".join([head, "|---|---|---|---|---|---|", *lines(arms), ""])
+
+
+def memory_table(shape: str, arms: dict[str, Any]) -> str:
+    """Return the bytes of tensors as a table in Markdown."""
+    cells = [f"| {name} | {found['tensor_bytes'] / 2**20:.0f} |" for name, found in arms.items()]
+    return "\n".join([f"| {shape} | tensors above models, MiB |", "|---|---|", *cells, ""])
 
 
 def lines(arms: dict[str, Any]) -> Iterator[str]:

@@ -1,5 +1,6 @@
-"""One arm of `step.py` in a process of its own: `python step_arms.py FOLDER SHAPE ARM` does a pass for each line read.
+"""One arm of `step.py` in a process of its own: `python step_arms.py FOLDER SHAPE ARM` does what each line read asks.
 
+`pass` is a step for each batch; `memory` is two steps whose tensors are counted, which takes time.
 B rows, L columns, N scored positions, H hidden size, V vocabulary.
 """
 
@@ -8,6 +9,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter, process_time
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent))
 from step_models import load_models, optimizer_of
@@ -43,25 +46,43 @@ class Passes:
     """Waits for a line before the first step of a pass; after its last step tells what the pass took."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.done, self.loaded = steps, 0, resident("VmRSS")
+        self.steps, self.left, self.loaded = steps, 0, resident("VmRSS")
+        self.profile: profile | None = None
 
     def begin(self) -> None:
         """Call before each step."""
-        if self.done % self.steps:
+        if self.left:
             return
-        sys.stdin.readline()
+        if sys.stdin.readline().strip() == "memory":
+            self.left, self.profile = 2, profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self.profile.start()
+            return
+        self.left = self.steps
         release()
         RESET.write_text("5")  # the peak starts anew
         self.started, self.cpu = perf_counter(), process_time()
 
     def end(self) -> None:
         """Call after each step."""
-        self.done += 1
-        if self.done % self.steps:
+        self.left -= 1
+        if self.left:
             return
-        took = {"seconds": perf_counter() - self.started, "cpu_seconds": process_time() - self.cpu}
-        print("PASS", json.dumps(took | {"peak_bytes": resident("VmHWM") - self.loaded}), flush=True)
+        if self.profile is not None:
+            self.profile.stop()
+            found = {"tensor_bytes": most_held(self.profile)}
+            self.profile = None
+        else:
+            found = {"seconds": perf_counter() - self.started, "cpu_seconds": process_time() - self.cpu}
+            found["peak_bytes"] = resident("VmHWM") - self.loaded
+        print("PASS", json.dumps(found), flush=True)
         release()
+
+
+def most_held(profiled: profile) -> int:
+    """Return the most bytes of tensors that were there at once, above those that were there before."""
+    assert profiled.profiler is not None
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def release() -> None:

@@ -95,7 +95,7 @@ def _of_the_teacher(before: Mapping[str, Any], after: Mapping[str, Any], teacher
 
 
 def _of_the_pull(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    kd, ce = (after[name] - before[name] for name in ("forward_kl", "cross_entropy"))
+    kd, ce = (round(after[name], 3) - round(before[name], 3) for name in ("forward_kl", "cross_entropy"))  # as shown
     moved = f"forward KL went from {before['forward_kl']:.3f} to {after['forward_kl']:.3f} nats per token, "
     moved += f"cross-entropy from {before['cross_entropy']:.3f} to {after['cross_entropy']:.3f}"
     if kd < 0 < ce:

@@ -61,6 +61,7 @@ def measured(cross_entropy, forward_kl, cosine=0.5):
         (measured(3.0, 1.0), measured(2.9, 1.5), 2.0, "left its teacher"),
         (measured(3.0, 1.0), measured(3.1, 1.5), 2.0, "did harm"),
         (measured(3.0, 1.0), measured(2.9, 0.5, -0.2), 2.0, "cosine -0.20"),
+        (measured(3.0, 0.0231), measured(2.9, 0.0234), 2.0, None),  # what is shown is the same
     ],
 )
 def test_what_is_said_of_a_run(before, after, teacher, said):

@@ -1,6 +1,7 @@
 """What the columns of a row mean: four kinds of rows, recognised by name or mapped by the recipe.
 
-    messages (+ tools)              a conversation, a list of {role, content}; what the assistant may call
+    messages (+ tools)              a conversation, a list of {role, content}, or ShareGPT's `conversations` of
+                                    {from, value}; what the assistant may call
     prompt + completion             two texts
     instruction (+ input) + output  Alpaca's three texts
     text                            one text
@@ -29,6 +30,8 @@ NEEDED: dict[Kind, tuple[str, ...]] = {
 OPTIONAL: dict[Kind, tuple[str, ...]] = {"messages": ("tools",), "completion": (), "alpaca": ("input",), "text": ()}
 KNOWN = tuple(name for kind in NEEDED for name in (*NEEDED[kind], *OPTIONAL[kind]))
 MAY_BE_EMPTY = ("prompt", "input")
+ALSO = {"messages": "conversations"}  # what a column is also called, recognised without a map
+SPEAKERS = {"human": "user", "gpt": "assistant"}  # of ShareGPT; others have their roles' own names
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Columns:
         values: dict[str, Any] = {}
         kind = self._kind_of(row)
         for ours, theirs in self.kinds[kind].items():
-            value = _listed_tools(row.get(theirs)) if ours == "tools" else row.get(theirs)
+            value = READ[ours](row.get(theirs)) if ours in READ else row.get(theirs)
             if value is None and ours in OPTIONAL[kind]:
                 continue
             if reason := _fault(value, ours):
@@ -112,13 +115,20 @@ def recognise(names: Sequence[str], mapping: Mapping[Any, str]) -> Columns:
     kinds: dict[Kind, dict[str, str]] = {}
     for kind, needed in NEEDED.items():
         used = (*needed, *OPTIONAL[kind])
-        theirs = {name: mapping.get(name, name) for name in used if name in mapping or name not in mapping.values()}
-        if all(ours in used for ours in mapping) and all(name in theirs for name in needed):
+        ours = [name for name in used if name in mapping or name not in mapping.values()]
+        theirs = {name: _called(name, names, mapping) for name in ours}
+        if all(name in used for name in mapping) and all(name in theirs for name in needed):
             kinds[kind] = theirs
     main = [kind for kind, theirs in kinds.items() if all(theirs[name] in names for name in NEEDED[kind])]
     if not main:
         raise RecipeError([_unrecognised(names, mapping)])
     return Columns({main[0]: kinds[main[0]]} | kinds, [name for name in kinds[main[0]].values() if name in names])
+
+
+def _called(ours: str, names: Sequence[str], mapping: Mapping[Any, str]) -> str:
+    """Return the source's name for a column of ours."""
+    also = ALSO.get(ours, ours)
+    return mapping.get(ours, also if also in names and ours not in names else ours)
 
 
 def names_of(rows: Iterable[Row]) -> list[str]:
@@ -150,6 +160,21 @@ def _listed_tools(value: Any) -> Any:
         return json.loads(value or "null") if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def _roles_and_contents(value: Any) -> Any:
+    """Return messages with the keys that templates read, ShareGPT's `from` and `value` too."""
+    if not isinstance(value, list):
+        return value
+    return [
+        {"role": SPEAKERS.get(message["from"], message["from"]), "content": message.get("value")}
+        if isinstance(message, dict) and isinstance(message.get("from"), str)
+        else message
+        for message in value
+    ]
+
+
+READ = {"tools": _listed_tools, "messages": _roles_and_contents}  # columns that are written in more ways than one
 
 
 def _fault(value: Any, name: str) -> str:

@@ -18,6 +18,7 @@ from neoplug.errors import RecipeError
         (["messages", "body"], {"text": "body"}, "text"),
         (["instruction", "response"], {"output": "response"}, "alpaca"),
         (["prompt", "completion"], {"text": "completion"}, "text"),
+        (["id", "conversations"], {}, "messages"),
     ],
 )
 def test_kinds_of_rows(names, mapping, kind):
@@ -138,3 +139,22 @@ def test_parts_of_text_are_one_text():
     plain = columns.content({"messages": [{"role": "user", "content": "a b"}, TALK[1]]}, 1)
     assert found.values == plain.values
     assert found.digest == plain.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "mapping"),
+    [
+        ("conversations", ["conversations", "id"], {}),
+        ("chat", ["chat"], {"messages": "chat"}),
+        ("messages", ["conversations", "messages"], {}),
+    ],
+)
+def test_sharegpts_turns_are_the_same_content(name, names, mapping):
+    written = [("system", "system", "Be kind."), ("human", "user", "Hi."), ("gpt", "assistant", "Hello.")]
+    theirs = [{"from": speaker, "value": text} for speaker, _, text in written]
+    ours = [{"role": role, "content": text} for _, role, text in written]
+    expected = recognise(["messages"], {}).content({"messages": ours}, 3)
+    assert isinstance(expected, Content)
+    assert recognise(names, mapping).content({name: theirs}, 3) == expected
+    broken = recognise(names, mapping).content({name: [*theirs, {"from": "human"}]}, 3)
+    assert broken == "a message without content"
