@@ -75,7 +75,7 @@ def test_broken_texts(row, reason):
         (None, "no messages"),
         ([], "no messages"),
         ("hello", "messages is str, not a list"),
-        ([{"from": "human", "value": "hello"}], "a message without a role"),
+        ([{"speaker": "human", "value": "hello"}], "a message without a role"),
         ([{"role": "user", "content": None}], "a message without content"),
         ([{"role": "user", "content": 7}], "a message whose content is no text"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}], "an empty answer"),
