@@ -30,6 +30,7 @@ class EVA(LoRA):
 
     name: ClassVar[str] = "eva"
     linear_alone: ClassVar[bool] = True
+    takes_components: ClassVar[bool] = True
     not_on_experts: ClassVar[str] = "they do not all read the same inputs"
     seedless: ClassVar[str] = "the data decide"
     reads_data: ClassVar[bool] = True

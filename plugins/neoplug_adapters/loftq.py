@@ -39,6 +39,7 @@ class LoftQ(LoRA):
         "it quantises the student itself, and needs its weights whole to know what that loses"
     )
     linear_alone: ClassVar[bool] = True
+    takes_components: ClassVar[bool] = True
     not_on_experts: ClassVar[str] = "it rounds and decomposes one matrix at a time"
     changes_base: ClassVar[str] = "the base's weights are rounded"
     starts_elsewhere: ClassVar[str] = "A and B make up for the largest part of the rounding, not for all"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import torch
 from neoplug.errors import Problem, RecipeError
 from neoplug.hookspecs import hookimpl
 from neoplug_adapters.companions import key_of, quantiser
-from neoplug_adapters.targets import refuse_wrong_regexes, unmatched
+from neoplug_adapters.targets import chosen, refuse_wrong_regexes, sizes, unmatched
 from neoplug_adapters.tuner import Tuner, is_transposed
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from neoplug.data.batch import Batch
     from neoplug.recipe import Recipe
+
+log = logging.getLogger("neoplug")
 
 VARIANTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")  # peft's others: adapters of their own here
 
@@ -36,6 +39,7 @@ class LowRank(Tuner):
         ""  # why it cannot adapt experts in one stack, as peft's all-linear does; empty: it can
     )
     linear_alone: ClassVar[bool] = False  # on embeddings peft would make it plain LoRA, in silence
+    takes_components: ClassVar[bool] = False  # its start is r components of each weight, which must have them
     starts: ClassVar[tuple[bool | str, ...]] = (True, "gaussian", "orthogonal")  # that leave the base as it is
 
     r: int = 8  # the rank, above 0; scale is lora_alpha / r
@@ -139,7 +143,21 @@ class LowRank(Tuner):
         options = self._options(model)
         if self.target_modules == "all-linear":  # peft's own, which knows fused experts too
             options["exclude_modules"] = self._excluded(model)
+        if self.takes_components and self.r == type(self).r and not self.rank_pattern:
+            targets = chosen(model, self.target_modules, options["exclude_modules"], self.layers_to_transform)
+            options |= self._fitted_ranks(model, targets)
         return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=is_transposed(model), **options)
+
+    def _fitted_ranks(self, model: PreTrainedModel, targets: list[str]) -> dict[str, Any]:
+        """Return a rank of their own for targets that have less than the usual one, with the same scale."""
+        most = {name: min(size) for name in targets for size in sizes(model, [name])}
+        small = {name: rank for name, rank in most.items() if rank < self.r}
+        if small:
+            told = ", ".join(sorted({f"{name.rpartition('.')[2]} ({rank})" for name, rank in small.items()}))
+            log.info("%s: r is not %d where a target has fewer components: %s", self.name, self.r, told)
+        power = 0.5 if self.use_rslora else 1
+        alphas = {name: self.lora_alpha * (rank / self.r) ** power for name, rank in small.items()}
+        return {"rank_pattern": small, "alpha_pattern": alphas | self.alpha_pattern}
 
     def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
         self._refuse_shared(model)

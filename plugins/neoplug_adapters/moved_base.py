@@ -35,6 +35,7 @@ class MovedBase(LoRA):
 
     not_on_quantised: ClassVar[str] = "it changes the base's weights, and rounded ones would lose the change"
     linear_alone: ClassVar[bool] = True
+    takes_components: ClassVar[bool] = True
     not_on_experts: ClassVar[str] = "peft takes no part out of matrices in one stack"
     changes_base: ClassVar[str] = "the part of each weight that A and B start with is taken out of the base"
 

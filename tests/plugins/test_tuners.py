@@ -188,6 +188,32 @@ def test_evas_directions_are_the_principal_ones_of_what_the_layer_reads():
     assert torch.allclose((a @ torch.from_numpy(directions[:4]).T).abs(), torch.eye(4).double(), atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["pissa", "olora", "milora", "corda", "lora_ga", "eva", "loftq"])
+def test_what_starts_with_components_fits_layers_that_have_fewer(name, tmp_path, caplog):
+    """Keys and values of 4 outputs: of rank 4 there, scaled as elsewhere; what is saved is the student in plain peft."""
+    narrow = {"num_key_value_heads": 1, "head_dim": 4}
+    model, adapter = real(**narrow), find(name, tmp_path).load()()
+    with caplog.at_level(logging.INFO, logger="neoplug"):
+        student = adapter.add_adapter(model, iter(some_batches()), 4, torch.Generator().manual_seed(0)).eval()
+    assert f"{name}: r is not 8 where a target has fewer components: k_proj (4), v_proj (4)" in caplog.text
+    layer = student.get_submodule("base_model.model.model.layers.0.self_attn.k_proj")
+    assert (layer.r["default"], layer.scaling["default"]) == (4, 2)
+    assert student.get_submodule("base_model.model.model.layers.0.mlp.up_proj").r["default"] == 8
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        if name == "loftq":  # with all components nothing of the weight is lost; its own test has how it is saved
+            whole = layer.get_base_layer().weight + layer.get_delta_weight("default")
+            torch.testing.assert_close(whole, real(**narrow).model.layers[0].self_attn.k_proj.weight)
+            return
+        torch.testing.assert_close(student(ids).logits, real(**narrow)(ids).logits, rtol=1e-3, atol=1e-3)
+        for weight in student.parameters():
+            if weight.requires_grad:
+                weight.add_(0.05 * torch.randn_like(weight))
+        getattr(adapter, "save_adapter", lambda model, path: model.save_pretrained(path))(model=student, path=tmp_path)
+        loaded = PeftModel.from_pretrained(real(**narrow), tmp_path).eval()
+        torch.testing.assert_close(loaded(ids).logits, student(ids).logits, rtol=1e-3, atol=1e-3)
+
+
 def test_lora_gas_first_step_is_along_the_gradient_of_the_answers():
     batches, model = some_batches(), real()
     student = LoRAGA(r=4, target_modules=["down_proj"]).add_adapter(
