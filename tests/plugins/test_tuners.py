@@ -190,7 +190,7 @@ def test_evas_directions_are_the_principal_ones_of_what_the_layer_reads():
 
 @pytest.mark.parametrize("name", ["pissa", "olora", "milora", "corda", "lora_ga", "eva", "loftq"])
 def test_what_starts_with_components_fits_layers_that_have_fewer(name, tmp_path, caplog):
-    """Keys and values of 4 outputs: of rank 4 there, scaled as elsewhere; what is saved is the student in plain peft."""
+    """Keys and values of 4 outputs: of rank 4 there, scaled as elsewhere, and saved for plain peft."""
     narrow = {"num_key_value_heads": 1, "head_dim": 4}
     model, adapter = real(**narrow), find(name, tmp_path).load()()
     with caplog.at_level(logging.INFO, logger="neoplug"):
