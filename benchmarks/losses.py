@@ -27,6 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).parent))
+from step_arms import most_held
 
 from neoplug.forward import Head
 from neoplug.objective import BLOCK, Loss, objective
@@ -233,18 +237,24 @@ def products(case: Case) -> Call:
 
 
 def growth(case: Case, plugins: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield each loss's peak for one block of tokens and for all of the case's; plain PyTorch's for a quarter."""
+    """Yield what tensors hold at most for one block of tokens and for all of the case's; plain PyTorch's for a quarter.
+
+    Resident memory would have the holes of the C library in it, which are not the same in two calls.
+    """
     tokens = [min(BLOCK // case.student.vocabulary.size, len(case.labels) // 2), len(case.labels)]
     for name, plugin in plugins.items():
-        peaks = []
-        for count in tokens:
-            measured = Measured()
-            measured.add(through_the_objective(case.cut(count), {name: plugin}))
-            peaks.append(measured.peak)
-        quarter, plain = case.cut(tokens[1] // 4), Measured()
-        plain.add(on_whole_logits(quarter, name, plugin))
+        peaks = [held(through_the_objective(case.cut(count), {name: plugin})) for count in tokens]
+        quarter = case.cut(tokens[1] // 4)
+        plain = held(on_whole_logits(quarter, name, plugin))
         row = {"loss": name, "tokens": tokens, "bytes": peaks, "ratio": peaks[1] / peaks[0]}
-        yield row | {"plain": {"tokens": len(quarter.labels), "bytes": plain.peak}}
+        yield row | {"plain": {"tokens": len(quarter.labels), "bytes": plain}}
+
+
+def held(call: Call) -> int:
+    """Return the most bytes that a call's tensors hold at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    return most_held(profiled)
 
 
 def together(case: Case, plugins: dict[str, Any]) -> dict[str, Any]:

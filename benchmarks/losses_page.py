@@ -261,8 +261,8 @@ def summary(measured: dict[str, Any]) -> Iterator[str]:
         yield f"The machine was busy with other things (load {machine['load']:.1f}): times are rough, memory is not."
     most = max(measured["growth"], key=lambda row: row["ratio"])
     yield (
-        f"With {most['tokens'][1]:,} tokens the peak is at most {most['ratio']:.2f} times that with one block's "
-        f"{most['tokens'][0]:,} (`{most['loss']}`, the most of {len(measured['growth'])}); plain PyTorch needs "
+        f"With {most['tokens'][1]:,} tokens its tensors hold at most {most['ratio']:.2f} times what they hold with one "
+        f"block's {most['tokens'][0]:,} (`{most['loss']}`, the most of {len(measured['growth'])}); plain PyTorch needs "
         f"{most['plain']['bytes'] / most['bytes'][1]:.1f} times as much for {most['plain']['tokens']:,} tokens."
     )
     floors = {row["vocabulary"]: median(row["seconds"]) for row in measured["products"]}
