@@ -31,6 +31,8 @@ LOGITS = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 STATES = {torch.float32: 1e-3, torch.float16: 4e-2, torch.bfloat16: 1.5e-1}
 EXACT = 1e-5
 
+CANNOT_READ = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)  # what models raise of a strange mask
+
 
 class FrozenLinear(torch.autograd.Function):
     """Float32 logits of a frozen head, without a rounding of logits in between and without a gradient of the weight."""
@@ -294,7 +296,7 @@ def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
     if tokens:
         layouts = {"padded": LAYOUTS["padded"]}
         refused.append(f"not in one row, since the {tokens} virtual tokens of its adapter stand before a row alone")
-    elif model.device.type != "cpu" or not use_varlen(model.module):
+    elif model.device.type != "cpu" or not _takes_lengths(model, length):
         layouts.pop("varlen", None)  # on a GPU its calls, one for each length, would have to be measured first
     for layout, means in layouts.items():
         found = leak(replace(model, layout=layout), length)
@@ -311,6 +313,21 @@ def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
     )
 
 
+def _takes_lengths(model: LanguageModel, length: int) -> bool:
+    """Let the model attend inside documents where lengths say so; tell whether all else is as it was."""
+    padded, batch = replace(model, layout="padded"), collate([_sample(model, length, seed=4)]).to(model.device)
+    before = padded.hidden(batch)
+    if not use_varlen(model.module):
+        return False
+    try:
+        if _off(padded.hidden(batch), before) <= EXACT:
+            return True
+    except CANNOT_READ:
+        pass  # parts of it attended in different ways
+    use_own(model.module)
+    return False
+
+
 def leak(model: LanguageModel, length: int) -> str | None:
     """Return how two documents disturb each other in the model's layout; None where it is proved that they do not.
 
@@ -319,7 +336,7 @@ def leak(model: LanguageModel, length: int) -> str | None:
     first, other, second = (_sample(model, n, seed) for n, seed in ((6, 1), (6, 2), (length, 3)))
     try:
         beside, changed = (model.hidden(collate([document, second]).to(model.device)) for document in (first, other))
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except CANNOT_READ as error:
         if model.layout == "padded":
             raise
         return f"the model cannot read it ({type(error).__name__})"

@@ -1,6 +1,7 @@
 """The model's own forward without its head, against the model's own logits; nothing of ours stands on both sides."""
 
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from neoplug import forward
+from neoplug import attention, forward
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RunError
 from neoplug.forward import head_name, language_model
@@ -112,6 +113,27 @@ def test_every_layout_that_it_takes_keeps_documents_apart(family, monkeypatch):
     assert as_ours(build(family)).layout == "varlen"
     monkeypatch.setattr(forward, "use_varlen", lambda model: False)
     assert as_ours(build(family)).layout == ("block" if family == "opt" else "flat")
+
+
+@pytest.mark.parametrize("strange", [lambda states: 0.9 * states, lambda states: states[:, :0]], ids=["other", "error"])
+def test_a_family_with_an_attention_of_its_own_keeps_it(strange, monkeypatch):
+    """The same name may mean another function in a family's file: then ours would be another model, or break it."""
+    from transformers.models.llama import modeling_llama
+
+    everywhere = modeling_llama.ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def others(*states, **settings):
+        found, weights = everywhere(*states, **settings)
+        return strange(found), weights
+
+    known = modeling_llama.ALL_ATTENTION_FUNCTIONS._global_mapping
+    monkeypatch.setitem(known, attention.VARLEN["sdpa"], partial(attention._varlen, others))
+    model = as_ours(build("llama"))
+    assert model.layout == "flat"
+    assert model.module.config._attn_implementation == "sdpa"
+    with torch.no_grad():
+        ours = model.head(model.hidden(collate(DOCUMENTS)))
+        torch.testing.assert_close(ours, own_logits(build("llama")), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
