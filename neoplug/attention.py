@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from neoplug.data.batch import hiding
 from neoplug.models.quiet import quiet
 
 Attention = Callable[..., tuple[Tensor, Any]]
@@ -71,10 +72,7 @@ def _mask(query: Tensor, window: int | None, explicit: bool) -> Tensor | None:
     length = query.shape[-2]
     if not explicit and (window is None or window >= length):
         return None
-    seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    seen = seen if window is None else seen.triu(1 - window)
-    hidden = torch.zeros(length, length, dtype=query.dtype, device=query.device)
-    return hidden.masked_fill_(~seen, torch.finfo(query.dtype).min)[None, None]
+    return hiding(torch.ones(length, length, dtype=torch.bool, device=query.device).tril(), window, query.dtype)
 
 
 def _sdpa(module: nn.Module, *states: Any, **settings: Any) -> tuple[Tensor, Any]:

@@ -16,8 +16,6 @@ from typing import Any
 from neoplug.errors import DiskError
 
 PARTIAL = ".partial"  # how the name of a half-written sibling ends; after a kill it may stay behind
-
-
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what a disk says that takes no more
 PROBE = 16_384  # bytes that a disk with room takes
 

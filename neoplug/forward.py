@@ -131,7 +131,7 @@ class LanguageModel:
     """A model as the objective uses it: hidden states of a batch's answer positions, and a head.
 
     module        the model itself, its head in place
-    layout        how it reads a batch; the first of flat, block and padded that keeps documents apart
+    layout        how it reads a batch; the first of LAYOUTS that keeps documents apart
     windows       how far each kind of its attention layers looks back: a block mask says so itself
     autocast      what it computes in; None is its own dtype, without autocast
     pad_token_id  fills padded rows

@@ -161,12 +161,15 @@ class Batch:
         numbers = torch.arange(len(self.lengths))
         document = _sent(torch.repeat_interleave(numbers, torch.tensor(self.lengths)), self.input_ids.device)
         seen = (document[:, None] == document).tril()
-        masks = {}
-        for kind, window in windows.items():
-            inside = seen if window is None else seen.triu(1 - window)
-            hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            masks[kind] = hidden.masked_fill_(~inside, torch.finfo(dtype).min)[None, None]
+        masks = {kind: hiding(seen, window, dtype) for kind, window in windows.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def hiding(seen: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return what attention adds to its scores, [1, 1, L, L]: 0 where a token is seen, [L, L], and in the window."""
+    inside = seen if window is None else seen.triu(1 - window)
+    hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return hidden.masked_fill_(~inside, torch.finfo(dtype).min)[None, None]
 
 
 def collate(documents: Sequence[Document]) -> Batch:

@@ -35,9 +35,7 @@ class LowRank(Tuner):
     """W + scale B A with trained A [r, in] and B [out, r]. Options have peft's names and meaning."""
 
     config: ClassVar[str] = "LoraConfig"
-    not_on_experts: ClassVar[str] = (
-        ""  # why it cannot adapt experts in one stack, as peft's all-linear does; empty: it can
-    )
+    not_on_experts: ClassVar[str] = ""  # why it cannot adapt experts in one stack, as all-linear does; empty: it can
     linear_alone: ClassVar[bool] = False  # on embeddings peft would make it plain LoRA, in silence
     takes_components: ClassVar[bool] = False  # its start is r components of each weight, which must have them
     starts: ClassVar[tuple[bool | str, ...]] = (True, "gaussian", "orthogonal")  # that leave the base as it is
