@@ -22,7 +22,7 @@ from neoplug.distillation import Distillation, gradient_norms, remembering
 from neoplug.distributed import World
 from neoplug.errors import RunError
 from neoplug.forward import LanguageModel
-from neoplug.memory import keep_freed
+from neoplug.environment.memory import keep_freed
 from neoplug.metrics import Metrics, Step, merge, peak_memory
 from neoplug.objective import Loss
 from neoplug.recipe import Train

@@ -9,7 +9,7 @@ import pytest
 
 COUNT = """
 import resource
-from neoplug.memory import keep_freed
+from neoplug.environment.memory import keep_freed
 
 def faults(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -9,7 +9,7 @@ from neoplug.cli.screen import heading, say, size, table
 
 def doctor(as_json: AsJson = False) -> None:
     """Show versions and devices, and try what works here."""
-    from neoplug.doctor import examine
+    from neoplug.environment.doctor import examine
 
     found = examine()
     if as_json:

@@ -3,7 +3,7 @@
 import json
 from importlib.metadata import version
 
-from neoplug import doctor
+from neoplug.environment import doctor
 
 
 def test_doctor_tells_versions_machine_and_what_works(neoplug):
