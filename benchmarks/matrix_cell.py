@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from neoplug.data.batch import Batch, Document, collate
 from neoplug.errors import RecipeError, UsageError
-from neoplug.matrix import REFUSED
+from neoplug.registry.compatibility import REFUSED
 from neoplug.models.quiet import quiet_peft
 from neoplug.testing import call
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from neoplug.matrix import Matrix, measured_on, reasons, summary
+from neoplug.registry.compatibility import Matrix, measured_on, reasons, summary
 
 PAGE = Path(__file__).parents[1] / "docs" / "matrix.md"
 

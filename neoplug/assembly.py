@@ -16,7 +16,7 @@ from neoplug.data.batch import Batch, collate
 from neoplug.data.differences import TEACHER, differences, templates_of
 from neoplug.errors import Problem, RecipeError, UsageError
 from neoplug.hookspecs import Role
-from neoplug.matrix import refuse_known_failures
+from neoplug.registry.compatibility import refuse_known_failures
 from neoplug.models import (
     Located,
     load_config,

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from neoplug import matrix
+from neoplug.registry import compatibility as matrix
 from neoplug.errors import RecipeError
-from neoplug.matrix import Finding, Matrix, Row
+from neoplug.registry.compatibility import Finding, Matrix, Row
 from neoplug.registry import Entry, find
 from neoplug_adapters.lora import LoRA
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neoplug.errors import RecipeError
-from neoplug.options import build, named, options_model
+from neoplug.registry.options import build, named, options_model
 
 
 @dataclass

@@ -68,7 +68,8 @@ def build(name: str, written: Sequence[str]) -> Any:
     Raises:
         RecipeError: there is none of that name, it cannot be imported, its class is no plugin, its options are wrong.
     """
-    from neoplug import options, registry
+    from neoplug import registry
+    from neoplug.registry import options
 
     cls = registry.find(name, Path.cwd()).load()
     problems = registry.class_problems(cls)
@@ -126,7 +127,7 @@ def place(cls: type, what: str) -> Mark | None:
 
 def options_of(built: Any) -> Iterator[str]:
     """Yield the names of a plugin's options."""
-    from neoplug.options import fields_of
+    from neoplug.registry.options import fields_of
 
     yield from fields_of(type(built))
 

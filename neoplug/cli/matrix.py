@@ -7,7 +7,7 @@ from pathlib import Path
 
 from neoplug.cli.screen import heading, say, table
 from neoplug.errors import UsageError
-from neoplug.matrix import Matrix, matrices, matrix_for, measured_on, reasons, summary
+from neoplug.registry.compatibility import Matrix, matrices, matrix_for, measured_on, reasons, summary
 from neoplug.registry import find, installed
 
 

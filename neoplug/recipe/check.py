@@ -11,7 +11,7 @@ from typing import Any
 from neoplug.errors import Path as Key
 from neoplug.errors import PluginError, Problem, RecipeError, did_you_mean
 from neoplug.marks import Tree
-from neoplug.options import build, path_fields
+from neoplug.registry.options import build, path_fields
 from neoplug.recipe.model import PLUGIN_MAPS, Recipe
 from neoplug.recipe.paths import make_options_absolute
 from neoplug.recipe.source import may_be_inherited, reading_order, seen_from

@@ -5,7 +5,7 @@ from typing import Any
 
 from neoplug.errors import RecipeError
 from neoplug.hookspecs import HOOKS_OF_SECTION
-from neoplug.options import options_model
+from neoplug.registry.options import options_model
 from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe
 from neoplug.registry import Entry, answered, class_problems, installed
 from neoplug.weights import SCHEDULES

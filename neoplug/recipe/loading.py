@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 from neoplug.marks import Tree
-from neoplug.options import build, dump, fields_of, problems, unknown_key
+from neoplug.registry.options import build, dump, fields_of, problems, unknown_key
 from neoplug.recipe.best import best_problems
 from neoplug.recipe.check import Found, asked, plugins_of, reference_paths
 from neoplug.recipe.layers import from_values, leaves

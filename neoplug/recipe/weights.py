@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
-from neoplug.advice import NO_NUMBER, instead, show
+from neoplug.registry.suggestions import NO_NUMBER, instead, show
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, did_you_mean
-from neoplug.options import build
+from neoplug.registry.options import build
 from neoplug.weights import SCHEDULES, Schedule, Weight
 
 

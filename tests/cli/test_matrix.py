@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from neoplug import matrix
-from neoplug.matrix import PLAIN, REFUSED, Matrix
+from neoplug.registry import compatibility as matrix
+from neoplug.registry.compatibility import PLAIN, REFUSED, Matrix
 from neoplug.testing.families import make
 
 SHIPPED = Matrix.read(Path(__file__).parents[2] / "plugins" / "neoplug_adapters" / "matrix.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from neoplug.matrix import FAILS, PLAIN, Matrix, reasons, summary
+from neoplug.registry.compatibility import FAILS, PLAIN, Matrix, reasons, summary
 from neoplug.registry import answered, installed
 from neoplug.testing.families import FAMILIES
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from neoplug.advice import NO_NUMBER, instead, show
+from neoplug.registry.suggestions import NO_NUMBER, instead, show
 from neoplug.errors import NeoplugError, Problem, RecipeError, did_you_mean
 from neoplug.errors import Path as Key
 

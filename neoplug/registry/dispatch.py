@@ -23,7 +23,7 @@ import pluggy
 from neoplug import hookspecs
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, blaming, did_you_mean, in_file
-from neoplug.options import build
+from neoplug.registry.options import build
 
 __all__ = ["CORE_KEYS", "Entry", "Plugins", "answered", "build", "class_problems", "find", "installed", "path_of"]
 
