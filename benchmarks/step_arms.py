@@ -158,7 +158,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     from neoplug.recipe import Train
     from neoplug.registry import Plugins
     from neoplug.vocabulary import Vocabulary
-    from neoplug.weights import Weight
+    from neoplug.recipe.loss_weights import Weight
     from neoplug_losses.cross_entropy import CrossEntropy
     from neoplug_losses.forward_kl import ForwardKL
 

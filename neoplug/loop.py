@@ -29,7 +29,7 @@ from neoplug.recipe import Train
 from neoplug.registry import Plugins
 from neoplug.seeds import derive, generator
 from neoplug.teacher import teacher_signal
-from neoplug.weights import Weight
+from neoplug.recipe.loss_weights import Weight
 
 
 class Verdict(NamedTuple):

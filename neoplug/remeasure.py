@@ -15,7 +15,7 @@ from neoplug.errors import UsageError
 from neoplug.forward import head_name
 from neoplug.progress import Progress
 from neoplug.recipe import Checked, Student
-from neoplug.recipe.layers import from_word
+from neoplug.recipe.merge import from_word
 from neoplug.registry import Plugins
 from neoplug.roles import Roles
 from neoplug.rundir import RunDir

@@ -36,7 +36,7 @@ from neoplug.seeds import derive, generator
 from neoplug.signals import EndedNow, Stop
 from neoplug.trackers import Trackers
 from neoplug.trained import widened
-from neoplug.weights import Weight
+from neoplug.recipe.loss_weights import Weight
 
 logger = logging.getLogger("neoplug")
 

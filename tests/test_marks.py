@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neoplug.marks import BROKEN, MAX_NODES, Source, read
+from neoplug.recipe.marks import BROKEN, MAX_NODES, Source, read
 
 
 def parse(text):

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from neoplug import recipe
 from neoplug.errors import RecipeError, UsageError
-from neoplug.recipe.layers import joined, leaves
-from neoplug.recipe.model import Recipe
+from neoplug.recipe.merge import joined, leaves
+from neoplug.recipe.schema import Recipe
 from neoplug.recipe.source import split
 from neoplug.registry import Entry
-from neoplug.weights import Linear, Weight
+from neoplug.recipe.loss_weights import Linear, Weight
 
 BROKEN = Path(__file__).parent / "broken"
 HOT = "./parts.py:Divergence@hot"
@@ -627,7 +627,7 @@ def test_the_schema_knows_sections_and_plugins(monkeypatch, caplog):
         Entry("kl", "other.shelf", "1", f"{PARTS}:Divergence"), Entry("bad", "shelf", "1", f"{PARTS}:Misspelt"),
         Entry("worse", "shelf", "1", f"{BROKEN}/unimportable.py:Any"),
     ]  # fmt: skip
-    monkeypatch.setattr("neoplug.recipe.editor.installed", lambda: entries)
+    monkeypatch.setattr("neoplug.recipe.editor_schema.installed", lambda: entries)
     with caplog.at_level(logging.WARNING, "neoplug"):
         found = recipe.schema()
     assert [record.message.split(":")[0] for record in caplog.records] == [

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from neoplug.weights import Constant, Cosine, Linear, Step, Weight
+from neoplug.recipe.loss_weights import Constant, Cosine, Linear, Step, Weight
 
 FACTORS = st.floats(0, 100)
 

@@ -93,7 +93,7 @@ def fitting(hooks: Sequence[str]) -> list[str]:
 
 def values(written: Sequence[str]) -> dict[str, Any]:
     """Read options written KEY=VALUE, the value as in a recipe. Raises RecipeError with all that cannot be read."""
-    from neoplug.marks import Source, read
+    from neoplug.recipe.marks import Source, read
 
     found: dict[str, Any] = {}
     problems: list[Problem] = []

@@ -13,7 +13,7 @@ from neoplug.errors import Path, Problem, RecipeError
 
 if TYPE_CHECKING:
     from neoplug.recipe import Data
-    from neoplug.recipe.model import Source as Said
+    from neoplug.recipe.schema import Source as Said
 
 
 @dataclass(frozen=True, eq=False)

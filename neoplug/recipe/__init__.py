@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from neoplug.recipe.loading import Checked, load
-from neoplug.recipe.model import Data, Evaluate, Model, Recipe, Student, Train
+from neoplug.recipe.schema import Data, Evaluate, Model, Recipe, Student, Train
 
 __all__ = ["Checked", "Data", "Evaluate", "Model", "Recipe", "Student", "Train", "load", "schema"]
 
 
 def schema() -> Mapping[str, Any]:
     """Return the JSON schema of recipes with every installed plugin's options; it imports all plugins."""
-    from neoplug.recipe.editor import schema
+    from neoplug.recipe.editor_schema import schema
 
     return schema()

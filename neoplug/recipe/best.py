@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from neoplug.errors import Problem, RunError, did_you_mean
-from neoplug.recipe.model import Evaluate, Recipe
+from neoplug.recipe.schema import Evaluate, Recipe
 
 # The ruler's values, and whether a greater one is better. The first need a teacher.
 BESIDE_A_TEACHER = {

@@ -12,16 +12,16 @@ from pydantic import ValidationError
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
-from neoplug.marks import Tree
+from neoplug.recipe.marks import Tree
 from neoplug.registry.options import build, dump, fields_of, problems, unknown_key
 from neoplug.recipe.best import best_problems
-from neoplug.recipe.check import Found, asked, plugins_of, reference_paths
-from neoplug.recipe.layers import from_values, leaves
-from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe, default_at, keys_at
+from neoplug.recipe.plugin_checks import Found, asked, plugins_of, reference_paths
+from neoplug.recipe.merge import from_values, leaves
+from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe, default_at, keys_at
 from neoplug.recipe.paths import make_absolute
 from neoplug.recipe.source import OVERRIDE, gather, locate, may_be_inherited, origin, placed, reading_order, seen_from
 from neoplug.registry import CORE_KEYS, Entry, Plugins
-from neoplug.weights import Weight
+from neoplug.recipe.loss_weights import Weight
 
 EITHER = (
     ("train", "max_steps", "num_train_epochs", "how long to train"),

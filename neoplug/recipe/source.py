@@ -9,9 +9,9 @@ from typing import Any
 
 from neoplug.errors import Mark, Problem, RecipeError, UsageError, did_you_mean
 from neoplug.errors import Path as Key
-from neoplug.marks import BROKEN, Place, Source, Tree, read
-from neoplug.recipe.layers import assign, joined, merge, ordered, remove
-from neoplug.recipe.model import PLUGIN_MAPS
+from neoplug.recipe.marks import BROKEN, Place, Source, Tree, read
+from neoplug.recipe.merge import assign, joined, merge, ordered, remove
+from neoplug.recipe.schema import PLUGIN_MAPS
 
 OVERRIDE = "override"  # the file that marks of overrides name
 _ASSIGNMENT = re.compile(r"""((?:"[^"]*"|'[^']*'|[^="'])*)=(.*)""", re.DOTALL)

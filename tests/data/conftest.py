@@ -11,7 +11,7 @@ PROSE = list(pydoc_data.topics.topics.values())[:20]
 def section():
     """Return a maker of data sections: what a recipe says beside its defaults."""
 
-    from neoplug.recipe.model import Data
+    from neoplug.recipe.schema import Data
 
     def make(source, **said):
         return Data(source=str(source), **{"max_length": 128} | said)

@@ -26,7 +26,7 @@ from neoplug.objective import Loss
 from neoplug.recipe import Train
 from neoplug.registry import Plugins
 from neoplug.vocabulary import Vocabulary
-from neoplug.weights import Weight
+from neoplug.recipe.loss_weights import Weight
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 from neoplug_losses.jsd import JensenShannon

@@ -16,7 +16,7 @@ ALLOWED = {
     "neoplug/lora_gguf.py": {"lora"},  # how llama.cpp's files call their kind
     "neoplug/diagnosis.py": {"cross_entropy", "forward_kl", "teacher_entropy"},  # reads them, and computes one
     "neoplug/models/adapters.py": {"eva"},  # how peft's files spell a start
-    "neoplug/recipe/model.py": {"adamw"},  # the default optimizer
+    "neoplug/recipe/schema.py": {"adamw"},  # the default optimizer
     "neoplug/testing/token_weights.py": {"position"},  # an argument of the hook
 }
 ENGLISH = {"full", "position"}  # called like a plain word: found only where the whole literal is the name

@@ -80,7 +80,7 @@ def test_a_tracker_that_fails_ends_no_run(lab, monkeypatch):
     ],
 )
 def test_what_cannot_be_reported_to_is_refused(lab, monkeypatch, report_to, said):
-    monkeypatch.setattr("neoplug.recipe.model.find_spec", lambda name: None)
+    monkeypatch.setattr("neoplug.recipe.schema.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match="report_to") as caught:
         lab.run("run", report_to=report_to)
     assert said in str(caught.value)
@@ -89,6 +89,6 @@ def test_what_cannot_be_reported_to_is_refused(lab, monkeypatch, report_to, said
 def test_all_is_what_is_installed(monkeypatch):
     from neoplug.recipe import Recipe
 
-    monkeypatch.setattr("neoplug.recipe.model.find_spec", lambda name: name == "trackio" or None)
+    monkeypatch.setattr("neoplug.recipe.schema.find_spec", lambda name: name == "trackio" or None)
     recipe = Recipe(student={"model": "x"}, data={"source": "y"}, report_to="all")
     assert recipe.trackers == ["trackio"]

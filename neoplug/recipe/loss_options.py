@@ -8,7 +8,7 @@ from neoplug.registry.suggestions import NO_NUMBER, instead, show
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.registry.options import build
-from neoplug.weights import SCHEDULES, Schedule, Weight
+from neoplug.recipe.loss_weights import SCHEDULES, Schedule, Weight
 
 
 def read_weight(options: Mapping[str, Any], path: Key) -> tuple[Weight, list[Problem]]:

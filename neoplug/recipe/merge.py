@@ -9,7 +9,7 @@ from typing import Any
 
 from neoplug.errors import Mark, Problem
 from neoplug.errors import Path as Key
-from neoplug.marks import BROKEN, MAX_DEPTH, MAX_INTEGER, Place, Tree, inside
+from neoplug.recipe.marks import BROKEN, MAX_DEPTH, MAX_INTEGER, Place, Tree, inside
 
 
 def from_values(values: Mapping[str, Any], file: str, folder: Path) -> Tree:

@@ -6,9 +6,9 @@ from typing import Any
 from neoplug.errors import RecipeError
 from neoplug.hookspecs import HOOKS_OF_SECTION
 from neoplug.registry.options import options_model
-from neoplug.recipe.model import PLUGIN_MAPS, SECTIONS, Recipe
+from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe
 from neoplug.registry import Entry, answered, class_problems, installed
-from neoplug.weights import SCHEDULES
+from neoplug.recipe.loss_weights import SCHEDULES
 
 logger = logging.getLogger("neoplug")
 _FILE_PLUGIN = r"\.py:[A-Za-z_][\w.]*(@[\w-]+)?$"
