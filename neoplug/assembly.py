@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from neoplug.data import Corpus, Order, check_source, load_corpus, teacher_prompt
+from neoplug.data import Corpus, Order, check_source, load_corpus
+from neoplug.data.encode import teacher_prompt
 from neoplug.data.batch import Batch, collate
-from neoplug.data.differences import TEACHER, differences, templates_of
+from neoplug.data.encode.differences import TEACHER, differences, templates_of
 from neoplug.errors import Problem, RecipeError, UsageError
 from neoplug.hookspecs import Role
 from neoplug.registry.compatibility import refuse_known_failures

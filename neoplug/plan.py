@@ -28,8 +28,9 @@ from neoplug.assembly import (
     refuse_unshared,
     rehearse_teacher,
 )
-from neoplug.data import load_corpus, teacher_prompt
-from neoplug.data.differences import TEACHER, differences, templates_of
+from neoplug.data import load_corpus
+from neoplug.data.encode import teacher_prompt
+from neoplug.data.encode.differences import TEACHER, differences, templates_of
 from neoplug.errors import PluginError
 from neoplug.match import match
 from neoplug.objective import BLOCK

@@ -8,9 +8,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from neoplug import models
-from neoplug.data import Document, pieces, read_corpus, teacher_prompt
-from neoplug.data.differences import differences, templates_of
-from neoplug.data.pieces import Piece
+from neoplug.data import Document, read_corpus
+from neoplug.data import preview_text as pieces
+from neoplug.data.encode import teacher_prompt
+from neoplug.data.encode.differences import differences, templates_of
+from neoplug.data.preview_text import Piece
 
 if TYPE_CHECKING:
     from neoplug.errors import Problem

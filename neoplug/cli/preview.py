@@ -9,7 +9,7 @@ from neoplug.cli.screen import console, heading, is_terminal, printable, say
 from neoplug.errors import RecipeError
 
 if TYPE_CHECKING:
-    from neoplug.data.pieces import Piece
+    from neoplug.data.preview_text import Piece
 
 OPEN, CLOSE = "«", "»"
 

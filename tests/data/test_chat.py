@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from neoplug.data.chat import Chat, Refused, Unstable, template_text
-from neoplug.data.columns import recognise
-from neoplug.data.tokenise import Tokeniser
+from neoplug.data.encode.chat import Chat, Refused, Unstable, template_text
+from neoplug.data.ingest.columns import recognise
+from neoplug.data.encode.tokenise import Tokeniser
 from neoplug.errors import RecipeError
 
 TURNS = [

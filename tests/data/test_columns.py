@@ -2,7 +2,7 @@
 
 import pytest
 
-from neoplug.data.columns import Content, recognise
+from neoplug.data.ingest.columns import Content, recognise
 from neoplug.errors import RecipeError
 
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from neoplug.data import load_corpus, pieces, read_corpus
+from neoplug.data import load_corpus, read_corpus
+from neoplug.data import preview_text as pieces
 from neoplug.errors import RecipeError
 
 

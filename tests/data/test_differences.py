@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from neoplug.data.differences import Templates, differences
+from neoplug.data.encode.differences import Templates, differences
 
 SAME = Templates(None, None)
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoplug.data.columns import recognise
-from neoplug.data.held_out import DIGEST, split
+from neoplug.data.ingest.columns import recognise
+from neoplug.data.split import DIGEST, split
 from neoplug.errors import RecipeError
 
 TEXT = recognise(["text"], {})

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neoplug.data import collate, idle
-from neoplug.data.lengths import fit, windows
-from neoplug.data.tokenise import Tokenised
+from neoplug.data.encode.lengths import fit, windows
+from neoplug.data.encode.tokenise import Tokenised
 
 
 def row(length, scored_from=1, *, windowed=False):

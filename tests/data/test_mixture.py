@@ -100,7 +100,7 @@ def test_sources_of_different_kinds_stand_in_rows_of_their_own(files, tiny_token
 
 
 def test_weights_tokenise_nothing_again_and_without_them_an_epoch_shows_all(files, tiny_tokenizer, monkeypatch):
-    from neoplug.data.tokenise import Tokeniser
+    from neoplug.data.encode.tokenise import Tokeniser
 
     first = load_corpus(several(files, prose=1, chat=3), tiny_tokenizer)
     monkeypatch.setattr(Tokeniser, "tokenise", lambda *_, **__: pytest.fail("rows were tokenised again"))

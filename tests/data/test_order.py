@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoplug.data import Order, order
+from neoplug.data import Order
+from neoplug.data import sampler as order
 
 ASKED = "Order(40, 4, 2, 1, 9).micro_batches(12, 0)"
 

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from neoplug.data import check_source, load_corpus
-from neoplug.data.sources import files_of_split, open_source
+from neoplug.data.ingest.sources import files_of_split, open_source
 from neoplug.errors import RecipeError
 
 

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from neoplug.data import corpus as corpus_module
+from neoplug.data import dataset as corpus_module
 from neoplug.data import load_corpus
-from neoplug.data.tokenise import Tokeniser
+from neoplug.data.encode.tokenise import Tokeniser
 
 MAX_LENGTH = 40
 
@@ -139,9 +139,9 @@ def test_of_two_that_start_together_one_tokenises(home, tmp_path, texts, tiny_to
 
 def test_what_the_teacher_reads_instead_is_stored_beside(tmp_path):
     from neoplug.data import Document
-    from neoplug.data.lengths import Fitted
-    from neoplug.data.spool import Spool
-    from neoplug.data.store import Store, write_record
+    from neoplug.data.encode.lengths import Fitted
+    from neoplug.data.store.spool import Spool
+    from neoplug.data.store.token_files import Store, write_record
 
     plain = Document(np.arange(5), np.arange(5) > 2, 0)
     other = Document(np.arange(4), np.arange(4) > 1, 1, np.arange(9) + 10, np.arange(9) > 6)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neoplug.data.batch import Document, collate
-from neoplug.data.lengths import fit
-from neoplug.data.tokenise import Tokenised
+from neoplug.data.encode.lengths import fit
+from neoplug.data.encode.tokenise import Tokenised
 from neoplug.forward import LanguageModel, language_model
 from neoplug.teacher import teacher_signal
 from neoplug.vocabulary import Vocabulary

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from neoplug.data.tokens import Tokenizer
+from neoplug.data.encode.tokens import Tokenizer
 from neoplug.files import content_hash, sha256_of
 
 PACKAGES = ("jinja2", "tokenizers", "transformers")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from neoplug.data.batch import Document
-from neoplug.data.tokens import Tokenizer
+from neoplug.data.encode.tokens import Tokenizer
 
 Piece = tuple[str, bool]  # text, and whether it is scored
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from neoplug.data.chat import Chat, Message, Refused, Rendered, Unstable, template_text
-from neoplug.data.report import Report
-from neoplug.data.teacher_prompt import TeacherPrompt
-from neoplug.data.tokens import Tokenizer, Tokens
+from neoplug.data.encode.chat import Chat, Message, Refused, Rendered, Unstable, template_text
+from neoplug.data.ingest.report import Report
+from neoplug.data.encode.teacher_prompt import TeacherPrompt
+from neoplug.data.encode.tokens import Tokenizer, Tokens
 
 if TYPE_CHECKING:
     from neoplug.recipe import Data

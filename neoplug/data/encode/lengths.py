@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from neoplug.data.batch import Document
-from neoplug.data.tokenise import Tokenised
+from neoplug.data.encode.tokenise import Tokenised
 
 
 @dataclass(frozen=True)

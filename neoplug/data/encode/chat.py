@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from neoplug.data.tokens import Tokenizer
+from neoplug.data.encode.tokens import Tokenizer
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from neoplug.data.readers import READERS, Fault, Row, read_file
+from neoplug.data.ingest.readers import READERS, Fault, Row, read_file
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.files import content_hash, sha256_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from neoplug.data.sources import First, Source, open_source
+from neoplug.data.ingest.sources import First, Source, open_source
 from neoplug.errors import Path, Problem, RecipeError
 
 if TYPE_CHECKING:

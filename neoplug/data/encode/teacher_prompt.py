@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neoplug.data.chat import Chat, Message, Rendered, template_text
-from neoplug.data.tokens import Encoded, Tokenizer, Tokens
+from neoplug.data.encode.chat import Chat, Message, Rendered, template_text
+from neoplug.data.encode.tokens import Encoded, Tokenizer, Tokens
 from neoplug.errors import Path as Key
 
 KEY: Key = ("teacher", "chat_template")

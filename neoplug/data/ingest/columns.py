@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from neoplug.data.readers import Row
+from neoplug.data.ingest.readers import Row
 from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.files import content_hash
 

@@ -14,10 +14,10 @@ from typing import Any, Self
 import numpy as np
 
 from neoplug.data.batch import Document
-from neoplug.data.held_out import DIGEST
-from neoplug.data.lengths import Fitted
-from neoplug.data.report import Side
-from neoplug.data.store import file_of
+from neoplug.data.split import DIGEST
+from neoplug.data.encode.lengths import Fitted
+from neoplug.data.ingest.report import Side
+from neoplug.data.store.token_files import file_of
 
 TOKEN, FLAG = np.dtype("<i4"), np.dtype(bool)
 BYTES = TOKEN.itemsize + FLAG.itemsize  # of a token

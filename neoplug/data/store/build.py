@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import TypeAdapter
 
-from neoplug.data.held_out import split
-from neoplug.data.intake import Intake
+from neoplug.data.split import split
+from neoplug.data.ingest.intake import Intake
 from neoplug.data.packing import pack
-from neoplug.data.parts import Part
-from neoplug.data.report import Read, Report
-from neoplug.data.spool import Spool
-from neoplug.data.store import write_record
-from neoplug.data.tokenise import Tokeniser
+from neoplug.data.ingest.parts import Part
+from neoplug.data.ingest.report import Read, Report
+from neoplug.data.store.spool import Spool
+from neoplug.data.store.token_files import write_record
+from neoplug.data.encode.tokenise import Tokeniser
 from neoplug.errors import RecipeError
 from neoplug.files import folder_atomically
 
