@@ -18,7 +18,7 @@ from neoplug import recipe
 from neoplug.assembly import Parts, gather
 from neoplug.data import Corpus
 from neoplug.distributed import World
-from neoplug.forward import head_name
+from neoplug.models.language_model import head_name
 from neoplug.loop import distil
 from neoplug.metrics import Metrics
 from neoplug.models.quiet import quiet

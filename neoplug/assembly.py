@@ -38,7 +38,7 @@ from neoplug.progress import Progress
 from neoplug.recipe import Checked, Model, Recipe, Student, Train
 from neoplug.registry import Plugins, path_of
 from neoplug.seeds import generator
-from neoplug.vocabulary import Vocabulary, shared
+from neoplug.models.vocabulary import Vocabulary, shared
 
 logger = logging.getLogger("neoplug")
 

@@ -13,7 +13,7 @@ from neoplug.data.batch import Batch
 from neoplug.diagnosis import Diagnosis
 from neoplug.distributed import World
 from neoplug.errors import blaming
-from neoplug.forward import LanguageModel
+from neoplug.models.language_model import LanguageModel
 from neoplug.objective import Loss, Signal, TokenWeights, objective
 from neoplug.registry import Plugins
 from neoplug.teacher import teacher_signal

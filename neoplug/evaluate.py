@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from neoplug.data.batch import Batch, Document, collate
 from neoplug.diagnosis import Diagnosis, means
 from neoplug.errors import RunError
-from neoplug.forward import LanguageModel
+from neoplug.models.language_model import LanguageModel
 from neoplug.objective import log_probabilities
 from neoplug.registry import Plugins
 from neoplug.teacher import teacher_signal

@@ -21,7 +21,7 @@ from neoplug.diagnosis import Diagnosis
 from neoplug.distillation import Distillation, gradient_norms, remembering
 from neoplug.distributed import World
 from neoplug.errors import RunError
-from neoplug.forward import LanguageModel
+from neoplug.models.language_model import LanguageModel
 from neoplug.environment.memory import keep_freed
 from neoplug.metrics import Metrics, Step, merge, peak_memory
 from neoplug.objective import Loss

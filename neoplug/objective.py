@@ -18,7 +18,7 @@ from torch import Tensor
 
 from neoplug.diagnosis import Diagnosis
 from neoplug.errors import RunError
-from neoplug.forward import Head
+from neoplug.models.language_model import Head
 
 BLOCK = 2**24  # elements of a block of logits: 64 MiB in float32
 TILE = 2**20  # elements of a tile on a CPU: 4 MiB stay in its cache; a GPU takes the whole block

@@ -36,7 +36,7 @@ from neoplug.match import match
 from neoplug.objective import BLOCK
 from neoplug.optim import make_optimizer
 from neoplug.rundir import hardware
-from neoplug.vocabulary import shared
+from neoplug.models.vocabulary import shared
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -12,7 +12,7 @@ from neoplug import recipe as recipes
 from neoplug.assembly import refuse_missing_devices, survey
 from neoplug.distributed import World
 from neoplug.errors import UsageError
-from neoplug.forward import head_name
+from neoplug.models.language_model import head_name
 from neoplug.progress import Progress
 from neoplug.recipe import Checked, Student
 from neoplug.recipe.merge import from_word

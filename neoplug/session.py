@@ -20,7 +20,7 @@ from neoplug.diagnosis import remarks
 from neoplug.distributed import World
 from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, UsageError
 from neoplug.files import remove_partial
-from neoplug.forward import LanguageModel, head_name
+from neoplug.models.language_model import LanguageModel, head_name
 from neoplug.loop import Training, Verdict, distil
 from neoplug.metrics import Metrics, peak_memory
 from neoplug.models import put_into, virtual_tokens

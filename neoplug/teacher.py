@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neoplug.data.batch import Batch
-from neoplug.forward import Head, LanguageModel
+from neoplug.models.language_model import Head, LanguageModel
 
 
 @dataclass(eq=False)

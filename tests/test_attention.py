@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from neoplug.attention import use_own, use_varlen
+from neoplug.models.varlen_attention import use_own, use_varlen
 from neoplug.data.batch import collate
 from neoplug.testing.families import FAMILIES, configuration
 from tests.test_forward import document

@@ -20,12 +20,13 @@ from transformers import (
     Qwen2Config,
 )
 
-from neoplug import attention, forward
+from neoplug.models import varlen_attention as attention
+from neoplug.models import language_model as forward
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RunError
-from neoplug.forward import head_name, language_model
+from neoplug.models.language_model import head_name, language_model
 from neoplug.objective import Loss, objective
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 from neoplug_losses.cross_entropy import CrossEntropy
 
 # peft calls transformers by old names

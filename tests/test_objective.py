@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from neoplug import objective as module
 from neoplug.errors import RunError
-from neoplug.forward import Head
+from neoplug.models.language_model import Head
 from neoplug.hookspecs import hookimpl
 from neoplug.objective import Loss, TokenWeights, log_probabilities, objective
 from neoplug.registry import Plugins
 from neoplug.teacher import LiveSignal
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 from neoplug_losses.jsd import JensenShannon

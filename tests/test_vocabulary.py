@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neoplug.errors import RecipeError
-from neoplug.vocabulary import shared
+from neoplug.models.vocabulary import shared
 
 
 class Words:

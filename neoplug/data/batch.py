@@ -125,7 +125,7 @@ class Batch:
         """Return what a model is called with, and `positions` as indices in its flattened [B * L] output.
 
         varlen  one row [1, T]; `position_ids` restart with each document and the documents' lengths stand for a mask,
-                [1, 1, 1, documents]: for models whose attention reads them (`neoplug.attention`)
+                [1, 1, 1, documents]: for models whose attention reads them (`neoplug.models.varlen_attention`)
         flat    the same row without a mask: most models then keep documents apart (one of ones would make them leak)
         block   the same row with a mask [1, 1, T, T] that attention adds to its scores: 0 inside each document's causal
                 triangle, `dtype`'s smallest number outside; a mask a kind of layer where the model has several, since

@@ -1,6 +1,6 @@
 """Models: where they come from, how they are loaded, adapters they start with, students prepared once and stored."""
 
-from neoplug.models.adapters import (
+from neoplug.models.stored_adapter import (
     cache_by_its_name,
     locate_adapter,
     put_into,
@@ -23,9 +23,9 @@ from neoplug.models.load import (
     reread,
     skeleton,
 )
-from neoplug.models.located import Located
-from neoplug.models.sources import locate
-from neoplug.models.students import prepare
+from neoplug.models.reference import Located
+from neoplug.models.resolve import locate
+from neoplug.models.prepared import prepare
 
 __all__ = [
     "DTYPES",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from neoplug.errors import RunError
 from neoplug.files import cache_root, content_hash, folder_atomically, lock, sha256_of, write_atomically
-from neoplug.models.located import RECORD, Located
+from neoplug.models.reference import RECORD, Located
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -17,7 +17,7 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, RunError
 from neoplug.hookspecs import Role
 from neoplug.models import dropout
-from neoplug.models.located import Located
+from neoplug.models.reference import Located
 from neoplug.models.quiet import quiet
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from neoplug.data.batch import Batch, Document, collate
-from neoplug.forward import Head, LanguageModel
+from neoplug.models.language_model import Head, LanguageModel
 from neoplug.objective import Loss, objective
 from neoplug.teacher import teacher_signal
 from neoplug.testing.examples import Example, call, hook, token_loss
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 
 ANSWER = np.array([False, True, False])
 UNREAD = torch.nan  # what stands where no answer token is predicted: if anybody looks, everybody sees

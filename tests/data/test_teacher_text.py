@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from neoplug.data.batch import Document, collate
 from neoplug.data.encode.lengths import fit
 from neoplug.data.encode.tokenise import Tokenised
-from neoplug.forward import LanguageModel, language_model
+from neoplug.models.language_model import LanguageModel, language_model
 from neoplug.teacher import teacher_signal
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 
 VOCABULARY = 96
 

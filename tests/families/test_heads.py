@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from neoplug import objective
 from neoplug.data.batch import Document, collate
-from neoplug.forward import head_name, language_model
+from neoplug.models.language_model import head_name, language_model
 from neoplug.objective import Loss
 from neoplug.testing.families import FAMILIES, configuration
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 
 TOKENS = 259
 LAYOUT = {"bloom": "padded", "falcon_h1": "padded"}  # elsewhere attention isolates

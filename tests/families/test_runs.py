@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import neoplug
-from neoplug import forward, recipe
+from neoplug import recipe
+from neoplug.models import language_model as forward
 from neoplug.export import export
 from neoplug.plan import plan
 from neoplug.testing.families import FAMILIES

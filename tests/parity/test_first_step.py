@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from neoplug import forward
+from neoplug.models import language_model as forward
 
 # peft calls transformers by old names
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning")

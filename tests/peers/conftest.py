@@ -9,10 +9,10 @@ import torch
 
 import neoplug
 from neoplug.data.batch import Document
-from neoplug.forward import head_name, language_model
+from neoplug.models.language_model import head_name, language_model
 from neoplug.objective import Loss
 from neoplug.registry import Plugins
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ They average micro-batches that hold unequal numbers of answer tokens, or divide
 import numpy as np
 import pytest
 
-from neoplug import forward
+from neoplug.models import language_model as forward
 from neoplug.data import Order
 
 MIX = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 0.5}}

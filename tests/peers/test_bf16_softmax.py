@@ -2,10 +2,10 @@
 
 import torch
 
-from neoplug.forward import Head
+from neoplug.models.language_model import Head
 from neoplug.objective import objective
 from neoplug.teacher import LiveSignal
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 from neoplug_losses.forward_kl import ForwardKL
 
 N, H, V = 64, 64, 2048

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neoplug.forward import Head
+from neoplug.models.language_model import Head
 from neoplug.objective import objective
 from neoplug.teacher import LiveSignal
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 from neoplug_losses.forward_kl import ForwardKL
 
 N, H, V = 5, 8, 23

@@ -4,10 +4,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from neoplug.data.batch import collate
-from neoplug.forward import head_name, language_model
+from neoplug.models.language_model import head_name, language_model
 from neoplug.objective import objective
 from neoplug.teacher import teacher_signal
-from neoplug.vocabulary import shared
+from neoplug.models.vocabulary import shared
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from neoplug.forward import Head
+from neoplug.models.language_model import Head
 from neoplug.objective import objective
 from neoplug.teacher import LiveSignal
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 from neoplug_losses.listwise import Listwise
 from neoplug_losses.pairwise import Pairwise
 

@@ -9,10 +9,10 @@ import torch
 from numpy.testing import assert_allclose
 from scipy.special import rel_entr, softmax
 
-from neoplug.forward import Head
+from neoplug.models.language_model import Head
 from neoplug.objective import objective
 from neoplug.teacher import LiveSignal
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 from neoplug_losses.jsd import JensenShannon
 
 N, V = 6, 19

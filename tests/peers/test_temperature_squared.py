@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from neoplug.forward import Head
+from neoplug.models.language_model import Head
 from neoplug.objective import objective
 from neoplug.teacher import LiveSignal
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 from neoplug_losses.forward_kl import ForwardKL
 from neoplug_losses.jsd import JensenShannon
 from neoplug_losses.reverse_kl import ReverseKL

@@ -30,11 +30,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from neoplug.forward import Head
+from neoplug.models.language_model import Head
 from neoplug.objective import Loss, objective
 from neoplug.registry import Plugins
 from neoplug.teacher import LiveSignal
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 
 B, L, S, T, V = 3, 16, 12, 20, 61
 

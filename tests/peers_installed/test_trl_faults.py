@@ -19,7 +19,7 @@ from trl.experimental.gold import GOLDConfig, GOLDTrainer
 from trl.experimental.gold.gold_trainer import ULDLoss
 
 from neoplug.errors import RecipeError
-from neoplug.vocabulary import shared
+from neoplug.models.vocabulary import shared
 from neoplug_losses.forward_kl import ForwardKL
 from neoplug_losses.jsd import JensenShannon
 

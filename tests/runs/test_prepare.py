@@ -16,7 +16,7 @@ BOTH = {
 def test_runs_share_a_measured_student(lab, tiny_teacher, monkeypatch):
     student = {"model": str(tiny_teacher), "prepare": BOTH}
     first = lab.run("first", student=student, train={"max_steps": 2})
-    monkeypatch.setattr("neoplug.models.students._make", None)
+    monkeypatch.setattr("neoplug.models.prepared._make", None)
     again = lab.run("again", student=student, train={"max_steps": 2})
     assert again.facts == first.facts
     assert again.adapter_bytes == first.adapter_bytes

