@@ -17,7 +17,7 @@ from step_arms import ENDLESS, RESET, release, resident
 from neoplug import recipe
 from neoplug.assembly import Parts, gather
 from neoplug.data import Corpus
-from neoplug.distributed import World
+from neoplug.distributed.world import World
 from neoplug.models.language_model import head_name
 from neoplug.loop import distil
 from neoplug.metrics import Metrics

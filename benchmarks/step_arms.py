@@ -150,7 +150,7 @@ def endlessly(rows: Rows, passes: Passes) -> Iterator[list[Row]]:
 
 def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     """The loop of `neoplug run`, with what a run hands it."""
-    from neoplug.distributed import World
+    from neoplug.distributed.world import World
     from neoplug.models.language_model import head_name, language_model
     from neoplug.loop import Training, distil
     from neoplug.metrics import Metrics

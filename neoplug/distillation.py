@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neoplug.data.batch import Batch
 from neoplug.diagnosis import Diagnosis
-from neoplug.distributed import World
+from neoplug.distributed.world import World
 from neoplug.errors import blaming
 from neoplug.models.language_model import LanguageModel
 from neoplug.objective import Loss, Signal, TokenWeights, objective

@@ -19,7 +19,7 @@ from neoplug.data import Corpus, Order, idle
 from neoplug.data.batch import Batch, collate, places_in_answers
 from neoplug.diagnosis import Diagnosis
 from neoplug.distillation import Distillation, gradient_norms, remembering
-from neoplug.distributed import World
+from neoplug.distributed.world import World
 from neoplug.errors import RunError
 from neoplug.models.language_model import LanguageModel
 from neoplug.environment.memory import keep_freed

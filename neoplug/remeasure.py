@@ -10,7 +10,7 @@ from torch import nn
 
 from neoplug import recipe as recipes
 from neoplug.assembly import refuse_missing_devices, survey
-from neoplug.distributed import World
+from neoplug.distributed.world import World
 from neoplug.errors import UsageError
 from neoplug.models.language_model import head_name
 from neoplug.progress import Progress

@@ -9,7 +9,7 @@ from typing import Any
 
 from neoplug import recipe as recipes
 from neoplug.assembly import Parts, gather, refuse_missing_devices
-from neoplug.distributed import World
+from neoplug.distributed.world import World
 from neoplug.errors import UsageError
 from neoplug.progress import Progress, Silent
 from neoplug.recipe import Checked

@@ -17,7 +17,7 @@ from neoplug.assembly import Parts, count_steps, make_losses, make_order, traini
 from neoplug.data import Order
 from neoplug.data.batch import Batch
 from neoplug.diagnosis import remarks
-from neoplug.distributed import World
+from neoplug.distributed.world import World
 from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, UsageError
 from neoplug.files import remove_partial
 from neoplug.models.language_model import LanguageModel, head_name

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import neoplug
 from neoplug import objective
 from neoplug.data.batch import Document
-from neoplug.distributed import World
+from neoplug.distributed.world import World
 from neoplug.models.language_model import head_name, language_model
 from neoplug.loop import Training, distil
 from neoplug.objective import Loss
