@@ -35,7 +35,7 @@ from step_arms import most_held
 from neoplug.models.language_model import Head
 from neoplug.objective import BLOCK, Loss, objective
 from neoplug.registry import answered, installed
-from neoplug.teacher import LiveSignal
+from neoplug.teachers.live import LiveSignal
 from neoplug.models.vocabulary import Vocabulary
 
 FILE = Path(__file__).with_suffix(".json")

@@ -16,7 +16,7 @@ from neoplug.errors import blaming
 from neoplug.models.language_model import LanguageModel
 from neoplug.objective import Loss, Signal, TokenWeights, objective
 from neoplug.registry import Plugins
-from neoplug.teacher import teacher_signal
+from neoplug.teachers.live import teacher_signal
 
 
 class Watched:

@@ -17,7 +17,7 @@ from neoplug.errors import RunError
 from neoplug.models.language_model import LanguageModel
 from neoplug.objective import log_probabilities
 from neoplug.registry import Plugins
-from neoplug.teacher import teacher_signal
+from neoplug.teachers.live import teacher_signal
 
 
 def held_out_batches(documents: Sequence[Document], size: int, device: torch.device) -> list[Batch]:

@@ -28,7 +28,7 @@ from neoplug.objective import Loss
 from neoplug.recipe import Train
 from neoplug.registry import Plugins
 from neoplug.seeds import derive, generator
-from neoplug.teacher import teacher_signal
+from neoplug.teachers.live import teacher_signal
 from neoplug.recipe.loss_weights import Weight
 
 

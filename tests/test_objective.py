@@ -17,7 +17,7 @@ from neoplug.models.language_model import Head
 from neoplug.hookspecs import hookimpl
 from neoplug.objective import Loss, TokenWeights, log_probabilities, objective
 from neoplug.registry import Plugins
-from neoplug.teacher import LiveSignal
+from neoplug.teachers.live import LiveSignal
 from neoplug.models.vocabulary import Vocabulary
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL

@@ -10,7 +10,7 @@ from neoplug.data.batch import Document, collate
 from neoplug.data.encode.lengths import fit
 from neoplug.data.encode.tokenise import Tokenised
 from neoplug.models.language_model import LanguageModel, language_model
-from neoplug.teacher import teacher_signal
+from neoplug.teachers.live import teacher_signal
 from neoplug.models.vocabulary import Vocabulary
 
 VOCABULARY = 96

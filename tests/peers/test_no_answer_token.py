@@ -7,7 +7,7 @@ import torch
 
 from neoplug.data.batch import collate
 from neoplug.objective import objective
-from neoplug.teacher import teacher_signal
+from neoplug.teachers.live import teacher_signal
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 

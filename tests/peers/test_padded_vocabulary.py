@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 from neoplug.data.batch import collate
 from neoplug.models.language_model import head_name, language_model
 from neoplug.objective import objective
-from neoplug.teacher import teacher_signal
+from neoplug.teachers.live import teacher_signal
 from neoplug.models.vocabulary import shared
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL

@@ -11,7 +11,7 @@ from scipy.special import rel_entr, softmax
 
 from neoplug.models.language_model import Head
 from neoplug.objective import objective
-from neoplug.teacher import LiveSignal
+from neoplug.teachers.live import LiveSignal
 from neoplug.models.vocabulary import Vocabulary
 from neoplug_losses.jsd import JensenShannon
 

@@ -5,7 +5,7 @@ import pytest
 from neoplug.data.batch import collate
 from neoplug.evaluate import measure
 from neoplug.objective import objective
-from neoplug.teacher import teacher_signal
+from neoplug.teachers.live import teacher_signal
 from neoplug_losses.forward_kl import ForwardKL
 
 

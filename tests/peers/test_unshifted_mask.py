@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from neoplug.data.batch import collate
 from neoplug.objective import objective
-from neoplug.teacher import teacher_signal
+from neoplug.teachers.live import teacher_signal
 from neoplug_losses.forward_kl import ForwardKL
 
 

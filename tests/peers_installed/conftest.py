@@ -33,7 +33,7 @@ from torch import Tensor
 from neoplug.models.language_model import Head
 from neoplug.objective import Loss, objective
 from neoplug.registry import Plugins
-from neoplug.teacher import LiveSignal
+from neoplug.teachers.live import LiveSignal
 from neoplug.models.vocabulary import Vocabulary
 
 B, L, S, T, V = 3, 16, 12, 20, 61
