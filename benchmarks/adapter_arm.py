@@ -19,10 +19,10 @@ from neoplug.assembly import Parts, gather
 from neoplug.data import Corpus
 from neoplug.distributed.world import World
 from neoplug.models.language_model import head_name
-from neoplug.loop import distil
-from neoplug.metrics import Metrics
+from neoplug.training.loop import distil
+from neoplug.training.metrics import Metrics
 from neoplug.models.quiet import quiet
-from neoplug.optim import make_optimizer, make_schedule
+from neoplug.training.optim import make_optimizer, make_schedule
 from neoplug.progress import Silent
 from neoplug.recipe import Checked
 from neoplug.rundir import RunDir

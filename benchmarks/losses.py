@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from step_arms import most_held
 
 from neoplug.models.language_model import Head
-from neoplug.objective import BLOCK, Loss, objective
+from neoplug.training.objective import BLOCK, Loss, objective
 from neoplug.registry import answered, installed
 from neoplug.teachers.live import LiveSignal
 from neoplug.models.vocabulary import Vocabulary

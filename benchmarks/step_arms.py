@@ -152,9 +152,9 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     """The loop of `neoplug run`, with what a run hands it."""
     from neoplug.distributed.world import World
     from neoplug.models.language_model import head_name, language_model
-    from neoplug.loop import Training, distil
-    from neoplug.metrics import Metrics
-    from neoplug.objective import Loss
+    from neoplug.training.loop import Training, distil
+    from neoplug.training.metrics import Metrics
+    from neoplug.training.objective import Loss
     from neoplug.recipe import Train
     from neoplug.registry import Plugins
     from neoplug.models.vocabulary import Vocabulary

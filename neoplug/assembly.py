@@ -32,8 +32,8 @@ from neoplug.models import (
     tell_other_base,
     virtual_tokens,
 )
-from neoplug.objective import Loss
-from neoplug.optim import make_optimizer
+from neoplug.training.objective import Loss
+from neoplug.training.optim import make_optimizer
 from neoplug.progress import Progress
 from neoplug.recipe import Checked, Model, Recipe, Student, Train
 from neoplug.registry import Plugins, path_of

@@ -33,8 +33,8 @@ from neoplug.data.encode import teacher_prompt
 from neoplug.data.encode.differences import TEACHER, differences, templates_of
 from neoplug.errors import PluginError
 from neoplug.match import match
-from neoplug.objective import BLOCK
-from neoplug.optim import make_optimizer
+from neoplug.training.objective import BLOCK
+from neoplug.training.optim import make_optimizer
 from neoplug.rundir import hardware
 from neoplug.models.vocabulary import shared
 

@@ -12,20 +12,20 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from neoplug import checkpoint
+from neoplug.training import checkpoint
 from neoplug.assembly import Parts, count_steps, make_losses, make_order, training_batches
 from neoplug.data import Order
 from neoplug.data.batch import Batch
-from neoplug.diagnosis import remarks
+from neoplug.training.diagnostics import remarks
 from neoplug.distributed.world import World
 from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, UsageError
 from neoplug.files import remove_partial
 from neoplug.models.language_model import LanguageModel, head_name
-from neoplug.loop import Training, Verdict, distil
-from neoplug.metrics import Metrics, peak_memory
+from neoplug.training.loop import Training, Verdict, distil
+from neoplug.training.metrics import Metrics, peak_memory
 from neoplug.models import put_into, virtual_tokens
 from neoplug.models.quiet import quiet, quiet_peft
-from neoplug.optim import make_optimizer, make_schedule
+from neoplug.training.optim import make_optimizer, make_schedule
 from neoplug.progress import Progress
 from neoplug.recipe import Checked
 from neoplug.recipe.best import criterion

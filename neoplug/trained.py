@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from neoplug import checkpoint
+from neoplug.training import checkpoint
 from neoplug.errors import RunError, UsageError
 from neoplug.models import Located, cache_by_its_name, locate
 from neoplug.models.quiet import quiet_peft

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from neoplug.diagnosis import Diagnosis, means, remarks
+from neoplug.training.diagnostics import Diagnosis, means, remarks
 
 T, V = 7, 31
 

@@ -25,7 +25,7 @@ from neoplug.models import language_model as forward
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RunError
 from neoplug.models.language_model import head_name, language_model
-from neoplug.objective import Loss, objective
+from neoplug.training.objective import Loss, objective
 from neoplug.models.vocabulary import Vocabulary
 from neoplug_losses.cross_entropy import CrossEntropy
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neoplug import objective as module
+from neoplug.training import objective as module
 from neoplug.errors import RunError
 from neoplug.models.language_model import Head
 from neoplug.hookspecs import hookimpl
-from neoplug.objective import Loss, TokenWeights, log_probabilities, objective
+from neoplug.training.objective import Loss, TokenWeights, log_probabilities, objective
 from neoplug.registry import Plugins
 from neoplug.teachers.live import LiveSignal
 from neoplug.models.vocabulary import Vocabulary

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from neoplug.data.batch import Batch, Document, collate
 from neoplug.models.language_model import Head, LanguageModel
-from neoplug.objective import Loss, objective
+from neoplug.training.objective import Loss, objective
 from neoplug.teachers.live import teacher_signal
 from neoplug.testing.examples import Example, call, hook, token_loss
 from neoplug.models.vocabulary import Vocabulary

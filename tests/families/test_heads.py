@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from neoplug import objective
+from neoplug.training import objective
 from neoplug.data.batch import Document, collate
 from neoplug.models.language_model import head_name, language_model
-from neoplug.objective import Loss
+from neoplug.training.objective import Loss
 from neoplug.testing.families import FAMILIES, configuration
 from neoplug.models.vocabulary import Vocabulary
 

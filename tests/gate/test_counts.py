@@ -17,12 +17,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import neoplug
-from neoplug import objective
+from neoplug.training import objective
 from neoplug.data.batch import Document
 from neoplug.distributed.world import World
 from neoplug.models.language_model import head_name, language_model
-from neoplug.loop import Training, distil
-from neoplug.objective import Loss
+from neoplug.training.loop import Training, distil
+from neoplug.training.objective import Loss
 from neoplug.recipe import Train
 from neoplug.registry import Plugins
 from neoplug.models.vocabulary import Vocabulary

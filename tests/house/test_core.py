@@ -14,7 +14,7 @@ ALLOWED = {
     "neoplug/recipe/best.py": RULER,  # knows which way is up
     "neoplug/lora_folder.py": {"lora"},  # in the name of vLLM's option
     "neoplug/lora_gguf.py": {"lora"},  # how llama.cpp's files call their kind
-    "neoplug/diagnosis.py": {"cross_entropy", "forward_kl", "teacher_entropy"},  # reads them, and computes one
+    "neoplug/training/diagnostics.py": {"cross_entropy", "forward_kl", "teacher_entropy"},  # reads them, and computes one
     "neoplug/models/stored_adapter.py": {"eva"},  # how peft's files spell a start
     "neoplug/recipe/schema.py": {"adamw"},  # the default optimizer
     "neoplug/testing/token_weights.py": {"position"},  # an argument of the hook

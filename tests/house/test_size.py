@@ -5,7 +5,7 @@ from statistics import median
 
 import pytest
 
-LONG = {("neoplug/loop.py", "distil")}
+LONG = {("neoplug/training/loop.py", "distil")}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 import neoplug
 from neoplug.data.batch import Document
 from neoplug.models.language_model import head_name, language_model
-from neoplug.objective import Loss
+from neoplug.training.objective import Loss
 from neoplug.registry import Plugins
 from neoplug.models.vocabulary import Vocabulary
 

@@ -3,7 +3,7 @@
 import torch
 
 from neoplug.models.language_model import Head
-from neoplug.objective import objective
+from neoplug.training.objective import objective
 from neoplug.teachers.live import LiveSignal
 from neoplug.models.vocabulary import Vocabulary
 from neoplug_losses.forward_kl import ForwardKL

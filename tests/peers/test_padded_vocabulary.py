@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM
 
 from neoplug.data.batch import collate
 from neoplug.models.language_model import head_name, language_model
-from neoplug.objective import objective
+from neoplug.training.objective import objective
 from neoplug.teachers.live import teacher_signal
 from neoplug.models.vocabulary import shared
 from neoplug_losses.cross_entropy import CrossEntropy

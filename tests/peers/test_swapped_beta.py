@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from scipy.special import rel_entr, softmax
 
 from neoplug.models.language_model import Head
-from neoplug.objective import objective
+from neoplug.training.objective import objective
 from neoplug.teachers.live import LiveSignal
 from neoplug.models.vocabulary import Vocabulary
 from neoplug_losses.jsd import JensenShannon

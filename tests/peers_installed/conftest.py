@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from neoplug.models.language_model import Head
-from neoplug.objective import Loss, objective
+from neoplug.training.objective import Loss, objective
 from neoplug.registry import Plugins
 from neoplug.teachers.live import LiveSignal
 from neoplug.models.vocabulary import Vocabulary

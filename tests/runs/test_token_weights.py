@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from neoplug.distillation import Watched
+from neoplug.training.module import Watched
 from neoplug.errors import RunError
 
 WITNESS = """

@@ -19,7 +19,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from torch.nn.functional import cross_entropy
 
-from neoplug import checkpoint
+from neoplug.training import checkpoint
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError, UsageError
 from neoplug.export import export

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from neoplug.diagnosis import Diagnosis
+from neoplug.training.diagnostics import Diagnosis
 from neoplug.errors import RunError
 from neoplug.models.language_model import Head
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neoplug.diagnosis import means
+from neoplug.training.diagnostics import means
 from neoplug.errors import RunError
 
 FIELDS = (

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from neoplug.data.batch import Batch
-from neoplug.diagnosis import Diagnosis
+from neoplug.training.diagnostics import Diagnosis
 from neoplug.distributed.world import World
 from neoplug.errors import blaming
 from neoplug.models.language_model import LanguageModel
-from neoplug.objective import Loss, Signal, TokenWeights, objective
+from neoplug.training.objective import Loss, Signal, TokenWeights, objective
 from neoplug.registry import Plugins
 from neoplug.teachers.live import teacher_signal
 
