@@ -8,7 +8,7 @@ from torch import nn
 
 from neoplug.assembly import Parts
 from neoplug.data.batch import Batch
-from neoplug.evaluate import held_out_batches, measure, probe
+from neoplug.evaluation.evaluate import held_out_batches, measure, probe
 from neoplug.models.language_model import LanguageModel, head_name, language_model
 from neoplug.hookspecs import Role
 from neoplug.models import Located, dtype_named, load_model, put_on

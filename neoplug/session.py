@@ -28,7 +28,7 @@ from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.training.optim import make_optimizer, make_schedule
 from neoplug.progress import Progress
 from neoplug.recipe import Checked
-from neoplug.recipe.best import criterion
+from neoplug.evaluation.model_selection import criterion
 from neoplug.roles import Roles
 from neoplug.rundir import RunDir
 from neoplug.save import save_student, write_card

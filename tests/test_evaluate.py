@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neoplug import hookimpl
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RunError
-from neoplug.evaluate import probe
+from neoplug.evaluation.evaluate import probe
 from neoplug.models.language_model import head_name, language_model
 from neoplug.registry import Plugins
 from neoplug.models.vocabulary import Vocabulary

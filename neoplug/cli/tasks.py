@@ -30,7 +30,7 @@ def tasks(
 
     MAKER is wordnet: which of four definitions is that of a word?
     """
-    from neoplug import wordnet
+    from neoplug.evaluation import wordnet
     from neoplug.errors import UsageError
     from neoplug.files import write_atomically
 

@@ -14,7 +14,7 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 from neoplug.recipe.marks import Tree
 from neoplug.registry.options import build, dump, fields_of, problems, unknown_key
-from neoplug.recipe.best import best_problems
+from neoplug.evaluation.model_selection import best_problems
 from neoplug.recipe.plugin_checks import Found, asked, plugins_of, reference_paths
 from neoplug.recipe.merge import from_values, leaves
 from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe, default_at, keys_at

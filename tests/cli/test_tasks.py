@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from neoplug import wordnet
+from neoplug.evaluation import wordnet
 from neoplug.errors import UsageError
 from neoplug_probes.questions import read
 

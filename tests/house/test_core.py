@@ -9,9 +9,9 @@ import pytest
 RULER = {"cross_entropy", "forward_kl", "reverse_kl", "jsd"}  # as metrics of the fixed ruler, not as losses
 ALLOWED = {
     "neoplug/cli/export.py": {"lora"},  # its option, and llama.cpp's
-    "neoplug/evaluate.py": RULER,  # computes them
+    "neoplug/evaluation/evaluate.py": RULER,  # computes them
     "neoplug/cli/show.py": RULER,  # prints them
-    "neoplug/recipe/best.py": RULER,  # knows which way is up
+    "neoplug/evaluation/model_selection.py": RULER,  # knows which way is up
     "neoplug/lora_folder.py": {"lora"},  # in the name of vLLM's option
     "neoplug/lora_gguf.py": {"lora"},  # how llama.cpp's files call their kind
     "neoplug/training/diagnostics.py": {"cross_entropy", "forward_kl", "teacher_entropy"},  # reads them, and computes one

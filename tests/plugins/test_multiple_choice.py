@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neoplug.errors import RunError
-from neoplug.evaluate import probe
+from neoplug.evaluation.evaluate import probe
 from neoplug.models.language_model import head_name, language_model
 from neoplug.registry import Plugins
 from neoplug.models.vocabulary import Vocabulary

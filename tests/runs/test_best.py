@@ -10,7 +10,7 @@ from transformers import EarlyStoppingCallback, TrainerControl, TrainerState
 
 from neoplug import recipe
 from neoplug.errors import PluginError, RecipeError, RunError
-from neoplug.recipe.best import BESIDE_A_TEACHER, GREATER_IS_BETTER, Criterion
+from neoplug.evaluation.model_selection import BESIDE_A_TEACHER, GREATER_IS_BETTER, Criterion
 
 SCRIPT = """
 @dataclass(eq=False)
