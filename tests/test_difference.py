@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from neoplug import difference
-from neoplug.difference import Layer, Product, affordable, changed_layers, decompose, fidelity
+from neoplug.export import low_rank as difference
+from neoplug.export.low_rank import Layer, Product, affordable, changed_layers, decompose, fidelity
 from neoplug.errors import UsageError
 
 

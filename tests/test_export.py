@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from neoplug import hookimpl
 from neoplug.errors import UsageError
-from neoplug.export import export
+from neoplug.export.merge import export
 from neoplug.models import locate
 from neoplug.rundir import RunDir
 

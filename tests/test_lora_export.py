@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from neoplug.errors import UsageError
-from neoplug.export import export
-from neoplug.lora_export import export_lora
+from neoplug.export.merge import export
+from neoplug.export.lora import export_lora
 from neoplug.testing.families import make
 
 from .models.conftest import write_gguf
@@ -252,7 +252,7 @@ def test_names_and_rows_are_those_that_transformers_reads_back(tmp_path, kept, f
 
 def test_a_family_that_llama_cpp_may_order_otherwise_is_refused_before_it_is_loaded(tmp_path, kept, monkeypatch):
     run, _ = kept(make("bloom", tmp_path / "base"))
-    monkeypatch.setattr("neoplug.export.load_weights", None)
+    monkeypatch.setattr("neoplug.export.merge.load_weights", None)
     with pytest.raises(UsageError, match="names and orders the weights of a `bloom`"):
         export_lora(run, tmp_path / "lora", gguf=True)
 

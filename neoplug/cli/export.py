@@ -50,7 +50,7 @@ def export(
 
 
 def _merged(run: Path, out: Path, dtype: str) -> None:
-    from neoplug.export import export as write
+    from neoplug.export.merge import export as write
 
     write(run, out, dtype)
     say(f"{out}: {_size(out)}, {dtype}")
@@ -59,8 +59,8 @@ def _merged(run: Path, out: Path, dtype: str) -> None:
 
 
 def _as_lora(run: Path, out: Path, dtype: str, rank: int | None, gguf: bool) -> None:
-    from neoplug.lora_export import export_lora
-    from neoplug.lora_folder import limit_for_vllm, told
+    from neoplug.export.lora import export_lora
+    from neoplug.export.peft_files import limit_for_vllm, told
 
     found = export_lora(run, out, dtype, rank, gguf)
     say(f"{out}: {_size(out)}, {dtype}, rank {found.rank} in each of {len(found.layers)} layers")

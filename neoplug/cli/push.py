@@ -18,6 +18,6 @@ def push(
     One commit holds the adapter (or the model), the prepared student under it, the model card, recipe, lock, result and
     metrics. HF_TOKEN or hf auth login gives the token, HF_ENDPOINT another hub.
     """
-    from neoplug.push import push as upload
+    from neoplug.export.hub import push as upload
 
     say(upload(run, repository, private=private))

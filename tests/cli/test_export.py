@@ -16,7 +16,7 @@ def asked(monkeypatch):
         out.mkdir()
         (out / "model.safetensors").write_bytes(b"x" * 2500)
 
-    monkeypatch.setitem(sys.modules, "neoplug.export", SimpleNamespace(export=export))
+    monkeypatch.setitem(sys.modules, "neoplug.export.merge", SimpleNamespace(export=export))
     return calls
 
 
@@ -36,7 +36,7 @@ def test_export_tells_that_a_model_brings_code_of_its_own(neoplug, tmp_path, mon
         out.mkdir()
         (out / "modeling_own.py").write_text("")
 
-    monkeypatch.setitem(sys.modules, "neoplug.export", SimpleNamespace(export=export))
+    monkeypatch.setitem(sys.modules, "neoplug.export.merge", SimpleNamespace(export=export))
     answer = neoplug("export", tmp_path / "run", tmp_path / "out")
     assert f"from_pretrained('{tmp_path / 'out'}', trust_remote_code=True)\n" in answer.out
 
@@ -44,7 +44,7 @@ def test_export_tells_that_a_model_brings_code_of_its_own(neoplug, tmp_path, mon
 @pytest.fixture
 def asked_for_a_lora(monkeypatch):
     """Put a writer in the exporter's place that says what it was asked and how well the LoRA holds the change."""
-    from neoplug.difference import Fidelity
+    from neoplug.export.low_rank import Fidelity
 
     calls = []
 
@@ -54,7 +54,7 @@ def asked_for_a_lora(monkeypatch):
         (out / "adapter_model.safetensors").write_bytes(b"x" * 2500)
         return Fidelity(rank or 8, 12, 0.25, {"a": (12, 0.3), "b": (4, 0.1)})
 
-    monkeypatch.setitem(sys.modules, "neoplug.lora_export", SimpleNamespace(export_lora=export_lora))
+    monkeypatch.setitem(sys.modules, "neoplug.export.lora", SimpleNamespace(export_lora=export_lora))
     return calls
 
 

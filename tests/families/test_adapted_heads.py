@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 import neoplug
 from neoplug.cli import main
-from neoplug.export import export
+from neoplug.export.merge import export
 from neoplug.testing.families import make
 
 pytestmark = [

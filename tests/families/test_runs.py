@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 import neoplug
 from neoplug import recipe
 from neoplug.models import language_model as forward
-from neoplug.export import export
+from neoplug.export.merge import export
 from neoplug.plan import plan
 from neoplug.testing.families import FAMILIES
 

@@ -12,8 +12,8 @@ ALLOWED = {
     "neoplug/evaluation/evaluate.py": RULER,  # computes them
     "neoplug/cli/show.py": RULER,  # prints them
     "neoplug/evaluation/model_selection.py": RULER,  # knows which way is up
-    "neoplug/lora_folder.py": {"lora"},  # in the name of vLLM's option
-    "neoplug/lora_gguf.py": {"lora"},  # how llama.cpp's files call their kind
+    "neoplug/export/peft_files.py": {"lora"},  # in the name of vLLM's option
+    "neoplug/export/gguf_lora.py": {"lora"},  # how llama.cpp's files call their kind
     "neoplug/training/diagnostics.py": {"cross_entropy", "forward_kl", "teacher_entropy"},  # reads them, and computes one
     "neoplug/models/stored_adapter.py": {"eva"},  # how peft's files spell a start
     "neoplug/recipe/schema.py": {"adamw"},  # the default optimizer

@@ -12,8 +12,8 @@ import torch
 import xllamacpp
 from transformers import AutoModelForCausalLM
 
-from neoplug.lora_export import export_lora
-from neoplug.lora_gguf import PAIRED, PLAIN
+from neoplug.export.lora import export_lora
+from neoplug.export.gguf_lora import PAIRED, PLAIN
 from neoplug.models import locate
 from neoplug.rundir import RunDir
 from neoplug.testing.families import make

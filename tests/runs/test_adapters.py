@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from neoplug.errors import UsageError
-from neoplug.export import export
+from neoplug.export.merge import export
 
 pytestmark = [
     pytest.mark.slow,

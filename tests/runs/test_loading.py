@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neoplug.errors import RecipeError, UsageError
-from neoplug.export import export
+from neoplug.export.merge import export
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from neoplug.errors import RecipeError
-from neoplug.export import export
+from neoplug.export.merge import export
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names
 STEP = {"max_steps": 1, "learning_rate": 0.1, "max_grad_norm": 0}

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from neoplug.errors import RecipeError
-from neoplug.export import export
+from neoplug.export.merge import export
 
 BOTH = {
     "prune_depth": {"num_hidden_layers": 3, "importance": "block_influence", "calibration_tokens": 200},

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from neoplug.card import card
 from neoplug.errors import RunError, UsageError
-from neoplug.push import push
+from neoplug.export.hub import push
 from neoplug.rundir import RunDir
 
 pytestmark = [

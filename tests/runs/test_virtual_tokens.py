@@ -12,7 +12,7 @@ from neoplug import recipe
 from neoplug.assembly import make_order
 from neoplug.data import load_corpus
 from neoplug.errors import UsageError
-from neoplug.export import export
+from neoplug.export.merge import export
 from neoplug.progress import Silent
 from neoplug.remeasure import checked_for, remeasure
 

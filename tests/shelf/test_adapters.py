@@ -22,8 +22,8 @@ from torch.nn.functional import cross_entropy
 from neoplug.training import checkpoint
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError, UsageError
-from neoplug.export import export
-from neoplug.lora_export import export_lora
+from neoplug.export.merge import export
+from neoplug.export.lora import export_lora
 from neoplug.models import load_model, locate, virtual_tokens
 from neoplug.registry import Plugins, build, installed
 from neoplug.rundir import RunDir

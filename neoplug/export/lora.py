@@ -4,11 +4,11 @@ import json
 import logging
 from pathlib import Path
 
-from neoplug.difference import Fidelity, Product, affordable, changed_layers, decompose, fidelity
-from neoplug.export import finished, standalone, unquantised
+from neoplug.export.low_rank import Fidelity, Product, affordable, changed_layers, decompose, fidelity
+from neoplug.export.merge import finished, standalone, unquantised
 from neoplug.files import folder_atomically
-from neoplug.lora_folder import write_folder
-from neoplug.lora_gguf import refuse_unknown, write_gguf
+from neoplug.export.peft_files import write_folder
+from neoplug.export.gguf_lora import refuse_unknown, write_gguf
 from neoplug.models import DTYPES, load_config
 from neoplug.rundir import RunDir
 from neoplug.trained import base_of
