@@ -31,7 +31,7 @@ from neoplug.registry import answered, installed
 
 FILE = Path(__file__).with_suffix(".json")
 PROCESSES = multiprocessing.get_context("forkserver")  # each begins with everything imported, and nothing else
-IMPORTED = ["neoplug.session", "peft", "bitsandbytes", "transformers.models.llama.modeling_llama", "datasets"]
+IMPORTED = ["neoplug.runs.trainer", "peft", "bitsandbytes", "transformers.models.llama.modeling_llama", "datasets"]
 BESIDE = "lora"
 ROUNDS = 5
 QUICK = ("dora", "ia3")  # beside LoRA, each in a process, and importing takes longer than the rest

@@ -174,7 +174,7 @@ def loss_of(adapter: Any, student: Any, text: Text, step: int) -> torch.Tensor:
 def saved_and_loaded(adapter: Any, student: Any, base: Base) -> Any:
     from peft import PeftModel
 
-    from neoplug.save import _save_peft
+    from neoplug.runs.artifacts import _save_peft
 
     with tempfile.TemporaryDirectory() as folder:
         getattr(adapter, "save_adapter", _save_peft)(student, Path(folder))

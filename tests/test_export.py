@@ -11,7 +11,7 @@ from neoplug import hookimpl
 from neoplug.errors import UsageError
 from neoplug.export.merge import export
 from neoplug.models import locate
-from neoplug.rundir import RunDir
+from neoplug.runs.directory import RunDir
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names
 IDS = torch.arange(3, 43).view(2, 20)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neoplug.nearest import nearest
+from neoplug.runs.size_search import nearest
 
 DIVISORS = [size for size in range(1, 193) if 192 % size == 0]
 COUNTS = {

@@ -16,7 +16,7 @@ import yaml
 
 from neoplug.errors import UsageError
 from neoplug.registry import Entry
-from neoplug.rundir import RunDir, chosen_output, default_output, difference, lock_record
+from neoplug.runs.directory import RunDir, chosen_output, default_output, difference, lock_record
 
 RECIPE = {"format": 1, "train": {"max_steps": 3, "learning_rate": 1e-5}, "adapter": {"lora": {"r": 4}}, "seed": 0}
 LOCK = {"format": 1, "versions": {}}
@@ -119,7 +119,7 @@ def test_a_kill_during_append_loses_no_earlier_line(run):
     script = """
         import sys
         from pathlib import Path
-        from neoplug.rundir import MetricsFile
+        from neoplug.runs.directory import MetricsFile
         metrics, step = MetricsFile(Path(sys.argv[1])), 0
         while True:
             step += 1

@@ -20,12 +20,12 @@ def eval(
 
     Measures on the recipe's held-out text, against its teacher, with its probes. Writes nothing into the run.
     """
-    from neoplug.remeasure import checked_for, remeasure
+    from neoplug.runs.remeasure import checked_for, remeasure
 
     checked = checked_for(target, recipe, overrides or ())
 
     from neoplug.cli import show, watch
-    from neoplug.progress import Silent
+    from neoplug.runs.progress import Silent
 
     if as_json:
         print(json.dumps(remeasure(target, checked, Silent()), indent=2))

@@ -31,7 +31,7 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, match: Wanted = No
 
     checked = recipes.load(recipe, overrides or ())
 
-    from neoplug.plan import plan as work_out
+    from neoplug.runs.plan import plan as work_out
 
     with checked.marking(), notes():  # what a plugin fitted to the model it says there
         found = work_out(checked, wanted)

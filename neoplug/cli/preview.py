@@ -28,7 +28,7 @@ def preview(
 
     checked = recipes.load(recipe, overrides or ())
 
-    from neoplug.preview import preview as look
+    from neoplug.runs.preview import preview as look
 
     seen = look(checked, rows)
     for number, (row, (tokens, scored)) in enumerate(zip(seen.rows, seen.tokens, strict=True), start=1):

@@ -31,13 +31,13 @@ def run(
     Writes the adapter, the metrics of each step and the result into the run's directory.
     """
     from neoplug import recipe as recipes
-    from neoplug.rundir import chosen_output
+    from neoplug.runs.directory import chosen_output
 
     checked = recipes.load(recipe, overrides or ())
     folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
 
     from neoplug.cli import show, watch
-    from neoplug.runner import execute
+    from neoplug.runs.execute import execute
 
     with watch.notes(), watch.progress(every=checked.recipe.train.logging_steps) as progress:
         result = execute(checked, folder, resume, progress)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from neoplug.cli.screen import duration, heading, printable, say, size, table
-from neoplug.rundir import RunDir
+from neoplug.runs.directory import RunDir
 
 COLUMNS = ("before", "after", "teacher")
 ROWS = {

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from neoplug.cli.screen import console, duration, is_terminal, say
-from neoplug.progress import Silent
+from neoplug.runs.progress import Silent
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from neoplug.progress import Progress
+    from neoplug.runs.progress import Progress
 
 
 def is_main() -> bool:

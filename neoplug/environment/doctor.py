@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from neoplug.files import cache_root
-from neoplug.rundir import hardware, versions
+from neoplug.runs.directory import hardware, versions
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,8 @@ from neoplug.files import folder_atomically
 from neoplug.export.peft_files import write_folder
 from neoplug.export.gguf_lora import refuse_unknown, write_gguf
 from neoplug.models import DTYPES, load_config
-from neoplug.rundir import RunDir
-from neoplug.trained import base_of
+from neoplug.runs.directory import RunDir
+from neoplug.runs.saved_student import base_of
 
 log = logging.getLogger("neoplug")
 

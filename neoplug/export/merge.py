@@ -12,8 +12,8 @@ from neoplug.files import folder_atomically
 from neoplug.models import DTYPES, Located, load_tokenizer, load_weights
 from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.registry import Plugins
-from neoplug.rundir import RunDir
-from neoplug.trained import adapter_plugins, as_trained, base_of, has_ended, is_peft, with_peft
+from neoplug.runs.directory import RunDir
+from neoplug.runs.saved_student import adapter_plugins, as_trained, base_of, has_ended, is_peft, with_peft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

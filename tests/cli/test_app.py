@@ -140,7 +140,7 @@ def test_a_run_that_fails_ends_with_its_code(neoplug, recipe, monkeypatch, error
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("neoplug.runner.execute", fail)
+    monkeypatch.setattr("neoplug.runs.execute.execute", fail)
     answer = neoplug("run", recipe, "--output", recipe.parent / "out")
     assert answer.code == code
     assert "Traceback" not in answer.err

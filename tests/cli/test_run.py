@@ -11,7 +11,7 @@ import pytest
 from neoplug import recipe as recipes
 from neoplug.cli import show
 from neoplug.cli.run import why_unmerged
-from neoplug.rundir import RunDir
+from neoplug.runs.directory import RunDir
 
 RESULT = {
     "status": "completed",
@@ -110,7 +110,7 @@ def test_run_hands_recipe_folder_and_progress_to_the_runner(neoplug, recipe, tmp
         progress.step({"step": 2, "loss": 1.0, "losses": {"forward_kl": 2.0}, "tokens_per_second": 10.0})
         return RESULT
 
-    monkeypatch.setattr("neoplug.runner.execute", execute)
+    monkeypatch.setattr("neoplug.runs.execute.execute", execute)
     output = tmp_path / "out"
     answer = neoplug("run", recipe, "train.max_steps=2", "train.num_train_epochs=null", "--output", output, "--resume")
     assert (answer.code, answer.err) == (0, "")

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neoplug import recipe
-from neoplug.assembly import make_order
+from neoplug.runs.inputs import make_order
 from neoplug.data import load_corpus
 from neoplug.testing.families import FAMILIES, make
 

@@ -10,7 +10,7 @@ import neoplug
 from neoplug import recipe
 from neoplug.models import language_model as forward
 from neoplug.export.merge import export
-from neoplug.plan import plan
+from neoplug.runs.plan import plan
 from neoplug.testing.families import FAMILIES
 
 pytestmark = [

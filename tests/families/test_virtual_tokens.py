@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neoplug
 from neoplug import recipe
-from neoplug.assembly import make_order
+from neoplug.runs.inputs import make_order
 from neoplug.data import load_corpus
 from neoplug.errors import UsageError
 from neoplug.testing.families import make

@@ -9,9 +9,9 @@ import torch
 
 import neoplug
 from neoplug import recipe
-from neoplug.assembly import make_order
+from neoplug.runs.inputs import make_order
 from neoplug.data import load_corpus
-from neoplug.session import Session
+from neoplug.runs.trainer import Session
 
 
 @dataclass

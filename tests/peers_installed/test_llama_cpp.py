@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from neoplug.export.lora import export_lora
 from neoplug.export.gguf_lora import PAIRED, PLAIN
 from neoplug.models import locate
-from neoplug.rundir import RunDir
+from neoplug.runs.directory import RunDir
 from neoplug.testing.families import make
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names

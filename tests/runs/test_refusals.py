@@ -4,7 +4,7 @@ import pytest
 
 import neoplug
 from neoplug.errors import RecipeError, RunError, UsageError
-from neoplug.rundir import RunDir
+from neoplug.runs.directory import RunDir
 
 ANSWERS = """
 @dataclass(eq=False)

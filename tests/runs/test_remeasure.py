@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from neoplug.errors import RecipeError, UsageError
-from neoplug.progress import Silent
-from neoplug.remeasure import checked_for, remeasure
+from neoplug.runs.progress import Silent
+from neoplug.runs.remeasure import checked_for, remeasure
 
 OWN = """
 @dataclass(eq=False)

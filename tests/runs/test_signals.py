@@ -10,7 +10,7 @@ import time
 import pytest
 
 from neoplug.errors import Interrupted
-from neoplug.session import Session
+from neoplug.runs.trainer import Session
 
 SIGNALS = """
 @dataclass(eq=False)

@@ -9,12 +9,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neoplug import recipe
-from neoplug.assembly import make_order
+from neoplug.runs.inputs import make_order
 from neoplug.data import load_corpus
 from neoplug.errors import UsageError
 from neoplug.export.merge import export
-from neoplug.progress import Silent
-from neoplug.remeasure import checked_for, remeasure
+from neoplug.runs.progress import Silent
+from neoplug.runs.remeasure import checked_for, remeasure
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,7 +15,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from neoplug import recipe
-from neoplug.assembly import find_model
+from neoplug.runs.inputs import find_model
 from neoplug.errors import RecipeError
 from neoplug.models import load_tokenizer, prepare
 from neoplug.registry import answered, installed

@@ -26,7 +26,7 @@ from neoplug.export.merge import export
 from neoplug.export.lora import export_lora
 from neoplug.models import load_model, locate, virtual_tokens
 from neoplug.registry import Plugins, build, installed
-from neoplug.rundir import RunDir
+from neoplug.runs.directory import RunDir
 from neoplug.testing import call
 from neoplug_models.nf4 import NF4
 

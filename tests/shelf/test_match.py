@@ -11,7 +11,7 @@ import torch
 from neoplug import recipe as recipes
 from neoplug.data.batch import Document, collate
 from neoplug.errors import UsageError
-from neoplug.plan import plan
+from neoplug.runs.plan import plan
 from neoplug.registry import Plugins, installed
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")

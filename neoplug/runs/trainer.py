@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from neoplug.training import checkpoint
-from neoplug.assembly import Parts, count_steps, make_losses, make_order, training_batches
+from neoplug.runs.inputs import Parts, count_steps, make_losses, make_order, training_batches
 from neoplug.data import Order
 from neoplug.data.batch import Batch
 from neoplug.training.diagnostics import remarks
@@ -26,16 +26,16 @@ from neoplug.training.metrics import Metrics, peak_memory
 from neoplug.models import put_into, virtual_tokens
 from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.training.optim import make_optimizer, make_schedule
-from neoplug.progress import Progress
+from neoplug.runs.progress import Progress
 from neoplug.recipe import Checked
 from neoplug.evaluation.model_selection import criterion
-from neoplug.roles import Roles
-from neoplug.rundir import RunDir
-from neoplug.save import save_student, write_card
+from neoplug.runs.model_loader import Roles
+from neoplug.runs.directory import RunDir
+from neoplug.runs.artifacts import save_student, write_card
 from neoplug.seeds import derive, generator
-from neoplug.signals import EndedNow, Stop
-from neoplug.trackers import Trackers
-from neoplug.trained import widened
+from neoplug.runs.signals import EndedNow, Stop
+from neoplug.runs.trackers import Trackers
+from neoplug.runs.saved_student import widened
 from neoplug.recipe.loss_weights import Weight
 
 logger = logging.getLogger("neoplug")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from neoplug.assembly import Parts
+from neoplug.runs.inputs import Parts
 from neoplug.data.batch import Batch
 from neoplug.evaluation.evaluate import held_out_batches, measure, probe
 from neoplug.models.language_model import LanguageModel, head_name, language_model

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from neoplug import recipe as recipes
-from neoplug.assembly import Parts, gather, refuse_missing_devices
+from neoplug.runs.inputs import Parts, gather, refuse_missing_devices
 from neoplug.distributed.world import World
 from neoplug.errors import UsageError
-from neoplug.progress import Progress, Silent
+from neoplug.runs.progress import Progress, Silent
 from neoplug.recipe import Checked
-from neoplug.rundir import RunDir, chosen_output, difference, lock_record, refuse_place, taken
-from neoplug.session import Session
-from neoplug.signals import stopping
+from neoplug.runs.directory import RunDir, chosen_output, difference, lock_record, refuse_place, taken
+from neoplug.runs.trainer import Session
+from neoplug.runs.signals import stopping
 
 logger = logging.getLogger("neoplug")
 

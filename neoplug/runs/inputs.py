@@ -34,7 +34,7 @@ from neoplug.models import (
 )
 from neoplug.training.objective import Loss
 from neoplug.training.optim import make_optimizer
-from neoplug.progress import Progress
+from neoplug.runs.progress import Progress
 from neoplug.recipe import Checked, Model, Recipe, Student, Train
 from neoplug.registry import Plugins, path_of
 from neoplug.seeds import generator

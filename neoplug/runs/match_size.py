@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from neoplug.errors import PluginError, RecipeError, UsageError
-from neoplug.nearest import nearest
+from neoplug.runs.size_search import nearest
 from neoplug.registry import Plugins
 from neoplug.seeds import generator
 

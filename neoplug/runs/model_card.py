@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from neoplug.rundir import RunDir, as_yaml
+from neoplug.runs.directory import RunDir, as_yaml
 
 COLUMNS = ("before", "after", "teacher")
 

@@ -12,7 +12,7 @@ from neoplug.errors import RunError, UsageError
 from neoplug.models import Located, cache_by_its_name, locate
 from neoplug.models.quiet import quiet_peft
 from neoplug.registry import Plugins, build, find
-from neoplug.rundir import RunDir
+from neoplug.runs.directory import RunDir
 from neoplug.seeds import derive, generator
 
 
