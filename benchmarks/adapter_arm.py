@@ -15,20 +15,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 from step_arms import ENDLESS, RESET, release, resident
 
 from neoplug import recipe
-from neoplug.runs.inputs import Parts, gather
 from neoplug.data import Corpus
 from neoplug.distributed.world import World
-from neoplug.models.language_model import head_name
+from neoplug.models.quiet import quiet
+from neoplug.models.verify import head_name
+from neoplug.recipe import Checked
+from neoplug.runs.artifacts import save_student
+from neoplug.runs.directory import RunDir
+from neoplug.runs.inputs import Parts, gather
+from neoplug.runs.progress import Silent
+from neoplug.runs.signals import Stop
+from neoplug.runs.trainer import Session
 from neoplug.training.loop import distil
 from neoplug.training.metrics import Metrics
-from neoplug.models.quiet import quiet
 from neoplug.training.optim import make_optimizer, make_schedule
-from neoplug.runs.progress import Silent
-from neoplug.recipe import Checked
-from neoplug.runs.directory import RunDir
-from neoplug.runs.artifacts import save_student
-from neoplug.runs.trainer import Session
-from neoplug.runs.signals import Stop
 
 LENGTH = 256  # tokens of a row
 STEPS = 8  # of a run, as adapters with a schedule see it; LoRA's process takes more, the others one and some turns

@@ -4,7 +4,7 @@
     python benchmarks/adapters_page.py --quick   two adapters, printed, nothing stored
 
 Costs are those of adapters.json, which adapters.py writes; what the suite says on the packaged model is that of
-adapters_packaged.json, which `pytest tests/shelf/test_adapters.py --packaged FILE` writes.
+adapters_packaged.json, which `pytest tests/catalogue/test_adapters.py --packaged FILE` writes.
 """
 
 import argparse

@@ -19,12 +19,13 @@ import torch
 
 from neoplug.data.batch import Document, collate
 from neoplug.errors import NeoplugError
-from neoplug.models.language_model import LAYOUTS, LanguageModel, head_name, language_model, leak
 from neoplug.models import load_model, load_tokenizer, locate
+from neoplug.models.language_model import LanguageModel
 from neoplug.models.load import load_config, skeleton
+from neoplug.models.verify import LAYOUTS, head_name, language_model, leak
+from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins, answered, build, find, installed
 from neoplug.testing.families import FAMILIES, WINDOW, make
-from neoplug.models.vocabulary import Vocabulary
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 LENGTHS = (3 * WINDOW, 9, 2 * WINDOW)  # tokens of the documents that are read beside each other

@@ -32,11 +32,11 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).parent))
 from step_arms import most_held
 
-from neoplug.models.language_model import Head
-from neoplug.training.objective import BLOCK, Loss, objective
+from neoplug.models.head import Head
+from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import answered, installed
 from neoplug.teachers.live import LiveSignal
-from neoplug.models.vocabulary import Vocabulary
+from neoplug.training.objective import BLOCK, Loss, objective
 
 FILE = Path(__file__).with_suffix(".json")
 HIDDEN = 576  # SmolLM2-135M's

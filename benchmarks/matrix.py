@@ -26,9 +26,9 @@ from matrix_page import PAGE, page
 
 from neoplug import recipe
 from neoplug.errors import RecipeError
-from neoplug.registry.compatibility import FILE, PLAIN, REFUSED, Finding, Matrix, Row, version_of
 from neoplug.models import load_model, load_tokenizer, locate
 from neoplug.registry import Plugins, answered, build, find, installed
+from neoplug.registry.compatibility import FILE, PLAIN, REFUSED, Finding, Matrix, Row, version_of
 from neoplug.testing.families import FAMILIES, make
 
 DATA = Path(__file__).parents[1] / "plugins" / "neoplug_adapters" / FILE

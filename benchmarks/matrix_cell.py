@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy
 
 from neoplug.data.batch import Batch, Document, collate
 from neoplug.errors import RecipeError, UsageError
-from neoplug.registry.compatibility import REFUSED
 from neoplug.models.quiet import quiet_peft
+from neoplug.registry.compatibility import REFUSED
 from neoplug.testing import call
 
 TOTAL = 6  # optimizer steps that an adapter is told

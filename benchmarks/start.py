@@ -81,8 +81,8 @@ class Reached(Exception):
 def started() -> dict[str, float]:
     """Run the recipe up to its first step; return the seconds of each part."""
     seconds = {"imports": imported()}
-    from neoplug.runs.progress import Silent
     from neoplug.runs.execute import run
+    from neoplug.runs.progress import Silent
 
     began = {"the recipe": perf_counter()}
 

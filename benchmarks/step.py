@@ -116,7 +116,7 @@ def measure(folder: Path, shape: str, chosen: argparse.Namespace) -> dict[str, A
 
 def possible(arm: str) -> bool:
     """Tell whether an arm's package and arithmetic are here; say it where they are not."""
-    from neoplug.models.load import default_dtype
+    from neoplug.environment.dtypes import default_dtype
 
     if arm.endswith("bf16") and str(default_dtype("cpu")) != "torch.bfloat16":
         print(f"{arm} is left out: this processor does not compute in it", file=sys.stderr)

@@ -151,14 +151,14 @@ def endlessly(rows: Rows, passes: Passes) -> Iterator[list[Row]]:
 def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     """The loop of `neoplug run`, with what a run hands it."""
     from neoplug.distributed.world import World
-    from neoplug.models.language_model import head_name, language_model
+    from neoplug.models.verify import head_name, language_model
+    from neoplug.models.vocabulary import Vocabulary
+    from neoplug.recipe import Train
+    from neoplug.recipe.loss_weights import Weight
+    from neoplug.registry import Plugins
     from neoplug.training.loop import Training, distil
     from neoplug.training.metrics import Metrics
     from neoplug.training.objective import Loss
-    from neoplug.recipe import Train
-    from neoplug.registry import Plugins
-    from neoplug.models.vocabulary import Vocabulary
-    from neoplug.recipe.loss_weights import Weight
     from neoplug_losses.cross_entropy import CrossEntropy
     from neoplug_losses.forward_kl import ForwardKL
 

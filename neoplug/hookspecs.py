@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from neoplug.data.batch import Batch
     from neoplug.errors import Problem
-    from neoplug.recipe import Recipe
+    from neoplug.recipe.schema import Recipe
 
 hookspec = pluggy.HookspecMarker("neoplug")
 hookimpl = pluggy.HookimplMarker("neoplug")

@@ -1,4 +1,8 @@
-"""The command line: a file a command. Nothing heavy is imported before a command needs it."""
+"""The command line: a file a command. Torch and transformers are imported only when a command needs them.
+
+Imported by `__main__` and the console script. Does not belong here: what a command computes (the rooms below), only how
+it is asked for and shown.
+"""
 
 import io
 import os

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from neoplug.cli.screen import heading, say, table
 from neoplug.errors import UsageError
-from neoplug.registry.compatibility import Matrix, matrices, matrix_for, measured_on, reasons, summary
 from neoplug.registry import find, installed
+from neoplug.registry.compatibility import Matrix, matrices, matrix_for, measured_on, reasons, summary
 
 
 def show_matrix(name: str | None, as_json: bool) -> None:

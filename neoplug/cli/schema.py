@@ -12,4 +12,4 @@ def schema() -> None:
     """
     from neoplug import recipe
 
-    say(json.dumps(recipe.schema(), indent=2))
+    say(json.dumps(recipe.json_schema(), indent=2))

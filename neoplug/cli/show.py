@@ -6,19 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from neoplug.cli.screen import duration, heading, printable, say, size, table
+from neoplug.registry.measures import MEASURES
 from neoplug.runs.directory import RunDir
 
 COLUMNS = ("before", "after", "teacher")
-ROWS = {
-    "forward_kl": "forward KL",
-    "reverse_kl": "reverse KL",
-    "jsd": "JSD",
-    "cross_entropy": "cross-entropy",
-    "perplexity": "perplexity",
-    "top1_agreement": "top-1 agreement",
-    "top10_mass_share": "top-10 mass",
-    "entropy": "entropy",
-}
 
 
 def result(result: Mapping[str, Any], folder: Path, cannot_merge: str = "") -> None:
@@ -56,10 +47,10 @@ def measured(result: Mapping[str, Any], columns: Sequence[str]) -> None:
 
 def measures(result: Mapping[str, Any], measured: list[str]) -> Iterator[list[str]]:
     """Yield a row for each measure that anybody has, then one for each number of a probe."""
-    for key, title in ROWS.items():
-        cells = [number(result[column].get(key)) for column in measured]
-        if any(cells):
-            yield [title, *cells]
+    for measure in MEASURES.values():
+        cells = [number(result[column].get(measure.name)) for column in measured]
+        if any(cells) and measure.name != "kd_ce_cosine":  # of use to `remarks`, not to a reader of the table
+            yield [measure.title, *cells]
     probes = [dict(scalars(result[column].get("probes") or {})) for column in measured]
     for key in dict.fromkeys(key for column in probes for key in column):
         yield [key, *(number(column.get(key)) for column in probes)]

@@ -30,8 +30,8 @@ def tasks(
 
     MAKER is wordnet: which of four definitions is that of a word?
     """
-    from neoplug.evaluation import wordnet
     from neoplug.errors import UsageError
+    from neoplug.evaluation import wordnet
     from neoplug.files import write_atomically
 
     if out.exists():

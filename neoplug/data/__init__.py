@@ -1,12 +1,16 @@
-"""From a source's rows to the documents of each micro-batch. Knows nothing of models."""
+"""From the rows of a source to the documents of each micro-batch: reading, encoding, token cache, sampling, batches.
+
+Imported by `models` and what lies above it. Does not belong here: models and teachers; a batch's layout is described
+here (`batch`), but which one a model can read is verified in `models`.
+"""
 
 from neoplug.data.batch import Batch, Document, Layout, collate
 from neoplug.data.dataset import Corpus, check_source, load_corpus, read_corpus
 from neoplug.data.encode.lengths import idle
-from neoplug.data.sampler import Order
-from neoplug.data.preview_text import pieces
-from neoplug.data.ingest.report import Report
 from neoplug.data.encode.teacher_prompt import teacher_prompt
+from neoplug.data.ingest.report import Report
+from neoplug.data.preview_text import pieces
+from neoplug.data.sampler import Order
 
 __all__ = [
     "Batch",

@@ -17,17 +17,17 @@ from pydantic import TypeAdapter
 
 from neoplug.data.batch import Document
 from neoplug.data.encode.chat import template_text
-from neoplug.data.ingest.intake import PEEKED_ROWS, columns_of
-from neoplug.data.store.key import store_key, tokenizer_identity
-from neoplug.data.store.build import make_store
-from neoplug.data.mixture import Mixture, epoch_rows
-from neoplug.data.ingest.parts import eval_part, training_parts
-from neoplug.data.ingest.report import Report
-from neoplug.data.ingest.sources import is_local
-from neoplug.data.store.token_files import Store, open_store
 from neoplug.data.encode.teacher_prompt import TeacherPrompt
 from neoplug.data.encode.tokenise import Tokeniser
 from neoplug.data.encode.tokens import Tokenizer
+from neoplug.data.ingest.intake import PEEKED_ROWS, columns_of
+from neoplug.data.ingest.parts import eval_part, training_parts
+from neoplug.data.ingest.report import Report
+from neoplug.data.ingest.sources import is_local
+from neoplug.data.mixture import Mixture, epoch_rows
+from neoplug.data.store.build import make_store
+from neoplug.data.store.key import store_key, tokenizer_identity
+from neoplug.data.store.token_files import Store, open_store
 from neoplug.errors import DiskError, Problem, RecipeError, UsageError
 from neoplug.files import PARTIAL, cache_root, lock
 

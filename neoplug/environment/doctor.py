@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from neoplug.environment.info import hardware, versions
 from neoplug.files import cache_root
-from neoplug.runs.directory import hardware, versions
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ def _device() -> torch.device:
 def _bf16() -> str:
     import torch
 
-    from neoplug.models import default_dtype
+    from neoplug.environment.dtypes import default_dtype
 
     torch.manual_seed(0)
     left, right = torch.randn(2, 64, 64, device=_device())

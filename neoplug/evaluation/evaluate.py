@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from neoplug.data.batch import Batch, Document, collate
-from neoplug.training.diagnostics import Diagnosis, means
 from neoplug.errors import RunError
 from neoplug.models.language_model import LanguageModel
-from neoplug.training.objective import log_probabilities
 from neoplug.registry import Plugins
 from neoplug.teachers.live import teacher_signal
+from neoplug.training.diagnostics import Diagnosis, means
+from neoplug.training.objective import log_probabilities
 
 
 def held_out_batches(documents: Sequence[Document], size: int, device: torch.device) -> list[Batch]:

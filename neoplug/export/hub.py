@@ -6,10 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from neoplug.runs.model_card import card, nameless
 from neoplug.errors import RunError, UsageError
 from neoplug.files import write_atomically
 from neoplug.runs.directory import RunDir, as_json, as_yaml
+from neoplug.runs.model_card import card, nameless
 
 
 def push(run: Path, repository: str, *, private: bool = False) -> str:

@@ -1,5 +1,23 @@
-"""Models: where they come from, how they are loaded, adapters they start with, students prepared once and stored."""
+"""Models: resolved from their names, loaded, verified; the output head as a function, and stored adapters.
 
+Imported by `teachers` and what lies above it. Does not belong here: the teacher's signal (`teachers`), adapters under
+training (plugins), merged or exported models (`export`).
+"""
+
+from neoplug.environment.dtypes import DTYPES, default_dtype, dtype_named
+from neoplug.models.load import (
+    load_config,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    load_weights,
+    plugin_kwargs,
+    reread,
+    skeleton,
+)
+from neoplug.models.prepared import prepare
+from neoplug.models.reference import Located
+from neoplug.models.resolve import locate
 from neoplug.models.stored_adapter import (
     cache_by_its_name,
     locate_adapter,
@@ -10,22 +28,6 @@ from neoplug.models.stored_adapter import (
     tell_other_base,
     virtual_tokens,
 )
-from neoplug.models.load import (
-    DTYPES,
-    default_dtype,
-    dtype_named,
-    load_config,
-    load_model,
-    load_skeleton,
-    load_tokenizer,
-    load_weights,
-    plugin_kwargs,
-    reread,
-    skeleton,
-)
-from neoplug.models.reference import Located
-from neoplug.models.resolve import locate
-from neoplug.models.prepared import prepare
 
 __all__ = [
     "DTYPES",

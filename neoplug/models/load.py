@@ -17,8 +17,8 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, RunError
 from neoplug.hookspecs import Role
 from neoplug.models import dropout
-from neoplug.models.reference import Located
 from neoplug.models.quiet import quiet
+from neoplug.models.reference import Located
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,22 +26,6 @@ if TYPE_CHECKING:
     from neoplug.registry import Plugins
 
 log = logging.getLogger("neoplug")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def dtype_named(name: str | None, device: torch.device | str) -> torch.dtype:
-    """Return the dtype of that name; where none is named, the device's default."""
-    return DTYPES[name] if name else default_dtype(device)
-
-
-def default_dtype(device: torch.device | str) -> torch.dtype:
-    """Return bfloat16 where the device computes it natively, else float32."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if native else torch.float32
 
 
 def load_tokenizer(located: Located, path: Key = ("model",)) -> "PreTrainedTokenizerBase":

@@ -13,8 +13,8 @@ import torch
 from neoplug.errors import PluginError, Problem, RecipeError
 from neoplug.files import cache_root, content_hash, folder_atomically, lock, sha256_of, write_atomically
 from neoplug.models.load import load_config, load_tokenizer, load_weights
-from neoplug.models.reference import RECORD, Located
 from neoplug.models.quiet import quiet
+from neoplug.models.reference import RECORD, Located
 from neoplug.seeds import generator
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from pathlib import Path
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 from neoplug.models.gguf import from_gguf
-from neoplug.models.reference import Located
-from neoplug.models.quiet import quiet
 from neoplug.models.pypi import from_wheel
+from neoplug.models.quiet import quiet
+from neoplug.models.reference import Located
 
 
 def locate(

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 from neoplug.files import content_hash, sha256_of
-from neoplug.models.reference import Located
 from neoplug.models.quiet import quiet, quiet_peft
+from neoplug.models.reference import Located
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel

@@ -1,10 +1,7 @@
-"""The typed recipe: read, merged, checked (all mistakes at once), with its plugins built. Imports no torch.
+"""Recipes: YAML read with positions, merged with what they extend, checked with all mistakes at once, plugins built.
 
-model.py    what a recipe may say            source.py  files, `extends`, overrides -> one tree with marks
-layers.py   one tree laid over another       paths.py   local paths in it
-check.py    plugins: found, built, compared  loading.py all of it in order -> `Checked`
-weights.py  a loss's weight, schedule and    editor.py   the JSON schema
-            calibration
+Imported by `data` and what lies above it. Imports no torch. Does not belong here: checks that need a model or data
+(`runs.preflight`), finding and calling plugins (`registry`).
 """
 
 from collections.abc import Mapping
@@ -13,11 +10,11 @@ from typing import Any
 from neoplug.recipe.loading import Checked, load
 from neoplug.recipe.schema import Data, Evaluate, Model, Recipe, Student, Train
 
-__all__ = ["Checked", "Data", "Evaluate", "Model", "Recipe", "Student", "Train", "load", "schema"]
+__all__ = ["Checked", "Data", "Evaluate", "Model", "Recipe", "Student", "Train", "json_schema", "load"]
 
 
-def schema() -> Mapping[str, Any]:
+def json_schema() -> Mapping[str, Any]:
     """Return the JSON schema of recipes with every installed plugin's options; it imports all plugins."""
-    from neoplug.recipe.editor_schema import schema
+    from neoplug.recipe.editor_schema import json_schema
 
-    return schema()
+    return json_schema()

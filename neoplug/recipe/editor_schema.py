@@ -5,10 +5,10 @@ from typing import Any
 
 from neoplug.errors import RecipeError
 from neoplug.hookspecs import HOOKS_OF_SECTION
-from neoplug.registry.options import options_model
+from neoplug.recipe.loss_weights import SCHEDULES
 from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe
 from neoplug.registry import Entry, answered, class_problems, installed
-from neoplug.recipe.loss_weights import SCHEDULES
+from neoplug.registry.options import options_model
 
 logger = logging.getLogger("neoplug")
 _FILE_PLUGIN = r"\.py:[A-Za-z_][\w.]*(@[\w-]+)?$"
@@ -17,7 +17,7 @@ _FILE_PLUGIN = r"\.py:[A-Za-z_][\w.]*(@[\w-]+)?$"
 _DEFINITIONS = {name: section.__name__ for name, section in SECTIONS.items()}
 
 
-def schema() -> dict[str, Any]:
+def json_schema() -> dict[str, Any]:
     """Return the JSON schema. Imports every installed plugin; a broken one is left out with a word in the log."""
     plugins = _usable(installed())
     found: dict[str, Any] = Recipe.model_json_schema()

@@ -12,16 +12,16 @@ from pydantic import ValidationError
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
+from neoplug.recipe.loss_weights import Weight
 from neoplug.recipe.marks import Tree
-from neoplug.registry.options import build, dump, fields_of, problems, unknown_key
-from neoplug.evaluation.model_selection import best_problems
-from neoplug.recipe.plugin_checks import Found, asked, plugins_of, reference_paths
 from neoplug.recipe.merge import from_values, leaves
-from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe, default_at, keys_at
+from neoplug.recipe.metric_checks import metric_problems
 from neoplug.recipe.paths import make_absolute
+from neoplug.recipe.plugin_checks import Found, asked, plugins_of, reference_paths
+from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe, default_at, keys_at
 from neoplug.recipe.source import OVERRIDE, gather, locate, may_be_inherited, origin, placed, reading_order, seen_from
 from neoplug.registry import CORE_KEYS, Entry, Plugins
-from neoplug.recipe.loss_weights import Weight
+from neoplug.registry.options import build, dump, fields_of, problems, unknown_key
 
 EITHER = (
     ("train", "max_steps", "num_train_epochs", "how long to train"),
@@ -80,7 +80,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str
     recipe, wrong = _typed(tree)
     plugins = plugins_of(tree)
     found += [*wrong, *plugins.problems]
-    found += best_problems(recipe) if recipe else []
+    found += metric_problems(recipe) if recipe else []
     found = [problem for problem in found if problem.mark or not may_be_inherited(tree, problem.path)]
     if recipe is None or found:
         raise RecipeError(_sorted(found, tree))

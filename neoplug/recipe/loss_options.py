@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
-from neoplug.registry.suggestions import NO_NUMBER, instead, show
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, did_you_mean
-from neoplug.registry.options import build
 from neoplug.recipe.loss_weights import SCHEDULES, Schedule, Weight
+from neoplug.registry.options import build
+from neoplug.registry.suggestions import NO_NUMBER, instead, show
 
 
 def read_weight(options: Mapping[str, Any], path: Key) -> tuple[Weight, list[Problem]]:

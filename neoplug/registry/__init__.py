@@ -1,1 +1,24 @@
-"""."""
+"""What a recipe can name: plugins found by entry point or file, checked, built from options, and dispatched to.
+
+Imported by `recipe` and what lies above it. Here are discovery, validation and dispatch (pluggy), the building of
+options, suggestions for mistyped values, the measured compatibility matrix and the list of metrics. Does not belong
+here: reading recipe files (`recipe`), any plugin by name.
+"""
+
+from neoplug.registry.discovery import Entry, find, installed
+from neoplug.registry.dispatch import Plugins, path_of
+from neoplug.registry.options import build
+from neoplug.registry.validation import CORE_KEYS, SPECS, answered, class_problems
+
+__all__ = [
+    "CORE_KEYS",
+    "SPECS",
+    "Entry",
+    "Plugins",
+    "answered",
+    "build",
+    "class_problems",
+    "find",
+    "installed",
+    "path_of",
+]

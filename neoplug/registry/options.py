@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from neoplug.registry.suggestions import NO_NUMBER, instead, show
 from neoplug.errors import NeoplugError, Problem, RecipeError, did_you_mean
 from neoplug.errors import Path as Key
+from neoplug.registry.suggestions import NO_NUMBER, instead, show
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 

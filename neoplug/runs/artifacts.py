@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from neoplug.runs.model_card import card
 from neoplug.errors import RunError
 from neoplug.files import folder_atomically, write_atomically
 from neoplug.models import Located, dropout, load_config
 from neoplug.recipe import Checked
 from neoplug.runs.directory import RunDir
+from neoplug.runs.model_card import card
 
 
 def save_student(model: nn.Module, checked: Checked, base: Located, tokenizer: Any, directory: RunDir) -> None:

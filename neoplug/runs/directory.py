@@ -15,12 +15,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import metadata
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,15 +26,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from neoplug.errors import UsageError
-from neoplug.files import folder_atomically, full_disk_told, held, sha256_of, write_atomically
+from neoplug.files import folder_atomically, full_disk_told, held, write_atomically
 
 if TYPE_CHECKING:
-    from neoplug.models import Located
-    from neoplug.recipe import Checked
-    from neoplug.registry import Entry
-
-FORMAT = 1
-PACKAGES = ("neoplug", "torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "pluggy")
+    pass
 
 
 def default_output(name: str) -> Path:
@@ -214,63 +207,6 @@ class MetricsFile:
                 yield json.loads(line)
 
 
-def lock_record(checked: Checked, models: Mapping[str, Located | None], fingerprint: str) -> dict[str, Any]:
-    """Return what a run stands on: `models` by role, `fingerprint` of the tokenised data. Order of maps is no part."""
-    return {
-        "format": FORMAT,
-        "versions": versions(),
-        "platform": platform.platform(),
-        "hardware": hardware(),
-        "seed": checked.recipe.seed,
-        "plugins": {f"{section}.{name}": _plugin(entry) for (section, name), entry in sorted(checked.entries.items())},
-        "models": {role: _model(located) for role, located in sorted(models.items()) if located},
-        "data": {"fingerprint": fingerprint},
-    }
-
-
-def versions() -> dict[str, str | None]:
-    """Return the version of Python and of each package that a result depends on; None where it is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    """Return cpu (name), cores (that this process may use), memory_bytes and gpus (names)."""
-    import torch
-
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": _cpu_name(), "cores": cores, "memory_bytes": _memory_bytes(), "gpus": gpus}
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return a line for each value that differs, as "train.max_steps: 10 -> 20"; the order of keys is no difference."""
-    before, after = dict(_flat(old)), dict(_flat(new))
-    return [
-        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
-        for key in sorted(before.keys() | after.keys())
-        if _shown(before, key) != _shown(after, key)
-    ]
-
-
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    return json.dumps(values[key], ensure_ascii=False) if key in values else "(absent)"
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each leaf with its dotted path; an empty map is a leaf, for `lora: {}` says something."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    elif path:
-        yield path, value
-
-
 def refuse_place(path: Path) -> None:
     """Refuse a place where no run directory can be made; an empty folder is a good one.
 
@@ -294,36 +230,6 @@ def taken(path: Path) -> UsageError:
             "fix: continue it with --resume, or choose another --output"
         )
     return UsageError(f"{path} exists and is no run\nwhy: nothing is overwritten\nfix: choose another --output")
-
-
-def _plugin(entry: Entry) -> dict[str, Any]:
-    record: dict[str, Any] = {"package": entry.package, "version": entry.version, "target": entry.target}
-    if entry.file:
-        record["sha256"] = sha256_of(entry.file)
-    return record
-
-
-def _model(located: Located) -> dict[str, Any]:
-    record: dict[str, Any] = {"source": located.source, "revision": located.revision, "sha256": located.sha256}
-    if found := located.adapter:
-        record["adapter"] = {"source": found.source, "revision": found.revision, "sha256": found.sha256}
-    return record
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not every system says
-        return None
 
 
 def _sizes(path: Path) -> Iterator[int]:

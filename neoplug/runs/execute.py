@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from neoplug import recipe as recipes
-from neoplug.runs.inputs import Parts, gather, refuse_missing_devices
 from neoplug.distributed.world import World
 from neoplug.errors import UsageError
-from neoplug.runs.progress import Progress, Silent
 from neoplug.recipe import Checked
-from neoplug.runs.directory import RunDir, chosen_output, difference, lock_record, refuse_place, taken
-from neoplug.runs.trainer import Session
+from neoplug.runs.directory import RunDir, chosen_output, refuse_place, taken
+from neoplug.runs.inputs import Parts, gather
+from neoplug.runs.lock import difference, lock_record
+from neoplug.runs.preflight import refuse_missing_devices
+from neoplug.runs.progress import Progress, Silent
 from neoplug.runs.signals import stopping
+from neoplug.runs.trainer import Session
 
 logger = logging.getLogger("neoplug")
 

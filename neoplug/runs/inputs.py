@@ -1,44 +1,24 @@
-"""What a run stands on before a weight is loaded: models found, data tokenised, vocabularies compared, losses named."""
+"""The resolved inputs of a run: models found, data tokenised, vocabularies compared, before any weight is loaded."""
 
 import logging
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
-from math import ceil
 from typing import Any
 
-import torch
-from torch import nn
-
-from neoplug.data import Corpus, Order, check_source, load_corpus
-from neoplug.data.encode import teacher_prompt
-from neoplug.data.batch import Batch, collate
+from neoplug.data import Corpus, check_source, load_corpus
 from neoplug.data.encode.differences import TEACHER, differences, templates_of
-from neoplug.errors import Problem, RecipeError, UsageError
-from neoplug.hookspecs import Role
-from neoplug.registry.compatibility import refuse_known_failures
+from neoplug.data.encode.teacher_prompt import teacher_prompt
+from neoplug.errors import RecipeError
 from neoplug.models import (
     Located,
-    load_config,
-    load_skeleton,
-    load_tokenizer,
-    locate,
-    locate_adapter,
-    plugin_kwargs,
     prepare,
-    refuse_other_adapter,
-    refuse_unfit,
     tell_other_base,
-    virtual_tokens,
 )
-from neoplug.training.objective import Loss
-from neoplug.training.optim import make_optimizer
-from neoplug.runs.progress import Progress
-from neoplug.recipe import Checked, Model, Recipe, Student, Train
-from neoplug.registry import Plugins, path_of
-from neoplug.seeds import generator
 from neoplug.models.vocabulary import Vocabulary, shared
+from neoplug.recipe import Checked
+from neoplug.runs.preflight import _reads, find_model, refuse_too_long, refuse_unshared, rehearse, rehearse_teacher
+from neoplug.runs.progress import Progress
+from neoplug.runs.steps import training_batches
 
 logger = logging.getLogger("neoplug")
 
@@ -100,188 +80,3 @@ def survey(checked: Checked, progress: Progress) -> Parts:
     if recipe.teacher and teacher:
         rehearse_teacher(checked, recipe.teacher, teacher)
     return Parts(student, student, teacher, tokenizer, corpus, vocabulary, trains_whole=False)
-
-
-def find_model(section: Model, role: Role) -> Located:
-    """Return where a section's model stands, and its adapter."""
-    located = locate(section.model, section.revision, (role, "model"), trust_remote_code=section.trust_remote_code)
-    if section.adapter_path is None:
-        return located
-    return replace(located, adapter=locate_adapter(section.adapter_path, (role, "adapter_path")))
-
-
-def _reads(located: Located, role: Role) -> tuple[Any, int]:
-    """Return a model's tokenizer and how many rows its head has."""
-    path = (role, "model")
-    return load_tokenizer(located, path), load_config(located, path).get_text_config().vocab_size
-
-
-def rehearse(checked: Checked, student: Located, corpus: Corpus) -> bool:
-    """Prepare and adapt the student's skeleton, so that what does not fit the model is refused without weights.
-
-    Only a mistake in the recipe counts: a plugin that cannot work on the meta device has its say later.
-    Returns whether the whole base trains.
-    """
-    steps = count_steps(checked.recipe.train, make_order(checked, corpus, 1).steps_per_epoch)
-    whole = False
-    try:
-        plugin_kwargs(checked.plugins, "student")
-        bare = load_skeleton(student, "student", checked.recipe.student.attn_implementation)
-        bare = prepared(checked, bare)
-        weights = list(bare.parameters())
-        model = adapted(checked, bare, steps, student)
-        whole = all(weight.requires_grad for weight in weights)
-        refuse_no_room(corpus, student, model)
-        make_optimizer(model, checked.plugins, checked.recipe.train.learning_rate)
-    except UsageError:
-        raise
-    except Exception:
-        logger.debug("the rehearsal on a skeleton failed", exc_info=True)
-    return whole
-
-
-def rehearse_teacher(checked: Checked, section: Model, teacher: Located) -> None:
-    """Refuse `load` plugins at odds, an attention it cannot run, an adapter that does not fit, without weights."""
-    try:
-        plugin_kwargs(checked.plugins, "teacher")
-        if section.attn_implementation is None and teacher.adapter is None:
-            return
-        skeleton = load_skeleton(teacher, "teacher", section.attn_implementation)
-        if teacher.adapter is not None:
-            tell_other_base(teacher.adapter, teacher)
-            refuse_unfit(skeleton, teacher.adapter)
-    except UsageError:
-        raise
-    except Exception:
-        logger.debug("the rehearsal on the teacher's skeleton failed", exc_info=True)
-
-
-def prepared(checked: Checked, model: Any) -> Any:
-    """Return a student's skeleton as its plugins prepare it."""
-    refuse_stored_quantised(checked.recipe.student, model.config)
-    rng = generator(checked.recipe.seed, "rehearsal")
-    checked.plugins.each("prepare_student", section="prepare", model=model, batches=None, rng=rng)
-    return model
-
-
-def refuse_stored_quantised(section: Student, config: Any) -> None:
-    """Refuse a student whose stored weights are quantised: to prepare it, or with no plugin to set them up."""
-    stored = getattr(config, "quantization_config", None) or {}
-    if stored and section.prepare:
-        what = f"the weights of `{section.model}` are stored quantised, and cannot be prepared"
-        why, fix = "packed integers are no matrices that could be cut", "take the unquantised model"
-        raise RecipeError([Problem(what, why, fix, ("student", "prepare"))])
-    if section.load or stored.get("quant_method") != "bitsandbytes":
-        return
-    problem = Problem(
-        what=f"the weights of `{section.model}` are stored quantised, and no plugin under `load` sets them up",
-        why="as they come, such layers lose gradients on some CPUs and evaluate otherwise than they train",
-        fix="name under `student.load` the plugin that quantises so, or take the unquantised model",
-        path=("student", "model"),
-    )
-    raise RecipeError([problem])
-
-
-def adapted(checked: Checked, model: Any, steps: int, student: Located) -> nn.Module:
-    """Return a skeleton with the recipe's adapter.
-
-    Raises RecipeError where the pair is known not to work, nothing trains, or the adapter shall start from one of
-    another form.
-    """
-    refuse_known_failures(checked, model.config.get_text_config().model_type)
-    rng = generator(checked.recipe.seed, "rehearsal")
-    found: nn.Module = checked.plugins.one("add_adapter", model=model, batches=None, total_steps=steps, rng=rng)
-    if not any(weight.requires_grad and weight.numel() for weight in found.parameters()):
-        ((section, name),) = checked.plugins.named("add_adapter")
-        what, fix = f"`{name}` leaves nothing of the student to train", "give its options other values"
-        raise RecipeError([Problem(what, "it has no trainable parameter", fix, path_of(section, name))])
-    if student.adapter is not None:
-        (name,) = checked.plugins.implements("add_adapter")
-        refuse_other_adapter(found, student.adapter, name)
-    return found
-
-
-def refuse_missing_devices(recipe: Recipe) -> None:
-    """Refuse devices and attention that a model asks for and this machine does not have."""
-    from transformers.utils import is_flash_attn_2_available
-
-    problems = []
-    for role, section in (("student", recipe.student), ("teacher", recipe.teacher)):
-        kind = ((section and section.device) or "cpu").partition(":")[0]
-        found = torch.accelerator.current_accelerator(check_available=True)
-        if kind != "cpu" and (found is None or found.type != kind):
-            fix = "leave `device` out: the best one here is taken, and `neoplug doctor` shows it"
-            problems.append(Problem(f"there is no {kind} device here", fix=fix, path=(role, "device")))
-        if section and section.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
-            what, why = "flash_attention_2 does not work here", "it needs the package flash-attn and a CUDA GPU"
-            problems.append(Problem(what, why, "leave it out: sdpa is taken", (role, "attn_implementation")))
-    if problems:
-        raise RecipeError(problems)
-
-
-def refuse_too_long(corpus: Corpus, models: Mapping[Role, Located | None], before: int = 0) -> None:
-    """Refuse documents longer than a model has positions; where positions are rotary, it is only told.
-
-    before  tokens of an adapter's own that stand before each document
-    """
-    for role, located in models.items():
-        longest = corpus.longest[role]
-        config = located and load_config(located, (role, "model")).get_text_config()
-        positions = getattr(config, "max_position_embeddings", None) or longest + before
-        if positions >= longest + before:
-            continue
-        beside = f", and {before} virtual ones before it" if before else ""
-        what = f"the longest document has {longest} tokens{beside}, but the {role} was made for {positions}"
-        if getattr(config, "rope_parameters", None):
-            logger.warning("%s", what)
-            continue
-        why, fix = "it has no place for the tokens after that", f"set data.max_length to {positions - before} or less"
-        raise RecipeError([Problem(what, why, fix, ("data", "max_length"))])
-
-
-def refuse_no_room(corpus: Corpus, student: Located, adapted: nn.Module) -> None:
-    """Refuse documents for which the student has positions only without the virtual tokens of its adapter."""
-    if tokens := virtual_tokens(adapted):
-        refuse_too_long(corpus, {"student": student}, tokens)
-
-
-def refuse_unshared(corpus: Corpus, vocabulary: Vocabulary, tokenizer: Any) -> None:
-    """Refuse text with tokens that only one of the models knows."""
-    strange = vocabulary.unshared(torch.from_numpy(corpus.used.copy()))
-    if strange:
-        named = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in sorted(strange)[:5])
-        problem = Problem(
-            what=f"the text has {len(strange)} tokens that the teacher does not know, as {named}",
-            why="the teacher cannot read them, so it has nothing to teach there",
-            fix="use a teacher with the student's vocabulary, or text without these tokens",
-            path=("data", "source"),
-        )
-        raise RecipeError([problem])
-
-
-def make_order(checked: Checked, corpus: Corpus, world: int) -> Order:
-    """Return which rows each step holds."""
-    train, mixture = checked.recipe.train, corpus.mixture
-    rows = len(corpus.rows) if mixture is None else sum(mixture.shown)
-    batch, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
-    return Order(rows, batch, accumulation, world, checked.recipe.seed, mixture=mixture)
-
-
-def training_batches(checked: Checked, corpus: Corpus) -> Iterator[Batch]:
-    """Yield training micro-batches in the recipe's order, without end, for hooks that ask for `batches`."""
-    order = make_order(checked, corpus, 1)
-    for step in count():
-        for rows in order.micro_batches(step, 0):
-            yield collate([document for row in rows for document in corpus.rows[row]])
-
-
-def count_steps(train: Train, steps_per_epoch: int) -> int:
-    """Return how many optimizer steps a run has."""
-    return train.max_steps or ceil((train.num_train_epochs or 1) * steps_per_epoch)
-
-
-def make_losses(plugins: Plugins) -> list[Loss]:
-    """Return the losses among the plugins, in the order of their names; what each weighs is said at each step."""
-    values = plugins.functions("token_loss", section="loss")
-    gradients = plugins.functions("token_gradient", section="loss")
-    return [Loss(name, 1.0, value, gradients.get(name)) for name, value in sorted(values.items())]

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from neoplug.errors import PluginError, RecipeError, UsageError
-from neoplug.runs.size_search import nearest
 from neoplug.registry import Plugins
+from neoplug.runs.size_search import nearest
 from neoplug.seeds import generator
 
 if TYPE_CHECKING:

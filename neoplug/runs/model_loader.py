@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from neoplug.runs.inputs import Parts
 from neoplug.data.batch import Batch
 from neoplug.evaluation.evaluate import held_out_batches, measure, probe
-from neoplug.models.language_model import LanguageModel, head_name, language_model
 from neoplug.hookspecs import Role
 from neoplug.models import Located, dtype_named, load_model, put_on
+from neoplug.models.language_model import LanguageModel
+from neoplug.models.verify import head_name, language_model
 from neoplug.recipe import Checked
+from neoplug.runs.inputs import Parts
 
 
 @dataclass(eq=False)

@@ -17,26 +17,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from neoplug import models
-from neoplug.runs.inputs import (
+from neoplug.data import load_corpus
+from neoplug.data.encode.differences import TEACHER, differences, templates_of
+from neoplug.data.encode.teacher_prompt import teacher_prompt
+from neoplug.environment.info import hardware
+from neoplug.errors import PluginError
+from neoplug.models.vocabulary import shared
+from neoplug.runs.match_size import match
+from neoplug.runs.preflight import (
     adapted,
-    count_steps,
     find_model,
-    make_order,
     prepared,
     refuse_no_room,
     refuse_too_long,
     refuse_unshared,
     rehearse_teacher,
 )
-from neoplug.data import load_corpus
-from neoplug.data.encode import teacher_prompt
-from neoplug.data.encode.differences import TEACHER, differences, templates_of
-from neoplug.errors import PluginError
-from neoplug.runs.match_size import match
+from neoplug.runs.steps import count_steps, make_order
 from neoplug.training.objective import BLOCK
 from neoplug.training.optim import make_optimizer
-from neoplug.runs.directory import hardware
-from neoplug.models.vocabulary import shared
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -60,7 +59,8 @@ def plan(checked: Checked, wanted: int | None = None) -> dict[str, Any]:
     name, recipe (resolved), origin (dotted key -> place), plugins (section, name, package, version, target),
     models (role -> source, revision, adapter, device, dtype, parameters, bytes), parameters (trainable, total),
     data (counts), steps, tokens_per_step, memory_bytes, disk_bytes, warnings (lines on what the teacher's tokenizer
-    does otherwise, what this machine cannot hold, or nobody wants); with `wanted`, match (see `neoplug.runs.match_size.Match`).
+    does otherwise, what this machine cannot hold, or nobody wants); with `wanted`, match (see
+    `neoplug.runs.match_size.Match`).
 
     Raises:
         RecipeError: model, data or plugins do not fit the recipe.

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from neoplug import models
 from neoplug.data import Document, read_corpus
-from neoplug.data import preview_text as pieces
-from neoplug.data.encode import teacher_prompt
 from neoplug.data.encode.differences import differences, templates_of
-from neoplug.data.preview_text import Piece
+from neoplug.data.encode.teacher_prompt import teacher_prompt
+from neoplug.data.preview_text import Piece, pieces
 
 if TYPE_CHECKING:
     from neoplug.errors import Problem

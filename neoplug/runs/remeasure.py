@@ -9,16 +9,17 @@ from typing import Any
 from torch import nn
 
 from neoplug import recipe as recipes
-from neoplug.runs.inputs import refuse_missing_devices, survey
 from neoplug.distributed.world import World
 from neoplug.errors import UsageError
-from neoplug.models.language_model import head_name
-from neoplug.runs.progress import Progress
+from neoplug.models.verify import head_name
 from neoplug.recipe import Checked, Student
 from neoplug.recipe.merge import from_word
 from neoplug.registry import Plugins
-from neoplug.runs.model_loader import Roles
 from neoplug.runs.directory import RunDir
+from neoplug.runs.inputs import survey
+from neoplug.runs.model_loader import Roles
+from neoplug.runs.preflight import refuse_missing_devices
+from neoplug.runs.progress import Progress
 from neoplug.runs.saved_student import adapter_plugins, as_trained, base_of, has_ended, is_peft, widened, with_peft
 
 logger = logging.getLogger("neoplug")

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from neoplug.training import checkpoint
 from neoplug.errors import RunError, UsageError
 from neoplug.models import Located, cache_by_its_name, locate
 from neoplug.models.quiet import quiet_peft
 from neoplug.registry import Plugins, build, find
 from neoplug.runs.directory import RunDir
 from neoplug.seeds import derive, generator
+from neoplug.training import checkpoint
 
 
 def has_ended(directory: RunDir) -> bool:

@@ -12,31 +12,33 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from neoplug.training import checkpoint
-from neoplug.runs.inputs import Parts, count_steps, make_losses, make_order, training_batches
 from neoplug.data import Order
 from neoplug.data.batch import Batch
-from neoplug.training.diagnostics import remarks
 from neoplug.distributed.world import World
 from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, UsageError
+from neoplug.evaluation.model_selection import criterion
 from neoplug.files import remove_partial
-from neoplug.models.language_model import LanguageModel, head_name
+from neoplug.models import put_into, virtual_tokens
+from neoplug.models.language_model import LanguageModel
+from neoplug.models.quiet import quiet, quiet_peft
+from neoplug.models.verify import head_name
+from neoplug.recipe import Checked
+from neoplug.recipe.loss_weights import Weight
+from neoplug.runs.artifacts import save_student, write_card
+from neoplug.runs.directory import RunDir
+from neoplug.runs.inputs import Parts
+from neoplug.runs.model_loader import Roles
+from neoplug.runs.progress import Progress
+from neoplug.runs.saved_student import widened
+from neoplug.runs.signals import EndedNow, Stop
+from neoplug.runs.steps import count_steps, make_losses, make_order, training_batches
+from neoplug.runs.trackers import Trackers
+from neoplug.seeds import derive, generator
+from neoplug.training import checkpoint
+from neoplug.training.diagnostics import remarks
 from neoplug.training.loop import Training, Verdict, distil
 from neoplug.training.metrics import Metrics, peak_memory
-from neoplug.models import put_into, virtual_tokens
-from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.training.optim import make_optimizer, make_schedule
-from neoplug.runs.progress import Progress
-from neoplug.recipe import Checked
-from neoplug.evaluation.model_selection import criterion
-from neoplug.runs.model_loader import Roles
-from neoplug.runs.directory import RunDir
-from neoplug.runs.artifacts import save_student, write_card
-from neoplug.seeds import derive, generator
-from neoplug.runs.signals import EndedNow, Stop
-from neoplug.runs.trackers import Trackers
-from neoplug.runs.saved_student import widened
-from neoplug.recipe.loss_weights import Weight
 
 logger = logging.getLogger("neoplug")
 

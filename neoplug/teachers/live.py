@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from neoplug.data.batch import Batch
-from neoplug.models.language_model import Head, LanguageModel
+from neoplug.models.head import Head
+from neoplug.models.language_model import LanguageModel
 
 
 @dataclass(eq=False)

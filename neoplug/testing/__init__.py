@@ -1,4 +1,7 @@
-"""The conformance kit for authors of plugins, and tiny models of many families (`neoplug.testing.families`).
+"""Conformance kits for authors of plugins, and tiny models of many families (`neoplug.testing.families`).
+
+Imported by `cli`, by tests and by third parties; all names in `__all__` are public. Does not belong here: tests of
+neoplug itself.
 
 All but the single properties need hypothesis: `pip install 'neoplug[check]'`.
 """

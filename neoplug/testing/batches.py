@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from neoplug.data.batch import Batch, Document, collate
-from neoplug.models.language_model import Head, LanguageModel
-from neoplug.training.objective import Loss, objective
+from neoplug.models.head import Head
+from neoplug.models.language_model import LanguageModel
+from neoplug.models.vocabulary import Vocabulary
 from neoplug.teachers.live import teacher_signal
 from neoplug.testing.examples import Example, call, hook, token_loss
-from neoplug.models.vocabulary import Vocabulary
+from neoplug.training.objective import Loss, objective
 
 ANSWER = np.array([False, True, False])
 UNREAD = torch.nan  # what stands where no answer token is predicted: if anybody looks, everybody sees

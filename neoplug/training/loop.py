@@ -17,19 +17,19 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from neoplug.data import Corpus, Order, idle
 from neoplug.data.batch import Batch, collate, places_in_answers
-from neoplug.training.diagnostics import Diagnosis
-from neoplug.training.module import Distillation, gradient_norms, remembering
 from neoplug.distributed.world import World
+from neoplug.environment.memory import keep_freed
 from neoplug.errors import RunError
 from neoplug.models.language_model import LanguageModel
-from neoplug.environment.memory import keep_freed
-from neoplug.training.metrics import Metrics, Step, merge, peak_memory
-from neoplug.training.objective import Loss
 from neoplug.recipe import Train
+from neoplug.recipe.loss_weights import Weight
 from neoplug.registry import Plugins
 from neoplug.seeds import derive, generator
 from neoplug.teachers.live import teacher_signal
-from neoplug.recipe.loss_weights import Weight
+from neoplug.training.diagnostics import Diagnosis
+from neoplug.training.metrics import Metrics, Step, merge, peak_memory
+from neoplug.training.module import Distillation, gradient_norms, remembering
+from neoplug.training.objective import Loss
 
 
 class Verdict(NamedTuple):

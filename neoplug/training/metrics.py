@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neoplug.training.diagnostics import means
 from neoplug.errors import RunError
+from neoplug.training.diagnostics import means
 
 FIELDS = (
     *("step", "tokens", "answer_tokens", "loss", "losses", "weights", "learning_rate", "grad_norm"),

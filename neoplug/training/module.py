@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from neoplug.data.batch import Batch
-from neoplug.training.diagnostics import Diagnosis
 from neoplug.distributed.world import World
 from neoplug.errors import blaming
 from neoplug.models.language_model import LanguageModel
-from neoplug.training.objective import Loss, Signal, TokenWeights, objective
 from neoplug.registry import Plugins
 from neoplug.teachers.live import teacher_signal
+from neoplug.training.diagnostics import Diagnosis
+from neoplug.training.objective import Loss, Signal, TokenWeights, objective
 
 
 class Watched:

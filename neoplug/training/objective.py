@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from neoplug.training.diagnostics import Diagnosis
 from neoplug.errors import RunError
-from neoplug.models.language_model import Head
+from neoplug.models.head import Head
+from neoplug.training.diagnostics import Diagnosis
 
 BLOCK = 2**24  # elements of a block of logits: 64 MiB in float32
 TILE = 2**20  # elements of a tile on a CPU: 4 MiB stay in its cache; a GPU takes the whole block

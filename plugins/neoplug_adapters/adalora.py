@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from neoplug.errors import Problem, RecipeError
-from neoplug.hookspecs import hookimpl
+from neoplug import Problem, RecipeError, hookimpl
 from neoplug_adapters.tuner import Tuner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 REMEMBERED = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what peft's allocator keeps from step to step
 

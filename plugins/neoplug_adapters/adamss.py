@@ -22,8 +22,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from neoplug.errors import Problem
-from neoplug.hookspecs import hookimpl
+from neoplug import Problem, hookimpl
 from neoplug_adapters.companions import key_of
 from neoplug_adapters.low_rank import write_adapter
 from neoplug_adapters.tuner import Tuner
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from neoplug.data.batch import Batch
-    from neoplug.recipe import Recipe
+    from neoplug import Batch, Recipe
 
 
 @dataclass(eq=False)

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from neoplug.errors import Problem, RecipeError, UsageError
-from neoplug.hookspecs import hookimpl
+from neoplug import Problem, RecipeError, UsageError, hookimpl
 from neoplug_adapters.tuner import drawing_from
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from neoplug.recipe import Recipe
+    from neoplug import Recipe
 
 
 @dataclass(eq=False)
@@ -51,7 +50,7 @@ class AdaptionPrompt:
         """Return the PeftModel. Same seed, same start. Raises RecipeError for another family."""
         from peft import AdaptionPromptConfig, get_peft_model
 
-        from neoplug.models.quiet import quiet_peft
+        from neoplug import quiet_peft
 
         self._refuse_other_heads(model)
         layers = self.adapter_layers or model.config.get_text_config().num_hidden_layers

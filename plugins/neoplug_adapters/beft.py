@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from neoplug.errors import UsageError
-from neoplug.hookspecs import hookimpl
+from neoplug import UsageError, hookimpl
 from neoplug_adapters.tuner import Tuner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 
 @dataclass(eq=False)

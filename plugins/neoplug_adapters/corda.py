@@ -19,7 +19,7 @@ from neoplug_adapters.inputs import covariances
 from neoplug_adapters.taken_start import TakenStart
 
 if TYPE_CHECKING:
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 DAMP = 0.01
 

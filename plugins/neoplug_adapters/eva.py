@@ -21,7 +21,7 @@ from neoplug_adapters.low_rank import lora_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 
 @dataclass(eq=False)

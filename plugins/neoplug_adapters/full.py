@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from neoplug.errors import Problem
-from neoplug.hookspecs import hookimpl
+from neoplug import Problem, hookimpl
 from neoplug_adapters.companions import key_of, quantiser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from neoplug.recipe import Recipe
+    from neoplug import Recipe
 
 
 @dataclass(eq=False)

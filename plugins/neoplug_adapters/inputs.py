@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from neoplug.errors import UsageError
+from neoplug import UsageError
 from neoplug_adapters.low_rank import lora_layers
 
 if TYPE_CHECKING:
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 
 def covariances(adapted: Any, batches: Iterable[Batch] | None, count: int, name: str) -> dict[str, Tensor]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from neoplug.errors import UsageError
-from neoplug.hookspecs import hookimpl
+from neoplug import UsageError, hookimpl
 from neoplug_adapters.tuner import Tuner
 
 if TYPE_CHECKING:

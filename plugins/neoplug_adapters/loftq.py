@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from neoplug.errors import Problem
-from neoplug.hookspecs import hookimpl
+from neoplug import Problem, hookimpl
 from neoplug_adapters.lora import LoRA
 from neoplug_adapters.low_rank import lora_layers
 
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from neoplug.data.batch import Batch
-    from neoplug.recipe import Recipe
+    from neoplug import Batch, Recipe
 
 
 @dataclass(eq=False)

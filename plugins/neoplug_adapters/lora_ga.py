@@ -18,7 +18,7 @@ from neoplug_adapters.inputs import gradients
 from neoplug_adapters.taken_start import TakenStart
 
 if TYPE_CHECKING:
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 
 @dataclass(eq=False)

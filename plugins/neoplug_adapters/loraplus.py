@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from neoplug.errors import Problem, UsageError
-from neoplug.hookspecs import hookimpl
+from neoplug import Problem, UsageError, hookimpl
 from neoplug_adapters.companions import key_of
 
 if TYPE_CHECKING:
     import torch
 
-    from neoplug.recipe import Recipe
+    from neoplug import Recipe
 
 
 @dataclass(eq=False)

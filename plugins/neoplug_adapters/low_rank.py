@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
-from neoplug.errors import Problem, RecipeError
-from neoplug.hookspecs import hookimpl
+from neoplug import Problem, RecipeError, hookimpl
 from neoplug_adapters.companions import key_of, quantiser
 from neoplug_adapters.targets import chosen, refuse_wrong_regexes, sizes, unmatched
 from neoplug_adapters.tuner import Tuner, is_transposed
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
 
-    from neoplug.data.batch import Batch
-    from neoplug.recipe import Recipe
+    from neoplug import Batch, Recipe
 
 log = logging.getLogger("neoplug")
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from neoplug.hookspecs import hookimpl
+from neoplug import hookimpl
 from neoplug_adapters.lora import LoRA
 from neoplug_adapters.low_rank import lora_layers, write_adapter
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 
 class Mixed(nn.Module):

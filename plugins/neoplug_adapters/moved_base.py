@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from neoplug.hookspecs import hookimpl
+from neoplug import hookimpl
 from neoplug_adapters.lora import LoRA
 from neoplug_adapters.low_rank import write_adapter
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 
 @dataclass(eq=False)

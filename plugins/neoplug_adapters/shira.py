@@ -18,7 +18,7 @@ from neoplug_adapters.tuner import Tuner
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ from neoplug_adapters.moved_base import MovedBase
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 
 @dataclass(eq=False)

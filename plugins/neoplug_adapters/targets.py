@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from neoplug.errors import did_you_mean
+from neoplug import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

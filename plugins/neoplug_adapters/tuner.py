@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from neoplug.errors import Problem, RecipeError
-from neoplug.hookspecs import hookimpl
+from neoplug import Problem, RecipeError, hookimpl
 from neoplug_adapters.companions import key_of, quantiser
 from neoplug_adapters.targets import (
     Names,
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
-    from neoplug.data.batch import Batch
-    from neoplug.recipe import Recipe
+    from neoplug import Batch, Recipe
 
 log = logging.getLogger("neoplug")
 
@@ -113,7 +111,7 @@ class Tuner:
 
         Raises RecipeError where a name in the options matches no module, or peft cannot adapt what they name.
         """
-        from neoplug.models.quiet import quiet_peft
+        from neoplug import quiet_peft
 
         problems = [self._problem(option, what) for option, what in self._unmatched(model)]
         if problems:

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from neoplug.errors import Problem, RecipeError, UsageError
-from neoplug.hookspecs import hookimpl
+from neoplug import Problem, RecipeError, UsageError, hookimpl
 from neoplug_adapters.companions import key_of
 from neoplug_adapters.tuner import drawing_from
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from neoplug.recipe import Recipe
+    from neoplug import Recipe
 
 
 @dataclass(eq=False)
@@ -58,7 +57,7 @@ class VirtualTokens:
 
         Raises RecipeError where peft cannot put virtual tokens before what the model reads.
         """
-        from neoplug.models.quiet import quiet_peft
+        from neoplug import quiet_peft
 
         try:
             with drawing_from(rng), quiet_peft():
@@ -76,7 +75,7 @@ class VirtualTokens:
         """Return the model behind its virtual tokens; a short text proves that it can read them."""
         import peft
 
-        from neoplug.models import cache_by_its_name
+        from neoplug import cache_by_its_name
 
         config = getattr(peft, self.config)(task_type="CAUSAL_LM", **self._options(model))
         if model.device.type == "meta":

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from neoplug_losses.divergence import Divergence
+from neoplug import Divergence
 from neoplug_losses.jeffreys import both_ways, both_ways_and_gradient
 
 

@@ -13,7 +13,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from neoplug_losses.divergence import Divergence
+from neoplug import Divergence
 
 LEAST = 0.01  # differences of powers are divided by alpha and by beta: below, float32 has too few digits left for it
 

@@ -15,8 +15,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from neoplug.hookspecs import hookimpl
-from neoplug_losses.divergence import Softened
+from neoplug import Softened, hookimpl
 
 Weights = Literal["student", "teacher", "uniform"]
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from neoplug.hookspecs import hookimpl
+from neoplug import hookimpl
 
 
 @dataclass(eq=False)

@@ -14,8 +14,7 @@ from math import inf
 
 from torch import Tensor
 
-from neoplug.hookspecs import hookimpl
-from neoplug_losses.divergence import Softened
+from neoplug import Softened, hookimpl
 
 
 @dataclass(eq=False)

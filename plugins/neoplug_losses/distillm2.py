@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neoplug.hookspecs import hookimpl
-from neoplug_losses.divergence import Softened
+from neoplug import Softened, hookimpl
 from neoplug_losses.skew_forward_kl import SkewForwardKL
 from neoplug_losses.skew_reverse_kl import SkewReverseKL
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neoplug_losses.divergence import Divergence
+from neoplug import Divergence
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neoplug_losses.divergence import Divergence, log_mixture
+from neoplug import Divergence, log_mixture
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neoplug.hookspecs import hookimpl
+from neoplug import hookimpl
 
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from neoplug.hookspecs import hookimpl
+from neoplug import hookimpl
 
 Surrogate = Literal["logistic", "hinge"]
 

@@ -13,7 +13,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from neoplug_losses.divergence import Divergence
+from neoplug import Divergence
 
 NEAREST = 0.01  # the value is a small logarithm over alpha - 1: nearer to 1 float32 has no digits left for it
 

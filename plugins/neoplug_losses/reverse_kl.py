@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neoplug_losses.divergence import Divergence
+from neoplug import Divergence
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neoplug_losses.divergence import Divergence, log_mixture
+from neoplug import Divergence, log_mixture
 
 
 @dataclass(eq=False)

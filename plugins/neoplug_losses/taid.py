@@ -20,8 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from neoplug.hookspecs import hookimpl
-from neoplug_losses.divergence import Softened
+from neoplug import Softened, hookimpl
 from neoplug_losses.forward_kl import ForwardKL
 
 TINY = 1e-15  # keeps the relative change finite where the loss was 0, as in the authors' code

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from neoplug_losses.divergence import Divergence
+from neoplug import Divergence
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 
 def documents(batches: Iterable[Batch], tokens: int) -> Iterator[Tensor]:

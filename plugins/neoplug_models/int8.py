@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from neoplug.hookspecs import Role, hookimpl
+from neoplug import Role, hookimpl
 from neoplug_models.quantised import Quantised
 
 if TYPE_CHECKING:

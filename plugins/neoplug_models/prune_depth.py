@@ -15,14 +15,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from neoplug.errors import Problem, RecipeError
-from neoplug.hookspecs import hookimpl
+from neoplug import Problem, RecipeError, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 log = logging.getLogger("neoplug")
 
@@ -177,7 +176,7 @@ def _prove(model: PreTrainedModel, layers: str) -> None:
     So it is where a layer's kind follows from its number: hybrids, alternating attention that no list in the
     configuration spells out, dense layers below mixtures of experts.
     """
-    from neoplug.models import reread, skeleton
+    from neoplug import reread, skeleton
 
     why = "its configuration does not say what each layer is, so the cut model could not be loaded again"
     try:

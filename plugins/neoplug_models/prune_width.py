@@ -21,14 +21,13 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from neoplug.errors import Problem, RecipeError
-from neoplug.hookspecs import hookimpl
+from neoplug import Problem, RecipeError, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
     from neoplug_models.width_cut import Kept, Width
     from neoplug_models.width_importance import Watched
 
@@ -180,7 +179,7 @@ def _resize(config: PretrainedConfig, before: Width, after: Width) -> None:
 
 def _rebuilt(model: PreTrainedModel, before: Width, after: Width) -> PreTrainedModel:
     """Return the skeleton that the smaller configuration describes, read back as loading will."""
-    from neoplug.models import reread, skeleton
+    from neoplug import reread, skeleton
 
     config = deepcopy(model.config)
     try:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from neoplug.errors import Problem, RecipeError, UsageError, did_you_mean
-from neoplug.hookspecs import Role, hookimpl
+from neoplug import Problem, RecipeError, Role, UsageError, did_you_mean, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,7 +75,7 @@ class FourBits(Quantised):
         """Set what each layer computes in, and switch off the repacking that loses gradients on some CPUs."""
         from bitsandbytes.nn import Linear4bit
 
-        from neoplug.models import dtype_named
+        from neoplug import dtype_named
 
         self.refuse_misfit(model, role, self.quant_type, load_in_4bit=True, bnb_4bit_quant_type=self.quant_type)
         for module in model.modules():

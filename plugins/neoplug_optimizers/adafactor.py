@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from neoplug.hookspecs import hookimpl
+from neoplug import hookimpl
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from neoplug.hookspecs import hookimpl
+from neoplug import hookimpl
 from neoplug_optimizers.fused import can_fuse
 
 

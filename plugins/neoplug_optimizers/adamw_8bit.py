@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from neoplug.hookspecs import hookimpl
+from neoplug import hookimpl
 from neoplug_optimizers.adamw import AdamW
 
 

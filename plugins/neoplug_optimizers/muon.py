@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from neoplug.errors import Problem, UsageError
-from neoplug.hookspecs import hookimpl
+from neoplug import Problem, UsageError, hookimpl
 from neoplug_optimizers.adamw import AdamW
 
 if TYPE_CHECKING:
-    from neoplug.recipe import Recipe
+    from neoplug import Recipe
 
 WHY = "it orthogonalises matrices: a low-rank adapter's A and B, or a model's hidden layers"
 

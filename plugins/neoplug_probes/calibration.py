@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from neoplug.hookspecs import hookimpl
+from neoplug import hookimpl
 
 if TYPE_CHECKING:
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 Predict = Callable[[torch.nn.Module, "Batch"], Iterator[tuple[Tensor, Tensor]]]
 

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from neoplug.errors import Problem, RunError, did_you_mean
-from neoplug.hookspecs import hookimpl
+from neoplug import Problem, RunError, did_you_mean, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,9 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neoplug.data.batch import Batch, Document, collate
-from neoplug.errors import Problem, RunError, UsageError
-from neoplug.hookspecs import hookimpl
+from neoplug import Batch, Document, Problem, RunError, UsageError, collate, hookimpl
 from neoplug_probes.questions import Question, read
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neoplug.errors import UsageError
+from neoplug import UsageError
 
 FORM = 'a row is {"query": "A dog is", "choices": ["an animal", "a fruit"], "gold": 0}; other keys are left alone'
 

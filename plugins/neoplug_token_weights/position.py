@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from neoplug.hookspecs import hookimpl
+from neoplug import hookimpl
 
 
 @dataclass(eq=False)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from neoplug.hookspecs import hookimpl
+from neoplug import hookimpl
 
 if TYPE_CHECKING:
-    from neoplug.data.batch import Batch
+    from neoplug import Batch
 
 
 @dataclass(eq=False)

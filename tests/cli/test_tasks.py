@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from neoplug.evaluation import wordnet
 from neoplug.errors import UsageError
+from neoplug.evaluation import wordnet
 from neoplug_probes.questions import read
 
 LICENCE = "  1 This software and database is being provided to you, the LICENSEE, by ...  \n"

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from neoplug.data.encode.chat import Chat, Refused, Unstable, template_text
-from neoplug.data.ingest.columns import recognise
 from neoplug.data.encode.tokenise import Tokeniser
+from neoplug.data.ingest.columns import recognise
 from neoplug.errors import RecipeError
 
 TURNS = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from neoplug.data import load_corpus, read_corpus
-from neoplug.data import preview_text as pieces
+from neoplug.data.preview_text import pieces
 from neoplug.errors import RecipeError
 
 

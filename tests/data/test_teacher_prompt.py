@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from neoplug.data.ingest.columns import recognise
 from neoplug.data.encode.teacher_prompt import KEY, TeacherPrompt
 from neoplug.data.encode.tokenise import Tokeniser
+from neoplug.data.ingest.columns import recognise
 from neoplug.errors import RecipeError
 
 from .test_chat import FORGETFUL, THOUGHTS, TURNS

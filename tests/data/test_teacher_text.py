@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from neoplug.data.batch import Document, collate
 from neoplug.data.encode.lengths import fit
 from neoplug.data.encode.tokenise import Tokenised
-from neoplug.models.language_model import LanguageModel, language_model
-from neoplug.teachers.live import teacher_signal
+from neoplug.models.language_model import LanguageModel
+from neoplug.models.verify import language_model
 from neoplug.models.vocabulary import Vocabulary
+from neoplug.teachers.live import teacher_signal
 
 VOCABULARY = 96
 

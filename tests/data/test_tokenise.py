@@ -2,8 +2,8 @@
 
 import pytest
 
-from neoplug.data.ingest.columns import recognise
 from neoplug.data.encode.tokenise import Tokeniser
+from neoplug.data.ingest.columns import recognise
 
 ALPACA = {"instruction": "Add.", "input": "1, 2", "output": "3"}
 

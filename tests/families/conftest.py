@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neoplug import recipe
-from neoplug.runs.inputs import make_order
 from neoplug.data import load_corpus
+from neoplug.runs.steps import make_order
 from neoplug.testing.families import FAMILIES, make
 
 NAMES = sorted(FAMILIES)

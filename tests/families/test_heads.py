@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from neoplug.training import objective
 from neoplug.data.batch import Document, collate
-from neoplug.models.language_model import head_name, language_model
-from neoplug.training.objective import Loss
-from neoplug.testing.families import FAMILIES, configuration
+from neoplug.models.verify import head_name, language_model
 from neoplug.models.vocabulary import Vocabulary
+from neoplug.testing.families import FAMILIES, configuration
+from neoplug.training import objective
+from neoplug.training.objective import Loss
 
 TOKENS = 259
 LAYOUT = {"bloom": "padded", "falcon_h1": "padded"}  # elsewhere attention isolates

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 import neoplug
 from neoplug import recipe
-from neoplug.models import language_model as forward
 from neoplug.export.merge import export
+from neoplug.models import language_model as forward
 from neoplug.runs.plan import plan
 from neoplug.testing.families import FAMILIES
 

@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import neoplug
 from neoplug import recipe
-from neoplug.runs.inputs import make_order
 from neoplug.data import load_corpus
 from neoplug.errors import UsageError
+from neoplug.runs.steps import make_order
 from neoplug.testing.families import make
 
 pytestmark = [

@@ -6,15 +6,14 @@ from importlib.metadata import entry_points
 
 import pytest
 
-RULER = {"cross_entropy", "forward_kl", "reverse_kl", "jsd"}  # as metrics of the fixed ruler, not as losses
+METRICS = {"cross_entropy", "forward_kl", "reverse_kl", "jsd"}  # as metrics of evaluation, not as losses
 ALLOWED = {
     "neoplug/cli/export.py": {"lora"},  # its option, and llama.cpp's
-    "neoplug/evaluation/evaluate.py": RULER,  # computes them
-    "neoplug/cli/show.py": RULER,  # prints them
-    "neoplug/evaluation/model_selection.py": RULER,  # knows which way is up
+    "neoplug/evaluation/evaluate.py": METRICS,  # computes them
+    "neoplug/registry/measures.py": METRICS,  # lists them
     "neoplug/export/peft_files.py": {"lora"},  # in the name of vLLM's option
     "neoplug/export/gguf_lora.py": {"lora"},  # how llama.cpp's files call their kind
-    "neoplug/training/diagnostics.py": {"cross_entropy", "forward_kl", "teacher_entropy"},  # reads them, and computes one
+    "neoplug/training/diagnostics.py": {"cross_entropy", "forward_kl", "teacher_entropy"},  # reads, and computes one
     "neoplug/models/stored_adapter.py": {"eva"},  # how peft's files spell a start
     "neoplug/recipe/schema.py": {"adamw"},  # the default optimizer
     "neoplug/testing/token_weights.py": {"position"},  # an argument of the hook

@@ -9,8 +9,8 @@ import torch
 
 import neoplug
 from neoplug import recipe
-from neoplug.runs.inputs import make_order
 from neoplug.data import load_corpus
+from neoplug.runs.steps import make_order
 from neoplug.runs.trainer import Session
 
 

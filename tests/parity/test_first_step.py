@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from neoplug.models import language_model as forward
+from neoplug.models import verify
 
 # peft calls transformers by old names
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning")
@@ -52,7 +52,7 @@ def expected(student, teacher, micro_batches, tokens, temperature):
 def test_llm_neos_mix(
     run, request, monkeypatch, tiny_chat, tiny_tokenizer, packing, layout, temperature, student, teacher
 ):
-    monkeypatch.setattr(forward, "LAYOUTS", {layout: forward.LAYOUTS[layout]})
+    monkeypatch.setattr(verify, "LAYOUTS", {layout: verify.LAYOUTS[layout]})
     student, teacher = (request.getfixturevalue(name) for name in (student, teacher))
     done = run(
         student={"model": str(student), "dtype": "float32"},

@@ -9,10 +9,10 @@ import torch
 
 import neoplug
 from neoplug.data.batch import Document
-from neoplug.models.language_model import head_name, language_model
-from neoplug.training.objective import Loss
-from neoplug.registry import Plugins
+from neoplug.models.verify import head_name, language_model
 from neoplug.models.vocabulary import Vocabulary
+from neoplug.registry import Plugins
+from neoplug.training.objective import Loss
 
 
 @pytest.fixture(scope="session")

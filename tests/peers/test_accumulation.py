@@ -6,8 +6,8 @@ They average micro-batches that hold unequal numbers of answer tokens, or divide
 import numpy as np
 import pytest
 
-from neoplug.models import language_model as forward
 from neoplug.data import Order
+from neoplug.models import verify
 
 MIX = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 0.5}}
 
@@ -15,7 +15,7 @@ MIX = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 0.5}}
 @pytest.mark.parametrize("layout", ["varlen", "flat", pytest.param("padded", marks=pytest.mark.slow)])
 def test_no_split_of_a_step_changes_it(run, tiny_teacher, monkeypatch, layout):
     """Padded rows go into micro-batches by their length, which must not show either."""
-    monkeypatch.setattr(forward, "LAYOUTS", {layout: forward.LAYOUTS[layout]})
+    monkeypatch.setattr(verify, "LAYOUTS", {layout: verify.LAYOUTS[layout]})
     orders, dealt = set(), Order.micro_batches
     monkeypatch.setattr(Order, "micro_batches", lambda order, *at: orders.add(order) or dealt(order, *at))
     curves = []

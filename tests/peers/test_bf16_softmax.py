@@ -2,10 +2,10 @@
 
 import torch
 
-from neoplug.models.language_model import Head
-from neoplug.training.objective import objective
-from neoplug.teachers.live import LiveSignal
+from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
+from neoplug.teachers.live import LiveSignal
+from neoplug.training.objective import objective
 from neoplug_losses.forward_kl import ForwardKL
 
 N, H, V = 64, 64, 2048

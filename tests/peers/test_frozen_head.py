@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neoplug.models.language_model import Head
-from neoplug.training.objective import objective
-from neoplug.teachers.live import LiveSignal
+from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
+from neoplug.teachers.live import LiveSignal
+from neoplug.training.objective import objective
 from neoplug_losses.forward_kl import ForwardKL
 
 N, H, V = 5, 8, 23

@@ -6,8 +6,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from neoplug.data.batch import collate
-from neoplug.training.objective import objective
 from neoplug.teachers.live import teacher_signal
+from neoplug.training.objective import objective
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from neoplug.data.batch import collate
-from neoplug.training.objective import objective
 from neoplug.teachers.live import teacher_signal
+from neoplug.training.objective import objective
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 

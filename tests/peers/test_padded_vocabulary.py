@@ -4,10 +4,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from neoplug.data.batch import collate
-from neoplug.models.language_model import head_name, language_model
-from neoplug.training.objective import objective
-from neoplug.teachers.live import teacher_signal
+from neoplug.models.verify import head_name, language_model
 from neoplug.models.vocabulary import shared
+from neoplug.teachers.live import teacher_signal
+from neoplug.training.objective import objective
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from neoplug.models.language_model import Head
-from neoplug.training.objective import objective
-from neoplug.teachers.live import LiveSignal
+from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
+from neoplug.teachers.live import LiveSignal
+from neoplug.training.objective import objective
 from neoplug_losses.listwise import Listwise
 from neoplug_losses.pairwise import Pairwise
 

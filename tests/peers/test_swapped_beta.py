@@ -9,10 +9,10 @@ import torch
 from numpy.testing import assert_allclose
 from scipy.special import rel_entr, softmax
 
-from neoplug.models.language_model import Head
-from neoplug.training.objective import objective
-from neoplug.teachers.live import LiveSignal
+from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
+from neoplug.teachers.live import LiveSignal
+from neoplug.training.objective import objective
 from neoplug_losses.jsd import JensenShannon
 
 N, V = 6, 19

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 
 from neoplug.data.batch import collate
-from neoplug.training.objective import objective
 from neoplug.teachers.live import teacher_signal
+from neoplug.training.objective import objective
 from neoplug_losses.forward_kl import ForwardKL
 
 

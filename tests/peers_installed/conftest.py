@@ -30,11 +30,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from neoplug.models.language_model import Head
-from neoplug.training.objective import Loss, objective
+from neoplug.models.head import Head
+from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins
 from neoplug.teachers.live import LiveSignal
-from neoplug.models.vocabulary import Vocabulary
+from neoplug.training.objective import Loss, objective
 
 B, L, S, T, V = 3, 16, 12, 20, 61
 

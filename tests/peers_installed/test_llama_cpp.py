@@ -12,8 +12,8 @@ import torch
 import xllamacpp
 from transformers import AutoModelForCausalLM
 
-from neoplug.export.lora import export_lora
 from neoplug.export.gguf_lora import PAIRED, PLAIN
+from neoplug.export.lora import export_lora
 from neoplug.models import locate
 from neoplug.runs.directory import RunDir
 from neoplug.testing.families import make

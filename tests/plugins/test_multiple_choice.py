@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neoplug.errors import RunError
 from neoplug.evaluation.evaluate import probe
-from neoplug.models.language_model import head_name, language_model
-from neoplug.registry import Plugins
+from neoplug.models.verify import head_name, language_model
 from neoplug.models.vocabulary import Vocabulary
+from neoplug.registry import Plugins
 from neoplug_probes.multiple_choice import MultipleChoice, scored
 from neoplug_probes.questions import Question, read
 

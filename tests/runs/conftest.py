@@ -37,7 +37,8 @@ class Drop:
 """
 # Loaded once by the server that other processes are forked from: starting Python and torch costs seconds.
 PRELOADED = [
-    "neoplug.runs.execute", "neoplug.cli.run", "neoplug.cli.watch", "neoplug.cli.show", "peft", "accelerate", "datasets",
+    "neoplug.runs.execute", "neoplug.cli.run", "neoplug.cli.watch", "neoplug.cli.show", "peft", "accelerate",
+    "datasets",
     "transformers.models.llama.modeling_llama",
 ]  # fmt: skip
 

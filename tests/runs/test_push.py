@@ -11,10 +11,10 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
-from neoplug.runs.model_card import card
 from neoplug.errors import RunError, UsageError
 from neoplug.export.hub import push
 from neoplug.runs.directory import RunDir
+from neoplug.runs.model_card import card
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # huggingface_hub's own, of httpx

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from neoplug.models import language_model as forward
+from neoplug.models import verify
 
 SPOKEN = (
     "<|teacher|>You are a teacher, and wise.\n{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}"
@@ -77,7 +77,7 @@ def predictions(model, prompt, labels, vocabulary):
 def test_ruler_and_first_step_are_those_of_the_conversations_by_hand(
     lab, monkeypatch, evaluation_chat, by_hand, knowing_teacher, layout, packing
 ):
-    monkeypatch.setattr(forward, "LAYOUTS", {layout: forward.LAYOUTS[layout]})
+    monkeypatch.setattr(verify, "LAYOUTS", {layout: verify.LAYOUTS[layout]})
     data = {"source": str(evaluation_chat), "eval_source": str(evaluation_chat), "held_out": None, "packing": packing}
     train = {"max_steps": 1, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 1}
     lab.run("run", teacher={"model": str(knowing_teacher), "chat_template": SPOKEN}, data=data, train=train)

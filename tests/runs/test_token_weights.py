@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from neoplug.training.module import Watched
 from neoplug.errors import RunError
+from neoplug.training.module import Watched
 
 WITNESS = """
 @dataclass(eq=False)

@@ -9,12 +9,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neoplug import recipe
-from neoplug.runs.inputs import make_order
 from neoplug.data import load_corpus
 from neoplug.errors import UsageError
 from neoplug.export.merge import export
 from neoplug.runs.progress import Silent
 from neoplug.runs.remeasure import checked_for, remeasure
+from neoplug.runs.steps import make_order
 
 pytestmark = [
     pytest.mark.slow,

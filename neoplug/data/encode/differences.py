@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from neoplug.data.encode.chat import Chat, Message, Refused, Rendered, Unstable, template_text
-from neoplug.data.ingest.report import Report
 from neoplug.data.encode.teacher_prompt import TeacherPrompt
 from neoplug.data.encode.tokens import Tokenizer, Tokens
+from neoplug.data.ingest.report import Report
 
 if TYPE_CHECKING:
     from neoplug.recipe import Data

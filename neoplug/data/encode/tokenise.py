@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 
 from neoplug.data.encode.chat import OWN_KEY, Chat, Refused, Rendered, Unstable, unstable
-from neoplug.data.ingest.columns import Content
 from neoplug.data.encode.teacher_prompt import Answer, TeacherPrompt, answers_of
 from neoplug.data.encode.tokens import Encoded, Tokenizer, Tokens
+from neoplug.data.ingest.columns import Content
 
 TrainOn = Literal["answers", "all", "last"]
 OnRefusal = Callable[[int, str], Any]  # takes the number of a row that cannot be used, and why

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from neoplug.data.ingest.columns import Columns, Content, names_of, recognise
 from neoplug.data.encode.lengths import Fitted, fit
+from neoplug.data.encode.tokenise import ROWS_AT_ONCE, Tokeniser
+from neoplug.data.ingest.columns import Columns, Content, names_of, recognise
 from neoplug.data.ingest.parts import Part
 from neoplug.data.ingest.readers import Fault, Row
 from neoplug.data.ingest.report import Read, Report
 from neoplug.data.store.spool import Spool
-from neoplug.data.encode.tokenise import ROWS_AT_ONCE, Tokeniser
 from neoplug.errors import Problem, RecipeError
 
 if TYPE_CHECKING:

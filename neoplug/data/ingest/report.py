@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from neoplug.data.ingest.columns import NEEDED, Kind
 from neoplug.data.encode.lengths import Fitted
+from neoplug.data.ingest.columns import NEEDED, Kind
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem
 

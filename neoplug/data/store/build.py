@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import TypeAdapter
 
-from neoplug.data.split import split
+from neoplug.data.encode.tokenise import Tokeniser
 from neoplug.data.ingest.intake import Intake
-from neoplug.data.packing import pack
 from neoplug.data.ingest.parts import Part
 from neoplug.data.ingest.report import Read, Report
+from neoplug.data.packing import pack
+from neoplug.data.split import split
 from neoplug.data.store.spool import Spool
 from neoplug.data.store.token_files import write_record
-from neoplug.data.encode.tokenise import Tokeniser
 from neoplug.errors import RecipeError
 from neoplug.files import folder_atomically
 

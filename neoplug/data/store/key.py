@@ -22,7 +22,7 @@ def store_key(depends: dict[str, Any], tokenizer: Tokenizer) -> str:
             "data": depends,
             "tokenizer": tokenizer_identity(tokenizer),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "code": [sha256_of(file) for file in sorted(Path(__file__).parent.glob("*.py"))],
+            "code": [sha256_of(file) for file in sorted(Path(__file__).parents[1].rglob("*.py"))],
         }
     )
 

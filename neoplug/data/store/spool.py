@@ -14,9 +14,9 @@ from typing import Any, Self
 import numpy as np
 
 from neoplug.data.batch import Document
-from neoplug.data.split import DIGEST
 from neoplug.data.encode.lengths import Fitted
 from neoplug.data.ingest.report import Side
+from neoplug.data.split import DIGEST
 from neoplug.data.store.token_files import file_of
 
 TOKEN, FLAG = np.dtype("<i4"), np.dtype(bool)

@@ -15,10 +15,10 @@ from typing import get_args, get_type_hints
 import pytest
 
 from neoplug import recipe
-from neoplug.runs.inputs import find_model
 from neoplug.errors import RecipeError
 from neoplug.models import load_tokenizer, prepare
 from neoplug.registry import answered, installed
+from neoplug.runs.preflight import find_model
 
 LAYERS = [0, 10, 20, 29]  # of 30
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from neoplug import recipe
 from neoplug.errors import RecipeError, UsageError
+from neoplug.recipe.loss_weights import Linear, Weight
 from neoplug.recipe.merge import joined, leaves
 from neoplug.recipe.schema import Recipe
 from neoplug.recipe.source import split
 from neoplug.registry import Entry
-from neoplug.recipe.loss_weights import Linear, Weight
 
 BROKEN = Path(__file__).parent / "broken"
 HOT = "./parts.py:Divergence@hot"
@@ -629,7 +629,7 @@ def test_the_schema_knows_sections_and_plugins(monkeypatch, caplog):
     ]  # fmt: skip
     monkeypatch.setattr("neoplug.recipe.editor_schema.installed", lambda: entries)
     with caplog.at_level(logging.WARNING, "neoplug"):
-        found = recipe.schema()
+        found = recipe.json_schema()
     assert [record.message.split(":")[0] for record in caplog.records] == [
         ["left out", " bad of shelf"][0], ["left out", " worse of shelf"][0],
     ]  # fmt: skip
@@ -660,7 +660,7 @@ def references(value):
 
 
 def test_the_schema_of_what_is_installed_refers_only_to_what_it_defines():
-    found = recipe.schema()
+    found = recipe.json_schema()
     assert {reference.removeprefix("#/$defs/") for reference in references(found)} <= set(found["$defs"])
     assert "lora" in found["properties"]["adapter"]["anyOf"][0]["properties"]
     assert "nf4" in found["$defs"]["Student"]["properties"]["load"]["anyOf"][0]["properties"]

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from neoplug.errors import UsageError
-from neoplug.export.merge import export
 from neoplug.export.lora import export_lora
+from neoplug.export.merge import export
 from neoplug.testing.families import make
+from tests.models.conftest import write_gguf
 
-from .models.conftest import write_gguf
-from .test_export import logits, make_run, quantised
+from .test_merge import logits, make_run, quantised
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from neoplug.registry.compatibility import FAILS, PLAIN, Matrix, reasons, summary
 from neoplug.registry import answered, installed
+from neoplug.registry.compatibility import FAILS, PLAIN, Matrix, reasons, summary
 from neoplug.testing.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]

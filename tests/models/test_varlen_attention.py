@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from neoplug.models.varlen_attention import use_own, use_varlen
 from neoplug.data.batch import collate
+from neoplug.models.varlen_attention import use_own, use_varlen
 from neoplug.testing.families import FAMILIES, configuration
-from tests.test_forward import document
+
+from .test_language_model import document
 
 BY_NAME = sorted(FAMILIES.keys() - {"bloom", "falcon_h1"})  # one does not call attention by name, one has a state too
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from neoplug.registry import compatibility as matrix
 from neoplug.errors import RecipeError
-from neoplug.registry.compatibility import Finding, Matrix, Row
 from neoplug.registry import Entry, find
+from neoplug.registry import compatibility as matrix
+from neoplug.registry.compatibility import Finding, Matrix, Row
 from neoplug_adapters.lora import LoRA
 
 NF4 = {"at": "train", "why": "it stands still", "where": {"nf4": ["llama", "opt"], "plain": ["opt"]}}

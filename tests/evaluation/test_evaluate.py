@@ -11,9 +11,9 @@ from neoplug import hookimpl
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RunError
 from neoplug.evaluation.evaluate import probe
-from neoplug.models.language_model import head_name, language_model
-from neoplug.registry import Plugins
+from neoplug.models.verify import head_name, language_model
 from neoplug.models.vocabulary import Vocabulary
+from neoplug.registry import Plugins
 
 SHARED = 300
 

@@ -1,6 +1,6 @@
 """One small step, counted: what neoplug itself asks of the machine may shrink but not grow, whatever the clock says.
 
-    python tests/gate/test_counts.py    stores today's counts as the budget, budget.json beside this file
+    python tests/performance_gate/test_counts.py    stores today's counts as the budget, budget.json beside this file
 
 Counted are operators that neoplug's own lines call, the core's and the plugins'; not the model's, the optimizer's, nor
 what autograd does by itself. Counts hold for the torch that they were taken with; another may need a tenth more.
@@ -17,16 +17,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import neoplug
-from neoplug.training import objective
 from neoplug.data.batch import Document
 from neoplug.distributed.world import World
-from neoplug.models.language_model import head_name, language_model
+from neoplug.models.verify import head_name, language_model
+from neoplug.models.vocabulary import Vocabulary
+from neoplug.recipe import Train
+from neoplug.recipe.loss_weights import Weight
+from neoplug.registry import Plugins
+from neoplug.training import objective
 from neoplug.training.loop import Training, distil
 from neoplug.training.objective import Loss
-from neoplug.recipe import Train
-from neoplug.registry import Plugins
-from neoplug.models.vocabulary import Vocabulary
-from neoplug.recipe.loss_weights import Weight
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 from neoplug_losses.jsd import JensenShannon
@@ -139,7 +139,9 @@ def test_no_count_grew(way):
         who: f"{allowed.get(who, 0)} -> {count}" for who, count in found.items() if count > share * allowed.get(who, 0)
     }
     assert found["bytes"] > 0
-    assert not grown, f"{way}: {grown}; if it must be so, `python tests/gate/test_counts.py` stores a new budget"
+    assert not grown, (
+        f"{way}: {grown}; if it must be so, `python tests/performance_gate/test_counts.py` stores a new budget"
+    )
 
 
 MORE = """

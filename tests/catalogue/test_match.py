@@ -11,8 +11,8 @@ import torch
 from neoplug import recipe as recipes
 from neoplug.data.batch import Document, collate
 from neoplug.errors import UsageError
-from neoplug.runs.plan import plan
 from neoplug.registry import Plugins, installed
+from neoplug.runs.plan import plan
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
 pytestmark = [

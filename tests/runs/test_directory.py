@@ -16,7 +16,8 @@ import yaml
 
 from neoplug.errors import UsageError
 from neoplug.registry import Entry
-from neoplug.runs.directory import RunDir, chosen_output, default_output, difference, lock_record
+from neoplug.runs.directory import RunDir, chosen_output, default_output
+from neoplug.runs.lock import difference, lock_record
 
 RECIPE = {"format": 1, "train": {"max_steps": 3, "learning_rate": 1e-5}, "adapter": {"lora": {"r": 4}}, "seed": 0}
 LOCK = {"format": 1, "versions": {}}

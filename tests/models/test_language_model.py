@@ -20,13 +20,13 @@ from transformers import (
     Qwen2Config,
 )
 
-from neoplug.models import varlen_attention as attention
-from neoplug.models import language_model as forward
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RunError
-from neoplug.models.language_model import head_name, language_model
-from neoplug.training.objective import Loss, objective
+from neoplug.models import varlen_attention as attention
+from neoplug.models import verify
+from neoplug.models.verify import head_name, language_model
 from neoplug.models.vocabulary import Vocabulary
+from neoplug.training.objective import Loss, objective
 from neoplug_losses.cross_entropy import CrossEntropy
 
 # peft calls transformers by old names
@@ -96,7 +96,7 @@ def as_ours(module, vocabulary=None, name=None, **more):
 @pytest.fixture
 def without_varlen(monkeypatch):
     """As on a GPU, or where a model does not call its attention by name."""
-    monkeypatch.setattr(forward, "use_varlen", lambda model: False)
+    monkeypatch.setattr(verify, "use_varlen", lambda model: False)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -112,7 +112,7 @@ def test_head_and_hidden_states_are_the_models_own_logits(family):
 @pytest.mark.parametrize("family", CONFIGS)
 def test_every_layout_that_it_takes_keeps_documents_apart(family, monkeypatch):
     assert as_ours(build(family)).layout == "varlen"
-    monkeypatch.setattr(forward, "use_varlen", lambda model: False)
+    monkeypatch.setattr(verify, "use_varlen", lambda model: False)
     assert as_ours(build(family)).layout == ("block" if family == "opt" else "flat")
 
 
@@ -199,7 +199,7 @@ def test_a_window_that_the_data_can_show_is_proved(monkeypatch, longest, layout,
     """A block mask without the window is another model, but only for documents that are longer than the window."""
     module = build("mistral")
     own = module.forward
-    monkeypatch.setattr(forward, "_windows", lambda config: {"full_attention": None})
+    monkeypatch.setattr(verify, "_windows", lambda config: {"full_attention": None})
 
     def deaf(position_ids=None, **more):  # so that position_ids do not already keep documents apart
         return own(**more)

@@ -27,7 +27,7 @@ def test_the_cost_of_every_adapter_was_measured(maker):
 
 
 def test_every_adapter_was_held_to_the_suite_on_the_packaged_model(maker):
-    command = "pytest -n 0 tests/shelf/test_adapters.py --packaged benchmarks/adapters_packaged.json"
+    command = "pytest -n 0 tests/catalogue/test_adapters.py --packaged benchmarks/adapters_packaged.json"
     untried = [f"{command} -k {name}" for name in maker.adapters() if name not in maker.outcomes()]
     assert not untried, "run these, and then python benchmarks/adapters_page.py"
     assert sorted(maker.outcomes()) == list(maker.adapters())

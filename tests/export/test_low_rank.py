@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from neoplug.errors import UsageError
 from neoplug.export import low_rank as difference
 from neoplug.export.low_rank import Layer, Product, affordable, changed_layers, decompose, fidelity
-from neoplug.errors import UsageError
 
 
 def drawn(*shape, seed=0):

@@ -19,15 +19,15 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from torch.nn.functional import cross_entropy
 
-from neoplug.training import checkpoint
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError, UsageError
-from neoplug.export.merge import export
 from neoplug.export.lora import export_lora
+from neoplug.export.merge import export
 from neoplug.models import load_model, locate, virtual_tokens
 from neoplug.registry import Plugins, build, installed
 from neoplug.runs.directory import RunDir
 from neoplug.testing import call
+from neoplug.training import checkpoint
 from neoplug_models.nf4 import NF4
 
 STEPS = 6

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neoplug.training import objective as module
 from neoplug.errors import RunError
-from neoplug.models.language_model import Head
 from neoplug.hookspecs import hookimpl
-from neoplug.training.objective import Loss, TokenWeights, log_probabilities, objective
+from neoplug.models.head import Head
+from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins
 from neoplug.teachers.live import LiveSignal
-from neoplug.models.vocabulary import Vocabulary
+from neoplug.training import objective as module
+from neoplug.training.objective import Loss, TokenWeights, log_probabilities, objective
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 from neoplug_losses.jsd import JensenShannon

@@ -1,0 +1,107 @@
+"""The output head as a function: float32 logits over the shared vocabulary, a block of hidden states at a time.
+
+n rows of a block, H hidden size, V shared vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from neoplug.models.vocabulary import Vocabulary
+
+
+class FrozenLinear(torch.autograd.Function):
+    """Float32 logits of a frozen head, without a rounding of logits in between and without a gradient of the weight."""
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, room: torch.UntypedStorage
+    ) -> Tensor:
+        """[n, H], [V, H], [V] -> [n, V] float32, in `room` if the weight is float32: it grows to hold them."""
+        ctx.save_for_backward(weight)
+        ctx.dtype = hidden.dtype
+        if weight.dtype == torch.float32:
+            logits = weight.new_empty(0).set_(room).resize_(len(hidden), len(weight))
+            torch.mm(hidden.float(), weight.t(), out=logits)
+        else:
+            logits = torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32)
+        return logits if bias is None else logits.add_(bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
+        """[n, V] -> [n, H]."""
+        (weight,) = ctx.saved_tensors
+        return (gradient.to(weight.dtype) @ weight).to(ctx.dtype), None, None, None
+
+
+@dataclass(eq=False)
+class Head:
+    """The output head as a function: hidden states [n, H] -> float32 logits [n, V] over the shared vocabulary.
+
+    module      the model's output embedding, or what an adapter put in its place
+    multiplier  what the model multiplies its logits by (Granite, Cohere, Falcon-H1)
+    cap         soft cap of the logits (Gemma): cap * tanh(logits / cap)
+    """
+
+    module: nn.Module
+    vocabulary: Vocabulary
+    multiplier: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return logits [n, V] in float32, with a graph where gradients are enabled."""
+        return self.opened()(hidden)
+
+    def opened(self) -> Callable[[Tensor], Tensor]:
+        """Return the same function for many blocks: what each would do to the weights is done once. Use it, drop it.
+
+        A call may overwrite what the one before returned: blocks share their memory, and an allocator need not find
+        64 MiB anew among what came to lie between.
+        """
+        shared = self._linear(self.module) if type(self.module) is nn.Linear else self._adapted()
+
+        def logits_of(hidden: Tensor) -> Tensor:
+            logits = shared(hidden)
+            if self.multiplier != 1.0:
+                logits = logits * self.multiplier
+            return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+        return logits_of
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the head's trainable parameters: none for a frozen head."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def _linear(self, module: nn.Linear) -> Callable[[Tensor], Tensor]:
+        weight, bias = module.weight, module.bias
+        if self.parameters():
+            return lambda hidden: functional.linear(hidden.float(), self._rows(weight).float(), self._rows(bias))
+        frozen, frozen_bias = self._rows(weight), self._rows(bias)
+        if not weight.is_cuda:  # only there a product of 16-bit numbers can give float32
+            frozen = frozen.float()
+        room = frozen.new_empty(0, dtype=torch.float32).untyped_storage()
+        return lambda hidden: FrozenLinear.apply(hidden, frozen, frozen_bias, room)
+
+    def _adapted(self) -> Callable[[Tensor], Tensor]:
+        """Return the head as an adapter changed it, 16-bit weights widened: logits rounded to bf16 spoil the loss."""
+        narrow = (torch.float16, torch.bfloat16)
+        wide = {name: weight.float() for name, weight in self.module.named_parameters() if weight.dtype in narrow}
+
+        def logits_of(hidden: Tensor) -> Tensor:
+            logits: Tensor = functional_call(self.module, wide, (hidden.float(),))
+            return self._rows(logits.float().t()).t() * 1  # a buffer of its own: the objective overwrites it
+
+        return logits_of
+
+    def _rows(self, values: Any) -> Any:
+        """Return those of the head's rows, the first dimension of `values`, that stand for a shared token."""
+        if values is None or self.vocabulary.size == len(values):
+            return values
+        if self.vocabulary.ids is None:
+            return values[: self.vocabulary.size]
+        return values.index_select(0, self.vocabulary.ids_on(values.device))

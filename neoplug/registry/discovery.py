@@ -1,0 +1,175 @@
+"""Discovery of plugins: entry points and local files, found by the name that a recipe uses, loaded on demand.
+
+A name in a recipe is `name`, `package:name` or `./file.py:Class`, each with an optional `@tag`.
+`installed` and `find` import nothing; only `Entry.load` does, for what a recipe names.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from neoplug.errors import Problem, RecipeError, did_you_mean, in_file
+
+GROUP = "neoplug"
+
+
+_FILE = re.compile(r"(?P<file>.+\.py):(?P<attribute>[A-Za-z_][\w.]*)")
+
+
+_TAG = re.compile(r"[\w-]+")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A plugin that can be loaded.
+
+    name     as its package registers it, or the class of a local file
+    package  the distribution, or the path of the file
+    version  of the distribution; empty for a file
+    target   `module:attribute`, or `/path/file.py:attribute`
+    """
+
+    name: str
+    package: str
+    version: str
+    target: str
+
+    @property
+    def file(self) -> Path | None:
+        """The local file that holds the plugin, or None for an installed one."""
+        match = _FILE.fullmatch(self.target)
+        return Path(match["file"]) if match and Path(match["file"]).is_absolute() else None
+
+    def load(self) -> type:
+        """Import the plugin's class. Raises RecipeError, saying what failed and whose it is."""
+        module, _, attribute = self.target.rpartition(":")
+        try:
+            if not module:
+                raise ValueError(f"`{self.target}` names no class, as module:Class would")
+            found: Any = _import_file(self.file) if self.file else importlib.import_module(module)
+            for part in attribute.split("."):
+                found = _part(found, part, module)
+        except (Exception, SystemExit) as error:
+            owner = f"{self.package} {self.version}".strip()
+            why = f"{type(error).__name__}: {error}{in_file(error, self.file)}"
+            what = f"the plugin `{self.name}` of {owner} cannot be imported: {why}"
+            fix = "mend the file" if self.file else f"mend or reinstall {self.package}, or name another plugin"
+            raise RecipeError([Problem(what, fix=fix)]) from error
+        if not inspect.isclass(found):
+            raise RecipeError([Problem(f"`{self.target}` is no class", fix="a plugin is a dataclass")])
+        return found
+
+
+def _part(whole: Any, name: str, module: str) -> Any:
+    if not hasattr(whole, name):
+        classes = [known for known, value in vars(whole).items() if inspect.isclass(value)]
+        raise AttributeError(f"{module} has no `{name}`{did_you_mean(name, classes)}")
+    return getattr(whole, name)
+
+
+class _SourceOnly(SourceFileLoader):
+    """Runs a file and leaves no .pyc beside it: a recipe's folder is the user's."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        """Write nothing."""
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a local file under a name of its own; the same bytes are run once."""
+    digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()[:16]
+    name = f"neoplug_file_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    loader = _SourceOnly(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader, origin=str(path))
+    assert spec is not None
+    spec.has_location = True
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def installed() -> list[Entry]:
+    """List the entry points of group `neoplug`, sorted by name and package. Imports none of them."""
+    from importlib.metadata import entry_points
+
+    changed = tuple((place, place.stat().st_mtime_ns) for place in map(Path, sys.path) if place.exists())
+    return list(_listed(entry_points, changed))
+
+
+@lru_cache(maxsize=1)  # every installed package is looked at for it, so only when a folder changed
+def _listed(entry_points: Callable[..., Any], _: tuple[tuple[Path, int], ...]) -> list[Entry]:
+    points = entry_points(group=GROUP)
+    owners: dict[Any, tuple[str, str]] = {}
+    for dist in {point.dist for point in points}:
+        owners[dist] = (dist.name, dist.version) if dist else ("?", "")  # each parses a file
+    found = {Entry(point.name, *owners[point.dist], point.value) for point in points}
+    return sorted(found, key=lambda entry: (entry.name, entry.package, entry.target))
+
+
+def find(name_in_recipe: str, base: Path) -> Entry:
+    """Return the entry that a recipe's plugin name means; `./file.py:Class` starts at `base`. Imports nothing.
+
+    Raises RecipeError for an unknown or ambiguous name, or a file that is not there.
+    """
+    name = _without_tag(name_in_recipe)
+    if match := _FILE.fullmatch(name):
+        return _find_file(match, base)
+    entries = installed()
+    package, _, short = name.rpartition(":")
+    found = [entry for entry in entries if entry.name == short and package in ("", entry.package)]
+    found = found or [
+        e for e in entries if e.name == short and package and _canonical(e.package) == _canonical(package)
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        full = [f"`{entry.package}:{entry.name}`" for entry in found]
+        raise RecipeError([Problem(f"two packages call a plugin `{short}`", fix=f"write {' or '.join(full)}")])
+    names = sorted(
+        {entry.name for entry in entries} | {f"{entry.package}:{entry.name}" for entry in entries if package}
+    )
+    why = f"installed: {', '.join(sorted({entry.name for entry in entries}))}"
+    fix = "`neoplug plugins` lists what is installed; a file is `./file.py:Class`"
+    raise RecipeError([Problem(f"no plugin is named `{name}`{did_you_mean(name, names)}", why, fix)])
+
+
+def _without_tag(name_in_recipe: str) -> str:
+    match = _FILE.match(name_in_recipe)
+    start = match.end() if match else 0
+    name, at, tag = name_in_recipe[start:].partition("@")
+    if "@" in tag:
+        raise RecipeError([Problem(f"`{name_in_recipe}` has two tags", fix="write name@tag, with one @")])
+    if at and not _TAG.fullmatch(tag):
+        raise RecipeError([Problem(f"`{tag}` is no tag", fix="a tag is made of letters, digits, _ and -")])
+    return name_in_recipe[:start] + name
+
+
+def _find_file(match: re.Match[str], base: Path) -> Entry:
+    try:
+        path = Path(match["file"]).expanduser()
+        path = (base / path).resolve()
+        there = path.is_file()
+    except (OSError, RuntimeError, ValueError):
+        there = False
+    if not there:
+        raise RecipeError([Problem(f"there is no file {match['file']}", f"looked in {base}")])
+    return Entry(match["attribute"], str(path), "", f"{path}:{match['attribute']}")
+
+
+def _canonical(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()

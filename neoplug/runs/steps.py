@@ -1,0 +1,39 @@
+"""The steps of a run: how many there are, the rows of each, and the losses that they minimise."""
+
+from collections.abc import Iterator
+from itertools import count
+from math import ceil
+
+from neoplug.data import Corpus, Order
+from neoplug.data.batch import Batch, collate
+from neoplug.recipe import Checked, Train
+from neoplug.registry import Plugins
+from neoplug.training.objective import Loss
+
+
+def make_order(checked: Checked, corpus: Corpus, world: int) -> Order:
+    """Return which rows each step holds."""
+    train, mixture = checked.recipe.train, corpus.mixture
+    rows = len(corpus.rows) if mixture is None else sum(mixture.shown)
+    batch, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    return Order(rows, batch, accumulation, world, checked.recipe.seed, mixture=mixture)
+
+
+def training_batches(checked: Checked, corpus: Corpus) -> Iterator[Batch]:
+    """Yield training micro-batches in the recipe's order, without end, for hooks that ask for `batches`."""
+    order = make_order(checked, corpus, 1)
+    for step in count():
+        for rows in order.micro_batches(step, 0):
+            yield collate([document for row in rows for document in corpus.rows[row]])
+
+
+def count_steps(train: Train, steps_per_epoch: int) -> int:
+    """Return how many optimizer steps a run has."""
+    return train.max_steps or ceil((train.num_train_epochs or 1) * steps_per_epoch)
+
+
+def make_losses(plugins: Plugins) -> list[Loss]:
+    """Return the losses among the plugins, in the order of their names; what each weighs is said at each step."""
+    values = plugins.functions("token_loss", section="loss")
+    gradients = plugins.functions("token_gradient", section="loss")
+    return [Loss(name, 1.0, value, gradients.get(name)) for name, value in sorted(values.items())]
