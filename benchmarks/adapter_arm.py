@@ -19,13 +19,13 @@ from neoplug.data import Corpus
 from neoplug.distributed.world import World
 from neoplug.models.quiet import quiet
 from neoplug.models.verify import head_name
-from neoplug.recipe import Checked
+from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.artifacts import save_student
 from neoplug.runs.directory import RunDir
-from neoplug.runs.inputs import Parts, gather
+from neoplug.runs.inputs import RunInputs, resolve_inputs
 from neoplug.runs.progress import Silent
 from neoplug.runs.signals import Stop
-from neoplug.runs.trainer import Session
+from neoplug.runs.trainer import Trainer
 from neoplug.training.loop import distil
 from neoplug.training.metrics import Metrics
 from neoplug.training.optim import make_optimizer, make_schedule
@@ -41,9 +41,9 @@ def work(name: str, changes: dict[str, Any], line: Connection) -> None:
     """
     with tempfile.TemporaryDirectory() as folder, quiet():
         checked = recipe.load("llm_neo_tiny", changes=as_measured(name, changes))
-        parts = gather(checked, Silent())
+        parts = resolve_inputs(checked, Silent())
         directory = RunDir(Path(folder))
-        train(Session(checked, parts, directory, World("cpu"), Silent(), Stop()), line)
+        train(Trainer(checked, parts, directory, World("cpu"), Silent(), Stop()), line)
 
 
 def as_measured(name: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def as_measured(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     return alone | changes
 
 
-def train(session: Session, line: Connection) -> None:
+def train(session: Trainer, line: Connection) -> None:
     """Train as a run does, for as long as steps are asked for; then save."""
     base = in_memory(session.roles.load("student", session.parts.base))
     name, turns = head_name(base), Turns(line, resident("VmRSS"))
@@ -113,7 +113,7 @@ class FullRows:
         yield [self.rows[step % len(self.rows)]]
 
 
-def saved(module: nn.Module, checked: Checked, parts: Parts, directory: RunDir) -> int:
+def saved(module: nn.Module, checked: ResolvedRecipe, parts: RunInputs, directory: RunDir) -> int:
     """Save as a run does, less the base; return the bytes of the weights."""
     save_student(module, checked, replace(parts.base, kind="local"), parts.tokenizer, directory)
     folders = (directory.adapter, directory.model)

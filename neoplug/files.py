@@ -60,7 +60,7 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     Raises FileExistsError where `path` exists already: a finished folder is never overwritten; DiskError where the
     disk does not take it.
     """
-    _refuse_existing(path)
+    _validate_absent(path)
     with _place_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
@@ -69,7 +69,7 @@ def folder_atomically(path: Path) -> Iterator[Path]:
             yield partial
             _sync_tree(partial)
         partial.chmod(_default_mode() | 0o111 & ~_umask())
-        _refuse_existing(path)
+        _validate_absent(path)
         partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -164,7 +164,7 @@ def held(file: Path) -> Iterator[None]:
         guard.release()
 
 
-def _refuse_existing(path: Path) -> None:
+def _validate_absent(path: Path) -> None:
     if path.exists() or path.is_symlink():
         raise FileExistsError(f"{path} exists already")
 

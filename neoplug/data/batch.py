@@ -24,17 +24,17 @@ class Document:
     """One tokenised document, or one window of a long one.
 
     input_ids       [L] int64
-    scored          [L] bool: the tokens that are trained on; the first never is, since nothing predicts it
+    loss_mask       [L] bool: the tokens that are trained on; the first never is, since nothing predicts it
     row             number of its row in the source
     teacher_ids     [M] int64: what the teacher reads instead, where it has a prompt of its own
-    teacher_scored  [M] bool: the same answer tokens in `teacher_ids`, one for one
+    teacher_loss_mask  [M] bool: the same answer tokens in `teacher_ids`, one for one
     """
 
     input_ids: np.ndarray
-    scored: np.ndarray
+    loss_mask: np.ndarray
     row: int
     teacher_ids: np.ndarray | None = None
-    teacher_scored: np.ndarray | None = None
+    teacher_loss_mask: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -42,7 +42,7 @@ class Document:
     @property
     def answer_tokens(self) -> int:
         """Count the tokens that the objective scores."""
-        return int(np.count_nonzero(self.scored[1:]))
+        return int(np.count_nonzero(self.loss_mask[1:]))
 
     @property
     def longest(self) -> int:
@@ -51,9 +51,9 @@ class Document:
 
     def as_teacher(self) -> "Document":
         """Return the document as the teacher reads it."""
-        if self.teacher_ids is None or self.teacher_scored is None:
+        if self.teacher_ids is None or self.teacher_loss_mask is None:
             return self
-        return Document(self.teacher_ids, self.teacher_scored, self.row)
+        return Document(self.teacher_ids, self.teacher_loss_mask, self.row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +178,7 @@ def collate(documents: Sequence[Document]) -> Batch:
         input_ids=_joined([document.input_ids for document in documents]),
         lengths=[len(document) for document in documents],
         positions=_positions(documents),
-        labels=_joined([document.input_ids[1:][document.scored[1:]] for document in documents]),
+        labels=_joined([document.input_ids[1:][document.loss_mask[1:]] for document in documents]),
         rows=_joined([np.full(document.answer_tokens, document.row) for document in documents]),
         teacher=_teacher_text(documents),
     )
@@ -190,7 +190,7 @@ def places_in_answers(documents: Sequence[Document]) -> Tensor:
     An answer is a run of answer tokens with none between that is not scored: an assistant's turn with what ends it, or
     where all is scored the document. A window of a long document counts from its own first answer token.
     """
-    return _joined([np.append(_places(document.scored[1:]), 0) for document in documents])
+    return _joined([np.append(_places(document.loss_mask[1:]), 0) for document in documents])
 
 
 def _places(scored: np.ndarray) -> np.ndarray:
@@ -210,7 +210,7 @@ def _teacher_text(documents: Sequence[Document]) -> TeacherText | None:
 def _positions(documents: Sequence[Document]) -> Tensor:
     """Return [N]: where the documents, one after the other, predict their answer tokens."""
     starts = np.cumsum([0, *map(len, documents[:-1])])
-    return _joined([np.flatnonzero(d.scored[1:]) + start for d, start in zip(documents, starts, strict=True)])
+    return _joined([np.flatnonzero(d.loss_mask[1:]) + start for d, start in zip(documents, starts, strict=True)])
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> Tensor:

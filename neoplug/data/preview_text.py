@@ -18,7 +18,9 @@ def pieces(document: Document, tokenizer: Tokenizer) -> Iterator[Piece]:
     before: list[int] = []
     known = ""
     pending: list[int] = []
-    for number, (token, scored) in enumerate(zip(document.input_ids.tolist(), document.scored.tolist(), strict=True)):
+    for number, (token, scored) in enumerate(
+        zip(document.input_ids.tolist(), document.loss_mask.tolist(), strict=True)
+    ):
         pending.append(token)
         text = tokenizer.decode([*before, *pending], clean_up_tokenization_spaces=False)
         if text.endswith(BROKEN) and number + 1 < len(document):

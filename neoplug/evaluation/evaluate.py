@@ -88,7 +88,7 @@ def probe(
     def predict(module: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         asked = known[id(module)]
         if id(batch) not in own:  # those were looked at when the data was read, and a prompt is its reader's alone
-            _refuse_unshared(batch, asked, tokenizer)
+            _validate_shared_vocabulary(batch, asked, tokenizer)
         batch = (batch.for_teacher() if asked is teacher else batch).to(asked.device)
         labels = asked.head.vocabulary.index(batch.labels)
         for rows, log_q, _ in log_probabilities(asked.head, asked.hidden(batch)):
@@ -104,7 +104,7 @@ def probe(
     return answers
 
 
-def _refuse_unshared(batch: Batch, model: LanguageModel, tokenizer: Any) -> None:
+def _validate_shared_vocabulary(batch: Batch, model: LanguageModel, tokenizer: Any) -> None:
     """Refuse a probe's own text where only one of the models knows its tokens."""
     if strange := model.head.vocabulary.unshared(batch.input_ids):
         named = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in strange[:5])

@@ -32,7 +32,7 @@ PLAIN = {
 PAIRED = {"granite": "granite", "llama": "llama", "mistral": "llama", "mixtral": "llama", "smollm3": "smollm3"}
 
 
-def refuse_unknown(config: Any) -> None:
+def validate_targets(config: Any) -> None:
     """Raise UsageError for a family of which it is not known how llama.cpp stores its weights."""
     if config.model_type not in PLAIN | PAIRED:
         raise UsageError(
@@ -50,7 +50,7 @@ def write_gguf(matrices: Mapping[str, tuple[Tensor, Tensor]], rank: int, config:
     """
     import gguf
 
-    refuse_unknown(config)
+    validate_targets(config)
     architecture = (PLAIN | PAIRED)[config.model_type]
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[architecture], config.num_hidden_layers)

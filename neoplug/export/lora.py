@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from neoplug.export.gguf_lora import refuse_unknown, write_gguf
+from neoplug.export.gguf_lora import validate_targets, write_gguf
 from neoplug.export.low_rank import Fidelity, Product, affordable, changed_layers, decompose, fidelity
 from neoplug.export.merge import finished, standalone, unquantised
 from neoplug.export.peft_files import write_folder
@@ -35,7 +35,7 @@ def export_lora(run: Path, out: Path, dtype: str = "float32", rank: int | None =
     directory = finished(run, out, dtype)
     base = base_of(directory)
     if gguf:
-        refuse_unknown(load_config(base).get_text_config())
+        validate_targets(load_config(base).get_text_config())
     after, before = standalone(directory, base), unquantised(base)
     layers = changed_layers(after, before)
     log.info("taking %d layers apart", len(layers))

@@ -9,7 +9,7 @@ import torch
 
 from neoplug.errors import UsageError, did_you_mean
 from neoplug.files import folder_atomically
-from neoplug.models import DTYPES, Located, load_tokenizer, load_weights
+from neoplug.models import DTYPES, ResolvedModel, load_tokenizer, load_weights
 from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.registry import Plugins
 from neoplug.runs.directory import RunDir
@@ -59,7 +59,7 @@ def finished(run: Path, out: Path, dtype: str) -> RunDir:
     return directory
 
 
-def standalone(directory: RunDir, base: Located) -> "PreTrainedModel":
+def standalone(directory: RunDir, base: ResolvedModel) -> "PreTrainedModel":
     """Return the trained student as a plain model in float32. Raises UsageError where its adapter cannot be merged."""
     plugins = adapter_plugins(directory)
     if is_peft(directory):
@@ -75,7 +75,7 @@ def standalone(directory: RunDir, base: Located) -> "PreTrainedModel":
     )
 
 
-def unquantised(located: Located) -> "PreTrainedModel":
+def unquantised(located: ResolvedModel) -> "PreTrainedModel":
     """Return the stored model in float32 on the CPU; one whose stored weights are quantised is dequantised."""
     model = load_weights(located, dtype=torch.float32, device_map={"": "cpu"})
     if getattr(model.config, "quantization_config", None) is not None:

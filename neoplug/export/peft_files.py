@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from neoplug.export.low_rank import Fidelity, Layer
-from neoplug.models import Located
+from neoplug.models import ResolvedModel
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 
@@ -24,7 +24,7 @@ def write_folder(
     found: Fidelity,
     base: nn.Module,
     layers: Mapping[str, Layer],
-    located: Located,
+    located: ResolvedModel,
 ) -> None:
     """Write B [O, R] and A [R, I] of each layer of `base`, and what was `found` of them, to the folder `path`."""
     from peft import LoraConfig
@@ -75,7 +75,7 @@ def limit_for_vllm(rank: int) -> int | None:
     return next((limit for limit in VLLM_RANKS if limit >= rank), None)
 
 
-def _page(found: Fidelity, located: Located) -> str:
+def _page(found: Fidelity, located: ResolvedModel) -> str:
     """Return the model card: metadata for the hub, then Markdown for people."""
     facts = "library_name: peft\npipeline_tag: text-generation\ntags: [neoplug]\n"
     if located.revision:

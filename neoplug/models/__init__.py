@@ -16,22 +16,22 @@ from neoplug.models.load import (
     skeleton,
 )
 from neoplug.models.prepared import prepare
-from neoplug.models.reference import Located
+from neoplug.models.reference import ResolvedModel
 from neoplug.models.resolve import locate
 from neoplug.models.stored_adapter import (
     cache_by_its_name,
     locate_adapter,
     put_into,
     put_on,
-    refuse_other_adapter,
-    refuse_unfit,
     tell_other_base,
+    validate_adapter_fits,
+    validate_same_adapter,
     virtual_tokens,
 )
 
 __all__ = [
     "DTYPES",
-    "Located",
+    "ResolvedModel",
     "cache_by_its_name",
     "default_dtype",
     "dtype_named",
@@ -46,10 +46,10 @@ __all__ = [
     "prepare",
     "put_into",
     "put_on",
-    "refuse_other_adapter",
-    "refuse_unfit",
     "reread",
     "skeleton",
     "tell_other_base",
+    "validate_adapter_fits",
+    "validate_same_adapter",
     "virtual_tokens",
 ]

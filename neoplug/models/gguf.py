@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from neoplug.errors import RunError
 from neoplug.files import cache_root, content_hash, folder_atomically, lock, sha256_of, write_atomically
-from neoplug.models.reference import RECORD, Located
+from neoplug.models.reference import RECORD, ResolvedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,10 +25,10 @@ CONVERSION = 1  # part of the cache's key: raise it when a conversion comes out 
 DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 
 
-def from_gguf(file: Path, source: str) -> Located:
+def from_gguf(file: Path, source: str) -> ResolvedModel:
     """Return the converted copy of a local GGUF file."""
     folder = cached({"gguf": sha256_of(file)}, source, lambda target: convert(file, target))
-    return Located(str(folder), None, source, "gguf")
+    return ResolvedModel(str(folder), None, source, "gguf")
 
 
 def cached(key: dict[str, str], source: str, make: Callable[[Path], str]) -> Path:

@@ -55,9 +55,9 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return logits [n, V] in float32, with a graph where gradients are enabled."""
-        return self.opened()(hidden)
+        return self.prepare_logits_fn()(hidden)
 
-    def opened(self) -> Callable[[Tensor], Tensor]:
+    def prepare_logits_fn(self) -> Callable[[Tensor], Tensor]:
         """Return the same function for many blocks: what each would do to the weights is done once. Use it, drop it.
 
         A call may overwrite what the one before returned: blocks share their memory, and an allocator need not find

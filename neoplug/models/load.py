@@ -18,7 +18,7 @@ from neoplug.errors import Problem, RecipeError, RunError
 from neoplug.hookspecs import Role
 from neoplug.models import dropout
 from neoplug.models.quiet import quiet
-from neoplug.models.reference import Located
+from neoplug.models.reference import ResolvedModel
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("neoplug")
 
 
-def load_tokenizer(located: Located, path: Key = ("model",)) -> "PreTrainedTokenizerBase":
+def load_tokenizer(located: ResolvedModel, path: Key = ("model",)) -> "PreTrainedTokenizerBase":
     """Return the model's own tokenizer. Raises RecipeError where it has none that loads."""
     from transformers import AutoTokenizer
 
@@ -41,7 +41,7 @@ def load_tokenizer(located: Located, path: Key = ("model",)) -> "PreTrainedToken
         raise _refused(located, "has no tokenizer that loads", error, path) from error
 
 
-def load_config(located: Located, path: Key = ("model",)) -> "PretrainedConfig":
+def load_config(located: ResolvedModel, path: Key = ("model",)) -> "PretrainedConfig":
     """Return the model's configuration. Raises RecipeError for what is no causal language model."""
     from transformers import AutoConfig
 
@@ -52,11 +52,11 @@ def load_config(located: Located, path: Key = ("model",)) -> "PretrainedConfig":
             )
     except (OSError, ValueError, StrictDataclassError) as error:
         raise _refused(located, "has no configuration that transformers knows", error, path) from error
-    _refuse_other_tasks(located, config, path)
+    _validate_causal_language_model(located, config, path)
     return config
 
 
-def _refuse_other_tasks(located: Located, config: "PretrainedConfig", path: Key) -> None:
+def _validate_causal_language_model(located: ResolvedModel, config: "PretrainedConfig", path: Key) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
@@ -75,7 +75,7 @@ def _refuse_other_tasks(located: Located, config: "PretrainedConfig", path: Key)
     raise RecipeError([problem])
 
 
-def _refused(located: Located, what: str, error: Exception, path: Key) -> RecipeError:
+def _refused(located: ResolvedModel, what: str, error: Exception, path: Key) -> RecipeError:
     why, fix = " ".join(str(error).split()), "choose another model"
     if "trust_remote_code" in why and not located.trust_remote_code:
         why = "it needs Python files of its own, and neoplug runs a model's code only where the recipe asks for it"
@@ -83,7 +83,7 @@ def _refused(located: Located, what: str, error: Exception, path: Key) -> Recipe
     return RecipeError([Problem(f"`{located.source}` {what}", why, fix, path)])
 
 
-def load_weights(located: Located, **kwargs: Any) -> "PreTrainedModel":
+def load_weights(located: ResolvedModel, **kwargs: Any) -> "PreTrainedModel":
     """Return the model as `from_pretrained` gives it. Raises RunError where weights are missing from the files."""
     from transformers import AutoModelForCausalLM
 
@@ -101,11 +101,11 @@ def load_weights(located: Located, **kwargs: Any) -> "PreTrainedModel":
         raise RunError(f"`{located.source}` has weights that cannot be read\nwhy: {why}\nfix: {fix}") from error
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RunError(f"`{located.source}` could not be loaded\nwhy: {type(error).__name__}: {error}") from error
-    _refuse_made_up(located, found)
+    _validate_complete_weights(located, found)
     return model
 
 
-def _refuse_made_up(located: Located, found: dict[str, Any]) -> None:
+def _validate_complete_weights(located: ResolvedModel, found: dict[str, Any]) -> None:
     """Refuse what transformers would fill with random numbers."""
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
@@ -122,7 +122,7 @@ def _refuse_made_up(located: Located, found: dict[str, Any]) -> None:
 
 
 def load_model(
-    located: Located,
+    located: ResolvedModel,
     *,
     dtype: torch.dtype,
     device: torch.device | str,
@@ -182,7 +182,7 @@ def _asked_twice(key: str, name: str, other: str, role: Role) -> Problem:
     )
 
 
-def load_skeleton(located: Located, role: Role, attn_implementation: str | None = None) -> "PreTrainedModel":
+def load_skeleton(located: ResolvedModel, role: Role, attn_implementation: str | None = None) -> "PreTrainedModel":
     """Return the model's skeleton. Raises RecipeError for an attention that it or this machine cannot run."""
     config, trust = load_config(located, (role, "model")), located.trust_remote_code
     bare = skeleton(config, trust_remote_code=trust)

@@ -14,19 +14,21 @@ from neoplug.errors import PluginError, Problem, RecipeError
 from neoplug.files import cache_root, content_hash, folder_atomically, lock, sha256_of, write_atomically
 from neoplug.models.load import load_config, load_tokenizer, load_weights
 from neoplug.models.quiet import quiet
-from neoplug.models.reference import RECORD, Located
+from neoplug.models.reference import RECORD, ResolvedModel
 from neoplug.seeds import generator
 
 if TYPE_CHECKING:
     from neoplug.data.batch import Batch
-    from neoplug.recipe import Checked
+    from neoplug.recipe import ResolvedRecipe
 
 HOOK = "prepare_student"
 STUDENT = ("student", "model")
 Factory = Callable[[], "Iterable[Batch]"]
 
 
-def prepare(located: Located, checked: "Checked", batches_factory: Factory | None, fingerprint: str) -> Located:
+def prepare(
+    located: ResolvedModel, checked: "ResolvedRecipe", batches_factory: Factory | None, fingerprint: str
+) -> ResolvedModel:
     """Return the student as the recipe's plugins prepare it; `located` itself where none does.
 
     batches_factory  called afresh for each plugin: training micro-batches in the recipe's order
@@ -43,7 +45,7 @@ def prepare(located: Located, checked: "Checked", batches_factory: Factory | Non
     return replace(located, path=str(folder), revision=None, kind="prepared")
 
 
-def _folders(located: Located, checked: "Checked", fingerprint: str) -> dict[str, Path]:
+def _folders(located: ResolvedModel, checked: "ResolvedRecipe", fingerprint: str) -> dict[str, Path]:
     """Return where the student is stored, by what it depends on: `nothing` but its plugins, `seed` or `batches`."""
     train = checked.recipe.train
     plugins: dict[str, Any] = {"model": located.identity, "plugins": _plugins(checked), "versions": _versions()}
@@ -65,7 +67,9 @@ class _Watched:
         return iter(self.factory())
 
 
-def _make(located: Located, checked: "Checked", batches_factory: Factory | None, folders: dict[str, Path]) -> Path:
+def _make(
+    located: ResolvedModel, checked: "ResolvedRecipe", batches_factory: Factory | None, folders: dict[str, Path]
+) -> Path:
     """Prepare the student and store it under the key that says what it depends on."""
     load_config(located, STUDENT)
     model = load_weights(located, dtype=torch.float32, device_map={"": "cpu"})
@@ -98,7 +102,7 @@ def _call(function: Callable[..., Any], name: str, **arguments: Any) -> None:
         raise
 
 
-def _plugins(checked: "Checked") -> dict[str, Any]:
+def _plugins(checked: "ResolvedRecipe") -> dict[str, Any]:
     """Return what each preparing plugin is: options, package version and source, so that an edited one counts anew."""
     everyone = checked.plugins.everyone()
     versions = {

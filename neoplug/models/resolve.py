@@ -8,12 +8,12 @@ from neoplug.errors import Problem, RecipeError
 from neoplug.models.gguf import from_gguf
 from neoplug.models.pypi import from_wheel
 from neoplug.models.quiet import quiet
-from neoplug.models.reference import Located
+from neoplug.models.reference import ResolvedModel
 
 
 def locate(
     model: str, revision: str | None = None, path: Key = ("model",), *, trust_remote_code: bool = False
-) -> Located:
+) -> ResolvedModel:
     """Return where `model` stands; GGUF files and wheels are fetched and converted once into neoplug's cache.
 
     path               the model's key in the recipe, for errors
@@ -24,7 +24,7 @@ def locate(
     return replace(_found(model, revision, path), trust_remote_code=trust_remote_code)
 
 
-def _found(model: str, revision: str | None, path: Key) -> Located:
+def _found(model: str, revision: str | None, path: Key) -> ResolvedModel:
     if model.startswith("pypi:"):
         return from_wheel(model, path)
     file = Path(model).expanduser()
@@ -35,9 +35,9 @@ def _found(model: str, revision: str | None, path: Key) -> Located:
     return _hub(model, revision, path)
 
 
-def _folder(folder: Path, source: str, path: Key) -> Located:
+def _folder(folder: Path, source: str, path: Key) -> ResolvedModel:
     if (folder / "config.json").is_file():
-        return Located(str(folder.absolute()), None, source, "local")
+        return ResolvedModel(str(folder.absolute()), None, source, "local")
     problem = Problem(
         what=f"`{source}` holds no config.json, so it is no transformers model",
         why="it holds an adapter, which needs its base" if (folder / "adapter_config.json").is_file() else "",
@@ -47,7 +47,7 @@ def _folder(folder: Path, source: str, path: Key) -> Located:
     raise RecipeError([problem])
 
 
-def _hub(model: str, revision: str | None, path: Key) -> Located:
+def _hub(model: str, revision: str | None, path: Key) -> ResolvedModel:
     """Pin a hub id to its commit, by the hub or by the local cache of it."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -62,4 +62,4 @@ def _hub(model: str, revision: str | None, path: Key) -> Located:
             path=path,
         )
         raise RecipeError([problem]) from error
-    return Located(model, extract_commit_hash(config, revision), model, "hub")
+    return ResolvedModel(model, extract_commit_hash(config, revision), model, "hub")

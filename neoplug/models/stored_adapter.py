@@ -19,7 +19,7 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 from neoplug.files import content_hash, sha256_of
 from neoplug.models.quiet import quiet, quiet_peft
-from neoplug.models.reference import Located
+from neoplug.models.reference import ResolvedModel
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -156,16 +156,16 @@ def put_into(model: nn.Module, stored: StoredAdapter, plugin: str) -> None:
     """Put the stored weights into the adapter that `plugin` built. Raises RecipeError where they do not fit."""
     from peft import set_peft_model_state_dict
 
-    refuse_other_adapter(model, stored, plugin)
+    validate_same_adapter(model, stored, plugin)
     adapted: Any = model
     present = _present(adapted)
-    _refuse_other_base_weights(adapted, stored, present.keys())
+    _validate_base_weights(adapted, stored, present.keys())
     weights = {name: weight for name, weight in stored.weights.items() if name in present}
     with torch.no_grad(), quiet_peft():
         set_peft_model_state_dict(adapted, weights, adapter_name=adapted.active_adapter)
 
 
-def _refuse_other_base_weights(model: nn.Module, stored: StoredAdapter, adapters: Collection[str]) -> None:
+def _validate_base_weights(model: nn.Module, stored: StoredAdapter, adapters: Collection[str]) -> None:
     """Refuse embeddings that peft stored beside an adapter and that are not the base's: the adapter is another's."""
     base = model.state_dict()
     for name in sorted(stored.weights.keys() - adapters):
@@ -178,7 +178,7 @@ def _refuse_other_base_weights(model: nn.Module, stored: StoredAdapter, adapters
             )
 
 
-def refuse_other_adapter(model: nn.Module, stored: StoredAdapter, plugin: str) -> None:
+def validate_same_adapter(model: nn.Module, stored: StoredAdapter, plugin: str) -> None:
     """Refuse an adapter that is not what `plugin` built into `model`, which may be a skeleton."""
     from peft import PeftModel
 
@@ -202,27 +202,29 @@ def refuse_other_adapter(model: nn.Module, stored: StoredAdapter, plugin: str) -
             "a student goes on from an adapter of the very form that the recipe trains",
             f"{method}name the plugin that builds it",
         )
-    _refuse_weights(model, stored, names)
+    _validate_weights(model, stored, names)
 
 
-def refuse_unfit(skeleton: "PreTrainedModel", stored: StoredAdapter) -> None:
+def validate_adapter_fits(skeleton: "PreTrainedModel", stored: StoredAdapter) -> None:
     """Refuse a teacher's adapter that does not fit its skeleton; the skeleton is used up."""
     from peft import get_peft_model
 
     with quiet_peft():
         model: Any = get_peft_model(skeleton, stored.config)
-    _refuse_weights(model, stored, _misnamed(model, stored.weights))
+    _validate_weights(model, stored, _misnamed(model, stored.weights))
 
 
-def tell_other_base(stored: StoredAdapter, base: Located) -> None:
+def tell_other_base(stored: StoredAdapter, base: ResolvedModel) -> None:
     """Warn where an adapter says that it was trained on another model; two names may mean one."""
     trained_on = stored.config.base_model_name_or_path
     if trained_on and trained_on not in (base.source, base.path) and not _is_same(trained_on, base):
         logger.warning("the adapter %s was trained on %s, and is put on %s", stored.source, trained_on, base.source)
 
 
-def _is_same(folder: str, base: Located) -> bool:
-    return (Path(folder) / "config.json").is_file() and Located(folder, None, folder, "local").sha256 == base.sha256
+def _is_same(folder: str, base: ResolvedModel) -> bool:
+    return (Path(folder) / "config.json").is_file() and ResolvedModel(
+        folder, None, folder, "local"
+    ).sha256 == base.sha256
 
 
 def _differences(ours: "PeftConfig", theirs: "PeftConfig", targets: bool) -> dict[str, tuple[str, str]]:
@@ -278,7 +280,7 @@ def _misnamed(model: Any, weights: Mapping[str, Tensor]) -> list[str]:
     return sorted(lacking | strange)
 
 
-def _refuse_weights(model: Any, stored: StoredAdapter, misnamed: list[str]) -> None:
+def _validate_weights(model: Any, stored: StoredAdapter, misnamed: list[str]) -> None:
     weights, present = stored.weights, _present(model)
     if misnamed:
         name = misnamed[0]

@@ -7,10 +7,10 @@ Imported by `data` and what lies above it. Imports no torch. Does not belong her
 from collections.abc import Mapping
 from typing import Any
 
-from neoplug.recipe.loading import Checked, load
+from neoplug.recipe.loading import ResolvedRecipe, load
 from neoplug.recipe.schema import Data, Evaluate, Model, Recipe, Student, Train
 
-__all__ = ["Checked", "Data", "Evaluate", "Model", "Recipe", "Student", "Train", "json_schema", "load"]
+__all__ = ["Data", "Evaluate", "Model", "Recipe", "ResolvedRecipe", "Student", "Train", "json_schema", "load"]
 
 
 def json_schema() -> Mapping[str, Any]:

@@ -30,7 +30,7 @@ EITHER = (
 
 
 @dataclass(frozen=True, eq=False)
-class Checked:
+class ResolvedRecipe:
     """A recipe without mistakes, and its plugins, built.
 
     name        of the recipe: its file's stem
@@ -64,7 +64,9 @@ class Checked:
         return copy
 
 
-def load(source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | Tree | None = None) -> Checked:
+def load(
+    source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | Tree | None = None
+) -> ResolvedRecipe:
     """Read and check a recipe; touches no model and no data.
 
     source     a file, or the name of a shipped recipe
@@ -89,7 +91,9 @@ def load(source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str
     if refused := [*asked(manager, recipe), *asked(references, recipe, reference_paths(plugins))]:
         raise RecipeError(_sorted(refused, tree))
     values, origins = _resolve(recipe, plugins, tree)
-    return Checked(recipe, path.stem, manager, references, plugins.weights, plugins.entries, origins, values, tree)
+    return ResolvedRecipe(
+        recipe, path.stem, manager, references, plugins.weights, plugins.entries, origins, values, tree
+    )
 
 
 def _typed(tree: Tree) -> tuple[Recipe | None, list[Problem]]:

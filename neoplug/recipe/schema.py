@@ -75,7 +75,7 @@ class Student(Model):
     prepare: Options = {}
 
 
-def _refuse_endless(streaming: bool, max_rows: int | None) -> None:
+def _validate_stream_has_end(streaming: bool, max_rows: int | None) -> None:
     if streaming and max_rows is None:
         raise ValueError("`streaming` needs `max_rows`: a stream is read so far, and then trained on")
 
@@ -95,7 +95,7 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _end_of_a_stream(self) -> Self:
-        _refuse_endless(self.streaming, self.max_rows)
+        _validate_stream_has_end(self.streaming, self.max_rows)
         return self
 
 
@@ -148,7 +148,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _whole_sources(self) -> Self:
-        _refuse_endless(self.streaming, self.max_rows)
+        _validate_stream_has_end(self.streaming, self.max_rows)
         defaults = {name: Source.model_fields[name].default for name in ("split", "columns", "streaming", "max_rows")}
         said = [f"`{name}`" for name, default in defaults.items() if getattr(self, name) != default]
         if self.sources and self.eval_source is None and said:

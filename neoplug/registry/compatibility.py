@@ -20,7 +20,7 @@ from neoplug.errors import Problem, RecipeError
 from neoplug.registry import Entry, path_of
 
 if TYPE_CHECKING:
-    from neoplug.recipe import Checked
+    from neoplug.recipe import ResolvedRecipe
 
 FILE = "matrix.json"
 PLAIN = "plain"  # the loading of a student that no plugin under `load` changes
@@ -148,7 +148,7 @@ def matrices(entries: Iterable[Entry]) -> Iterator[Matrix]:
             yield found
 
 
-def refuse_known_failures(checked: Checked, family: str) -> None:
+def validate_compatibility(checked: ResolvedRecipe, family: str) -> None:
     """Refuse an adapter that was measured not to work on such a student; what it refuses itself it says better.
 
     family  the `model_type` of the student's configuration
@@ -164,7 +164,7 @@ def refuse_known_failures(checked: Checked, family: str) -> None:
             raise RecipeError([_problem(matrix, found, entry.name, loading, family, path_of(section, name))])
 
 
-def loading_of(checked: Checked) -> str:
+def loading_of(checked: ResolvedRecipe) -> str:
     """Return what the student's loading is called in a matrix: plugins under `load` by their own names."""
     names = sorted(entry.name for (section, _), entry in checked.entries.items() if section == "student.load")
     return "+".join(names) or PLAIN

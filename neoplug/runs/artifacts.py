@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from neoplug.errors import RunError
 from neoplug.files import folder_atomically, write_atomically
-from neoplug.models import Located, dropout, load_config
-from neoplug.recipe import Checked
+from neoplug.models import ResolvedModel, dropout, load_config
+from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.directory import RunDir
 from neoplug.runs.model_card import card
 
 
-def save_student(model: nn.Module, checked: Checked, base: Located, tokenizer: Any, directory: RunDir) -> None:
+def save_student(
+    model: nn.Module, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, directory: RunDir
+) -> None:
     """Write adapter/ (and student/, a base that only this run has), or model/ for a model that was trained whole."""
     _ship_base(model, checked, base, tokenizer, directory)
     if _is_peft(model):
@@ -34,7 +36,7 @@ def save_student(model: nn.Module, checked: Checked, base: Located, tokenizer: A
             _save_whole(model, draft, base, tokenizer)
 
 
-def _ship_base(model: Any, checked: Checked, base: Located, tokenizer: Any, directory: RunDir) -> None:
+def _ship_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, directory: RunDir) -> None:
     """Write student/ where the adapter stands on another base than the one that came: prepared, or changed by it."""
     if checked.plugins.implements("base_weights"):
         weights = checked.plugins.one("base_weights", model=model)
@@ -78,7 +80,7 @@ def _save_peft(model: Any, path: Path) -> None:
 
 
 def _save_whole(
-    model: Any, path: Path, base: Located, tokenizer: Any, weights: dict[str, Tensor] | None = None
+    model: Any, path: Path, base: ResolvedModel, tokenizer: Any, weights: dict[str, Tensor] | None = None
 ) -> None:
     """Write a model with its tokenizer; `weights` are what is written in place of its own."""
     if not hasattr(model, "save_pretrained"):

@@ -65,7 +65,7 @@ class RunDir:
             UsageError: something stands at `path`; a run is never overwritten.
         """
         target = Path(path)
-        refuse_place(target)
+        validate_output_path(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             target.rmdir()  # it is empty
@@ -207,7 +207,7 @@ class MetricsFile:
                 yield json.loads(line)
 
 
-def refuse_place(path: Path) -> None:
+def validate_output_path(path: Path) -> None:
     """Refuse a place where no run directory can be made; an empty folder is a good one.
 
     Raises:

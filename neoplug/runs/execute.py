@@ -10,14 +10,14 @@ from typing import Any
 from neoplug import recipe as recipes
 from neoplug.distributed.world import World
 from neoplug.errors import UsageError
-from neoplug.recipe import Checked
-from neoplug.runs.directory import RunDir, chosen_output, refuse_place, taken
-from neoplug.runs.inputs import Parts, gather
+from neoplug.recipe import ResolvedRecipe
+from neoplug.runs.directory import RunDir, chosen_output, taken, validate_output_path
+from neoplug.runs.inputs import RunInputs, resolve_inputs
 from neoplug.runs.lock import difference, lock_record
-from neoplug.runs.preflight import refuse_missing_devices
+from neoplug.runs.preflight import validate_devices
 from neoplug.runs.progress import Progress, Silent
 from neoplug.runs.signals import stopping
-from neoplug.runs.trainer import Session
+from neoplug.runs.trainer import Trainer
 
 logger = logging.getLogger("neoplug")
 
@@ -38,39 +38,39 @@ def run(
     return execute(checked, folder, resume, progress or Silent())
 
 
-def execute(checked: Checked, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:
+def execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:
     """Run a checked recipe in the directory `output` and return what stands in its result.json."""
     directory = earlier(output, checked, resume)
     if directory is not None and (result := directory.result) and result["status"] == "completed":
         logger.info("%s is complete; nothing to do", output)
         return result
     with stopping() as stop, checked.marking(), kept_notes() as notes, ExitStack() as until_the_end:
-        refuse_missing_devices(checked.recipe)
+        validate_devices(checked.recipe)
         world = World(checked.recipe.student.device)
         if directory is not None and world.is_main:
             until_the_end.enter_context(directory.held())
-        parts = gather(checked, progress)
+        parts = resolve_inputs(checked, progress)
         if directory is not None:
-            refuse_other_ground(directory, checked, parts)
+            validate_same_lock(directory, checked, parts)
         else:
             directory = write_directory(Path(world.agree(str(output))), checked, parts, world)
             if world.is_main:
                 until_the_end.enter_context(directory.held())
         if world.is_main:
             notes.setTarget(_to_file(directory.log))
-        result = Session(checked, parts, directory, world, progress, stop).run()
+        result = Trainer(checked, parts, directory, world, progress, stop).run()
         world.end()
         return result
 
 
-def earlier(output: Path, checked: Checked, resume: bool) -> RunDir | None:
+def earlier(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir | None:
     """Return the run to go on with; None where there is none yet.
 
     Raises:
         UsageError: a run stands there and shall not be resumed, or its recipe was another.
     """
     if not RunDir.is_run(output):
-        refuse_place(output)
+        validate_output_path(output)
         return None
     if not resume:
         raise taken(output)
@@ -84,21 +84,21 @@ def earlier(output: Path, checked: Checked, resume: bool) -> RunDir | None:
     return directory
 
 
-def write_directory(output: Path, checked: Checked, parts: Parts, world: World) -> RunDir:
+def write_directory(output: Path, checked: ResolvedRecipe, parts: RunInputs, world: World) -> RunDir:
     """Make the run directory on the main process; the others wait for it."""
     if world.is_main:
-        RunDir.create(output, checked.resolved(), stood_on(checked, parts))
+        RunDir.create(output, checked.resolved(), build_lock(checked, parts))
     world.wait()
     return RunDir.open(output)
 
 
-def refuse_other_ground(directory: RunDir, checked: Checked, parts: Parts) -> None:
+def validate_same_lock(directory: RunDir, checked: ResolvedRecipe, parts: RunInputs) -> None:
     """Refuse to go on where models or data are other than they were; tell of other plugin files and versions.
 
     Raises:
         UsageError: the recipe is the same, but what it names is not.
     """
-    before, now = directory.lock, stood_on(checked, parts)
+    before, now = directory.lock, build_lock(checked, parts)
     parts_that_count = ("models", "data")
     if changed := difference(*({name: record[name] for name in parts_that_count} for record in (before, now))):
         lines = "\n".join(f"  {line}" for line in changed)
@@ -110,7 +110,7 @@ def refuse_other_ground(directory: RunDir, checked: Checked, parts: Parts) -> No
         logger.warning("going on although this changed since the run was started: %s", line)
 
 
-def stood_on(checked: Checked, parts: Parts) -> dict[str, Any]:
+def build_lock(checked: ResolvedRecipe, parts: RunInputs) -> dict[str, Any]:
     """Return the lock of a run on these parts."""
     models = {"student": parts.student, "teacher": parts.teacher}
     return lock_record(checked, models, parts.corpus.fingerprint)

@@ -10,13 +10,20 @@ from neoplug.data.encode.differences import TEACHER, differences, templates_of
 from neoplug.data.encode.teacher_prompt import teacher_prompt
 from neoplug.errors import RecipeError
 from neoplug.models import (
-    Located,
+    ResolvedModel,
     prepare,
     tell_other_base,
 )
 from neoplug.models.vocabulary import Vocabulary, shared
-from neoplug.recipe import Checked
-from neoplug.runs.preflight import _reads, find_model, refuse_too_long, refuse_unshared, rehearse, rehearse_teacher
+from neoplug.recipe import ResolvedRecipe
+from neoplug.runs.preflight import (
+    _reads,
+    dry_run_student,
+    dry_run_teacher,
+    find_model,
+    validate_document_lengths,
+    validate_shared_vocabulary,
+)
 from neoplug.runs.progress import Progress
 from neoplug.runs.steps import training_batches
 
@@ -24,30 +31,30 @@ logger = logging.getLogger("neoplug")
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class RunInputs:
     """What a run stands on before a weight is loaded.
 
     base          the prepared student, or the student as it came
     trains_whole  the base itself trains, unquantised: it is loaded in float32, so that training starts from its weights
     """
 
-    student: Located
-    base: Located
-    teacher: Located | None
+    student: ResolvedModel
+    base: ResolvedModel
+    teacher: ResolvedModel | None
     tokenizer: Any
     corpus: Corpus
     vocabulary: Vocabulary
     trains_whole: bool
 
 
-def gather(checked: Checked, progress: Progress) -> Parts:
+def resolve_inputs(checked: ResolvedRecipe, progress: Progress) -> RunInputs:
     """Find models, tokenise the data, compare vocabularies, prepare the student.
 
     Raises:
         RecipeError: a model or the data cannot be used.
     """
     parts, recipe = survey(checked, progress), checked.recipe
-    trains_whole = rehearse(checked, parts.student, parts.corpus) and not recipe.student.load
+    trains_whole = dry_run_student(checked, parts.student, parts.corpus) and not recipe.student.load
     if recipe.student.prepare:
         progress.phase("preparing the student")
     batches = partial(training_batches, checked, parts.corpus)
@@ -57,7 +64,7 @@ def gather(checked: Checked, progress: Progress) -> Parts:
     return replace(parts, base=base, trains_whole=trains_whole)
 
 
-def survey(checked: Checked, progress: Progress) -> Parts:
+def survey(checked: ResolvedRecipe, progress: Progress) -> RunInputs:
     """Do all of this but prepare the student and try its adapter: `base` is the student as it came."""
     recipe = checked.recipe
     if problems := check_source(recipe.data):
@@ -75,8 +82,8 @@ def survey(checked: Checked, progress: Progress) -> Parts:
         logger.info(line)
     for line in differences(tokenizer, theirs, templates_of(recipe.data, prompt, corpus.report)):
         logger.warning("%s", TEACHER.format(line))
-    refuse_unshared(corpus, vocabulary, tokenizer)
-    refuse_too_long(corpus, {"student": student, "teacher": teacher})
+    validate_shared_vocabulary(corpus, vocabulary, tokenizer)
+    validate_document_lengths(corpus, {"student": student, "teacher": teacher})
     if recipe.teacher and teacher:
-        rehearse_teacher(checked, recipe.teacher, teacher)
-    return Parts(student, student, teacher, tokenizer, corpus, vocabulary, trains_whole=False)
+        dry_run_teacher(checked, recipe.teacher, teacher)
+    return RunInputs(student, student, teacher, tokenizer, corpus, vocabulary, trains_whole=False)

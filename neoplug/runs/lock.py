@@ -11,15 +11,17 @@ from neoplug.environment.info import hardware, versions
 from neoplug.files import sha256_of
 
 if TYPE_CHECKING:
-    from neoplug.models import Located
-    from neoplug.recipe import Checked
+    from neoplug.models import ResolvedModel
+    from neoplug.recipe import ResolvedRecipe
     from neoplug.registry import Entry
 
 
 FORMAT = 1
 
 
-def lock_record(checked: Checked, models: Mapping[str, Located | None], fingerprint: str) -> dict[str, Any]:
+def lock_record(
+    checked: ResolvedRecipe, models: Mapping[str, ResolvedModel | None], fingerprint: str
+) -> dict[str, Any]:
     """Return what a run stands on: `models` by role, `fingerprint` of the tokenised data. Order of maps is no part."""
     return {
         "format": FORMAT,
@@ -63,7 +65,7 @@ def _plugin(entry: Entry) -> dict[str, Any]:
     return record
 
 
-def _model(located: Located) -> dict[str, Any]:
+def _model(located: ResolvedModel) -> dict[str, Any]:
     record: dict[str, Any] = {"source": located.source, "revision": located.revision, "sha256": located.sha256}
     if found := located.adapter:
         record["adapter"] = {"source": found.source, "revision": found.revision, "sha256": found.sha256}

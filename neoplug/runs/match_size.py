@@ -22,7 +22,7 @@ from neoplug.seeds import generator
 if TYPE_CHECKING:
     from torch import nn
 
-    from neoplug.recipe import Checked
+    from neoplug.recipe import ResolvedRecipe
 
 START = 8  # where the recipe names no size, since the plugin fits one to the model
 OFF = 0.05  # of what was asked for: an end of the sizes that is further away is no match
@@ -52,7 +52,7 @@ class Match:
         return asdict(self)
 
 
-def match(checked: Checked, skeleton: nn.Module, steps: int, wanted: int) -> Match:
+def match(checked: ResolvedRecipe, skeleton: nn.Module, steps: int, wanted: int) -> Match:
     """Return the size at which the recipe's adapter has nearest to `wanted` trainable parameters.
 
     skeleton  the prepared student without its adapter, on the meta device; stays as it is
@@ -83,7 +83,7 @@ def match(checked: Checked, skeleton: nn.Module, steps: int, wanted: int) -> Mat
     return best
 
 
-def _refuse(checked: Checked, own: int, wanted: int) -> None:
+def _refuse(checked: ResolvedRecipe, own: int, wanted: int) -> None:
     """Refuse what has no answer, before anything is tried."""
     if not 1 <= wanted <= own:
         raise UsageError(
@@ -112,7 +112,7 @@ def _option(plugin: Any, name: str, count: Callable[[], int | None]) -> str:
     )
 
 
-def _counter(checked: Checked, skeleton: nn.Module, steps: int, name: str) -> Callable[[Any], int | None]:
+def _counter(checked: ResolvedRecipe, skeleton: nn.Module, steps: int, name: str) -> Callable[[Any], int | None]:
     """Return a function that says how many parameters of the student train with an adapter, None if it is refused."""
 
     def count(plugin: Any) -> int | None:

@@ -9,22 +9,22 @@ from torch import nn
 from neoplug.data.batch import Batch
 from neoplug.evaluation.evaluate import held_out_batches, measure, probe
 from neoplug.hookspecs import Role
-from neoplug.models import Located, dtype_named, load_model, put_on
+from neoplug.models import ResolvedModel, dtype_named, load_model, put_on
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.verify import head_name, language_model
-from neoplug.recipe import Checked
-from neoplug.runs.inputs import Parts
+from neoplug.recipe import ResolvedRecipe
+from neoplug.runs.inputs import RunInputs
 
 
 @dataclass(eq=False)
-class Roles:
+class ModelLoader:
     """Teacher and student as the recipe wants them; `device` is the student's."""
 
-    checked: Checked
-    parts: Parts
+    checked: ResolvedRecipe
+    parts: RunInputs
     device: torch.device
 
-    def load(self, role: Role, located: Located) -> Any:
+    def load(self, role: Role, located: ResolvedModel) -> Any:
         """Load a model as its section of the recipe wants it."""
         section = getattr(self.checked.recipe, role)
         return load_model(

@@ -26,12 +26,12 @@ from neoplug.models.vocabulary import shared
 from neoplug.runs.match_size import match
 from neoplug.runs.preflight import (
     adapted,
+    dry_run_teacher,
     find_model,
     prepared,
-    refuse_no_room,
-    refuse_too_long,
-    refuse_unshared,
-    rehearse_teacher,
+    validate_document_lengths,
+    validate_room_for_virtual_tokens,
+    validate_shared_vocabulary,
 )
 from neoplug.runs.steps import count_steps, make_order
 from neoplug.training.objective import BLOCK
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from neoplug.data import Corpus
     from neoplug.hookspecs import Role
-    from neoplug.recipe import Checked, Model, Recipe, Train
+    from neoplug.recipe import Model, Recipe, ResolvedRecipe, Train
 
 FLOAT32 = 4  # bytes
 MANY_EPOCHS = 1000  # more than anybody trains for
@@ -51,7 +51,7 @@ MANY_EPOCHS = 1000  # more than anybody trains for
 KEPT_HIDDEN, KEPT_MLP = 9, 4
 
 
-def plan(checked: Checked, wanted: int | None = None) -> dict[str, Any]:
+def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
     """Return what a run of the recipe would do, JSON-ready.
 
     wanted  trainable parameters to find the adapter's size for; the recipe itself is planned as it is
@@ -77,13 +77,13 @@ def plan(checked: Checked, wanted: int | None = None) -> dict[str, Any]:
     heads = [model.config.get_text_config().vocab_size for model in (student, found.get("teacher", student))]
     vocabulary = shared(tokenizer, theirs, *heads)
     corpus = load_corpus(recipe.data, tokenizer, prompt)
-    refuse_unshared(corpus, vocabulary, tokenizer)
-    refuse_too_long(corpus, {role: model.located for role, model in found.items()})
+    validate_shared_vocabulary(corpus, vocabulary, tokenizer)
+    validate_document_lengths(corpus, {role: model.located for role, model in found.items()})
     told = differences(tokenizer, theirs, templates_of(recipe.data, prompt, corpus.report))
     run = _length(checked, corpus)
     matched = match(checked, student.skeleton, run["steps"], wanted).as_dict() if wanted is not None else None
     trained = adapted(checked, student.skeleton, run["steps"], student.located)
-    refuse_no_room(corpus, student.located, trained)
+    validate_room_for_virtual_tokens(corpus, student.located, trained)
     sizes = _trained_sizes(checked, trained)
     activations = _activations(student, recipe.train, run["data"]["longest_row"])
     planned = {
@@ -130,7 +130,7 @@ def _memory_of(device: str) -> int | None:
 class _Skeleton:
     """A model without its weights: where it lies, and how it would be loaded."""
 
-    located: models.Located
+    located: models.ResolvedModel
     device: str
     dtype: torch.dtype
     skeleton: PreTrainedModel
@@ -166,14 +166,14 @@ class _Sizes:
         return self.trainable == self.total
 
 
-def _plugins(checked: Checked) -> list[dict[str, Any]]:
+def _plugins(checked: ResolvedRecipe) -> list[dict[str, Any]]:
     return [
         {"section": section, "name": name, "package": entry.package, "version": entry.version, "target": entry.target}
         for (section, name), entry in sorted(checked.entries.items())
     ]
 
 
-def _model(checked: Checked, role: Role, section: Model) -> _Skeleton:
+def _model(checked: ResolvedRecipe, role: Role, section: Model) -> _Skeleton:
     """Return a model's skeleton, prepared, and how many bytes its weights take as they are loaded, quantised or not."""
     located = find_model(section, role)
     device = section.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -182,12 +182,12 @@ def _model(checked: Checked, role: Role, section: Model) -> _Skeleton:
     if role == "student":
         prepared(checked, skeleton)
     else:
-        rehearse_teacher(checked, section, located)
+        dry_run_teacher(checked, section, located)
     parameters = sum(weight.numel() for weight in skeleton.parameters())
     return _Skeleton(located, device, dtype, skeleton, parameters, round(_bytes(checked, role, skeleton, dtype)))
 
 
-def _bytes(checked: Checked, role: Role, skeleton: PreTrainedModel, dtype: torch.dtype) -> float:
+def _bytes(checked: ResolvedRecipe, role: Role, skeleton: PreTrainedModel, dtype: torch.dtype) -> float:
     """Return the bytes of the weights; what a `load` plugin quantises is asked of transformers' own quantiser."""
     kwargs = models.plugin_kwargs(checked.plugins, role)
     if "quantization_config" not in kwargs:
@@ -207,7 +207,7 @@ def _quantised_bytes(skeleton: PreTrainedModel, config: Any, dtype: torch.dtype)
     )
 
 
-def _length(checked: Checked, corpus: Corpus) -> dict[str, Any]:
+def _length(checked: ResolvedRecipe, corpus: Corpus) -> dict[str, Any]:
     """Return data, steps and tokens of a run in one process."""
     order = make_order(checked, corpus, 1)
     steps = count_steps(checked.recipe.train, order.steps_per_epoch)
@@ -231,7 +231,7 @@ def _length(checked: Checked, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _trained_sizes(checked: Checked, model: torch.nn.Module) -> _Sizes:
+def _trained_sizes(checked: ResolvedRecipe, model: torch.nn.Module) -> _Sizes:
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     return _Sizes(
         trainable=sum(weight.numel() for weight in trainable),
@@ -240,7 +240,7 @@ def _trained_sizes(checked: Checked, model: torch.nn.Module) -> _Sizes:
     )
 
 
-def _optimizer_bytes(checked: Checked, model: torch.nn.Module, trainable: list[torch.nn.Parameter]) -> int:
+def _optimizer_bytes(checked: ResolvedRecipe, model: torch.nn.Module, trainable: list[torch.nn.Parameter]) -> int:
     """Return the bytes of the state that a step on the meta device makes, or Adam's two moments where it cannot."""
     for weight in trainable:
         weight.grad = torch.empty_like(weight)
@@ -266,7 +266,7 @@ def _activations(student: _Skeleton, train: Train, longest_row: int) -> int:
     return tokens * numbers * student.dtype.itemsize + logits
 
 
-def _measured(checked: Checked) -> int:
+def _measured(checked: ResolvedRecipe) -> int:
     """Return how many losses' own gradients a run holds side by side: all, where it measures one of them."""
     calibrates = any(weight.calibrate for weight in checked.weights.values())
     if not (calibrates or checked.recipe.train.log_gradient_norms):

@@ -12,22 +12,22 @@ from neoplug.data import Corpus
 from neoplug.errors import Problem, RecipeError, UsageError
 from neoplug.hookspecs import Role
 from neoplug.models import (
-    Located,
+    ResolvedModel,
     load_config,
     load_skeleton,
     load_tokenizer,
     locate,
     locate_adapter,
     plugin_kwargs,
-    refuse_other_adapter,
-    refuse_unfit,
     tell_other_base,
+    validate_adapter_fits,
+    validate_same_adapter,
     virtual_tokens,
 )
 from neoplug.models.vocabulary import Vocabulary
-from neoplug.recipe import Checked, Model, Recipe, Student
+from neoplug.recipe import Model, Recipe, ResolvedRecipe, Student
 from neoplug.registry import path_of
-from neoplug.registry.compatibility import refuse_known_failures
+from neoplug.registry.compatibility import validate_compatibility
 from neoplug.runs.steps import count_steps, make_order
 from neoplug.seeds import generator
 from neoplug.training.optim import make_optimizer
@@ -35,7 +35,7 @@ from neoplug.training.optim import make_optimizer
 logger = logging.getLogger(__name__)
 
 
-def find_model(section: Model, role: Role) -> Located:
+def find_model(section: Model, role: Role) -> ResolvedModel:
     """Return where a section's model stands, and its adapter."""
     located = locate(section.model, section.revision, (role, "model"), trust_remote_code=section.trust_remote_code)
     if section.adapter_path is None:
@@ -43,13 +43,13 @@ def find_model(section: Model, role: Role) -> Located:
     return replace(located, adapter=locate_adapter(section.adapter_path, (role, "adapter_path")))
 
 
-def _reads(located: Located, role: Role) -> tuple[Any, int]:
+def _reads(located: ResolvedModel, role: Role) -> tuple[Any, int]:
     """Return a model's tokenizer and how many rows its head has."""
     path = (role, "model")
     return load_tokenizer(located, path), load_config(located, path).get_text_config().vocab_size
 
 
-def rehearse(checked: Checked, student: Located, corpus: Corpus) -> bool:
+def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Corpus) -> bool:
     """Prepare and adapt the student's skeleton, so that what does not fit the model is refused without weights.
 
     Only a mistake in the recipe counts: a plugin that cannot work on the meta device has its say later.
@@ -64,7 +64,7 @@ def rehearse(checked: Checked, student: Located, corpus: Corpus) -> bool:
         weights = list(bare.parameters())
         model = adapted(checked, bare, steps, student)
         whole = all(weight.requires_grad for weight in weights)
-        refuse_no_room(corpus, student, model)
+        validate_room_for_virtual_tokens(corpus, student, model)
         make_optimizer(model, checked.plugins, checked.recipe.train.learning_rate)
     except UsageError:
         raise
@@ -73,7 +73,7 @@ def rehearse(checked: Checked, student: Located, corpus: Corpus) -> bool:
     return whole
 
 
-def rehearse_teacher(checked: Checked, section: Model, teacher: Located) -> None:
+def dry_run_teacher(checked: ResolvedRecipe, section: Model, teacher: ResolvedModel) -> None:
     """Refuse `load` plugins at odds, an attention it cannot run, an adapter that does not fit, without weights."""
     try:
         plugin_kwargs(checked.plugins, "teacher")
@@ -82,22 +82,22 @@ def rehearse_teacher(checked: Checked, section: Model, teacher: Located) -> None
         skeleton = load_skeleton(teacher, "teacher", section.attn_implementation)
         if teacher.adapter is not None:
             tell_other_base(teacher.adapter, teacher)
-            refuse_unfit(skeleton, teacher.adapter)
+            validate_adapter_fits(skeleton, teacher.adapter)
     except UsageError:
         raise
     except Exception:
         logger.debug("the rehearsal on the teacher's skeleton failed", exc_info=True)
 
 
-def prepared(checked: Checked, model: Any) -> Any:
+def prepared(checked: ResolvedRecipe, model: Any) -> Any:
     """Return a student's skeleton as its plugins prepare it."""
-    refuse_stored_quantised(checked.recipe.student, model.config)
+    validate_quantised_student(checked.recipe.student, model.config)
     rng = generator(checked.recipe.seed, "rehearsal")
     checked.plugins.each("prepare_student", section="prepare", model=model, batches=None, rng=rng)
     return model
 
 
-def refuse_stored_quantised(section: Student, config: Any) -> None:
+def validate_quantised_student(section: Student, config: Any) -> None:
     """Refuse a student whose stored weights are quantised: to prepare it, or with no plugin to set them up."""
     stored = getattr(config, "quantization_config", None) or {}
     if stored and section.prepare:
@@ -115,13 +115,13 @@ def refuse_stored_quantised(section: Student, config: Any) -> None:
     raise RecipeError([problem])
 
 
-def adapted(checked: Checked, model: Any, steps: int, student: Located) -> nn.Module:
+def adapted(checked: ResolvedRecipe, model: Any, steps: int, student: ResolvedModel) -> nn.Module:
     """Return a skeleton with the recipe's adapter.
 
     Raises RecipeError where the pair is known not to work, nothing trains, or the adapter shall start from one of
     another form.
     """
-    refuse_known_failures(checked, model.config.get_text_config().model_type)
+    validate_compatibility(checked, model.config.get_text_config().model_type)
     rng = generator(checked.recipe.seed, "rehearsal")
     found: nn.Module = checked.plugins.one("add_adapter", model=model, batches=None, total_steps=steps, rng=rng)
     if not any(weight.requires_grad and weight.numel() for weight in found.parameters()):
@@ -130,11 +130,11 @@ def adapted(checked: Checked, model: Any, steps: int, student: Located) -> nn.Mo
         raise RecipeError([Problem(what, "it has no trainable parameter", fix, path_of(section, name))])
     if student.adapter is not None:
         (name,) = checked.plugins.implements("add_adapter")
-        refuse_other_adapter(found, student.adapter, name)
+        validate_same_adapter(found, student.adapter, name)
     return found
 
 
-def refuse_missing_devices(recipe: Recipe) -> None:
+def validate_devices(recipe: Recipe) -> None:
     """Refuse devices and attention that a model asks for and this machine does not have."""
     from transformers.utils import is_flash_attn_2_available
 
@@ -152,7 +152,7 @@ def refuse_missing_devices(recipe: Recipe) -> None:
         raise RecipeError(problems)
 
 
-def refuse_too_long(corpus: Corpus, models: Mapping[Role, Located | None], before: int = 0) -> None:
+def validate_document_lengths(corpus: Corpus, models: Mapping[Role, ResolvedModel | None], before: int = 0) -> None:
     """Refuse documents longer than a model has positions; where positions are rotary, it is only told.
 
     before  tokens of an adapter's own that stand before each document
@@ -172,13 +172,13 @@ def refuse_too_long(corpus: Corpus, models: Mapping[Role, Located | None], befor
         raise RecipeError([Problem(what, why, fix, ("data", "max_length"))])
 
 
-def refuse_no_room(corpus: Corpus, student: Located, adapted: nn.Module) -> None:
+def validate_room_for_virtual_tokens(corpus: Corpus, student: ResolvedModel, adapted: nn.Module) -> None:
     """Refuse documents for which the student has positions only without the virtual tokens of its adapter."""
     if tokens := virtual_tokens(adapted):
-        refuse_too_long(corpus, {"student": student}, tokens)
+        validate_document_lengths(corpus, {"student": student}, tokens)
 
 
-def refuse_unshared(corpus: Corpus, vocabulary: Vocabulary, tokenizer: Any) -> None:
+def validate_shared_vocabulary(corpus: Corpus, vocabulary: Vocabulary, tokenizer: Any) -> None:
     """Refuse text with tokens that only one of the models knows."""
     strange = vocabulary.unshared(torch.from_numpy(corpus.used.copy()))
     if strange:

@@ -15,7 +15,7 @@ from neoplug.data.preview_text import Piece, pieces
 
 if TYPE_CHECKING:
     from neoplug.errors import Problem
-    from neoplug.recipe import Checked
+    from neoplug.recipe import ResolvedRecipe
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Preview:
     problems: list[Problem]
 
 
-def preview(checked: Checked, rows: int) -> Preview:
+def preview(checked: ResolvedRecipe, rows: int) -> Preview:
     """Return the first `rows` training rows of the recipe; loads tokenizers and the data, no model.
 
     Raises:

@@ -12,13 +12,13 @@ from neoplug import recipe as recipes
 from neoplug.distributed.world import World
 from neoplug.errors import UsageError
 from neoplug.models.verify import head_name
-from neoplug.recipe import Checked, Student
+from neoplug.recipe import ResolvedRecipe, Student
 from neoplug.recipe.merge import from_word
 from neoplug.registry import Plugins
 from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import survey
-from neoplug.runs.model_loader import Roles
-from neoplug.runs.preflight import refuse_missing_devices
+from neoplug.runs.model_loader import ModelLoader
+from neoplug.runs.preflight import validate_devices
 from neoplug.runs.progress import Progress
 from neoplug.runs.saved_student import adapter_plugins, as_trained, base_of, has_ended, is_peft, widened, with_peft
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("neoplug")
 TARGET = "RUN_OR_MODEL"  # where mistakes are that stand in the target, not in the recipe
 
 
-def checked_for(target: str, recipe: str | Path, overrides: Sequence[str] = ()) -> Checked:
+def checked_for(target: str, recipe: str | Path, overrides: Sequence[str] = ()) -> ResolvedRecipe:
     """Return the recipe with the student that is to be measured in place of its own; overrides come last.
 
     target  the directory of a finished run, or a model as recipes name them
@@ -46,19 +46,19 @@ def checked_for(target: str, recipe: str | Path, overrides: Sequence[str] = ()) 
     return recipes.load(recipe, overrides, from_word(changes, TARGET, target, Path.cwd()))
 
 
-def remeasure(target: str, checked: Checked, progress: Progress) -> dict[str, Any]:
+def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[str, Any]:
     """Measure `target` by the recipe of `checked_for`; writes nothing into a run.
 
     Returns {format, target, student: {ruler's values, probes}, teacher: the same, empty without one}.
     """
     directory = RunDir.open(target) if RunDir.is_run(target) else None
     with checked.marking():
-        refuse_missing_devices(checked.recipe)
+        validate_devices(checked.recipe)
         parts = survey(checked, progress)
         if directory is not None:
             whole = directory.model.is_dir()
             parts = replace(parts, trains_whole=whole, base=parts.base if whole else base_of(directory))
-        roles = Roles(checked, parts, World(checked.recipe.student.device).device)
+        roles = ModelLoader(checked, parts, World(checked.recipe.student.device).device)
         progress.phase("loading the models")
         teacher = roles.teacher()
         bare = roles.load("student", parts.base)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from neoplug.errors import RunError, UsageError
-from neoplug.models import Located, cache_by_its_name, locate
+from neoplug.models import ResolvedModel, cache_by_its_name, locate
 from neoplug.models.quiet import quiet_peft
 from neoplug.registry import Plugins, build, find
 from neoplug.runs.directory import RunDir
@@ -23,7 +23,7 @@ def has_ended(directory: RunDir) -> bool:
     return directory.adapter.is_dir() or directory.model.is_dir()
 
 
-def base_of(directory: RunDir) -> Located:
+def base_of(directory: RunDir) -> ResolvedModel:
     """Return the student without its adapter, as the run began with it.
 
     Raises:
@@ -32,7 +32,7 @@ def base_of(directory: RunDir) -> Located:
     section, locked = directory.resolved["student"], directory.lock["models"]["student"]
     trust = section.get("trust_remote_code", False)
     if directory.student.is_dir():
-        return Located(str(directory.student), None, section["model"], "prepared", trust)
+        return ResolvedModel(str(directory.student), None, section["model"], "prepared", trust)
     revision = locked["revision"] or section.get("revision")
     base = locate(section["model"], revision, ("student", "model"), trust_remote_code=trust)
     if base.sha256 != locked["sha256"]:

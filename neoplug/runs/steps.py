@@ -6,12 +6,12 @@ from math import ceil
 
 from neoplug.data import Corpus, Order
 from neoplug.data.batch import Batch, collate
-from neoplug.recipe import Checked, Train
+from neoplug.recipe import ResolvedRecipe, Train
 from neoplug.registry import Plugins
 from neoplug.training.objective import Loss
 
 
-def make_order(checked: Checked, corpus: Corpus, world: int) -> Order:
+def make_order(checked: ResolvedRecipe, corpus: Corpus, world: int) -> Order:
     """Return which rows each step holds."""
     train, mixture = checked.recipe.train, corpus.mixture
     rows = len(corpus.rows) if mixture is None else sum(mixture.shown)
@@ -19,7 +19,7 @@ def make_order(checked: Checked, corpus: Corpus, world: int) -> Order:
     return Order(rows, batch, accumulation, world, checked.recipe.seed, mixture=mixture)
 
 
-def training_batches(checked: Checked, corpus: Corpus) -> Iterator[Batch]:
+def training_batches(checked: ResolvedRecipe, corpus: Corpus) -> Iterator[Batch]:
     """Yield training micro-batches in the recipe's order, without end, for hooks that ask for `batches`."""
     order = make_order(checked, corpus, 1)
     for step in count():

@@ -22,12 +22,12 @@ from neoplug.models import put_into, virtual_tokens
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.models.verify import head_name
-from neoplug.recipe import Checked
+from neoplug.recipe import ResolvedRecipe
 from neoplug.recipe.loss_weights import Weight
 from neoplug.runs.artifacts import save_student, write_card
 from neoplug.runs.directory import RunDir
-from neoplug.runs.inputs import Parts
-from neoplug.runs.model_loader import Roles
+from neoplug.runs.inputs import RunInputs
+from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.progress import Progress
 from neoplug.runs.saved_student import widened
 from neoplug.runs.signals import EndedNow, Stop
@@ -44,11 +44,11 @@ logger = logging.getLogger("neoplug")
 
 
 @dataclass(eq=False)
-class Session:
+class Trainer:
     """One process at work on a run: from loading the models to the result."""
 
-    checked: Checked
-    parts: Parts
+    checked: ResolvedRecipe
+    parts: RunInputs
     directory: RunDir
     world: World
     progress: Progress
@@ -56,7 +56,7 @@ class Session:
     facts: dict[str, Any] = field(default_factory=dict)  # measured before training; checkpoints carry it on
 
     def __post_init__(self) -> None:
-        self.roles = Roles(self.checked, self.parts, self.world.device)
+        self.roles = ModelLoader(self.checked, self.parts, self.world.device)
         self.criterion = criterion(self.checked.recipe.evaluate)
 
     def run(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Session:
         if earlier is not None:
             self.facts = checkpoint.read_state(earlier)
             spent = self.facts.pop("seconds")
-            self.refuse_other_world(self.facts.pop("world"))
+            self.validate_world_size(self.facts.pop("world"))
         self.began = started - spent
         done = self.facts.pop("step", 0)
         if self.world.is_main:
@@ -99,7 +99,7 @@ class Session:
         logger.debug("%s: %s", status, reason, exc_info=error.__cause__ or (None if told else error))
         self.write({"format": 1, "status": status, "reason": reason, **self.facts})
 
-    def refuse_other_world(self, size: int) -> None:
+    def validate_world_size(self, size: int) -> None:
         """Refuse to go on with another number of processes: a step would hold other rows."""
         if size != self.world.size:
             raise UsageError(
@@ -359,9 +359,9 @@ def count_parameters(module: Any) -> int:
     return int(count()) + sum(p.numel() for p in module.parameters() if id(p) not in counted)
 
 
-def sample_prompt(parts: Parts, tokens: int = 32) -> list[int]:
+def sample_prompt(parts: RunInputs, tokens: int = 32) -> list[int]:
     """Return how a held-out document begins: up to its first answer token, or its first few tokens."""
     document = parts.corpus.held_out[0]
-    scored = document.scored.nonzero()[0]
+    scored = document.loss_mask.nonzero()[0]
     start = int(scored[0]) if len(scored) and scored[0] > 1 else min(tokens, max(1, len(document) // 2))
     return document.input_ids[:start].tolist()

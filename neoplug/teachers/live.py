@@ -21,7 +21,7 @@ class LiveSignal:
 
     @cached_property
     def _logits_of(self) -> Callable[[Tensor], Tensor]:
-        return self.head.opened()
+        return self.head.prepare_logits_fn()
 
     @torch.no_grad()
     def logits(self, rows: slice) -> Tensor:

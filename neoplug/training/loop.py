@@ -28,7 +28,7 @@ from neoplug.seeds import derive, generator
 from neoplug.teachers.live import teacher_signal
 from neoplug.training.diagnostics import Diagnosis
 from neoplug.training.metrics import Metrics, Step, merge, peak_memory
-from neoplug.training.module import Distillation, gradient_norms, remembering
+from neoplug.training.module import StudentWithObjective, gradient_norms, remembering
 from neoplug.training.objective import Loss
 
 
@@ -81,7 +81,7 @@ def distil(run: Training, first: int = 0) -> int:
         RunError: a loss or gradient is not finite.
     """
     settings, world = run.settings, run.world
-    bare = Distillation(run.student, run.plugins.functions("token_weight"))
+    bare = StudentWithObjective(run.student, run.plugins.functions("token_weight"))
     module = world.wrap(bare)
     parameters = [parameter for parameter in run.student.module.parameters() if parameter.requires_grad]
     module.train()
@@ -172,7 +172,7 @@ def micro_batches(run: Training, step: int, progress: float) -> Iterator[tuple[B
 
 
 def measure(
-    run: Training, bare: Distillation, losses: Sequence[Loss], batches: Sequence[tuple[Batch, bool]], step: int,
+    run: Training, bare: StudentWithObjective, losses: Sequence[Loss], batches: Sequence[tuple[Batch, bool]], step: int,
     progress: float,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Return the gradient norm of each loss in a step that is yet to be taken, and leave everything as it was."""
@@ -192,12 +192,12 @@ def calibrate(run: Training, norms: Mapping[str, Tensor]) -> None:
     for name, weight in run.weights.items():
         if weight.calibrate is not None:
             for asked in (name, weight.calibrate):
-                refuse_no_gradient(asked, found[asked], name)
+                validate_gradient_norm(asked, found[asked], name)
             run.weights[name] = weight.calibrated(weight.value * found[weight.calibrate] / found[name])
     run.calibrated({name: weight.value for name, weight in run.weights.items()})
 
 
-def refuse_no_gradient(loss: str, norm: float, calibrated: str) -> None:
+def validate_gradient_norm(loss: str, norm: float, calibrated: str) -> None:
     """Refuse to measure a weight by a gradient that is 0 or not finite."""
     if not isfinite(norm) or norm == 0:
         raise RunError(

@@ -37,7 +37,7 @@ class Watched:
         return found
 
 
-class Distillation(nn.Module):
+class StudentWithObjective(nn.Module):
     """The student and its objective in one forward: what a wrapper for several ranks sees is what trains."""
 
     def __init__(self, student: LanguageModel, token_weights: Mapping[str, Callable[..., Tensor]]) -> None:
@@ -76,7 +76,7 @@ class Distillation(nn.Module):
 
 
 def gradient_norms(
-    distillation: Distillation,
+    distillation: StudentWithObjective,
     teacher: LanguageModel | None,
     losses: Sequence[Loss],
     batches: Sequence[Batch],

@@ -62,7 +62,7 @@ class TokenWeights:
         product = torch.ones(position.shape, device=position.device)
         for name, function in self.functions.items():
             found = function(position=position, **arguments)
-            _refuse_shape(f"the token weight `{name}`", "token_weight", found, position.shape)
+            _validate_shape(f"the token weight `{name}`", "token_weight", found, position.shape)
             product = product * found
             product = product.masked_fill(found < 0, torch.nan)
         return product
@@ -98,7 +98,7 @@ class _Objective(torch.autograd.Function):
         values = torch.zeros(len(losses), len(hidden), device=hidden.device)
         gradients = [torch.empty_like(hidden), *map(torch.zeros_like, parameters)]
         with torch.autocast(hidden.device.type, enabled=False):
-            logits_of = head.opened()
+            logits_of = head.prepare_logits_fn()
             for rows in blocks(len(hidden), head.vocabulary.size):
                 states = hidden[rows].detach().requires_grad_()
                 with torch.enable_grad():
@@ -141,8 +141,8 @@ def _tile(
         if loss.token_gradient is not None:
             found, gradient = loss.token_gradient(student=student, **arguments)
             untouched(loss.name, "token_gradient")
-            _refuse_shape(f"the loss `{loss.name}`", "token_gradient", found, labels.shape)
-            _refuse_shape(f"the loss `{loss.name}`", "token_gradient", gradient, logits.shape)
+            _validate_shape(f"the loss `{loss.name}`", "token_gradient", found, labels.shape)
+            _validate_shape(f"the loss `{loss.name}`", "token_gradient", gradient, logits.shape)
             _put(logits, gradient, loss.weight, first=not values)
             values[loss.name] = found
     if without := [loss for loss in losses if loss.token_gradient is None]:
@@ -175,7 +175,7 @@ def _differentiate(
         for loss in losses:
             found[loss.name] = loss.token_loss(student=leaf, **arguments)
             untouched(loss.name, "token_loss")
-            _refuse_shape(f"the loss `{loss.name}`", "token_loss", found[loss.name], leaf.shape[:1])
+            _validate_shape(f"the loss `{loss.name}`", "token_loss", found[loss.name], leaf.shape[:1])
         total = torch.stack([loss.weight * found[loss.name].sum() for loss in losses]).sum()
     gradient = torch.zeros_like(leaf)
     if total.requires_grad:  # a loss may look at the teacher alone
@@ -200,7 +200,7 @@ def _watching(**inputs: Tensor | None) -> Callable[[str, str], None]:
     return refuse
 
 
-def _refuse_shape(who: str, hook: str, answer: Any, shape: torch.Size) -> None:
+def _validate_shape(who: str, hook: str, answer: Any, shape: torch.Size) -> None:
     """Refuse what would broadcast in silence: shapes are known on the host, so this waits for nothing."""
     if not isinstance(answer, Tensor) or answer.shape != shape:
         what = f"shape {list(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
@@ -216,7 +216,7 @@ def log_probabilities(
     head: Head, hidden: Tensor, signal: Signal | None = None
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Yield rows with the student's and the teacher's log-probabilities [t, V] in float32, tile by tile."""
-    logits_of = head.opened()
+    logits_of = head.prepare_logits_fn()
     for rows in blocks(len(hidden), head.vocabulary.size):
         logits = logits_of(hidden[rows])
         teacher = None if signal is None else signal.logits(rows).to(hidden.device)

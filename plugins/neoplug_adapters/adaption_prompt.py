@@ -52,7 +52,7 @@ class AdaptionPrompt:
 
         from neoplug import quiet_peft
 
-        self._refuse_other_heads(model)
+        self._validate_heads(model)
         layers = self.adapter_layers or model.config.get_text_config().num_hidden_layers
         config = AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=self.adapter_len, adapter_layers=layers)
         try:
@@ -61,7 +61,7 @@ class AdaptionPrompt:
         except ValueError as error:
             raise RecipeError([self._refused(str(error))]) from error
 
-    def _refuse_other_heads(self, model: PreTrainedModel) -> None:
+    def _validate_heads(self, model: PreTrainedModel) -> None:
         config = model.config.get_text_config()
         heads, width = config.num_attention_heads, config.hidden_size
         size = getattr(config, "head_dim", None) or width // heads

@@ -52,7 +52,7 @@ class EVA(LoRA):
 
     def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
         adapted = super()._adapt(model, config, batches)
-        self._refuse_large_ranks(adapted)
+        self._validate_ranks(adapted)
         if model.device.type == "meta":
             return adapted
         found = covariances(adapted, batches, self.batches, self.name)

@@ -72,7 +72,7 @@ class LoftQ(LoRA):
 
     def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
         adapted = super()._adapt(model, config, batches)
-        self._refuse_large_ranks(adapted)
+        self._validate_ranks(adapted)
         if model.device.type != "meta":
             with torch.no_grad():
                 for _, layer in lora_layers(adapted):

@@ -14,7 +14,7 @@ import torch
 
 from neoplug import Problem, RecipeError, hookimpl
 from neoplug_adapters.companions import key_of, quantiser
-from neoplug_adapters.targets import chosen, refuse_wrong_regexes, sizes, unmatched
+from neoplug_adapters.targets import chosen, sizes, unmatched, validate_regexes
 from neoplug_adapters.tuner import Tuner, is_transposed
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class LowRank(Tuner):
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_start()
-        refuse_wrong_regexes({"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern})
+        validate_regexes({"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern})
         super().__post_init__()
 
     def _check_numbers(self) -> None:
@@ -156,17 +156,17 @@ class LowRank(Tuner):
         return {"rank_pattern": small, "alpha_pattern": alphas | self.alpha_pattern}
 
     def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
-        self._refuse_shared(model)
+        self._validate_shared(model)
         try:
             adapted = super()._adapt(model, config, batches)
         except Exception:
-            self._refuse_experts(config)
+            self._validate_experts(config)
             raise
-        self._refuse_experts(config)
-        self._refuse_embeddings(adapted)
+        self._validate_experts(config)
+        self._validate_embeddings(adapted)
         return adapted
 
-    def _refuse_shared(self, model: PreTrainedModel) -> None:
+    def _validate_shared(self, model: PreTrainedModel) -> None:
         """Refuse to change a head's weight where the embeddings share it, and would change with it."""
         head = model.get_output_embeddings()
         if not self.changes_base or head is None or head.weight is not model.get_input_embeddings().weight:
@@ -177,7 +177,7 @@ class LowRank(Tuner):
             fix = f"leave the head out of target_modules, or name `lora`, which does not change it: {self.changes_base}"
             raise RecipeError([Problem(what, why, fix, ("adapter", self.name, "target_modules"))])
 
-    def _refuse_embeddings(self, adapted: Any) -> None:
+    def _validate_embeddings(self, adapted: Any) -> None:
         """Refuse embeddings where peft adapts them, but not in this adapter's way."""
         for name, layer in adapted.get_base_model().named_modules() if self.linear_alone else ():
             if "default" in getattr(layer, "lora_embedding_A", {}):
@@ -185,7 +185,7 @@ class LowRank(Tuner):
                 fix = "name linear layers alone, or name `lora`"
                 raise RecipeError([Problem(what, why, fix, ("adapter", self.name, "target_modules"))])
 
-    def _refuse_experts(self, config: LoraConfig) -> None:
+    def _validate_experts(self, config: LoraConfig) -> None:
         """Refuse experts in one stack, which peft has found by now, where this adapter cannot stand on them."""
         if not self.not_on_experts or not config.target_parameters:
             return
@@ -198,7 +198,7 @@ class LowRank(Tuner):
         plain = {name: value for name, value in options.items() if name not in self.own_options}
         return plain | {"init_lora_weights": True}
 
-    def _refuse_large_ranks(self, adapted: Any) -> None:
+    def _validate_ranks(self, adapted: Any) -> None:
         """Refuse a rank above what a weight has."""
         for name, layer in lora_layers(adapted):
             r, most = layer.r["default"], min(layer.in_features, layer.out_features)

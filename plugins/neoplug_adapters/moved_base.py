@@ -45,7 +45,7 @@ class MovedBase(LoRA):
 
     def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
         adapted = super()._adapt(model, config, batches)
-        self._refuse_large_ranks(adapted)
+        self._validate_ranks(adapted)
         self._start(adapted, batches)
         self._began = {name: matrix.detach().clone() for name, matrix in _matrices(adapted).items()}
         return adapted

@@ -75,7 +75,7 @@ def beside(names: Names, endings: list[str]) -> Names:
     return [*(names or []), *endings]
 
 
-def refuse_wrong_regexes(options: Mapping[str, Iterable[str]]) -> None:
+def validate_regexes(options: Mapping[str, Iterable[str]]) -> None:
     """Raise ValueError for the first regex of an option that is none."""
     for name, regexes in options.items():
         for regex in regexes:

@@ -25,9 +25,9 @@ from neoplug_adapters.targets import (
     bypassed,
     chosen,
     passed_by,
-    refuse_wrong_regexes,
     sizes,
     unmatched,
+    validate_regexes,
     vectors,
 )
 
@@ -77,7 +77,7 @@ class Tuner:
             raise ValueError("target_modules is empty, so nothing would train; all-linear takes every linear layer")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError("layers_to_transform needs target_modules to be a list of names, as [q_proj, v_proj]")
-        refuse_wrong_regexes(
+        validate_regexes(
             {
                 "target_modules": [self.target_modules] if isinstance(self.target_modules, str) else [],
                 "exclude_modules": [self.exclude_modules] if isinstance(self.exclude_modules, str) else [],

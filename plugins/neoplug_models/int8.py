@@ -38,7 +38,7 @@ class Int8(Quantised):
         """Let each layer compute with its dequantised weight."""
         from bitsandbytes.nn import Linear8bitLt
 
-        self.refuse_misfit(model, role, "int8", load_in_8bit=True)
+        self.validate_fit(model, role, "int8", load_in_8bit=True)
         for module in model.modules():
             if isinstance(module, Linear8bitLt):
                 module.init_8bit_state()

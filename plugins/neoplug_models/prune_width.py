@@ -75,7 +75,7 @@ class PruneWidth:
             raise _unknown(model, why)
         narrower = before.hidden_size / after.hidden_size
         if narrower > 1:
-            _refuse_other_norms(model)
+            _validate_norms(model)
         cut(model, target, before, self._kept(model, before, after, batches))
         for norm in norms(model).values() if narrower > 1 else ():
             norm.get_parameter("weight").data *= narrower**0.5
@@ -189,7 +189,7 @@ def _rebuilt(model: PreTrainedModel, before: Width, after: Width) -> PreTrainedM
         raise _unknown(model, f"the smaller configuration is none: {' '.join(str(error).split())}") from error
 
 
-def _refuse_other_norms(model: PreTrainedModel) -> None:
+def _validate_norms(model: PreTrainedModel) -> None:
     """Refuse norms that are not x / rms(x) * weight, by name and, where there are weights, by trial."""
     import torch
 

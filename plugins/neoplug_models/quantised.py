@@ -29,7 +29,7 @@ class Quantised:
         skipped = [*self.skip_modules, *HEADS] if self.skip_modules else None
         return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=skipped, **options)}
 
-    def refuse_misfit(self, model: PreTrainedModel, role: Role, plugin: str, **asked: Any) -> None:
+    def validate_fit(self, model: PreTrainedModel, role: Role, plugin: str, **asked: Any) -> None:
         """Refuse what transformers passes over: weights stored in another form, `skip_modules` of no module."""
         from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -77,7 +77,7 @@ class FourBits(Quantised):
 
         from neoplug import dtype_named
 
-        self.refuse_misfit(model, role, self.quant_type, load_in_4bit=True, bnb_4bit_quant_type=self.quant_type)
+        self.validate_fit(model, role, self.quant_type, load_in_4bit=True, bnb_4bit_quant_type=self.quant_type)
         for module in model.modules():
             if isinstance(module, Linear4bit):
                 module.compute_dtype = dtype_named(self.compute_dtype, module.weight.device)

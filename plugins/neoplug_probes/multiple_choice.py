@@ -81,7 +81,7 @@ class MultipleChoice:
     ) -> dict[str, Any]:
         pairs = [(question.query, choice) for question in questions for choice in question.choices]
         documents = [_document(tokenizer, *pair, row) for row, pair in enumerate(pairs)]
-        _refuse_too_long(documents, model)
+        _validate_document_lengths(documents, model)
         ends = np.cumsum([len(question.choices) for question in questions])[:-1]
         return scored(questions, np.split(self._log_likelihoods(documents, model, predict), ends))
 
@@ -133,7 +133,7 @@ def _document(tokenizer: Any, query: str, choice: str, row: int) -> Document:
     return Document(np.array(whole, dtype=np.int64), np.arange(len(whole)) >= before, row)
 
 
-def _refuse_too_long(documents: Sequence[Document], model: Any) -> None:
+def _validate_document_lengths(documents: Sequence[Document], model: Any) -> None:
     """Refuse text that the model has no positions for."""
     longest = max(len(document) for document in documents)
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None) or longest

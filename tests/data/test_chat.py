@@ -58,7 +58,7 @@ def test_only_the_last_turn_or_everything_when_asked(tiny_tokenizer):
     assert spans(tiny_tokenizer, TURNS, turns="last") == ["\n\nYes, naïve one 漢字.<|im_end|>"]
     whole = tiny_tokenizer.apply_chat_template(TURNS, tokenize=False)
     assert spans(tiny_tokenizer, TURNS, turns="all") == [whole]
-    assert tokenised(tiny_tokenizer, TURNS, train_on="all").scored.tolist()[:3] == [False, True, True]
+    assert tokenised(tiny_tokenizer, TURNS, train_on="all").loss_mask.tolist()[:3] == [False, True, True]
 
 
 TOOLS = (
@@ -83,13 +83,13 @@ def test_calls_are_answers_and_what_a_tool_returns_is_none(tiny_tokenizer, turns
     """The conversation ends with a user's turn, which is none either."""
     assert spans(tiny_tokenizer, CALLING, TOOLS, turns) == expected
     row = tokenised(tiny_tokenizer, CALLING, TOOLS, turns)
-    assert tiny_tokenizer.decode(row.input_ids[row.scored]) == "".join(expected)
+    assert tiny_tokenizer.decode(row.input_ids[row.loss_mask]) == "".join(expected)
 
 
 def test_train_on_all_takes_a_row_that_answers_nothing(tiny_tokenizer):
     row = tokenised(tiny_tokenizer, TURNS[:1], train_on="all")
-    assert row.scored.tolist() == [False] + [True] * (len(row.input_ids) - 1)
-    assert not tokenised(tiny_tokenizer, TURNS[:1]).scored.any()
+    assert row.loss_mask.tolist() == [False] + [True] * (len(row.input_ids) - 1)
+    assert not tokenised(tiny_tokenizer, TURNS[:1]).loss_mask.any()
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_the_mask_is_that_of_transformers_for_a_marked_template(tiny_tokenizer):
         TURNS, chat_template=MARKED, return_dict=True, return_assistant_tokens_mask=True
     )["assistant_masks"]
     for template in (MARKED, None):
-        assert tokenised(tiny_tokenizer, TURNS, template).scored.astype(int).tolist() == expected
+        assert tokenised(tiny_tokenizer, TURNS, template).loss_mask.astype(int).tolist() == expected
 
 
 def test_scored_tokens_decode_to_the_answers(tiny_tokenizer, trimming_tokenizer):
@@ -147,7 +147,7 @@ def test_scored_tokens_decode_to_the_answers(tiny_tokenizer, trimming_tokenizer)
         for answer in ("It is 4.", " 4 ", "four\n", "\t"):
             messages = [TURNS[1], {"role": "assistant", "content": answer}]
             row = tokenised(tokenizer, messages, template)
-            assert tokenizer.decode(row.input_ids[row.scored]) == answer + end
+            assert tokenizer.decode(row.input_ids[row.loss_mask]) == answer + end
 
 
 def test_a_token_across_the_border_is_the_prompts(tiny_tokenizer):
@@ -156,7 +156,7 @@ def test_a_token_across_the_border_is_the_prompts(tiny_tokenizer):
     row = tokenised(tiny_tokenizer, messages, joined)
     first = tiny_tokenizer.decode(row.input_ids[:1])
     assert first == "er"  # else this tests nothing
-    assert tiny_tokenizer.decode(row.input_ids[row.scored]) == " end"
+    assert tiny_tokenizer.decode(row.input_ids[row.loss_mask]) == " end"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_token_of_the_prompts_last_blank_is_the_prompts(tiny_tokenizer, trimmi
         spoken = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}" + end + "{% endfor %}"
         spoken += "{% if add_generation_prompt %}assistant: {% endif %}"
         row = tokenised(tokenizer, [TURNS[1], {"role": "assistant", "content": answer}], spoken)
-        assert tokenizer.decode(row.input_ids[row.scored]) == scored.replace("<|end|>", end)
+        assert tokenizer.decode(row.input_ids[row.loss_mask]) == scored.replace("<|end|>", end)
 
 
 def test_a_template_that_changes_earlier_text_is_refused_with_the_row(tiny_tokenizer):

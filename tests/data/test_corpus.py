@@ -32,7 +32,7 @@ def test_conversations_packed(tiny_chat, tiny_tokenizer, section):
         expected = tiny_tokenizer.apply_chat_template(rows[document.row], return_dict=True)["input_ids"]
         assert document.input_ids.tolist() == expected[:128]
         answers = "".join(m["content"] + "<|im_end|>" for m in rows[document.row] if m["role"] == "assistant")
-        assert answers.startswith(tiny_tokenizer.decode(document.input_ids[document.scored]))
+        assert answers.startswith(tiny_tokenizer.decode(document.input_ids[document.loss_mask]))
 
 
 def test_unpacked_rows_hold_a_document_each_and_the_same_tokens(tiny_chat, tiny_tokenizer, section):
@@ -197,7 +197,7 @@ def test_rows_to_measure_on_may_be_of_any_kind(tmp_path, tiny_chat, tiny_tokeniz
     corpus = load_corpus(section(tiny_chat, eval_source=str(own), max_dropped_rows=0.5), tiny_tokenizer)
     assert len(corpus.held_out) == 2
     for row, document in zip(rows, corpus.held_out, strict=True):
-        scored = tiny_tokenizer.decode(document.input_ids[document.scored])
+        scored = tiny_tokenizer.decode(document.input_ids[document.loss_mask])
         assert scored.endswith(list(row.values())[-1][1:] + "<|im_end|>")
     assert corpus.report.leaked == 0
     assert [(why, found.first) for why, found in corpus.report.dropped.items()] == [
@@ -268,7 +268,7 @@ def test_preview_shows_rows_as_trained(tiny_chat, tiny_tokenizer, llama_tokenize
         shown = list(pieces(document, tiny_tokenizer))
         assert "".join(text for text, _ in shown) == tiny_tokenizer.decode(document.input_ids)
         scored = "".join(text for text, scored in shown if scored)
-        assert scored == tiny_tokenizer.decode(document.input_ids[document.scored])
+        assert scored == tiny_tokenizer.decode(document.input_ids[document.loss_mask])
 
 
 def test_preview_keeps_characters_whole_and_blanks_in_place(tmp_path, tiny_tokenizer, llama_tokenizer, section):

@@ -20,9 +20,9 @@ def row(length, scored_from=1, *, windowed=False):
 @given(st.integers(1, 300), st.integers(2, 40))
 def test_every_token_of_a_text_but_its_first_is_scored_once(length, max_length):
     found = windows(row(length, windowed=True), max_length)
-    scored = np.concatenate([document.input_ids[document.scored] for document in found])
+    scored = np.concatenate([document.input_ids[document.loss_mask] for document in found])
     assert scored.tolist() == list(range(1, length))  # each token is its own number
-    assert all(len(document) <= max_length and not document.scored[0] for document in found)
+    assert all(len(document) <= max_length and not document.loss_mask[0] for document in found)
     for before, after in pairwise(found):
         assert len(before) == max_length
         assert before.input_ids[-1] == after.input_ids[0]
@@ -49,7 +49,7 @@ def test_an_idle_document_is_the_same_with_nothing_scored():
 
 
 def test_of_an_idle_document_the_teacher_reads_its_own_text_too():
-    taught = replace(row(5), teacher_ids=np.array([90, 91, 1, 2, 3, 4]), teacher_scored=np.arange(6) >= 2)
+    taught = replace(row(5), teacher_ids=np.array([90, 91, 1, 2, 3, 4]), teacher_loss_mask=np.arange(6) >= 2)
     batch = collate([idle(fit(taught, 9).documents[0])])
     assert batch.for_teacher().input_ids.tolist() == [90, 91, 1, 2, 3, 4]
     assert batch.answer_tokens == batch.for_teacher().answer_tokens == 0

@@ -153,7 +153,7 @@ def test_what_the_teacher_reads_instead_is_stored_beside(tmp_path):
     write_record(tmp_path)
     store = Store(tmp_path)
     found = store.rows[0][0]
-    for name in ("input_ids", "scored", "teacher_ids", "teacher_scored"):
+    for name in ("input_ids", "loss_mask", "teacher_ids", "teacher_loss_mask"):
         assert getattr(found, name).tolist() == getattr(other, name).tolist()
     assert store.held_out[0].teacher_ids is None
     assert store.longest == {"student": 5, "teacher": 9}

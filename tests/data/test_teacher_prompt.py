@@ -28,8 +28,8 @@ def read(tokenizer, row, student=None, teacher=None, train_on="answers", refused
 
 def texts(tokenizer, row):
     """Return what the teacher reads, with its answers in brackets, and hold them to the student's."""
-    ids, scored = row.teacher_ids, row.teacher_scored
-    assert ids[scored].tolist() == row.input_ids[row.scored].tolist()
+    ids, scored = row.teacher_ids, row.teacher_loss_mask
+    assert ids[scored].tolist() == row.input_ids[row.loss_mask].tolist()
     marked, before = "", False
     for token, now in zip([*ids.tolist(), None], [*scored.tolist(), False], strict=True):
         marked += "]" if before and not now else "[" if now and not before else ""
@@ -43,7 +43,7 @@ def texts(tokenizer, row):
 def test_with_the_students_template_it_reads_what_the_student_reads(tiny_tokenizer, template, train_on):
     row = read(tiny_tokenizer, {"messages": TURNS}, template, template, train_on)
     assert row.teacher_ids.tolist() == row.input_ids.tolist()
-    assert row.teacher_scored.tolist() == row.scored.tolist()
+    assert row.teacher_loss_mask.tolist() == row.loss_mask.tolist()
 
 
 def test_its_prompts_stand_around_the_students_answers(tiny_tokenizer):
@@ -61,7 +61,7 @@ def test_what_the_students_prompt_has_of_an_answer_the_teachers_prompt_has_too(t
     """The student's header ends in a blank that is one token with the answer's first letters."""
     messages = [TURNS[1], {"role": "assistant", "content": "the end"}]
     row = read(tiny_tokenizer, {"messages": messages}, MERGING, None)
-    assert tiny_tokenizer.decode(row.input_ids[row.scored]) == " end<|im_end|>"  # else this tests nothing
+    assert tiny_tokenizer.decode(row.input_ids[row.loss_mask]) == " end<|im_end|>"  # else this tests nothing
     assert texts(tiny_tokenizer, row).endswith("<|im_start|>assistant\nthe[ end<|im_end|>]\n")
     back = read(tiny_tokenizer, {"messages": messages}, None, MERGING)
     assert texts(tiny_tokenizer, back) == "user: What is 2 + 2?<|im_end|>assistant: [the end<|im_end|>]"
@@ -74,7 +74,7 @@ def test_alpacas_rows_are_a_conversation_for_a_teacher_that_has_a_template(llama
     row = read(llama_tokenizer, {"instruction": "add", "input": "1 1", "output": "two it is"}, None, SPOKEN)
     assert llama_tokenizer.decode(row.input_ids).startswith("<s> Below is an instruction")
     assert llama_tokenizer.decode(row.teacher_ids) == "user: add\n\n1 1</s> assistant: two it is</s>"
-    assert llama_tokenizer.decode(row.teacher_ids[row.teacher_scored]) == "two it is</s>"
+    assert llama_tokenizer.decode(row.teacher_ids[row.teacher_loss_mask]) == "two it is</s>"
 
 
 def test_a_prompt_is_tokenised_apart_where_the_whole_text_has_a_token_across_its_end(llama_tokenizer):
@@ -85,7 +85,9 @@ def test_a_prompt_is_tokenised_apart_where_the_whole_text_has_a_token_across_its
     whole = llama_tokenizer.tokenize("assistant: the one", add_special_tokens=False)
     assert "▁the" in whole  # else this tests nothing
     assert "".join(pieces).replace("<unk>", "?") == "▁user:▁What▁is▁2▁+▁2?</s>▁assistant:▁the▁one</s>" * 2
-    assert [pieces[at - 1] for at in np.flatnonzero(row.teacher_scored[1:] & ~row.teacher_scored[:-1]) + 1] == ["▁"] * 2
+    assert [pieces[at - 1] for at in np.flatnonzero(row.teacher_loss_mask[1:] & ~row.teacher_loss_mask[:-1]) + 1] == [
+        "▁"
+    ] * 2
 
 
 def test_a_header_that_a_template_shows_with_the_turn_is_the_prompts(tiny_tokenizer):
@@ -94,7 +96,7 @@ def test_a_header_that_a_template_shows_with_the_turn_is_the_prompts(tiny_tokeni
     expected = "<user>What is 2 + 2?<|im_end|><assistant>[It is 4.<|im_end|>]<user>Sûr? 漢字<|im_end|><assistant>"
     whole = tiny_tokenizer.decode(row.teacher_ids)
     assert whole == expected.replace("[", "").replace("]", "") + "\n\nYes, naïve one 漢字.<|im_end|>"
-    assert row.teacher_ids[row.teacher_scored].tolist() == row.input_ids[row.scored].tolist()
+    assert row.teacher_ids[row.teacher_loss_mask].tolist() == row.input_ids[row.loss_mask].tolist()
 
 
 def test_rows_that_are_no_conversation_are_read_as_they_are(tiny_tokenizer):

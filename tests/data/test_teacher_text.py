@@ -62,7 +62,7 @@ def test_the_signal_is_the_teachers_own_forward_on_what_it_reads(llama, teacher,
     expected = []
     for each in (one.as_teacher() for one in DOCUMENTS):
         logits = llama(torch.from_numpy(each.input_ids)[None]).logits[0]
-        expected.append(logits[:-1][torch.from_numpy(each.scored[1:])])
+        expected.append(logits[:-1][torch.from_numpy(each.loss_mask[1:])])
     signal = teacher_signal(teacher, batch).logits(slice(None))
     torch.testing.assert_close(signal, torch.cat(expected), rtol=1e-4, atol=1e-4)
     seen = batch.for_teacher()
@@ -78,8 +78,8 @@ def test_a_treatment_that_drops_answer_tokens_drops_them_for_the_teacher_too(tea
 
 
 def test_a_teacher_that_reads_the_same_has_the_same_signal_to_the_last_bit(teacher):
-    bare = [Document(one.input_ids, one.scored, one.row) for one in DOCUMENTS]
-    twice = [Document(one.input_ids, one.scored, one.row, one.input_ids, one.scored) for one in bare]
+    bare = [Document(one.input_ids, one.loss_mask, one.row) for one in DOCUMENTS]
+    twice = [Document(one.input_ids, one.loss_mask, one.row, one.input_ids, one.loss_mask) for one in bare]
     assert collate(bare).teacher is None
     signals = [teacher_signal(teacher, collate(documents)).logits(slice(None)) for documents in (bare, twice)]
     assert torch.equal(*signals)
@@ -92,16 +92,16 @@ gaps = st.tuples(st.integers(1, 12), st.integers(0, 12), st.integers(0, 12))
 @given(gaps, gaps, st.integers(2, 40))
 def test_a_row_is_cut_where_both_texts_are(ours, theirs, max_length):
     whole = document(3, ours, theirs, lengths=(4, 5))
-    row = Tokenised(3, whole.input_ids, whole.scored, False, whole.teacher_ids, whole.teacher_scored)
+    row = Tokenised(3, whole.input_ids, whole.loss_mask, False, whole.teacher_ids, whole.teacher_loss_mask)
     fitted = fit(row, max_length)
-    answers = whole.input_ids[whole.scored]
-    fits = [np.flatnonzero(mask)[:9] < max_length for mask in (whole.scored, whole.teacher_scored)]
+    answers = whole.input_ids[whole.loss_mask]
+    fits = [np.flatnonzero(mask)[:9] < max_length for mask in (whole.loss_mask, whole.teacher_loss_mask)]
     kept = int((fits[0] & fits[1]).sum())
     assert fitted.lost_answer_tokens == 9 - kept
     assert fitted.cut == (max(len(whole.input_ids), len(whole.teacher_ids)) > max_length)
     assert len(fitted.documents) == (kept > 0)
     for cut in fitted.documents:
         assert cut.longest <= max_length
-        assert cut.input_ids[cut.scored].tolist() == answers[:kept].tolist()
-        assert cut.teacher_ids[cut.teacher_scored].tolist() == answers[:kept].tolist()
+        assert cut.input_ids[cut.loss_mask].tolist() == answers[:kept].tolist()
+        assert cut.teacher_ids[cut.teacher_loss_mask].tolist() == answers[:kept].tolist()
         assert cut.input_ids.tolist() == whole.input_ids[: len(cut)].tolist()

@@ -15,14 +15,14 @@ def tokenised(tokenizer, row, train_on="answers", template=None):
 
 def scored(tokenizer, row, **options):
     document = tokenised(tokenizer, row, **options)
-    return tokenizer.decode(document.input_ids[document.scored])
+    return tokenizer.decode(document.input_ids[document.loss_mask])
 
 
 def test_a_text_is_all_answer_and_ends(tiny_tokenizer, llama_tokenizer):
     for tokenizer in (tiny_tokenizer, llama_tokenizer):
         row = tokenised(tokenizer, {"text": "The statement is"})
         assert row.input_ids.tolist() == [*tokenizer("The statement is")["input_ids"], tokenizer.eos_token_id]
-        assert row.scored.tolist() == [False] + [True] * (len(row.input_ids) - 1)
+        assert row.loss_mask.tolist() == [False] + [True] * (len(row.input_ids) - 1)
         assert row.windowed
 
 
@@ -45,7 +45,7 @@ def test_a_prompt_gets_what_the_tokenizer_adds_and_a_completion_the_end(llama_to
     row = tokenised(llama_tokenizer, {"prompt": "the value", "completion": " is an object"})
     assert row.input_ids.tolist() == [*llama_tokenizer("the value is an object")["input_ids"], 2]
     prompt = len(llama_tokenizer("the value")["input_ids"])
-    assert row.scored.tolist() == [False] * prompt + [True] * (len(row.input_ids) - prompt)
+    assert row.loss_mask.tolist() == [False] * prompt + [True] * (len(row.input_ids) - prompt)
 
 
 @pytest.mark.parametrize("prompt", ["The answer: ", "The answer:", "e", "A\n", ""])
@@ -58,12 +58,14 @@ def test_the_prompts_tokens_are_those_that_generation_starts_from(tiny_tokenizer
         assert tokenizer.decode(row.input_ids[len(tokenizer("")["input_ids"]) :]).endswith(
             (prompt + completion).lstrip(" ") + tokenizer.eos_token
         )
-        assert row.scored.tolist() == [False] * max(1, len(alone)) + [True] * (len(row.input_ids) - max(1, len(alone)))
+        assert row.loss_mask.tolist() == [False] * max(1, len(alone)) + [True] * (
+            len(row.input_ids) - max(1, len(alone))
+        )
 
 
 def test_train_on_all_scores_the_prompt(tiny_tokenizer):
     row = {"prompt": "The value", "completion": " is"}
-    assert tokenised(tiny_tokenizer, row, "all").scored.tolist()[1:] == [True] * (
+    assert tokenised(tiny_tokenizer, row, "all").loss_mask.tolist()[1:] == [True] * (
         len(tiny_tokenizer("The value is")["input_ids"])
     )
     assert scored(tiny_tokenizer, row, train_on="last") == scored(tiny_tokenizer, row) == " is<|im_end|>"

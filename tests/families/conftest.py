@@ -100,7 +100,7 @@ class Lab:
         rows = [row for rows in make_order(checked, corpus, 1).micro_batches(0, 0) for row in rows]
         cross_entropy, divergence, count = 0.0, 0.0, 0
         for document in (document for row in rows for document in corpus.rows[row]):
-            ids, scored = torch.from_numpy(document.input_ids)[None], torch.from_numpy(document.scored[1:])
+            ids, scored = torch.from_numpy(document.input_ids)[None], torch.from_numpy(document.loss_mask[1:])
             log_q, log_p = (
                 model.eval()(input_ids=ids, use_cache=False).logits[0, :-1][scored][:, :tokens].log_softmax(-1)
                 for model in (student, teacher)

@@ -34,7 +34,7 @@ def expected(model, rows):
     """Return the summed loss of documents, each read alone by the model itself, with its graph."""
     total = 0.0
     for row in rows:
-        ids, scored = torch.from_numpy(row.input_ids)[None], torch.from_numpy(row.scored[1:])
+        ids, scored = torch.from_numpy(row.input_ids)[None], torch.from_numpy(row.loss_mask[1:])
         log_q = model(input_ids=ids, use_cache=False).logits[0, :-1][scored].log_softmax(-1)
         total -= log_q.gather(-1, ids[0, 1:][scored, None]).sum()
     return total
@@ -92,7 +92,9 @@ def test_a_block_mask_is_the_same_model(model, family, attention):
 
 
 def own_sum(model, rows):
-    logits = [model(torch.from_numpy(r.input_ids)[None]).logits[0, :-1][torch.from_numpy(r.scored[1:])] for r in rows]
+    logits = [
+        model(torch.from_numpy(r.input_ids)[None]).logits[0, :-1][torch.from_numpy(r.loss_mask[1:])] for r in rows
+    ]
     return torch.cat(logits).sum().item()
 
 

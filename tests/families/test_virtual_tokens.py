@@ -34,7 +34,7 @@ def of_peft(lab, student):
     rows = [row for rows in make_order(checked, corpus, 1).micro_batches(0, 0) for row in rows]
     total, count = 0.0, 0
     for document in (document for row in rows for document in corpus.rows[row]):
-        ids, scored = torch.from_numpy(document.input_ids)[None], torch.from_numpy(document.scored[1:])
+        ids, scored = torch.from_numpy(document.input_ids)[None], torch.from_numpy(document.loss_mask[1:])
         with torch.no_grad():
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         log_q = logits[0, -ids.shape[1] : -1][scored][:, : len(tokenizer)].log_softmax(-1)

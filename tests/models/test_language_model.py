@@ -69,10 +69,10 @@ def build(family, dtype=torch.float32):
     return AutoModelForCausalLM.from_config(deepcopy(CONFIGS[family]), dtype=dtype).eval().requires_grad_(False)
 
 
-def document(length, seed, scored=None):
+def document(length, seed, loss_mask=None):
     tokens = np.random.default_rng(seed).integers(3, ROWS, length)
     mask = np.zeros(length, dtype=bool)
-    mask[slice(1, None) if scored is None else scored] = True
+    mask[slice(1, None) if loss_mask is None else loss_mask] = True
     return Document(tokens, mask, row=seed)
 
 
@@ -85,7 +85,7 @@ def own_logits(module, documents=DOCUMENTS):
     for each in documents:
         ids = torch.from_numpy(each.input_ids)[None]
         logits = module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -len(each) :]
-        found.append(logits[:-1][torch.from_numpy(each.scored[1:])])
+        found.append(logits[:-1][torch.from_numpy(each.loss_mask[1:])])
     return torch.cat(found)
 
 

@@ -15,9 +15,9 @@ from neoplug.models import (
     locate_adapter,
     put_into,
     put_on,
-    refuse_other_adapter,
-    refuse_unfit,
     tell_other_base,
+    validate_adapter_fits,
+    validate_same_adapter,
 )
 from neoplug.models.load import load_weights
 
@@ -52,7 +52,7 @@ def copy(adapter, tmp_path):
 
 def refusal(model, folder, plugin="lora"):
     with pytest.raises(RecipeError) as caught:
-        refuse_other_adapter(model, locate_adapter(str(folder), KEY), plugin)
+        validate_same_adapter(model, locate_adapter(str(folder), KEY), plugin)
     (problem,) = caught.value.problems
     assert problem.path == KEY
     return problem
@@ -78,7 +78,7 @@ def test_a_difference_is_told_with_both_values(adapter, tiny_student, options, t
 def test_what_says_nothing_of_the_function_may_differ(adapter, tiny_student):
     regex = r".*self_attn\.(q|v)_proj"  # the same modules by other words
     model = adapted(tiny_student, lora_dropout=0.3, init_lora_weights="gaussian", target_modules=regex)
-    refuse_other_adapter(model, locate_adapter(str(adapter)), "lora")
+    validate_same_adapter(model, locate_adapter(str(adapter)), "lora")
 
 
 def test_an_adapter_on_a_base_that_its_start_changed_is_another(copy, tiny_student):
@@ -102,7 +102,7 @@ def test_a_model_of_another_size(adapter, tiny_teacher):
     assert "weights differ" in problem.what  # it has more layers, too
     skeleton = load_skeleton(locate(str(tiny_teacher)), "teacher")
     with pytest.raises(RecipeError, match="does not fit the model"):
-        refuse_unfit(skeleton, locate_adapter(str(adapter)))
+        validate_adapter_fits(skeleton, locate_adapter(str(adapter)))
 
 
 def test_shapes_are_compared_before_weights_are_loaded(copy, tiny_student):
@@ -111,7 +111,7 @@ def test_shapes_are_compared_before_weights_are_loaded(copy, tiny_student):
     save_file(weights | {name: torch.zeros(4, 7)}, copy / "adapter_model.safetensors")
     assert f"{name} is [4, 7], and the model needs [4, 48]" in refusal(adapted(tiny_student), copy).what
     with pytest.raises(RecipeError, match=r"is \[4, 7\]"):
-        refuse_unfit(load_skeleton(locate(str(tiny_student)), "teacher"), locate_adapter(str(copy)))
+        validate_adapter_fits(load_skeleton(locate(str(tiny_student)), "teacher"), locate_adapter(str(copy)))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_damaged_files(copy, tiny_student, file, content, message):
     if content is not None:
         (copy / file).write_bytes(content)
     with pytest.raises(RecipeError, match=message):
-        refuse_other_adapter(adapted(tiny_student), locate_adapter(str(copy), KEY), "lora")
+        validate_same_adapter(adapted(tiny_student), locate_adapter(str(copy), KEY), "lora")
 
 
 def test_an_unknown_name_is_refused():

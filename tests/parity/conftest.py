@@ -11,7 +11,7 @@ import neoplug
 from neoplug import recipe
 from neoplug.data import load_corpus
 from neoplug.runs.steps import make_order
-from neoplug.runs.trainer import Session
+from neoplug.runs.trainer import Trainer
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Run:
 def run(tmp_path, monkeypatch):
     """Return a function that runs a recipe given as nested maps, and takes the weights as they were before step 1."""
     start = {}
-    own = Session.add_adapter
+    own = Trainer.add_adapter
 
     def add_adapter(session, bare, total_steps):
         model = own(session, bare, total_steps)
@@ -49,7 +49,7 @@ def run(tmp_path, monkeypatch):
         lines = [json.loads(line) for line in (tmp_path / output / "metrics.jsonl").read_text().splitlines()]
         return Run(lines, tmp_path / output, start)
 
-    monkeypatch.setattr(Session, "add_adapter", add_adapter)
+    monkeypatch.setattr(Trainer, "add_adapter", add_adapter)
     return finish
 
 

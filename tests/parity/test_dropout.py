@@ -66,7 +66,7 @@ def test_the_first_step_of_a_run_is_the_evaluated_model(run, tmp_path, tiny_toke
     stored = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     total, count = 0.0, 0
     for document in done.documents(0)[0]:
-        ids, scored = torch.from_numpy(document.input_ids), torch.from_numpy(document.scored[1:])
+        ids, scored = torch.from_numpy(document.input_ids), torch.from_numpy(document.loss_mask[1:])
         logits = stored(input_ids=ids[None]).logits[0, :-1][scored]
         total += functional.cross_entropy(logits, ids[1:][scored], reduction="sum").item()
         count += int(scored.sum())

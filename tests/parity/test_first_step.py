@@ -30,7 +30,7 @@ def expected(student, teacher, micro_batches, tokens, temperature):
     cross_entropy, divergence, count = 0.0, 0.0, 0
     for document in (document for batch in micro_batches for document in batch):
         ids = torch.from_numpy(document.input_ids)[None]
-        scored = torch.from_numpy(document.scored[1:])
+        scored = torch.from_numpy(document.loss_mask[1:])
         ours, theirs = (model(input_ids=ids).logits[0, :-1][scored][:, :tokens] for model in (student, teacher))
         cross_entropy += functional.cross_entropy(ours, ids[0, 1:][scored], reduction="sum")
         log_q, log_p = (torch.log_softmax(logits / temperature, -1) for logits in (ours, theirs))

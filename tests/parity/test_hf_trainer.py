@@ -21,7 +21,7 @@ ROWS, ACCUMULATION, HELD_OUT = 2, 3, 6  # 18 rows train: each epoch is a whole n
 def as_theirs(documents):
     """Return padded input_ids, mask and labels with -100 where nothing is scored."""
     ids = [torch.from_numpy(d.input_ids) for d in documents]
-    labels = [torch.from_numpy(d.input_ids).masked_fill(~torch.from_numpy(d.scored), -100) for d in documents]
+    labels = [torch.from_numpy(d.input_ids).masked_fill(~torch.from_numpy(d.loss_mask), -100) for d in documents]
     return {
         "input_ids": pad_sequence(ids, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),

@@ -26,7 +26,7 @@ def test_the_divergence_stands_where_answer_tokens_are_predicted(model, losses, 
             ids = torch.from_numpy(each.input_ids)[None]
             log_q, log_p = (m.module(input_ids=ids).logits[0].double().log_softmax(-1) for m in (student, teacher))
             everywhere.append(functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1))
-    masks = [torch.from_numpy(each.scored) for each in documents]
+    masks = [torch.from_numpy(each.loss_mask) for each in documents]
     shifted = torch.cat([kl[:-1][mask[1:]] for kl, mask in zip(everywhere, masks, strict=True)])
     unshifted = torch.cat([kl[mask] for kl, mask in zip(everywhere, masks, strict=True)])
     torch.testing.assert_close(values[0].double(), shifted, rtol=1e-4, atol=1e-5)

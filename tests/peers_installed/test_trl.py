@@ -1,4 +1,4 @@
-"""TRL 1.16.0: what its GKD, GOLD and Distillation trainers and its self-distillation compute.
+"""TRL 1.16.0: what its GKD, GOLD and StudentWithObjective trainers and its self-distillation compute.
 
 Its beta weighs the teacher, as here; 0 is the forward and 1 the reverse KL. No loss is multiplied by T^2. Means are
 over the labels that are not -100, where no other denominator is given.
@@ -49,7 +49,7 @@ def test_generalised_jsd(micro, ours, from_logits, trainer, beta, temperature):
 @pytest.mark.parametrize("kind", ["plain", "hot", "scaled", "capped"])
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 1.0])
 def test_divergence_in_tiles(micro, ours, theirs, beta, kind):
-    """The Distillation trainer's: from hidden states and heads, with what a model does to its logits."""
+    """The StudentWithObjective trainer's: from hidden states and heads, with what a model does to its logits."""
     temperature = 2.5 if kind == "hot" else 1.0
     scales = (0.25, 0.5) if kind == "scaled" else (1.0, 1.0)
     caps = (3.0, 5.0) if kind == "capped" else (None, None)

@@ -87,7 +87,7 @@ def checked(measured, monkeypatch, tmp_path):
 
 def test_what_fails_is_refused_with_reason_versions_and_a_way(checked):
     with pytest.raises(RecipeError) as caught:
-        matrix.refuse_known_failures(checked(["nf4"]), "llama")
+        matrix.validate_compatibility(checked(["nf4"]), "llama")
     (problem,) = caught.value.problems
     assert problem.path == ("adapter", "lora")
     assert "`lora` does not train on models of the family `llama` loaded by `nf4`" in problem.what
@@ -103,7 +103,7 @@ def test_options_that_help_come_first(checked, measured):
         RecipeError,
         match=r"fix: write `lora: \{target_modules: \[q_proj, v_proj\]\}`; or load the student by `nf4`; or",
     ):
-        matrix.refuse_known_failures(checked(), "opt")
+        matrix.validate_compatibility(checked(), "opt")
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,9 @@ def test_options_that_help_come_first(checked, measured):
     ],
 )
 def test_what_is_not_known_to_fail_may_be_tried(checked, loads, options, family):
-    matrix.refuse_known_failures(checked(loads, **options), family)
+    matrix.validate_compatibility(checked(loads, **options), family)
 
 
 def test_what_the_adapter_refuses_itself_is_left_to_it(checked, measured):
     measured.rows["lora"] = Row("a", 100, [Finding("refused", "its own", {"plain": ["llama"]})])
-    matrix.refuse_known_failures(checked(), "llama")
+    matrix.validate_compatibility(checked(), "llama")

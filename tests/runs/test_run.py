@@ -48,7 +48,7 @@ class Text:
     """One conversation as the chat template and a regular expression see it."""
 
     ids: list[int]
-    scored: list[int]  # places of answer tokens
+    loss_mask: list[int]  # places of answer tokens
 
 
 def texts(file, folder):
@@ -85,8 +85,8 @@ def logits_and_labels(model, conversations):
     """[N, V] float64 logits, each text run alone, and [N] labels."""
     logits, labels = [], []
     for text in conversations:
-        logits.append(model(input_ids=torch.tensor([text.ids])).logits[0, [place - 1 for place in text.scored]])
-        labels += [text.ids[place] for place in text.scored]
+        logits.append(model(input_ids=torch.tensor([text.ids])).logits[0, [place - 1 for place in text.loss_mask]])
+        labels += [text.ids[place] for place in text.loss_mask]
     return torch.cat(logits).double(), torch.tensor(labels)
 
 
@@ -162,7 +162,7 @@ def test_the_learning_rate_follows_a_cosine(run):
 def test_tokens_add_up_to_the_corpus_in_every_epoch(run, corpus):
     for epoch in (run.lines[:3], run.lines[3:]):
         assert sum(line["tokens"] for line in epoch) == sum(len(text.ids) for text in corpus)
-        assert sum(line["answer_tokens"] for line in epoch) == sum(len(text.scored) for text in corpus)
+        assert sum(line["answer_tokens"] for line in epoch) == sum(len(text.loss_mask) for text in corpus)
         assert epoch[2]["tokens"] < 0.7 * min(epoch[0]["tokens"], epoch[1]["tokens"])  # 4 rows, not dropped
 
 

@@ -39,7 +39,7 @@ def answers(student, adapter, teacher, documents, dtype=torch.float64):
     theirs = AutoModelForCausalLM.from_pretrained(teacher, dtype=dtype).eval()
     sums, count = torch.zeros(2, dtype=dtype), 0
     for document in documents:
-        ids, scored = torch.from_numpy(document.input_ids)[None], torch.from_numpy(document.scored[1:])
+        ids, scored = torch.from_numpy(document.input_ids)[None], torch.from_numpy(document.loss_mask[1:])
         with torch.no_grad():
             log_q, log_p = (
                 model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
@@ -122,7 +122,7 @@ def greedy(student, run, prompt, tokens=32):
 def first_prompt(run, tokenizer):
     checked = recipe.load(run.path / "recipe.yaml")
     document = load_corpus(checked.recipe.data, tokenizer).held_out[0]
-    return document.input_ids[: int(document.scored.nonzero()[0][0])].tolist()
+    return document.input_ids[: int(document.loss_mask.nonzero()[0][0])].tolist()
 
 
 def test_checkpointing_changes_nothing_or_is_refused(lab):

@@ -25,20 +25,20 @@ def fit(row: Tokenised, max_length: int) -> Fitted:
     """
     if row.windowed:
         return Fitted([d for d in windows(row, max_length) if d.answer_tokens], 0, False)
-    whole = Document(row.input_ids, row.scored, row.row, row.teacher_ids, row.teacher_scored)
+    whole = Document(row.input_ids, row.loss_mask, row.row, row.teacher_ids, row.teacher_loss_mask)
     readings = [whole] if row.teacher_ids is None else [whole, whole.as_teacher()]
-    kept = min(int(reading.scored[:max_length].sum()) for reading in readings)
+    kept = min(int(reading.loss_mask[:max_length].sum()) for reading in readings)
     cut = [_beginning(reading, max_length, kept) for reading in readings]
     document = Document(*cut[0], row.row, *(cut[1] if len(cut) > 1 else ()))
-    lost = int(row.scored.sum()) - kept
+    lost = int(row.loss_mask.sum()) - kept
     return Fitted([document] if document.answer_tokens else [], lost, whole.longest > max_length)
 
 
 def _beginning(document: Document, max_length: int, kept: int) -> tuple[np.ndarray, np.ndarray]:
     """Return tokens and mask up to `max_length`, or up to the first answer token after those `kept`."""
-    within = np.flatnonzero(document.scored[:max_length])
+    within = np.flatnonzero(document.loss_mask[:max_length])
     end = within[kept] if len(within) > kept else max_length
-    return document.input_ids[:end], document.scored[:end]
+    return document.input_ids[:end], document.loss_mask[:end]
 
 
 def windows(row: Tokenised, max_length: int) -> list[Document]:
@@ -48,7 +48,7 @@ def windows(row: Tokenised, max_length: int) -> list[Document]:
     """
     found = []
     for start in range(0, max(1, len(row.input_ids) - 1), max_length - 1):
-        scored = row.scored[start : start + max_length].copy()
+        scored = row.loss_mask[start : start + max_length].copy()
         scored[:1] = False
         found.append(Document(row.input_ids[start : start + max_length], scored, row.row))
     return found
@@ -59,5 +59,5 @@ def idle(document: Document) -> Document:
 
     The teacher still reads its own text, since it may not know the student's tokens.
     """
-    theirs = None if document.teacher_scored is None else np.zeros_like(document.teacher_scored)
-    return replace(document, scored=np.zeros_like(document.scored), teacher_scored=theirs)
+    theirs = None if document.teacher_loss_mask is None else np.zeros_like(document.teacher_loss_mask)
+    return replace(document, loss_mask=np.zeros_like(document.loss_mask), teacher_loss_mask=theirs)

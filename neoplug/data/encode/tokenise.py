@@ -28,19 +28,19 @@ class Tokenised:
     """A whole row as tokens.
 
     input_ids       [L] int64
-    scored          [L] bool; the first token is never scored
+    loss_mask       [L] bool; the first token is never scored
     windowed        whether it is cut into windows where it is too long, rather than at its end
     teacher_ids     [M] int64: what the teacher reads instead, where it has a prompt of its own
-    teacher_scored  [M] bool: the same answer tokens in `teacher_ids`, one for one
+    teacher_loss_mask  [M] bool: the same answer tokens in `teacher_ids`, one for one
     answers         its assistant turns, where it is a conversation
     """
 
     row: int
     input_ids: np.ndarray
-    scored: np.ndarray
+    loss_mask: np.ndarray
     windowed: bool
     teacher_ids: np.ndarray | None = None
-    teacher_scored: np.ndarray | None = None
+    teacher_loss_mask: np.ndarray | None = None
     answers: Sequence[Answer] = ()
 
 
@@ -96,7 +96,7 @@ class Tokeniser:
             opening = [*self._tokens.prefix, *prompt]
             ids = _ended([*opening, *completion], self._tokens.end)
             row = _tokenised(content, ids, 0 if self._train_on == "all" else len(opening), windowed=False)
-            answer = Answer(row.input_ids[row.scored], text + (self._tokens.tokenizer.eos_token or ""), words=text)
+            answer = Answer(row.input_ids[row.loss_mask], text + (self._tokens.tokenizer.eos_token or ""), words=text)
             yield replace(row, answers=(answer,))
 
     def _chats(self, contents: Sequence[Content], refused: OnRefusal) -> Iterator[Tokenised]:
@@ -130,7 +130,7 @@ class Tokeniser:
         for row in rows:
             if row.row not in lost:
                 ids, scored = readings.get(row.row, (None, None))
-                yield replace(row, teacher_ids=ids, teacher_scored=scored)
+                yield replace(row, teacher_ids=ids, teacher_loss_mask=scored)
 
 
 def _rendered(chat: Chat, contents: Iterable[Content], train_on: TrainOn, refused: OnRefusal) -> dict[int, Rendered]:

@@ -88,7 +88,7 @@ def _parquet_rows(path: Path) -> Iterator[Row | Fault]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        _refuse_twins(file.schema_arrow.names)
+        _validate_tied_weights(file.schema_arrow.names)
         for batch in file.iter_batches(PARQUET_ROWS):
             try:
                 yield from batch.to_pylist()
@@ -96,7 +96,7 @@ def _parquet_rows(path: Path) -> Iterator[Row | Fault]:
                 yield from (_arrow_row(batch.slice(number, 1)) for number in range(len(batch)))
 
 
-def _refuse_twins(names: Sequence[str]) -> None:
+def _validate_tied_weights(names: Sequence[str]) -> None:
     """Raise ValueError where two columns have one name: a row would hold one of them, and nobody knows which."""
     twins = [name for name, times in Counter(names).items() if name and times > 1]
     if twins:
@@ -118,7 +118,7 @@ def _csv_rows(path: Path) -> Iterator[Row | Fault]:
         lines = _CsvLines(file)
         reader = csv.DictReader(lines, strict=True)
         names = reader.fieldnames
-        _refuse_twins(names or ())
+        _validate_tied_weights(names or ())
         while names:
             lines.begin_row()
             try:

@@ -58,7 +58,7 @@ class Spool:
         self._answers.append(document.answer_tokens)
         self._numbers.append(number)
         self._file.writelines(text.input_ids.astype(TOKEN).tobytes() for text in texts)
-        self._file.writelines(text.scored.astype(FLAG).tobytes() for text in texts)
+        self._file.writelines(text.loss_mask.astype(FLAG).tobytes() for text in texts)
 
     @property
     def digests(self) -> np.ndarray:
@@ -116,9 +116,9 @@ class Spool:
                     fingerprint.add(document)
                     for text in _texts(document):
                         tokens.write(text.input_ids.data)
-                        flags.write(text.scored.data)
+                        flags.write(text.loss_mask.data)
                     alike = document.teacher_ids is None  # else only the answers are
-                    used = _marked(used, document.input_ids[alike | document.scored])
+                    used = _marked(used, document.input_ids[alike | document.loss_mask])
         numbers = np.array(self._numbers)[order]
         rest = {"starts": starts, "ends": starts[:-1] + own, "numbers": numbers, "bounds": bounds}
         for name, values in {**rest, "used": np.flatnonzero(used)}.items():
@@ -154,7 +154,7 @@ class Fingerprint:
         """Take the row's next document."""
         self._digest.update(len(document).to_bytes(8, "little"))
         self._digest.update(document.input_ids.astype("<i8").data)
-        self._digest.update(document.scored.astype("u1").data)
+        self._digest.update(document.loss_mask.astype("u1").data)
         if document.teacher_ids is not None:
             alone = Fingerprint()
             alone.begin(1)

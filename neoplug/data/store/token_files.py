@@ -62,7 +62,7 @@ class Store:
             if sha256_of(file_of(folder, name)) != self.record["sha256"][name]:
                 raise ValueError(f"{name} is not what was written")
         mapped = {name: np.load(file_of(folder, name), mmap_mode="r").view(np.ndarray) for name in ARRAYS}
-        self.input_ids, self.scored, self.used = mapped["input_ids"], mapped["scored"], mapped["used"]
+        self.input_ids, self.loss_mask, self.used = mapped["input_ids"], mapped["scored"], mapped["used"]
         self.starts, self.ends = mapped["starts"], mapped["ends"]
         self.numbers, self.bounds = mapped["numbers"], mapped["bounds"]
 
@@ -92,7 +92,7 @@ class Store:
     def document(self, number: int) -> Document:
         """Return a copy of one document."""
         whole = slice(*self.starts[number : number + 2])
-        ids, scored = self.input_ids[whole].astype(np.int64), self.scored[whole].copy()
+        ids, scored = self.input_ids[whole].astype(np.int64), self.loss_mask[whole].copy()
         own = int(self.ends[number] - whole.start)
         teacher = (ids[own:], scored[own:]) if len(ids) > own else (None, None)
         return Document(ids[:own], scored[:own], int(self.numbers[number]), *teacher)
