@@ -73,7 +73,8 @@ def beside(first: dict[str, Any], alone: dict[str, Any]) -> dict[str, float]:
 def save_tokenizer(folder: Path, *, quick: bool) -> None:
     """Save SmolLM2's tokenizer, or for a quick look a small one of the same kind."""
     if not quick:
-        from neoplug.models import load_tokenizer, locate
+        from neoplug.models.load import load_tokenizer
+        from neoplug.models.resolve import locate
 
         load_tokenizer(locate(MODEL)).save_pretrained(folder)
         return

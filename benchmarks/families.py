@@ -19,10 +19,10 @@ import torch
 
 from neoplug.data.batch import Document, collate
 from neoplug.errors import NeoplugError
-from neoplug.models import load_model, load_tokenizer, locate
 from neoplug.models.language_model import LanguageModel
-from neoplug.models.load import load_config, skeleton
-from neoplug.models.verify import LAYOUTS, head_name, language_model, leak
+from neoplug.models.load import load_config, load_model, load_tokenizer, meta_model
+from neoplug.models.resolve import locate
+from neoplug.models.verify import LAYOUTS, head_name, isolation_failure, language_model
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins, answered, build, find, installed
 from neoplug.testing.families import FAMILIES, WINDOW, make
@@ -122,7 +122,7 @@ def quantised(module: Any) -> float:
 
 
 def cell(model: LanguageModel, rows: list[Document], alone: torch.Tensor) -> Cell:
-    refused = leak(model, max(LENGTHS))
+    refused = isolation_failure(model, max(LENGTHS))
     try:
         logits = model.head(model.hidden(collate(rows)))
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
@@ -153,7 +153,7 @@ def adapted(folder: Path) -> tuple[list[str], str]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     model = build(find("lora", folder).load(), {"r": 2}).add_adapter(
-        skeleton(load_config(locate(str(folder)))), batches=None, total_steps=1, rng=torch.Generator().manual_seed(0)
+        meta_model(load_config(locate(str(folder)))), batches=None, total_steps=1, rng=torch.Generator().manual_seed(0)
     )
     logger.removeHandler(handler)
     names = (name.partition(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name)

@@ -26,7 +26,8 @@ from matrix_page import PAGE, page
 
 from neoplug import recipe
 from neoplug.errors import RecipeError
-from neoplug.models import load_model, load_tokenizer, locate
+from neoplug.models.load import load_model, load_tokenizer
+from neoplug.models.resolve import locate
 from neoplug.registry import Plugins, answered, build, find, installed
 from neoplug.registry.compatibility import FILE, PLAIN, REFUSED, Finding, Matrix, Row, version_of
 from neoplug.testing.families import FAMILIES, make

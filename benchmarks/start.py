@@ -57,7 +57,7 @@ def imported() -> float:
 
 def bare() -> dict[str, float]:
     """Load teacher and student without neoplug, in files that are mapped and read once."""
-    from neoplug.models import locate
+    from neoplug.models.resolve import locate
     from neoplug.recipe import load
 
     located = locate(load(RECIPE).recipe.student.model)

@@ -15,7 +15,8 @@ def save_models(folder: Path, source: str | None) -> Any:
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
         model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=200, num_hidden_layers=4, **sizes))
     else:
-        from neoplug.models import load_tokenizer, locate
+        from neoplug.models.load import load_tokenizer
+        from neoplug.models.resolve import locate
 
         located = locate(source)
         tokenizer = load_tokenizer(located)

@@ -11,10 +11,10 @@ from neoplug.hookspecs import Role, hookimpl
 
 if TYPE_CHECKING:
     from neoplug.data.batch import Batch, Document, collate
-    from neoplug.environment.dtypes import dtype_named
-    from neoplug.models.load import reread, skeleton
+    from neoplug.environment.dtypes import resolve_dtype
+    from neoplug.models.load import meta_model, reload_config
     from neoplug.models.quiet import quiet_peft
-    from neoplug.models.stored_adapter import cache_by_its_name
+    from neoplug.models.stored_adapter import rename_cache_argument
     from neoplug.recipe.schema import Recipe
     from neoplug.runs.execute import run
     from neoplug.training.divergence import Divergence, Softened, log_mixture
@@ -31,16 +31,16 @@ __all__ = [
     "Softened",
     "UsageError",
     "__version__",
-    "cache_by_its_name",
     "collate",
     "did_you_mean",
-    "dtype_named",
     "hookimpl",
     "log_mixture",
+    "meta_model",
     "quiet_peft",
-    "reread",
+    "reload_config",
+    "rename_cache_argument",
+    "resolve_dtype",
     "run",
-    "skeleton",
 ]
 __version__ = "0.1.0"
 
@@ -51,14 +51,14 @@ _MODULES = {
     "Document": "neoplug.data.batch",
     "Recipe": "neoplug.recipe.schema",
     "Softened": "neoplug.training.divergence",
-    "cache_by_its_name": "neoplug.models.stored_adapter",
     "collate": "neoplug.data.batch",
-    "dtype_named": "neoplug.environment.dtypes",
     "log_mixture": "neoplug.training.divergence",
+    "meta_model": "neoplug.models.load",
     "quiet_peft": "neoplug.models.quiet",
-    "reread": "neoplug.models.load",
+    "reload_config": "neoplug.models.load",
+    "rename_cache_argument": "neoplug.models.stored_adapter",
+    "resolve_dtype": "neoplug.environment.dtypes",
     "run": "neoplug.runs.execute",
-    "skeleton": "neoplug.models.load",
 }
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def dtype_named(name: str | None, device: torch.device | str) -> torch.dtype:
+def resolve_dtype(name: str | None, device: torch.device | str) -> torch.dtype:
     """Return the dtype of that name; where none is named, the device's default."""
     return DTYPES[name] if name else default_dtype(device)
 

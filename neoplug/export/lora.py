@@ -4,12 +4,13 @@ import json
 import logging
 from pathlib import Path
 
+from neoplug.environment.dtypes import DTYPES
 from neoplug.export.gguf_lora import validate_targets, write_gguf
 from neoplug.export.low_rank import Fidelity, Product, affordable, changed_layers, decompose, fidelity
 from neoplug.export.merge import finished, standalone, unquantised
 from neoplug.export.peft_files import write_folder
 from neoplug.files import folder_atomically
-from neoplug.models import DTYPES, load_config
+from neoplug.models.load import load_config
 from neoplug.runs.directory import RunDir
 from neoplug.runs.saved_student import base_of
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from neoplug.environment.dtypes import DTYPES
 from neoplug.errors import UsageError, did_you_mean
 from neoplug.files import folder_atomically
-from neoplug.models import DTYPES, ResolvedModel, load_tokenizer, load_weights
+from neoplug.models.load import load_tokenizer, load_weights
 from neoplug.models.quiet import quiet, quiet_peft
+from neoplug.models.reference import ResolvedModel
 from neoplug.registry import Plugins
 from neoplug.runs.directory import RunDir
 from neoplug.runs.saved_student import adapter_plugins, as_trained, base_of, has_ended, is_peft, with_peft

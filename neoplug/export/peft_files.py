@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from neoplug.export.low_rank import Fidelity, Layer
-from neoplug.models import ResolvedModel
+from neoplug.models.reference import ResolvedModel
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 

@@ -4,52 +4,42 @@ Imported by `teachers` and what lies above it. Does not belong here: the teacher
 training (plugins), merged or exported models (`export`).
 """
 
-from neoplug.environment.dtypes import DTYPES, default_dtype, dtype_named
-from neoplug.models.load import (
-    load_config,
-    load_model,
-    load_skeleton,
-    load_tokenizer,
-    load_weights,
-    plugin_kwargs,
-    reread,
-    skeleton,
-)
-from neoplug.models.prepared import prepare
-from neoplug.models.reference import ResolvedModel
-from neoplug.models.resolve import locate
-from neoplug.models.stored_adapter import (
-    cache_by_its_name,
-    locate_adapter,
-    put_into,
-    put_on,
-    tell_other_base,
-    validate_adapter_fits,
-    validate_same_adapter,
-    virtual_tokens,
-)
+import warnings
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "DTYPES",
-    "ResolvedModel",
-    "cache_by_its_name",
-    "default_dtype",
-    "dtype_named",
-    "load_config",
-    "load_model",
-    "load_skeleton",
-    "load_tokenizer",
-    "load_weights",
-    "locate",
-    "locate_adapter",
-    "plugin_kwargs",
-    "prepare",
-    "put_into",
-    "put_on",
-    "reread",
-    "skeleton",
-    "tell_other_base",
-    "validate_adapter_fits",
-    "validate_same_adapter",
-    "virtual_tokens",
-]
+# Names that third-party code could import from here before they moved: where each is now, and what it is called there.
+MOVED = {
+    "DTYPES": ("neoplug.environment.dtypes", "DTYPES"),
+    "Located": ("neoplug.models.reference", "ResolvedModel"),
+    "cache_by_its_name": ("neoplug", "rename_cache_argument"),
+    "default_dtype": ("neoplug.environment.dtypes", "default_dtype"),
+    "dtype_named": ("neoplug", "resolve_dtype"),
+    "load_config": ("neoplug.models.load", "load_config"),
+    "load_model": ("neoplug.models.load", "load_model"),
+    "load_skeleton": ("neoplug.models.load", "load_meta_model"),
+    "load_tokenizer": ("neoplug.models.load", "load_tokenizer"),
+    "load_weights": ("neoplug.models.load", "load_weights"),
+    "locate": ("neoplug.models.resolve", "locate"),
+    "locate_adapter": ("neoplug.models.stored_adapter", "locate_adapter"),
+    "plugin_kwargs": ("neoplug.models.load", "plugin_kwargs"),
+    "prepare": ("neoplug.models.prepared", "prepare"),
+    "put_into": ("neoplug.models.stored_adapter", "load_adapter_weights"),
+    "put_on": ("neoplug.models.stored_adapter", "load_adapter"),
+    "refuse_other_adapter": ("neoplug.models.stored_adapter", "validate_same_adapter"),
+    "refuse_unfit": ("neoplug.models.stored_adapter", "validate_adapter_fits"),
+    "reread": ("neoplug", "reload_config"),
+    "skeleton": ("neoplug", "meta_model"),
+    "tell_other_base": ("neoplug.models.stored_adapter", "warn_other_base"),
+    "virtual_tokens": ("neoplug.models.stored_adapter", "virtual_tokens"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a name that moved, with a DeprecationWarning that says where it is now."""
+    if name not in MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, new_name = MOVED[name]
+    new = f"{new_name} from {module}"
+    warnings.warn(f"neoplug.models.{name} is deprecated: import {new}", DeprecationWarning, stacklevel=2)
+    return getattr(import_module(module), new_name)

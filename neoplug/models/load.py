@@ -182,14 +182,14 @@ def _asked_twice(key: str, name: str, other: str, role: Role) -> Problem:
     )
 
 
-def load_skeleton(located: ResolvedModel, role: Role, attn_implementation: str | None = None) -> "PreTrainedModel":
+def load_meta_model(located: ResolvedModel, role: Role, attn_implementation: str | None = None) -> "PreTrainedModel":
     """Return the model's skeleton. Raises RecipeError for an attention that it or this machine cannot run."""
     config, trust = load_config(located, (role, "model")), located.trust_remote_code
-    bare = skeleton(config, trust_remote_code=trust)
+    bare = meta_model(config, trust_remote_code=trust)
     if attn_implementation is None:
         return bare
     try:
-        return skeleton(config, trust_remote_code=trust, attn_implementation=attn_implementation)
+        return meta_model(config, trust_remote_code=trust, attn_implementation=attn_implementation)
     except (ValueError, ImportError, OSError) as error:
         problem = Problem(
             what=f"`{attn_implementation}` is no attention that `{located.source}` can run here",
@@ -209,7 +209,7 @@ def _attentions(model: "PreTrainedModel") -> list[str]:
     return ["eager", *(name for name, supported in can.items() if supported)]
 
 
-def reread(config: "PretrainedConfig") -> "PretrainedConfig":
+def reload_config(config: "PretrainedConfig") -> "PretrainedConfig":
     """Return a configuration as its file gives it back, which a stored model is loaded by."""
     with TemporaryDirectory() as folder:
         file = Path(folder, "config.json")
@@ -217,7 +217,7 @@ def reread(config: "PretrainedConfig") -> "PretrainedConfig":
         return type(config).from_json_file(file)
 
 
-def skeleton(config: "PretrainedConfig", **kwargs: Any) -> "PreTrainedModel":
+def meta_model(config: "PretrainedConfig", **kwargs: Any) -> "PreTrainedModel":
     """Return the model on the meta device, frozen: shapes without weights. It has a configuration of its own.
 
     kwargs  of `from_config`: attn_implementation, trust_remote_code

@@ -92,7 +92,7 @@ def virtual_tokens(model: nn.Module) -> int:
     return config.num_virtual_tokens if getattr(config, "is_prompt_learning", False) else 0
 
 
-def cache_by_its_name(model: "PeftModel") -> "PeftModel":
+def rename_cache_argument(model: "PeftModel") -> "PeftModel":
     """Let virtual keys and values reach the model by its name for a cache: peft's older one is warned of."""
     base = model.get_base_model()
     if virtual_tokens(model) and "cache" in signature(base.forward).parameters:
@@ -143,16 +143,16 @@ def _from_hub(name: str, path: Key) -> tuple[Path, str | None]:
     return Path(config).parent, commit
 
 
-def put_on(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel":
+def load_adapter(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel":
     """Return a teacher with its adapter, frozen and in evaluation mode; its adapter is where its weights are."""
     from peft import PeftModel
 
     with quiet_peft():
         adapted = PeftModel.from_pretrained(model, str(stored.folder), torch_device=str(model.device))
-    return cache_by_its_name(adapted).eval().requires_grad_(False)
+    return rename_cache_argument(adapted).eval().requires_grad_(False)
 
 
-def put_into(model: nn.Module, stored: StoredAdapter, plugin: str) -> None:
+def load_adapter_weights(model: nn.Module, stored: StoredAdapter, plugin: str) -> None:
     """Put the stored weights into the adapter that `plugin` built. Raises RecipeError where they do not fit."""
     from peft import set_peft_model_state_dict
 
@@ -214,7 +214,7 @@ def validate_adapter_fits(skeleton: "PreTrainedModel", stored: StoredAdapter) ->
     _validate_weights(model, stored, _misnamed(model, stored.weights))
 
 
-def tell_other_base(stored: StoredAdapter, base: ResolvedModel) -> None:
+def warn_other_base(stored: StoredAdapter, base: ResolvedModel) -> None:
     """Warn where an adapter says that it was trained on another model; two names may mean one."""
     trained_on = stored.config.base_model_name_or_path
     if trained_on and trained_on not in (base.source, base.path) and not _is_same(trained_on, base):

@@ -29,7 +29,7 @@ def use_varlen(model: nn.Module) -> bool:
     return _switch(model, VARLEN)
 
 
-def use_own(model: nn.Module) -> None:
+def restore_attention(model: nn.Module) -> None:
     """Let a model attend as it did before `use_varlen`."""
     _switch(model, OWN)
 

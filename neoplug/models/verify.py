@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from neoplug.data.batch import Document, Layout, Windows, collate
 from neoplug.errors import RunError
-from neoplug.models import virtual_tokens
 from neoplug.models.head import Head
 from neoplug.models.language_model import LanguageModel
-from neoplug.models.varlen_attention import use_own, use_varlen
+from neoplug.models.stored_adapter import virtual_tokens
+from neoplug.models.varlen_attention import restore_attention, use_varlen
 from neoplug.models.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -152,13 +152,13 @@ def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
     elif model.device.type != "cpu" or not _takes_lengths(model, length):
         layouts.pop("varlen", None)  # on a GPU its calls, one for each length, would have to be measured first
     for layout, means in layouts.items():
-        found = leak(replace(model, layout=layout), length)
+        found = isolation_failure(replace(model, layout=layout), length)
         if found is None:
             logger.info("%s: layout %s, %s%s", role, layout, means, "".join(f"; {why}" for why in refused))
             return layout
         refused.append(f"not {layout}, since {found}")
         if layout == "varlen":
-            use_own(model.module)
+            restore_attention(model.module)
     raise RunError(
         f"the {role} reads a document differently beside another, in one row and in padded rows\n"
         f"why: then what it learns depends on how documents fall together ({'; '.join(refused)})\n"
@@ -177,11 +177,11 @@ def _takes_lengths(model: LanguageModel, length: int) -> bool:
             return True
     except CANNOT_READ:
         pass  # parts of it attended in different ways
-    use_own(model.module)
+    restore_attention(model.module)
     return False
 
 
-def leak(model: LanguageModel, length: int) -> str | None:
+def isolation_failure(model: LanguageModel, length: int) -> str | None:
     """Return how two documents disturb each other in the model's layout; None where it is proved that they do not.
 
     Each must be read as if alone, and the second, of `length` tokens, not be moved at all by what the first says.

@@ -4,6 +4,7 @@ Imported by `data` and what lies above it. Imports no torch. Does not belong her
 (`runs.preflight`), finding and calling plugins (`registry`).
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,3 +19,12 @@ def json_schema() -> Mapping[str, Any]:
     from neoplug.recipe.editor_schema import json_schema
 
     return json_schema()
+
+
+def __getattr__(name: str) -> Any:
+    """Return `ResolvedRecipe` for its former name, with a DeprecationWarning."""
+    if name == "Checked":
+        what = "neoplug.recipe.Checked is deprecated: import ResolvedRecipe from neoplug.recipe"
+        warnings.warn(what, DeprecationWarning, stacklevel=2)
+        return ResolvedRecipe
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from neoplug.errors import RunError
 from neoplug.files import folder_atomically, write_atomically
-from neoplug.models import ResolvedModel, dropout, load_config
+from neoplug.models import dropout
+from neoplug.models.load import load_config
+from neoplug.models.reference import ResolvedModel
 from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.directory import RunDir
 from neoplug.runs.model_card import card

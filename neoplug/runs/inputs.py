@@ -9,11 +9,9 @@ from neoplug.data import Corpus, check_source, load_corpus
 from neoplug.data.encode.differences import TEACHER, differences, templates_of
 from neoplug.data.encode.teacher_prompt import teacher_prompt
 from neoplug.errors import RecipeError
-from neoplug.models import (
-    ResolvedModel,
-    prepare,
-    tell_other_base,
-)
+from neoplug.models.prepared import prepare
+from neoplug.models.reference import ResolvedModel
+from neoplug.models.stored_adapter import warn_other_base
 from neoplug.models.vocabulary import Vocabulary, shared
 from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.preflight import (
@@ -60,7 +58,7 @@ def resolve_inputs(checked: ResolvedRecipe, progress: Progress) -> RunInputs:
     batches = partial(training_batches, checked, parts.corpus)
     base = prepare(parts.student, checked, batches, parts.corpus.fingerprint)
     if base.adapter:
-        tell_other_base(base.adapter, base)
+        warn_other_base(base.adapter, base)
     return replace(parts, base=base, trains_whole=trains_whole)
 
 

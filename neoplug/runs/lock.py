@@ -11,7 +11,7 @@ from neoplug.environment.info import hardware, versions
 from neoplug.files import sha256_of
 
 if TYPE_CHECKING:
-    from neoplug.models import ResolvedModel
+    from neoplug.models.reference import ResolvedModel
     from neoplug.recipe import ResolvedRecipe
     from neoplug.registry import Entry
 

@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 from neoplug.data.batch import Batch
+from neoplug.environment.dtypes import resolve_dtype
 from neoplug.evaluation.evaluate import held_out_batches, measure, probe
 from neoplug.hookspecs import Role
-from neoplug.models import ResolvedModel, dtype_named, load_model, put_on
 from neoplug.models.language_model import LanguageModel
+from neoplug.models.load import load_model
+from neoplug.models.reference import ResolvedModel
+from neoplug.models.stored_adapter import load_adapter
 from neoplug.models.verify import head_name, language_model
 from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.inputs import RunInputs
@@ -40,7 +43,7 @@ class ModelLoader:
     def dtype(self, role: Role) -> torch.dtype:
         """Return what a model computes in: as its section says, else bfloat16 where its device has it natively."""
         section = getattr(self.checked.recipe, role)
-        return dtype_named(section.dtype, section.device or self.device)
+        return resolve_dtype(section.dtype, section.device or self.device)
 
     def teacher(self) -> LanguageModel | None:
         """Load the teacher, if the recipe has one."""
@@ -49,7 +52,7 @@ class ModelLoader:
         module = self.load("teacher", self.parts.teacher)
         name, longest = head_name(module), self.checked.recipe.data.max_length
         if stored := self.parts.teacher.adapter:
-            module = put_on(module, stored)
+            module = load_adapter(module, stored)
         return language_model(module, name, self.parts.vocabulary, role="teacher", longest=longest)
 
     def student(self, module: nn.Module, name: str) -> LanguageModel:

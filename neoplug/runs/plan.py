@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from neoplug import models
 from neoplug.data import load_corpus
 from neoplug.data.encode.differences import TEACHER, differences, templates_of
 from neoplug.data.encode.teacher_prompt import teacher_prompt
+from neoplug.environment.dtypes import resolve_dtype
 from neoplug.environment.info import hardware
 from neoplug.errors import PluginError
+from neoplug.models.load import load_meta_model, load_tokenizer, plugin_kwargs
 from neoplug.models.vocabulary import shared
 from neoplug.runs.match_size import match
 from neoplug.runs.preflight import (
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from neoplug.data import Corpus
     from neoplug.hookspecs import Role
+    from neoplug.models.reference import ResolvedModel
     from neoplug.recipe import Model, Recipe, ResolvedRecipe, Train
 
 FLOAT32 = 4  # bytes
@@ -71,8 +73,8 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
     if recipe.teacher:
         found["teacher"] = _model(checked, "teacher", recipe.teacher)
     student = found["student"]
-    tokenizer = models.load_tokenizer(student.located, ("student", "model"))
-    theirs = models.load_tokenizer(found["teacher"].located, ("teacher", "model")) if recipe.teacher else tokenizer
+    tokenizer = load_tokenizer(student.located, ("student", "model"))
+    theirs = load_tokenizer(found["teacher"].located, ("teacher", "model")) if recipe.teacher else tokenizer
     prompt = teacher_prompt(recipe.teacher.chat_template, theirs) if recipe.teacher else None
     heads = [model.config.get_text_config().vocab_size for model in (student, found.get("teacher", student))]
     vocabulary = shared(tokenizer, theirs, *heads)
@@ -130,7 +132,7 @@ def _memory_of(device: str) -> int | None:
 class _Skeleton:
     """A model without its weights: where it lies, and how it would be loaded."""
 
-    located: models.ResolvedModel
+    located: ResolvedModel
     device: str
     dtype: torch.dtype
     skeleton: PreTrainedModel
@@ -177,8 +179,8 @@ def _model(checked: ResolvedRecipe, role: Role, section: Model) -> _Skeleton:
     """Return a model's skeleton, prepared, and how many bytes its weights take as they are loaded, quantised or not."""
     located = find_model(section, role)
     device = section.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = models.dtype_named(section.dtype, device)
-    skeleton = models.load_skeleton(located, role, section.attn_implementation)
+    dtype = resolve_dtype(section.dtype, device)
+    skeleton = load_meta_model(located, role, section.attn_implementation)
     if role == "student":
         prepared(checked, skeleton)
     else:
@@ -189,7 +191,7 @@ def _model(checked: ResolvedRecipe, role: Role, section: Model) -> _Skeleton:
 
 def _bytes(checked: ResolvedRecipe, role: Role, skeleton: PreTrainedModel, dtype: torch.dtype) -> float:
     """Return the bytes of the weights; what a `load` plugin quantises is asked of transformers' own quantiser."""
-    kwargs = models.plugin_kwargs(checked.plugins, role)
+    kwargs = plugin_kwargs(checked.plugins, role)
     if "quantization_config" not in kwargs:
         return sum(weight.numel() for weight in skeleton.parameters()) * dtype.itemsize
     return _quantised_bytes(deepcopy(skeleton), kwargs["quantization_config"], dtype)

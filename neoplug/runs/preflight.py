@@ -11,18 +11,15 @@ from torch import nn
 from neoplug.data import Corpus
 from neoplug.errors import Problem, RecipeError, UsageError
 from neoplug.hookspecs import Role
-from neoplug.models import (
-    ResolvedModel,
-    load_config,
-    load_skeleton,
-    load_tokenizer,
-    locate,
+from neoplug.models.load import load_config, load_meta_model, load_tokenizer, plugin_kwargs
+from neoplug.models.reference import ResolvedModel
+from neoplug.models.resolve import locate
+from neoplug.models.stored_adapter import (
     locate_adapter,
-    plugin_kwargs,
-    tell_other_base,
     validate_adapter_fits,
     validate_same_adapter,
     virtual_tokens,
+    warn_other_base,
 )
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.recipe import Model, Recipe, ResolvedRecipe, Student
@@ -59,7 +56,7 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
     whole = False
     try:
         plugin_kwargs(checked.plugins, "student")
-        bare = load_skeleton(student, "student", checked.recipe.student.attn_implementation)
+        bare = load_meta_model(student, "student", checked.recipe.student.attn_implementation)
         bare = prepared(checked, bare)
         weights = list(bare.parameters())
         model = adapted(checked, bare, steps, student)
@@ -79,9 +76,9 @@ def dry_run_teacher(checked: ResolvedRecipe, section: Model, teacher: ResolvedMo
         plugin_kwargs(checked.plugins, "teacher")
         if section.attn_implementation is None and teacher.adapter is None:
             return
-        skeleton = load_skeleton(teacher, "teacher", section.attn_implementation)
+        skeleton = load_meta_model(teacher, "teacher", section.attn_implementation)
         if teacher.adapter is not None:
-            tell_other_base(teacher.adapter, teacher)
+            warn_other_base(teacher.adapter, teacher)
             validate_adapter_fits(skeleton, teacher.adapter)
     except UsageError:
         raise

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from neoplug import models
 from neoplug.data import Document, read_corpus
 from neoplug.data.encode.differences import differences, templates_of
 from neoplug.data.encode.teacher_prompt import teacher_prompt
 from neoplug.data.preview_text import Piece, pieces
+from neoplug.models.load import load_tokenizer
+from neoplug.models.resolve import locate
 
 if TYPE_CHECKING:
     from neoplug.errors import Problem
@@ -80,8 +81,8 @@ def preview(checked: ResolvedRecipe, rows: int) -> Preview:
 
 def _tokenizer(section: Any, role: str) -> Any:
     key = (role, "model")
-    located = models.locate(section.model, section.revision, key, trust_remote_code=section.trust_remote_code)
-    return models.load_tokenizer(located, key)
+    located = locate(section.model, section.revision, key, trust_remote_code=section.trust_remote_code)
+    return load_tokenizer(located, key)
 
 
 def shown(document: Document, ours: Any, theirs: Any) -> Shown:

@@ -8,8 +8,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from neoplug.errors import RunError, UsageError
-from neoplug.models import ResolvedModel, cache_by_its_name, locate
 from neoplug.models.quiet import quiet_peft
+from neoplug.models.reference import ResolvedModel
+from neoplug.models.resolve import locate
+from neoplug.models.stored_adapter import rename_cache_argument
 from neoplug.registry import Plugins, build, find
 from neoplug.runs.directory import RunDir
 from neoplug.seeds import derive, generator
@@ -58,7 +60,9 @@ def with_peft(model: nn.Module, adapter: Path) -> Any:
     device = str(next(model.parameters()).device)
     with quiet_peft():
         trains = not PeftConfig.from_pretrained(adapter).is_prompt_learning
-        return cache_by_its_name(PeftModel.from_pretrained(model, adapter, torch_device=device, is_trainable=trains))
+        return rename_cache_argument(
+            PeftModel.from_pretrained(model, adapter, torch_device=device, is_trainable=trains)
+        )
 
 
 def as_trained(model: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:

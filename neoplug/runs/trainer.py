@@ -18,9 +18,9 @@ from neoplug.distributed.world import World
 from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, UsageError
 from neoplug.evaluation.model_selection import criterion
 from neoplug.files import remove_partial
-from neoplug.models import put_into, virtual_tokens
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.quiet import quiet, quiet_peft
+from neoplug.models.stored_adapter import load_adapter_weights, virtual_tokens
 from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe
 from neoplug.recipe.loss_weights import Weight
@@ -206,7 +206,7 @@ class Trainer:
             rng=generator(recipe.seed, name),
         )
         if stored := self.parts.base.adapter:
-            put_into(model, stored, name)
+            load_adapter_weights(model, stored, name)
         return widened(model)
 
     def measure_before(self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> None:

@@ -75,13 +75,13 @@ class VirtualTokens:
         """Return the model behind its virtual tokens; a short text proves that it can read them."""
         import peft
 
-        from neoplug import cache_by_its_name
+        from neoplug import rename_cache_argument
 
         config = getattr(peft, self.config)(task_type="CAUSAL_LM", **self._options(model))
         if model.device.type == "meta":
             with torch.device("meta"):
                 return peft.get_peft_model(model, config)
-        adapted = cache_by_its_name(peft.get_peft_model(model, config))
+        adapted = rename_cache_argument(peft.get_peft_model(model, config))
         text = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
         with torch.no_grad():
             adapted(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False)

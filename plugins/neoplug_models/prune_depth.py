@@ -176,11 +176,11 @@ def _prove(model: PreTrainedModel, layers: str) -> None:
     So it is where a layer's kind follows from its number: hybrids, alternating attention that no list in the
     configuration spells out, dense layers below mixtures of experts.
     """
-    from neoplug import reread, skeleton
+    from neoplug import meta_model, reload_config
 
     why = "its configuration does not say what each layer is, so the cut model could not be loaded again"
     try:
-        rebuilt = skeleton(reread(model.config))
+        rebuilt = meta_model(reload_config(model.config))
     except Exception as error:
         raise _refusal(f"{type(model).__name__} cannot be cut: {error}", "prune another model", why=why) from error
     different = sorted(dict(_facts(model, layers)).items() ^ dict(_facts(rebuilt, layers)).items())

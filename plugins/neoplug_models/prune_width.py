@@ -179,12 +179,12 @@ def _resize(config: PretrainedConfig, before: Width, after: Width) -> None:
 
 def _rebuilt(model: PreTrainedModel, before: Width, after: Width) -> PreTrainedModel:
     """Return the skeleton that the smaller configuration describes, read back as loading will."""
-    from neoplug import reread, skeleton
+    from neoplug import meta_model, reload_config
 
     config = deepcopy(model.config)
     try:
         _resize(config.get_text_config(), before, after)
-        return skeleton(reread(config))
+        return meta_model(reload_config(config))
     except Exception as error:
         raise _unknown(model, f"the smaller configuration is none: {' '.join(str(error).split())}") from error
 

@@ -75,12 +75,12 @@ class FourBits(Quantised):
         """Set what each layer computes in, and switch off the repacking that loses gradients on some CPUs."""
         from bitsandbytes.nn import Linear4bit
 
-        from neoplug import dtype_named
+        from neoplug import resolve_dtype
 
         self.validate_fit(model, role, self.quant_type, load_in_4bit=True, bnb_4bit_quant_type=self.quant_type)
         for module in model.modules():
             if isinstance(module, Linear4bit):
-                module.compute_dtype = dtype_named(self.compute_dtype, module.weight.device)
+                module.compute_dtype = resolve_dtype(self.compute_dtype, module.weight.device)
                 module.compute_type_is_set = True
                 # After an evaluation forward on a CPU with AVX512-BF16 the layer packs its weight for a matmul that has
                 # no input gradient: whatever trains below it gets zeros, in silence (bitsandbytes 0.50).

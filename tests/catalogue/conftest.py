@@ -16,7 +16,8 @@ import pytest
 
 from neoplug import recipe
 from neoplug.errors import RecipeError
-from neoplug.models import load_tokenizer, prepare
+from neoplug.models.load import load_tokenizer
+from neoplug.models.prepared import prepare
 from neoplug.registry import answered, installed
 from neoplug.runs.preflight import find_model
 

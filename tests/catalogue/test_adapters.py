@@ -23,7 +23,9 @@ from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError, UsageError
 from neoplug.export.lora import export_lora
 from neoplug.export.merge import export
-from neoplug.models import load_model, locate, virtual_tokens
+from neoplug.models.load import load_model
+from neoplug.models.resolve import locate
+from neoplug.models.stored_adapter import virtual_tokens
 from neoplug.registry import Plugins, build, installed
 from neoplug.runs.directory import RunDir
 from neoplug.testing import call

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from neoplug import hookimpl
 from neoplug.errors import UsageError
 from neoplug.export.merge import export
-from neoplug.models import locate
+from neoplug.models.resolve import locate
 from neoplug.runs.directory import RunDir
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names

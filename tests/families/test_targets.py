@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from neoplug.errors import RecipeError
-from neoplug.models.load import skeleton
+from neoplug.models.load import meta_model
 from neoplug.testing.families import USUAL, configuration
 from neoplug_adapters.dora import DoRA
 from neoplug_adapters.lora import LoRA
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
 
 def adapted(plugin, config):
     """Return the names of the modules that carry matrices."""
-    model = plugin.add_adapter(skeleton(config), None, 1, torch.Generator().manual_seed(0))
+    model = plugin.add_adapter(meta_model(config), None, 1, torch.Generator().manual_seed(0))
     return {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
 
 

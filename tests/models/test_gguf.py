@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from neoplug.errors import RunError
 from neoplug.files import sha256_of
 from neoplug.models import gguf as conversion
-from neoplug.models import locate
+from neoplug.models.resolve import locate
 
 from .conftest import write_gguf
 

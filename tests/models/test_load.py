@@ -21,17 +21,10 @@ from transformers import (
 )
 
 from neoplug import hookimpl
+from neoplug.environment.dtypes import default_dtype
 from neoplug.errors import RecipeError, RunError
-from neoplug.models import (
-    default_dtype,
-    load_config,
-    load_model,
-    load_skeleton,
-    load_tokenizer,
-    load_weights,
-    locate,
-    skeleton,
-)
+from neoplug.models.load import load_config, load_meta_model, load_model, load_tokenizer, load_weights, meta_model
+from neoplug.models.resolve import locate
 from neoplug.registry import Plugins
 
 
@@ -102,14 +95,14 @@ def test_a_key_asked_for_twice_is_refused(tiny_student, others):
 
 
 def test_a_skeleton_has_the_models_shapes_and_no_weights(tiny_teacher):
-    model, bones = load(tiny_teacher), skeleton(load_config(locate(str(tiny_teacher))))
+    model, bones = load(tiny_teacher), meta_model(load_config(locate(str(tiny_teacher))))
     assert {n: w.shape for n, w in bones.named_parameters()} == {n: w.shape for n, w in model.named_parameters()}
     assert all(weight.is_meta and not weight.requires_grad for weight in bones.parameters())
 
 
 def test_a_skeleton_leaves_the_configuration_alone(tiny_teacher):
     config = AutoConfig.from_pretrained(tiny_teacher)
-    skeleton(config).config.num_hidden_layers = 1
+    meta_model(config).config.num_hidden_layers = 1
     assert config.num_hidden_layers == 4
     assert config.use_cache
 
@@ -246,7 +239,7 @@ def test_a_damaged_tokenizer(spoilt, content):
 )
 def test_attention(tiny_student, name, runs):
     assert load(tiny_student, attn_implementation=name).config._attn_implementation == runs
-    assert load_skeleton(locate(str(tiny_student)), "student", name).config._attn_implementation == runs
+    assert load_meta_model(locate(str(tiny_student)), "student", name).config._attn_implementation == runs
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -254,7 +247,7 @@ def test_an_unknown_attention_is_refused_with_what_there_is(tiny_student, role):
     with pytest.raises(
         RecipeError, match=r"`spda` is no attention.*\n.*\nfix: name one of eager, sdpa, flex_att"
     ) as caught:
-        load_skeleton(locate(str(tiny_student)), role, "spda")
+        load_meta_model(locate(str(tiny_student)), role, "spda")
     assert caught.value.problems[0].path == (role, "attn_implementation")
 
 
@@ -276,7 +269,7 @@ def test_a_models_code_runs_where_it_is_asked_for(own_family, tiny_student):
         section="student.load",
     )  # fmt: skip
     assert (type(model).__name__, ran.exists()) == ("OwnModel", True)
-    assert type(load_skeleton(located, "student")).__name__ == "OwnModel"
+    assert type(load_meta_model(located, "student")).__name__ == "OwnModel"
     assert torch.equal(model.lm_head.weight, load(tiny_student).lm_head.weight)
     before = located.sha256
     (folder / "own.py").write_text("# other code")
@@ -285,7 +278,7 @@ def test_a_models_code_runs_where_it_is_asked_for(own_family, tiny_student):
 
 def test_a_kernel_that_bitsandbytes_does_without_is_not_told(capfd):
     """It is told as peft is imported, by a logger that has no handler: Python then writes it to stderr."""
-    ask = "import logging, neoplug.models\nlog = logging.getLogger('bitsandbytes.backends.cpu.ops').warning\n"
+    ask = "import logging, neoplug.models.quiet\nlog = logging.getLogger('bitsandbytes.backends.cpu.ops').warning\n"
     ask += "log('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'none')\nlog('something else')"
     subprocess.run([sys.executable, "-c", ask], check=True)
     assert capfd.readouterr().err == "something else\n"

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from neoplug import hookimpl
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError
-from neoplug.models import locate, prepare
+from neoplug.models.prepared import prepare
+from neoplug.models.resolve import locate
 from neoplug.registry import Plugins
 from neoplug_models.prune_depth import PruneDepth
 from neoplug_models.prune_width import PruneWidth

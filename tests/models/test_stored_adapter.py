@@ -9,17 +9,16 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from neoplug.errors import RecipeError
-from neoplug.models import (
-    load_skeleton,
-    locate,
+from neoplug.models.load import load_meta_model, load_weights
+from neoplug.models.resolve import locate
+from neoplug.models.stored_adapter import (
+    load_adapter,
+    load_adapter_weights,
     locate_adapter,
-    put_into,
-    put_on,
-    tell_other_base,
     validate_adapter_fits,
     validate_same_adapter,
+    warn_other_base,
 )
-from neoplug.models.load import load_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names
 IDS = torch.arange(3, 43).view(2, 20)
@@ -28,7 +27,7 @@ KEY = ("student", "adapter_path")
 
 def adapted(folder, **options):
     """Return a student's skeleton with an adapter."""
-    return get_peft_model(load_skeleton(locate(str(folder)), "student"), lora(**options))
+    return get_peft_model(load_meta_model(locate(str(folder)), "student"), lora(**options))
 
 
 def lora(**options):
@@ -89,18 +88,18 @@ def test_an_adapter_on_a_base_that_its_start_changed_is_another(copy, tiny_stude
 
 def test_another_method_is_another_plugin(adapter, tiny_student):
     model = get_peft_model(
-        load_skeleton(locate(str(tiny_student)), "student"),
+        load_meta_model(locate(str(tiny_student)), "student"),
         IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
     )
     problem = refusal(model, adapter, "ia3")
     assert "peft_type LORA, but `ia3` builds peft_type IA3" in problem.what
-    assert "has no place" in refusal(load_skeleton(locate(str(tiny_student)), "student"), adapter, "full").what
+    assert "has no place" in refusal(load_meta_model(locate(str(tiny_student)), "student"), adapter, "full").what
 
 
 def test_a_model_of_another_size(adapter, tiny_teacher):
     assert "model has no such module" not in (problem := refusal(adapted(tiny_teacher), adapter)).what
     assert "weights differ" in problem.what  # it has more layers, too
-    skeleton = load_skeleton(locate(str(tiny_teacher)), "teacher")
+    skeleton = load_meta_model(locate(str(tiny_teacher)), "teacher")
     with pytest.raises(RecipeError, match="does not fit the model"):
         validate_adapter_fits(skeleton, locate_adapter(str(adapter)))
 
@@ -111,7 +110,7 @@ def test_shapes_are_compared_before_weights_are_loaded(copy, tiny_student):
     save_file(weights | {name: torch.zeros(4, 7)}, copy / "adapter_model.safetensors")
     assert f"{name} is [4, 7], and the model needs [4, 48]" in refusal(adapted(tiny_student), copy).what
     with pytest.raises(RecipeError, match=r"is \[4, 7\]"):
-        validate_adapter_fits(load_skeleton(locate(str(tiny_student)), "teacher"), locate_adapter(str(copy)))
+        validate_adapter_fits(load_meta_model(locate(str(tiny_student)), "teacher"), locate_adapter(str(copy)))
 
 
 @pytest.mark.parametrize(
@@ -154,8 +153,8 @@ def test_the_weights_are_the_stored_ones(adapter, tiny_student):
     """In a student's fresh adapter, and on a teacher, which is frozen."""
     stored = locate_adapter(str(adapter))
     student = get_peft_model(load_weights(locate(str(tiny_student))), lora())
-    put_into(student, stored, "lora")
-    teacher = put_on(load_weights(locate(str(tiny_student))), stored)
+    load_adapter_weights(student, stored, "lora")
+    teacher = load_adapter(load_weights(locate(str(tiny_student))), stored)
     for name, expected in load_file(adapter / "adapter_model.safetensors").items():
         name = name.replace("lora_A", "lora_A.default").replace("lora_B", "lora_B.default")
         assert torch.equal(student.get_parameter(name), expected)
@@ -171,19 +170,19 @@ def test_embeddings_that_peft_stores_beside_an_adapter_are_the_bases(tmp_path, t
     trained = get_peft_model(load_weights(base), lora(init_lora_weights=False, **options))
     trained.save_pretrained(tmp_path)
     student, stored = get_peft_model(load_weights(base), lora(**options)), locate_adapter(str(tmp_path), KEY)
-    put_into(student, stored, "lora")
+    load_adapter_weights(student, stored, "lora")
     with torch.no_grad():
         assert torch.equal(student(IDS).logits, trained.eval()(IDS).logits)
     name = "base_model.model.model.embed_tokens.base_layer.weight"
     save_file(stored.weights | {name: stored.weights[name] + 1}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(RecipeError, match=rf"brings {name}, which is not what its base has here"):
-        put_into(student, locate_adapter(str(tmp_path), KEY), "lora")
+        load_adapter_weights(student, locate_adapter(str(tmp_path), KEY), "lora")
 
 
 def test_another_base_is_told(adapter, tiny_student, tiny_teacher, tmp_path, caplog):
     stored, moved = locate_adapter(str(adapter)), shutil.copytree(tiny_student, tmp_path / "moved")
     for base in (tiny_student, moved):
-        tell_other_base(stored, locate(str(base)))
+        warn_other_base(stored, locate(str(base)))
     assert not caplog.records
-    tell_other_base(stored, locate(str(tiny_teacher)))
+    warn_other_base(stored, locate(str(tiny_teacher)))
     assert f"was trained on {tiny_student}, and is put on {tiny_teacher}" in caplog.text

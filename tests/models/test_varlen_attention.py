@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from neoplug.data.batch import collate
-from neoplug.models.varlen_attention import use_own, use_varlen
+from neoplug.models.varlen_attention import restore_attention, use_varlen
 from neoplug.testing.families import FAMILIES, configuration
 
 from .test_language_model import document
@@ -88,7 +88,7 @@ def test_whoever_brings_masks_or_a_cache_sees_the_model_as_it_was(family, tmp_pa
         assert torch.equal(found, expected)
     model.save_pretrained(tmp_path)
     assert "neoplug" not in (tmp_path / "config.json").read_text(encoding="utf-8")
-    use_own(model)
+    restore_attention(model)
     assert model.config._attn_implementation == own.config._attn_implementation
 
 

@@ -8,7 +8,9 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, OPTConfig
 
-from neoplug.models import dropout, load_model, locate
+from neoplug.models import dropout
+from neoplug.models.load import load_model
+from neoplug.models.resolve import locate
 from neoplug.registry import Plugins
 
 # peft calls transformers by old names

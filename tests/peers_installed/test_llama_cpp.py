@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from neoplug.export.gguf_lora import PAIRED, PLAIN
 from neoplug.export.lora import export_lora
-from neoplug.models import locate
+from neoplug.models.resolve import locate
 from neoplug.runs.directory import RunDir
 from neoplug.testing.families import make
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError
-from neoplug.models import skeleton
+from neoplug.models.load import meta_model
 from neoplug_models.layer_importance import block_influence
 from neoplug_models.prune_depth import PruneDepth
 
@@ -100,7 +100,7 @@ def test_an_infinity_in_the_configuration_is_read_back(tmp_path):
 
 def test_meta_device_has_the_same_shapes():
     real = build("llama")
-    meta = skeleton(real.config)
+    meta = meta_model(real.config)
     for model in (real, meta):
         PruneDepth(num_hidden_layers=4, importance="greedy").prepare_student(model, None)
     shapes = [{name: weight.shape for name, weight in model.named_parameters()} for model in (real, meta)]

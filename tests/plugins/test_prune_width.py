@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError
-from neoplug.models import skeleton
+from neoplug.models.load import meta_model
 from neoplug_models.prune_depth import PruneDepth
 from neoplug_models.prune_width import PruneWidth
 
@@ -209,7 +209,7 @@ def test_depth_and_width_together_and_a_cache(tmp_path):
 
 def test_the_meta_device_has_the_same_shapes():
     real = build("qwen2", tie_word_embeddings=True)
-    meta = skeleton(real.config)
+    meta = meta_model(real.config)
     sizes = {"num_attention_heads": 2, "intermediate_size": 40, "hidden_size": 24}
     PruneWidth(**sizes).prepare_student(meta, None)
     prune(real, **sizes)
@@ -257,7 +257,7 @@ def test_half_known_families_are_cut_where_they_are_known(family, more, sizes, t
 def test_unknown_structures_are_refused_before_weights(family, more, sizes, why):
     config = AutoConfig.for_model(family, **SMALL | more)
     with pytest.raises(RecipeError, match=rf"cannot be made narrower so\nwhy: [\s\S]*{why}[\s\S]*\nfix: "):
-        PruneWidth(**sizes).prepare_student(skeleton(config), None)
+        PruneWidth(**sizes).prepare_student(meta_model(config), None)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_unknown_structures_are_refused_before_weights(family, more, sizes, why)
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, message):
     with pytest.raises(RecipeError, match=message):
-        PruneWidth(**sizes).prepare_student(skeleton(AutoConfig.for_model("llama", **SMALL)), None)
+        PruneWidth(**sizes).prepare_student(meta_model(AutoConfig.for_model("llama", **SMALL)), None)
 
 
 @pytest.mark.parametrize("options", [{}, {"hidden_size": 0}, {"intermediate_size": 8, "calibration_tokens": 0}])

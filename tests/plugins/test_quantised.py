@@ -5,7 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from neoplug.errors import RecipeError
-from neoplug.models import load_model, locate
+from neoplug.models.load import load_model
+from neoplug.models.resolve import locate
 from neoplug.registry import Plugins
 from neoplug_models.fp4 import FP4
 from neoplug_models.int8 import Int8

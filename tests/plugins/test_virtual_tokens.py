@@ -9,8 +9,8 @@ from peft import PeftModel
 from transformers import FalconH1Config, FalconH1ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from neoplug.errors import RecipeError, UsageError
-from neoplug.models import cache_by_its_name, virtual_tokens
 from neoplug.models.quiet import quiet_peft
+from neoplug.models.stored_adapter import rename_cache_argument, virtual_tokens
 from neoplug_adapters.p_tuning import PTuning
 from neoplug_adapters.prefix_tuning import PrefixTuning
 from neoplug_adapters.prompt_tuning import PromptTuning
@@ -142,7 +142,7 @@ def test_plain_peft_generates_as_the_page_says(plugin, adapted, base, tmp_path):
     """Without a cache it puts the likeliest token after the text, as whole logits tell, again and again."""
     with quiet_peft():
         adapted(plugin).save_pretrained(tmp_path)
-    model = cache_by_its_name(PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)).eval()
+    model = rename_cache_argument(PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)).eval()
     text = wanted = torch.arange(5, 17)[None]
     with torch.no_grad(), quiet_peft():
         for _ in range(8):

@@ -5,7 +5,8 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from torch.nn.functional import cross_entropy
 
-from neoplug.models import load_model, locate
+from neoplug.models.load import load_model
+from neoplug.models.resolve import locate
 from neoplug.registry import Plugins
 from neoplug.testing.families import make
 from neoplug_adapters.c3a import C3A
