@@ -25,11 +25,12 @@ from matrix_cell import Base, Failed, Text, attention_layers, refuse_other_weigh
 from matrix_page import PAGE, page
 
 from neoplug import recipe
+from neoplug.environment.info import version_of
 from neoplug.errors import RecipeError
 from neoplug.models.load import load_model, load_tokenizer
 from neoplug.models.resolve import locate
 from neoplug.registry import Plugins, answered, build, find, installed
-from neoplug.registry.compatibility import FILE, PLAIN, REFUSED, Finding, Matrix, Row, version_of
+from neoplug.registry.compatibility import FILE, PLAIN, REFUSED, Finding, Matrix, Row
 from neoplug.testing.families import FAMILIES, make
 
 DATA = Path(__file__).parents[1] / "plugins" / "neoplug_adapters" / FILE

@@ -7,6 +7,7 @@ from typing import Any
 
 from neoplug.cli.screen import duration, heading, printable, say, size, table
 from neoplug.registry.measures import MEASURES
+from neoplug.registry.nested import numbers
 from neoplug.runs.directory import RunDir
 
 COLUMNS = ("before", "after", "teacher")
@@ -51,19 +52,9 @@ def measures(result: Mapping[str, Any], measured: list[str]) -> Iterator[list[st
         cells = [number(result[column].get(measure.name)) for column in measured]
         if any(cells) and measure.name != "kd_ce_cosine":  # of use to `remarks`, not to a reader of the table
             yield [measure.title, *cells]
-    probes = [dict(scalars(result[column].get("probes") or {})) for column in measured]
+    probes = [numbers(result[column].get("probes") or {}) for column in measured]
     for key in dict.fromkeys(key for column in probes for key in column):
         yield [key, *(number(column.get(key)) for column in probes)]
-
-
-def scalars(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the plain numbers of nested maps with their dotted names; lists are for files."""
-    for key, inner in value.items():
-        name = f"{path}.{key}" if path else str(key)
-        if isinstance(inner, Mapping):
-            yield from scalars(inner, name)
-        elif isinstance(inner, int | float) and not isinstance(inner, bool):
-            yield name, inner
 
 
 def number(value: float | None) -> str:

@@ -1,6 +1,6 @@
 """What makes one evaluation better than another: the recipe's metric, and which way is up."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -9,6 +9,7 @@ from neoplug.errors import RunError, did_you_mean
 from neoplug.recipe.metric_checks import plain
 from neoplug.recipe.schema import Evaluate
 from neoplug.registry.measures import RANKING
+from neoplug.registry.nested import numbers
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ class Criterion:
         Raises:
             RunError: nothing of that name was measured, or it is no finite number.
         """
-        numbers = {plain(name): value for name, value in _numbers(measured)}
-        found = numbers.get(plain(self.metric))
+        values = {plain(name): value for name, value in numbers(measured).items() if name != "step"}
+        found = values.get(plain(self.metric))
         if found is None or not isfinite(found):
             raise RunError(
                 f"evaluate.metric_for_best_model is {self.metric}, but that measured {found}"
-                f"{did_you_mean(self.metric, [*numbers])}\nwhy: the best of several evaluations has the best number\n"
-                f"fix: choose one of {', '.join(sorted(numbers))}"
+                f"{did_you_mean(self.metric, [*values])}\nwhy: the best of several evaluations has the best number\n"
+                f"fix: choose one of {', '.join(sorted(values))}"
             )
         return float(found)
 
@@ -67,12 +68,3 @@ def criterion(section: Evaluate) -> Criterion | None:
     if greater is None:
         greater = metric not in RANKING or bool(RANKING[metric].greater_is_better)
     return Criterion(metric, greater, section.early_stopping_threshold)
-
-
-def _numbers(measured: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the dotted names of all numbers, and the numbers."""
-    for key, value in measured.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{path}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and f"{path}{key}" != "step":
-            yield f"{path}{key}", value

@@ -1,6 +1,5 @@
 """The prepared student: made once in float32 on the CPU, stored under what made it, then loaded like any model."""
 
-import importlib.metadata
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from neoplug.environment.info import version_of
 from neoplug.errors import PluginError, Problem, RecipeError
 from neoplug.files import cache_root, content_hash, folder_atomically, lock, sha256_of, write_atomically
 from neoplug.models.load import load_config, load_tokenizer, load_weights
@@ -48,7 +48,8 @@ def prepare(
 def _folders(located: ResolvedModel, checked: "ResolvedRecipe", fingerprint: str) -> dict[str, Path]:
     """Return where the student is stored, by what it depends on: `nothing` but its plugins, `seed` or `batches`."""
     train = checked.recipe.train
-    plugins: dict[str, Any] = {"model": located.identity, "plugins": _plugins(checked), "versions": _versions()}
+    versions = {name: version_of(name) for name in ("torch", "transformers")}
+    plugins: dict[str, Any] = {"model": located.identity, "plugins": _plugins(checked), "versions": versions}
     seed = plugins | {"seed": checked.recipe.seed}
     weights = [(name, part.weight) for name, part in checked.recipe.data.parts.items() if part.weight is not None]
     order = [train.per_device_train_batch_size, train.gradient_accumulation_steps, *weights]
@@ -128,7 +129,3 @@ def _source_hash(cls: type) -> str | None:
         return content_hash([sha256_of(file) for file in files])
     except (OSError, TypeError):
         return None
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers")}

@@ -153,15 +153,6 @@ def _forget(tree: Tree, path: Key) -> None:
     tree.broken = {bad for bad in tree.broken if bad[: len(path)] != path}
 
 
-def leaves(values: Any, path: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """Yield the paths and values of all leaves; a list and an empty map are leaves."""
-    if isinstance(values, dict) and (values or not path):
-        for key, value in values.items():
-            yield from leaves(value, (*path, key))
-    else:
-        yield path, values
-
-
 def ordered(values: Any) -> Any:
     """Return `values` with all maps sorted by key: how a recipe orders them means nothing."""
     if isinstance(values, dict):

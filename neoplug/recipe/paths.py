@@ -70,8 +70,8 @@ def _folder(tree: Tree, path: Key) -> Path:
 
 
 def looks_local(text: str) -> bool:
-    """Say whether `text` can only be meant as a path: by how it begins, or ends as a data or model file."""
-    return text.startswith(("./", "../", "/", "~", ".\\")) or text in (".", "..") or text.lower().endswith(_SUFFIXES)
+    """Return whether `text` can only be a path: it begins like one, or ends like a file of data or of a model."""
+    return text.startswith((".", "/", "~")) or text.lower().endswith(_SUFFIXES)
 
 
 def _find(text: str, folders: list[Path]) -> Path | None:

@@ -6,7 +6,6 @@ knows not to work is refused before a model is loaded. What it does not name is 
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neoplug.environment.info import version_of
 from neoplug.errors import Problem, RecipeError
 from neoplug.registry import Entry, path_of
 
@@ -110,14 +110,6 @@ class Matrix:
         """Return package -> (version measured, version here; None where it is not installed), where these differ."""
         here = {name: version_of(name) for name in self.versions}
         return {name: (then, here[name]) for name, then in self.versions.items() if here[name] != then}
-
-
-def version_of(package: str) -> str | None:
-    """Return a distribution's installed version, None where there is none."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @cache

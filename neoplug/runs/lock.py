@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from neoplug.environment.info import hardware, versions
 from neoplug.files import sha256_of
+from neoplug.registry.nested import leaves
 
 if TYPE_CHECKING:
     from neoplug.models.reference import ResolvedModel
@@ -37,7 +38,7 @@ def lock_record(
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return a line for each value that differs, as "train.max_steps: 10 -> 20"; the order of keys is no difference."""
-    before, after = dict(_flat(old)), dict(_flat(new))
+    before, after = ({".".join(map(str, path)): value for path, value in leaves(lock)} for lock in (old, new))
     return [
         f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
         for key in sorted(before.keys() | after.keys())
@@ -47,15 +48,6 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
     return json.dumps(values[key], ensure_ascii=False) if key in values else "(absent)"
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each leaf with its dotted path; an empty map is a leaf, for `lora: {}` says something."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    elif path:
-        yield path, value
 
 
 def _plugin(entry: Entry) -> dict[str, Any]:

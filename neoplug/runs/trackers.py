@@ -4,9 +4,11 @@ A tracker never ends a run: one that fails is told of and left out from then on.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from neoplug.registry.nested import leaves, numbers
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -26,17 +28,21 @@ class Trackers:
 
     def __init__(self, names: Sequence[str], run: Path, config: Mapping[str, Any]) -> None:
         self.running: dict[str, GeneralTracker] = {}
-        shown = {key: str(value) if isinstance(value, list) else value for key, value in flat(config)}
+        shown = {
+            "/".join(map(str, path)): str(value) if isinstance(value, list) else value
+            for path, value in leaves(config)
+            if value != {}
+        }
         for name in names:
             self._guarded(name, lambda name=name: self._start(name, run.absolute(), shown))  # type: ignore[misc]
 
     def step(self, line: Mapping[str, Any]) -> None:
         """Report a line of metrics.jsonl."""
-        self._log({key: value for key, value in flat(line) if key != "step"}, line["step"])
+        self._log({key: value for key, value in line.items() if key != "step"}, line["step"])
 
     def evaluation(self, step: int, measured: Mapping[str, Any], whose: str = "held_out") -> None:
         """Report what was measured after `step` optimizer steps."""
-        self._log(dict(flat(measured, whose)), step)
+        self._log({whose: measured}, step)
 
     def finish(self) -> None:
         """Let all trackers write what they still hold."""
@@ -50,9 +56,9 @@ class Trackers:
         self.running[name] = tracker
 
     def _log(self, values: Mapping[str, Any], step: int) -> None:
-        numbers = {key: value for key, value in values.items() if _is_number(value)}
+        shown = numbers(values, "/")
         for name, tracker in list(self.running.items()):
-            self._guarded(name, lambda tracker=tracker: tracker.log(numbers, step=step))  # type: ignore[misc]
+            self._guarded(name, lambda tracker=tracker: tracker.log(shown, step=step))  # type: ignore[misc]
 
     def _guarded(self, name: str, act: Callable[[], None]) -> None:
         try:
@@ -75,17 +81,3 @@ def _tracker(name: str, run: Path) -> "GeneralTracker":
     if name == "trackio":
         return tracking.TrackioTracker(PROJECT, name=run.name, resume="allow")
     return tracking.WandBTracker(PROJECT, name=run.name, dir=str(run))
-
-
-def flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested maps under names like losses/forward_kl."""
-    for key, value in values.items():
-        name = f"{path}/{key}" if path else str(key)
-        if isinstance(value, Mapping):
-            yield from flat(value, name)
-        else:
-            yield name, value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

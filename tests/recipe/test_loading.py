@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from neoplug import recipe
 from neoplug.errors import RecipeError, UsageError
 from neoplug.recipe.loss_weights import Linear, Weight
-from neoplug.recipe.merge import joined, leaves
+from neoplug.recipe.merge import joined
 from neoplug.recipe.schema import Recipe
 from neoplug.recipe.source import split
 from neoplug.registry import Entry
+from neoplug.registry.nested import leaves
 
 BROKEN = Path(__file__).parent / "broken"
 HOT = "./parts.py:Divergence@hot"

@@ -17,6 +17,7 @@ from neoplug.data.ingest.readers import READERS, Fault, Row, read_file
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.files import content_hash, sha256_of
+from neoplug.recipe.paths import looks_local
 
 SPLITS = {
     "train": "train",
@@ -159,11 +160,6 @@ def open_source(source: str, split: str = "train", key: Key = ("data", "source")
 def is_local(source: str) -> bool:
     """Return whether reading `source` needs no network."""
     return source.startswith("python:") or looks_local(source) or Path(source).expanduser().exists()
-
-
-def looks_local(source: str) -> bool:
-    """Return whether `source` is written as a path: it starts like one or ends like a data file."""
-    return source.startswith((".", "/", "~")) or Path(source).suffix.lower() in READERS
 
 
 def missing(path: Path, key: Key) -> Problem:

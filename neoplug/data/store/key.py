@@ -1,11 +1,11 @@
 """What a store of tokens depends on: the rows' content, the tokenizer, what the recipe says of them, and this code."""
 
-import importlib.metadata
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from neoplug.data.encode.tokens import Tokenizer
+from neoplug.environment.info import version_of
 from neoplug.files import content_hash, sha256_of
 
 PACKAGES = ("jinja2", "tokenizers", "transformers")
@@ -21,7 +21,7 @@ def store_key(depends: dict[str, Any], tokenizer: Tokenizer) -> str:
             "format": 1,
             "data": depends,
             "tokenizer": tokenizer_identity(tokenizer),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "versions": {name: version_of(name) for name in PACKAGES},
             "code": [sha256_of(file) for file in sorted(Path(__file__).parents[1].rglob("*.py"))],
         }
     )
