@@ -64,10 +64,11 @@ def train(session: Trainer, line: Connection) -> None:
     student, checked = session.roles.student(module, name), session.checked
     optimizer = make_optimizer(module, checked.plugins, checked.recipe.train.learning_rate)
     schedule = make_schedule(optimizer, checked.recipe.train, STEPS)
-    training = session.training(student, None, [], None, ENDLESS, optimizer, schedule)
-    quietly = {"metrics": Metrics(weights_vary=False, write=lambda lines: None), "save": lambda step: None}
+    config = session.loop_config(student, None, FullRows(session.parts.corpus), ENDLESS, optimizer, schedule)
+    metrics = Metrics(weights_vary=False, write=lambda lines: None)
+    events = replace(session.loop_events(config, []), metrics=metrics, save=lambda step: None, stop_requested=turns)
     turns.wait()
-    distil(replace(training, order=FullRows(session.parts.corpus), stop=turns, **quietly))
+    distil(config, events)
     line.send({"disk_bytes": saved(module, checked, session.parts, session.directory)})
 
 

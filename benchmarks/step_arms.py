@@ -156,7 +156,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     from neoplug.recipe import Train
     from neoplug.recipe.loss_weights import Weight
     from neoplug.registry import Plugins
-    from neoplug.training.loop import Training, distil
+    from neoplug.training.loop import LoopConfig, LoopEvents, distil
     from neoplug.training.metrics import Metrics
     from neoplug.training.objective import Loss
     from neoplug_losses.cross_entropy import CrossEntropy
@@ -175,7 +175,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
         passes.begin()
         return False
 
-    run = Training(
+    config = LoopConfig(
         teacher=language_model(teacher, name, vocabulary, role="teacher", longest=longest),
         student=language_model(student, name, vocabulary, longest=longest, autocast=autocast),
         losses=losses,
@@ -191,14 +191,16 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
         total_steps=ENDLESS,
         eval_steps=None,
         seed=0,
+    )
+    events = LoopEvents(
         metrics=Metrics(weights_vary=False, write=lambda lines: None),
-        calibrated=lambda weights: None,
+        on_calibrated=lambda weights: None,
         save=lambda step: None,
         evaluate=lambda step: None,  # type: ignore[arg-type,return-value]
-        stop=end,
+        stop_requested=end,
     )
     passes.begin()
-    distil(run)
+    distil(config, events)
 
 
 def documents(rows: Rows) -> list[list[Any]]:

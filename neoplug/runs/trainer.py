@@ -36,7 +36,7 @@ from neoplug.runs.trackers import Trackers
 from neoplug.seeds import derive, generator
 from neoplug.training import checkpoint
 from neoplug.training.diagnostics import remarks
-from neoplug.training.loop import Training, Verdict, distil
+from neoplug.training.loop import LoopConfig, LoopEvents, Verdict, distil
 from neoplug.training.metrics import Metrics, peak_memory
 from neoplug.training.optim import make_optimizer, make_schedule
 
@@ -130,31 +130,30 @@ class Trainer:
         first = 0 if earlier is None else int(earlier.name.removeprefix("step-"))
         if not recipe.data.packing and any(model and model.layout == "padded" for model in (student, teacher)):
             order = replace(order, lengths=self.parts.corpus.row_lengths)
-        training = self.training(student, teacher, batches, order, total, optimizer, schedule)
+        config = self.loop_config(student, teacher, order, total, optimizer, schedule)
+        events = self.loop_events(config, batches)
         self.progress.started(total, first)
         with self.stop.deferring():
-            done = first if "stopped_early" in self.facts else distil(training, first)
+            done = first if "stopped_early" in self.facts else distil(config, events, first)
             stopped = self.stop_asked()  # one rank alone may have been, after the loop asked for the last time
         if stopped or done < self.facts.get("stopped_early", total):
             signal = self.stop.signal or 15
             raise Interrupted(signal, f"stopped by a signal after step {done} of {total}; go on with --resume")
         return self.finish(student, teacher, batches, done)
 
-    def training(
-        self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch], order: Order, total: int,
-        optimizer: Optimizer, schedule: LRScheduler,
-    ) -> Training:  # fmt: skip
-        """Return what the loop works with; lines, saves and evaluations come back to this session."""
-        recipe = self.checked.recipe
-        weights = self.weights()
-        varies = any(weight.varies for weight in weights.values())
-        return Training(
+    def loop_config(
+        self, student: LanguageModel, teacher: LanguageModel | None, order: Order, total: int, optimizer: Optimizer,
+        schedule: LRScheduler,
+    ) -> LoopConfig:  # fmt: skip
+        """Return everything the loop reads."""
+        recipe, plugins = self.checked.recipe, self.checked.plugins
+        return LoopConfig(
             student=student,
             teacher=teacher,
-            losses=make_losses(self.checked.plugins),
+            losses=make_losses(plugins),
             references=make_losses(self.checked.references),
-            weights=weights,
-            plugins=self.checked.plugins,
+            weights=self.weights(),
+            plugins=plugins,
             corpus=self.parts.corpus,
             order=order,
             optimizer=optimizer,
@@ -164,11 +163,17 @@ class Trainer:
             total_steps=total,
             eval_steps=recipe.evaluate.eval_steps,
             seed=recipe.seed,
+        )
+
+    def loop_events(self, config: LoopConfig, batches: list[Batch]) -> LoopEvents:
+        """Return what the loop calls: metrics, checkpoints and evaluations of this run."""
+        student, varies = config.student, any(weight.varies for weight in config.weights.values())
+        return LoopEvents(
             metrics=Metrics(varies, self.write_lines, self.world.gather, self.parts.corpus.report.named),
-            calibrated=self.note_weights,
-            save=lambda step: self.save_checkpoint(step, student.module, optimizer, schedule),
-            evaluate=lambda step: self.judge(step, self.roles.measured(student, teacher, batches)),
-            stop=self.stop_asked,
+            on_calibrated=self.note_weights,
+            save=lambda step: self.save_checkpoint(step, student.module, config.optimizer, config.schedule),
+            evaluate=lambda step: self.judge(step, self.roles.measured(student, config.teacher, batches)),
+            stop_requested=self.stop_asked,
         )
 
     def weights(self) -> dict[str, Weight]:

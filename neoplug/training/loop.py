@@ -39,24 +39,23 @@ class Verdict(NamedTuple):
     enough: bool
 
 
-@dataclass(eq=False, kw_only=True)
-class Training:
-    """What a run trains with.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LoopConfig:
+    """Everything the loop reads; nothing in it is replaced while it runs.
 
-    references  losses that others are calibrated to and that do not train
-    weights     loss name -> its strength; those that are calibrated become so at the first step
-    metrics     takes each step's line
-    calibrated  called once with all weights, where one was calibrated
-    save        called after `save_steps` with the number of steps done
-    evaluate    called after `eval_steps` with the number of steps done; says whether to save now, and whether to end
-    stop        tells whether a signal asked the run to end
+    losses       minimised, in the order in which metrics list them
+    references   losses that others are calibrated to and that are not minimised
+    weights      loss name -> its weight; weights to calibrate are calibrated at the first step
+    settings     section `train` of the recipe
+    total_steps  optimizer steps of the whole run
+    eval_steps   optimizer steps between evaluations during training; None: there are none
     """
 
     student: LanguageModel
     teacher: LanguageModel | None
     losses: list[Loss]
     references: list[Loss]
-    weights: dict[str, Weight]
+    weights: Mapping[str, Weight]
     plugins: Plugins
     corpus: Corpus
     order: Order
@@ -67,48 +66,62 @@ class Training:
     total_steps: int
     eval_steps: int | None
     seed: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LoopEvents:
+    """What the loop calls. `step` is the number of optimizer steps done.
+
+    metrics         collects the values of each step; flushed after `logging_steps`, and before a save or an evaluation
+    on_calibrated   called once with the weights of all losses, at the first step, where one is calibrated
+    save            saves a checkpoint: called after `save_steps`, at the end, and where an evaluation is an improvement
+    evaluate        evaluates the student: called after `eval_steps`; returns whether to save now, and whether to end
+    stop_requested  returns whether training is to end after this step, equal on all ranks
+    """
+
     metrics: Metrics
-    calibrated: Callable[[dict[str, float]], None]
+    on_calibrated: Callable[[dict[str, float]], None]
     save: Callable[[int], None]
     evaluate: Callable[[int], Verdict]
-    stop: Callable[[], bool]
+    stop_requested: Callable[[], bool]
 
 
-def distil(run: Training, first: int = 0) -> int:
+def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
     """Train from step `first` to the end, until a signal asks to stop or an evaluation ends it; return the steps done.
 
     Raises:
         RunError: a loss or gradient is not finite.
     """
-    settings, world = run.settings, run.world
-    bare = StudentWithObjective(run.student, run.plugins.functions("token_weight"))
+    settings, world, weights = config.settings, config.world, dict(config.weights)
+    bare = StudentWithObjective(config.student, config.plugins.functions("token_weight"))
     module = world.wrap(bare)
-    parameters = [parameter for parameter in run.student.module.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in config.student.module.parameters() if parameter.requires_grad]
     module.train()
     if world.device.type == "cpu":
         keep_freed()
-    for step in range(first, run.total_steps):
+    for step in range(first, config.total_steps):
         started = perf_counter()
-        progress = step / max(1, run.total_steps - 1)
-        torch.manual_seed(derive(run.seed, "step", step, world.rank))  # dropout repeats in a resumed run
-        batches = list(micro_batches(run, step, progress))
+        progress = step / max(1, config.total_steps - 1)
+        torch.manual_seed(derive(config.seed, "step", step, world.rank))  # dropout repeats in a resumed run
+        batches = list(micro_batches(config, step, progress))
         counts = torch.tensor([sum(b.answer_tokens for b, _ in batches), sum(b.tokens for b, real in batches if real)])
         counts = world.sum(counts.to(world.device, non_blocking=True))
         scale = world.size / counts[0].clamp(min=1)  # a wrapper averages gradients over ranks; they are to add up
 
         done = step + 1
-        logs, ends = done % settings.logging_steps == 0, done == run.total_steps
+        logs, ends = done % settings.logging_steps == 0, done == config.total_steps
         diagnosis = Diagnosis(world.device) if logs or ends else None
-        if step == 0 and any(weight.calibrate and not weight.measured for weight in run.weights.values()):
-            calibrate(run, measure(run, bare, [*run.losses, *run.references], batches, step, progress))
-        weights = {loss.name: run.weights[loss.name].at(progress) for loss in run.losses}
-        losses = [replace(loss, weight=weights[loss.name]) for loss in run.losses]
+        if step == 0 and any(weight.calibrate and not weight.measured for weight in weights.values()):
+            losses = [*config.losses, *config.references]
+            weights = calibrate(weights, measure(config, bare, losses, batches, step, progress))
+            events.on_calibrated({name: weight.value for name, weight in weights.items()})
+        losses = [replace(loss, weight=weights[loss.name].at(progress)) for loss in config.losses]
         norms = {}
         if (logs or ends) and settings.log_gradient_norms:
-            norms = measure(run, bare, losses, batches, step, progress)
+            norms = measure(config, bare, losses, batches, step, progress)
         values = []
         for number, (batch, _) in enumerate(batches):
-            signal = None if run.teacher is None else teacher_signal(run.teacher, batch)  # it may stay on the CPU
+            signal = None if config.teacher is None else teacher_signal(config.teacher, batch)  # it may stay on the CPU
             batch = batch.to(world.device)
             with world.accumulating(module, last=number == len(batches) - 1):
                 total, each = module(losses, batch, signal, progress, diagnosis)
@@ -117,84 +130,88 @@ def distil(run: Training, first: int = 0) -> int:
             values.append((batch.rows, each))
 
         extras: dict[str, Any] = {}
-        penalties = run.plugins.each("penalty", model=run.student.module, progress=progress)
+        penalties = config.plugins.each("penalty", model=config.student.module, progress=progress)
         if penalties:
             extras["penalty"] = add_penalty(penalties, parameters)
         extras["grad_norm"] = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
-        rate = run.schedule.get_last_lr()[0]
-        run.optimizer.step()
-        run.schedule.step()
+        rate = config.schedule.get_last_lr()[0]
+        config.optimizer.step()
+        config.schedule.step()
 
         sums = world.sum(torch.stack([each.sum(-1) for _, each in values]).sum(0))
-        means = dict(zip([loss.name for loss in run.losses], sums / counts[0].clamp(min=1), strict=True))
+        means = dict(zip([loss.name for loss in config.losses], sums / counts[0].clamp(min=1), strict=True))
         seen = {"step": done, "counts": counts, "sums": sums, "losses": means, **extras}
-        answers = run.plugins.each("on_step_end", step=done, progress=progress, model=run.student.module, metrics=seen)
+        answers = config.plugins.each(
+            "on_step_end", step=done, progress=progress, model=config.student.module, metrics=seen
+        )
         for name, answer in answers.items():
             merge(extras, name, answer or {})
-        run.optimizer.zero_grad()
+        config.optimizer.zero_grad()
         known = {"step": done, "started": started, "learning_rate": rate, "seconds": perf_counter() - started}
         known["peak_memory_bytes"] = peak_memory(world.device)
         rows = [(rows, each.isfinite().all(0)) for rows, each in values]
         diagnosed = None if diagnosis is None else world.sum(diagnosis.sums)
-        run.metrics.add(Step(known, counts, sums, extras, rows, diagnosed, weights, norms, bare.unsound()))
+        used = {loss.name: loss.weight for loss in losses}
+        events.metrics.add(Step(known, counts, sums, extras, rows, diagnosed, used, norms, bare.unsound()))
 
-        stops = (world.size == 1 or logs) and bool(run.stop())  # ranks agree on it, which costs a synchronisation
+        stops = (world.size == 1 or logs) and events.stop_requested()  # several ranks synchronise for it
         saves = done % settings.save_steps == 0 or ends or stops
-        evaluates = run.eval_steps is not None and done % run.eval_steps == 0 and not ends
+        evaluates = config.eval_steps is not None and done % config.eval_steps == 0 and not ends
         if logs or saves or evaluates:
-            run.metrics.flush()
+            events.metrics.flush()
         verdict = Verdict(improved=False, enough=False)
         if evaluates:
-            verdict = run.evaluate(done)
+            verdict = events.evaluate(done)
             module.train()
         if saves or any(verdict):
-            run.save(done)
+            events.save(done)
         if stops or verdict.enough:
             return done
-    return run.total_steps
+    return config.total_steps
 
 
-def micro_batches(run: Training, step: int, progress: float) -> Iterator[tuple[Batch, bool]]:
+def micro_batches(config: LoopConfig, step: int, progress: float) -> Iterator[tuple[Batch, bool]]:
     """Yield this rank's micro-batches of a step on the CPU, as the treatments leave them.
 
     False beside one: this rank has no rows left, and runs a document without answers to keep in step with the others.
     """
-    edits, weighed = run.plugins.functions("edit_batch"), run.plugins.named("token_weight")
-    for number, rows in enumerate(run.order.micro_batches(step, run.world.rank)):
-        documents = [document for row in rows for document in run.corpus.rows[row]]
-        real, documents = bool(documents), documents or [idle(run.corpus.rows[0][0])]
+    edits, weighed = config.plugins.functions("edit_batch"), config.plugins.named("token_weight")
+    for number, rows in enumerate(config.order.micro_batches(step, config.world.rank)):
+        documents = [document for row in rows for document in config.corpus.rows[row]]
+        real, documents = bool(documents), documents or [idle(config.corpus.rows[0][0])]
         batch = collate(documents)
         for name, edit in edits.items() if real else ():
-            edit(batch=batch, progress=progress, rng=generator(run.seed, name, step, number, run.world.rank))
+            edit(batch=batch, progress=progress, rng=generator(config.seed, name, step, number, config.world.rank))
         if weighed:
             batch.in_answer = places_in_answers(documents)[batch.positions]
         yield batch, real
 
 
 def measure(
-    run: Training, bare: StudentWithObjective, losses: Sequence[Loss], batches: Sequence[tuple[Batch, bool]], step: int,
-    progress: float,
+    config: LoopConfig, bare: StudentWithObjective, losses: Sequence[Loss], batches: Sequence[tuple[Batch, bool]],
+    step: int, progress: float,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Return the gradient norm of each loss in a step that is yet to be taken, and leave everything as it was."""
-    with remembering(run.plugins):
-        found = gradient_norms(bare, run.teacher, losses, [batch for batch, _ in batches], progress, run.world)
-    torch.manual_seed(derive(run.seed, "step", step, run.world.rank))
+    with remembering(config.plugins):
+        found = gradient_norms(bare, config.teacher, losses, [batch for batch, _ in batches], progress, config.world)
+    torch.manual_seed(derive(config.seed, "step", step, config.world.rank))
     return {loss.name: norm for loss, norm in zip(losses, found, strict=True)}
 
 
-def calibrate(run: Training, norms: Mapping[str, Tensor]) -> None:
-    """Give each loss that is calibrated to another its weight, `weight * |g_other| / |g_this|`.
+def calibrate(weights: Mapping[str, Weight], norms: Mapping[str, Tensor]) -> dict[str, Weight]:
+    """Return the weights, with `weight * |g_other| / |g_this|` for each loss that is calibrated to another.
 
     Raises:
         RunError: one of the two has no gradient, or none that is finite.
     """
     found = {name: float(norm) for name, norm in norms.items()}
-    for name, weight in run.weights.items():
+    calibrated = dict(weights)
+    for name, weight in weights.items():
         if weight.calibrate is not None:
             for asked in (name, weight.calibrate):
                 validate_gradient_norm(asked, found[asked], name)
-            run.weights[name] = weight.calibrated(weight.value * found[weight.calibrate] / found[name])
-    run.calibrated({name: weight.value for name, weight in run.weights.items()})
+            calibrated[name] = weight.calibrated(weight.value * found[weight.calibrate] / found[name])
+    return calibrated
 
 
 def validate_gradient_norm(loss: str, norm: float, calibrated: str) -> None:

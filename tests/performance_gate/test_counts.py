@@ -25,7 +25,7 @@ from neoplug.recipe import Train
 from neoplug.recipe.loss_weights import Weight
 from neoplug.registry import Plugins
 from neoplug.training import objective
-from neoplug.training.loop import Training, distil
+from neoplug.training.loop import LoopConfig, LoopEvents, distil
 from neoplug.training.objective import Loss
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
@@ -113,20 +113,21 @@ def step(closed):
     def done(_):
         raise Counted
 
-    run = Training(
+    config = LoopConfig(
         teacher=language_model(teacher, name, vocabulary), student=language_model(student, name, vocabulary),
         losses=[Loss(name, 1.0, values[name], gradients.get(name)) for name in values], references=[],
-        weights={name: Weight(0.5) for name in values}, calibrated=done, plugins=Plugins({}),
+        weights={name: Weight(0.5) for name in values}, plugins=Plugins({}),
         corpus=SimpleNamespace(rows=rows), order=SimpleNamespace(micro_batches=lambda step, rank: [[0, 1], [2]]),
         optimizer=optimizer, schedule=torch.optim.lr_scheduler.ConstantLR(optimizer), world=World("cpu"),
-        settings=Train(max_steps=9), total_steps=9, eval_steps=None, seed=0, metrics=SimpleNamespace(add=done),
-        save=done, evaluate=done, stop=lambda: False,
+        settings=Train(max_steps=9), total_steps=9, eval_steps=None, seed=0,
     )  # fmt: skip
+    metrics = SimpleNamespace(add=done)
+    events = LoopEvents(metrics=metrics, on_calibrated=done, save=done, evaluate=done, stop_requested=lambda: False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "BLOCK", BLOCK * VOCABULARY)
         patch.setattr(objective, "TILE", TILE * VOCABULARY)
         with Counts() as counts, pytest.raises(Counted):
-            distil(run)
+            distil(config, events)
     return counts.found()
 
 
