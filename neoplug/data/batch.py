@@ -4,8 +4,10 @@ T tokens and N answer tokens of a batch; B rows and L columns of a layout. The a
 predicted at index i - 1: this shift happens here and nowhere else.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +30,8 @@ class Document:
     row             number of its row in the source
     teacher_ids     [M] int64: what the teacher reads instead, where it has a prompt of its own
     teacher_loss_mask  [M] bool: the same answer tokens in `teacher_ids`, one for one
+    number          its index among the training documents of a run, or among the held-out ones, in the order of the
+                    token store; each window of a row has its own. -1 for a document that is in neither
     """
 
     input_ids: np.ndarray
@@ -35,6 +39,7 @@ class Document:
     row: int
     teacher_ids: np.ndarray | None = None
     teacher_loss_mask: np.ndarray | None = None
+    number: int = -1
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -49,11 +54,26 @@ class Document:
         """Count the tokens of the longer of what the student and the teacher read."""
         return max(len(self), 0 if self.teacher_ids is None else len(self.teacher_ids))
 
+    @cached_property
+    def content_hash(self) -> str:
+        """Return the sha256, in hexadecimal, of what the student and the teacher read; computed on first use.
+
+        It depends on neither `row` nor `number`: equal content has an equal hash in every store, split, seed and run.
+        Format 1: the bytes of "neoplug.Document 1", then of the student's text and, only where the teacher's is
+        different, of the teacher's: its length L as <i8, its ids as <i8 [L], its mask without the first token as u1
+        [L - 1]. A change of this format needs a new number in it, since stored data is found by this hash.
+        """
+        digest = hashlib.sha256(b"neoplug.Document 1")
+        texts = dict.fromkeys(_content(text) for text in (self, self.as_teacher()))
+        for part in texts:
+            digest.update(part)
+        return digest.hexdigest()
+
     def as_teacher(self) -> "Document":
         """Return the document as the teacher reads it."""
         if self.teacher_ids is None or self.teacher_loss_mask is None:
             return self
-        return Document(self.teacher_ids, self.teacher_loss_mask, self.row)
+        return Document(self.teacher_ids, self.teacher_loss_mask, self.row, number=self.number)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +100,8 @@ class Batch:
     labels     [N] int64: the answer tokens
     rows       [N] int64: the source row of each answer token
     teacher    what the teacher reads instead; None where it reads the same
-    in_answer  [N] int64: which token of its answer each answer token is, from 0; None where nobody asks
+    in_answer  [N] int64: which token of its answer each answer token is, from 0; None unless a plugin weights tokens
+    documents  the documents, in the order of `lengths`; () in a batch that was not made by `collate`
     """
 
     input_ids: Tensor
@@ -90,6 +111,7 @@ class Batch:
     rows: Tensor
     teacher: TeacherText | None = None
     in_answer: Tensor | None = None
+    documents: tuple[Document, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -100,6 +122,15 @@ class Batch:
     def answer_tokens(self) -> int:
         """Count the answer tokens, N."""
         return len(self.labels)
+
+    @property
+    def document_index(self) -> Tensor:
+        """Return [N] int64: for each answer token the index in `documents` of the document that it belongs to.
+
+        Computed from the present `positions`, so that it holds after a plugin dropped answer tokens; on the batch's
+        device, without a synchronisation.
+        """
+        return self._document_of_token()[self.positions]
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
@@ -158,11 +189,15 @@ class Batch:
         return inputs, place[self.positions]
 
     def _block_masks(self, windows: Windows, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-        numbers = torch.arange(len(self.lengths))
-        document = _sent(torch.repeat_interleave(numbers, torch.tensor(self.lengths)), self.input_ids.device)
+        document = self._document_of_token()
         seen = (document[:, None] == document).tril()
         masks = {kind: hiding(seen, window, dtype) for kind, window in windows.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _document_of_token(self) -> Tensor:
+        """Return [T] int64: the index of the document that each token belongs to."""
+        numbers = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
+        return _sent(numbers, self.input_ids.device)
 
 
 def hiding(seen: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -181,7 +216,14 @@ def collate(documents: Sequence[Document]) -> Batch:
         labels=_joined([document.input_ids[1:][document.loss_mask[1:]] for document in documents]),
         rows=_joined([np.full(document.answer_tokens, document.row) for document in documents]),
         teacher=_teacher_text(documents),
+        documents=tuple(documents),
     )
+
+
+def _content(document: Document) -> bytes:
+    """Return the bytes of a text for its content hash; the first token's mask means nothing and is left out."""
+    ids, mask = document.input_ids.astype("<i8"), document.loss_mask[1:].astype("u1")
+    return len(document).to_bytes(8, "little") + ids.tobytes() + mask.tobytes()
 
 
 def places_in_answers(documents: Sequence[Document]) -> Tensor:

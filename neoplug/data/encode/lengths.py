@@ -60,4 +60,4 @@ def idle(document: Document) -> Document:
     The teacher still reads its own text, since it may not know the student's tokens.
     """
     theirs = None if document.teacher_loss_mask is None else np.zeros_like(document.teacher_loss_mask)
-    return replace(document, loss_mask=np.zeros_like(document.loss_mask), teacher_loss_mask=theirs)
+    return replace(document, loss_mask=np.zeros_like(document.loss_mask), teacher_loss_mask=theirs, number=-1)

@@ -32,7 +32,7 @@ class Spool:
         self._file = path.open("wb", buffering=BUFFER)
         self._digests = bytearray()
         self._documents, self._lost, self._cut, self._refused = array("q"), array("q"), array("b"), array("b")
-        self._own, self._teachers, self._answers, self._numbers = array("q"), array("q"), array("q"), array("q")
+        self._own, self._teachers, self._answers, self._source_rows = array("q"), array("q"), array("q"), array("q")
 
     def __enter__(self) -> Self:
         return self
@@ -51,12 +51,12 @@ class Spool:
         for document in fitted.documents if fitted else ():
             self._add(document, first + document.row)
 
-    def _add(self, document: Document, number: int) -> None:
+    def _add(self, document: Document, source_row: int) -> None:
         texts = _texts(document)
         self._own.append(len(document))
         self._teachers.append(sum(map(len, texts[1:])))
         self._answers.append(document.answer_tokens)
-        self._numbers.append(number)
+        self._source_rows.append(source_row)
         self._file.writelines(text.input_ids.astype(TOKEN).tobytes() for text in texts)
         self._file.writelines(text.loss_mask.astype(FLAG).tobytes() for text in texts)
 
@@ -108,7 +108,7 @@ class Spool:
         fingerprint, used = Fingerprint(), np.zeros(0, bool)
         with (
             _array_file(folder, "input_ids", TOKEN, starts[-1]) as tokens,
-            _array_file(folder, "scored", FLAG, starts[-1]) as flags,
+            _array_file(folder, "loss_mask", FLAG, starts[-1]) as flags,
         ):
             for size in map(int, sizes):
                 fingerprint.begin(size)
@@ -119,8 +119,8 @@ class Spool:
                         flags.write(text.loss_mask.data)
                     alike = document.teacher_ids is None  # else only the answers are
                     used = _marked(used, document.input_ids[alike | document.loss_mask])
-        numbers = np.array(self._numbers)[order]
-        rest = {"starts": starts, "ends": starts[:-1] + own, "numbers": numbers, "bounds": bounds}
+        rows = np.array(self._source_rows)[order]
+        rest = {"starts": starts, "ends": starts[:-1] + own, "row": rows, "bounds": bounds}
         for name, values in {**rest, "used": np.flatnonzero(used)}.items():
             np.save(file_of(folder, name), values.astype(np.int64))
         return fingerprint.hexdigest()
@@ -137,7 +137,7 @@ class Spool:
                 found = file.read(size * BYTES)
                 ids, scored = np.frombuffer(found, TOKEN, size), np.frombuffer(found, FLAG, size, size * TOKEN.itemsize)
                 teacher = (ids[own:], scored[own:]) if size > own else (None, None)
-                yield Document(ids[:own], scored[:own], self._numbers[number], *teacher)
+                yield Document(ids[:own], scored[:own], self._source_rows[number], *teacher)
 
 
 class Fingerprint:

@@ -4,10 +4,10 @@ D documents, those of the R training rows first, row by row, then those held out
 behind them those that the teacher reads instead, where it has a prompt of its own.
 
     input_ids  [T] int32
-    scored     [T] bool
+    loss_mask  [T] bool
     starts     [D + 1] int64: where in these each document begins
     ends       [D] int64: where its own tokens end
-    numbers    [D] int64: its row in the source
+    row        [D] int64: its row in the source
     bounds     [R + 1] int64: the first document of each training row, and of what is held out
     used       [U] int64: every token that both models read, ascending
 """
@@ -15,6 +15,7 @@ behind them those that the teacher reads instead, where it has a prompt of its o
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -25,7 +26,7 @@ from neoplug.files import content_hash, sha256_of, write_atomically
 
 logger = logging.getLogger("neoplug")
 
-ARRAYS = ("input_ids", "scored", "starts", "ends", "numbers", "bounds", "used")
+ARRAYS = ("input_ids", "loss_mask", "starts", "ends", "row", "bounds", "used")
 RECORD = "neoplug.json"  # what no array says, and the arrays' own hashes
 
 T = TypeVar("T")
@@ -62,9 +63,10 @@ class Store:
             if sha256_of(file_of(folder, name)) != self.record["sha256"][name]:
                 raise ValueError(f"{name} is not what was written")
         mapped = {name: np.load(file_of(folder, name), mmap_mode="r").view(np.ndarray) for name in ARRAYS}
-        self.input_ids, self.loss_mask, self.used = mapped["input_ids"], mapped["scored"], mapped["used"]
+        self.input_ids, self.loss_mask, self.used = mapped["input_ids"], mapped["loss_mask"], mapped["used"]
         self.starts, self.ends = mapped["starts"], mapped["ends"]
-        self.numbers, self.bounds = mapped["numbers"], mapped["bounds"]
+        self.row, self.bounds = mapped["row"], mapped["bounds"]
+        self._training_documents = int(self.bounds[-1])
 
     @property
     def rows(self) -> Sequence[list[Document]]:
@@ -74,8 +76,8 @@ class Store:
     @property
     def held_out(self) -> Sequence[Document]:
         """Return the documents that are held out."""
-        first = int(self.bounds[-1])
-        return Lazy(len(self.numbers) - first, lambda number: self.document(first + number))
+        first = self._training_documents
+        return Lazy(len(self.row) - first, lambda number: self.document(first + number))
 
     @property
     def row_lengths(self) -> np.ndarray:
@@ -89,13 +91,16 @@ class Store:
         own, other = self.ends - self.starts[:-1], self.starts[1:] - self.ends
         return {"student": int(own.max()), "teacher": int(np.where(other > 0, other, own).max())}
 
-    def document(self, number: int) -> Document:
-        """Return a copy of one document."""
-        whole = slice(*self.starts[number : number + 2])
-        ids, scored = self.input_ids[whole].astype(np.int64), self.loss_mask[whole].copy()
-        own = int(self.ends[number] - whole.start)
-        teacher = (ids[own:], scored[own:]) if len(ids) > own else (None, None)
-        return Document(ids[:own], scored[:own], int(self.numbers[number]), *teacher)
+    def document(self, index: int) -> Document:
+        """Return a copy of document `index` of the D."""
+        whole = slice(*self.starts[index : index + 2])
+        ids, mask = self.input_ids[whole].astype(np.int64), self.loss_mask[whole].copy()
+        own = int(self.ends[index] - whole.start)
+        number = index if index < self._training_documents else index - self._training_documents
+        document = Document(ids[:own], mask[:own], int(self.row[index]), number=number)
+        if len(ids) == own:
+            return document
+        return replace(document, teacher_ids=ids[own:], teacher_loss_mask=mask[own:])
 
 
 def file_of(folder: Path, name: str) -> Path:
