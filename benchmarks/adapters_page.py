@@ -1,9 +1,9 @@
-"""Writes the measured tables of docs/adapters.md: what each adapter costs, and how it does on a trained model.
+"""Generates the measured tables of docs/reference/adapters.md: costs, and test results on a trained model.
 
     python benchmarks/adapters_page.py           writes them into the page, between their marks
-    python benchmarks/adapters_page.py --quick   two adapters, printed, nothing stored
+    python benchmarks/adapters_page.py --quick   prints two adapters and stores nothing
 
-Costs are those of adapters.json, which adapters.py writes; what the suite says on the packaged model is that of
+Costs come from adapters.json, which adapters.py writes; test results on the packaged model come from
 adapters_packaged.json, which `pytest tests/catalogue/test_adapters.py --packaged FILE` writes.
 """
 
@@ -17,26 +17,26 @@ from typing import Any
 from adapters import FILE, QUICK, adapters
 from losses_page import between, table
 
-PAGE = Path(__file__).parents[1] / "docs" / "adapters.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "adapters.md"
 PACKAGED = FILE.with_name("adapters_packaged.json")
-SLOW = 1.5  # times LoRA's step: from there on the page says why
-# What an adapter says of itself, as the page has it.
+SLOW = 1.5  # relative to LoRA's step: the page gives a reason from this value on
+# The attributes with which an adapter declares an exception, in the words of the page.
 STATEMENTS = {
-    "starts_elsewhere": "does not start at the base",
-    "changes_base": "changes the base",
+    "starts_elsewhere": "initial output differs from the base",
+    "changes_base": "changes the base weights",
     "cannot_merge": "cannot be merged",
     "not_on_quantised": "not on 4 bits",
     "not_checkpointed": "not with gradient checkpointing",
-    "shaped_by_weights": "a plan does not know its shapes",
-    "seedless": "every seed starts alike",
+    "shaped_by_weights": "shapes depend on the weights",
+    "seedless": "initialisation does not depend on the seed",
 }
-# Why a step takes so much longer; it is peft's code that all of them run.
+# Why a step takes much longer than LoRA's. All of them run peft's code.
 WHY = {
-    "adalora": "each step weighs every trained number, half as many again as LoRA's, and has the penalty's gradient",
+    "adalora": "each step scores every trainable parameter, 1.5 times LoRA's, and has the penalty's gradient",
     "boft": "peft multiplies whole [n, n] matrices of blocks, one for each factor of each target, in every forward",
-    "c3a": "peft convolves by Fourier transforms of complex numbers, where the numbers are real",
+    "c3a": "peft convolves by Fourier transforms of complex numbers, though its inputs are real",
     "fourierft": "peft builds the whole change [m, n] by a Fourier transform, in every forward",
-    "glora": "peft builds the whole weight anew from three low-rank paths, in every forward",
+    "glora": "peft rebuilds the whole weight from three low-rank paths, in every forward",
     "hira": "peft builds the whole change [m, n] in every forward, to multiply it with the weight",
     "hra": "peft multiplies r reflections into a whole [n, n] matrix, one after the other, in every forward",
     "loha": "peft builds the whole change [m, n] from two products, in every forward",
@@ -50,7 +50,7 @@ WHY = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two adapters, printed, nothing stored")
+    parser.add_argument("--quick", action="store_true", help="print two adapters and store nothing")
     quick = parser.parse_args().quick
     if quick:
         print(costs(rows(), QUICK), packaged(outcomes(), QUICK), sep="\n\n")
@@ -59,38 +59,38 @@ def main() -> None:
 
 
 def page(text: str) -> str:
-    """Return the page's text, made anew between its marks."""
+    """Return the text of the page, regenerated between its marks."""
     text = between(text, "costs", "\n".join([*summary(rows()), "", costs(rows(), adapters()), "", *reasons(rows())]))
     return between(text, "packaged", packaged(outcomes(), adapters()))
 
 
 def rows() -> dict[str, Any]:
-    """Return what was measured, by adapter."""
+    """Return the measurements by adapter."""
     return {row["adapter"]: row for row in json.loads(FILE.read_text(encoding="utf-8"))["rows"]}
 
 
 def outcomes() -> dict[str, dict[str, str]]:
-    """Return what each test said on the packaged model, by adapter."""
+    """Return the outcome of each test on the packaged model, by adapter."""
     return dict(json.loads(PACKAGED.read_text(encoding="utf-8")))
 
 
 def summary(measured: dict[str, Any]) -> Iterator[str]:
-    """Yield on what all this was measured."""
+    """Yield the machine and versions of the measurement."""
     machines = [row["machine"] for row in measured.values()]
-    said = {f"torch {each['torch']} and peft {each['peft']} on {each['threads']} threads" for each in machines}
+    setups = {f"torch {each['torch']} and peft {each['peft']} on {each['threads']} threads" for each in machines}
     seconds, peak = (median(row[f"lora_{what}"] for row in measured.values()) for what in ("seconds", "peak_bytes"))
     yield (
-        f"Measured with {', or '.join(sorted(said))} of a CPU. LoRA's step takes {seconds:.2f} s and "
-        f"{mebibytes(peak)}; its own row shows how much is noise."
+        f"Measured with {', or '.join(sorted(setups))} of a CPU. LoRA's step takes {seconds:.2f} s and "
+        f"{mebibytes(peak)}; the row of `lora` shows the noise of the measurement."
     )
     busy = [each["load"] for each in machines if each["load"] > 1.5 * each["cpus"]]
     if busy:
-        yield f"The machine was busy with other things (load up to {max(busy):.0f}): times are rough, memory is not."
+        yield f"Other processes used the machine (load up to {max(busy):.0f}): times are approximate, memory is exact."
 
 
 def costs(measured: dict[str, Any], names: Iterable[str]) -> str:
     """Return the table of costs."""
-    head = ["adapter", "time of a step, LoRA's = 1", "memory, LoRA's = 1", "trains", "on disk", "begins in"]
+    head = ["adapter", "time per step (LoRA = 1)", "memory (LoRA = 1)", "trainable", "on disk", "initialisation"]
     return table(head, [cost(measured[name]) for name in names if name in measured])
 
 
@@ -115,23 +115,23 @@ def mebibytes(count: int) -> str:
 
 
 def slow(measured: dict[str, Any]) -> list[str]:
-    """Return the adapters whose step takes much longer than LoRA's."""
+    """Return the adapters whose step takes at least SLOW times LoRA's."""
     return sorted(name for name, row in measured.items() if row["ratio"]["median"] >= SLOW)
 
 
 def reasons(measured: dict[str, Any]) -> Iterator[str]:
-    """Yield why the slow ones are slow, an item each."""
-    yield from (f"- {name}: {WHY.get(name, 'nobody knows why')}." for name in slow(measured))
+    """Yield the reason for each slow adapter, one list item each."""
+    yield from (f"- {name}: {WHY.get(name, 'reason unknown')}." for name in slow(measured))
 
 
 def packaged(found: dict[str, dict[str, str]], names: Iterable[str]) -> str:
-    """Return the table of what the suite says on the packaged model."""
+    """Return the table of test results on the packaged model."""
     lines = [[name, held(found[name]), ", ".join(excepted(name)) or "-"] for name in names if name in found]
-    return table(["adapter", "holds", "excepted, as it says itself"], lines)
+    return table(["adapter", "tests passed", "declared exceptions"], lines)
 
 
 def held(tests: dict[str, str]) -> str:
-    """Return how many tests hold, and which do not."""
+    """Return how many tests pass, and which fail."""
     failed = sorted(name.replace("_", " ") for name, outcome in tests.items() if outcome == "failed")
     held_to = [outcome for outcome in tests.values() if outcome != "skipped"]
     counted = f"{len(held_to) - len(failed)} of {len(held_to)}"
@@ -139,7 +139,7 @@ def held(tests: dict[str, str]) -> str:
 
 
 def excepted(name: str) -> Iterator[str]:
-    """Yield what an adapter says that it cannot hold, with its reason."""
+    """Yield the exceptions that an adapter declares, each with its reason."""
     plugin = adapters()[name]
     for statement, words in STATEMENTS.items():
         if reason := getattr(plugin, statement, ""):

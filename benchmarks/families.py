@@ -1,7 +1,7 @@
-"""What holds for which family of models: layouts, loading and attention, measured on tiny random models.
+"""Layouts, loading and attention of each model family, measured on tiny random models.
 
-python benchmarks/families.py            writes docs/families.md
-python benchmarks/families.py --quick    two families, printed, nothing stored
+python benchmarks/families.py            writes docs/reference/families.md
+python benchmarks/families.py --quick    prints two families and stores nothing
 """
 
 import argparse
@@ -27,7 +27,7 @@ from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins, answered, build, find, installed
 from neoplug.testing.families import FAMILIES, WINDOW, make
 
-PAGE = Path(__file__).parents[1] / "docs" / "families.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "families.md"
 LENGTHS = (3 * WINDOW, 9, 2 * WINDOW)  # tokens of the documents that are read beside each other
 ATTENTION = ("eager", "sdpa")
 QUICK = ("llama", "opt")
@@ -216,68 +216,69 @@ def page(found: dict[tuple[str, str, str], Loaded | None], described: list[list[
     return "\n".join([
         head, *layouts_table(found, families), REFUSED, *reasons(found, families), LOADING,
         *loading_table(found, families), ADAPTERS,
-        *table(["family", "head", "windows", "what lora's all-linear adapts", "what it leaves"], described), REST,
+        *table(["family", "head", "windows", "adapted by lora's all-linear", "left out by it"], described),
+        REST,
     ])  # fmt: skip
 
 
-INTRODUCTION = """# Families of models
+INTRODUCTION = """# Model families
 
-What holds for which family, measured by a command on tiny random models (`neoplug.testing.families`): layouts of a
-batch, attention, loading, adapters. This page is its output; text models only.
+Layouts of a batch, attention, loading and adapters for each model family, measured on tiny random models
+(`neoplug.testing.families`). A command generates this page; it covers text models only.
 
 ```bash
 python benchmarks/families.py
 ```
 
-Made with {versions}, on a CPU. Flash attention needs a GPU and was not tried here.
+Measured with {versions}, on a CPU. Flash attention needs a GPU and was not measured.
 
-Whatever this page says, each run proves its own models before it trains, teacher and student apart: that the head as a
-function of hidden states gives the model's own logits, and that documents of one batch do not disturb each other. It
-takes the first of four layouts for which that holds, and its log says which, and why none before it:
+Each run also verifies its own teacher and student before training: the head, applied to hidden states, gives the
+model's own logits, and the documents of a batch do not change each other's states. The run takes the first of four
+layouts that passes, and logs why it rejects the ones before it:
 
-- **varlen**: one row, `position_ids` that restart with each document, and attention computed inside each of them. On a
-  CPU, where the model calls its attention by name; a GPU begins with flat
-- **flat**: the same row without a mask
-- **block**: the same row with a mask that hides other documents, and what lies outside a sliding window
-- **padded**: a row for each document, padded on the right. What is on the right of a token never moves it, so this
-  holds for hybrids too, whose states of a row pass from one document to the next
+- **varlen**: one row, `position_ids` that restart with each document, and attention computed inside each document.
+  Used on a CPU, where the model calls its attention by name; a GPU starts with flat.
+- **flat**: the same row without a mask.
+- **block**: the same row with a mask that hides other documents and positions outside a sliding window.
+- **padded**: one row per document, padded on the right. Later positions never change earlier ones, so this layout also
+  works for hybrid models, whose recurrent state passes from one document of a row to the next.
 
 ## Layouts, in float32
 
-The largest difference between a document's logits in a batch of three, of {lengths} tokens, and those that the model
-gives for it alone, as a share of the largest logit. Windows of attention are {window} tokens, so a mask without them
-would show. **leaks**: the proof refuses the layout. ✓: what a run takes.
+Each cell is the largest difference between a document's logits in a batch of three documents ({lengths} tokens) and
+its logits alone, relative to the largest logit. Attention windows are {window} tokens, so a mask without them fails.
+**leaks**: the verification rejects the layout. ✓: the layout that a run takes.
 """
-REFUSED = """### What is refused, and why
+REFUSED = """### Rejected layouts and reasons
 """
 LOADING = """## Loading
 
-The same difference where the model is loaded in another way, under the layout that a run takes (the larger of eager and
-sdpa). bfloat16 rounds differently in a row and alone; that documents do not move each other at all is proved there too.
-Quantised models are compared with themselves, not with what they were before; the last column is the share of their
-matrices, beside embeddings and head, that is quantised: stacks of experts and convolutions are not, and positions
-that are learnt.
+The same difference for other ways to load a model, under the layout that a run takes (the larger value of eager and
+sdpa). bfloat16 rounds differently in a row and alone; the check that documents do not change each other is exact there
+too. Quantised models are compared with themselves, not with the unquantised model. The last column is the share of the
+matrices, without embeddings and head, that is quantised: stacked experts, convolutions and learned positions are not.
 """
 ADAPTERS = """## Heads and adapters
 
-Whatever a family does to its logits (soft caps, scales, biases) is done to the chunked head as well. `modules_to_save`
-trains heads and embeddings whole, and tied ones stay tied. An adapter on a tied head, or on tied embeddings, trains
-that one alone, and export gives each a weight of its own.
+The chunked head applies everything that a family does to its logits: soft caps, scales, biases. `modules_to_save`
+trains heads and embeddings in full, and tied ones stay tied. An adapter on a tied head or on tied embeddings trains
+that module only, and export gives each its own weight.
 """
-REST = """Experts are matrices in one stack, no linear layers. Peft knows those of Mixtral's and Qwen's kind and adapts
-them and the router with `lora` (as `target_parameters`); `dora` cannot, and refuses all-linear there: name
-`target_modules`. Other experts stay as they are, and the log says so. A router's auxiliary loss is not part of the
-objective. A mamba mixer hands the weight of its `out_proj` to a fused kernel without calling the layer, so no adapter
-is put there.
+REST = """Experts are matrices in one stack, not linear layers. peft supports those of Mixtral and Qwen and adapts
+them and the router with `lora` (as `target_parameters`). `dora` does not, and refuses all-linear there: set
+`target_modules`. Other experts are not adapted, and the log says so. The auxiliary loss of a router is not
+part of the objective. A mamba mixer passes the weight of its `out_proj` to a fused kernel without calling
+the layer, so no adapter is placed there.
 
-`tests/families` takes each family through plan, run, resume and export, packed with `lora` and padded with `full`, its
-teacher being of another family; losses and gradients of the first step equal whole logits in float64.
+`tests/families` runs plan, run, resume and export for each family, packed with `lora` and padded with
+`full`, with a teacher of another family; losses and gradients of the first step equal those of full logits
+in float64.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two families, printed, nothing stored")
+    parser.add_argument("--quick", action="store_true", help="print two families and store nothing")
     quick = parser.parse_args().quick
     families = list(QUICK if quick else FAMILIES)
     ways = ["float32", "bfloat16", *loaders()]

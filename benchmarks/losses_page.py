@@ -1,11 +1,12 @@
-"""Makes the tables of docs/losses.md and its pictures: what each loss is, what it pulls at, and what it costs.
+"""Generates docs/reference/losses.md and its pictures: formula, behaviour on an example, and cost of each loss.
 
-    python benchmarks/losses_page.py           writes docs/losses.md and docs/pictures, with the costs of losses.json
-    python benchmarks/losses_page.py --quick   two losses, printed, nothing stored
+    python benchmarks/losses_page.py           writes the page and docs/pictures; the costs come from losses.json
+    python benchmarks/losses_page.py --quick   prints two losses and stores nothing
 
-The example is a teacher with two modes: .65 N(-2, .7) + .35 N(2.4, .7) over a grid of GRID points, its vocabulary. The
-student is one discretised Gaussian, trained by a loss's own gradient in float64 from two starts, the larger mode and
-the smaller. A loss that covers leaves either for both; one that seeks stays where it stood.
+The example is a teacher with two modes: .65 N(-2, .7) + .35 N(2.4, .7) over a grid of GRID points, the vocabulary. The
+student is one discretised Gaussian, trained with the gradient of the loss in float64 from two initial positions: the
+larger mode and the smaller mode. A mode-covering loss widens both students; a mode-seeking loss leaves each where it
+starts.
 """
 
 import argparse
@@ -26,8 +27,8 @@ import torch
 from losses import FILE, VOCABULARIES, asks, given, losses
 from torch import Tensor
 
-PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
-PICTURES = PAGE.parent / "pictures"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "losses.md"
+PICTURES = PAGE.parents[1] / "pictures"
 GRID = torch.linspace(-6, 6, 49, dtype=torch.float64)
 MODES = ((-2.0, 0.7), (2.4, 0.7))  # (mean, width): also where a student starts
 NEAR = (-1.5, 1.0)  # a student near the larger mode, whose gradient is drawn
@@ -36,28 +37,28 @@ STEPS, RATE = 300, 0.1
 QUICK = ("forward_kl", "reverse_kl")
 RELATIVE_TO, AT = "forward_kl", VOCABULARIES[1]
 
-# When to choose which; all else that the page says of a loss is its docstring's.
+# When to choose which loss. Everything else on the page about a loss comes from its docstring.
 WHEN = {
-    "adaptive_kl": "both KLs are wanted, and the data is to say where which: head by forward, tail by reverse",
-    "alpha_beta": "a dial between covering and seeking is to be searched; milder than both KLs at its default",
-    "concrete_score": "logits are to match whatever their shift, weighted by where mass lies",
-    "cross_entropy": "the text itself is to be learnt, without a teacher or beside one",
-    "decoupled_kl": "labels are right and the teacher is sure of them, so that forward KL hears little of the rest",
-    "distillm2": "a bounded mix of both directions is wanted; its contrast needs rollouts, which are not here",
-    "forward_kl": "nothing speaks against it: calibrated, cheap, the common reference",
-    "hellinger": "teacher and student are far apart and neither is to be punished without bound",
-    "jeffreys": "forward KL spreads too far and reverse KL drops too much",
-    "jsd": "a bounded loss is wanted, as against a noisy teacher; mind its strength (below)",
-    "listwise": "the teacher's order is worth more than its probabilities, as with a badly calibrated one",
-    "logit_mse": "a small vocabulary or a tail that matters; on a large one the tail outvotes all else",
-    "pairwise": "only the order of the best few counts; beside another loss, for it moves nothing else",
-    "renyi": "a single dial for how much the worst-missed tokens count",
-    "reverse_kl": "the student is too small for all that the teacher knows: a few things right, none made up",
-    "skew_forward_kl": "forward KL is wanted, but its gradient explodes on tokens that the student misses",
-    "skew_reverse_kl": "reverse KL is wanted, but the teacher rules out what the student says at first",
-    "taid": "the student is far from its teacher: the target moves from the one to the other",
-    "todi": "each token of the vocabulary is to be lifted or pressed by the KL that does it best",
-    "total_variation": "outliers are not to matter at all; slow at a token that the student finds impossible",
+    "adaptive_kl": "both KLs are wanted and the data decides between them: forward on the head, reverse on the tail",
+    "alpha_beta": "a point between mode covering and mode seeking is searched; the default is four times `hellinger`",
+    "concrete_score": "logits are matched up to a shift, weighted by probability",
+    "cross_entropy": "the student learns the text itself, with or without a teacher",
+    "decoupled_kl": "labels are correct and the teacher is confident, so that forward KL carries little of the rest",
+    "distillm2": "a bounded mix of both directions is wanted; its contrastive part needs rollouts: not implemented",
+    "forward_kl": "there is no reason for another loss: calibrated, cheap, the common baseline",
+    "hellinger": "teacher and student are far apart and the loss must be bounded in both directions",
+    "jeffreys": "forward KL spreads too far and reverse KL drops too many modes",
+    "jsd": "a bounded loss is wanted, for example with a noisy teacher; set its weight with care (see strength)",
+    "listwise": "the teacher's ranking is more reliable than its probabilities, as with a badly calibrated teacher",
+    "logit_mse": "the vocabulary is small or its tail matters; on a large vocabulary the tail dominates",
+    "pairwise": "only the order of the most likely tokens matters; combine it with another loss",
+    "renyi": "one parameter must set how much the tokens with the largest error count",
+    "reverse_kl": "the student is too small for the teacher's distribution and must not invent modes",
+    "skew_forward_kl": "forward KL is wanted, but its gradient is too large on tokens that the student finds unlikely",
+    "skew_reverse_kl": "reverse KL is wanted, but the teacher gives the student's predictions almost no probability",
+    "taid": "the student is far from its teacher: the target moves from the student to the teacher",
+    "todi": "tokens that the student underestimates follow forward KL, and tokens that it overestimates reverse KL",
+    "total_variation": "outliers must not dominate; slow at tokens that the student finds impossible",
 }
 
 
@@ -78,9 +79,9 @@ def teacher() -> Tensor:
 
 
 def expected(plugin: Any, log_q: Tensor) -> Tensor:
-    """Return the loss of each student [n]; where it asks for the answer, the mean over answers that the teacher draws.
+    """Return the loss of each student [n]; of a loss that reads labels, the mean over labels drawn from the teacher.
 
-    The run is half over, for losses that change with it.
+    `progress` is 0.5, for losses that change during a run.
     """
     log_p = teacher()
     answers = torch.arange(len(GRID)) if asks(plugin, "labels") else torch.zeros(1, dtype=torch.int64)
@@ -93,11 +94,11 @@ def expected(plugin: Any, log_q: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a loss does with the example.
+    """The behaviour of a loss on the example.
 
-    landed  (mean, width) of the student that started on the larger mode, and of the one on the smaller
-    pull    [V] minus the gradient by the logits of a student near the larger mode
-    lifted  the share of what it lifts there that lies on the smaller mode
+    landed  final (mean, width) of the students that started on the larger and on the smaller mode
+    pull    [V] negative gradient with respect to the logits of a student near the larger mode
+    lifted  share of the positive part of `pull` that lies on the smaller mode
     """
 
     landed: tuple[tuple[float, float], ...]
@@ -109,7 +110,7 @@ class Fit:
 
     @property
     def behaviour(self) -> str:
-        """Tell in a word what the numbers say: a mode is .7 wide, the teacher 2.2."""
+        """Classify the final students: the width of a mode is .7, that of the teacher 2.2."""
         wide = [width > 1.5 for _, width in self.landed]
         on_mode = [
             any(abs(mean - place) < 0.5 and size / 2 < width < 1.7 * size for place, size in MODES)
@@ -123,7 +124,7 @@ class Fit:
 
 
 def fit(plugin: Any) -> Fit:
-    """Train the two students, and look at the pull on a third."""
+    """Train the two students, and measure the gradient of a third."""
     parameters = student_of(MODES)
     optimizer = torch.optim.Adam(parameters, lr=RATE, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
@@ -147,7 +148,7 @@ def pull_of(plugin: Any) -> Tensor:
 
 
 def picture(name: str, found: Fit) -> str:
-    """Return an SVG: on the left the teacher and where both students land, on the right the pull on a third."""
+    """Return an SVG: on the left the teacher and both final students, on the right the negative gradient of a third."""
     width, height = 120, 50
     p, (first, second) = teacher().exp(), gaussian(*student_of(found.landed)).detach().exp()
     top = float(p.max()) * 1.6
@@ -178,29 +179,29 @@ def picture(name: str, found: Fit) -> str:
     )
 
 
-def said(plugin: Any) -> str:
+def docstring_of(plugin: Any) -> str:
     """Return the docstring of the file that holds a loss."""
     return str(sys.modules[type(plugin).__module__].__doc__)
 
 
 def formula(plugin: Any) -> str:
     """Return the first indented block of a loss's docstring as one line of code."""
-    lines = said(plugin).splitlines()
+    lines = docstring_of(plugin).splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("    "))
     block = takewhile(lambda line: line.startswith("    "), lines[start:])
     return f"`{'; '.join(' '.join(line.split()) for line in block)}`"
 
 
 def source(plugin: Any) -> str:
-    """Return what the docstring says of a loss's source, papers as links."""
-    found = re.search(r"^Source[^:]*: (.*?)\.?\s*\Z", said(plugin), re.MULTILINE | re.DOTALL)
+    """Return the source that a loss's docstring names, with papers as links."""
+    found = re.search(r"^Source[^:]*: (.*?)\.?\s*\Z", docstring_of(plugin), re.MULTILINE | re.DOTALL)
     text = " ".join(found[1].split()) if found else "-"
     text = re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[\1](https://arxiv.org/abs/\1)", text)
     return re.sub(r"doi (10\.\S+?)(?=[.,;)]?(?:\s|$))", r"[doi](https://doi.org/\1)", text)
 
 
 def options(plugin: Any) -> str:
-    return "<br>".join(f"`{field.name}: {shown(getattr(plugin, field.name))}`" for field in fields(plugin)) or "none"
+    return ", ".join(f"`{field.name}: {shown(getattr(plugin, field.name))}`" for field in fields(plugin)) or "none"
 
 
 def shown(value: Any) -> str:
@@ -219,21 +220,40 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def shelf(plugins: dict[str, Any], fits: dict[str, Fit], measured: dict[str, Any]) -> str:
-    """Return the table with a row for each loss."""
-    head = ["loss, options", "per token", "on two modes", "lands at, lifts", "cost", "choose it where", "source"]
-    rows = []
-    for name, plugin in plugins.items():
-        found = fits[name]
-        lands = f"**{found.behaviour}** {found}; {found.lifted:.0%}"
-        drawn = f"![{name}](pictures/{name}.svg)"
-        options_and_name = f"**`{name}`**<br>{options(plugin)}"
-        rows.append([options_and_name, formula(plugin), drawn, lands, cost(name, measured), WHEN[name], source(plugin)])
+def overview(fits: dict[str, Fit], measured: dict[str, Any]) -> str:
+    """Return the table with a row for each loss: its behaviour on the example and its cost."""
+    head = ["loss", "behaviour", "final mean ± width", "raised on the missed mode", "cost"]
+    rows = [
+        [f"[`{name}`](#{name})", found.behaviour, str(found), f"{found.lifted:.0%}", cost(name, measured)]
+        for name, found in fits.items()
+    ]
     return table(head, rows)
 
 
+def section(name: str, plugin: Any) -> str:
+    """Return the section of a loss: its formula, its picture, and when to choose it."""
+    return "\n".join(
+        [
+            f"### {name}",
+            "",
+            formula(plugin),
+            "",
+            f"![{name}](../pictures/{name}.svg)",
+            "",
+            f"- Options: {options(plugin)}",
+            f"- Choose it where {WHEN[name]}.",
+            f"- Source: {source(plugin)}",
+        ]
+    )
+
+
+def catalogue(plugins: dict[str, Any], fits: dict[str, Fit], measured: dict[str, Any]) -> str:
+    """Return the overview table, then a section for each loss."""
+    return "\n\n".join([overview(fits, measured), *(section(*item) for item in plugins.items())])
+
+
 def costs(measured: dict[str, Any]) -> str:
-    """Return the table of what the objective takes, as shares of what plain PyTorch takes."""
+    """Return the table of the objective's time and memory, relative to plain PyTorch."""
     vocabularies = sorted({row["vocabulary"] for row in measured["found"]})
     rows = []
     for name in sorted({row["loss"] for row in measured["found"]}):
@@ -249,7 +269,7 @@ def cell(row: dict[str, Any]) -> str:
 
 
 def summary(measured: dict[str, Any]) -> Iterator[str]:
-    """Yield what was measured beside the tables, a sentence each."""
+    """Yield the measurements outside the tables, one sentence each."""
     machine, joint = measured["machine"], measured["together"]
     tokens = {row["vocabulary"]: row["tokens"] for row in measured["found"]}
     sizes = ", ".join(f"{count:,} at {vocabulary:,}" for vocabulary, count in sorted(tokens.items()))
@@ -258,7 +278,7 @@ def summary(measured: dict[str, Any]) -> Iterator[str]:
         f"tokens: {sizes}."
     )
     if machine["load"] > 1.5 * machine["cpus"]:
-        yield f"The machine was busy with other things (load {machine['load']:.1f}): times are rough, memory is not."
+        yield f"Other processes used the machine (load {machine['load']:.1f}): times are approximate, memory is exact."
     most = max(measured["growth"], key=lambda row: row["ratio"])
     yield (
         f"With {most['tokens'][1]:,} tokens its tensors hold at most {most['ratio']:.2f} times what they hold with one "
@@ -300,14 +320,14 @@ def far_and_wide() -> dict[str, tuple[float, float]]:
 
 
 def strength() -> str:
-    """Return the table of how strong the same shapes are."""
+    """Return the table of values and gradient norms on the same logits."""
     found = far_and_wide()
     rows = [[name, f"{value:.4f}", f"{norm / found[RELATIVE_TO][1]:.2f}"] for name, (value, norm) in found.items()]
     return table(["loss", "nats", "gradient norm, forward_kl's = 1"], rows)
 
 
 def between(text: str, mark: str, inner: str) -> str:
-    """Return the page with what stands between a pair of marks replaced."""
+    """Return the page with the text between a pair of marks replaced."""
     pattern = rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)"
     made, count = re.subn(pattern, lambda found: f"{found[1]}\n{inner}\n\n{found[2]}", text, flags=re.DOTALL)
     assert count == 1, f"{PAGE} has {count} places for {mark}"
@@ -315,21 +335,21 @@ def between(text: str, mark: str, inner: str) -> str:
 
 
 def page(text: str, fits: dict[str, Fit], measured: dict[str, Any]) -> str:
-    """Return the page's text, made anew between its marks."""
-    text = between(text, "shelf", shelf(losses(), fits, measured))
+    """Return the text of the page, regenerated between its marks."""
+    text = between(text, "catalogue", catalogue(losses(), fits, measured))
     text = between(text, "strength", strength())
     return between(text, "costs", "\n".join([*summary(measured), "", costs(measured)]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two losses, printed, nothing stored")
+    parser.add_argument("--quick", action="store_true", help="print two losses and store nothing")
     quick = parser.parse_args().quick
     measured = json.loads(FILE.read_text(encoding="utf-8"))
     plugins = {name: plugin for name, plugin in losses().items() if not quick or name in QUICK}
     fits = {name: fit(plugin) for name, plugin in plugins.items()}
     if quick:
-        print(shelf(plugins, fits, measured))
+        print(catalogue(plugins, fits, measured))
         return
     PICTURES.mkdir(exist_ok=True)
     for name, found in fits.items():

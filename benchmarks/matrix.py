@@ -1,8 +1,8 @@
 """Which adapter works with which loading on which family of models, measured on tiny random models.
 
-    python benchmarks/matrix.py                  measures all, writes the data beside the adapters, and docs/matrix.md
-    python benchmarks/matrix.py --only NAME ...  these adapters alone; the others' rows stay as they are
-    python benchmarks/matrix.py --quick          two adapters, two families, printed, nothing stored
+    python benchmarks/matrix.py                  measures all, writes matrix.json and docs/reference/matrix.md
+    python benchmarks/matrix.py --only NAME ...  measures these adapters and keeps the rows of the others
+    python benchmarks/matrix.py --quick          prints two adapters on two families and stores nothing
 
 What a cell has to hold is in matrix_cell.py. `neoplug plugins --matrix` shows the data; `plan` and `run` refuse by it.
 """

@@ -1,11 +1,11 @@
-"""Writes docs/matrix.md of the data of matrix.py."""
+"""Generates docs/reference/matrix.md from the data of matrix.py."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from neoplug.registry.compatibility import Matrix, measured_on, reasons, summary
 
-PAGE = Path(__file__).parents[1] / "docs" / "matrix.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "matrix.md"
 
 
 def page(matrix: Matrix) -> str:
@@ -26,10 +26,10 @@ def why(matrix: Matrix) -> Iterator[str]:
         yield from (f"- `{name}` {line}" for line in reasons(matrix, name))
 
 
-HEAD = """# What works together
+HEAD = """# Compatibility
 
-Each adapter, without options, with each loading of the student, on each family of models: measured by a command on
-tiny random models (`neoplug.testing.families`), and shipped as data. This page is its output.
+Which adapter works with which loading of the student on which model family. Each adapter runs without options on tiny
+random models (`neoplug.testing.families`); the results are shipped as data, and this page is generated from them.
 
 ```bash
 python benchmarks/matrix.py
@@ -38,25 +38,25 @@ neoplug plugins --matrix
 
 {measured}.
 
-`neoplug plugins --matrix` shows the same, `neoplug plugins NAME --matrix` one adapter; both say whether the versions
-installed are others. `neoplug plan` and `neoplug run` refuse what does not work here before a model is loaded, with the
-reason and the nearest that works. A recipe that names other layers (`target_modules`, `exclude_modules`,
-`layers_to_transform`) is another case: it was not measured, and is not refused. Nor is a family or an adapter that is
-not in the table.
+`neoplug plugins --matrix` prints the same table, `neoplug plugins NAME --matrix` one adapter; both report where the
+installed versions differ. `neoplug plan` and `neoplug run` refuse a combination that fails here before a model is
+loaded, and print the reason and the nearest combination that works. A recipe that selects other layers
+(`target_modules`, `exclude_modules`, `layers_to_transform`) was not measured and is not refused, nor is a family or an
+adapter outside the table.
 
-## Held in each cell
+## What each cell tests
 
 `plain` is a student that no plugin under `load` changes. In float32, with two steps of AdamW on random tokens:
 
-- the student starts as its base, or the adapter says that it does not;
-- gradients are finite, and each weight that trains gets one that is not 0;
-- on a quantised student the same weights train as on an unquantised one;
-- the base stays as it was, bit for bit, unless the adapter says that it changes it;
-- what is saved gives the same logits when plain peft loads it on the base as it was (`full` saves whole models).
+- the initial student gives the outputs of its base, unless the adapter declares otherwise;
+- gradients are finite, and each trainable parameter has a gradient that is not zero;
+- on a quantised student the same parameters are trainable as on an unquantised one;
+- the base weights do not change, bit for bit, unless the adapter declares that it changes them;
+- the saved adapter gives the same logits when plain peft loads it on the original base (`full` saves whole models).
 
-What fails is tried once more on the layers of attention alone.
+A combination that fails is tried again on the attention layers alone.
 
-## Works on
+## Results
 """
-WHY = """## Why not
+WHY = """## Reasons
 """

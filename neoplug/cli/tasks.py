@@ -40,4 +40,4 @@ def tasks(
     made = wordnet.questions(folder, number, seed)
     write_atomically(out, "".join(json.dumps(question, ensure_ascii=False) + "\n" for question in made))
     say(f"{out}: {number} questions made of {folder}; by chance 1 answer in {wordnet.CHOICES} is right")
-    say("next: name the file under `probes`, as docs/evaluation.md shows")
+    say("next: name the file under `probes`, as docs/how-to/evaluate.md shows")

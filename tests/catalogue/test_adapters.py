@@ -1,7 +1,7 @@
 """Every installed adapter is held to the same: what it cannot do it says itself, in attributes of its class.
 
     starts_elsewhere, changes_base, seedless, cannot_merge, not_on_quantised, shaped_by_weights, not_checkpointed
-                                                                            why, or empty (see plugins/README.md)
+                                                                    reason or empty (docs/how-to/write-a-plugin.md)
 
 A statement that does not hold fails as well. A plugin without these attributes is held to all of it.
 """
@@ -239,7 +239,7 @@ def linear_alone(student, base):
 
 def told_of_loras():
     """Return what the page of the commands says of each adapter as a LoRA."""
-    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`\w.*) \| (.*) \|$", page.partition("### A LoRA of any adapter")[2], re.MULTILINE)
     return {name: says for names, says in rows for name in re.findall(r"`(\w+)`", names)}
 
@@ -484,7 +484,7 @@ def test_unknown_options_are_refused(adapter):
 
 
 def test_the_page_has_a_row_for_each_adapter_and_no_other():
-    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "adapters.md").read_text(encoding="utf-8")
     table = page.partition("\n| name |")[2].partition("\n\n")[0]
     own = {entry.name for entry in installed() if entry.target.startswith("neoplug_adapters.")} - {"loraplus"}
     assert sorted(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == sorted(own)

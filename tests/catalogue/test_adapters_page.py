@@ -1,4 +1,4 @@
-"""docs/adapters.md shows what was measured of every installed adapter, and nothing else."""
+"""docs/reference/adapters.md shows what was measured of every installed adapter, and nothing else."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "reference" / "adapters.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from neoplug.testing.families import FAMILIES
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "plugins" / "neoplug_adapters" / "matrix.json"
 SHIPPED = Matrix.read(FILE)
-PAGE = (ROOT / "docs" / "matrix.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "matrix.md").read_text(encoding="utf-8")
 
 
 def built_in():

@@ -55,7 +55,7 @@ def test_a_wrong_loss_is_shown_its_smallest_example(neoplug):
 
 @pytest.mark.slow
 def test_the_guide_shows_what_it_says(neoplug, monkeypatch, tmp_path):
-    guide = (Path(__file__).parents[2] / "plugins" / "README.md").read_text()
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "write-a-plugin.md").read_text()
     jeffreys = re.search(r'^```python\n("""Jeffreys.*?)^```', guide, re.M | re.S)[1]
     assert jeffreys.count(".sum(-1) / 2") == 1
     (tmp_path / "jeffreys.py").write_text(jeffreys.replace(".sum(-1) / 2", ".sum(-1) / len(student)"))

@@ -1,4 +1,4 @@
-"""docs/commands.md shows the help texts that the commands print."""
+"""docs/reference/commands.md shows the help texts that the commands print."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from neoplug.cli import COMMANDS
 
-TEXT = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```console\n\$ neoplug (.*)\n([^`]*)```", TEXT))
 
 

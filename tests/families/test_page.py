@@ -1,11 +1,11 @@
-"""docs/families.md is what its command makes of the families that there are."""
+"""docs/reference/families.md is what its command makes of the families that there are."""
 
 import re
 from pathlib import Path
 
 from neoplug.testing.families import FAMILIES
 
-PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "families.md"
 
 
 def tables():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("docs", "examples", "benchmarks", "plugins")
+FOLDERS = ("docs", "examples", "benchmarks")
 NAMES = ["README.md", "CONTRIBUTING.md", *(f"{folder}/**/*.md" for folder in FOLDERS)]
 DOCUMENTS = sorted({path for name in NAMES for path in ROOT.glob(name)})
 

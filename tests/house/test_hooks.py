@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CALLERS = {"each", "one", "functions", "ask"}  # the ways in which `Plugins` calls a hook
 LEGEND = inspect.getdoc(hookspecs).rpartition("\n\n")[2]  # what the module says once, for all hooks
 DUCK_TYPED = {"state_dict", "load_state_dict"}  # torch's Stateful: no hooks, but in the table
-DOCUMENTS = [ROOT / "README.md", ROOT / "plugins" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def arguments(hook):
