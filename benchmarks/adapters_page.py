@@ -125,9 +125,23 @@ def reasons(measured: dict[str, Any]) -> Iterator[str]:
 
 
 def packaged(found: dict[str, dict[str, str]], names: Iterable[str]) -> str:
-    """Return the table of test results on the packaged model."""
-    lines = [[name, held(found[name]), ", ".join(excepted(name)) or "-"] for name in names if name in found]
-    return table(["adapter", "tests passed", "declared exceptions"], lines)
+    """Return the table of test results on the packaged model, then the reasons of all declared exceptions."""
+    shown = [name for name in names if name in found]
+    lines = [[name, held(found[name]), ", ".join(words for words, _ in excepted(name)) or "-"] for name in shown]
+    return "\n".join([table(["adapter", "tests passed", "declared exceptions"], lines), "", *exceptions(shown)])
+
+
+def exceptions(names: Iterable[str]) -> Iterator[str]:
+    """Yield the declared exceptions as a list: each reason with the adapters that give it."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        for exception in excepted(name):
+            groups.setdefault(exception, []).append(f"`{name}`")
+    for words in STATEMENTS.values():
+        given = [(reason, named) for (exception, reason), named in groups.items() if exception == words]
+        if given:
+            yield f"- {words}:"
+            yield from (f"    - {', '.join(named)}: {reason}" for reason, named in given)
 
 
 def held(tests: dict[str, str]) -> str:
@@ -138,12 +152,12 @@ def held(tests: dict[str, str]) -> str:
     return f"{counted}; not: {', '.join(failed)}" if failed else counted
 
 
-def excepted(name: str) -> Iterator[str]:
-    """Yield the exceptions that an adapter declares, each with its reason."""
+def excepted(name: str) -> Iterator[tuple[str, str]]:
+    """Yield the exceptions that an adapter declares: (the exception in words, its reason)."""
     plugin = adapters()[name]
     for statement, words in STATEMENTS.items():
         if reason := getattr(plugin, statement, ""):
-            yield f"{words} ({reason})"
+            yield words, reason
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""Build hooks of the docs site: reference tables from the recipe schema, and formulas as MathML, which needs no script.
+
+A page gets the tables in place of `<!-- recipe keys -->` and `<!-- plugin options -->`. The schema is the output of
+`neoplug schema`, so the tables list the keys and defaults of the installed version.
+"""
+
+import html
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from latex2mathml.converter import convert
+
+Schema = dict[str, Any]
+
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+SECTIONS = ("teacher", "student", "data", "train", "evaluate")
+BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace the markers of generated tables."""
+    for marker, generate in (("<!-- recipe keys -->", recipe_keys), ("<!-- plugin options -->", plugin_options)):
+        if marker in markdown:
+            markdown = markdown.replace(marker, "\n".join(generate(schema())))
+    return markdown
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Replace each LaTeX formula by MathML."""
+    return FORMULA.sub(
+        lambda found: convert(html.unescape(found[2]), display="block" if found[1] == "div" else "inline"), content
+    )
+
+
+@cache
+def schema() -> Schema:
+    """Return the JSON schema of recipes with the options of all installed plugins."""
+    command = [sys.executable, "-m", "neoplug", "schema"]
+    found: Schema = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+def recipe_keys(found: Schema) -> Iterator[str]:
+    """Yield a section for the top level and for each section with fixed keys."""
+    yield from section("Top level", found)
+    definitions = found["$defs"]
+    for name in SECTIONS:
+        yield from section(f"`{name}`", definitions[name.capitalize()])
+    yield from section("`data.sources.NAME`", definitions["Source"])
+
+
+def section(title: str, definition: Schema) -> Iterator[str]:
+    """Yield the heading, the description and the table of keys of one definition."""
+    yield from (f"## {title}", "", definition.get("description", ""), "")
+    yield from table(definition)
+
+
+def plugin_options(found: Schema) -> Iterator[str]:
+    """Yield a heading for each section that takes plugins, and the options of each plugin under the first that fits."""
+    listed: dict[str, list[str]] = {}
+    for key in found["$defs"]:
+        kind, _, plugin = key.rpartition(".neoplug:")
+        if kind:
+            listed.setdefault(plugin, []).append(kind)
+    order = ("adapter", "loss", "token_weights", "optimizer", "load", "prepare", "treatments", "probes")
+    first = {plugin: min(kinds, key=order.index) for plugin, kinds in listed.items()}
+    for kind in order:
+        yield from (f"## `{kind}`", "")
+        for plugin in sorted(name for name in first if first[name] == kind):
+            definition = without_null(found["$defs"][f"{kind}.neoplug:{plugin}"])
+            yield from (f"### {plugin}", "", definition.get("description", ""), "")
+            if others := [f"`{other}`" for other in order if other in listed[plugin] and other != kind]:
+                yield from (f"Also accepted under {', '.join(others)}.", "")
+            yield from table(definition)
+
+
+def table(definition: Schema) -> Iterator[str]:
+    """Yield a table of the keys of an object: type and default."""
+    keys = definition.get("properties", {})
+    if not keys:
+        yield from ("No options.", "")
+        return
+    yield from ("| key | type | default |", "| --- | --- | --- |")
+    required = definition.get("required", [])
+    for name, value in keys.items():
+        default = "required" if name in required else as_code(value["default"]) if "default" in value else ""
+        yield f"| `{name}` | {kind_of(value)} | {default} |"
+    yield ""
+
+
+def as_code(value: Any) -> str:
+    return f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def kind_of(value: Schema) -> str:
+    """Return the type of a key in words."""
+    if "$ref" in value:
+        return f"section `{value['$ref'].rpartition('/')[2].lower()}`"
+    if "enum" in value:
+        return ", ".join(as_code(one) for one in value["enum"])
+    if "const" in value:
+        return as_code(value["const"])
+    if "anyOf" in value:
+        kinds = dict.fromkeys(kind_of(one) for one in value["anyOf"] if one.get("type") != "null")
+        return " or ".join(kinds)
+    if "patternProperties" in value:
+        return "map of plugins"
+    kind = value.get("type", "any")
+    if kind == "array":
+        return f"list of {kind_of(value['items'])}" if value.get("items") else "list"
+    if kind == "object":
+        return "map"
+    bounds = [words.format(value[bound]) for bound, words in BOUNDS.items() if bound in value]
+    return " ".join([*([kind] if isinstance(kind, str) else [" or ".join(kind)]), *bounds])
+
+
+def without_null(definition: Schema) -> Schema:
+    """Return the object schema of a plugin, which may also be empty in a recipe."""
+    return next((one for one in definition.get("anyOf", []) if one.get("type") == "object"), definition)
