@@ -1,23 +1,18 @@
-"""Build hooks of the docs site: reference tables from the recipe schema, and formulas as MathML, which needs no script.
+"""Build hook of the docs site: reference tables generated from the recipe schema.
 
 A page gets the tables in place of `<!-- recipe keys -->` and `<!-- plugin options -->`. The schema is the output of
 `neoplug schema`, so the tables list the keys and defaults of the installed version.
 """
 
-import html
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from latex2mathml.converter import convert
-
 Schema = dict[str, Any]
 
-FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 SECTIONS = ("teacher", "student", "data", "train", "evaluate")
 BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 
@@ -30,13 +25,6 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return markdown
 
 
-def on_page_content(content: str, **_: Any) -> str:
-    """Replace each LaTeX formula by MathML."""
-    return FORMULA.sub(
-        lambda found: convert(html.unescape(found[2]), display="block" if found[1] == "div" else "inline"), content
-    )
-
-
 @cache
 def schema() -> Schema:
     """Return the JSON schema of recipes with the options of all installed plugins."""
@@ -47,17 +35,19 @@ def schema() -> Schema:
 
 def recipe_keys(found: Schema) -> Iterator[str]:
     """Yield a section for the top level and for each section with fixed keys."""
-    yield from section("Top level", found)
+    whole = found["then"]  # what a recipe without `extends` must have
+    yield from section("Top level", found, whole["required"])
     definitions = found["$defs"]
     for name in SECTIONS:
-        yield from section(f"`{name}`", definitions[name.capitalize()])
-    yield from section("`data.sources.NAME`", definitions["Source"])
+        required = whole["properties"].get(name, {}).get("required", [])
+        yield from section(f"`{name}`", definitions[name.capitalize()], required)
+    yield from section("`data.sources.NAME`", definitions["Source"], definitions["Source"].get("required", []))
 
 
-def section(title: str, definition: Schema) -> Iterator[str]:
+def section(title: str, definition: Schema, required: list[str]) -> Iterator[str]:
     """Yield the heading, the description and the table of keys of one definition."""
-    yield from (f"## {title}", "", definition.get("description", ""), "")
-    yield from table(definition)
+    yield from (f"## {title}", "", described(definition), "")
+    yield from table(definition, required)
 
 
 def plugin_options(found: Schema) -> Iterator[str]:
@@ -73,27 +63,33 @@ def plugin_options(found: Schema) -> Iterator[str]:
         yield from (f"## `{kind}`", "")
         for plugin in sorted(name for name in first if first[name] == kind):
             definition = without_null(found["$defs"][f"{kind}.neoplug:{plugin}"])
-            yield from (f"### {plugin}", "", definition.get("description", ""), "")
+            yield from (f"### {plugin}", "", described(definition), "")
             if others := [f"`{other}`" for other in order if other in listed[plugin] and other != kind]:
                 yield from (f"Also accepted under {', '.join(others)}.", "")
-            yield from table(definition)
+            yield from table(definition, definition.get("required", []))
 
 
-def table(definition: Schema) -> Iterator[str]:
+def table(definition: Schema, required: list[str]) -> Iterator[str]:
     """Yield a table of the keys of an object: type and default."""
     keys = definition.get("properties", {})
     if not keys:
         yield from ("No options.", "")
         return
     yield from ("| key | type | default |", "| --- | --- | --- |")
-    required = definition.get("required", [])
     for name, value in keys.items():
         default = "required" if name in required else as_code(value["default"]) if "default" in value else ""
         yield f"| `{name}` | {kind_of(value)} | {default} |"
     yield ""
 
 
+def described(definition: Schema) -> str:
+    """Return the description of a definition as Markdown: lines of an aligned list stay lines."""
+    lines = definition.get("description", "").splitlines()
+    return "\n".join(f"- {line}" if "  " in line.strip() else line for line in lines)
+
+
 def as_code(value: Any) -> str:
+    """Return a value as inline code, in JSON."""
     return f"`{json.dumps(value, ensure_ascii=False)}`"
 
 

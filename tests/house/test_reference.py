@@ -1,0 +1,61 @@
+"""The generated reference pages list the keys of the recipe's types and the installed plugins."""
+
+import json
+import re
+from dataclasses import fields
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from neoplug.recipe import Data, Evaluate, Recipe, Student, Train
+from neoplug.registry import installed
+
+DOCS = Path(__file__).parents[2] / "docs"
+DEFAULT = re.compile(r"^\| `(\w+)` \| .* \| (.*) \|$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def maker():
+    """Return the build hook of the site."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS))
+        import generate
+    return generate
+
+
+def page(maker, name):
+    return maker.on_page_markdown((DOCS / "reference" / name).read_text(encoding="utf-8"))
+
+
+def section(text, title):
+    return text.partition(f"\n{title}\n")[2].partition("\n#")[0]
+
+
+@pytest.mark.parametrize(("title", "model"), [("`data`", Data), ("`train`", Train), ("`evaluate`", Evaluate)])
+def test_a_section_lists_each_key_with_its_default(maker, title, model):
+    listed = dict(DEFAULT.findall(section(page(maker, "recipe.md"), f"## {title}")))
+    expected = {
+        name: f"`{json.dumps(field.default)}`" for name, field in model.model_fields.items() if not field.is_required()
+    }
+    assert {name: listed[name] for name in expected} == expected
+    assert set(listed) == set(model.model_fields)
+
+
+def test_what_a_recipe_must_have_is_marked(maker):
+    text = page(maker, "recipe.md")
+    listed = dict(DEFAULT.findall(section(text, "## Top level")))
+    assert set(listed) == {*Recipe.model_fields, "extends"}
+    assert {name for name, default in listed.items() if default == "required"} == {"student", "data"}
+    assert dict(DEFAULT.findall(section(text, "## `student`")))["model"] == "required"
+    assert set(dict(DEFAULT.findall(section(text, "## `student`")))) == set(Student.model_fields)
+
+
+def test_every_built_in_plugin_has_a_section_with_its_options(maker):
+    text = page(maker, "plugin-options.md")
+    names = {point.name for point in entry_points(group="neoplug") if point.dist.name == "neoplug"}
+    assert sorted(re.findall(r"^### (\w+)$", text, re.MULTILINE)) == sorted(names)
+    for entry in installed():
+        if entry.package == "neoplug":
+            options = {field.name for field in fields(entry.load()) if field.init}
+            assert options <= set(re.findall(r"^\| `(\w+)` \|", section(text, f"### {entry.name}"), re.MULTILINE))
