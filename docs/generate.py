@@ -29,7 +29,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def schema() -> Schema:
     """Return the JSON schema of recipes with the options of all installed plugins."""
     command = [sys.executable, "-m", "neoplug", "schema"]
-    found: Schema = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found: Schema = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     return found
 
 

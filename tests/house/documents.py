@@ -1,4 +1,4 @@
-"""The code blocks of the documentation, and which of their commands run here."""
+"""The code blocks of the documentation, and the commands in them that tests run."""
 
 import re
 import shlex
@@ -12,23 +12,14 @@ NAMES = ["README.md", "CONTRIBUTING.md", *(f"{folder}/**/*.md" for folder in FOL
 DOCUMENTS = sorted({path for name in NAMES for path in ROOT.glob(name)})
 
 RUN = ("neoplug", "python", "torchrun")
-ELSEWHERE = (
-    "pip",
-    "pytest",
-    "ruff",
-    "mypy",
-    "lint-imports",
-    "run",
-    "git",
-    "cd",
-    "source",
-)  # .ci/run runs these, or nobody
-QUICK = "train.max_steps=2 data.held_out=1"  # what a training command of the docs gets in a test
+# Programs that tests do not run: .ci/run does, or a person.
+ELSEWHERE = ("pip", "pytest", "ruff", "mypy", "lint-imports", "mkdocs", "run", "git", "cd", "source")
+QUICK = "train.max_steps=2 data.held_out=1"  # added to a training command of the docs in a test
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: the language behind the fence, the line of its first line, its text."""
+    """A fenced block: its language, the line number of its first line, its text."""
 
     language: str
     line: int
@@ -44,9 +35,9 @@ def blocks(document: Path, language: str) -> Iterator[Block]:
 
 
 def commands(document: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line, command) of each command in the document's bash blocks that is run here, as it is run here.
+    """Yield (line, command) of each command in the document's bash blocks that tests run, as they run it.
 
-    Raises ValueError for a command of which nobody knows where it is run.
+    Raises ValueError for a program that is listed neither in RUN nor in ELSEWHERE.
     """
     for block in blocks(document, "bash"):
         for number, text in logical_lines(block.text):
@@ -69,14 +60,14 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def as_run(command: str) -> str | None:
-    """Return a command as a test runs it: trainings for two steps, benchmarks quick; None for what is run elsewhere."""
+    """Return a command as a test runs it: two training steps, benchmarks with --quick; None if tests do not run it."""
     words = shlex.split(command, comments=True)
     words = words[next((at for at, word in enumerate(words) if not re.match(r"\w+=", word)), 0) :]
     program = Path(words[0]).name.removesuffix("3")
     if program in ELSEWHERE or words[1:3] in (["-m", "venv"], ["-m", "pip"]):
         return None
     if program not in RUN:
-        raise ValueError(f"`{command}`: nobody knows where {program} is run; see {__file__}")
+        raise ValueError(f"`{command}`: {program} is not a known program; see {__file__}")
     command = shlex.join(words) if "#" in command else command
     if trains(words, program):
         return f"{command} {QUICK}"
@@ -84,5 +75,5 @@ def as_run(command: str) -> str | None:
 
 
 def trains(words: list[str], program: str) -> bool:
-    """Tell whether a command is `neoplug run`, by itself or under torchrun."""
+    """Return whether a command is `neoplug run`, alone or under torchrun."""
     return {"neoplug", "run"} <= {Path(word).name for word in words} and program in RUN

@@ -16,13 +16,13 @@ from neoplug.errors import RecipeError
 from . import documents as docs
 
 IDS = [str(document.relative_to(docs.ROOT)) for document in docs.DOCUMENTS]
-FILES = {("data", "source"), ("student", "model"), ("teacher", "model")}  # what a page speaks of, but does not bring
+FILES = {("data", "source"), ("student", "model"), ("teacher", "model")}  # files that a page names and does not contain
 documented = pytest.mark.parametrize("document", docs.DOCUMENTS, ids=IDS)
 
 
 @pytest.fixture
 def checkout(tmp_path, project_files):
-    """Return a copy of the project with this environment as its .venv: what a reader of the docs has."""
+    """Return a copy of the project with this environment as its .venv, as a reader of the docs has it."""
     for name in project_files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(docs.ROOT / name, tmp_path / name)
@@ -53,8 +53,8 @@ def test_a_command_is_run_as_the_rules_say(written, run):
     assert docs.as_run(written) == run
 
 
-def test_a_command_that_nobody_runs_is_refused():
-    with pytest.raises(ValueError, match="nobody knows"):
+def test_an_unknown_command_is_refused():
+    with pytest.raises(ValueError, match="not a known program"):
         docs.as_run("curl somewhere")
 
 
@@ -78,7 +78,7 @@ def test_every_command_works(document, checkout):
 
 @documented
 def test_every_piece_of_python_works(document, monkeypatch):
-    """A document's pieces are one program, from top to bottom; its tests are called, its losses held to the kit."""
+    """The Python blocks of a document are one program; its tests are called, its losses pass the conformance kit."""
     from neoplug.testing import check_loss
 
     module = types.ModuleType("documented")
@@ -97,7 +97,7 @@ def test_every_piece_of_python_works(document, monkeypatch):
 
 @documented
 def test_every_recipe_is_one(document, tmp_path):
-    """A block that names a student is a whole recipe: nothing is wrong with it but that its files are not here."""
+    """A block that names a student is a whole recipe: its only mistakes are files that do not exist here."""
     for block in docs.blocks(document, "yaml"):
         if "student:" not in block.text:
             continue
@@ -107,7 +107,7 @@ def test_every_recipe_is_one(document, tmp_path):
 
 
 def mistakes(file):
-    """Return what is wrong with a recipe."""
+    """Return the mistakes of a recipe."""
     try:
         recipe.load(file)
     except RecipeError as error:
