@@ -5,9 +5,11 @@ import re
 from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
+import neoplug.testing
 from neoplug.recipe import Data, Evaluate, Recipe, Student, Train
 from neoplug.registry import installed
 
@@ -59,3 +61,15 @@ def test_every_built_in_plugin_has_a_section_with_its_options(maker):
         if entry.package == "neoplug":
             options = {field.name for field in fields(entry.load()) if field.init}
             assert options <= set(re.findall(r"^\| `(\w+)` \|", section(text, f"### {entry.name}"), re.MULTILINE))
+
+
+@pytest.mark.parametrize("module", [neoplug, neoplug.testing], ids=lambda module: module.__name__)
+def test_public_names_without_a_docstring_of_their_own_are_described(module):
+    """The site takes classes and plain functions from their docstrings; everything else is described by hand."""
+    text = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+    others = [name for name in module.__all__ if not documented(getattr(module, name))]
+    assert [name for name in others if f"`{name}`" not in text] == []
+
+
+def documented(value):
+    return isinstance(value, type | FunctionType) and bool(value.__doc__) and value.__module__.startswith("neoplug")
