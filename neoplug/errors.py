@@ -107,6 +107,7 @@ class PluginError(RunError):
 
     def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
         super().__init__(plugin, hook)
+        self.plugin = plugin
         self.what = f"the plugin `{plugin}` failed in `{hook}`: {type(error).__name__}: {error}"
         called = extract_tb(error.__traceback__)[2:3]  # behind `blaming` and the call in it
         self.place = f"{called[0].filename}:{called[0].lineno}" if called else ""

@@ -33,7 +33,8 @@ class RunInputs:
     """What a run stands on before a weight is loaded.
 
     base          the prepared student, or the student as it came
-    trains_whole  the base itself trains, unquantised: it is loaded in float32, so that training starts from its weights
+    trains_whole  every weight of the base trains, unquantised: it is loaded in float32, so that training starts from
+                  the stored weights; None: this is not known before the adapter is added
     """
 
     student: ResolvedModel
@@ -42,7 +43,7 @@ class RunInputs:
     tokenizer: Any
     corpus: Corpus
     vocabulary: Vocabulary
-    trains_whole: bool
+    trains_whole: bool | None
 
 
 def resolve_inputs(checked: ResolvedRecipe, progress: Progress) -> RunInputs:
@@ -52,7 +53,8 @@ def resolve_inputs(checked: ResolvedRecipe, progress: Progress) -> RunInputs:
         RecipeError: a model or the data cannot be used.
     """
     parts, recipe = survey(checked, progress), checked.recipe
-    trains_whole = dry_run_student(checked, parts.student, parts.corpus) and not recipe.student.load
+    whole = dry_run_student(checked, parts.student, parts.corpus)
+    trains_whole = False if recipe.student.load else whole
     if recipe.student.prepare:
         progress.phase("preparing the student")
     batches = partial(training_batches, checked, parts.corpus)

@@ -1,5 +1,6 @@
 """Teacher and student as the recipe wants them: loaded, proved, measured."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ class ModelLoader:
         section = getattr(self.checked.recipe, role)
         return load_model(
             located,
-            dtype=torch.float32 if role == "student" and self.parts.trains_whole else self.dtype(role),
+            dtype=self.dtype(role) if role == "teacher" or self.parts.trains_whole is False else torch.float32,
             device=torch.device(section.device or self.device),
             attn_implementation=section.attn_implementation,
             plugins=self.checked.plugins,
@@ -61,6 +62,16 @@ class ModelLoader:
         autocast = None if dtype == torch.float32 else dtype
         longest = self.checked.recipe.data.max_length
         return language_model(module, name, self.parts.vocabulary, autocast=autocast, longest=longest)
+
+    def round_frozen(self, weights: Iterable[nn.Parameter]) -> None:
+        """Round those weights of the student that do not train to its dtype, if it was loaded in float32 to find out.
+
+        weights  of the base, after the adapter was added
+        """
+        if self.parts.trains_whole is None:
+            for weight in weights:
+                if not weight.requires_grad and weight.dtype == torch.float32:
+                    weight.data = weight.data.to(self.dtype("student"))
 
     def held_out(self) -> list[Batch]:
         """Return the held-out text in batches on the student's device."""

@@ -5,6 +5,7 @@ Everything under "memory_bytes" and "disk_bytes" is an estimate for one process.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -21,7 +22,6 @@ from neoplug.data.encode.differences import TEACHER, differences, templates_of
 from neoplug.data.encode.teacher_prompt import teacher_prompt
 from neoplug.environment.dtypes import resolve_dtype
 from neoplug.environment.info import hardware
-from neoplug.errors import PluginError
 from neoplug.models.load import load_meta_model, load_tokenizer, plugin_kwargs
 from neoplug.models.vocabulary import shared
 from neoplug.runs.match_size import match
@@ -29,6 +29,7 @@ from neoplug.runs.preflight import (
     adapted,
     dry_run_teacher,
     find_model,
+    is_impossible_on_meta,
     prepared,
     validate_document_lengths,
     validate_room_for_virtual_tokens,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from neoplug.hookspecs import Role
     from neoplug.models.reference import ResolvedModel
     from neoplug.recipe import Model, Recipe, ResolvedRecipe, Train
+
+logger = logging.getLogger(__name__)
 
 FLOAT32 = 4  # bytes
 MANY_EPOCHS = 1000  # more than anybody trains for
@@ -243,7 +246,7 @@ def _trained_sizes(checked: ResolvedRecipe, model: torch.nn.Module) -> _Sizes:
 
 
 def _optimizer_bytes(checked: ResolvedRecipe, model: torch.nn.Module, trainable: list[torch.nn.Parameter]) -> int:
-    """Return the bytes of the state that a step on the meta device makes, or Adam's two moments where it cannot."""
+    """Return the bytes of the state after a step on the meta device; of Adam's two moments where that is impossible."""
     for weight in trainable:
         weight.grad = torch.empty_like(weight)
     try:
@@ -251,9 +254,11 @@ def _optimizer_bytes(checked: ResolvedRecipe, model: torch.nn.Module, trainable:
         optimizer.step()
         states = {id(value): value for state in optimizer.state.values() for value in state.values()}  # some are shared
         return sum(value.numel() * value.element_size() for value in states.values() if isinstance(value, torch.Tensor))
-    except (RuntimeError, PluginError) as error:  # kernels of its own that know no meta device
-        if not isinstance(error.__cause__ or error, RuntimeError):
+    except Exception as error:
+        if not is_impossible_on_meta(error):
             raise
+        (name,) = checked.plugins.implements("make_optimizer")
+        logger.warning("`%s` makes no step on the meta device (%s): its state is estimated as Adam's", name, error)
         return 2 * FLOAT32 * sum(weight.numel() for weight in trainable)
 
 

@@ -1,7 +1,9 @@
 """Preflight checks: what cannot work is refused before any weight is loaded, by dry runs on the meta device."""
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from neoplug.data import Corpus
-from neoplug.errors import Problem, RecipeError, UsageError
+from neoplug.errors import NeoplugError, PluginError, Problem, RecipeError, RunError
 from neoplug.hookspecs import Role
 from neoplug.models.load import load_config, load_meta_model, load_tokenizer, plugin_kwargs
 from neoplug.models.reference import ResolvedModel
@@ -30,6 +32,7 @@ from neoplug.seeds import generator
 from neoplug.training.optim import make_optimizer
 
 logger = logging.getLogger(__name__)
+META = re.compile(r"\bmeta\b|incompatible tensor type", re.IGNORECASE)
 
 
 def find_model(section: Model, role: Role) -> ResolvedModel:
@@ -46,44 +49,77 @@ def _reads(located: ResolvedModel, role: Role) -> tuple[Any, int]:
     return load_tokenizer(located, path), load_config(located, path).get_text_config().vocab_size
 
 
-def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Corpus) -> bool:
-    """Prepare and adapt the student's skeleton, so that what does not fit the model is refused without weights.
+def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Corpus) -> bool | None:
+    """Prepare and adapt the student on the meta device, so that what does not fit the model is refused without weights.
 
-    Only a mistake in the recipe counts: a plugin that cannot work on the meta device has its say later.
-    Returns whether the whole base trains.
+    Returns whether every weight of the base trains; None where the plugins or the model cannot work on the meta device.
+
+    Raises:
+        RecipeError: the recipe does not fit the model.
+        PluginError: a plugin failed.
     """
     steps = count_steps(checked.recipe.train, make_order(checked, corpus, 1).steps_per_epoch)
-    whole = False
-    try:
-        plugin_kwargs(checked.plugins, "student")
-        bare = load_meta_model(student, "student", checked.recipe.student.attn_implementation)
-        bare = prepared(checked, bare)
-        weights = list(bare.parameters())
-        model = adapted(checked, bare, steps, student)
+    whole = None
+    plugin_kwargs(checked.plugins, "student")
+    with meta_device("student", "the student is loaded in float32, until it is known which of its weights train"):
+        base = load_meta_model(student, "student", checked.recipe.student.attn_implementation)
+        base = prepared(checked, base)
+        weights = list(base.parameters())
+        model = adapted(checked, base, steps, student)
         whole = all(weight.requires_grad for weight in weights)
+    if whole is not None:
         validate_room_for_virtual_tokens(corpus, student, model)
-        make_optimizer(model, checked.plugins, checked.recipe.train.learning_rate)
-    except UsageError:
-        raise
-    except Exception:
-        logger.debug("the rehearsal on a skeleton failed", exc_info=True)
+        with meta_device("student", "the optimizer is made without having been tried"):
+            make_optimizer(model, checked.plugins, checked.recipe.train.learning_rate)
     return whole
 
 
 def dry_run_teacher(checked: ResolvedRecipe, section: Model, teacher: ResolvedModel) -> None:
     """Refuse `load` plugins at odds, an attention it cannot run, an adapter that does not fit, without weights."""
-    try:
-        plugin_kwargs(checked.plugins, "teacher")
-        if section.attn_implementation is None and teacher.adapter is None:
-            return
+    plugin_kwargs(checked.plugins, "teacher")
+    if section.attn_implementation is None and teacher.adapter is None:
+        return
+    with meta_device("teacher", "the teacher is loaded without having been tried"):
         skeleton = load_meta_model(teacher, "teacher", section.attn_implementation)
         if teacher.adapter is not None:
             warn_other_base(teacher.adapter, teacher)
             validate_adapter_fits(skeleton, teacher.adapter)
-    except UsageError:
-        raise
-    except Exception:
-        logger.debug("the rehearsal on the teacher's skeleton failed", exc_info=True)
+
+
+@contextmanager
+def meta_device(role: Role, consequence: str) -> Iterator[None]:
+    """Run code on the meta device; where that is not possible, skip the rest of it with a warning.
+
+    consequence  what the run does then, for the warning
+
+    Raises:
+        RunError: code of the model failed for any other reason; a plugin's failure is a PluginError already.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_impossible_on_meta(error):
+            culprit = f"`{error.plugin}`" if isinstance(error, PluginError) else f"the {role}'s model"
+            cause = error.__cause__ if isinstance(error, PluginError) else error
+            reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+            logger.warning("%s cannot work on the meta device (%s): %s", culprit, reason, consequence)
+        elif isinstance(error, NeoplugError):
+            raise
+        else:
+            why = f"{type(error).__name__}: {error}"
+            raise RunError(f"the {role} cannot be built without its weights\nwhy: {why}") from error
+
+
+def is_impossible_on_meta(error: BaseException) -> bool:
+    """Return whether an error, of a plugin or not, arose because tensors on the meta device hold no data.
+
+    torch raises NotImplementedError for an operator without a kernel for this device and for a copy out of it; for the
+    rest a plain RuntimeError (`.item()`, tensors on two devices, `.data =`) or TypeError (`.numpy()`) with these words.
+    """
+    cause = error.__cause__ if isinstance(error, PluginError) else error
+    if isinstance(cause, NotImplementedError):
+        return True
+    return isinstance(cause, RuntimeError | TypeError) and bool(META.search(str(cause)))
 
 
 def prepared(checked: ResolvedRecipe, model: Any) -> Any:

@@ -203,6 +203,7 @@ class Trainer:
         if recipe.train.gradient_checkpointing:
             enable = getattr(bare, "activation_checkpointing_enable", None)  # its newer name
             (enable or bare.gradient_checkpointing_enable)({"use_reentrant": False})
+        weights = list(bare.parameters())
         model = plugins.one(
             "add_adapter",
             model=bare,
@@ -212,6 +213,7 @@ class Trainer:
         )
         if stored := self.parts.base.adapter:
             load_adapter_weights(model, stored, name)
+        self.roles.round_frozen(weights)
         return widened(model)
 
     def measure_before(self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> None:

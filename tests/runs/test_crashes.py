@@ -41,7 +41,7 @@ SECTIONS = {  # where the plugin stands; all others are treatments
     "on_evaluate": lambda: {"probes": CRASHING},
 }
 CRASHING = {"./crash.py:Crash": {}}
-BEFORE_THE_DIRECTORY = {"check", "prepare_student"}
+BEFORE_THE_DIRECTORY = {"check", "prepare_student", "load_kwargs", "add_adapter", "param_groups", "make_optimizer"}
 
 
 @pytest.fixture

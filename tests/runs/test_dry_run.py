@@ -1,0 +1,132 @@
+"""The dry run on the meta device: what cannot work there is reported, and what fails ends the run."""
+
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from neoplug.errors import PluginError, RunError
+from neoplug.runs.preflight import is_impossible_on_meta
+
+WHOLE = """
+@dataclass(eq=False)
+class Whole:
+    only: str = ""
+
+    @hookimpl
+    def add_adapter(self, model):
+        largest = max({read} for weight in model.parameters())
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(self.only in name)
+        return model
+
+    @hookimpl
+    def save_adapter(self, model, path):
+        torch.save({{name: weight.detach() for name, weight in model.named_parameters()}}, path / "weights.pt")
+"""
+BFLOAT16 = {"student": {"dtype": "bfloat16"}, "train": {"learning_rate": 1e-8, "max_steps": 1}}
+
+
+def weights_of(run):
+    return torch.load(run.path / "adapter" / "weights.pt")
+
+
+@pytest.mark.parametrize("read", ["weight.abs().max().item()", "weight.numpy().max()", "1"])
+def test_weights_that_train_are_never_rounded(lab, tiny_student, read):
+    """At a rate of 1e-8 a weight stays where it was; bfloat16 would move it by up to 2 ** -8 of its size."""
+    lab.plugin("whole", WHOLE.format(read=read))
+    trained = weights_of(lab.run("run", adapter={"./whole.py:Whole": {}}, **BFLOAT16))
+    stored = load_file(tiny_student / "model.safetensors")
+    changes = {name: (weight - stored[name]).abs().max() for name, weight in trained.items()}
+    assert all(weight.dtype == torch.float32 for weight in trained.values())
+    assert 0 < max(changes.values()) < 1e-6
+
+
+@pytest.mark.parametrize("read", ["weight.abs().max().item()", "1"])
+def test_weights_that_do_not_train_have_the_dtype_of_the_recipe(lab, tiny_student, read):
+    lab.plugin("whole", WHOLE.format(read=read))
+    found = weights_of(lab.run("run", adapter={"./whole.py:Whole": {"only": "norm"}}, **BFLOAT16))
+    stored = load_file(tiny_student / "model.safetensors")
+    frozen = [name for name in found if "norm" not in name]
+    assert all(found[name].dtype == torch.bfloat16 for name in frozen)
+    assert all(torch.equal(found[name], stored[name].bfloat16()) for name in frozen)
+
+
+def test_what_cannot_work_on_the_meta_device_is_reported_with_the_plugins_name(lab, caplog):
+    lab.plugin("whole", WHOLE.format(read="weight.sum().item()"))
+    with caplog.at_level(logging.WARNING, "neoplug"):
+        lab.run("run", adapter={"./whole.py:Whole": {}}, train={"max_steps": 1})
+    (line,) = [record.getMessage() for record in caplog.records if "meta device" in record.getMessage()]
+    assert line.startswith("`./whole.py:Whole` cannot work on the meta device (RuntimeError: Tensor.item() cannot")
+    assert "loaded in float32" in line
+
+
+@pytest.mark.parametrize(("hook", "section"), [("add_adapter", "adapter"), ("make_optimizer", "optimizer")])
+def test_a_plugin_that_fails_in_the_dry_run_ends_it_before_weights_are_loaded(lab, monkeypatch, hook, section):
+    monkeypatch.setattr("neoplug.models.load.load_weights", pytest.fail)
+    lab.plugin(
+        "odd",
+        f"""
+        @dataclass(eq=False)
+        class Odd:
+            @hookimpl
+            def {hook}(self, model):
+                raise ValueError("no such number")
+    """,
+    )
+    with pytest.raises(PluginError, match=f"`./odd.py:Odd` failed in `{hook}`: ValueError: no such number") as caught:
+        lab.run("run", **{section: {"./odd.py:Odd": {}}})
+    assert f"at: {lab.folder / 'odd.py'}:" in str(caught.value)
+    assert not (lab.folder / "run").exists()
+
+
+def test_groups_that_do_not_cover_what_trains_end_the_run_before_weights_are_loaded(lab, monkeypatch):
+    monkeypatch.setattr("neoplug.models.load.load_weights", pytest.fail)
+    lab.plugin(
+        "odd",
+        """
+        @dataclass(eq=False)
+        class Few:
+            @hookimpl
+            def param_groups(self, model, learning_rate):
+                return [{"params": [next(p for p in model.parameters() if p.requires_grad)]}]
+
+            @hookimpl
+            def on_step_end(self):
+                pass
+    """,
+    )
+    with pytest.raises(RunError, match="must cover each trainable parameter exactly once"):
+        lab.run("run", optimizer={"adamw": {}, "./odd.py:Few": {}})
+
+
+META = torch.empty(3, 3, device="meta")
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda: META.sum().item(), lambda: META.tolist(), lambda: META.numpy(), lambda: META.cpu(),
+        lambda: bool(META.sum()), lambda: META.nonzero(), lambda: META + torch.ones(3, 3),
+        lambda: torch.ones(3, 3).copy_(META), lambda: setattr(torch.nn.Parameter(META), "data", torch.ones(3, 3)),
+        lambda: torch.nn.Linear(3, 3, device="meta").to("cpu"), lambda: META.unique(), lambda: torch.equal(META, META),
+    ],
+)  # fmt: skip
+def test_torchs_refusals_on_the_meta_device_are_recognised(operation):
+    with pytest.raises((RuntimeError, TypeError)) as caught:
+        operation()
+    assert is_impossible_on_meta(caught.value)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda: torch.ones(2, 3) @ torch.ones(2, 3), lambda: torch.ones(2).view(3), lambda: torch.ones(2) + "a",
+        lambda: {}["gone"], lambda: iter(None), lambda: META @ torch.empty(2, 2, device="meta"),
+    ],
+)  # fmt: skip
+def test_other_mistakes_are_no_refusals_of_the_meta_device(operation):
+    with pytest.raises((RuntimeError, TypeError, KeyError)) as caught:
+        operation()
+    assert not is_impossible_on_meta(caught.value)
