@@ -22,7 +22,7 @@ from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.artifacts import save_student
 from neoplug.runs.directory import RunDir
-from neoplug.runs.inputs import RunInputs, resolve_inputs
+from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.progress import Silent
 from neoplug.runs.signals import Stop
 from neoplug.runs.trainer import Trainer
@@ -41,7 +41,7 @@ def work(name: str, changes: dict[str, Any], line: Connection) -> None:
     """
     with tempfile.TemporaryDirectory() as folder, quiet():
         checked = recipe.load("llm_neo_tiny", changes=as_measured(name, changes))
-        parts = resolve_inputs(checked, Silent())
+        parts = prepare_student(checked, resolve_inputs(checked, Silent()), Silent())
         directory = RunDir(Path(folder))
         train(Trainer(checked, parts, directory, World("cpu"), Silent(), Stop()), line)
 

@@ -12,7 +12,7 @@ from neoplug.distributed.world import World
 from neoplug.errors import UsageError
 from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.directory import RunDir, chosen_output, taken, validate_output_path
-from neoplug.runs.inputs import RunInputs, resolve_inputs
+from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import difference, lock_record
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.progress import Progress, Silent
@@ -49,7 +49,7 @@ def execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progr
         world = World(checked.recipe.student.device)
         if directory is not None and world.is_main:
             until_the_end.enter_context(directory.held())
-        parts = resolve_inputs(checked, progress)
+        parts = prepare_student(checked, resolve_inputs(checked, progress), progress)
         if directory is not None:
             validate_same_lock(directory, checked, parts)
         else:

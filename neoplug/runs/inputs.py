@@ -1,21 +1,31 @@
-"""The resolved inputs of a run: models found, data tokenised, vocabularies compared, before any weight is loaded."""
+"""The resolved inputs of a run, before any weight is loaded: models located, text tokenised, vocabularies compared.
+
+Run, plan, preview and eval resolve them here, each up to the stage that it needs:
+
+    models = find_models(recipe)                    located, nothing loaded
+    text = resolve_text(recipe, models, progress)   tokenizers and data                           preview stops here
+    inputs = validate_inputs(checked, text)         refuses what the models cannot read           plan and eval
+    inputs = prepare_student(checked, inputs, ...)  dry run on the meta device, prepared weights  run
+"""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from neoplug.data import Corpus, check_source, load_corpus
+from neoplug.data import Corpus, check_source, read_corpus
 from neoplug.data.encode.differences import TEACHER, differences, templates_of
-from neoplug.data.encode.teacher_prompt import teacher_prompt
-from neoplug.errors import RecipeError
+from neoplug.data.encode.teacher_prompt import TeacherPrompt, teacher_prompt
+from neoplug.errors import Problem, RecipeError
+from neoplug.hookspecs import Role
+from neoplug.models.load import load_config, load_tokenizer
 from neoplug.models.prepared import prepare
 from neoplug.models.reference import ResolvedModel
 from neoplug.models.stored_adapter import warn_other_base
 from neoplug.models.vocabulary import Vocabulary, shared
-from neoplug.recipe import ResolvedRecipe
+from neoplug.recipe import Recipe, ResolvedRecipe
 from neoplug.runs.preflight import (
-    _reads,
     dry_run_student,
     dry_run_teacher,
     find_model,
@@ -25,65 +35,139 @@ from neoplug.runs.preflight import (
 from neoplug.runs.progress import Progress
 from neoplug.runs.steps import training_batches
 
-logger = logging.getLogger("neoplug")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class RunInputs:
-    """What a run stands on before a weight is loaded.
+class TextInputs:
+    """The tokenizers and the data of a run.
 
-    base          the prepared student, or the student as it came
+    tokenizer          of the student
+    teacher_tokenizer  the same one where the recipe has no teacher
+    prompt             writes the prompts that the teacher reads; None where it reads the student's tokens
+    differences        a line for each difference of the teacher's tokenizer and chat template
+    problems           of the data, for which a run is refused
+    """
+
+    student: ResolvedModel
+    teacher: ResolvedModel | None
+    tokenizer: Any
+    teacher_tokenizer: Any
+    prompt: TeacherPrompt | None
+    corpus: Corpus
+    differences: list[str]
+    problems: list[Problem]
+
+
+@dataclass(frozen=True, eq=False)
+class RunInputs(TextInputs):
+    """The resolved inputs of a run.
+
+    base          the prepared student, or the unmodified one where nothing prepares it
     trains_whole  every weight of the base trains, unquantised: it is loaded in float32, so that training starts from
                   the stored weights; None: this is not known before the adapter is added
     """
 
-    student: ResolvedModel
-    base: ResolvedModel
-    teacher: ResolvedModel | None
-    tokenizer: Any
-    corpus: Corpus
     vocabulary: Vocabulary
+    base: ResolvedModel
     trains_whole: bool | None
 
 
 def resolve_inputs(checked: ResolvedRecipe, progress: Progress) -> RunInputs:
-    """Find models, tokenise the data, compare vocabularies, prepare the student.
+    """Locate the models, tokenise the data and compare the vocabularies; log what became of the data.
 
     Raises:
         RecipeError: a model or the data cannot be used.
     """
-    parts, recipe = survey(checked, progress), checked.recipe
-    whole = dry_run_student(checked, parts.student, parts.corpus)
-    trains_whole = False if recipe.student.load else whole
-    if recipe.student.prepare:
-        progress.phase("preparing the student")
-    batches = partial(training_batches, checked, parts.corpus)
-    base = prepare(parts.student, checked, batches, parts.corpus.fingerprint)
-    if base.adapter:
-        warn_other_base(base.adapter, base)
-    return replace(parts, base=base, trains_whole=trains_whole)
+    progress.phase("looking for the models")
+    text = resolve_text(checked.recipe, find_models(checked.recipe), progress)
+    if not text.problems:
+        _log_data(text)
+    return validate_inputs(checked, text)
 
 
-def survey(checked: ResolvedRecipe, progress: Progress) -> RunInputs:
-    """Do all of this but prepare the student and try its adapter: `base` is the student as it came."""
-    recipe = checked.recipe
+def find_models(recipe: Recipe) -> dict[Role, ResolvedModel]:
+    """Return where the student, the teacher and their adapters are; refuse a data source that cannot be read.
+
+    Raises:
+        RecipeError: one of them is not found.
+    """
     if problems := check_source(recipe.data):
         raise RecipeError(problems)
-    progress.phase("looking for the models")
-    student = find_model(recipe.student, "student")
-    teacher = find_model(recipe.teacher, "teacher") if recipe.teacher else None
-    tokenizer, rows = _reads(student, "student")
-    theirs, their_rows = (tokenizer, rows) if teacher is None else _reads(teacher, "teacher")
-    vocabulary = shared(tokenizer, theirs, rows, their_rows)
+    models: dict[Role, ResolvedModel] = {"student": find_model(recipe.student, "student")}
+    if recipe.teacher:
+        models["teacher"] = find_model(recipe.teacher, "teacher")
+    return models
+
+
+def resolve_text(recipe: Recipe, models: Mapping[Role, ResolvedModel], progress: Progress) -> TextInputs:
+    """Load the tokenizers, read and tokenise the data.
+
+    Raises:
+        RecipeError: a model has no tokenizer, or the data cannot be read.
+    """
+    student, teacher = models["student"], models.get("teacher")
+    tokenizer = load_tokenizer(student, ("student", "model"))
+    theirs = load_tokenizer(teacher, ("teacher", "model")) if teacher else tokenizer
     progress.phase("reading the data")
     prompt = teacher_prompt(recipe.teacher.chat_template, theirs) if recipe.teacher else None
-    corpus = load_corpus(recipe.data, tokenizer, prompt)
-    for line in corpus.report.lines():
+    corpus = read_corpus(recipe.data, tokenizer, prompt)
+    return TextInputs(
+        student=student,
+        teacher=teacher,
+        tokenizer=tokenizer,
+        teacher_tokenizer=theirs,
+        prompt=prompt,
+        corpus=corpus,
+        differences=differences(tokenizer, theirs, templates_of(recipe.data, prompt, corpus.report)),
+        problems=corpus.report.problems(recipe.data.max_dropped_rows, has_prompts=prompt is not None),
+    )
+
+
+def validate_inputs(checked: ResolvedRecipe, text: TextInputs) -> RunInputs:
+    """Refuse data and a teacher that do not fit the student; the base is the unmodified student.
+
+    Raises:
+        RecipeError: of dropped rows, tokens that the teacher does not know, documents that are too long, or a teacher
+            that cannot be loaded as the recipe wants it.
+    """
+    if text.problems:
+        raise RecipeError(text.problems)
+    rows = _vocabulary_size(text.student, "student")
+    their_rows = _vocabulary_size(text.teacher, "teacher") if text.teacher else rows
+    vocabulary = shared(text.tokenizer, text.teacher_tokenizer, rows, their_rows)
+    validate_shared_vocabulary(text.corpus, vocabulary, text.tokenizer)
+    validate_document_lengths(text.corpus, {"student": text.student, "teacher": text.teacher})
+    if checked.recipe.teacher and text.teacher:
+        dry_run_teacher(checked, checked.recipe.teacher, text.teacher)
+    return RunInputs(**vars(text), vocabulary=vocabulary, base=text.student, trains_whole=False)
+
+
+def prepare_student(checked: ResolvedRecipe, inputs: RunInputs, progress: Progress) -> RunInputs:
+    """Try the student with its adapter on the meta device, then prepare its weights, if the recipe says so.
+
+    Raises:
+        RecipeError: the recipe does not fit the student.
+        PluginError: a plugin failed.
+    """
+    section = checked.recipe.student
+    whole = dry_run_student(checked, inputs.student, inputs.corpus)
+    if section.prepare:
+        progress.phase("preparing the student")
+    batches = partial(training_batches, checked, inputs.corpus)
+    base = prepare(inputs.student, checked, batches, inputs.corpus.fingerprint)
+    if base.adapter:
+        warn_other_base(base.adapter, base)
+    return replace(inputs, base=base, trains_whole=False if section.load else whole)
+
+
+def _log_data(text: TextInputs) -> None:
+    for line in text.corpus.report.lines():
         logger.info(line)
-    for line in differences(tokenizer, theirs, templates_of(recipe.data, prompt, corpus.report)):
+    for line in text.differences:
         logger.warning("%s", TEACHER.format(line))
-    validate_shared_vocabulary(corpus, vocabulary, tokenizer)
-    validate_document_lengths(corpus, {"student": student, "teacher": teacher})
-    if recipe.teacher and teacher:
-        dry_run_teacher(checked, recipe.teacher, teacher)
-    return RunInputs(student, student, teacher, tokenizer, corpus, vocabulary, trains_whole=False)
+
+
+def _vocabulary_size(model: ResolvedModel, role: Role) -> int:
+    """Return how many rows a model's head has."""
+    return int(load_config(model, (role, "model")).get_text_config().vocab_size)

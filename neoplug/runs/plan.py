@@ -17,24 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from neoplug.data import load_corpus
-from neoplug.data.encode.differences import TEACHER, differences, templates_of
-from neoplug.data.encode.teacher_prompt import teacher_prompt
+from neoplug.data.encode.differences import TEACHER
 from neoplug.environment.dtypes import resolve_dtype
 from neoplug.environment.info import hardware
-from neoplug.models.load import load_meta_model, load_tokenizer, plugin_kwargs
-from neoplug.models.vocabulary import shared
+from neoplug.models.load import load_meta_model, plugin_kwargs
+from neoplug.runs.inputs import find_models, resolve_text, validate_inputs
 from neoplug.runs.match_size import match
 from neoplug.runs.preflight import (
     adapted,
-    dry_run_teacher,
-    find_model,
     is_impossible_on_meta,
     prepared,
-    validate_document_lengths,
     validate_room_for_virtual_tokens,
-    validate_shared_vocabulary,
 )
+from neoplug.runs.progress import Silent
 from neoplug.runs.steps import count_steps, make_order
 from neoplug.training.objective import BLOCK
 from neoplug.training.optim import make_optimizer
@@ -45,7 +40,7 @@ if TYPE_CHECKING:
     from neoplug.data import Corpus
     from neoplug.hookspecs import Role
     from neoplug.models.reference import ResolvedModel
-    from neoplug.recipe import Model, Recipe, ResolvedRecipe, Train
+    from neoplug.recipe import Recipe, ResolvedRecipe, Train
 
 logger = logging.getLogger(__name__)
 
@@ -72,19 +67,11 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
         UsageError: no size of the adapter has as many parameters as wanted.
     """
     recipe = checked.recipe
-    found: dict[Role, _Skeleton] = {"student": _model(checked, "student", recipe.student)}
-    if recipe.teacher:
-        found["teacher"] = _model(checked, "teacher", recipe.teacher)
+    located = find_models(recipe)
+    inputs = validate_inputs(checked, resolve_text(recipe, located, Silent()))
+    corpus = inputs.corpus
+    found = {role: _model(checked, role, model) for role, model in located.items()}
     student = found["student"]
-    tokenizer = load_tokenizer(student.located, ("student", "model"))
-    theirs = load_tokenizer(found["teacher"].located, ("teacher", "model")) if recipe.teacher else tokenizer
-    prompt = teacher_prompt(recipe.teacher.chat_template, theirs) if recipe.teacher else None
-    heads = [model.config.get_text_config().vocab_size for model in (student, found.get("teacher", student))]
-    vocabulary = shared(tokenizer, theirs, *heads)
-    corpus = load_corpus(recipe.data, tokenizer, prompt)
-    validate_shared_vocabulary(corpus, vocabulary, tokenizer)
-    validate_document_lengths(corpus, {role: model.located for role, model in found.items()})
-    told = differences(tokenizer, theirs, templates_of(recipe.data, prompt, corpus.report))
     run = _length(checked, corpus)
     matched = match(checked, student.skeleton, run["steps"], wanted).as_dict() if wanted is not None else None
     trained = adapted(checked, student.skeleton, run["steps"], student.located)
@@ -102,7 +89,10 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
         "memory_bytes": _memory(found, sizes, activations, _measured(checked)),
         "disk_bytes": _disk(checked.recipe, student, sizes, run["steps"]),
     }
-    warnings = [*map(TEACHER.format, told), *_warnings(planned, Path(recipe.output_dir or "runs").absolute())]
+    warnings = [
+        *map(TEACHER.format, inputs.differences),
+        *_warnings(planned, Path(recipe.output_dir or "runs").absolute()),
+    ]
     return planned | {"warnings": warnings} | ({"match": matched} if matched else {})
 
 
@@ -178,16 +168,14 @@ def _plugins(checked: ResolvedRecipe) -> list[dict[str, Any]]:
     ]
 
 
-def _model(checked: ResolvedRecipe, role: Role, section: Model) -> _Skeleton:
+def _model(checked: ResolvedRecipe, role: Role, located: ResolvedModel) -> _Skeleton:
     """Return a model's skeleton, prepared, and how many bytes its weights take as they are loaded, quantised or not."""
-    located = find_model(section, role)
+    section = getattr(checked.recipe, role)
     device = section.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype(section.dtype, device)
     skeleton = load_meta_model(located, role, section.attn_implementation)
     if role == "student":
         prepared(checked, skeleton)
-    else:
-        dry_run_teacher(checked, section, located)
     parameters = sum(weight.numel() for weight in skeleton.parameters())
     return _Skeleton(located, device, dtype, skeleton, parameters, round(_bytes(checked, role, skeleton, dtype)))
 

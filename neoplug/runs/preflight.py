@@ -13,7 +13,7 @@ from torch import nn
 from neoplug.data import Corpus
 from neoplug.errors import NeoplugError, PluginError, Problem, RecipeError, RunError
 from neoplug.hookspecs import Role
-from neoplug.models.load import load_config, load_meta_model, load_tokenizer, plugin_kwargs
+from neoplug.models.load import load_config, load_meta_model, plugin_kwargs
 from neoplug.models.reference import ResolvedModel
 from neoplug.models.resolve import locate
 from neoplug.models.stored_adapter import (
@@ -41,12 +41,6 @@ def find_model(section: Model, role: Role) -> ResolvedModel:
     if section.adapter_path is None:
         return located
     return replace(located, adapter=locate_adapter(section.adapter_path, (role, "adapter_path")))
-
-
-def _reads(located: ResolvedModel, role: Role) -> tuple[Any, int]:
-    """Return a model's tokenizer and how many rows its head has."""
-    path = (role, "model")
-    return load_tokenizer(located, path), load_config(located, path).get_text_config().vocab_size
 
 
 def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Corpus) -> bool | None:

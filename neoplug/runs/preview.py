@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from neoplug.data import Document, read_corpus
-from neoplug.data.encode.differences import differences, templates_of
-from neoplug.data.encode.teacher_prompt import teacher_prompt
+from neoplug.data import Document
 from neoplug.data.preview_text import Piece, pieces
-from neoplug.models.load import load_tokenizer
-from neoplug.models.resolve import locate
+from neoplug.runs.inputs import find_models, resolve_text
+from neoplug.runs.progress import Silent
 
 if TYPE_CHECKING:
     from neoplug.errors import Problem
@@ -61,28 +59,20 @@ def preview(checked: ResolvedRecipe, rows: int) -> Preview:
     """
     recipe = checked.recipe
     with checked.marking():
-        ours = _tokenizer(recipe.student, "student")
-        theirs = _tokenizer(recipe.teacher, "teacher") if recipe.teacher else ours
-        prompt = teacher_prompt(recipe.teacher.chat_template, theirs) if recipe.teacher else None
-        corpus = read_corpus(recipe.data, ours, prompt)
-    report, first = corpus.report, corpus.rows[:rows]
+        text = resolve_text(recipe, find_models(recipe), Silent())
+    corpus, report = text.corpus, text.corpus.report
+    first = corpus.rows[:rows]
     return Preview(
-        rows=[[shown(document, ours, theirs) for document in row] for row in first],
+        rows=[[shown(document, text.tokenizer, text.teacher_tokenizer) for document in row] for row in first],
         tokens=[(sum(map(len, row)), sum(document.answer_tokens for document in row)) for row in first],
         total=len(corpus.rows),
         held_out=len(corpus.held_out),
         report=report.lines(),
         kinds=report.kind_lines(),
         dropped=[(reason, dropped.first[0], dropped.excerpt) for reason, dropped in report.dropped.items()],
-        differences=differences(ours, theirs, templates_of(recipe.data, prompt, report)),
-        problems=report.problems(recipe.data.max_dropped_rows, has_prompts=prompt is not None),
+        differences=text.differences,
+        problems=text.problems,
     )
-
-
-def _tokenizer(section: Any, role: str) -> Any:
-    key = (role, "model")
-    located = locate(section.model, section.revision, key, trust_remote_code=section.trust_remote_code)
-    return load_tokenizer(located, key)
 
 
 def shown(document: Document, ours: Any, theirs: Any) -> Shown:

@@ -16,7 +16,7 @@ from neoplug.recipe import ResolvedRecipe, Student
 from neoplug.recipe.merge import from_word
 from neoplug.registry import Plugins
 from neoplug.runs.directory import RunDir
-from neoplug.runs.inputs import survey
+from neoplug.runs.inputs import resolve_inputs
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.progress import Progress
@@ -54,7 +54,7 @@ def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[
     directory = RunDir.open(target) if RunDir.is_run(target) else None
     with checked.marking():
         validate_devices(checked.recipe)
-        parts = survey(checked, progress)
+        parts = resolve_inputs(checked, progress)
         if directory is not None:
             whole = directory.model.is_dir()
             parts = replace(parts, trains_whole=whole, base=parts.base if whole else base_of(directory))
