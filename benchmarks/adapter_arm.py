@@ -103,7 +103,7 @@ class Turns:
 
 
 class FullRows:
-    """An order of a row a step, of those that are one document of as many tokens as a row can have."""
+    """A sampler of one row a step: the rows that are one document of the maximal length."""
 
     def __init__(self, corpus: Corpus) -> None:
         full = [number for number, length in enumerate(corpus.row_lengths) if length == LENGTH]

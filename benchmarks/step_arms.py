@@ -183,7 +183,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
         weights={loss.name: Weight(0.5) for loss in losses},
         plugins=Plugins({}),
         corpus=SimpleNamespace(rows=documents(rows)),  # type: ignore[arg-type]
-        order=Given([len(batch) for batch in rows]),  # type: ignore[arg-type]
+        sampler=Given([len(batch) for batch in rows]),  # type: ignore[arg-type]
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
         world=World("cpu"),
@@ -214,7 +214,7 @@ def documents(rows: Rows) -> list[list[Any]]:
 
 
 class Given:
-    """An order that takes the batches as they are given."""
+    """A sampler that returns the batches as they are given."""
 
     def __init__(self, sizes: list[int]) -> None:
         self.sizes = sizes

@@ -6,24 +6,24 @@ here (`batch`), but which one a model can read is verified in `models`.
 
 from neoplug.data.batch import Batch, Document, Layout, collate
 from neoplug.data.dataset import Corpus, check_source, load_corpus, read_corpus
-from neoplug.data.encode.lengths import idle
+from neoplug.data.encode.lengths import without_answers
 from neoplug.data.encode.teacher_prompt import teacher_prompt
 from neoplug.data.ingest.report import Report
 from neoplug.data.preview_text import pieces
-from neoplug.data.sampler import Order
+from neoplug.data.sampler import BatchSampler
 
 __all__ = [
     "Batch",
+    "BatchSampler",
     "Corpus",
     "Document",
     "Layout",
-    "Order",
     "Report",
     "check_source",
     "collate",
-    "idle",
     "load_corpus",
     "pieces",
     "read_corpus",
     "teacher_prompt",
+    "without_answers",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 Layout = Literal["varlen", "flat", "block", "padded"]
 Windows = Mapping[str, int | None]  # kind of attention layer -> tokens that it looks back over, itself included
-EVERYTHING: Windows = {"full_attention": None}
+FULL_ATTENTION: Windows = {"full_attention": None}
 
 TENSORS = ("input_ids", "positions", "labels", "rows")
 
@@ -151,7 +151,7 @@ class Batch:
         )
 
     def layout(
-        self, name: Layout, pad_token_id: int = 0, windows: Windows = EVERYTHING, dtype: torch.dtype = torch.float32
+        self, name: Layout, pad_token_id: int = 0, windows: Windows = FULL_ATTENTION, dtype: torch.dtype = torch.float32
     ) -> tuple[dict[str, Any], Tensor]:
         """Return what a model is called with, and `positions` as indices in its flattened [B * L] output.
 
@@ -191,7 +191,7 @@ class Batch:
     def _block_masks(self, windows: Windows, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
         document = self._document_of_token()
         seen = (document[:, None] == document).tril()
-        masks = {kind: hiding(seen, window, dtype) for kind, window in windows.items()}
+        masks = {kind: additive_mask(seen, window, dtype) for kind, window in windows.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _document_of_token(self) -> Tensor:
@@ -200,7 +200,7 @@ class Batch:
         return _sent(numbers, self.input_ids.device)
 
 
-def hiding(seen: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+def additive_mask(seen: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
     """Return what attention adds to its scores, [1, 1, L, L]: 0 where a token is seen, [L, L], and in the window."""
     inside = seen if window is None else seen.triu(1 - window)
     hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
@@ -226,7 +226,7 @@ def _content(document: Document) -> bytes:
     return len(document).to_bytes(8, "little") + ids.tobytes() + mask.tobytes()
 
 
-def places_in_answers(documents: Sequence[Document]) -> Tensor:
+def positions_in_answers(documents: Sequence[Document]) -> Tensor:
     """Return [T]: for a position that predicts an answer token, which token of its answer this is, from 0.
 
     An answer is a run of answer tokens with none between that is not scored: an assistant's turn with what ends it, or

@@ -14,7 +14,7 @@ from neoplug.data.mixture import Mixture, permutation
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
+class BatchSampler:
     """The rows of every step.
 
     rows          how many an epoch has
@@ -36,7 +36,7 @@ class Order:
 
     def __post_init__(self) -> None:
         if min(self.rows, self.batch_size, self.accumulation, self.world) < 1:
-            raise ValueError(f"an order needs at least one of each: {self}")
+            raise ValueError(f"a sampler needs at least one of each: {self}")
         object.__setattr__(self, "rows_per_step", self.batch_size * self.accumulation * self.world)
 
     @property

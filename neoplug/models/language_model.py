@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neoplug.data.batch import EVERYTHING, Batch, Layout, Windows
+from neoplug.data.batch import FULL_ATTENTION, Batch, Layout, Windows
 from neoplug.models.head import Head
 from neoplug.models.recorder import recording
 
@@ -32,7 +32,7 @@ class LanguageModel:
     head: Head
     device: torch.device
     layout: Layout = "padded"
-    windows: Windows = field(default_factory=lambda: EVERYTHING)
+    windows: Windows = field(default_factory=lambda: FULL_ATTENTION)
     autocast: torch.dtype | None = None
     pad_token_id: int = 0
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from neoplug.data.batch import hiding
+from neoplug.data.batch import additive_mask
 from neoplug.models.quiet import quiet
 
 Attention = Callable[..., tuple[Tensor, Any]]
@@ -72,7 +72,7 @@ def _mask(query: Tensor, window: int | None, explicit: bool) -> Tensor | None:
     length = query.shape[-2]
     if not explicit and (window is None or window >= length):
         return None
-    return hiding(torch.ones(length, length, dtype=torch.bool, device=query.device).tril(), window, query.dtype)
+    return additive_mask(torch.ones(length, length, dtype=torch.bool, device=query.device).tril(), window, query.dtype)
 
 
 def _sdpa(module: nn.Module, *states: Any, **settings: Any) -> tuple[Tensor, Any]:

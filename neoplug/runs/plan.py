@@ -30,7 +30,7 @@ from neoplug.runs.preflight import (
     validate_room_for_virtual_tokens,
 )
 from neoplug.runs.progress import Silent
-from neoplug.runs.steps import count_steps, make_order
+from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.training.objective import BLOCK
 from neoplug.training.optim import make_optimizer
 
@@ -202,8 +202,8 @@ def _quantised_bytes(skeleton: PreTrainedModel, config: Any, dtype: torch.dtype)
 
 def _length(checked: ResolvedRecipe, corpus: Corpus) -> dict[str, Any]:
     """Return data, steps and tokens of a run in one process."""
-    order = make_order(checked, corpus, 1)
-    steps = count_steps(checked.recipe.train, order.steps_per_epoch)
+    sampler = make_sampler(checked, corpus, 1)
+    steps = count_steps(checked.recipe.train, sampler.steps_per_epoch)
     shares = [(read, read.epoch_rows / read.training_rows) for read in corpus.report.read.values()]
     tokens = sum(read.tokens * share for read, share in shares)  # of an epoch
     scored = sum(read.answer_tokens * share for read, share in shares)
@@ -218,9 +218,9 @@ def _length(checked: ResolvedRecipe, corpus: Corpus) -> dict[str, Any]:
             "lines": corpus.report.lines(),
         },
         "steps": steps,
-        "epochs": steps / order.steps_per_epoch,
-        "tokens": round(tokens * steps / order.steps_per_epoch),
-        "answer_tokens": round(scored * steps / order.steps_per_epoch),
+        "epochs": steps / sampler.steps_per_epoch,
+        "tokens": round(tokens * steps / sampler.steps_per_epoch),
+        "answer_tokens": round(scored * steps / sampler.steps_per_epoch),
     }
 
 

@@ -27,7 +27,7 @@ from neoplug.models.vocabulary import Vocabulary
 from neoplug.recipe import Model, Recipe, ResolvedRecipe, Student
 from neoplug.registry import path_of
 from neoplug.registry.compatibility import validate_compatibility
-from neoplug.runs.steps import count_steps, make_order
+from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.seeds import generator
 from neoplug.training.optim import make_optimizer
 
@@ -52,7 +52,7 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
         RecipeError: the recipe does not fit the model.
         PluginError: a plugin failed.
     """
-    steps = count_steps(checked.recipe.train, make_order(checked, corpus, 1).steps_per_epoch)
+    steps = count_steps(checked.recipe.train, make_sampler(checked, corpus, 1).steps_per_epoch)
     whole = None
     plugin_kwargs(checked.plugins, "student")
     with meta_device("student", "the student is loaded in float32, until it is known which of its weights train"):

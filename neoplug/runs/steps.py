@@ -4,26 +4,26 @@ from collections.abc import Iterator
 from itertools import count
 from math import ceil
 
-from neoplug.data import Corpus, Order
+from neoplug.data import BatchSampler, Corpus
 from neoplug.data.batch import Batch, collate
 from neoplug.recipe import ResolvedRecipe, Train
 from neoplug.registry import Plugins
 from neoplug.training.objective import Loss
 
 
-def make_order(checked: ResolvedRecipe, corpus: Corpus, world: int) -> Order:
+def make_sampler(checked: ResolvedRecipe, corpus: Corpus, world: int) -> BatchSampler:
     """Return which rows each step holds."""
     train, mixture = checked.recipe.train, corpus.mixture
     rows = len(corpus.rows) if mixture is None else sum(mixture.shown)
     batch, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
-    return Order(rows, batch, accumulation, world, checked.recipe.seed, mixture=mixture)
+    return BatchSampler(rows, batch, accumulation, world, checked.recipe.seed, mixture=mixture)
 
 
 def training_batches(checked: ResolvedRecipe, corpus: Corpus) -> Iterator[Batch]:
     """Yield training micro-batches in the recipe's order, without end, for hooks that ask for `batches`."""
-    order = make_order(checked, corpus, 1)
+    sampler = make_sampler(checked, corpus, 1)
     for step in count():
-        for rows in order.micro_batches(step, 0):
+        for rows in sampler.micro_batches(step, 0):
             yield collate([document for row in rows for document in corpus.rows[row]])
 
 

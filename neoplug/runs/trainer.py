@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from neoplug.data import Order
+from neoplug.data import BatchSampler
 from neoplug.data.batch import Batch
 from neoplug.distributed.world import World
 from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, UsageError
@@ -31,7 +31,7 @@ from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.progress import Progress
 from neoplug.runs.saved_student import widened
 from neoplug.runs.signals import EndedNow, Stop
-from neoplug.runs.steps import count_steps, make_losses, make_order, training_batches
+from neoplug.runs.steps import count_steps, make_losses, make_sampler, training_batches
 from neoplug.runs.trackers import Trackers
 from neoplug.seeds import derive, generator
 from neoplug.training import checkpoint
@@ -111,8 +111,8 @@ class Trainer:
     def work(self, earlier: Path | None) -> dict[str, Any]:
         """Load, measure, train, measure again, save."""
         recipe, plugins = self.checked.recipe, self.checked.plugins
-        order = make_order(self.checked, self.parts.corpus, self.world.size)
-        total = count_steps(recipe.train, order.steps_per_epoch)
+        sampler = make_sampler(self.checked, self.parts.corpus, self.world.size)
+        total = count_steps(recipe.train, sampler.steps_per_epoch)
         batches = self.roles.held_out()
         self.phase("loading the models")
         teacher = self.roles.teacher()
@@ -129,8 +129,8 @@ class Trainer:
             checkpoint.load(earlier, student.module, optimizer, schedule, plugins, self.world.rank)
         first = 0 if earlier is None else int(earlier.name.removeprefix("step-"))
         if not recipe.data.packing and any(model and model.layout == "padded" for model in (student, teacher)):
-            order = replace(order, lengths=self.parts.corpus.row_lengths)
-        config = self.loop_config(student, teacher, order, total, optimizer, schedule)
+            sampler = replace(sampler, lengths=self.parts.corpus.row_lengths)
+        config = self.loop_config(student, teacher, sampler, total, optimizer, schedule)
         events = self.loop_events(config, batches)
         self.progress.started(total, first)
         with self.stop.deferring():
@@ -142,8 +142,8 @@ class Trainer:
         return self.finish(student, teacher, batches, done)
 
     def loop_config(
-        self, student: LanguageModel, teacher: LanguageModel | None, order: Order, total: int, optimizer: Optimizer,
-        schedule: LRScheduler,
+        self, student: LanguageModel, teacher: LanguageModel | None, sampler: BatchSampler, total: int,
+        optimizer: Optimizer, schedule: LRScheduler,
     ) -> LoopConfig:  # fmt: skip
         """Return everything the loop reads."""
         recipe, plugins = self.checked.recipe, self.checked.plugins
@@ -155,7 +155,7 @@ class Trainer:
             weights=self.weights(),
             plugins=plugins,
             corpus=self.parts.corpus,
-            order=order,
+            sampler=sampler,
             optimizer=optimizer,
             schedule=schedule,
             world=self.world,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from neoplug.data import Corpus, Order, idle
-from neoplug.data.batch import Batch, collate, places_in_answers
+from neoplug.data import BatchSampler, Corpus, without_answers
+from neoplug.data.batch import Batch, collate, positions_in_answers
 from neoplug.distributed.world import World
 from neoplug.environment.memory import keep_freed
 from neoplug.errors import RunError
@@ -58,7 +58,7 @@ class LoopConfig:
     weights: Mapping[str, Weight]
     plugins: Plugins
     corpus: Corpus
-    order: Order
+    sampler: BatchSampler
     optimizer: Optimizer
     schedule: LRScheduler
     world: World
@@ -176,14 +176,14 @@ def micro_batches(config: LoopConfig, step: int, progress: float) -> Iterator[tu
     False beside one: this rank has no rows left, and runs a document without answers to keep in step with the others.
     """
     edits, weighed = config.plugins.functions("edit_batch"), config.plugins.named("token_weight")
-    for number, rows in enumerate(config.order.micro_batches(step, config.world.rank)):
+    for number, rows in enumerate(config.sampler.micro_batches(step, config.world.rank)):
         documents = [document for row in rows for document in config.corpus.rows[row]]
-        real, documents = bool(documents), documents or [idle(config.corpus.rows[0][0])]
+        real, documents = bool(documents), documents or [without_answers(config.corpus.rows[0][0])]
         batch = collate(documents)
         for name, edit in edits.items() if real else ():
             edit(batch=batch, progress=progress, rng=generator(config.seed, name, step, number, config.world.rank))
         if weighed:
-            batch.in_answer = places_in_answers(documents)[batch.positions]
+            batch.in_answer = positions_in_answers(documents)[batch.positions]
         yield batch, real
 
 

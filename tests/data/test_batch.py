@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from neoplug.data.batch import Batch, Document, TeacherText, collate, places_in_answers
+from neoplug.data.batch import Batch, Document, TeacherText, collate, positions_in_answers
 
 
 class Copies(TorchFunctionMode):
@@ -36,7 +36,7 @@ def test_only_a_copy_to_the_cpu_is_waited_for():
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=4))
 def test_places_in_answers_count_from_the_first_token_of_each_turn(masks):
     documents = [Document(np.arange(len(mask)), np.array(mask), row=0) for mask in masks]
-    found = places_in_answers(documents)[collate(documents).positions].tolist()
+    found = positions_in_answers(documents)[collate(documents).positions].tolist()
     expected = []
     for mask in masks:
         turn = -1

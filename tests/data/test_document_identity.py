@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoplug.data import Document, Order, collate, idle, load_corpus
+from neoplug.data import BatchSampler, Document, collate, load_corpus, without_answers
 from neoplug.data.encode.tokenise import Tokeniser
 from neoplug.recipe import Data
 from neoplug.registry import Plugins
@@ -146,8 +146,10 @@ def test_a_second_load_gives_the_same_identities(written, section, tiny_tokenize
 
 def run_of(corpus, rank, world):
     """Return what `micro_batches` reads of a run."""
-    order = Order(len(corpus.rows), batch_size=2, accumulation=2, world=world, seed=5)
-    return SimpleNamespace(plugins=Plugins({}), order=order, world=SimpleNamespace(rank=rank), corpus=corpus, seed=5)
+    sampler = BatchSampler(len(corpus.rows), batch_size=2, accumulation=2, world=world, seed=5)
+    return SimpleNamespace(
+        plugins=Plugins({}), sampler=sampler, world=SimpleNamespace(rank=rank), corpus=corpus, seed=5
+    )
 
 
 def documents_of_steps(corpus, steps, rank=0, world=1):
@@ -159,7 +161,7 @@ def documents_of_steps(corpus, steps, rank=0, world=1):
 def test_ranks_and_a_resumed_run_have_the_documents_of_a_single_process(written, section, tiny_tokenizer):
     data = section(written(TEXTS), held_out=7, max_length=MAX_LENGTH)
     corpus = load_corpus(data, tiny_tokenizer)
-    epoch = run_of(corpus, 0, 2).order.steps_per_epoch
+    epoch = run_of(corpus, 0, 2).sampler.steps_per_epoch
     assert len(corpus.rows) % 8  # the last step of an epoch is not full
     ranks = [documents_of_steps(corpus, range(epoch), rank, world=2) for rank in (0, 1)]
     every = [document for steps in ranks for documents in steps for document in documents]
@@ -170,7 +172,7 @@ def test_ranks_and_a_resumed_run_have_the_documents_of_a_single_process(written,
 
 
 def test_a_document_without_answers_that_fills_a_step_has_no_number():
-    assert idle(replace(with_mask(range(4), [0, 0, 1, 1]), number=0)).number == -1
+    assert without_answers(replace(with_mask(range(4), [0, 0, 1, 1]), number=0)).number == -1
 
 
 def test_a_batch_keeps_its_documents():

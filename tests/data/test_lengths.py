@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoplug.data import collate, idle
+from neoplug.data import collate, without_answers
 from neoplug.data.encode.lengths import fit, windows
 from neoplug.data.encode.tokenise import Tokenised
 
@@ -43,13 +43,13 @@ def test_no_document_without_an_answer():
 
 def test_an_idle_document_is_the_same_with_nothing_scored():
     document = fit(row(5), 5).documents[0]
-    assert idle(document).answer_tokens == 0
-    assert idle(document).input_ids.tolist() == [0, 1, 2, 3, 4]
+    assert without_answers(document).answer_tokens == 0
+    assert without_answers(document).input_ids.tolist() == [0, 1, 2, 3, 4]
     assert document.answer_tokens == 4
 
 
 def test_of_an_idle_document_the_teacher_reads_its_own_text_too():
     taught = replace(row(5), teacher_ids=np.array([90, 91, 1, 2, 3, 4]), teacher_loss_mask=np.arange(6) >= 2)
-    batch = collate([idle(fit(taught, 9).documents[0])])
+    batch = collate([without_answers(fit(taught, 9).documents[0])])
     assert batch.for_teacher().input_ids.tolist() == [90, 91, 1, 2, 3, 4]
     assert batch.answer_tokens == batch.for_teacher().answer_tokens == 0

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoplug.data import Order, check_source, load_corpus, read_corpus
+from neoplug.data import BatchSampler, check_source, load_corpus, read_corpus
 from neoplug.data.mixture import Mixture, epoch_rows
 from neoplug.errors import RecipeError
 
@@ -48,10 +48,10 @@ def test_every_row_of_a_source_comes_as_often_as_any_other(sizes, seed, epochs):
 
 def test_the_steps_of_an_order_go_through_the_mixture():
     mixture = Mixture(("a", "b"), (6, 30), (6, 6))
-    order = Order(12, 2, 1, 2, seed=3, mixture=mixture)
-    assert order.steps_per_epoch == 3
+    sampler = BatchSampler(12, 2, 1, 2, seed=3, mixture=mixture)
+    assert sampler.steps_per_epoch == 3
     for epoch in range(2):
-        steps = [order.micro_batches(3 * epoch + step, rank) for step in range(3) for rank in range(2)]
+        steps = [sampler.micro_batches(3 * epoch + step, rank) for step in range(3) for rank in range(2)]
         assert sorted(row for step in steps for batch in step for row in batch) == sorted(mixture.epoch(3, epoch))
     assert mixture.epoch(3, 0).tolist() != mixture.epoch(4, 0).tolist()
 

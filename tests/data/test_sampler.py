@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoplug.data import Order
-from neoplug.data import sampler as order
+from neoplug.data import BatchSampler, sampler
 
-ASKED = "Order(40, 4, 2, 1, 9).micro_batches(12, 0)"
+ASKED = "BatchSampler(40, 4, 2, 1, 9).micro_batches(12, 0)"
 
 SHAPES = [(1, 8, 1), (2, 4, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2), (4, 1, 2), (1, 2, 4)]
 
@@ -26,7 +25,7 @@ def step_rows(plan, step):
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(0, 2**40), st.integers(0, 20))
 def test_a_step_has_the_same_rows_in_every_shape(rows, seed, step):
-    unions = [step_rows(Order(rows, *shape, seed), step) for shape in SHAPES]
+    unions = [step_rows(BatchSampler(rows, *shape, seed), step) for shape in SHAPES]
     assert all(union == unions[0] for union in unions)
     assert len(unions[0]) == len(set(unions[0])) > 0
 
@@ -34,7 +33,7 @@ def test_a_step_has_the_same_rows_in_every_shape(rows, seed, step):
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
 def test_an_epoch_is_every_row_once_and_ranks_keep_step(rows, batch_size, accumulation, world):
-    plan = Order(rows, batch_size, accumulation, world, seed=5)
+    plan = BatchSampler(rows, batch_size, accumulation, world, seed=5)
     for epoch in (0, 3):
         steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
         assert Counter(n for step in steps for n in step_rows(plan, step)) == Counter(range(rows))
@@ -54,14 +53,14 @@ lengths = st.lists(st.integers(1, 500), min_size=1, max_size=60).map(np.array)
 @given(lengths, st.integers(0, 2**40), st.integers(0, 9))
 def test_dealing_by_length_changes_no_steps_rows(lengths, seed, step):
     for shape in SHAPES:
-        dealt = step_rows(Order(len(lengths), *shape, seed, lengths), step)
-        assert dealt == step_rows(Order(len(lengths), *shape, seed), step)
+        dealt = step_rows(BatchSampler(len(lengths), *shape, seed, lengths), step)
+        assert dealt == step_rows(BatchSampler(len(lengths), *shape, seed), step)
 
 
 @settings(deadline=None)
 @given(lengths, st.sampled_from(SHAPES), st.integers(0, 9))
 def test_micro_batches_are_of_like_length_and_ranks_balanced(lengths, shape, step):
-    plan = Order(len(lengths), *shape, 7, lengths)
+    plan = BatchSampler(len(lengths), *shape, 7, lengths)
     by_rank = [[lengths[rows] for rows in plan.micro_batches(step, rank)] for rank in range(plan.world)]
     longest = [[max(rows) if len(rows) else 0 for rows in micro_batches] for micro_batches in by_rank]
     for first, second in pairwise([[n for rank in by_rank for n in rank[k]] for k in range(len(by_rank[0]))]):
@@ -79,7 +78,7 @@ def test_no_other_way_to_deal_pads_less(lengths, seed):
         return sum(2 * max(lengths[pair]) for pair in pairs)
 
     best = min(padded(np.reshape(order, (4, 2))) for order in pairings([*range(8)]))
-    assert padded(Order(8, 2, 4, 1, seed, lengths).micro_batches(0, 0)) == best
+    assert padded(BatchSampler(8, 2, 4, 1, seed, lengths).micro_batches(0, 0)) == best
 
 
 def pairings(rows):
@@ -92,16 +91,16 @@ def pairings(rows):
 
 
 def test_epochs_and_seeds_differ():
-    plan = Order(50, 50, 1, 1, seed=0)
+    plan = BatchSampler(50, 50, 1, 1, seed=0)
     first, second = plan.micro_batches(0, 0)[0], plan.micro_batches(1, 0)[0]
     assert first != second
     assert first != sorted(first)
-    assert first != Order(50, 50, 1, 1, seed=1).micro_batches(0, 0)[0]
+    assert first != BatchSampler(50, 50, 1, 1, seed=1).micro_batches(0, 0)[0]
 
 
 def test_every_position_is_as_likely_for_every_row():
     """First rows over 4,000 seeds against the uniform law: chi-square with 9 degrees of freedom, 99.9 % point 27.9."""
-    counts = Counter(Order(10, 1, 1, 1, seed).micro_batches(0, 0)[0][0] for seed in range(4000))
+    counts = Counter(BatchSampler(10, 1, 1, 1, seed).micro_batches(0, 0)[0][0] for seed in range(4000))
     assert sum((counts[n] - 400) ** 2 / 400 for n in range(10)) < 27.9
 
 
@@ -109,7 +108,7 @@ def test_every_position_is_as_likely_for_every_row():
 @pytest.mark.parametrize("hash_seed", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_another_process_with_another_hash_seed_gives_the_same_order(hash_seed):
     """The module runs by its path: the package would import torch."""
-    program = f"import runpy; Order = runpy.run_path({order.__file__!r})['Order']; print({ASKED})"
+    program = f"import runpy; BatchSampler = runpy.run_path({sampler.__file__!r})['BatchSampler']; print({ASKED})"
     answer = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"PYTHONHASHSEED": hash_seed},
@@ -120,6 +119,6 @@ def test_another_process_with_another_hash_seed_gives_the_same_order(hash_seed):
     assert answer.strip() == str(eval(ASKED))
 
 
-def test_an_order_of_nothing_is_refused():
+def test_a_sampler_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one"):
-        Order(0, 1, 1, 1, 0)
+        BatchSampler(0, 1, 1, 1, 0)

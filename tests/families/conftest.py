@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neoplug import recipe
 from neoplug.data import load_corpus
-from neoplug.runs.steps import make_order
+from neoplug.runs.steps import make_sampler
 from neoplug.testing.families import FAMILIES, make
 
 NAMES = sorted(FAMILIES)
@@ -97,7 +97,7 @@ class Lab:
         checked = recipe.load(self.path / "recipe.yaml")
         tokenizer = AutoTokenizer.from_pretrained(self.student)
         corpus, tokens = load_corpus(checked.recipe.data, tokenizer), len(tokenizer)
-        rows = [row for rows in make_order(checked, corpus, 1).micro_batches(0, 0) for row in rows]
+        rows = [row for rows in make_sampler(checked, corpus, 1).micro_batches(0, 0) for row in rows]
         cross_entropy, divergence, count = 0.0, 0.0, 0
         for document in (document for row in rows for document in corpus.rows[row]):
             ids, scored = torch.from_numpy(document.input_ids)[None], torch.from_numpy(document.loss_mask[1:])

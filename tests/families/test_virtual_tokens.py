@@ -9,7 +9,7 @@ import neoplug
 from neoplug import recipe
 from neoplug.data import load_corpus
 from neoplug.errors import UsageError
-from neoplug.runs.steps import make_order
+from neoplug.runs.steps import make_sampler
 from neoplug.testing.families import make
 
 pytestmark = [
@@ -31,7 +31,7 @@ def of_peft(lab, student):
     model = PeftModel.from_pretrained(base, lab.path / "run" / "adapter").double().eval()
     checked, tokenizer = recipe.load(lab.path / "recipe.yaml"), AutoTokenizer.from_pretrained(student)
     corpus = load_corpus(checked.recipe.data, tokenizer)
-    rows = [row for rows in make_order(checked, corpus, 1).micro_batches(0, 0) for row in rows]
+    rows = [row for rows in make_sampler(checked, corpus, 1).micro_batches(0, 0) for row in rows]
     total, count = 0.0, 0
     for document in (document for row in rows for document in corpus.rows[row]):
         ids, scored = torch.from_numpy(document.input_ids)[None], torch.from_numpy(document.loss_mask[1:])

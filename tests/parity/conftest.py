@@ -10,7 +10,7 @@ import torch
 import neoplug
 from neoplug import recipe
 from neoplug.data import load_corpus
-from neoplug.runs.steps import make_order
+from neoplug.runs.steps import make_sampler
 from neoplug.runs.trainer import Trainer
 
 
@@ -28,8 +28,8 @@ class Run:
 
         checked = recipe.load(self.path.parent / "recipe.yaml")
         corpus = load_corpus(checked.recipe.data, AutoTokenizer.from_pretrained(checked.recipe.student.model))
-        order = make_order(checked, corpus, 1)
-        return [[d for row in rows for d in corpus.rows[row]] for rows in order.micro_batches(step, 0)]
+        sampler = make_sampler(checked, corpus, 1)
+        return [[d for row in rows for d in corpus.rows[row]] for rows in sampler.micro_batches(step, 0)]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ They average micro-batches that hold unequal numbers of answer tokens, or divide
 import numpy as np
 import pytest
 
-from neoplug.data import Order
+from neoplug.data import BatchSampler
 from neoplug.models import verify
 
 MIX = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 0.5}}
@@ -16,8 +16,10 @@ MIX = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 0.5}}
 def test_no_split_of_a_step_changes_it(run, tiny_teacher, monkeypatch, layout):
     """Padded rows go into micro-batches by their length, which must not show either."""
     monkeypatch.setattr(verify, "LAYOUTS", {layout: verify.LAYOUTS[layout]})
-    orders, dealt = set(), Order.micro_batches
-    monkeypatch.setattr(Order, "micro_batches", lambda order, *at: orders.add(order) or dealt(order, *at))
+    samplers, dealt = set(), BatchSampler.micro_batches
+    monkeypatch.setattr(
+        BatchSampler, "micro_batches", lambda sampler, *at: samplers.add(sampler) or dealt(sampler, *at)
+    )
     curves = []
     for rows, micro_batches in ((4, 1), (1, 4)):
         lines, _ = run(
@@ -27,9 +29,9 @@ def test_no_split_of_a_step_changes_it(run, tiny_teacher, monkeypatch, layout):
             train={"max_steps": 2, "per_device_train_batch_size": rows, "gradient_accumulation_steps": micro_batches},
         )
         curves.append([(line["loss"], line["grad_norm"], line["answer_tokens"]) for line in lines])
-    by_length = [order for order in orders if order.lengths is not None]
+    by_length = [sampler for sampler in samplers if sampler.lengths is not None]
     assert len(by_length) == (2 if layout == "padded" else 0)
-    assert all(len(np.unique(order.lengths)) > 4 for order in by_length)  # else the split changes nothing
+    assert all(len(np.unique(sampler.lengths)) > 4 for sampler in by_length)  # else the split changes nothing
     whole, split = curves
     assert whole[0][2] == split[0][2]
     for one, other in zip(whole, split, strict=True):

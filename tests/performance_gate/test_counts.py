@@ -117,7 +117,7 @@ def step(closed):
         teacher=language_model(teacher, name, vocabulary), student=language_model(student, name, vocabulary),
         losses=[Loss(name, 1.0, values[name], gradients.get(name)) for name in values], references=[],
         weights={name: Weight(0.5) for name in values}, plugins=Plugins({}),
-        corpus=SimpleNamespace(rows=rows), order=SimpleNamespace(micro_batches=lambda step, rank: [[0, 1], [2]]),
+        corpus=SimpleNamespace(rows=rows), sampler=SimpleNamespace(micro_batches=lambda step, rank: [[0, 1], [2]]),
         optimizer=optimizer, schedule=torch.optim.lr_scheduler.ConstantLR(optimizer), world=World("cpu"),
         settings=Train(max_steps=9), total_steps=9, eval_steps=None, seed=0,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from neoplug.errors import UsageError
 from neoplug.export.merge import export
 from neoplug.runs.progress import Silent
 from neoplug.runs.remeasure import checked_for, remeasure
-from neoplug.runs.steps import make_order
+from neoplug.runs.steps import make_sampler
 
 pytestmark = [
     pytest.mark.slow,
@@ -56,7 +56,7 @@ def read(lab, run):
     """Return a run's corpus, and the documents of its first step."""
     checked = recipe.load(lab.folder / f"{run}-recipe.yaml")
     corpus = load_corpus(checked.recipe.data, AutoTokenizer.from_pretrained(checked.recipe.student.model))
-    rows = [row for rows in make_order(checked, corpus, 1).micro_batches(0, 0) for row in rows]
+    rows = [row for rows in make_sampler(checked, corpus, 1).micro_batches(0, 0) for row in rows]
     return corpus, [document for row in rows for document in corpus.rows[row]]
 
 

@@ -54,7 +54,7 @@ def windows(row: Tokenised, max_length: int) -> list[Document]:
     return found
 
 
-def idle(document: Document) -> Document:
+def without_answers(document: Document) -> Document:
     """Return the document with nothing scored: what a rank runs that has no rows left.
 
     The teacher still reads its own text, since it may not know the student's tokens.
