@@ -156,6 +156,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     from neoplug.recipe import Train
     from neoplug.recipe.loss_weights import Weight
     from neoplug.registry import Plugins
+    from neoplug.teachers.live import LiveTeacher
     from neoplug.training.loop import LoopConfig, LoopEvents, distil
     from neoplug.training.metrics import Metrics
     from neoplug.training.objective import Loss
@@ -176,7 +177,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
         return False
 
     config = LoopConfig(
-        teacher=language_model(teacher, name, vocabulary, role="teacher", longest=longest),
+        teacher=LiveTeacher(language_model(teacher, name, vocabulary, role="teacher", longest=longest)),
         student=language_model(student, name, vocabulary, longest=longest, autocast=autocast),
         losses=losses,
         references=[],

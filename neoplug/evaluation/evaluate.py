@@ -15,7 +15,7 @@ from neoplug.data.batch import Batch, Document, collate
 from neoplug.errors import RunError
 from neoplug.models.language_model import LanguageModel
 from neoplug.registry import Plugins
-from neoplug.teachers.live import teacher_signal
+from neoplug.teachers.base import Teacher
 from neoplug.training.diagnostics import Diagnosis, means
 from neoplug.training.objective import log_probabilities
 
@@ -27,7 +27,7 @@ def held_out_batches(documents: Sequence[Document], size: int, device: torch.dev
 
 @torch.no_grad()
 def measure(
-    student: LanguageModel, teacher: LanguageModel | None, batches: Sequence[Batch]
+    student: LanguageModel, teacher: Teacher | None, batches: Sequence[Batch]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return what is measured of the student and of the teacher.
 
@@ -40,7 +40,7 @@ def measure(
     diagnosis = Diagnosis(student.device)
     for batch in batches:
         states, labels = student.hidden(batch), student.head.vocabulary.index(batch.labels)
-        signal = None if teacher is None else teacher_signal(teacher, batch)
+        signal = None if teacher is None else teacher.signal(batch)
         for rows, log_q, log_p in log_probabilities(student.head, states, signal):
             diagnosis.see(log_q, log_p, labels[rows])
             if log_p is not None:

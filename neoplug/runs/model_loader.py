@@ -18,6 +18,8 @@ from neoplug.models.stored_adapter import load_adapter
 from neoplug.models.verify import head_name, language_model
 from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.inputs import RunInputs
+from neoplug.teachers.base import Teacher
+from neoplug.teachers.live import LiveTeacher
 
 
 @dataclass(eq=False)
@@ -46,7 +48,7 @@ class ModelLoader:
         section = getattr(self.checked.recipe, role)
         return resolve_dtype(section.dtype, section.device or self.device)
 
-    def teacher(self) -> LanguageModel | None:
+    def teacher(self) -> Teacher | None:
         """Load the teacher, if the recipe has one."""
         if self.parts.teacher is None:
             return None
@@ -54,7 +56,7 @@ class ModelLoader:
         name, longest = head_name(module), self.checked.recipe.data.max_length
         if stored := self.parts.teacher.adapter:
             module = load_adapter(module, stored)
-        return language_model(module, name, self.parts.vocabulary, role="teacher", longest=longest)
+        return LiveTeacher(language_model(module, name, self.parts.vocabulary, role="teacher", longest=longest))
 
     def student(self, module: nn.Module, name: str) -> LanguageModel:
         """Prove the student's head and layout; it computes in its own dtype, trainable weights staying float32."""
@@ -79,20 +81,21 @@ class ModelLoader:
             self.parts.corpus.held_out, self.checked.recipe.evaluate.per_device_eval_batch_size, self.device
         )
 
-    def measured(self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> dict[str, Any]:
+    def measured(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> dict[str, Any]:
         """Return the ruler's values and the probes' answers of the student."""
         ours, _ = measure(student, teacher, batches)
         return {**ours, "probes": self._probed(student, teacher, batches)}
 
     def measured_both(
-        self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]
+        self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the same of the student and of the teacher; without one the second is empty."""
         ours, theirs = measure(student, teacher, batches)
         found: dict[str, Any] = dict(theirs)
-        if teacher is not None:
-            found["probes"] = self._probed(teacher, None, [batch.for_teacher() for batch in batches])
+        if teacher is not None and teacher.model is not None:
+            found["probes"] = self._probed(teacher.model, None, [batch.for_teacher() for batch in batches])
         return {**ours, "probes": self._probed(student, teacher, batches)}, found
 
-    def _probed(self, model: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> dict[str, Any]:
-        return probe(self.checked.plugins, model, teacher, batches, self.parts.tokenizer)
+    def _probed(self, model: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> dict[str, Any]:
+        live = None if teacher is None else teacher.model
+        return probe(self.checked.plugins, model, live, batches, self.parts.tokenizer)

@@ -34,6 +34,7 @@ from neoplug.runs.signals import EndedNow, Stop
 from neoplug.runs.steps import count_steps, make_losses, make_sampler, training_batches
 from neoplug.runs.trackers import Trackers
 from neoplug.seeds import derive, generator
+from neoplug.teachers.base import Teacher
 from neoplug.training import checkpoint
 from neoplug.training.diagnostics import remarks
 from neoplug.training.loop import LoopConfig, LoopEvents, Verdict, distil
@@ -116,6 +117,8 @@ class Trainer:
         batches = self.roles.held_out()
         self.phase("loading the models")
         teacher = self.roles.teacher()
+        if teacher is not None:
+            logger.debug("teacher: %s", teacher.describe())
         bare = self.roles.load("student", self.parts.base)
         name, continues = head_name(bare), self.parts.base.adapter is not None
         if earlier is None and not continues:
@@ -128,7 +131,9 @@ class Trainer:
         if earlier is not None:
             checkpoint.load(earlier, student.module, optimizer, schedule, plugins, self.world.rank)
         first = 0 if earlier is None else int(earlier.name.removeprefix("step-"))
-        if not recipe.data.packing and any(model and model.layout == "padded" for model in (student, teacher)):
+        if not recipe.data.packing and any(
+            model and model.layout == "padded" for model in (student, teacher and teacher.model)
+        ):
             sampler = replace(sampler, lengths=self.parts.corpus.row_lengths)
         config = self.loop_config(student, teacher, sampler, total, optimizer, schedule)
         events = self.loop_events(config, batches)
@@ -142,7 +147,7 @@ class Trainer:
         return self.finish(student, teacher, batches, done)
 
     def loop_config(
-        self, student: LanguageModel, teacher: LanguageModel | None, sampler: BatchSampler, total: int,
+        self, student: LanguageModel, teacher: Teacher | None, sampler: BatchSampler, total: int,
         optimizer: Optimizer, schedule: LRScheduler,
     ) -> LoopConfig:  # fmt: skip
         """Return everything the loop reads."""
@@ -216,7 +221,7 @@ class Trainer:
         self.roles.round_frozen(weights)
         return widened(model)
 
-    def measure_before(self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch]) -> None:
+    def measure_before(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> None:
         """Measure the student that was not trained, and the teacher."""
         self.phase("evaluating the student before training, and the teacher")
         before, of_teacher = self.roles.measured_both(student, teacher, batches)
@@ -297,7 +302,7 @@ class Trainer:
         return Verdict(improved=standing.best["step"] == step, enough=enough)
 
     def finish(
-        self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch], done: int
+        self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int
     ) -> dict[str, Any]:
         """Measure what was trained, save it, write the result."""
         self.phase("evaluating the student after training")
@@ -333,7 +338,7 @@ class Trainer:
         return result
 
     def at_its_best(
-        self, student: LanguageModel, teacher: LanguageModel | None, batches: list[Batch], done: int
+        self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int
     ) -> dict[str, Any]:
         """Measure the student as it is; put the weights of the best step back and measure these, if the recipe asks."""
         after, recipe, folder = self.roles.measured(student, teacher, batches), self.checked.recipe, self.directory

@@ -1,5 +1,5 @@
-"""Teachers: what a teacher says of a batch (`Signal`), and the live model that computes it.
+"""Teachers: the protocols `Teacher` and `Signal` (`base`), and the teacher that runs a model (`live`).
 
-Imported by `training` and what lies above it. Does not belong here: losses on the signal
-(`training.objective`), loading of models (`models`).
+Imported by `training` and the layers above it. Does not belong here: losses (`training.objective`), loading of models
+(`models`).
 """

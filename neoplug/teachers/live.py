@@ -1,8 +1,12 @@
-"""The teacher's signal for a batch: computed live, without gradient, only where an answer token is predicted."""
+"""A teacher that is a model in memory: one forward without gradient for each batch.
+
+N answer tokens of a batch, n of a block, H hidden size, V shared vocabulary.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,26 +14,48 @@ from torch import Tensor
 from neoplug.data.batch import Batch
 from neoplug.models.head import Head
 from neoplug.models.language_model import LanguageModel
+from neoplug.teachers.base import LOGITS
 
 
 @dataclass(eq=False)
 class LiveSignal:
-    """Hidden states [N, H] of the teacher; its logits are made a block at a time."""
+    """Hidden states [N, H] of the teacher and its head; the head is applied to one block at a time."""
 
     states: Tensor
     head: Head
+    provides: ClassVar[frozenset[str]] = frozenset({LOGITS})
 
     @cached_property
-    def _logits_of(self) -> Callable[[Tensor], Tensor]:
+    def _logits_fn(self) -> Callable[[Tensor], Tensor]:
         return self.head.prepare_logits_fn()
 
     @torch.no_grad()
     def logits(self, rows: slice) -> Tensor:
-        """Return the teacher's float32 logits [n, V]."""
-        return self._logits_of(self.states[rows])
+        """Return float32 logits [n, V] on the teacher's device."""
+        return self._logits_fn(self.states[rows])
 
 
-@torch.no_grad()
-def teacher_signal(teacher: LanguageModel, batch: Batch) -> LiveSignal:
-    """Run the teacher on a batch as the teacher reads it, on the teacher's own device."""
-    return LiveSignal(teacher.hidden(batch.for_teacher().to(teacher.device)), teacher.head)
+@dataclass(frozen=True, eq=False)
+class LiveTeacher:
+    """A `Teacher` around a model in memory."""
+
+    model: LanguageModel
+
+    @torch.no_grad()
+    def signal(self, batch: Batch) -> LiveSignal:
+        """Run the model on the teacher's text of a batch, on the model's device."""
+        return LiveSignal(self.model.hidden(batch.for_teacher().to(self.model.device)), self.model.head)
+
+    def prefetch(self, batch: Batch) -> None:
+        """Do nothing: the forward of the next batch would compete with the student for the device."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the model's class, device, dtype of computation and layout."""
+        dtype = self.model.autocast or next(p.dtype for p in self.model.module.parameters() if p.is_floating_point())
+        return {
+            "kind": "live",
+            "class": type(self.model.module).__name__,
+            "device": str(self.model.device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "layout": self.model.layout,
+        }

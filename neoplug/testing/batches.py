@@ -17,7 +17,7 @@ from neoplug.data.batch import Batch, Document, collate
 from neoplug.models.head import Head
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.vocabulary import Vocabulary
-from neoplug.teachers.live import teacher_signal
+from neoplug.teachers.live import LiveTeacher
 from neoplug.testing.examples import Example, call, hook, token_loss
 from neoplug.training.objective import Loss, objective
 
@@ -65,7 +65,7 @@ def step(loss: Any, example: Example, parts: Iterable[slice] = (slice(None),)) -
     total = torch.zeros(())
     for part in parts:
         batch = _batch(example, part)
-        signal = teacher_signal(_model(teacher), batch)
+        signal = LiveTeacher(_model(teacher)).signal(batch)
         model = _model(student)
         weighted, _ = objective([named], model.hidden(batch), model.head, signal, batch.labels, example.progress)
         share = weighted / max(1, len(example))

@@ -25,7 +25,7 @@ from neoplug.recipe import Train
 from neoplug.recipe.loss_weights import Weight
 from neoplug.registry import Plugins
 from neoplug.seeds import derive, generator
-from neoplug.teachers.live import teacher_signal
+from neoplug.teachers.base import Teacher
 from neoplug.training.diagnostics import Diagnosis
 from neoplug.training.metrics import Metrics, Step, merge, peak_memory
 from neoplug.training.module import StudentWithObjective, gradient_norms, remembering
@@ -52,7 +52,7 @@ class LoopConfig:
     """
 
     student: LanguageModel
-    teacher: LanguageModel | None
+    teacher: Teacher | None
     losses: list[Loss]
     references: list[Loss]
     weights: Mapping[str, Weight]
@@ -121,7 +121,9 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
             norms = measure(config, bare, losses, batches, step, progress)
         values = []
         for number, (batch, _) in enumerate(batches):
-            signal = None if config.teacher is None else teacher_signal(config.teacher, batch)  # it may stay on the CPU
+            signal = None if config.teacher is None else config.teacher.signal(batch)  # it may be on another device
+            if config.teacher is not None and number + 1 < len(batches):
+                config.teacher.prefetch(batches[number + 1][0])
             batch = batch.to(world.device)
             with world.accumulating(module, last=number == len(batches) - 1):
                 total, each = module(losses, batch, signal, progress, diagnosis)

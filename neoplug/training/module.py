@@ -14,9 +14,9 @@ from neoplug.distributed.world import World
 from neoplug.errors import blaming
 from neoplug.models.language_model import LanguageModel
 from neoplug.registry import Plugins
-from neoplug.teachers.live import teacher_signal
+from neoplug.teachers.base import Signal, Teacher
 from neoplug.training.diagnostics import Diagnosis
-from neoplug.training.objective import Loss, Signal, TokenWeights, objective
+from neoplug.training.objective import Loss, TokenWeights, objective
 
 
 class Watched:
@@ -77,7 +77,7 @@ class StudentWithObjective(nn.Module):
 
 def gradient_norms(
     distillation: StudentWithObjective,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     losses: Sequence[Loss],
     batches: Sequence[Batch],
     progress: float,
@@ -94,7 +94,7 @@ def gradient_norms(
     trained = [parameter for parameter in student.module.parameters() if parameter.requires_grad]
     sums = [[torch.zeros_like(parameter) for parameter in trained] for _ in losses]
     for batch in batches:
-        signal = None if teacher is None else teacher_signal(teacher, batch)
+        signal = None if teacher is None else teacher.signal(batch)
         batch = batch.to(world.device)
         hidden = student.hidden(batch)
         for loss, sum_of in zip(alone, sums, strict=True):

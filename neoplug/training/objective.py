@@ -11,24 +11,18 @@ mean (the loop divides).
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from neoplug.errors import RunError
 from neoplug.models.head import Head
+from neoplug.teachers.base import Signal, require_logits
 from neoplug.training.diagnostics import Diagnosis
 
 BLOCK = 2**24  # elements of a block of logits: 64 MiB in float32
 TILE = 2**20  # elements of a tile on a CPU: 4 MiB stay in its cache; a GPU takes the whole block
-
-
-class Signal(Protocol):
-    """What the teacher says of a batch's answer tokens, a block of rows at a time."""
-
-    def logits(self, rows: slice) -> Tensor:
-        """Return float32 logits [n, V], up to a shift of each row; the caller may overwrite them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +93,13 @@ class _Objective(torch.autograd.Function):
         gradients = [torch.empty_like(hidden), *map(torch.zeros_like, parameters)]
         with torch.autocast(hidden.device.type, enabled=False):
             logits_of = head.prepare_logits_fn()
+            theirs_of = None if signal is None else require_logits(signal).logits
             for rows in blocks(len(hidden), head.vocabulary.size):
                 states = hidden[rows].detach().requires_grad_()
                 with torch.enable_grad():
                     logits = logits_of(states)
                 block = logits.detach()  # shares the memory: each tile's logits give way to their gradient
-                teacher = signal.logits(rows).to(hidden.device) if signal is not None else None
+                teacher = None if theirs_of is None else theirs_of(rows).to(hidden.device)
                 for tile in tiles(block):
                     theirs = None if teacher is None else torch.log_softmax(teacher[tile], -1, out=teacher[tile])
                     at = slice(rows.start + tile.start, rows.start + tile.stop)
@@ -217,9 +212,10 @@ def log_probabilities(
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Yield rows with the student's and the teacher's log-probabilities [t, V] in float32, tile by tile."""
     logits_of = head.prepare_logits_fn()
+    theirs_of = None if signal is None else require_logits(signal).logits
     for rows in blocks(len(hidden), head.vocabulary.size):
         logits = logits_of(hidden[rows])
-        teacher = None if signal is None else signal.logits(rows).to(hidden.device)
+        teacher = None if theirs_of is None else theirs_of(rows).to(hidden.device)
         for tile in tiles(logits):
             log_p = None if teacher is None else torch.log_softmax(teacher[tile], -1)
             yield slice(rows.start + tile.start, rows.start + tile.stop), torch.log_softmax(logits[tile], -1), log_p

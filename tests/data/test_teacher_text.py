@@ -12,7 +12,7 @@ from neoplug.data.encode.tokenise import Tokenised
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.verify import language_model
 from neoplug.models.vocabulary import Vocabulary
-from neoplug.teachers.live import teacher_signal
+from neoplug.teachers.live import LiveTeacher
 
 VOCABULARY = 96
 
@@ -63,7 +63,7 @@ def test_the_signal_is_the_teachers_own_forward_on_what_it_reads(llama, teacher,
     for each in (one.as_teacher() for one in DOCUMENTS):
         logits = llama(torch.from_numpy(each.input_ids)[None]).logits[0]
         expected.append(logits[:-1][torch.from_numpy(each.loss_mask[1:])])
-    signal = teacher_signal(teacher, batch).logits(slice(None))
+    signal = LiveTeacher(teacher).signal(batch).logits(slice(None))
     torch.testing.assert_close(signal, torch.cat(expected), rtol=1e-4, atol=1e-4)
     seen = batch.for_teacher()
     assert seen.input_ids[seen.positions + 1].tolist() == batch.labels.tolist()
@@ -73,7 +73,7 @@ def test_a_treatment_that_drops_answer_tokens_drops_them_for_the_teacher_too(tea
     whole, batch = collate(DOCUMENTS), collate(DOCUMENTS)
     kept = torch.tensor([0, 4, 7])
     batch.positions, batch.labels, batch.rows = batch.positions[kept], batch.labels[kept], batch.rows[kept]
-    ours, theirs = (teacher_signal(teacher, one).logits(slice(None)) for one in (batch, whole))
+    ours, theirs = (LiveTeacher(teacher).signal(one).logits(slice(None)) for one in (batch, whole))
     torch.testing.assert_close(ours, theirs[kept], rtol=1e-5, atol=1e-5)
 
 
@@ -81,7 +81,7 @@ def test_a_teacher_that_reads_the_same_has_the_same_signal_to_the_last_bit(teach
     bare = [Document(one.input_ids, one.loss_mask, one.row) for one in DOCUMENTS]
     twice = [Document(one.input_ids, one.loss_mask, one.row, one.input_ids, one.loss_mask) for one in bare]
     assert collate(bare).teacher is None
-    signals = [teacher_signal(teacher, collate(documents)).logits(slice(None)) for documents in (bare, twice)]
+    signals = [LiveTeacher(teacher).signal(collate(documents)).logits(slice(None)) for documents in (bare, twice)]
     assert torch.equal(*signals)
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from neoplug.data.batch import collate
-from neoplug.teachers.live import teacher_signal
+from neoplug.teachers.live import LiveTeacher
 from neoplug.training.objective import objective
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
@@ -45,7 +45,7 @@ def test_loss_and_gradient_are_those_of_the_models_own_logits(kind, model, losse
     each = document(24, range(3, 20))
     batch = collate([each])
     named = losses(cross_entropy=(0.5, CrossEntropy()), forward_kl=(0.5, ForwardKL(2.0)))
-    total, _ = objective(named, ours.hidden(batch), ours.head, teacher_signal(theirs, batch), batch.labels, 0.0)
+    total, _ = objective(named, ours.hidden(batch), ours.head, LiveTeacher(theirs).signal(batch), batch.labels, 0.0)
     total.backward()
     found = {name: parameter.grad for name, parameter in student.named_parameters()}
     student.zero_grad()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neoplug.data.batch import collate
-from neoplug.teachers.live import teacher_signal
+from neoplug.teachers.live import LiveTeacher
 from neoplug.training.objective import objective
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
@@ -30,7 +30,9 @@ def test_masked_rows_get_exactly_no_gradient(model, losses, document, layout):
     decoder.embed_tokens.register_forward_hook(keep("inputs"))
     decoder.norm.register_forward_hook(keep("states"))
     named = losses(cross_entropy=(0.5, CrossEntropy()), forward_kl=(0.5, ForwardKL()))
-    total, _ = objective(named, student.hidden(batch), student.head, teacher_signal(teacher, batch), batch.labels, 0.0)
+    total, _ = objective(
+        named, student.hidden(batch), student.head, LiveTeacher(teacher).signal(batch), batch.labels, 0.0
+    )
     total.backward()
     states, inputs = (kept[name].grad.flatten(0, 1) for name in ("states", "inputs"))
     positions = batch.layout(layout)[1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from neoplug.data.batch import collate
-from neoplug.teachers.live import teacher_signal
+from neoplug.teachers.live import LiveTeacher
 from neoplug.training.objective import objective
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
@@ -40,7 +40,7 @@ def test_a_micro_batch_without_an_answer_costs_zero(model, losses, document, lay
     batch = collate([document(9, []), document(4, [], row=1)])
     named = losses(cross_entropy=(0.5, CrossEntropy()), forward_kl=(0.5, ForwardKL()))
     total, values = objective(
-        named, student.hidden(batch), student.head, teacher_signal(teacher, batch), batch.labels, 0.0
+        named, student.hidden(batch), student.head, LiveTeacher(teacher).signal(batch), batch.labels, 0.0
     )
     total.backward()
     assert total == 0

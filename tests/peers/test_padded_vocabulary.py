@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 from neoplug.data.batch import collate
 from neoplug.models.verify import head_name, language_model
 from neoplug.models.vocabulary import shared
-from neoplug.teachers.live import teacher_signal
+from neoplug.teachers.live import LiveTeacher
 from neoplug.training.objective import objective
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
@@ -33,7 +33,9 @@ def step(losses, tokenizer, student, teacher, document):
     student.requires_grad_(True)
     batch = collate([document(30, range(4, 29))])
     named = losses(cross_entropy=(0.5, CrossEntropy()), forward_kl=(0.5, ForwardKL()))
-    total, values = objective(named, ours.hidden(batch), ours.head, teacher_signal(theirs, batch), batch.labels, 0.0)
+    total, values = objective(
+        named, ours.hidden(batch), ours.head, LiveTeacher(theirs).signal(batch), batch.labels, 0.0
+    )
     total.backward()
     return values, student.get_output_embeddings().weight.grad
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from neoplug.data.batch import collate
-from neoplug.teachers.live import teacher_signal
+from neoplug.teachers.live import LiveTeacher
 from neoplug.training.objective import objective
 from neoplug_losses.forward_kl import ForwardKL
 
@@ -19,7 +19,7 @@ def test_the_divergence_stands_where_answer_tokens_are_predicted(model, losses, 
     with torch.no_grad():
         named = losses(forward_kl=(1.0, ForwardKL()))
         _, values = objective(
-            named, student.hidden(batch), student.head, teacher_signal(teacher, batch), batch.labels, 0.0
+            named, student.hidden(batch), student.head, LiveTeacher(teacher).signal(batch), batch.labels, 0.0
         )
         everywhere = []
         for each in documents:

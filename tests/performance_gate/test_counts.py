@@ -24,6 +24,7 @@ from neoplug.models.vocabulary import Vocabulary
 from neoplug.recipe import Train
 from neoplug.recipe.loss_weights import Weight
 from neoplug.registry import Plugins
+from neoplug.teachers.live import LiveTeacher
 from neoplug.training import objective
 from neoplug.training.loop import LoopConfig, LoopEvents, distil
 from neoplug.training.objective import Loss
@@ -114,7 +115,8 @@ def step(closed):
         raise Counted
 
     config = LoopConfig(
-        teacher=language_model(teacher, name, vocabulary), student=language_model(student, name, vocabulary),
+        teacher=LiveTeacher(language_model(teacher, name, vocabulary)),
+        student=language_model(student, name, vocabulary),
         losses=[Loss(name, 1.0, values[name], gradients.get(name)) for name in values], references=[],
         weights={name: Weight(0.5) for name in values}, plugins=Plugins({}),
         corpus=SimpleNamespace(rows=rows), sampler=SimpleNamespace(micro_batches=lambda step, rank: [[0, 1], [2]]),
