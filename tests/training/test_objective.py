@@ -308,6 +308,8 @@ def test_a_block_is_gone_before_the_next_is_made(monkeypatch):
     head, made = Head(linear(20, 1), Vocabulary(20)), []
 
     class Watching:
+        provides = frozenset({"logits"})
+
         def logits(self, rows):
             assert not [old for old in made if old() is not None]
             logits = torch.randn(rows.stop - rows.start, 20)
