@@ -24,7 +24,7 @@ def test_it_is_zero_where_student_and_teacher_agree(model, losses, document, tem
 
 
 def test_the_ruler_measures_zero_there(model, document):
-    found, _ = measure(model("teacher"), model("teacher"), [collate([document(40, range(3, 39))])])
+    found, _ = measure(model("teacher"), LiveTeacher(model("teacher")), [collate([document(40, range(3, 39))])])
     assert abs(found["forward_kl"]) < 1e-6
     assert abs(found["reverse_kl"]) < 1e-6
     assert found["top1_agreement"] == 1
