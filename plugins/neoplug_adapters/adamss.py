@@ -4,7 +4,7 @@
     B [out, k], 0 but for each group's own columns, from 0;  A [k, r], from the group's own singular vectors
 
 Groups are found by k-means on the left singular vectors. B and A V are matrices of LoRA's shape, so a run saves plain
-LoRA of rank k: peft's own file holds V, and leaves the groups to be found anew, maybe others in another dtype.
+LoRA of rank k: peft's own file holds V, and has no groups: they are computed again, and may differ in another dtype.
 Biases stay as they are; peft alone would change them too.
 Source: Zheng et al. 2025, AdaMSS: Adaptive Multi-Subspace Approach (NeurIPS 2025). Needs scikit-learn: extra `adamss`.
 """

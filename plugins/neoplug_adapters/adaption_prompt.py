@@ -42,7 +42,7 @@ class AdaptionPrompt:
 
     @hookimpl
     def check(self, recipe: Recipe) -> list[Problem]:
-        """Accept any recipe: what it cannot stand on is a family, which only the model says."""
+        """Accept any recipe: what is unsupported is a family, known only from the model."""
         return []
 
     @hookimpl
@@ -69,7 +69,7 @@ class AdaptionPrompt:
             raise RecipeError([self._refused(f"it has {heads} heads of size {size}, but peft takes {width} / {heads}")])
 
     def _refused(self, why: str) -> Problem:
-        what, fix = f"peft cannot do {self.name} on this model", "name `prefix_tuning`, which knows more models"
+        what, fix = f"peft cannot do {self.name} on this model", "name `prefix_tuning`, which supports more models"
         path = ("adapter", self.name, "adapter_layers") if self.adapter_layers else ("adapter", self.name)
         return Problem(what, why, fix, path)
 

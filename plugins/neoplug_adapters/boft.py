@@ -70,7 +70,7 @@ def _without_extension() -> Iterator[None]:
     from peft.tuners.boft import layer
 
     found = layer._FBD_CUDA
-    layer._FBD_CUDA = False  # None would mean that it has not looked yet
+    layer._FBD_CUDA = False  # None would mean that it has not checked yet
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ QUANTISERS = ("nf4", "fp4", "int8")
 
 
 def key_of(plugin: str, section: Iterable[str]) -> str | None:
-    """Return the key under which `plugin` stands in a section: `lora`, `lora@tag`, `package:lora@tag`; else None."""
+    """Return the key of `plugin` in a section: `lora`, `lora@tag`, `package:lora@tag`; else None."""
     return next((key for key in section if key.partition("@")[0].rpartition(":")[2] == plugin), None)
 
 

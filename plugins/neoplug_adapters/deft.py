@@ -1,4 +1,4 @@
-"""DEFT: a few output directions of each weight are taken out, and filled anew.
+"""DEFT: a few output directions of each weight are removed and trained from scratch.
 
     (1 - P relu(P)^T) W + alpha / r P R, or with qr (1 - Q Q^T) W + alpha / r Q R, Q of P's decomposition
     P random;  R starts as what puts back what was taken

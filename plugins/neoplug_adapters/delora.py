@@ -1,4 +1,4 @@
-"""DeLoRA: a low-rank change of normalised rank-one parts, whose strength trains apart from their directions.
+"""DeLoRA: a low-rank change of normalised rank-one parts, whose strength is trained separately from their directions.
 
     W + lambda ||W|| / r  B D A,  D divides by the lengths of B's columns and A's rows
 

@@ -1,4 +1,4 @@
-"""GraLoRA: each weight is cut into k x k blocks with a LoRA of its own each: the rank of all is k times as high.
+"""GraLoRA: each weight is cut into k x k blocks with a separate LoRA each: the total rank is k times as high.
 
     W + alpha / r [B_ij A_ij] in blocks ij
 
@@ -23,7 +23,7 @@ class GraLoRA(WrittenOutputs):
     r: int = 32  # the rank that all blocks have together, a multiple of gralora_k
     alpha: int = 64  # scale is alpha / r
     gralora_k: int | None = None  # blocks along each side, a divisor of all targets' sizes; left out: 2 where it is one
-    hybrid_r: int = 0  # the rank of a plain LoRA beside it
+    hybrid_r: int = 0  # the rank of an additional plain LoRA
     gralora_dropout: float = 0.0  # in [0, 1), on what A reads
 
     def _fitted(self, targets: list[tuple[int, int]], total_steps: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ EVERY = "all-norms"
 
 @dataclass(eq=False)
 class LNTuning(Tuner):
-    """Peft's LN tuning: a trained copy of each layer stands in for the base's."""
+    """Peft's LN tuning: a trained copy of each norm replaces the base's."""
 
     name: ClassVar[str] = "ln_tuning"
     config: ClassVar[str] = "LNTuningConfig"

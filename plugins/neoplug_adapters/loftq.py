@@ -2,9 +2,10 @@
 
     W ~ Q + scale B A;  loftq_iter times: Q = rounded(W - scale B A), then scale B A = the r largest components of W - Q
 
-The student stands on Q, which no LoRA turns back into W, so a run ships it as `student/`, in the dtype of the student:
-each weight is one of the values of 4 bits (nf4 in blocks of 64, which `load: nf4` with `use_double_quant: false` keeps)
-or of 8 (int8, a scale a row). Convention: A and B are divided by the scale; peft's own start is off where it is not 1.
+The base of the adapter is Q, which no LoRA turns back into W, so a run ships it as `student/`, in the dtype of the
+student: each weight is one of the values of 4 bits (nf4 in blocks of 64, which `load: nf4` with `use_double_quant:
+false` keeps) or of 8 (int8, a scale a row). Convention: A and B are divided by the scale; peft's own start is off where
+it is not 1.
 Source: Li et al. 2023, arXiv 2310.08659.
 """
 
@@ -34,7 +35,7 @@ class LoftQ(LoRA):
 
     name: ClassVar[str] = "loftq"
     not_on_quantised: ClassVar[str] = (
-        "it quantises the student itself, and needs its weights whole to know what that loses"
+        "it quantises the student itself, and needs the unquantised weights to compute the error"
     )
     linear_alone: ClassVar[bool] = True
     takes_components: ClassVar[bool] = True

@@ -2,7 +2,7 @@
 
     W + scale B A,  A frozen
 
-Convention: the paper's method itself; peft.optimizers' LoRA-FA beside it rescales B's gradient and is an optimizer.
+Convention: the paper's method; LoRA-FA in peft.optimizers is an optimizer that also rescales B's gradient.
 Source: Zhang et al. 2023, arXiv 2308.03303.
 """
 

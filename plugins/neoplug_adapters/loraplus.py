@@ -3,7 +3,7 @@
     rate of B = lr_ratio x learning_rate;  of A = learning_rate;  of adapters on embeddings = lr_embedding
 
 Convention: peft.optimizers.create_loraplus_optimizer's groups; vectors, as DoRA's magnitude and biases, get B's rate.
-The groups say nothing of weight decay: the optimizer decays them as it decays plain LoRA's, so that a ratio of 1 is
+The groups set no weight decay: the optimizer decays them as it decays plain LoRA's, so that a ratio of 1 is
 plain LoRA bit for bit (where no embedding is adapted).
 Source: Hayou, Ghosh, Yu 2024, arXiv 2402.12354.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class LoRAPlus:
-    """Learning rates for a low-rank adapter that stands beside it: `adapter: {dora: {}, loraplus: {lr_ratio: 16}}`."""
+    """Learning rates for a low-rank adapter that is named with it: `adapter: {dora: {}, loraplus: {lr_ratio: 16}}`."""
 
     lr_ratio: float = 16.0  # 1 or more; peft's loraplus_lr_ratio
     lr_embedding: float = 1e-6  # above 0; peft's loraplus_lr_embedding, for adapters on embedding layers
@@ -38,17 +38,15 @@ class LoRAPlus:
 
     @hookimpl
     def check(self, recipe: Recipe) -> list[Problem]:
-        """Refuse a recipe without a low-rank adapter. One that no check can know is looked at in `param_groups`."""
+        """Refuse a recipe without a low-rank adapter; one not recognised here is checked in `param_groups`."""
         mine = key_of("loraplus", recipe.adapter) or "loraplus"
         beside = [key for key in recipe.adapter if key != mine]
         full = key_of("full", beside)
         if beside and full is None:
             return []
-        what = f"`{mine}` has no B matrices to speed up beside `{full}`" if full else f"`{mine}` adds no adapter itself"
+        what = f"`{mine}` has no B matrices to speed up with `{full}`" if full else f"`{mine}` adds no adapter itself"
         return [
-            Problem(
-                what, WHY, "name `lora` or `dora` beside it, as adapter: {lora: {}, loraplus: {}}", ("adapter", mine)
-            )
+            Problem(what, WHY, "name `lora` or `dora` with it, as adapter: {lora: {}, loraplus: {}}", ("adapter", mine))
         ]
 
     @hookimpl
@@ -61,7 +59,7 @@ class LoRAPlus:
         trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         if not any("lora_B" in name or "lora_embedding_B" in name for name in trainable):
             raise UsageError(
-                f"loraplus finds no B matrices in the model\nwhy: {WHY}\nfix: name `lora` or `dora` beside it"
+                f"loraplus finds no B matrices in the model\nwhy: {WHY}\nfix: name `lora` or `dora` with it"
             )
         for name, parameter in trainable.items():
             groups[_group(name, parameter)].append(parameter)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("neoplug")
 
-VARIANTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")  # peft's others: adapters of their own here
+VARIANTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")  # peft's others: separate adapters here
 
 
 @dataclass(eq=False)
@@ -116,7 +116,7 @@ class LowRank(Tuner):
                 yield "modules_to_save", f"`{name}` is quantised, and such weights take no gradient"
 
     def _tied_whole(self, model: PreTrainedModel) -> list[str] | None:
-        """Return the names of what trains whole where a head that shares its weight with embeddings is among it.
+        """Return the modules that train whole, if a head that shares its weight with embeddings is among them.
 
         The pair goes by the head's name: peft ties embeddings to it in every family, but knows them by few names.
         """
@@ -129,7 +129,7 @@ class LowRank(Tuner):
         return sorted(named | {name for name, module in whole if module not in pair})
 
     def _options(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Return what peft is told; where tied weights train whole, so that they stay tied."""
+        """Return the arguments of peft's configuration; weights that are tied and trained whole stay tied."""
         tied = self._tied_whole(model)
         return super()._options(model) | ({"ensure_weight_tying": True, "modules_to_save": tied} if tied else {})
 
@@ -145,7 +145,7 @@ class LowRank(Tuner):
         return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=is_transposed(model), **options)
 
     def _fitted_ranks(self, model: PreTrainedModel, targets: list[str]) -> dict[str, Any]:
-        """Return a rank of their own for targets that have less than the usual one, with the same scale."""
+        """Return separate ranks for targets that have fewer components than r, with the same scale."""
         most = {name: min(size) for name in targets for size in sizes(model, [name])}
         small = {name: rank for name, rank in most.items() if rank < self.r}
         if small:
@@ -194,7 +194,7 @@ class LowRank(Tuner):
         raise RecipeError([Problem(what, self.not_on_experts, fix, ("adapter", self.name, "target_modules"))])
 
     def _for_peft(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return options without those of the plugin's own, and with a start that peft knows."""
+        """Return the options that peft has, with an initialisation that peft has."""
         plain = {name: value for name, value in options.items() if name not in self.own_options}
         return plain | {"init_lora_weights": True}
 

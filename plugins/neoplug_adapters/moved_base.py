@@ -2,8 +2,8 @@
 
     W = (W - scale B0 A0) + scale B0 A0        A0 and B0 by the variant
 
-The student starts as it was, up to rounding. It is saved as plain LoRA of twice the rank, so that it stands on the
-base as it came: scale (B A - B0 A0) = scale [B, -B0] [A; A0]. Checkpoints hold A and B alone.
+The student starts as it was, up to rounding. It is saved as plain LoRA of twice the rank, so that it applies to the
+unmodified base: scale (B A - B0 A0) = scale [B, -B0] [A; A0]. Checkpoints hold A and B alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""P-tuning: trained embeddings stand before the text's own, as they come out of a small trained network.
+"""P-tuning: embeddings computed by a small trained network are put before those of the text.
 
     [f(P); E(text)],  P [num_virtual_tokens, hidden], f an MLP of three layers or an LSTM with an MLP on it
 
@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from neoplug_adapters.virtual_tokens import VirtualTokens
 
-LAYERS = 2  # of an LSTM where nothing is said; peft's MLP takes no other number
+LAYERS = 2  # of an LSTM by default; peft's MLP takes no other number
 
 
 @dataclass(eq=False)

@@ -40,5 +40,5 @@ class PrefixTuning(VirtualTokens):
 
         layers = DynamicCache(config=model.config.get_text_config()).layers
         if any(hasattr(layer, "update_conv_state") for layer in layers):
-            raise ValueError("its layers keep a state beside keys and values, for which a prefix has none")
+            raise ValueError("its layers keep a state in addition to keys and values, for which a prefix has none")
         return super()._options(model)

@@ -1,4 +1,4 @@
-"""Prompt tuning: trained embeddings stand before the text's own.
+"""Prompt tuning: trained embeddings are put before those of the text.
 
     [P; E(text)],  P [num_virtual_tokens, hidden]
 

@@ -23,7 +23,7 @@ class RoAd(Tuner):
 
     variant: Literal["road_1", "road_2", "road_4"] = "road_1"  # 1, 2 or 4 numbers an output
     group_size: int | None = (
-        None  # how far the two of a pair stand apart, twice; divides all targets' outputs; left out: up to 64
+        None  # twice the distance between the two of a pair; divides all targets' outputs; left out: up to 64
     )
 
     def _fitted(self, targets: list[tuple[int, int]], total_steps: int) -> dict[str, Any]:

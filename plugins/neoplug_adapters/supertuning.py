@@ -1,4 +1,4 @@
-"""Super-Tuning: the entries of each weight that are largest train, all others stay; with r a LoRA beside them (Supra).
+"""Super-Tuning: the largest entries of each weight are trained, all others are frozen; with r, also a LoRA (Supra).
 
     W + S + lora_alpha / r B A,  S sparse, at the places of the (1 - sparsity) largest entries of W, from 0
 
@@ -25,7 +25,7 @@ class SuperTuning(Tuner):
 
     sparsity: float = 0.99  # share of entries that stay, in [0, 1)
     select_top: bool = True  # the largest train; false: the smallest
-    r: int | None = None  # the rank of a LoRA beside them; left out: none
+    r: int | None = None  # the rank of an additional LoRA; left out: none
     lora_alpha: float | None = None  # its scale is lora_alpha / r; left out: 2 r
     lora_dropout: float = 0.0  # in [0, 1), on what A reads
 

@@ -1,4 +1,4 @@
-"""A start of A and B that peft does not know, taken out of the base: of each weight, and of data if need be."""
+"""An initialisation of A and B that peft does not have, taken from the base's weights and, where needed, from data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class TakenStart(MovedBase):
-    """A variant says by `_taken` what A and B start with, and by `_read` what of the data that depends on."""
+    """A variant returns the initial A and B in `_taken`, and the statistics of data that these need in `_read`."""
 
     def _check_start(self) -> None:
         """Accept it: there is one."""

@@ -1,6 +1,6 @@
-"""What adapters of virtual tokens share: trained columns stand before each row, and no layer changes.
+"""Base of adapters with virtual tokens: trained columns are put before each row, and no layer changes.
 
-Each document has to see them, from the first position on, so neoplug gives it a row of its own.
+Each document must attend to them from its first position on, so each has a separate row.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class VirtualTokens:
         return adapted
 
     def _options(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Return what peft's configuration is told, sizes that were left out fitted to the model."""
+        """Return the arguments of peft's configuration, with omitted sizes fitted to the model."""
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         width = model.config.get_text_config().hidden_size
         return options | {name: width for name in self.sized if options[name] is None}

@@ -1,1 +1,1 @@
-"""Losses: one file each, one number per answer token. `divergence` holds what those with a temperature share."""
+"""Losses: one file each, one number per answer token. `neoplug.Divergence` is the base of those with a temperature."""

@@ -1,11 +1,11 @@
-"""Adaptive KL of teacher p and student q: forward KL for the head of p, reverse KL for its tail, as far as each is off.
+"""Adaptive KL of teacher p and student q: forward KL weighted by the error on the head of p, reverse KL by its tail's.
 
     g_h/(g_h + g_t) KL(p, q) + g_t/(g_h + g_t) KL(q, p);  0 at p = q, in nats per token
     g_h, g_t  the sums of |p - q| over the head and over the tail; constants: no gradient runs through them
 
 Convention: the head is the fewest likeliest tokens whose mass reaches mu, so the token that crosses mu is in it, and so
 is every token that is exactly as likely. (The authors' code has it in the tail, unless it is the likeliest of all.)
-The vocabulary is sorted for each token, which makes it the costliest of the KLs.
+The vocabulary is sorted for each token, which makes this the most expensive of the KLs.
 Source: AKL, arXiv 2404.02657, section 5.
 """
 
@@ -21,7 +21,7 @@ from neoplug_losses.jeffreys import both_ways, both_ways_and_gradient
 
 @dataclass(eq=False)
 class AdaptiveKL(Divergence):
-    """Both KLs, mixed anew for each token."""
+    """A mix of forward and reverse KL whose share is computed for each token."""
 
     exempt: ClassVar = {"finite_differences": "the weights of both KLs are constants (AKL, arXiv 2404.02657)"}
 

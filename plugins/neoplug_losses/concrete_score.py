@@ -1,9 +1,9 @@
-"""Concrete score distillation: the student's log-ratio of every two entries of the vocabulary is to be the teacher's.
+"""Concrete score distillation: the student's log-ratio of every two vocabulary entries is matched to the teacher's.
 
     sum_ij w1_i w2_j (d_i - d_j)^2 = E1 d^2 + E2 d^2 - 2 E1 d E2 d,  d = z_q - z_p;  0 at p = q, squared nats per token
 
-E1 and E2 are means under the weights w1 and w2: `student`, `teacher` or `uniform`. The student's weights look where it
-has its mass (mode-seeking), the teacher's where that has (mode-covering); uniform ones give twice logit_mse.
+E1 and E2 are means under the weights w1 and w2: `student`, `teacher` or `uniform`. Student weights emphasise
+the student's own mass (mode-seeking), teacher weights the teacher's (mode-covering); uniform ones give twice logit_mse.
 Convention: weights are detached, as in the paper, so with the student's the gradient is not that of the value; both are
 the student's by default, as in its main results. `temperature` softens the weights alone, so there is no T^2. The
 gradient of the paper's code is a quarter of this one.
@@ -37,7 +37,7 @@ class ConcreteScore(Softened):
 
     @property
     def exempt(self) -> dict[str, str]:
-        """Say which properties of a loss do not hold."""
+        """Return the properties of losses that do not hold here, each with its reason."""
         if "student" not in (self.w1, self.w2):
             return {}
         return {"finite_differences": "the student's weights are detached (CSD, arXiv 2509.25837)"}
@@ -52,7 +52,7 @@ class ConcreteScore(Softened):
 
     @hookimpl
     def token_gradient(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Return it, [N], and 2 w1 (d - E2 d) + 2 w2 (d - E1 d), [N, V]."""
+        """Return the value, [N], and 2 w1 (d - E2 d) + 2 w2 (d - E1 d), [N, V]."""
         w1, w2 = self._weights(student, teacher)
         difference = student - teacher
         difference.sub_((w1 * difference).sum(-1, keepdim=True))

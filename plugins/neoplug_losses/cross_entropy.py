@@ -1,9 +1,9 @@
-"""Cross-entropy of the student q with the data: what a language model is trained on without a teacher.
+"""Cross-entropy of the student q with the data: the objective of a language model without a teacher.
 
     (1 - e) (-log q(y)) + e mean over the vocabulary of -log q;  e = label_smoothing, y the answer token, nats per token
 
-Convention: torch's, so e/V of the target lies on each of the V tokens that student and teacher share, y among them.
-With hard labels (e = 0) it is -log q(y). The teacher is not looked at.
+Convention: torch's, so each of the V tokens has e/V of the target that student and teacher share, y among them.
+With hard labels (e = 0) it is -log q(y). The teacher is not used.
 Source of the smoothing: Szegedy et al. 2015, arXiv 1512.00567.
 """
 
@@ -18,7 +18,7 @@ from neoplug import hookimpl
 
 @dataclass(eq=False)
 class CrossEntropy:
-    """Negative log-likelihood of the answer tokens, of smoothed labels if asked."""
+    """Negative log-likelihood of the answer tokens, optionally with smoothed labels."""
 
     label_smoothing: float = 0.0  # the share of the target that is spread over the vocabulary, in [0, 1)
 

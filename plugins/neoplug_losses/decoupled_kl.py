@@ -1,11 +1,11 @@
-"""Decoupled distillation: what the teacher p says of the target, apart from what it says of all others.
+"""Decoupled KL of teacher p and student q: the target against the rest, and the rest among itself, weighted separately.
 
     alpha KL(b_p, b_q) + beta KL(p^, q^);  0 at p = q, in nats per token
 
 b = (p(y), 1 - p(y)) for the answer token y; p^ is p without y, renormalised. Forward KL is this with alpha = 1 and
-beta = 1 - p(y): where the teacher is sure of the target, it hardly looks at the others.
-Convention: times T^2, and y is the label, right or wrong. log(1 - p(y)) is summed up from the others, which stays exact
-where p(y) rounds to 1.
+beta = 1 - p(y): where the teacher is certain of the target, the other tokens hardly count.
+Convention: times T^2, and y is the label, whether or not the teacher agrees. log(1 - p(y)) is summed up from the
+others, which stays exact where p(y) rounds to 1.
 Source: DKD, arXiv 2203.08679 (there beta up to 10, T = 4, on images).
 """
 

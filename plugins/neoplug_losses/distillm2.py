@@ -1,12 +1,12 @@
-"""DistiLLM-2's pair: skew forward and skew reverse KL of teacher p and student q, as far as it needs no rollouts.
+"""DistiLLM-2's pair: skew forward and skew reverse KL of teacher p and student q, without rollouts.
 
     (1 - s) KL(p, alpha p + (1 - alpha) q) + s KL(q, (1 - alpha) p + alpha q);  0 at p = q, in nats per token
 
 s is 1/2. With `gradual_beta` it grows with the run from 1/2 to 3/4 at half time and stays there, so that the reverse KL
-comes to lead: the paper's curriculum, which its released code has as this option, off by default.
-Left out, for want of rollouts: the paper takes the forward term on answers of the teacher and the reverse term on
-answers of the student, and so is contrastive; here both stand on the same answer tokens. Its rule for alpha is left out
-too: it compares the probabilities of an answer with their mean gap over the data, which one token does not know.
+comes to lead: the paper's curriculum, which its released code has as this option, off by default. Left out, because it
+needs rollouts: the paper takes the forward term on answers of the teacher and the reverse term on answers of the
+student, and so is contrastive; here both use the same answer tokens. Its rule for alpha is left out too: it compares
+the probabilities of an answer with their mean gap over the data, which is not known for a single token.
 Convention: the mean of the pair (its code sums it). The gradient goes through both mixtures, as in the formula; the
 paper's code stops it in the second.
 Source: DistiLLM-2, arXiv 2503.07067.
@@ -23,10 +23,10 @@ from neoplug_losses.skew_reverse_kl import SkewReverseKL
 
 @dataclass(eq=False)
 class DistiLLM2(Softened):
-    """Both skew KLs, the reverse gaining with the run where asked."""
+    """Both skew KLs; with `gradual_beta` the weight of the reverse one grows during the run."""
 
-    alpha: float = 0.1  # what is mixed in of the first argument, in (0, 1)
-    gradual_beta: bool = False  # let the reverse KL gain weight
+    alpha: float = 0.1  # share of the first argument in the mixture, in (0, 1)
+    gradual_beta: bool = False  # increase the weight of the reverse KL during the run
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +46,7 @@ class DistiLLM2(Softened):
 
     @hookimpl
     def token_gradient(self, student: Tensor, teacher: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        """Return it, [N], and the same mix of their gradients, [N, V]."""
+        """Return the value, [N], and the same mix of their gradients, [N, V]."""
         share = self._share_of_reverse(progress)
         value, gradient = (part.mul_(1 - share) for part in self._forward.token_gradient(student, teacher))
         of_reverse, by_reverse = self._reverse.token_gradient(student, teacher)

@@ -23,7 +23,7 @@ class ForwardKL(Divergence):
 
     @property
     def exempt(self) -> dict[str, str]:
-        """Say what the loss breaks on purpose."""
+        """Return the properties of losses that do not hold here, each with its reason."""
         left_out = {"zero_where_equal": "the teacher's entropy is left out, as torchtune and DistiLLM do"}
         return left_out if self.omit_teacher_entropy else {}
 

@@ -1,4 +1,4 @@
-"""Squared Hellinger distance of teacher p and student q: symmetric, bounded, and forgiving of what either rules out.
+"""Squared Hellinger distance of teacher p and student q: symmetric, bounded, and finite where either probability is 0.
 
     1 - sum sqrt(p q) = 1/2 sum (sqrt(p) - sqrt(q))^2;  0 at p = q, at most 1 (at T = 1)
 

@@ -1,4 +1,4 @@
-"""Jeffreys divergence of teacher p and student q: both Kullback-Leibler divergences at once.
+"""Jeffreys divergence of teacher p and student q: a weighted mean of both Kullback-Leibler divergences.
 
     l KL(p, q) + (1 - l) KL(q, p),  l = forward_share;  0 at p = q, in nats per token
 
@@ -35,7 +35,7 @@ class Jeffreys(Divergence):
 
 
 def both_ways(log_p: Tensor, log_q: Tensor, share: float | Tensor) -> Tensor:
-    """Return share KL(p, q) + (1 - share) KL(q, p), [N]; a share of each token's own is a tensor [N]."""
+    """Return share KL(p, q) + (1 - share) KL(q, p), [N]; a share per token is a tensor [N]."""
     difference = log_p - log_q
     return share * (log_p.exp() * difference).sum(-1) - (1 - share) * (log_q.exp() * difference).sum(-1)
 

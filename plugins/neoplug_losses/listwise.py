@@ -1,12 +1,12 @@
-"""Listwise ranking: how likely the student is to draw the teacher's k best in the teacher's order.
+"""Listwise ranking: the likelihood under the student of the teacher's k best tokens in the teacher's order.
 
     -log prod_m q(t_m) / (1 - q(t_1) - ... - q(t_{m-1})),  t_1, ..., t_k the teacher's k best, in nats per token
 
-This is Plackett and Luce's model of drawing without putting back (ListMLE, Xia et al. 2008), with k known ranks of V.
-k = 1 is cross_entropy with the teacher's best. The teacher's order is all that counts, not how sure it is of it.
-Convention: the sum over the k draws. No divergence: at p = q it is the surprise of the teacher's own order, above 0.
+This is Plackett and Luce's model of drawing without replacement (ListMLE, Xia et al. 2008), with k known ranks of V.
+k = 1 is cross_entropy with the teacher's best. Only the teacher's order counts, not its probabilities.
+Convention: the sum over the k draws. It is no divergence: at p = q it is the surprisal of the teacher's order, above 0.
 Where the teacher has ties, their order is arbitrary.
-Cost: `topk` passes over the teacher's row, beside one log-sum over the student's.
+Cost: `topk` passes over the teacher's row, in addition to one log-sum over the student's.
 Source: Frydenlund, Singh, Rudzicz 2022, arXiv 2110.06961, for language models; PLD, arXiv 2506.12542, weighs the draws.
 """
 
@@ -24,9 +24,9 @@ from neoplug import hookimpl
 class Listwise:
     """Negative log-likelihood of the teacher's order."""
 
-    k: int = 8  # 1 or more; at most V - 1 count, for the last draw is no choice
+    k: int = 8  # 1 or more; at most V - 1 count, since the last draw is determined
 
-    exempt: ClassVar = {"zero_where_equal": "an order is drawn, and no student is sure of it, not even the teacher"}
+    exempt: ClassVar = {"zero_where_equal": "the likelihood of an order is below 1 even under the teacher"}
 
     def __post_init__(self) -> None:
         if self.k < 1:

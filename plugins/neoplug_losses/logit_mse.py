@@ -3,8 +3,8 @@
     mean (d - mean d)^2 over the vocabulary, d = z_q - z_p;  0 at p = q, in squared nats per token
 
 Convention: centred, as logits are defined up to a shift, and log-probabilities are logits up to a shift: so this is
-exact whatever shift a model's head has. Every entry of the vocabulary counts alike, also those that neither model would
-ever say, and the gradient 2 (d - mean d) / V shrinks with the vocabulary: tune the weight with it.
+exact whatever shift a model's head has. Every entry of the vocabulary counts alike, also those with almost no mass
+under both models, and the gradient 2 (d - mean d) / V shrinks with the vocabulary: tune the weight with it.
 Source: Kim et al. 2021, arXiv 2105.08919 (there not centred).
 """
 

@@ -1,12 +1,13 @@
-"""Pairwise ranking: the student is to order every two of the teacher's k best as the teacher does.
+"""Pairwise ranking: a penalty for each two of the teacher's k best tokens that the student orders otherwise.
 
     mean over pairs i above j of phi(margin - (z_i - z_j)),  phi = log(1 + exp) or max(0, .), in nats per token
 
 `logistic` with margin 0 is RankNet: -log of the chance, by z_i against z_j, that i goes first. `hinge` with margin 0
-asks for the order alone, and is 0 once that is right. The teacher's order counts, not how sure it is of it.
-Convention: the mean over all k (k - 1) / 2 pairs; those that the teacher ties have no order and add nothing. No
-divergence, but for the hinge with margin 0: any other has a price at p = q, which gaps wider than the teacher's lower.
-Cost: `topk` passes over the teacher's row; the rest is k^2. Beside the k no entry has a gradient: mix in another loss.
+depends on the order alone, and is 0 once that is right. Only the teacher's order counts, not its probabilities.
+Convention: the mean over all k (k - 1) / 2 pairs; ties of the teacher have no order and add nothing. Only the
+hinge with margin 0 is 0 at p = q; any other is above 0 there and falls further where gaps are wider than the teacher's.
+Cost: `topk` passes over the teacher's row; the rest is k^2. Entries other than these k have no gradient: add another
+loss.
 Source: RankNet, Burges et al. 2005; hinge: Herbrich, Graepel, Obermayer 2000. For distillation BiLD, arXiv 2406.13555,
 takes pairs of the top 8 too, but matches their differences.
 """
@@ -26,15 +27,15 @@ Surrogate = Literal["logistic", "hinge"]
 
 @dataclass(eq=False)
 class Pairwise:
-    """A price for each two of the teacher's best that the student does not order as it does."""
+    """A penalty for each pair of the teacher's best tokens that the student orders otherwise."""
 
     k: int = 8  # 2 or more
     surrogate: Surrogate = "logistic"
-    margin: float = 0.0  # 0 or more; how far apart they are to be, in nats
+    margin: float = 0.0  # 0 or more; the wanted gap, in nats
 
     def __post_init__(self) -> None:
         if self.k < 2:
-            raise ValueError(f"k is {self.k}, but must be 2 or more: one alone has no order")
+            raise ValueError(f"k is {self.k}, but must be 2 or more, since one token has no order")
         if self.surrogate not in get_args(Surrogate):
             raise ValueError(f"surrogate is {self.surrogate!r}, but must be one of {', '.join(get_args(Surrogate))}")
         if not 0 <= self.margin < inf:
@@ -42,23 +43,23 @@ class Pairwise:
 
     @property
     def exempt(self) -> dict[str, str]:
-        """Say which properties of a loss do not hold."""
+        """Return the properties of losses that do not hold here, each with its reason."""
         found = {}
         if self.surrogate == "logistic" or self.margin > 0:
-            found["zero_where_equal"] = "a wider gap than the teacher's is cheaper still"
+            found["zero_where_equal"] = "a gap wider than the teacher's lowers it further"
         if self.surrogate == "hinge":
             found["finite_differences"] = "a hinge has a corner"
         return found
 
     @hookimpl
     def token_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the mean price of a pair, [N]."""
+        """Return the mean penalty of a pair, [N]."""
         _, short, weight = self._pairs(student, teacher)
         return (weight * (softplus(short) if self.surrogate == "logistic" else short.relu())).sum((1, 2))
 
     @hookimpl
     def token_gradient(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Return it, [N], and what lifts the upper and presses the lower of each pair, [N, V], 0 beside the k."""
+        """Return the value, [N], and its gradient, [N, V]: 0 but at the teacher's k best."""
         best, short, weight = self._pairs(student, teacher)
         if self.surrogate == "logistic":
             price, slope = softplus(short), short.sigmoid()

@@ -1,9 +1,9 @@
-"""Renyi divergence of teacher p and student q: forward KL with a dial for how much the worst-missed tokens count.
+"""Renyi divergence of teacher p and student q: a family around forward KL; its order weighs the worst-missed tokens.
 
     1/(alpha - 1) log sum p^alpha q^(1 - alpha);  0 at p = q, in nats per token, growing with alpha
 
 Convention: alpha is the order and the teacher's power. Towards 1 it is forward_kl, towards 0 (divided by alpha)
-reverse_kl, without end the logarithm of the largest p / q; at .5, the default, twice the Bhattacharyya distance.
+reverse_kl, towards infinity the logarithm of the largest p / q; at .5, the default, twice the Bhattacharyya distance.
 Source: Renyi 1961; van Erven and Harremoes 2014, arXiv 1206.2459.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neoplug import Divergence
 
-NEAREST = 0.01  # the value is a small logarithm over alpha - 1: nearer to 1 float32 has no digits left for it
+NEAREST = 0.01  # the value is a small logarithm over alpha - 1: nearer to 1 it is below float32's precision
 
 
 @dataclass(eq=False)

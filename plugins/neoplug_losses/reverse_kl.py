@@ -2,7 +2,7 @@
 
     KL(q, p) = sum q log(q / p);  0 at p = q, in nats per token
 
-Convention: "reverse" means that the student stands first.
+Convention: "reverse" means that the student is the first argument.
 Source: MiniLLM, arXiv 2306.08543 (there on the student's own samples; here on the answer tokens).
 """
 

@@ -1,4 +1,4 @@
-"""Skew forward Kullback-Leibler divergence: the teacher p against a student q that is mixed with a little of p.
+"""Skew forward Kullback-Leibler divergence: from the teacher p to a mixture of the student q with p.
 
     KL(p, m),  m = alpha p + (1 - alpha) q;  0 at p = q, at most -ln(alpha) nats per token (at T = 1)
 

@@ -1,9 +1,9 @@
-"""Skew reverse Kullback-Leibler divergence: the student q against a teacher p that is mixed with a little of q.
+"""Skew reverse Kullback-Leibler divergence: from the student q to a mixture of the teacher p with q.
 
     KL(q, m),  m = (1 - alpha) p + alpha q;  0 at p = q, at most -ln(alpha) nats per token (at T = 1)
 
 Convention: DistiLLM's, so alpha is the share of the *first* argument in the mixture: small, and reverse_kl at 0.
-Unlike reverse_kl it stays bounded where the teacher finds impossible what the student says.
+Unlike reverse_kl it stays bounded where the teacher has almost no mass and the student has some.
 Source: DistiLLM, arXiv 2402.03898.
 """
 

@@ -1,7 +1,7 @@
-"""TAID of teacher p and student q: forward KL from a target that walks from near the student to the teacher.
+"""TAID of teacher p and student q: forward KL from a target that moves from near the student to the teacher.
 
     KL(r_t, q),  r_t = softmax((1 - t) z_q + t z_p);  0 at p = q, in nats per token
-    z_q, z_p  logits over the temperature; no gradient runs through r_t, so it is that of forward KL from r_t
+    z_q, z_p  logits over the temperature; no gradient runs through r_t, so the gradient is that of forward KL from r_t
 
 t goes from `t_start` to `t_end`, never behind the straight line over progress, and ahead of it where the loss falls
 fast: after each step, with its loss L,
@@ -34,7 +34,7 @@ class TAID(Softened):
 
     t_start: float = 0.4  # the teacher's share of the target at the first step, in [0, 1)
     t_end: float = 1.0  # at the last step, from t_start to 1
-    alpha: float = 5e-4  # the longest stride ahead of the straight line, in [0, 1]
+    alpha: float = 5e-4  # the largest step ahead of the straight line, in [0, 1]
     beta: float = 0.99  # momentum of the loss's relative change, in [0, 1)
 
     def __post_init__(self) -> None:
@@ -48,7 +48,9 @@ class TAID(Softened):
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha}, but must lie in [0, 1]; at 0 t is linear in progress")
         if not 0 <= self.beta < 1:
-            raise ValueError(f"beta is {self.beta}, but must lie in [0, 1); at 1 no change would be seen")
+            raise ValueError(
+                f"beta is {self.beta}, but must lie in [0, 1); at 1 no change of the loss would have an effect"
+            )
         self._kl = ForwardKL(self.temperature)
         self._t, self._momentum, self._before = torch.tensor([self.t_start, 0.0, inf]).unbind()
 
@@ -64,7 +66,7 @@ class TAID(Softened):
 
     @hookimpl
     def on_step_end(self, progress: float, metrics: dict[str, Any], name: str) -> dict[str, Any]:
-        """Move t on, on the device; return the t of this step. A step without an answer token tells nothing."""
+        """Update t on the device and return the t of this step. A step without answer tokens changes nothing."""
         loss, answers = metrics["losses"][name], metrics["counts"][0]
         t, momentum, before = (tensor.to(loss) for tensor in (self._at(progress), self._momentum, self._before))
         known = (answers > 0) & before.isfinite()
@@ -80,11 +82,11 @@ class TAID(Softened):
         return {"t": self._t, "momentum": self._momentum, "before": self._before}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from there."""
+        """Continue from a stored state."""
         self._t, self._momentum, self._before = state["t"], state["momentum"], state["before"]
 
     def _at(self, progress: float) -> Tensor:
-        """Return t: what the losses so far made of it, but not behind the straight line, and not beyond its end."""
+        """Return t as updated so far, at least the straight line's value and at most `t_end`."""
         line = self.t_start + (self.t_end - self.t_start) * progress
         return self._t.clamp(line, self.t_end)
 

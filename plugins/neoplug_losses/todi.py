@@ -1,8 +1,8 @@
-"""Token-wise distillation of teacher p and student q: each entry of the vocabulary has its own mix of the two KLs.
+"""Token-wise distillation of teacher p and student q: a mix of the two KLs with a share for each vocabulary entry.
 
     sum a_i p_i log(p_i / q_i) + (1 - a_i) q_i log(q_i / p_i),  a = p / (p + q);  0 at p = q, in nats per token
 
-Where the student is too low, forward KL lifts it; where it is too high, reverse KL presses it down.
+Where the student is too low, forward KL dominates; where it is too high, reverse KL.
 Convention: a is detached, as in the paper, so the gradient is not that of the value. The value itself is the sum of
 both KLs, twice jeffreys, for a p - (1 - a) q = p - q.
 Source: ToDi, arXiv 2505.16297.
@@ -19,7 +19,7 @@ from neoplug import Divergence
 
 @dataclass(eq=False)
 class ToDi(Divergence):
-    """Both KLs, mixed anew for each entry of the vocabulary."""
+    """Both KLs, with a share for each vocabulary entry."""
 
     exempt: ClassVar = {"finite_differences": "the mix a is detached (ToDi, arXiv 2505.16297)"}
 

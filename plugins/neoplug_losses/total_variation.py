@@ -3,7 +3,7 @@
     1/2 sum |p - q|;  0 at p = q, at most 1 (at T = 1)
 
 Convention: with the half. The gradient through an entry with p = q is taken as 0; through the others it does not fade
-as q nears p, and it vanishes for tokens that the student finds impossible.
+as q nears p, and it vanishes for tokens to which the student gives no mass.
 Source: f-DISTILL, arXiv 2307.15190; DistiLLM's code has it as tv_distance.
 """
 

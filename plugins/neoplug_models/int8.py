@@ -1,7 +1,7 @@
 """Int8: base weights in 8 bits with a scale for each output row, as LLM.int8() stores them (arXiv 2208.07339).
 
 The weights are dequantised as they are used and activations stay as they are, on every device and in evaluation too.
-LLM.int8() itself also rounds activations to 8 bits, all but outlier columns that it looks for in the whole micro-batch:
+LLM.int8() itself also rounds activations to 8 bits, except outlier columns, which it detects in the whole micro-batch:
 then documents of a batch move each other (on SmolLM2-135M by 3 % of the largest hidden state), and on a CPU
 bitsandbytes does so in evaluation alone, so that another model is measured than trains (there 7 % away). So there is no
 `threshold` here.

@@ -43,14 +43,15 @@ def least_missed(
 ) -> Iterator[tuple[int, float]]:
     """Yield (layer, forward KL without it and those before it, nats per token), `count` times.
 
-    Each is the layer whose absence, beside that of the layers already gone, moves the model's own distribution least.
+    Each is the layer whose removal, after that of the layers already removed, changes the model's own distribution
+    least.
 
     documents  each [1, L]; the whole model's log-probabilities [L, V] are held for all of them
     """
-    beside: dict[nn.Module, tuple | None] = {}  # what a layer returns beside hidden states
+    extras: dict[nn.Module, tuple | None] = {}  # what a layer returns in addition to hidden states
 
     def note(layer: nn.Module, _: tuple, output: Any) -> None:
-        beside[layer] = output[1:] if isinstance(output, tuple) else None
+        extras[layer] = output[1:] if isinstance(output, tuple) else None
 
     with ExitStack() as hooks:
         for layer in layers:
@@ -60,7 +61,7 @@ def least_missed(
     for _ in range(count):
         costs = {}
         for number in set(range(len(layers))) - gone:
-            with _without({layers[other]: beside[layers[other]] for other in gone | {number}}):
+            with _without({layers[other]: extras[layers[other]] for other in gone | {number}}):
                 costs[number] = _divergence(model, wholes)
         least = min(costs, key=lambda number: (costs[number], number))
         gone.add(least)
@@ -82,14 +83,14 @@ def _log_probabilities(model: PreTrainedModel, document: Tensor) -> Tensor:
 
 
 @contextmanager
-def _without(beside: Mapping[nn.Module, tuple | None]) -> Iterator[None]:
+def _without(extras: Mapping[nn.Module, tuple | None]) -> Iterator[None]:
     """Let these layers hand on what they are given, with what else they return."""
-    for layer, rest in beside.items():
+    for layer, rest in extras.items():
         layer.forward = _handing_on(rest)
     try:
         yield
     finally:
-        for layer in beside:
+        for layer in extras:
             del layer.forward
 
 

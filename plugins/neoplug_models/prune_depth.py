@@ -2,7 +2,8 @@
 
     even             layer round(i (n - 1) / (k - 1)) of n for i = 0 .. k - 1, so first and last always stay
     block_influence  the layers that change their input's direction most: 1 - mean cos(in, out) (ShortGPT, 2403.03853)
-    greedy           one layer after the other goes, each time the one whose absence moves the model's own distribution
+    greedy           layers are removed one after the other, each time the one whose removal changes the model's own
+    distribution
                      least (as SLEB, 2402.09025, here by forward KL): about (n^2 - k^2) / 2 runs over the text
 
 The last two are measured on the recipe's training data, in its order.
@@ -61,7 +62,7 @@ class PruneDepth:
 
     @hookimpl
     def prepare_student(self, model: PreTrainedModel, batches: Iterable[Batch] | None) -> None:
-        """Take the other layers out, and number the rest anew."""
+        """Remove the other layers, and renumber the rest."""
         from torch import nn
 
         config = model.config.get_text_config()
@@ -79,7 +80,7 @@ class PruneDepth:
     ) -> list[int]:
         """Return the layers to keep; without batches to measure on, evenly.
 
-        Raises RecipeError where the model has fewer than are asked for.
+        Raises RecipeError where the model has fewer than are to be kept.
         """
         count = len(layers)
         if self.layers is not None:
@@ -99,7 +100,7 @@ class PruneDepth:
     def _least_important(
         self, model: PreTrainedModel, layers: Sequence[nn.Module], batches: Iterable[Batch], count: int
     ) -> set[int]:
-        """Return the `count` layers to take out, by measurement; say what was measured."""
+        """Return the `count` layers to remove, by measurement; log what was measured."""
         from neoplug_models.calibration import documents
         from neoplug_models.layer_importance import block_influence, least_missed
 
@@ -113,7 +114,7 @@ class PruneDepth:
 
 
 def _told(steps: Iterable[tuple[int, float]]) -> Iterator[tuple[int, float]]:
-    """Hand on what `least_missed` finds, and say it: each step may take minutes."""
+    """Yield what `least_missed` yields, and log it: each step may take minutes."""
     for layer, cost in steps:
         log.info("layer %d is missed least: forward KL to the whole model %.3f", layer, cost)
         yield layer, cost
@@ -150,7 +151,7 @@ def _inside(module: nn.Module, parent: nn.Module, name: str) -> bool:
 
 
 def _renumber(layer: nn.Module, position: int) -> None:
-    """Tell the layer's parts where they stand now: the cache finds its entries by this number."""
+    """Update the layer's number in its parts: the cache finds its entries by it."""
     for module in layer.modules():
         for attribute in NUMBERS:
             if isinstance(getattr(module, attribute, None), int):
@@ -171,14 +172,14 @@ def _cut_config(config: PretrainedConfig, keep: list[int]) -> None:
 
 
 def _prove(model: PreTrainedModel, layers: str) -> None:
-    """Build the cut model anew from its configuration, as loading will. Raises RecipeError where that is another model.
+    """Rebuild the pruned model from its configuration, as loading will. Raises RecipeError where that is another model.
 
     So it is where a layer's kind follows from its number: hybrids, alternating attention that no list in the
     configuration spells out, dense layers below mixtures of experts.
     """
     from neoplug import meta_model, reload_config
 
-    why = "its configuration does not say what each layer is, so the cut model could not be loaded again"
+    why = "its configuration does not describe each layer, so the pruned model could not be loaded again"
     try:
         rebuilt = meta_model(reload_config(model.config))
     except Exception as error:
@@ -190,7 +191,7 @@ def _prove(model: PreTrainedModel, layers: str) -> None:
 
 
 def _facts(model: nn.Module, layers: str) -> Iterator[tuple[str, str]]:
-    """Yield what makes the model what it is, beside the numbers in its weights: shapes, and each layer's settings."""
+    """Yield what defines the model other than the values of its weights: shapes, and each layer's settings."""
     for name, weight in model.named_parameters():
         yield name, str(tuple(weight.shape))
     for name, module in model.get_submodule(layers).named_modules(prefix=layers):

@@ -10,8 +10,9 @@ Importance is measured on the recipe's training data, in its order (see `width_i
 Weights are cut, not changed, but for one thing: with H' of H hidden channels left, the norms' gains grow by
 sqrt(H / H'), since an RMS norm divides by the mean over channels. So the cut of channels that are always 0 is exact.
 
-Known are decoders whose attention is `q_proj, k_proj, v_proj, o_proj` and whose MLP is `gate_proj, up_proj, down_proj`
-(Llama, Mistral, Qwen 2 and 3, Granite, SmolLM3, ...). Anything else whose shape would have to change is refused.
+Supported are decoders whose attention is `q_proj, k_proj, v_proj, o_proj` and whose MLP is `gate_proj, up_proj,
+down_proj` (Llama, Mistral, Qwen 2 and 3, Granite, SmolLM3, ...). Anything else whose shape would have to change is
+refused.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ class PruneWidth:
     calibration_tokens: int = 4096
 
     def __post_init__(self) -> None:
-        asked = {name: value for name in SIZES if (value := getattr(self, name)) is not None}
-        if not asked:
+        wanted = {name: value for name in SIZES if (value := getattr(self, name)) is not None}
+        if not wanted:
             raise ValueError(f"give at least one of {', '.join(SIZES)}")
-        for name, value in {**asked, "calibration_tokens": self.calibration_tokens}.items():
+        for name, value in {**wanted, "calibration_tokens": self.calibration_tokens}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}, but must be at least 1")
 
@@ -85,9 +86,12 @@ class PruneWidth:
         """Return the sizes to be. Raises RecipeError with every one that does not fit the model."""
         problems = []
         for name in SIZES:
-            asked, present = getattr(self, name), getattr(before, name)
-            if asked is not None and asked >= present:
-                what, fix = f"{name} is {asked}, but the model has {present}", "ask for fewer, or leave it out"
+            wanted, present = getattr(self, name), getattr(before, name)
+            if wanted is not None and wanted >= present:
+                what, fix = (
+                    f"{name} is {wanted}, but the model has {present}",
+                    "choose a smaller number, or leave it out",
+                )
                 problems.append(_problem(what, fix, name))
         heads, groups = self._heads(before)
         option = "num_key_value_heads" if self.num_attention_heads is None else "num_attention_heads"
@@ -105,9 +109,9 @@ class PruneWidth:
     def _heads(self, before: Width) -> tuple[int, int]:
         """Return how many query heads and key-value heads are to stay."""
         each = before.num_attention_heads // before.num_key_value_heads
-        asked = self.num_attention_heads
-        groups = self.num_key_value_heads or (asked if asked and each == 1 else before.num_key_value_heads)
-        return asked or groups * each, groups
+        wanted = self.num_attention_heads
+        groups = self.num_key_value_heads or (wanted if wanted and each == 1 else before.num_key_value_heads)
+        return wanted or groups * each, groups
 
     def _kept(self, model: PreTrainedModel, before: Width, after: Width, batches: Iterable[Batch] | None) -> Kept:
         """Return what stays of each dimension that shrinks."""
@@ -211,4 +215,4 @@ def _problem(what: str, fix: str, *option: str, why: str = "") -> Problem:
 
 def _unknown(model: PreTrainedModel, why: str) -> RecipeError:
     what = f"{type(model).__name__} cannot be made narrower so"
-    return RecipeError([_problem(what, "ask for other sizes, or name `prune_depth`", why=why)])
+    return RecipeError([_problem(what, "choose other sizes, or name `prune_depth`", why=why)])

@@ -20,7 +20,9 @@ HEADS = ("lm_head", "embed_out")  # transformers' own choice of what stays is dr
 class Quantised:
     """Options have the names of transformers' BitsAndBytesConfig, less `bnb_4bit_` and `llm_int8_`."""
 
-    skip_modules: list[str] = field(default_factory=list)  # names or their ends that stay as they are, beside the head
+    skip_modules: list[str] = field(
+        default_factory=list
+    )  # names or their endings that stay unquantised, in addition to the head
 
     def quantising(self, **options: Any) -> dict[str, Any]:
         """Return what makes `from_pretrained` quantise."""
@@ -29,15 +31,15 @@ class Quantised:
         skipped = [*self.skip_modules, *HEADS] if self.skip_modules else None
         return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=skipped, **options)}
 
-    def validate_fit(self, model: PreTrainedModel, role: Role, plugin: str, **asked: Any) -> None:
+    def validate_fit(self, model: PreTrainedModel, role: Role, plugin: str, **wanted: Any) -> None:
         """Refuse what transformers passes over: weights stored in another form, `skip_modules` of no module."""
         from transformers.quantizers.quantizers_utils import should_convert_module
 
         stored = model.config.quantization_config.to_dict()
-        if other := [f"{name} {stored[name]}" for name, value in asked.items() if stored[name] != value]:
+        if other := [f"{name} {stored[name]}" for name, value in wanted.items() if stored[name] != value]:
             raise UsageError(
                 f"{model.name_or_path} is stored quantised already, with {', '.join(other)}\n"
-                "why: transformers loads it as it is stored, whatever is asked for\n"
+                "why: transformers loads it as it is stored, whatever the recipe says\n"
                 "fix: name the plugin that quantises so, or take the unquantised model"
             )
         names = [name for name, _ in model.named_modules()]

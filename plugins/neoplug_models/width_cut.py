@@ -1,4 +1,4 @@
-"""What the dimensions of a decoder's parameters stand for, and how they are cut.
+"""The meaning of each dimension of a decoder's parameters, and the cutting of these.
 
 Dimensions: query (query heads x head_dim), key (key-value heads x head_dim), channel (of an MLP), hidden, token.
 """
@@ -89,7 +89,7 @@ def _having(model: nn.Module, parts: tuple[str, ...]) -> Iterator[tuple[str, nn.
 
 
 def dimensions(model: nn.Module, width: Width) -> dict[str, tuple[str | None, ...]]:
-    """Return what each parameter's dimensions stand for; None for what is not known, or is as long as no size says."""
+    """Return the meaning of each parameter's dimensions; None where it is unknown, or no size has that length."""
     known, found = {**attentions(model), **mlps(model)}, {}
     for name, parameter in model.named_parameters():
         path, end = name.rsplit(".", 2)[0], ".".join(name.split(".")[-2:])
@@ -114,7 +114,7 @@ def mismatch(model: PreTrainedModel, target: PreTrainedModel, before: Width, aft
     present = {name: tuple(tensor.shape) for name, tensor in (*target.named_parameters(), *target.named_buffers())}
     if odd := sorted({name for name, _ in planned.items() ^ present.items()}):
         unknown = [name for name in odd if not any(meaning.get(name, ()))]
-        return f"`{(unknown or odd)[0]}` would not be what the smaller configuration says"
+        return f"`{(unknown or odd)[0]}` would not match the smaller configuration"
     for dimension in ("query", "key", "channel", "hidden"):
         if before.length(dimension) != after.length(dimension) and not any(dimension in d for d in meaning.values()):
             return f"nothing in it is known to have {before.length(dimension)} channels of that kind"
@@ -127,7 +127,7 @@ def mismatch(model: PreTrainedModel, target: PreTrainedModel, before: Width, aft
 
 
 def cut(model: PreTrainedModel, target: PreTrainedModel, before: Width, kept: Kept) -> None:
-    """Keep of each parameter what `kept` names, and let each module say of its sizes what its like in `target` says."""
+    """Keep of each parameter what `kept` names, and copy each module's sizes from its counterpart in `target`."""
     meaning = dimensions(model, before)
     for name, parameter in model.named_parameters():
         here = {**kept.get("", {}), **kept.get(name.rsplit(".", 2)[0], {})}

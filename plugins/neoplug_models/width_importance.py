@@ -75,7 +75,7 @@ def importance(
 
 
 def most_important(scores: Tensor, count: int) -> Tensor:
-    """Return where the `count` highest of `scores` [n] stand, ascending; of equal ones the first."""
+    """Return the indices of the `count` highest of `scores` [n], ascending; of equal ones the first."""
     return scores.sort(descending=True, stable=True).indices[:count].sort().values
 
 
@@ -84,7 +84,7 @@ def heads_to_keep(scores: Tensor, groups: int, keep: int, keep_groups: int) -> t
 
     A group is a key-value head with the query heads that read it, and counts as much as those of them that would stay.
 
-    scores       [heads], those of a group beside each other
+    scores       [heads], those of a group adjacent
     keep         query heads in all, a multiple of `keep_groups`
     """
     size, size_kept = len(scores) // groups, keep // keep_groups

@@ -1,6 +1,6 @@
 """Adam with decoupled weight decay (Loshchilov, Hutter 2019, arXiv 1711.05101), as torch has it.
 
-Convention: no weight decay unless asked for, as in LLM-Neo.
+Convention: no weight decay by default, as in LLM-Neo.
 """
 
 from dataclasses import dataclass

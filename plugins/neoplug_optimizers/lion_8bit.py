@@ -2,7 +2,7 @@
 
     w <- w - lr (sign(beta_1 m + (1 - beta_1) g) + weight_decay w);   m <- beta_2 m + (1 - beta_2) g
 
-bitsandbytes' own, on CPU and CUDA. Every weight moves by the full rate, so the rate wants to be 3 to 10 times smaller
+bitsandbytes' own, on CPU and CUDA. Every weight moves by the full rate, so the rate should be 3 to 10 times smaller
 than AdamW's (the paper's advice).
 """
 

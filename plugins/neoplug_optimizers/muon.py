@@ -28,7 +28,7 @@ WHY = "it orthogonalises matrices: a low-rank adapter's A and B, or a model's hi
 
 @dataclass(eq=False)
 class Muon:
-    """Muon for matrices; AdamW, without weight decay of its own, for vectors, embeddings and the output head."""
+    """Muon for matrices; AdamW without weight decay for vectors, embeddings and the output head."""
 
     momentum: float = 0.95  # in [0, 1)
     nesterov: bool = True

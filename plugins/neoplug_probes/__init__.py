@@ -1,1 +1,1 @@
-"""Probes: what a recipe measures beside the fixed ruler; one file each."""
+"""Probes: measurements in addition to the fixed evaluation metrics; one file each."""

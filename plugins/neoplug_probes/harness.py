@@ -1,7 +1,7 @@
 """Tasks of EleutherAI's lm-evaluation-harness, run by its own code on the model at hand: extra `eval`.
 
 With `include_path`, a folder of task files, only its tasks are known, so that no network is needed; without one, those
-that lm_eval brings, whose data it fetches from the hub.
+that lm_eval includes, whose data it downloads from the hub.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Harness:
-    """Tasks that lm_eval knows by these names; options are named and meant as lm_eval's own."""
+    """Tasks of lm_eval by name; options have the names and meanings of lm_eval's."""
 
     tasks: str | list[str]
     include_path: Path | None = None
@@ -56,7 +56,7 @@ class Harness:
     def on_evaluate(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]]:
         """Return {task: {metric: value}}, as lm_eval reports them; `acc` is its `acc,none`.
 
-        Raises RunError for a task that lm_eval does not know.
+        Raises RunError for a task that lm_eval does not have.
         """
         names = [self.tasks] if isinstance(self.tasks, str) else list(self.tasks)
         with _undisturbed(model):
@@ -89,7 +89,7 @@ class Harness:
 
 
 def _autocast(model: torch.nn.Module) -> torch.dtype | None:
-    """Return the narrower type where a model is of two: what trains is float32, the rest may be bfloat16."""
+    """Return the narrower data type of a model with two: trainable weights are float32, the rest may be bfloat16."""
     narrow = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
     wide = any(p.dtype == torch.float32 for p in model.parameters())
     return next(iter(narrow)) if narrow and wide else None
@@ -105,7 +105,7 @@ def _numbers(measured: Mapping[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def _undisturbed(model: Any) -> Iterator[None]:
-    """Keep the run as it was: lm_eval seeds every generator, ties weights anew, and talks."""
+    """Restore the state of the run: lm_eval seeds every generator, ties weights again, and logs."""
     states = random.getstate(), np.random.get_state()
     logger = logging.getLogger("lm_eval")
     level = logger.level

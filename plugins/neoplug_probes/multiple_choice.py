@@ -1,6 +1,6 @@
 """Multiple choice: which of a question's answers does the model find most likely?
 
-    score     log p(answer | query) in nats, summed over the answer's tokens; a space stands between query and answer
+    score     log p(answer | query) in nats, summed over the answer's tokens; separated by a space
     acc       share of questions whose answer with the highest score is the right one
     acc_norm  the same by score / characters of the answer: without it, long answers lose
 
@@ -120,9 +120,10 @@ def _share(name: str, chosen: Sequence[int], gold: Sequence[int]) -> dict[str, f
 
 
 def _document(tokenizer: Any, query: str, choice: str, row: int) -> Document:
-    """Tokenise query and answer together, and score what lies behind the tokens of the query alone.
+    """Tokenise query and answer together, and score the tokens after those of the query alone.
 
-    A blank at the query's end counts to the answer: most tokenizers make one token of it and the word that follows.
+    A blank at the query's end counts as part of the answer: most tokenizers make one token of it and the word that
+    follows.
     """
     bos = tokenizer.bos_token
     special = bos is None or not query.startswith(bos)

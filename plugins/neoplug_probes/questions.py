@@ -16,7 +16,7 @@ FORM = 'a row is {"query": "A dog is", "choices": ["an animal", "a fruit"], "gol
 class Question:
     """One row.
 
-    query    what stands before each answer
+    query    the text before each answer
     choices  two answers or more
     gold     which of them is right, from 0
     """

@@ -1,1 +1,1 @@
-"""Token weights: how much each answer token counts, whatever the losses; one file each."""
+"""Token weights: factors of each answer token's loss and gradient, for all losses alike; one file each."""

@@ -1,10 +1,9 @@
-"""Weight tokens by their place in the answer, n = 0 for the first.
+"""Weight tokens by their position in the answer, n = 0 for the first.
 
     2^(-n / half_life) (more on early) or 1 - 2^(-(n + 1) / half_life) (more on late, never 0)
 
-The first tokens of an answer decide what it says; later ones follow from tokens that at generation time are the
-student's own, where in training they are the data's. Which end deserves more is what this is there to try: it follows
-no paper.
+The first tokens of an answer set its direction; later ones are conditioned on tokens that come from the data in
+training but from the student at generation time. Both directions are offered for experiments; neither follows a paper.
 """
 
 from dataclasses import dataclass

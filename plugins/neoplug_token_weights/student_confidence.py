@@ -2,10 +2,10 @@
 
     (1 - q(y))^gamma (more on hard) or q(y)^gamma (more on easy), in [0, 1]
 
-With cross_entropy and `more_on: hard` this is the focal loss, (1 - q(y))^gamma -ln q(y), but the weight is a constant
-to the gradient here: the focal loss also differentiates it.
-Source: Lin et al. 2017, arXiv 1708.02002, equation 4; gamma = 2 is what they found best. `easy` is ours: a curriculum,
-or a guard against labels that are wrong.
+With cross_entropy and `more_on: hard` this is the focal loss, (1 - q(y))^gamma -ln q(y), but here the gradient treats
+the weight as a constant: the focal loss also differentiates it.
+Source: Lin et al. 2017, arXiv 1708.02002, equation 4; gamma = 2 is their best value. `easy` is neoplug's addition: a
+curriculum, or protection against wrong labels.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from neoplug import hookimpl
 
 @dataclass(eq=False)
 class StudentConfidence:
-    """A power of the student's probability of the answer token, or of what it lacks to 1."""
+    """A power of the student's probability of the answer token, or of 1 minus it."""
 
     more_on: Literal["hard", "easy"] = "hard"
     gamma: float = 2.0  # above 0; larger is sharper

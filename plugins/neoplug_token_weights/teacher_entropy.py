@@ -1,12 +1,12 @@
-"""Weight tokens by the entropy of the teacher p: by how much it leaves open what comes next.
+"""Weight tokens by the entropy of the teacher p, its uncertainty about the next token.
 
     h = H(p) / ln V in [0, 1];   weight h^gamma (more on uncertain) or (1 - h)^gamma (more on certain)
 
-Uncertain positions are where the teacher says more than the label does; at certain ones it is least likely to be wrong.
+At uncertain positions the teacher carries more information than the label; at certain ones it is least likely to err.
 A large vocabulary keeps h small (2 nats of V = 49,152 are 0.19): under `uncertain` the losses shrink by as much, so
-compare arms at learning rates of their own.
+tune the learning rate of each arm.
 Source: EA-KD, arXiv 2311.13621, which weighs by the entropies of teacher and student, with more on the uncertain;
-the teacher's alone, normalised by ln V, and the other direction are ours.
+the teacher's entropy alone, its normalisation by ln V, and the other direction are neoplug's additions.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from neoplug import hookimpl
 
 @dataclass(eq=False)
 class TeacherEntropy:
-    """A power of the teacher's entropy, or of what it lacks to the largest."""
+    """A power of the teacher's normalised entropy, or of 1 minus it."""
 
     more_on: Literal["uncertain", "certain"] = "uncertain"
     gamma: float = 1.0  # above 0; larger is sharper

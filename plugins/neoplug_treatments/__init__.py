@@ -1,1 +1,1 @@
-"""Treatments: what changes the training of any arm; one file each."""
+"""Treatments: interventions on the training data or the model, for any arm; one file each."""

@@ -1,9 +1,9 @@
-"""Symmetric label noise: how much does a method lean on clean labels?
+"""Symmetric label noise: measures how much a method depends on clean labels.
 
-Each label is replaced, with a given probability and apart from all others, by another token: drawn uniformly from
-the distinct answer tokens of the same micro-batch. So every drawn token is one that the data can hold, whatever the
-vocabulary; where a micro-batch has only one distinct answer token, it stays. The text that the models read is not
-changed, only what is scored against: cross-entropy feels the noise, a divergence from the teacher does not.
+Each label is replaced, with a given probability, independently, by another token drawn uniformly from the distinct
+answer tokens of the same micro-batch. Every drawn token therefore occurs in the data; where a micro-batch has only one
+distinct answer token, it stays. The text that the models read is not changed, only the labels: cross-entropy is
+affected, a divergence from the teacher is not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class LabelNoise:
-    """Labels replaced at random."""
+    """Replaces labels at random."""
 
     probability: float  # of each label, in [0, 1]
 
@@ -31,7 +31,7 @@ class LabelNoise:
 
     @hookimpl
     def edit_batch(self, batch: Batch, rng: torch.Generator) -> None:
-        """Give the batch new labels."""
+        """Replace labels of the batch in place."""
         tokens, index = batch.labels.unique(return_inverse=True)
         if len(tokens) < 2:
             return

@@ -128,7 +128,7 @@ def test_a_prefix_is_refused_where_layers_keep_a_state(device):
         model = FalconH1ForCausalLM(config)
     with pytest.raises(RecipeError, match="cannot do prefix_tuning on this model") as caught:
         PrefixTuning().add_adapter(model, torch.Generator().manual_seed(0))
-    assert "keep a state beside keys and values" in str(caught.value)
+    assert "keep a state in addition to keys and values" in str(caught.value)
 
 
 @pytest.mark.parametrize("plugin", [PromptTuning(), PrefixTuning(), PTuning()])
