@@ -1,4 +1,4 @@
-"""One adapter of `adapters.py` in a process of its own, which takes a step each time that it is asked."""
+"""One adapter of `adapters.py` in a separate process, which takes a step on each request."""
 
 import sys
 import tempfile
@@ -35,7 +35,7 @@ STEPS = 8  # of a run, as adapters with a schedule see it; LoRA's process takes 
 
 
 def work(name: str, changes: dict[str, Any], line: Connection) -> None:
-    """Tell how the adapter begins; take a step for each True and tell what it took; after a False, what is saved.
+    """Send how the adapter begins; take a step for each True and send its cost; after a False, send what is saved.
 
     changes  to the recipe
     """
@@ -54,7 +54,7 @@ def as_measured(name: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def train(session: Trainer, line: Connection) -> None:
-    """Train as a run does, for as long as steps are asked for; then save."""
+    """Train as a run does, for as long as steps are requested; then save."""
     base = in_memory(session.roles.load("student", session.parts.base))
     name, turns = head_name(base), Turns(line, resident("VmRSS"))
     started = perf_counter()
@@ -81,25 +81,25 @@ def in_memory(model: Any) -> Any:
 
 @dataclass
 class Turns:
-    """Waits to be asked before each step, and tells after it what it took; `loaded` bytes were resident before."""
+    """Waits for a request before each step, and sends its cost after it; `loaded` bytes were resident before."""
 
     line: Connection
     loaded: int
 
     def __call__(self) -> bool:
-        """End a step and begin the next; say whether there shall be none. The loop asks after each."""
+        """End a step and begin the next; return whether there is none. The loop calls it after each step."""
         took = {"seconds": perf_counter() - self.started, "cpu_seconds": process_time() - self.cpu}
         self.line.send(took | {"peak_bytes": resident("VmHWM") - self.loaded})
         release()
         return not self.wait()
 
     def wait(self) -> bool:
-        """Say whether a step is asked for, and begin to count."""
-        asked = bool(self.line.recv())
+        """Return whether a step is requested, and begin to count."""
+        requested = bool(self.line.recv())
         release()
-        RESET.write_text("5")  # the peak starts anew
+        RESET.write_text("5")  # the peak is reset
         self.started, self.cpu = perf_counter(), process_time()
-        return asked
+        return requested
 
 
 class FullRows:

@@ -1,12 +1,12 @@
-"""What each adapter costs beside plain LoRA: time and memory of a step, parameters, bytes on disk, seconds to begin.
+"""The cost of each adapter relative to plain LoRA: time and memory of a step, parameters, bytes on disk, start.
 
-    python benchmarks/adapters.py               every installed adapter; writes adapters.json beside this file
+    python benchmarks/adapters.py               every installed adapter; writes adapters.json next to this file
     python benchmarks/adapters.py --only NAME   adds or replaces this one's row; may be given several times
     python benchmarks/adapters.py --quick       two adapters on a tiny random model; writes nothing
 
 The student is the packaged SmolLM2-135M as `llm_neo_tiny` cuts it, in float32, on rows of 256 tokens of Python's
 documentation, one row a step. A step is neoplug's own, with cross-entropy alone: a teacher would add the same to all.
-Each adapter has no options, and a process of its own; a process with plain LoRA lives beside it, and the two take
+Each adapter has no options, and a separate process; a process with plain LoRA runs with it, and the two take
 steps in turns. `ratio` is the median of an adapter's time over LoRA's in the same turn, with the lowest and highest;
 `lora` itself is measured in the same way, and shows how much is noise. Memory is the most that was resident in a step
 above the loaded base: adapter, optimizer, activations, gradients.
@@ -34,7 +34,7 @@ PROCESSES = multiprocessing.get_context("forkserver")  # each begins with everyt
 IMPORTED = ["neoplug.runs.trainer", "peft", "bitsandbytes", "transformers.models.llama.modeling_llama", "datasets"]
 BESIDE = "lora"
 ROUNDS = 5
-QUICK = ("dora", "ia3")  # beside LoRA, each in a process, and importing takes longer than the rest
+QUICK = ("dora", "ia3")  # in addition to LoRA, each in a process; importing takes longer than the rest
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     arguments.add_argument("--only", action="append", metavar="NAME", help="only this; may be given several times")
     arguments.add_argument("--rounds", type=int, default=ROUNDS, help="turns, after one that is not counted")
     chosen = arguments.parse_args()
-    os.environ["GOMP_SPINCOUNT"] = "0"  # threads that spin while they wait slow down whatever runs beside them
+    os.environ["GOMP_SPINCOUNT"] = "0"  # threads that spin while they wait slow down other processes
     PROCESSES.set_forkserver_preload(IMPORTED)
     names = chosen.only or (QUICK if chosen.quick else adapters())
     if chosen.quick:
@@ -80,21 +80,21 @@ def quickly(names: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def measured(names: Iterable[str], rounds: int, changes: dict[str, Any], *, at_once: bool = False) -> Iterator[Any]:
-    """Yield the row of each adapter; one that ends on its way is told of and left out."""
-    beside = Arm(BESIDE, changes)
+    """Yield the row of each adapter; one that fails is reported and left out."""
+    reference = Arm(BESIDE, changes)
     arms: Iterable[Arm] = (Arm(name, changes) for name in names)
     arms = list(arms) if at_once else arms
-    beside.line.recv()
+    reference.line.recv()
     for arm in arms:
         try:
-            yield compared(arm, beside, rounds)
+            yield compared(arm, reference, rounds)
         except (EOFError, ConnectionError):
             print(f"{arm.name} ended on its way and has no row", file=sys.stderr)
-    beside.end()
+    reference.end()
 
 
 class Arm:
-    """A process that trains one adapter; it takes a step each time that it is asked. Raises EOFError where it ended."""
+    """A process that trains one adapter; it takes a step on each request. Raises EOFError where it ended."""
 
     def __init__(self, name: str, changes: dict[str, Any]) -> None:
         self.name = name
@@ -109,17 +109,17 @@ class Arm:
         return dict(self.line.recv())
 
     def end(self) -> dict[str, Any]:
-        """Let the process save its adapter and end; return what it tells then."""
+        """Let the process save its adapter and end; return what it sends then."""
         self.line.send(False)
-        told = self.line.recv()
+        answer = self.line.recv()
         self.process.join()
-        return dict(told)
+        return dict(answer)
 
 
-def compared(arm: Arm, beside: Arm, rounds: int) -> dict[str, Any]:
+def compared(arm: Arm, reference: Arm, rounds: int) -> dict[str, Any]:
     """Return an adapter's row: both processes take steps in turns, the first of which is not counted."""
     began = arm.line.recv()
-    turns = [(arm.step(), beside.step()) for _ in range(1 + rounds)][1:]
+    turns = [(arm.step(), reference.step()) for _ in range(1 + rounds)][1:]
     ratios = [ours["seconds"] / theirs["seconds"] for ours, theirs in turns]
     peaks = [max(each["peak_bytes"] for each in arms) for arms in zip(*turns, strict=True)]
     return {

@@ -1,9 +1,9 @@
-"""What data cost: the first start beside the bare tokenizer, a start with a warm cache, and memory as rows grow.
+"""The cost of data: the first start relative to the tokenizer alone, a start with a warm cache, and memory.
 
-    python benchmarks/data.py           100,000 and 1,000,000 rows; writes data.json beside this file
+    python benchmarks/data.py           100,000 and 1,000,000 rows; writes data.json next to this file
     python benchmarks/data.py --quick   a few rows and a tokenizer made on the spot; writes nothing
 
-Rows are made of CPython's own documentation. Every start is a process of its own; `seconds` is what loading the data
+Rows are made of CPython's own documentation. Every start is a separate process; `seconds` is what loading the data
 took in it, `process_seconds` the whole process, `peak_bytes` the most memory it had resident at any time.
 """
 
@@ -117,7 +117,7 @@ def write_rows(file: Path, kind: str, rows: int) -> None:
 
 
 def child(what: str, file: Path, tokenizer: Path, home: Path) -> dict[str, Any]:
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     began = perf_counter()
     command = [sys.executable, __file__, what, str(file), str(tokenizer)]
     done = subprocess.run(

@@ -28,7 +28,7 @@ from neoplug.registry import Plugins, answered, build, find, installed
 from neoplug.testing.families import FAMILIES, WINDOW, make
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "families.md"
-LENGTHS = (3 * WINDOW, 9, 2 * WINDOW)  # tokens of the documents that are read beside each other
+LENGTHS = (3 * WINDOW, 9, 2 * WINDOW)  # tokens of the documents that are read together
 ATTENTION = ("eager", "sdpa")
 QUICK = ("llama", "opt")
 PACKAGES = ("neoplug", "torch", "transformers", "peft", "bitsandbytes")
@@ -57,7 +57,7 @@ class Loaded:
     """A family loaded in one way.
 
     layout     what a run takes
-    quantised  the share of all matrices that is quantised, beside embeddings and head
+    quantised  the share of all matrices that is quantised, other than embeddings and head
     """
 
     layout: str
@@ -131,7 +131,7 @@ def cell(model: LanguageModel, rows: list[Document], alone: torch.Tensor) -> Cel
 
 
 def facts(folder: Path, family: str) -> list[str]:
-    """Return what the family has of its own: its head, its windows, and what lora's all-linear reaches."""
+    """Return the family's properties: its head, its windows, and what lora's all-linear covers."""
     config = load_config(locate(str(folder))).get_text_config()
     head = ["tied" if config.tie_word_embeddings else "untied"]
     names = {"final_logit_softcapping": "cap", "logit_scale": "scale", "logits_scaling": "divisor"}

@@ -1,6 +1,6 @@
-"""What each loss costs: through the objective, beside plain PyTorch on whole logits; time, peak memory and agreement.
+"""The cost of each loss in the objective, relative to plain PyTorch on whole logits: time, memory, agreement.
 
-    python benchmarks/losses.py           every installed loss; writes losses.json beside this file
+    python benchmarks/losses.py           every installed loss; writes losses.json next to this file
     python benchmarks/losses.py --quick   two losses and a small vocabulary; writes nothing
 
 Both ways go from hidden states of student and teacher [N, H] and two frozen heads [V, H] to the loss and its gradient
@@ -86,7 +86,7 @@ def losses() -> dict[str, Any]:
     return {name: cls() for name, cls in sorted(classes.items()) if "token_loss" in answered(cls)}
 
 
-def asks(plugin: Any, argument: str) -> bool:
+def takes(plugin: Any, argument: str) -> bool:
     return argument in inspect.signature(plugin.token_loss).parameters
 
 
@@ -119,7 +119,7 @@ class Nothing:
 def through_the_objective(case: Case, plugins: dict[str, Any]) -> Call:
     """Return the call that a run makes."""
     made = [as_loss(name, plugin) for name, plugin in plugins.items()]
-    looks = any(asks(plugin, "teacher") for plugin in plugins.values())
+    looks = any(takes(plugin, "teacher") for plugin in plugins.values())
 
     def call() -> tuple[Tensor, Tensor]:
         hidden = case.hidden.detach().requires_grad_()
@@ -138,7 +138,7 @@ def on_whole_logits(case: Case, name: str, plugin: Any) -> Call:
         hidden = case.hidden.detach().requires_grad_()
         logits = functional.linear(hidden, case.student.module.weight)
         teacher = None
-        if asks(plugin, "teacher"):
+        if takes(plugin, "teacher"):
             with torch.no_grad():
                 teacher = functional.linear(case.states, case.teacher.module.weight).log_softmax(-1)
         values = plain(name, plugin, logits, teacher, case.labels)
@@ -177,7 +177,7 @@ class Measured:
     def add(self, call: Call) -> None:
         """Call once more."""
         ctypes.CDLL(None).malloc_trim(0)  # else memory that an earlier call freed would be used unseen
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is reset
         before, began, used = resident("VmRSS"), perf_counter(), process_time()
         self.answer = call()
         self.seconds.append(perf_counter() - began)
@@ -258,7 +258,7 @@ def held(call: Call) -> int:
 
 
 def together(case: Case, plugins: dict[str, Any]) -> dict[str, Any]:
-    """Measure several losses in one call beside each alone, and beside none."""
+    """Measure several losses in one call, each alone, and none."""
     calls = {name: through_the_objective(case, {name: plugin}) for name, plugin in plugins.items()}
     calls |= {"nothing": through_the_objective(case, {"nothing": Nothing()})}
     calls |= {"together": through_the_objective(case, plugins)}

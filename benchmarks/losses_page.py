@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from losses import FILE, VOCABULARIES, asks, given, losses
+from losses import FILE, VOCABULARIES, given, losses, takes
 from torch import Tensor
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "losses.md"
@@ -84,12 +84,12 @@ def expected(plugin: Any, log_q: Tensor) -> Tensor:
     `progress` is 0.5, for losses that change during a run.
     """
     log_p = teacher()
-    answers = torch.arange(len(GRID)) if asks(plugin, "labels") else torch.zeros(1, dtype=torch.int64)
+    answers = torch.arange(len(GRID)) if takes(plugin, "labels") else torch.zeros(1, dtype=torch.int64)
     rows = log_q.repeat_interleave(len(answers), 0)
     values = given(
         plugin.token_loss, student=rows, teacher=log_p.expand_as(rows), labels=answers.repeat(len(log_q)), progress=0.5
     ).view(len(log_q), -1)
-    return values @ log_p.exp() if asks(plugin, "labels") else values[:, 0]
+    return values @ log_p.exp() if takes(plugin, "labels") else values[:, 0]
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def kind(adapter: str) -> str:
 
 
 def row(adapter: str, cells: dict[tuple[str, str], Cell]) -> Row:
-    """Return a row of the matrix: cells that fail in the same way and are mended in the same way are one finding."""
+    """Return a row of the matrix: cells that fail in the same way and have the same fix are one finding."""
     first = next(found for found in cells.values() if found.trained)
     where: dict[tuple[Any, ...], dict[str, list[str]]] = {}
     for (loading, family), found in cells.items():
@@ -168,7 +168,7 @@ def _row(row: dict[str, Any]) -> str:
 
 
 def kept() -> dict[str, Row]:
-    """Return the rows that are stored; those of other versions cannot stand beside new ones."""
+    """Return the rows that are stored; those of other versions cannot be combined with new ones."""
     before = Matrix.read(DATA)
     if before.versions != versions():
         sys.exit(f"{DATA.name} was measured with {before.versions}, and here are {versions()}: measure all of it")

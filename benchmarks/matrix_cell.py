@@ -1,6 +1,6 @@
 """One cell of the matrix: an adapter on a model of one family, loaded in one way. See matrix.py.
 
-Held are, with random tokens in float32: the student starts as its base (or says that it does not), trains two steps
+Checked with random tokens in float32: the student starts as its base (or declares that it does not), trains two steps
 with finite gradients of which each trained weight gets one that is not 0, leaves the base as it was, and is saved so
 that plain peft on the base as it was gives the same logits.
 """
@@ -24,7 +24,7 @@ from neoplug.models.quiet import quiet_peft
 from neoplug.registry.compatibility import REFUSED
 from neoplug.testing import call
 
-TOTAL = 6  # optimizer steps that an adapter is told
+TOTAL = 6  # total optimizer steps that an adapter receives
 STEPS, RATE = 2, 1e-2
 STARTED = 1e-3  # largest difference from the base at the start, as a share of the largest logit
 LOADED = 2e-3  # and between what was saved and what is loaded
@@ -132,7 +132,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def logits_of(model: Any, text: Text) -> torch.Tensor:
-    """Return the logits of the text itself: some adapters put tokens of their own before it."""
+    """Return the logits of the text itself: some adapters put tokens before it."""
     found: torch.Tensor = model.eval()(input_ids=text.input_ids).logits
     return found[:, -text.input_ids.shape[1] :].float()
 
@@ -179,7 +179,7 @@ def saved_and_loaded(adapter: Any, student: Any, base: Base) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         getattr(adapter, "save_adapter", _save_peft)(student, Path(folder))
         model = copy.deepcopy(base.model)
-        if hasattr(adapter, "base_weights"):  # a run ships what the adapter stands on
+        if hasattr(adapter, "base_weights"):  # a run ships the base of the adapter
             model.load_state_dict(adapter.base_weights(student))
         return PeftModel.from_pretrained(model, folder)
 

@@ -1,12 +1,12 @@
-"""What passes between `neoplug run` and the first step, with warm caches: whose time it is.
+"""The time between `neoplug run` and the first step, with warm caches, and what takes it.
 
     python benchmarks/start.py           SmolLM2-135M teaches its 15-layer cut, as `llm_neo_tiny` does
     python benchmarks/start.py --quick   one start of it instead of three, none before that to warm the caches
 
-Two processes a round. One imports the libraries and loads both models as plain transformers and peft do: that has to be
-paid by whoever trains. The other is a run that ends where its first step would begin. Its evaluation before training is
-the run's work, not its start, and is told apart. `own` is what is left of the run's time: recipe, data, lock, proofs of
-how the models read a batch.
+Two processes a round. One imports the libraries and loads both models as plain transformers and peft do: every trainer
+needs that time. The other is a run that ends where its first step would begin. Its evaluation before training is the
+run's work, not its start, and is reported separately. `own` is the rest of the run's time: recipe, data, lock, and
+verification of the models' layouts.
 """
 
 import argparse
@@ -40,8 +40,8 @@ def main() -> None:
 def spawn(child: str) -> dict[str, float]:
     """Return the seconds of each part of a child process."""
     command = [sys.executable, __file__, "--child", child]
-    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return dict(json.loads(told.splitlines()[-1]))
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return dict(json.loads(output.splitlines()[-1]))
 
 
 def imported() -> float:

@@ -1,12 +1,12 @@
-"""What a training step costs: neoplug beside other trainers, and beside the least that any exact objective needs.
+"""The cost of a training step: neoplug compared with other trainers, and with the minimum of any exact objective.
 
-    python benchmarks/step.py           SmolLM2-135M teaches its 15-layer cut; writes step.json beside this file
+    python benchmarks/step.py           SmolLM2-135M and its 15-layer cut; writes step.json next to this file
                                         (`--shape plain` or `--shape chat` measures and replaces that part alone)
     python benchmarks/step.py --memory  counts the bytes of each arm's tensors instead, which takes no idle machine
     python benchmarks/step.py --quick   tiny random models; writes nothing
 
 All arms train the same LoRA (r=16, all linear layers) on the same batches with half cross-entropy and half forward KL.
-Each runs in a process of its own and takes one pass over the batches at a time, so that all see the same neighbours;
+Each runs in a separate process and takes one pass over the batches at a time, so that all run under the same load;
 `beside` is the median over rounds of an arm's time over that of the arm named, which took the same round. A time is a
 whole step: both forwards, backward, clipping, optimizer. Memory is what a pass had resident above the loaded models:
 with it goes what the C library keeps, which differs from run to run; `--memory` counts what tensors hold at most.
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def store(found: dict[str, dict[str, Any]]) -> None:
-    """Write what was found of each shape beside this file; a shape that was not measured keeps what stands there."""
+    """Write the results of each shape next to this file; a shape that was not measured keeps its old results."""
     file = Path(__file__).with_suffix(".json")
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     run = {"command": " ".join(["python", *sys.argv]), "machine": machine()}
@@ -115,7 +115,7 @@ def measure(folder: Path, shape: str, chosen: argparse.Namespace) -> dict[str, A
 
 
 def possible(arm: str) -> bool:
-    """Tell whether an arm's package and arithmetic are here; say it where they are not."""
+    """Return whether an arm's package and arithmetic are available; report where they are not."""
     from neoplug.environment.dtypes import default_dtype
 
     if arm.endswith("bf16") and str(default_dtype("cpu")) != "torch.bfloat16":
@@ -132,7 +132,7 @@ def possible(arm: str) -> bool:
 
 
 class Arm:
-    """A process that trains, each time that it is asked."""
+    """A process that trains, on each request."""
 
     def __init__(self, folder: Path, shape: str, name: str) -> None:
         command = [sys.executable, str(Path(__file__).with_name("step_arms.py")), str(folder), shape, name]
@@ -165,7 +165,7 @@ def held(arm: Arm) -> dict[str, float]:
 
 
 def summary(passes: dict[str, list[dict[str, float]]], name: str, tokens: int) -> dict[str, Any]:
-    """Return medians with their spread, and the time beside other arms of the same round."""
+    """Return medians with their spread, and the time relative to other arms of the same round."""
     seconds = [one["seconds"] for one in passes[name]]
     found: dict[str, Any] = {
         "tokens_per_second": tokens / median(seconds),

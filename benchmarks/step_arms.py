@@ -1,6 +1,6 @@
-"""One arm of `step.py` in a process of its own: `python step_arms.py FOLDER SHAPE ARM` does what each line read asks.
+"""One arm of `step.py` in a separate process: `python step_arms.py FOLDER SHAPE ARM` serves requests.
 
-`pass` is a step for each batch; `memory` is two steps whose tensors are counted, which takes time.
+It reads a request a line: `pass` is a step for each batch; `memory` is two steps whose tensors are counted, which takes time.
 B rows, L columns, N scored positions, H hidden size, V vocabulary.
 """
 
@@ -43,7 +43,7 @@ def bucketed_rows(rows: Rows) -> Rows:
 
 
 class Passes:
-    """Waits for a line before the first step of a pass; after its last step tells what the pass took."""
+    """Waits for a line before the first step of a pass; after its last step sends what the pass took."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.left, self.loaded = steps, 0, resident("VmRSS")
@@ -59,7 +59,7 @@ class Passes:
             return
         self.left = self.steps
         release()
-        RESET.write_text("5")  # the peak starts anew
+        RESET.write_text("5")  # the peak is reset
         self.started, self.cpu = perf_counter(), process_time()
 
     def end(self) -> None:
@@ -234,7 +234,7 @@ def settings(kind: type, **more: Any) -> Any:
     return kind(**common, **more)
 
 
-def told(passes: Passes) -> Any:
+def reporting(passes: Passes) -> Any:
     """Return a callback that marks a trainer's steps; what it does between them is not counted."""
     from transformers import TrainerCallback
 
@@ -255,7 +255,7 @@ def fed(kind: type, batches: list[dict[str, Tensor]]) -> type:
 
 
 def trainer(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
-    """Hugging Face's Trainer with whole logits in float32; the teacher is spared the cross-entropy of its own."""
+    """Hugging Face's Trainer with whole logits in float32; the teacher's own cross-entropy is not computed."""
     from transformers import Trainer, TrainingArguments
 
     class WholeLogits(Trainer):
@@ -273,7 +273,7 @@ def trainer(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
 
     arguments = settings(TrainingArguments)
     kind = fed(WholeLogits, [padded(batch) for batch in rows])
-    kind(model=student, args=arguments, callbacks=[told(passes)]).train()
+    kind(model=student, args=arguments, callbacks=[reporting(passes)]).train()
 
 
 def given(rows: Rows) -> Any:
@@ -291,7 +291,7 @@ def gkd(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     batches = [padded(batch) for batch in rows]
     arguments = settings(GKDConfig, lmbda=-0.0, beta=0.0, seq_kd=False)
     kind = fed(GKDTrainer, batches)
-    given_rows, callbacks = given(rows), [told(passes)]
+    given_rows, callbacks = given(rows), [reporting(passes)]
     kind(
         model=student, teacher_model=teacher, args=arguments, train_dataset=given_rows, processing_class=tokenizer,
         callbacks=callbacks,
@@ -310,7 +310,7 @@ def trl(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     tokenizer = AutoTokenizer.from_pretrained(Path(sys.argv[1], "student"))
     arguments = settings(DistillationConfig, beta=0.0)
     kind = fed(GivenAnswers, [completed(batch) for batch in rows])
-    given_rows, callbacks = given(rows), [told(passes)]
+    given_rows, callbacks = given(rows), [reporting(passes)]
     kind(
         model=student, teacher_model=teacher, args=arguments, train_dataset=given_rows, processing_class=tokenizer,
         callbacks=callbacks,

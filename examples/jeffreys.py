@@ -9,7 +9,7 @@ from neoplug import hookimpl
 
 @dataclass(eq=False)
 class Jeffreys:
-    """Asks the student to cover the teacher's modes and to add none of its own."""
+    """The mean of forward and reverse KL, times T^2 at temperature T."""
 
     temperature: float = 1.0
 
