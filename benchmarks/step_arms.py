@@ -1,6 +1,6 @@
 """One arm of `step.py` in a separate process: `python step_arms.py FOLDER SHAPE ARM` serves requests.
 
-It reads a request a line: `pass` is a step for each batch; `memory` is two steps whose tensors are counted, which takes time.
+It reads a request a line: `pass` is a step for each batch; `memory` is two steps whose tensors are counted.
 B rows, L columns, N scored positions, H hidden size, V vocabulary.
 """
 
