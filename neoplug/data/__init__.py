@@ -1,7 +1,7 @@
 """From the rows of a source to the documents of each micro-batch: reading, encoding, token cache, sampling, batches.
 
-Imported by `models` and what lies above it. Does not belong here: models and teachers; a batch's layout is described
-here (`batch`), but which one a model can read is verified in `models`.
+Imported by `models` and the layers above it. Does not belong here: models and teachers; a batch's layouts are defined
+here (`batch`), but which of them a model supports is verified in `models`.
 """
 
 from neoplug.data.batch import Batch, Document, Layout, collate

@@ -1,4 +1,4 @@
-"""Documents in, tensors out: a micro-batch is a run of documents, and a layout is how a model reads them.
+"""Documents, micro-batches of them, and the layouts in which a batch is given to a model.
 
 T tokens and N answer tokens of a batch; B rows and L columns of a layout. The answer token at index i of a document is
 predicted at index i - 1: this shift happens here and nowhere else.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Layout = Literal["varlen", "flat", "block", "padded"]
-Windows = Mapping[str, int | None]  # kind of attention layer -> tokens that it looks back over, itself included
+Windows = Mapping[str, int | None]  # kind of attention layer -> size of its sliding window in tokens; None is unlimited
 FULL_ATTENTION: Windows = {"full_attention": None}
 
 TENSORS = ("input_ids", "positions", "labels", "rows")
@@ -26,9 +26,10 @@ class Document:
     """One tokenised document, or one window of a long one.
 
     input_ids       [L] int64
-    loss_mask       [L] bool: the tokens that are trained on; the first never is, since nothing predicts it
-    row             number of its row in the source
-    teacher_ids     [M] int64: what the teacher reads instead, where it has a prompt of its own
+    loss_mask       [L] bool: the answer tokens, which the objective is computed on; the first token's value is ignored,
+                    since nothing predicts that token
+    row             index of its row in the source
+    teacher_ids     [M] int64: the teacher's input where it has its own chat template; None where it is `input_ids`
     teacher_loss_mask  [M] bool: the same answer tokens in `teacher_ids`, one for one
     number          its index among the training documents of a run, or among the held-out ones, in the order of the
                     token store; each window of a row has its own. -1 for a document that is in neither
@@ -46,17 +47,17 @@ class Document:
 
     @property
     def answer_tokens(self) -> int:
-        """Count the tokens that the objective scores."""
+        """Return the number of tokens that the objective is computed on."""
         return int(np.count_nonzero(self.loss_mask[1:]))
 
     @property
     def longest(self) -> int:
-        """Count the tokens of the longer of what the student and the teacher read."""
+        """Return the length in tokens of the student's or the teacher's text, whichever is longer."""
         return max(len(self), 0 if self.teacher_ids is None else len(self.teacher_ids))
 
     @cached_property
     def content_hash(self) -> str:
-        """Return the sha256, in hexadecimal, of what the student and the teacher read; computed on first use.
+        """Return the sha256, in hexadecimal, of the student's and the teacher's text; computed on first use.
 
         It depends on neither `row` nor `number`: equal content has an equal hash in every store, split, seed and run.
         Format 1: the bytes of "neoplug.Document 1", then of the student's text and, only where the teacher's is
@@ -70,7 +71,7 @@ class Document:
         return digest.hexdigest()
 
     def as_teacher(self) -> "Document":
-        """Return the document as the teacher reads it."""
+        """Return the document with the teacher's text in place of the student's."""
         if self.teacher_ids is None or self.teacher_loss_mask is None:
             return self
         return Document(self.teacher_ids, self.teacher_loss_mask, self.row, number=self.number)
@@ -78,29 +79,30 @@ class Document:
 
 @dataclass(frozen=True, eq=False)
 class TeacherText:
-    """What the teacher reads of a batch where it has prompts of its own: the same answers behind them.
+    """The teacher's texts of a batch, where it has its own chat template: other prompts, the same answers.
 
-    input_ids  [S] int64
-    lengths    how many tokens each document has; they add up to S
-    places     [T] int64: for a position that predicts an answer token, the position here that predicts the same one
+    input_ids     [S] int64
+    lengths       tokens of each document; they add up to S
+    position_map  [T] int64: for each position of the student's batch that predicts an answer token, the position in
+                  `input_ids` that predicts the same one; 0 elsewhere
     """
 
     input_ids: Tensor
     lengths: list[int]
-    places: Tensor
+    position_map: Tensor
 
 
 @dataclass(eq=False)
 class Batch:
-    """A micro-batch: its documents one after the other, and the answer tokens that the objective scores.
+    """A micro-batch: its documents concatenated, and the answer tokens that the objective is computed on.
 
     input_ids  [T] int64
-    lengths    how many tokens each document has; they add up to T
+    lengths    tokens of each document; they add up to T
     positions  [N] int64: index in `input_ids` of the position that predicts each answer token
     labels     [N] int64: the answer tokens
     rows       [N] int64: the source row of each answer token
-    teacher    what the teacher reads instead; None where it reads the same
-    in_answer  [N] int64: which token of its answer each answer token is, from 0; None unless a plugin weights tokens
+    teacher    the teacher's texts; None where it reads the student's
+    in_answer  [N] int64: index of each answer token within its answer, from 0; None unless a plugin weights tokens
     documents  the documents, in the order of `lengths`; () in a batch that was not made by `collate`
     """
 
@@ -115,53 +117,55 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Count the tokens, T."""
+        """Return the number of tokens, T."""
         return len(self.input_ids)
 
     @property
     def answer_tokens(self) -> int:
-        """Count the answer tokens, N."""
+        """Return the number of answer tokens, N."""
         return len(self.labels)
 
     @property
     def document_index(self) -> Tensor:
         """Return [N] int64: for each answer token the index in `documents` of the document that it belongs to.
 
-        Computed from the present `positions`, so that it holds after a plugin dropped answer tokens; on the batch's
-        device, without a synchronisation.
+        It is computed from the current `positions`, and therefore right after a plugin dropped answer tokens; on the
+        batch's device, without a synchronisation.
         """
         return self._document_of_token()[self.positions]
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
-        tensors: dict[str, Any] = {name: _sent(getattr(self, name), device) for name in TENSORS}
-        in_answer = None if self.in_answer is None else _sent(self.in_answer, device)
-        return replace(self, **tensors, teacher=self.teacher and _moved(self.teacher, device), in_answer=in_answer)
+        tensors: dict[str, Any] = {name: _to(getattr(self, name), device) for name in TENSORS}
+        in_answer = None if self.in_answer is None else _to(self.in_answer, device)
+        return replace(self, **tensors, teacher=self.teacher and _text_to(self.teacher, device), in_answer=in_answer)
 
     def for_teacher(self) -> "Batch":
-        """Return the batch as the teacher reads it: the same answer tokens, in the same order."""
+        """Return the batch with the teacher's texts: the same answer tokens, in the same order."""
         if self.teacher is None:
             return self
         return replace(
             self,
             input_ids=self.teacher.input_ids,
             lengths=self.teacher.lengths,
-            positions=self.teacher.places[self.positions],
+            positions=self.teacher.position_map[self.positions],
             teacher=None,
         )
 
     def layout(
         self, name: Layout, pad_token_id: int = 0, windows: Windows = FULL_ATTENTION, dtype: torch.dtype = torch.float32
     ) -> tuple[dict[str, Any], Tensor]:
-        """Return what a model is called with, and `positions` as indices in its flattened [B * L] output.
+        """Return keyword arguments of a model's forward, and `positions` as indices in its flattened [B * L] output.
 
-        varlen  one row [1, T]; `position_ids` restart with each document and the documents' lengths stand for a mask,
-                [1, 1, 1, documents]: for models whose attention reads them (`neoplug.models.varlen_attention`)
-        flat    the same row without a mask: most models then keep documents apart (one of ones would make them leak)
-        block   the same row with a mask [1, 1, T, T] that attention adds to its scores: 0 inside each document's causal
-                triangle, `dtype`'s smallest number outside; a mask a kind of layer where the model has several, since
-                whoever brings a mask of four dimensions brings the window too
-        padded  a row a document [B, L] with a mask [B, L]; positions are left to the model, prompt methods shift them
+        varlen  one row [1, T]; `position_ids` restart with each document, and the attention mask is the documents'
+                lengths, [1, 1, 1, documents], as attention of `neoplug.models.varlen_attention` reads them
+        flat    the same row without a mask: most models then isolate documents by their `position_ids` (a mask of ones
+                would let attention cross documents)
+        block   the same row with an additive attention mask [1, 1, T, T]: 0 inside each document's causal triangle,
+                `dtype`'s smallest number outside; where the model has several kinds of layers, one mask for each kind,
+                since transformers applies no sliding window to a mask of four dimensions
+        padded  one row for each document [B, L] with a mask [B, L]; without `position_ids`, since prompt methods shift
+                positions
         """
         if name == "padded":
             return self._padded(pad_token_id)
@@ -178,92 +182,97 @@ class Batch:
         longest, device = max(self.lengths), self.input_ids.device
         gaps = torch.tensor([longest - length for length in self.lengths])
         shift = torch.repeat_interleave(gaps.cumsum(0) - gaps, torch.tensor(self.lengths))  # [T] padding before a token
-        place = _sent(torch.arange(self.tokens) + shift, device)
+        index = _to(torch.arange(self.tokens) + shift, device)
         input_ids = self.input_ids.new_full((len(self.lengths) * longest,), pad_token_id)
         mask = torch.zeros_like(input_ids)
         inputs = {
-            "input_ids": input_ids.index_copy(0, place, self.input_ids).view(-1, longest),
-            "attention_mask": mask.index_fill(0, place, 1).view(-1, longest),
+            "input_ids": input_ids.index_copy(0, index, self.input_ids).view(-1, longest),
+            "attention_mask": mask.index_fill(0, index, 1).view(-1, longest),
             "use_cache": False,
         }
-        return inputs, place[self.positions]
+        return inputs, index[self.positions]
 
     def _block_masks(self, windows: Windows, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
         document = self._document_of_token()
-        seen = (document[:, None] == document).tril()
-        masks = {kind: additive_mask(seen, window, dtype) for kind, window in windows.items()}
+        visible = (document[:, None] == document).tril()
+        masks = {kind: additive_mask(visible, window, dtype) for kind, window in windows.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _document_of_token(self) -> Tensor:
         """Return [T] int64: the index of the document that each token belongs to."""
         numbers = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
-        return _sent(numbers, self.input_ids.device)
+        return _to(numbers, self.input_ids.device)
 
 
-def additive_mask(seen: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Return what attention adds to its scores, [1, 1, L, L]: 0 where a token is seen, [L, L], and in the window."""
-    inside = seen if window is None else seen.triu(1 - window)
-    hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-    return hidden.masked_fill_(~inside, torch.finfo(dtype).min)[None, None]
+def additive_mask(visible: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return a mask that attention adds to its scores, [1, 1, L, L]: 0 where attended, else `dtype`'s smallest number.
+
+    visible  [L, L] bool: the causal pairs of a query and a key
+    window   size of the sliding window in tokens; None: unlimited
+    """
+    attended = visible if window is None else visible.triu(1 - window)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~attended, torch.finfo(dtype).min)[None, None]
 
 
 def collate(documents: Sequence[Document]) -> Batch:
-    """Join documents to a batch on the CPU."""
+    """Return a batch of the documents, on the CPU."""
     return Batch(
-        input_ids=_joined([document.input_ids for document in documents]),
+        input_ids=_concatenated([document.input_ids for document in documents]),
         lengths=[len(document) for document in documents],
         positions=_positions(documents),
-        labels=_joined([document.input_ids[1:][document.loss_mask[1:]] for document in documents]),
-        rows=_joined([np.full(document.answer_tokens, document.row) for document in documents]),
+        labels=_concatenated([document.input_ids[1:][document.loss_mask[1:]] for document in documents]),
+        rows=_concatenated([np.full(document.answer_tokens, document.row) for document in documents]),
         teacher=_teacher_text(documents),
         documents=tuple(documents),
     )
 
 
 def _content(document: Document) -> bytes:
-    """Return the bytes of a text for its content hash; the first token's mask means nothing and is left out."""
+    """Return the bytes of a text for its content hash, without the first token's mask, which is ignored everywhere."""
     ids, mask = document.input_ids.astype("<i8"), document.loss_mask[1:].astype("u1")
     return len(document).to_bytes(8, "little") + ids.tobytes() + mask.tobytes()
 
 
 def positions_in_answers(documents: Sequence[Document]) -> Tensor:
-    """Return [T]: for a position that predicts an answer token, which token of its answer this is, from 0.
+    """Return [T] int64: for each position that predicts an answer token, that token's index within its answer.
 
-    An answer is a run of answer tokens with none between that is not scored: an assistant's turn with what ends it, or
-    where all is scored the document. A window of a long document counts from its own first answer token.
+    An answer is a maximal run of consecutive answer tokens: an assistant turn with its end token, or the whole document
+    where `train_on` is `all`. In a window of a long document, the index counts from the window's first answer token.
     """
-    return _joined([np.append(_places(document.loss_mask[1:]), 0) for document in documents])
+    return _concatenated([np.append(_index_in_run(document.loss_mask[1:]), 0) for document in documents])
 
 
-def _places(scored: np.ndarray) -> np.ndarray:
-    numbers = np.arange(len(scored))
-    return numbers - np.maximum.accumulate(np.where(scored, 0, numbers + 1))  # since the last that is not scored
+def _index_in_run(mask: np.ndarray) -> np.ndarray:
+    """Return [L] int64: the distance of each True of `mask` [L] from the first of its run of Trues."""
+    indices = np.arange(len(mask))
+    return indices - np.maximum.accumulate(np.where(mask, 0, indices + 1))
 
 
 def _teacher_text(documents: Sequence[Document]) -> TeacherText | None:
     if all(document.teacher_ids is None for document in documents):
         return None
-    theirs = [document.as_teacher() for document in documents]
-    places = torch.zeros(sum(map(len, documents)), dtype=torch.int64)
-    places[_positions(documents)] = _positions(theirs)
-    return TeacherText(_joined([document.input_ids for document in theirs]), list(map(len, theirs)), places)
+    texts = [document.as_teacher() for document in documents]
+    position_map = torch.zeros(sum(map(len, documents)), dtype=torch.int64)
+    position_map[_positions(documents)] = _positions(texts)
+    return TeacherText(_concatenated([text.input_ids for text in texts]), list(map(len, texts)), position_map)
 
 
 def _positions(documents: Sequence[Document]) -> Tensor:
-    """Return [N]: where the documents, one after the other, predict their answer tokens."""
+    """Return [N] int64: the positions in the concatenated documents that predict the answer tokens."""
     starts = np.cumsum([0, *map(len, documents[:-1])])
-    return _joined([np.flatnonzero(d.loss_mask[1:]) + start for d, start in zip(documents, starts, strict=True)])
+    return _concatenated([np.flatnonzero(d.loss_mask[1:]) + start for d, start in zip(documents, starts, strict=True)])
 
 
-def _joined(arrays: Sequence[np.ndarray]) -> Tensor:
+def _concatenated(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays))
 
 
-def _moved(text: TeacherText, device: torch.device | str) -> TeacherText:
-    ids, places = (_sent(tensor, device) for tensor in (text.input_ids, text.places))
-    return TeacherText(ids, text.lengths, places)
+def _text_to(text: TeacherText, device: torch.device | str) -> TeacherText:
+    input_ids, position_map = (_to(tensor, device) for tensor in (text.input_ids, text.position_map))
+    return TeacherText(input_ids, text.lengths, position_map)
 
 
-def _sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Copy a tensor to `device`; only to the CPU does the host wait, which would read what is not there yet."""
+def _to(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy a tensor to `device`. Only a copy to the CPU blocks: the host could read it before it is complete."""
     return tensor.to(device, non_blocking=torch.device(device).type != "cpu")

@@ -1,6 +1,6 @@
-"""The data of a run: from the recipe's `data` section to documents that train and documents that measure.
+"""The tokenised data of a run: training rows and held-out documents, made from the recipe's `data` section.
 
-They are tokenised once: the tokens lie in the cache, under a hash of everything that they depend on.
+Rows are tokenised once: the tokens are stored in the cache, under a hash of everything that they depend on.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pydantic import TypeAdapter
 
 from neoplug.data.batch import Document
 from neoplug.data.encode.chat import template_text
+from neoplug.data.encode.row_encoder import RowEncoder
 from neoplug.data.encode.teacher_prompt import TeacherPrompt
-from neoplug.data.encode.tokenise import Tokeniser
-from neoplug.data.encode.tokens import Tokenizer
-from neoplug.data.ingest.intake import PEEKED_ROWS, columns_of
-from neoplug.data.ingest.parts import eval_part, training_parts
+from neoplug.data.encode.text_encoder import Tokenizer
+from neoplug.data.ingest.pipeline import INSPECTED_ROWS, recognise_columns
+from neoplug.data.ingest.recipe_sources import eval_source_of, training_sources
 from neoplug.data.ingest.report import Report
 from neoplug.data.ingest.sources import is_local
 from neoplug.data.mixture import Mixture, epoch_rows
@@ -34,21 +34,22 @@ from neoplug.files import PARTIAL, cache_root, lock
 if TYPE_CHECKING:
     from neoplug.recipe import Data
 
-ELSEWHERE = {"source", "sources", "eval_source", "chat_template", "max_dropped_rows"}  # what tokens do not depend on
+# Keys of `data` that the cache key leaves out: it has the content behind them, or tokens do not depend on them.
+NOT_IN_KEY = {"source", "sources", "eval_source", "chat_template", "max_dropped_rows"}
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Everything that a run reads. Documents are made as they are asked for; R training rows.
+    """The tokenised data of a run, with R training rows. Documents are read from the token store on access.
 
-    rows         what a batch counts: of several documents where rows are packed, else of exactly one
-    held_out     never trained on, never packed
-    mixture      which of the rows an epoch shows; None where it shows all
-    report       what became of the sources' rows
+    rows         the training rows, the units of a batch: several documents each with packing, else exactly one
+    held_out     documents that are never trained on and never packed
+    mixture      selects the rows of an epoch; None where an epoch has all rows
+    report       counts of what became of the sources' rows
     fingerprint  sha256 of all tokens and masks above, in hexadecimal
-    row_lengths  [R] int64: how many tokens each training row has
-    longest      the tokens of the longest document, as the `student` and as the `teacher` reads it
-    used         [U] int64: every token that both models read, ascending
+    row_lengths  [R] int64: tokens of each training row
+    longest      tokens of the longest document, as the `student` and as the `teacher` reads it
+    used         [U] int64: every token id that both models read, ascending
     """
 
     rows: Sequence[list[Document]]
@@ -62,10 +63,10 @@ class Corpus:
 
 
 def load_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None = None) -> Corpus:
-    """Return the data of a recipe: read, split, tokenised, cut and packed, now or by an earlier run.
+    """Return the tokenised data of a recipe, from the cache where an earlier run tokenised it.
 
-    teacher  writes the prompts that the teacher reads, where they are not the student's
-    raises   RecipeError where the source, its columns or the split cannot be used, nothing is left of them, or more is
+    teacher  renders the teacher's prompts, where they are not the student's
+    raises   RecipeError where the source, its columns or the split cannot be used, no row is left, or more rows are
              dropped than the recipe allows
     """
     corpus = read_corpus(data, tokenizer, teacher)
@@ -75,11 +76,11 @@ def load_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None 
 
 
 def read_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None = None) -> Corpus:
-    """Return the same, whatever was dropped: what is left is to be looked at."""
-    training, kept, template = training_parts(data), eval_part(data), template_text(data.chat_template)
-    depends = data.model_dump(exclude=ELSEWHERE) | {
-        "sources": [[name, dict(part.columns), part.opened.identity()] for name, part in training.items()],
-        "eval_source": kept and kept.opened.identity(),
+    """Return the same, however many rows were dropped: `neoplug preview` shows the rest."""
+    training, evaluation, template = training_sources(data), eval_source_of(data), template_text(data.chat_template)
+    depends = data.model_dump(exclude=NOT_IN_KEY) | {
+        "sources": [[name, dict(source.columns), source.reader.identity()] for name, source in training.items()],
+        "eval_source": evaluation and evaluation.reader.identity(),
         "chat_template": template,
         "teacher": teacher and [teacher.chat.template, tokenizer_identity(teacher.chat.tokenizer)],
     }
@@ -87,43 +88,43 @@ def read_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None 
     try:
         with lock(folder):
             if (store := open_store(folder)) is None:
-                _clear(folder)
-                make_store(folder, data, Tokeniser(tokenizer, template, data.train_on, teacher), training, kept)
+                _remove(folder)
+                make_store(folder, data, RowEncoder(tokenizer, template, data.train_on, teacher), training, evaluation)
                 store = Store(folder)
     except (OSError, DiskError) as error:
         why = error.reason if isinstance(error, DiskError) else error
-        fix = "make room there, or set NEOPLUG_HOME to a folder on another disk"
+        fix = "free some disk space there, or set NEOPLUG_HOME to a folder on another disk"
         raise UsageError(f"the tokens cannot be stored in {folder.parent}: {why}\nfix: {fix}") from error
     return _corpus(store, data)
 
 
 def check_source(data: Data) -> list[Problem]:
-    """Look at the first rows of the local sources without a tokenizer: quick, before any model is loaded."""
+    """Return the problems in the columns of local sources, by their first rows; needs no tokenizer and no model."""
     problems = []
-    for part in [*training_parts(data).values(), eval_part(data)]:
-        if part is None or not is_local(part.source):
+    for source in [*training_sources(data).values(), eval_source_of(data)]:
+        if source is None or not is_local(source.name):
             continue
         try:
-            columns_of(list(islice(part.opened.rows(), PEEKED_ROWS)), part)
+            recognise_columns(list(islice(source.reader.rows(), INSPECTED_ROWS)), source)
         except RecipeError as error:
             problems += error.problems
     return problems
 
 
-def _clear(folder: Path) -> None:
-    """Remove a damaged store, and what was left of making it by processes that were killed."""
-    for left in [folder, *folder.parent.glob(f".{folder.name}.*{PARTIAL}")]:
-        shutil.rmtree(left, ignore_errors=True)
+def _remove(folder: Path) -> None:
+    """Remove a damaged store, and partial ones that killed processes left behind."""
+    for path in [folder, *folder.parent.glob(f".{folder.name}.*{PARTIAL}")]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _corpus(store: Store, data: Data) -> Corpus:
-    """Return what a store holds, with what of a recipe is in no store: where its rows lie now, and weights."""
+    """Return a store's content, with what of the recipe is not part of a store: the sources' paths and weights."""
     report = TypeAdapter(Report).validate_python(store.record["report"])
-    rows = {name: read.training_rows for name, read in report.read.items()}
-    weights = {name: part.weight for name, part in data.parts.items() if part.weight is not None}
+    rows = {name: counts.training_rows for name, counts in report.read.items()}
+    weights = {name: source.weight for name, source in data.parts.items() if source.weight is not None}
     shown = epoch_rows(rows, weights) if weights else rows
-    for name, part in data.parts.items():
-        report.read[name].source, report.read[name].epoch_rows = part.source, shown[name]
+    for name, source in data.parts.items():
+        report.read[name].source, report.read[name].epoch_rows = source.source, shown[name]
     return Corpus(
         rows=store.rows,
         held_out=store.held_out,

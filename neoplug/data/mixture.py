@@ -1,8 +1,8 @@
-"""Several sources with weights: how many rows of each an epoch shows, and which.
+"""A weighted mixture of several sources: how many rows of each an epoch has, and which.
 
-An epoch is the longest that meets the weights and needs no source twice: the one that is scarcest beside its weight
-appears as a whole, of the others as many rows as fit beside it. Each source goes through permutations of its own, on
-from one epoch to the next, so that each of its rows comes as often as any other, give or take one.
+An epoch is the longest that has the shares of the weights and repeats no row: the source with the fewest rows for its
+weight appears as a whole, the others in proportion. Each source has a separate stream of permutations, which continues
+from one epoch to the next, so that over several epochs each of its rows appears as often as any other, up to one time.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from neoplug.seeds import derive
 
 
 def epoch_rows(rows: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
-    """Return how many rows of each source an epoch shows: shares by weight, rounded down, at least one.
+    """Return how many rows of each source an epoch has: in proportion to the weights, rounded down, at least 1.
 
-    rows     how many each source has
+    rows     number of rows of each source
     weights  any positive numbers; only their ratios count
     """
     exact = {name: Fraction(str(weight)) for name, weight in weights.items()}
@@ -30,9 +30,9 @@ def epoch_rows(rows: Mapping[str, int], weights: Mapping[str, float]) -> dict[st
 class Mixture:
     """The rows of several sources, numbered one source after the other.
 
-    names  of the sources
-    rows   how many each has
-    shown  how many of them an epoch shows, at most all
+    names  the sources' names
+    rows   number of rows of each
+    shown  number of rows of each in an epoch, at most `rows`
     """
 
     names: tuple[str, ...]
@@ -40,7 +40,7 @@ class Mixture:
     shown: tuple[int, ...]
 
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
-        """Return [sum of `shown`] int64: the rows of an epoch, in its order."""
+        """Return [sum of `shown`] int64: the row numbers of an epoch, in training order."""
         return _epoch(self, seed, epoch)
 
 
@@ -48,20 +48,20 @@ class Mixture:
 def _epoch(mixture: Mixture, seed: int, epoch: int) -> np.ndarray:
     chosen, first = [], 0
     for name, rows, shown in zip(mixture.names, mixture.rows, mixture.shown, strict=True):
-        chosen.append(first + _walk(rows, derive(seed, "source", name), epoch * shown, shown))
+        chosen.append(first + _from_stream(rows, derive(seed, "source", name), epoch * shown, shown))
         first += rows
-    together = np.concatenate(chosen)
-    return together[permutation(len(together), seed, epoch)]
+    concatenated = np.concatenate(chosen)
+    return concatenated[permutation(len(concatenated), seed, epoch)]
 
 
-def _walk(rows: int, seed: int, start: int, steps: int) -> np.ndarray:
-    """Return `steps` numbers below `rows` from place `start` of permutations that follow each other."""
-    passes = range(start // rows, -(-(start + steps) // rows))
-    return np.concatenate([permutation(rows, seed, number) for number in passes])[start % rows :][:steps]
+def _from_stream(rows: int, seed: int, start: int, count: int) -> np.ndarray:
+    """Return [count] int64: numbers below `rows`, from index `start` of a stream of concatenated permutations."""
+    passes = range(start // rows, -(-(start + count) // rows))
+    return np.concatenate([permutation(rows, seed, number) for number in passes])[start % rows :][:count]
 
 
 @lru_cache(maxsize=2)
 def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """Return [rows] int64: a random permutation, the same everywhere: numpy promises Philox's raw bits to stay."""
+    """Return [rows] int64: a random permutation, the same on every machine and numpy: Philox's raw bits are stable."""
     bits = np.random.Philox(np.random.SeedSequence([seed % 2**64, epoch])).random_raw(rows)
     return np.argsort(bits, kind="stable")

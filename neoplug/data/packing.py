@@ -1,4 +1,4 @@
-"""Documents to rows: best fit, longest first. A document is never split, and the same documents give the same rows."""
+"""Packing of documents into rows: best fit decreasing. No document is split; the same documents give the same rows."""
 
 from heapq import heappop, heappush
 
@@ -6,39 +6,43 @@ import numpy as np
 
 
 def pack(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows of at most `max_length` tokens that together hold every document once.
+    """Return rows of at most `max_length` tokens that together contain every document once.
 
     lengths  [D] tokens of each document
-    returns  [D] numbers of documents, row by row; [R + 1] where in them each row begins, and where the last one ends
+    returns  [D] indices of documents, row by row; [R + 1] the bounds of the rows in them
 
-    Each document goes to the row with the least room that still holds it, the earliest of several. Documents stand in
-    their given order inside a row, and rows in the order of their first documents.
+    Each document goes to the row with the least free space that still fits it, the earliest of several. Documents keep
+    their given order inside a row, and rows are in the order of their first documents.
     """
-    max_length = min(max_length, int(lengths.sum()))  # no row gets fuller: a `max_length` of 10**8 costs nothing
+    max_length = min(max_length, int(lengths.sum()))  # no row is longer; this bounds the memory of `waiting`
     row_of = np.zeros(len(lengths), np.int64)
     rows = 0
-    waiting: list[list[int]] = [[] for _ in range(max_length + 1)]  # by the room that is left: a heap of rows
-    rooms = 0  # bit n is set where a row has room for n tokens
+    waiting: list[list[int]] = [[] for _ in range(max_length + 1)]  # free tokens -> heap of rows with that many
+    spaces = 0  # bit n is set if some row has exactly n free tokens
     for document in map(int, np.argsort(-lengths, kind="stable")):
         length = int(lengths[document])
-        if fitting := rooms >> length:
-            room = length + (fitting & -fitting).bit_length() - 1
-            row = heappop(waiting[room])
-            if not waiting[room]:
-                rooms &= ~(1 << room)
+        if fitting := spaces >> length:
+            space = length + (fitting & -fitting).bit_length() - 1
+            row = heappop(waiting[space])
+            if not waiting[space]:
+                spaces &= ~(1 << space)
         else:
-            room, row, rows = max_length, rows, rows + 1
+            space, row, rows = max_length, rows, rows + 1
         row_of[document] = row
-        if left := room - length:
+        if left := space - length:
             heappush(waiting[left], row)
-            rooms |= 1 << left
+            spaces |= 1 << left
     return _in_order(row_of, rows)
 
 
 def _in_order(row_of: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return documents and bounds with rows in the order of their first documents."""
+    """Return the documents' indices, row by row in the order of the rows' first documents, and the rows' bounds.
+
+    row_of  [D] int64: the row of each document
+    """
     _, first = np.unique(row_of, return_index=True)
-    place = np.empty(rows, np.int64)
-    place[np.argsort(first)] = np.arange(rows)
-    place_of = place[row_of]
-    return np.argsort(place_of, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(place_of, minlength=rows))])
+    rank = np.empty(rows, np.int64)
+    rank[np.argsort(first)] = np.arange(rows)
+    sorted_row_of = rank[row_of]
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(sorted_row_of, minlength=rows))])
+    return np.argsort(sorted_row_of, kind="stable"), bounds

@@ -1,30 +1,30 @@
-"""Rows as they are trained, for people: each piece of text, and whether it is scored."""
+"""Text of tokenised documents for display, in pieces that are marked as answer or prompt."""
 
 from collections.abc import Iterator
 
 from neoplug.data.batch import Document
-from neoplug.data.encode.tokens import Tokenizer
+from neoplug.data.encode.text_encoder import Tokenizer
 
-Piece = tuple[str, bool]  # text, and whether it is scored
+Piece = tuple[str, bool]  # text, and whether it is answer tokens
 
-BROKEN = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows half of a character
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder returns for an incomplete character
 
 
 def pieces(document: Document, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Yield the text of each token with its flag; tokens that are parts of one character come as one piece.
+    """Yield the text of each token and its loss mask; tokens that are parts of one character are one piece.
 
-    A token is decoded after the piece before it, since some decoders drop the blank before a token that stands first.
+    A token is decoded together with the piece before it, since some decoders drop the space before a first token.
     """
     before: list[int] = []
-    known = ""
+    text_before = ""
     pending: list[int] = []
-    for number, (token, scored) in enumerate(
+    for index, (token, in_loss) in enumerate(
         zip(document.input_ids.tolist(), document.loss_mask.tolist(), strict=True)
     ):
         pending.append(token)
         text = tokenizer.decode([*before, *pending], clean_up_tokenization_spaces=False)
-        if text.endswith(BROKEN) and number + 1 < len(document):
+        if text.endswith(INCOMPLETE) and index + 1 < len(document):
             continue
-        yield text[len(known) :], scored
+        yield text[len(text_before) :], in_loss
         before, pending = pending, []
-        known = tokenizer.decode(before, clean_up_tokenization_spaces=False)
+        text_before = tokenizer.decode(before, clean_up_tokenization_spaces=False)

@@ -1,9 +1,9 @@
-"""In which order rows are trained on, and which of them each rank runs in each step.
+"""The batch sampler: the rows of each micro-batch of each step on each rank.
 
-A new permutation each epoch, drawn from Philox keyed by (seed, epoch). What a step trains on depends only on the seed
-and on how many rows a step has, not on how they are spread over ranks and micro-batches. Where rows are to be padded,
-those of a step are dealt out by length, the longest first: the rows of a micro-batch, and those that ranks run beside
-each other, are then nearly equally long.
+A new permutation each epoch, drawn from Philox keyed by (seed, epoch). The rows of a step depend only on the seed and
+on the number of rows in a step, not on how they are distributed over ranks and micro-batches. Where rows are padded,
+those of a step are distributed by length, the longest first: rows of the same micro-batch, and of micro-batches that
+ranks run at the same time, are then of nearly equal length.
 """
 
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from neoplug.data.mixture import Mixture, permutation
 
 @dataclass(frozen=True, eq=False)
 class BatchSampler:
-    """The rows of every step.
+    """Returns the row numbers of any step without running those before it.
 
-    rows          how many an epoch has
-    batch_size    rows of one micro-batch on one rank, at most
-    accumulation  micro-batches of one step on one rank, at most
-    world         ranks
-    lengths       the tokens of each row, where they are to be dealt out by length
-    mixture       which rows an epoch has; None: all of them
+    rows          number of rows in an epoch
+    batch_size    maximum number of rows in a micro-batch of one rank
+    accumulation  maximum number of micro-batches in a step of one rank
+    world         number of ranks
+    lengths       tokens of each row; given where a step's rows are to be distributed by length
+    mixture       selects the rows of an epoch; None: all of them
     """
 
     rows: int
@@ -41,13 +41,13 @@ class BatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Count the steps of an epoch; the last may be smaller."""
+        """Return the number of steps in an epoch; the last may have fewer rows."""
         return -(-self.rows // self.rows_per_step)
 
     def micro_batches(self, step: int, rank: int) -> list[list[int]]:
         """Return the row numbers of each micro-batch that `rank` runs in `step`, which counts from 0 over all epochs.
 
-        All ranks get equally many micro-batches; one that has no rows left gets empty ones.
+        All ranks get the same number of micro-batches; a rank without rows left gets empty ones.
         """
         epoch, within = divmod(step, self.steps_per_epoch)
         order = self.mixture.epoch(self.seed, epoch) if self.mixture else permutation(self.rows, self.seed, epoch)

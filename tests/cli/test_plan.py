@@ -224,7 +224,7 @@ def test_a_preview_shows_what_the_teacher_reads_and_what_was_dropped(neoplug, re
 
 def test_a_plan_warns_of_a_teacher_that_closes_its_answers_otherwise(planned):
     template = "{% for m in messages %}{{ m['content'] }}<|endoftext|>{% endfor %}"
-    said = "it closes an answer with '<|endoftext|>'; the student's '<|im_end|>' is what it is asked about"
+    said = "it ends an answer with '<|endoftext|>'; the answers it is given end with the student's '<|im_end|>'"
     assert said in "".join(planned(f"teacher.chat_template={json.dumps(template)}")["warnings"])
     assert "tokenizer" not in "".join(planned()["warnings"])
 

@@ -29,7 +29,7 @@ def test_only_a_copy_to_the_cpu_is_waited_for():
         with Copies() as copies:
             moved = batch.to(device)
         assert copies.non_blocking == [runs_on] * 6
-        assert moved.input_ids.device.type == moved.teacher.places.device.type == device
+        assert moved.input_ids.device.type == moved.teacher.position_map.device.type == device
 
 
 @settings(deadline=None, max_examples=50)

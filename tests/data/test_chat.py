@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from neoplug.data.encode.chat import Chat, Refused, Unstable, template_text
-from neoplug.data.encode.tokenise import Tokeniser
+from neoplug.data.encode.chat import ChatTemplate, RenderError, UnstableTemplate, template_text
+from neoplug.data.encode.row_encoder import RowEncoder
 from neoplug.data.ingest.columns import recognise
 from neoplug.errors import RecipeError
 
@@ -41,13 +41,13 @@ THOUGHTS = [
 
 
 def spans(tokenizer, messages, template=None, turns="answers"):
-    rendered = Chat(tokenizer, template).render(messages, turns)
+    rendered = ChatTemplate(tokenizer, template).render(messages, turns)
     return [rendered.text[start:end] for start, end in rendered.spans]
 
 
 def tokenised(tokenizer, messages, template=None, train_on="answers"):
     content = recognise(["messages"], {}).content({"messages": messages}, 0)
-    return next(Tokeniser(tokenizer, template, train_on).tokenise([content], refused=pytest.fail))
+    return next(RowEncoder(tokenizer, template, train_on).encode([content], on_drop=pytest.fail))
 
 
 def test_every_assistant_turn_is_an_answer_up_to_what_closes_it(tiny_tokenizer):
@@ -101,7 +101,7 @@ def test_train_on_all_takes_a_row_that_answers_nothing(tiny_tokenizer):
     ],
 )
 def test_whatever_goes_wrong_in_a_template_is_the_reason(tiny_tokenizer, template, why):
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RenderError) as caught:
         spans(tiny_tokenizer, TURNS, template)
     assert str(caught.value) == why
 
@@ -183,19 +183,19 @@ def test_a_template_that_changes_earlier_text_is_refused_with_the_row(tiny_token
 
 def test_a_generation_prompt_that_is_not_how_answers_begin_is_unstable(tiny_tokenizer):
     other = tiny_tokenizer.chat_template.replace("assistant\n{% endif", "model\n{% endif")
-    with pytest.raises(Unstable):
+    with pytest.raises(UnstableTemplate):
         spans(tiny_tokenizer, TURNS, other)
 
 
 def test_a_template_that_refuses_a_row_says_why(tiny_tokenizer):
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
-    with pytest.raises(Refused, match="no system here"):
+    with pytest.raises(RenderError, match="no system here"):
         spans(tiny_tokenizer, TURNS, strict)
 
 
 def test_no_template_is_an_error_at_its_key(llama_tokenizer):
     with pytest.raises(RecipeError, match="has no chat template") as caught:
-        Chat(llama_tokenizer, None)
+        ChatTemplate(llama_tokenizer, None)
     assert caught.value.problems[0].path == ("data", "chat_template")
 
 
@@ -218,10 +218,10 @@ def test_the_template_is_given_a_rows_tools(tiny_tokenizer, marked, written):
     turns = [{"role": "user", "content": "now?"}, {"role": "assistant", "content": "sunny"}]
     columns = recognise(["messages", "tools"], {})
     found = columns.content({"messages": turns, "tools": written([tool])}, 0)
-    rendered = Chat(tiny_tokenizer, template).render(turns, "answers", found.values["tools"])
+    rendered = ChatTemplate(tiny_tokenizer, template).render(turns, "answers", found.values["tools"])
     assert rendered.text == "[weather]now? A: sunny"
     assert [rendered.text[a:b] for a, b in rendered.spans] == ["sunny"]
     assert "tools" not in columns.content({"messages": turns, "tools": None}, 0).values
     assert columns.content({"messages": turns, "tools": "rain"}, 0) == "tools is str, not a list"
-    (row,) = Tokeniser(tiny_tokenizer, template, "answers").tokenise([found], pytest.fail)
+    (row,) = RowEncoder(tiny_tokenizer, template, "answers").encode([found], pytest.fail)
     assert tiny_tokenizer.decode(row.input_ids) == rendered.text

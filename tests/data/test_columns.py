@@ -28,11 +28,11 @@ def test_kinds_of_rows(names, mapping, kind):
 @pytest.mark.parametrize(
     ("mapping", "said"),
     [
-        ({"promt": "question"}, ["promt is no column that neoplug knows; did you mean `prompt`?"]),
+        ({"promt": "question"}, ["promt is not a column name of neoplug; did you mean `prompt`?"]),
         ({"text": "contents"}, ["no column `contents`; did you mean `content`?", "content, title"]),
-        ({"prompt": "content"}, ["fit no kind of row", "content, title", "messages, or prompt + completion"]),
-        ({}, ["fit no kind of row"]),
-        ({"txt": "a", "text": "b"}, ["txt is no column", "no column `b`"]),
+        ({"prompt": "content"}, ["match no kind of row", "content, title", "messages, or prompt + completion"]),
+        ({}, ["match no kind of row"]),
+        ({"txt": "a", "text": "b"}, ["txt is not a column name", "no column `b`"]),
     ],
 )
 def test_columns_that_fit_nothing(mapping, said):
@@ -46,7 +46,7 @@ def test_columns_that_fit_nothing(mapping, said):
 def test_a_map_that_leaves_no_kind_is_named_and_no_name_is_its_own_near_miss(mapping):
     with pytest.raises(RecipeError) as caught:
         recognise(["prompt", "completion"], mapping)
-    assert caught.value.problems[0].what == "the columns fit no kind of row with " + " and ".join(
+    assert caught.value.problems[0].what == "the columns match no kind of row with " + " and ".join(
         f"`{ours}`" for ours in mapping
     )
 
@@ -77,10 +77,10 @@ def test_broken_texts(row, reason):
         ("hello", "messages is str, not a list"),
         ([{"speaker": "human", "value": "hello"}], "a message without a role"),
         ([{"role": "user", "content": None}], "a message without content"),
-        ([{"role": "user", "content": 7}], "a message whose content is no text"),
+        ([{"role": "user", "content": 7}], "a message whose content is not text"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}], "an empty answer"),
         ([{"role": "assistant", "content": None, "tool_calls": []}], "a message without content"),
-        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "a message whose content is no text"),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "a message whose content is not text"),
     ],
 )
 def test_broken_messages(messages, reason):

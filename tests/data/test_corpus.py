@@ -90,10 +90,10 @@ def test_what_is_cut_broken_or_dropped_is_counted(tmp_path, tiny_tokenizer, sect
     assert report.leaked == 2
     assert report.lines() == [
         f"data: 45 rows of {data.source} (messages)",
-        "data: 2 rows to measure on",
+        "data: 2 evaluation rows",
         "data: 2 rows dropped, no messages (rows 42, 43)",
         "data: 1 row dropped, no assistant turn, only user (row 44)",
-        "data: 2 rows to measure on also stand in the training rows",
+        "data: 2 evaluation rows are also in the training rows",
         f"training: 42 rows, 41 documents, {train.tokens:,} tokens, {train.answer_tokens:,} of them scored",
         f"training: 2 rows cut at max_length 64, {train.answer_tokens_lost} answer tokens lost",
         "training: 1 row dropped, no answer token left",
@@ -124,9 +124,9 @@ def test_rows_that_the_template_refuses_are_counted(tmp_path, tiny_tokenizer, se
             [{"text": ""}, {"text": None}],
             "all 2 rows are broken\nwhy: data: 1 row dropped, empty text (row 0); data: 1",
         ),
-        ([{"txt": "a"}], "the columns fit no kind of row; `txt`: did you mean `text`?"),
-        ([{"prompt": "long " * 200, "completion": "a"}] * 2 + [{"prompt": "a", "completion": "b"}], "fix: mend"),
-        ([], "holds no rows"),
+        ([{"txt": "a"}], "the columns match no kind of row; `txt`: did you mean `text`?"),
+        ([{"prompt": "long " * 200, "completion": "a"}] * 2 + [{"prompt": "a", "completion": "b"}], "fix: fix"),
+        ([], "has no rows"),
     ],
 )
 def test_data_of_which_nothing_is_left_are_refused(tmp_path, tiny_tokenizer, section, rows, said):
@@ -210,7 +210,7 @@ def test_rows_to_measure_on_may_be_of_any_kind(tmp_path, tiny_chat, tiny_tokeniz
         section(jsonl(tmp_path, [*rows, rows[0]]), eval_source=str(own), max_dropped_rows=0.5), tiny_tokenizer
     )
     assert leaking.report.leaked == 2
-    assert "data: 2 rows to measure on also stand in the training rows" in leaking.report.lines()
+    assert "data: 2 evaluation rows are also in the training rows" in leaking.report.lines()
 
 
 @pytest.mark.slow

@@ -24,9 +24,9 @@ def test_nothing_is_said_of_one_tokenizer(tiny_tokenizer):
 
 def test_special_tokens_templates_and_closers(tiny_tokenizer, other):
     eos = "its eos_token is '<|endoftext|>', the student's is '<|im_end|>'"
-    closes = "it closes an answer with '<|endoftext|>'; the student's '<|im_end|>' is what it is asked about"
+    closes = "it ends an answer with '<|endoftext|>'; the answers it is given end with the student's '<|im_end|>'"
     writes = (
-        "its chat template writes otherwise from character 33 on: "
+        "its chat template differs from character 33 on: "
         "'endoftext|>\\n<|im_start|>assistant\\nIt is ', the student's 'im_end|>\\n<|im_start|>assistant\\nIt is 4.<'"
     )
     assert differences(tiny_tokenizer, other, SAME) == [eos, writes, closes]
@@ -36,7 +36,7 @@ def test_special_tokens_templates_and_closers(tiny_tokenizer, other):
 
 
 def test_what_stands_around_a_text(tiny_tokenizer, llama_tokenizer):
-    assert "it puts ['<s>'] before a text, the student's tokenizer nothing" in differences(
+    assert "it adds ['<s>'] before a text, the student's tokenizer nothing" in differences(
         tiny_tokenizer, llama_tokenizer, None
     )
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from neoplug.data import collate, without_answers
 from neoplug.data.encode.lengths import fit, windows
-from neoplug.data.encode.tokenise import Tokenised
+from neoplug.data.encode.row_encoder import EncodedRow
 
 
 def row(length, scored_from=1, *, windowed=False):
-    return Tokenised(7, np.arange(length), np.arange(length) >= scored_from, windowed)
+    return EncodedRow(7, np.arange(length), np.arange(length) >= scored_from, windowed)
 
 
 @settings(deadline=None)

@@ -100,10 +100,10 @@ def test_sources_of_different_kinds_stand_in_rows_of_their_own(files, tiny_token
 
 
 def test_weights_tokenise_nothing_again_and_without_them_an_epoch_shows_all(files, tiny_tokenizer, monkeypatch):
-    from neoplug.data.encode.tokenise import Tokeniser
+    from neoplug.data.encode.row_encoder import RowEncoder
 
     first = load_corpus(several(files, prose=1, chat=3), tiny_tokenizer)
-    monkeypatch.setattr(Tokeniser, "tokenise", lambda *_, **__: pytest.fail("rows were tokenised again"))
+    monkeypatch.setattr(RowEncoder, "encode", lambda *_, **__: pytest.fail("rows were tokenised again"))
     other = load_corpus(several(files, prose=0.2, chat=0.1), tiny_tokenizer)
     assert other.fingerprint == first.fingerprint
     assert other.mixture != first.mixture

@@ -128,8 +128,8 @@ def test_a_dataset_saved_to_disk(tmp_path):
         ("a.csv", '"te"xt,more\none,two\n', "cannot be read"),
         ("a.csv", "text,n,text\none,1,two\n", "`text` names several columns"),
         ("a.parquet", "no parquet", "cannot be read"),
-        ("a.xml", "<a/>", "is no kind of data file"),
-        ("a.jsonl", "", "holds no rows"),
+        ("a.xml", "<a/>", "is not a data file of a known format"),
+        ("a.jsonl", "", "has no rows"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says(tmp_path, section, name, text, said):
@@ -160,12 +160,12 @@ LATIN = "é".encode("latin-1")
             "a.jsonl",
             b'{"text": "x"}\n{"text": \n\n["x"]\n{"text": "' + LATIN + b'"}\n{"text": "\\ud800"}\n[' + b"[" * 10**5
             + b'\n{"text": "y"}\n',
-            ["x", "no JSON", "list, but a row", "not UTF-8", "half a character", "no JSON", "y"],
+            ["x", "not JSON", "list, but a row", "not UTF-8", "half a character", "not JSON", "y"],
         ),
         ("a.json", b'[{"text": "x"}, 3, {"text": "\\uDC00"}]', ["x", "int, but a row", "half a character"]),
-        ("a.csv", b'text\nx\none,two\n' + LATIN + b'\n"a"b\ny\n', ["x", "more fields", "not UTF-8", "no CSV", "y"]),
-        ("a.csv", b'text\nx\n\n"a\ny\n\n"z\n."\n', ["x", "no CSV", "y", "z\n."]),  # closed by the next row's quote
-        ("a.csv", b'text\n\n\n"a\ny\n\n"z\n."\n"b\nx\n', ["no CSV", "y", "z\n.", "no CSV", "x"]),  # never closed
+        ("a.csv", b'text\nx\none,two\n' + LATIN + b'\n"a"b\ny\n', ["x", "more fields", "not UTF-8", "not CSV", "y"]),
+        ("a.csv", b'text\nx\n\n"a\ny\n\n"z\n."\n', ["x", "not CSV", "y", "z\n."]),  # closed by the next row's quote
+        ("a.csv", b'text\n\n\n"a\ny\n\n"z\n."\n"b\nx\n', ["not CSV", "y", "z\n.", "not CSV", "x"]),  # never closed
         ("a.txt", b"x\n" + LATIN + b"\ny\n", ["x", "not UTF-8", "y"]),
         ("a.md", b"x\nz\n\n\n" + LATIN + b"\nz\n\ny\n", ["x\nz", "not UTF-8", "y"]),
     ],

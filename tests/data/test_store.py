@@ -10,7 +10,7 @@ import pytest
 
 from neoplug.data import dataset as corpus_module
 from neoplug.data import load_corpus
-from neoplug.data.encode.tokenise import Tokeniser
+from neoplug.data.encode.row_encoder import RowEncoder
 
 MAX_LENGTH = 40
 
@@ -85,7 +85,7 @@ def test_a_second_start_tokenises_nothing_and_says_the_same(
 ):
     file = written(tmp_path, "rows.jsonl", [*texts, ""])
     first = load_corpus(section(file), tiny_tokenizer)
-    monkeypatch.setattr(Tokeniser, "tokenise", lambda *_, **__: pytest.fail("rows were tokenised again"))
+    monkeypatch.setattr(RowEncoder, "encode", lambda *_, **__: pytest.fail("rows were tokenised again"))
     moved = file.rename(tmp_path / "moved.jsonl")
     again = load_corpus(section(moved), tiny_tokenizer)
     assert again.report.dropped["empty text"].first == [len(texts)]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from neoplug.data.encode.row_encoder import RowEncoder
 from neoplug.data.encode.teacher_prompt import KEY, TeacherPrompt
-from neoplug.data.encode.tokenise import Tokeniser
 from neoplug.data.ingest.columns import recognise
 from neoplug.errors import RecipeError
 
@@ -22,8 +22,8 @@ MERGING = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{
 
 def read(tokenizer, row, student=None, teacher=None, train_on="answers", refused=pytest.fail):
     contents = [recognise(list(row), {}).content(row, 0)]
-    maker = Tokeniser(tokenizer, student, train_on, TeacherPrompt(tokenizer, teacher))
-    return next(maker.tokenise(contents, refused), None)
+    maker = RowEncoder(tokenizer, student, train_on, TeacherPrompt(tokenizer, teacher))
+    return next(maker.encode(contents, refused), None)
 
 
 def texts(tokenizer, row):
@@ -107,10 +107,10 @@ def test_rows_that_are_no_conversation_are_read_as_they_are(tiny_tokenizer):
 def test_kinds_mixed_come_in_their_order(tiny_tokenizer):
     rows = [{"text": "a"}, {"messages": TURNS}, {"prompt": "a", "completion": "b"}, {"text": "b"}]
     contents = [recognise(list(row), {}).content(row, number) for number, row in enumerate(rows)]
-    found = list(Tokeniser(tiny_tokenizer, None, "answers").tokenise(contents, pytest.fail))
+    found = list(RowEncoder(tiny_tokenizer, None, "answers").encode(contents, pytest.fail))
     assert [row.row for row in found] == [0, 1, 2, 3]
     for content, row in zip(contents, found, strict=True):
-        (alone,) = Tokeniser(tiny_tokenizer, None, "answers").tokenise([content], pytest.fail)
+        (alone,) = RowEncoder(tiny_tokenizer, None, "answers").encode([content], pytest.fail)
         assert np.array_equal(alone.input_ids, row.input_ids)
 
 
@@ -122,7 +122,7 @@ def test_what_its_template_does_not_take_is_said(tiny_tokenizer):
         assert read(tiny_tokenizer, {"messages": TURNS}, None, template, refused=lambda *why: said.append(why)) is None
     assert said == [
         (0, "refused by the teacher's chat template: no system here"),
-        (0, "2 answers, of which the teacher's template shows 1"),
+        (0, "2 answers, of which the teacher's template renders 1"),
     ]
 
 
@@ -133,6 +133,6 @@ def test_errors_stand_at_its_key(tiny_tokenizer, llama_tokenizer):
     with pytest.raises(RecipeError, match="the teacher's chat template changes earlier text") as caught:
         read(tiny_tokenizer, {"messages": THOUGHTS}, None, FORGETFUL)
     assert caught.value.problems[0].path == KEY
-    with pytest.raises(RecipeError, match=r"is no Jinja: (?s:.*)line 2 is '\{% for m in %\}'") as caught:
+    with pytest.raises(RecipeError, match=r"is not valid Jinja: (?s:.*)line 2 is '\{% for m in %\}'") as caught:
         TeacherPrompt(tiny_tokenizer, "Hello\n{% for m in %}")
     assert caught.value.problems[0].path == KEY

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from neoplug.data.batch import Document, collate
 from neoplug.data.encode.lengths import fit
-from neoplug.data.encode.tokenise import Tokenised
+from neoplug.data.encode.row_encoder import EncodedRow
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.verify import language_model
 from neoplug.models.vocabulary import Vocabulary
@@ -92,7 +92,7 @@ gaps = st.tuples(st.integers(1, 12), st.integers(0, 12), st.integers(0, 12))
 @given(gaps, gaps, st.integers(2, 40))
 def test_a_row_is_cut_where_both_texts_are(ours, theirs, max_length):
     whole = document(3, ours, theirs, lengths=(4, 5))
-    row = Tokenised(3, whole.input_ids, whole.loss_mask, False, whole.teacher_ids, whole.teacher_loss_mask)
+    row = EncodedRow(3, whole.input_ids, whole.loss_mask, False, whole.teacher_ids, whole.teacher_loss_mask)
     fitted = fit(row, max_length)
     answers = whole.input_ids[whole.loss_mask]
     fits = [np.flatnonzero(mask)[:9] < max_length for mask in (whole.loss_mask, whole.teacher_loss_mask)]

@@ -1,8 +1,9 @@
-"""Conversations to text, and which characters of it the assistant wrote.
+"""Rendering of conversations by a chat template, and the spans of the text that are assistant turns.
 
-A template that marks the assistant's text with {% generation %} is taken at its word. For any other, a turn is what
-the template adds to the conversation so far, ready to be answered, once the answer is there. That holds only where the
-text of a conversation starts with the text of its beginning, so it is checked for each turn of each row.
+A template that marks the assistant's text with {% generation %} gives the spans itself. With any other, the span of a
+turn is what the template adds to the conversation before it (rendered with a generation prompt) once the turn is there.
+That requires that the text of a conversation starts with the text of its beginning, which is verified for each turn of
+each row.
 """
 
 import re
@@ -14,61 +15,61 @@ from typing import Any
 
 import jinja2
 
-from neoplug.data.encode.tokens import Tokenizer
+from neoplug.data.encode.text_encoder import Tokenizer
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 
 Message = Mapping[str, Any]
-Tools = Sequence[Any] | None  # what the assistant may call, as transformers' templates take it
+Tools = Sequence[Any] | None  # JSON schemas of functions, the argument `tools` of transformers' chat templates
 Span = tuple[int, int]  # characters of the rendered text, end excluded
 
-OWN_KEY: Key = ("data", "chat_template")
-STRANGER: Sequence[Message] = ({"role": "user", "content": "?"},)
+STUDENT_KEY: Key = ("data", "chat_template")
+SAMPLE_USER_TURN: Sequence[Message] = ({"role": "user", "content": "?"},)
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-class Unstable(Exception):
-    """The text of a conversation does not start with the text of its beginning."""
+class UnstableTemplate(Exception):
+    """The rendered text of a conversation does not start with the rendered text of its beginning."""
 
 
-class Refused(Exception):
-    """The template does not take a conversation: its own words, or what went wrong in it."""
+class RenderError(Exception):
+    """The template cannot render a conversation: the message that it raises, or the error inside it."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, and the spans of it that the assistant wrote, each with what closes the turn."""
+    """A conversation as text, and the spans of its assistant turns, each with the token that ends the turn."""
 
     text: str
     spans: list[Span]
 
 
-class Chat:
-    """A chat template, applied."""
+class ChatTemplate:
+    """Renders conversations with one chat template."""
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None, key: Key = OWN_KEY) -> None:
-        """Take the tokenizer's own template where `template` is None.
+    def __init__(self, tokenizer: Tokenizer, template: str | None, key: Key = STUDENT_KEY) -> None:
+        """Use the tokenizer's template where `template` is None.
 
-        key     where the recipe names the template
-        raises  RecipeError where there is no template, or what there is is no Jinja
+        key     the recipe's key of the template, for errors
+        raises  RecipeError where there is no template, or it is not valid Jinja
         """
         self.tokenizer, self.key = tokenizer, key
         try:
             self.template: str = tokenizer.get_chat_template(template)
         except ValueError as error:
             raise RecipeError([_no_template(key)]) from error
-        self._closers = tuple({*tokenizer.all_special_tokens, *tokenizer.added_tokens_encoder})
+        self._end_tokens = tuple({*tokenizer.all_special_tokens, *tokenizer.added_tokens_encoder})
         try:
-            self._text(STRANGER)
-        except Refused as error:  # anything but broken Jinja is for the rows to find out
+            self._text(SAMPLE_USER_TURN)
+        except RenderError as error:  # a valid template may refuse this conversation and still render the rows
             if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
-                raise RecipeError([_no_jinja(error.__cause__, key)]) from error
+                raise RecipeError([_invalid_jinja(error.__cause__, key)]) from error
 
     def render(self, messages: Sequence[Message], turns: str, tools: Tools = None) -> Rendered:
         """Return the conversation's text and the spans of its assistant turns.
 
         turns   `answers` all assistant turns | `last` the last one | `all` the whole text
-        raises  Unstable; Refused where the template does not take the conversation
+        raises  UnstableTemplate; RenderError where the template cannot render the conversation
         """
         if turns == "all":
             text = self._text(messages, tools)
@@ -80,17 +81,21 @@ class Chat:
             spans = list(self._turns(messages, tools, text, only_last=turns == "last"))
         return Rendered(text, spans[-1:] if turns == "last" else spans)
 
-    def _text(self, messages: Sequence[Message], tools: Tools = None, *, ready: bool = False) -> str:
-        with _refusing():
+    def _text(self, messages: Sequence[Message], tools: Tools = None, *, generation_prompt: bool = False) -> str:
+        with _render_errors():
             return self.tokenizer.apply_chat_template(
-                list(messages), tools=tools, chat_template=self.template, add_generation_prompt=ready, tokenize=False
+                list(messages),
+                tools=tools,
+                chat_template=self.template,
+                add_generation_prompt=generation_prompt,
+                tokenize=False,
             )
 
     def _marked(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
         """Return the text and the spans inside {% generation %}, each with the end token that follows it."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        with _refusing():
+        with _render_errors():
             texts, spans = render_jinja_template(
                 conversations=[list(messages)],
                 tools=tools,
@@ -102,35 +107,37 @@ class Chat:
         return texts[0], [(a, b + len(end) if end and texts[0].startswith(end, b) else b) for a, b in spans[0] if b > a]
 
     def _turns(self, messages: Sequence[Message], tools: Tools, text: str, *, only_last: bool) -> Iterator[Span]:
-        turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        for number in turns[-1:] if only_last else turns:
-            answered = text if number + 1 == len(messages) else self._text(messages[: number + 1], tools)
-            start = len(self._opening(messages[:number], tools, answered))
+        """Yield the span of each assistant turn by rendering the conversation up to it and including it."""
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        for index in turns[-1:] if only_last else turns:
+            answered = text if index + 1 == len(messages) else self._text(messages[: index + 1], tools)
+            start = len(self._prompt(messages[:index], tools, answered))
             if not text.startswith(answered):
-                raise Unstable(_difference(text, answered))
-            yield start, self._closed(answered)
+                raise UnstableTemplate(_difference(text, answered))
+            yield start, self._end_of_turn(answered)
 
-    def _opening(self, before: Sequence[Message], tools: Tools, answered: str) -> str:
-        """Return the text up to the answer; `answered` is the same conversation with it."""
+    def _prompt(self, before: Sequence[Message], tools: Tools, answered: str) -> str:
+        """Return the text up to the answer; `answered` is the text of the same conversation with the answer."""
         if before:
-            opening = self._text(before, tools, ready=True)
-            if not answered.startswith(opening):
-                raise Unstable(_difference(answered, opening))
-            return opening
-        return self._first_opening(answered)
+            prompt = self._text(before, tools, generation_prompt=True)
+            if not answered.startswith(prompt):
+                raise UnstableTemplate(_difference(answered, prompt))
+            return prompt
+        return self._prompt_of_first_turn(answered)
 
-    def _first_opening(self, answered: str) -> str:
-        """Return the text up to an answer that opens the conversation; templates render no empty one."""
-        header = self._text(STRANGER, ready=True).removeprefix(self._text(STRANGER))
+    def _prompt_of_first_turn(self, answered: str) -> str:
+        """Return the text up to an answer that is the first message; templates do not render an empty conversation."""
+        prompted = self._text(SAMPLE_USER_TURN, generation_prompt=True)
+        header = prompted.removeprefix(self._text(SAMPLE_USER_TURN))
         at = answered.find(header)
         if at < 0:
-            raise Unstable(f"the assistant's header {header!r} is not in {answered!r}")
+            raise UnstableTemplate(f"the assistant's header {header!r} is not in {answered!r}")
         return answered[: at + len(header)]
 
-    def _closed(self, answered: str) -> int:
-        """Return where the turn ends: after its closing token. Blanks after that are never generated."""
-        bare = answered.rstrip()
-        return len(bare) if bare.endswith(self._closers) else len(answered)
+    def _end_of_turn(self, answered: str) -> int:
+        """Return the end of the turn: after its end token, since whitespace behind that is never generated."""
+        stripped = answered.rstrip()
+        return len(stripped) if stripped.endswith(self._end_tokens) else len(answered)
 
 
 def _difference(whole: str, beginning: str) -> str:
@@ -139,24 +146,24 @@ def _difference(whole: str, beginning: str) -> str:
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
-    """Say what a template says that raises; a template can raise whatever Python can."""
+def _render_errors() -> Iterator[None]:
+    """Turn any exception of a template into a RenderError; a template can raise any Python exception."""
     try:
         yield
     except jinja2.TemplateError as error:
-        raise Refused(str(error)) from error
+        raise RenderError(str(error)) from error
     except Exception as error:
-        raise Refused(f"{type(error).__name__}: {error}") from error
+        raise RenderError(f"{type(error).__name__}: {error}") from error
 
 
-def unstable(error: Unstable, row: int, key: Key = OWN_KEY) -> RecipeError:
-    """Say which row a template renders in a way that hides where its answers stand."""
-    whose = "chat template" if key == OWN_KEY else "teacher's chat template"
+def unstable(error: UnstableTemplate, row: int, key: Key = STUDENT_KEY) -> RecipeError:
+    """Return the error about a row in whose rendered text the assistant turns cannot be located."""
+    template = "chat template" if key == STUDENT_KEY else "teacher's chat template"
     return RecipeError(
         [
             Problem(
-                f"the {whose} changes earlier text when a turn is added (row {row}, {error})",
-                why="so the assistant's turns cannot be found; some templates drop the thoughts of earlier turns",
+                f"the {template} changes earlier text when a turn is added (row {row}, {error})",
+                why="the assistant's turns cannot be located then; some templates drop the reasoning of earlier turns",
                 fix="train_on: last (or all), or a chat_template that keeps turns or marks them with {% generation %}",
                 path=key,
             )
@@ -165,25 +172,27 @@ def unstable(error: Unstable, row: int, key: Key = OWN_KEY) -> RecipeError:
 
 
 def _no_template(key: Key) -> Problem:
-    if key == OWN_KEY:
+    if key == STUDENT_KEY:
         what, fix = "these rows are conversations, and the tokenizer", "or use rows of prompt + completion or text"
     else:
-        what, fix = "the teacher's tokenizer", "or leave it out: the teacher then reads the student's tokens"
+        what, fix = "the teacher's tokenizer", "or remove the key: the teacher then reads the student's tokens"
     return Problem(f"{what} has no chat template", fix=f"name a template in chat_template, {fix}", path=key)
 
 
-def _no_jinja(error: jinja2.TemplateSyntaxError, key: Key) -> Problem:
+def _invalid_jinja(error: jinja2.TemplateSyntaxError, key: Key) -> Problem:
     line = error.source.splitlines()[error.lineno - 1].strip() if error.source else ""
-    return Problem(f"the chat template is no Jinja: {error.message}", f"line {error.lineno} is {line[:80]!r}", path=key)
+    return Problem(
+        f"the chat template is not valid Jinja: {error.message}", f"line {error.lineno} is {line[:80]!r}", path=key
+    )
 
 
-def template_text(template: str | None, key: Key = OWN_KEY) -> str | None:
-    """Return the recipe's chat template: the text itself, or that of the file it names."""
+def template_text(template: str | None, key: Key = STUDENT_KEY) -> str | None:
+    """Return the recipe's chat template: the text itself, or the content of the file that it names."""
     if template is None or "{" in template:
         return template
     try:
         return Path(template).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        fix = "a chat_template is Jinja text or the path of a file that holds it"
+        fix = "set chat_template to Jinja text or to the path of a file with it"
         what = f"the chat template {template} cannot be read: {error}"
         raise RecipeError([Problem(what, fix=fix, path=key)]) from error

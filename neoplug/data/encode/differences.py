@@ -1,7 +1,7 @@
-"""How a teacher's tokenizer and chat template differ from the student's: what one should know before training.
+"""Differences between the tokenizers and chat templates of teacher and student, reported before training.
 
-The vocabularies are held against each other elsewhere. This is about what the two expect around a text: a teacher that
-reads another model's prompts may say less than it knows.
+They concern special tokens and templates; vocabularies are compared in `models`. A teacher that reads prompts in a
+format it was not trained on may give worse predictions.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from neoplug.data.encode.chat import Chat, Message, Refused, Rendered, Unstable, template_text
+from neoplug.data.encode.chat import ChatTemplate, Message, Rendered, RenderError, UnstableTemplate, template_text
 from neoplug.data.encode.teacher_prompt import TeacherPrompt
-from neoplug.data.encode.tokens import Tokenizer, Tokens
+from neoplug.data.encode.text_encoder import TextEncoder, Tokenizer
 from neoplug.data.ingest.report import Report
 
 if TYPE_CHECKING:
@@ -26,16 +26,16 @@ SAMPLE: list[Message] = [
     {"role": "user", "content": "Are you sure?"},
     {"role": "assistant", "content": ANSWER},
 ]
-TEACHER = "the teacher's tokenizer is not the student's: {}"  # a difference as a sentence of its own
-SHOWN = 40  # characters of each text from where they differ
+TEACHER = "the teacher's tokenizer is not the student's: {}"  # a sentence about one difference
+SHOWN = 40  # characters of each text after the first difference
 
 
 @dataclass(frozen=True)
 class Templates:
-    """What conversations are rendered by.
+    """The chat templates of a run.
 
-    student  None is the template of its tokenizer
-    teacher  None where it has no prompts of its own: it reads the student's, and its tokenizer's is what it expects
+    student  None: the template of its tokenizer
+    teacher  None: it reads the student's text, and the template of its tokenizer is compared with that
     """
 
     student: str | None
@@ -43,53 +43,58 @@ class Templates:
 
 
 def differences(student: Tokenizer, teacher: Tokenizer, templates: Templates | None) -> list[str]:
-    """Return in words, a line each, what the teacher does otherwise than the student; no `templates`, no chats."""
+    """Return each difference as a sentence about the teacher; `templates` is None where no row is a conversation."""
     special = [
-        f"its {name} is {theirs!r}, the student's is {ours!r}"
+        f"its {name} is {of_teacher!r}, the student's is {of_student!r}"
         for name in SPECIAL
-        if (theirs := getattr(teacher, name)) != (ours := getattr(student, name))
+        if (of_teacher := getattr(teacher, name)) != (of_student := getattr(student, name))
     ]
-    around = [
-        f"it puts {theirs or 'nothing'} {place} a text, the student's tokenizer {ours or 'nothing'}"
-        for place, theirs, ours in zip(("before", "after"), _around(teacher), _around(student), strict=True)
-        if theirs != ours
+    affixes = [
+        f"it adds {of_teacher or 'nothing'} {where} a text, the student's tokenizer {of_student or 'nothing'}"
+        for where, of_teacher, of_student in zip(("before", "after"), _affixes(teacher), _affixes(student), strict=True)
+        if of_teacher != of_student
     ]
-    return [*special, *around, *(_of_templates(student, teacher, templates) if templates else ())]
+    return [*special, *affixes, *(_template_differences(student, teacher, templates) if templates else ())]
 
 
-def _around(tokenizer: Tokenizer) -> list[list[str]]:
-    tokens = Tokens(tokenizer)
-    return [tokenizer.convert_ids_to_tokens(ids) for ids in (tokens.prefix, tokens.suffix)]
+def _affixes(tokenizer: Tokenizer) -> list[list[str]]:
+    """Return the special tokens that a tokenizer adds before, and those that it adds after a text."""
+    encoder = TextEncoder(tokenizer)
+    return [tokenizer.convert_ids_to_tokens(ids) for ids in (encoder.prefix, encoder.suffix)]
 
 
-def _of_templates(student: Tokenizer, teacher: Tokenizer, templates: Templates) -> Iterator[str]:
+def _template_differences(student: Tokenizer, teacher: Tokenizer, templates: Templates) -> Iterator[str]:
     pairs = ((student, templates.student), (teacher, templates.teacher))
     if not all(template or tokenizer.chat_template for tokenizer, template in pairs):
         return
     try:
-        ours, theirs = (Chat(tokenizer, template).render(SAMPLE, "answers") for tokenizer, template in pairs)
-    except (Refused, Unstable) as error:
+        of_student, of_teacher = (
+            ChatTemplate(tokenizer, template).render(SAMPLE, "answers") for tokenizer, template in pairs
+        )
+    except (RenderError, UnstableTemplate) as error:
         yield f"its chat template cannot be compared with the student's: {error}"
         return
-    if templates.teacher is None and theirs.text != ours.text:
-        yield f"its chat template writes otherwise {_first_difference(theirs.text, ours.text)}"
-    if _closer(theirs) != _closer(ours):
-        yield f"it closes an answer with {_closer(theirs)!r}; the student's {_closer(ours)!r} is what it is asked about"
+    if templates.teacher is None and of_teacher.text != of_student.text:
+        yield f"its chat template differs {_first_difference(of_teacher.text, of_student.text)}"
+    ends = _end_of_answer(of_teacher), _end_of_answer(of_student)
+    if ends[0] != ends[1]:
+        yield f"it ends an answer with {ends[0]!r}; the answers it is given end with the student's {ends[1]!r}"
 
 
-def _first_difference(theirs: str, ours: str) -> str:
-    at = next((n for n, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
-    return f"from character {at} on: {theirs[at : at + SHOWN]!r}, the student's {ours[at : at + SHOWN]!r}"
+def _first_difference(of_teacher: str, of_student: str) -> str:
+    shorter = min(len(of_teacher), len(of_student))
+    at = next((n for n, (a, b) in enumerate(zip(of_teacher, of_student, strict=False)) if a != b), shorter)
+    return f"from character {at} on: {of_teacher[at : at + SHOWN]!r}, the student's {of_student[at : at + SHOWN]!r}"
 
 
-def _closer(rendered: Rendered) -> str:
-    """Return what stands in the sample's first answer after its words."""
+def _end_of_answer(rendered: Rendered) -> str:
+    """Return the text of the sample's first turn after its content."""
     start, end = rendered.spans[0]
     return rendered.text[start:end].partition(ANSWER)[2]
 
 
 def templates_of(data: Data, prompt: TeacherPrompt | None, report: Report) -> Templates | None:
-    """Return what a recipe's conversations are rendered by; None where its rows hold no conversation."""
+    """Return the templates that render a recipe's conversations; None where no row is a conversation."""
     if not report.kinds.keys() & {"messages", "alpaca"}:
         return None
     return Templates(template_text(data.chat_template), prompt.chat.template if prompt else None)

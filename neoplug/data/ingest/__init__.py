@@ -1,4 +1,4 @@
-"""Reading of rows: sources, file formats, the meaning of columns, and the report of what was dropped and why.
+"""Reading of rows: sources, file formats, the mapping of columns, and the report of dropped rows with reasons.
 
 Imported by `data` alone. Does not belong here: tokenisation (`encode`), storing tokens (`store`).
 """

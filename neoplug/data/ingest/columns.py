@@ -1,13 +1,13 @@
-"""What the columns of a row mean: four kinds of rows, recognised by name or mapped by the recipe.
+"""The columns of a row: four kinds of rows, recognised by column names or mapped by the recipe.
 
     messages (+ tools)              a conversation, a list of {role, content}, or ShareGPT's `conversations` of
-                                    {from, value}; what the assistant may call
+                                    {from, value}; `tools` are the functions that the assistant may call
     prompt + completion             two texts
     instruction (+ input) + output  Alpaca's three texts
     text                            one text
 
-The rows of a source may be of several kinds. A row that has what its kind needs becomes a `Content`; of a broken one
-only the reason is kept, to be counted.
+The rows of a source may be of several kinds. A row with all columns of its kind becomes a `Content`; of a broken row
+only the reason is returned, to be counted.
 """
 
 import json
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from neoplug.data.ingest.readers import Row
+from neoplug.data.ingest.readers import Reason, Row
 from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.files import content_hash
 
@@ -30,17 +30,17 @@ NEEDED: dict[Kind, tuple[str, ...]] = {
 OPTIONAL: dict[Kind, tuple[str, ...]] = {"messages": ("tools",), "completion": (), "alpaca": ("input",), "text": ()}
 KNOWN = tuple(name for kind in NEEDED for name in (*NEEDED[kind], *OPTIONAL[kind]))
 MAY_BE_EMPTY = ("prompt", "input")
-ALSO = {"messages": "conversations"}  # what a column is also called, recognised without a map
-SPEAKERS = {"human": "user", "gpt": "assistant"}  # of ShareGPT; others have their roles' own names
+ALIASES = {"messages": "conversations"}  # other names of columns that are recognised without a map
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # other roles have the same names as here
 
 
 @dataclass(frozen=True)
 class Content:
-    """What of a row is trained on. Two rows of equal `values` are identical, whatever else their columns say.
+    """The values of a row that are trained on. Rows of equal `values` are identical, whatever their other columns.
 
-    number  of the row in its source, from 0
-    values  by our column names; messages without their empty keys
-    digest  sha256 of the values, in hexadecimal: places the row in or out of `held_out`
+    number  index of the row in its source
+    values  by neoplug's column names; messages without keys whose value is None
+    digest  sha256 of the values, in hexadecimal: it decides whether the row is held out
     """
 
     number: int
@@ -51,10 +51,10 @@ class Content:
 
 @dataclass(frozen=True)
 class Columns:
-    """What a source's columns can mean: of each kind of row, the source's name for each of our columns.
+    """The mapping of a source's columns: for each kind of row, neoplug's column name -> the source's.
 
-    kinds  the first is that of the source as a whole
-    seen   the source's columns that this kind uses, as far as they were there
+    kinds  the first is the main kind of the source
+    seen   the source's columns that are part of the main kind
     """
 
     kinds: Mapping[Kind, Mapping[str, str]]
@@ -62,15 +62,15 @@ class Columns:
 
     @property
     def main(self) -> Kind:
-        """Return the kind of a row that shows no other."""
+        """Return the main kind: that of a row whose columns match no kind."""
         return next(iter(self.kinds))
 
-    def content(self, row: Row, number: int) -> Content | str:
-        """Return what the row holds, or why it is broken."""
+    def content(self, row: Row, number: int) -> Content | Reason:
+        """Return the content of the row, or the reason why it is broken."""
         values: dict[str, Any] = {}
         kind = self._kind_of(row)
         for ours, theirs in self.kinds[kind].items():
-            value = READ[ours](row.get(theirs)) if ours in READ else row.get(theirs)
+            value = NORMALISE[ours](row.get(theirs)) if ours in NORMALISE else row.get(theirs)
             if value is None and ours in OPTIONAL[kind]:
                 continue
             if reason := _fault(value, ours):
@@ -81,27 +81,29 @@ class Columns:
         return Content(number, kind, values, content_hash(values))
 
     def _kind_of(self, row: Row) -> Kind:
-        """Return the first kind that the row has all columns of, filled; else the first that it has any of.
+        """Return the first kind whose columns all have a value in the row; else the first with any value.
 
-        A `text` beside columns of another kind is no row of its own: it is that row written out.
+        A `text` next to the columns of another kind is not a kind: it is the same row, already formatted.
         """
         filled = {
             kind: [row[theirs[name]] is not None for name in NEEDED[kind]]
             for kind, theirs in self.kinds.items()
             if all(theirs[name] in row for name in NEEDED[kind])
         }
-        begun = [kind for kind, parts in filled.items() if any(parts)]
-        whole = [kind for kind in begun if all(filled[kind]) and (kind != "text" or kind == begun[0])]
-        return next(iter([*whole, *begun]), self.main)
+        partial = [kind for kind, present in filled.items() if any(present)]
+        complete = [kind for kind in partial if all(filled[kind]) and (kind != "text" or kind == partial[0])]
+        return next(iter([*complete, *partial]), self.main)
 
 
 def recognise(names: Sequence[str], mapping: Mapping[Any, str]) -> Columns:
-    """Say what the columns `names` mean, after the recipe's `columns` {ours: theirs}.
+    """Return the mapping of a source's columns.
 
-    raises  RecipeError that lists the columns found, where they fit no kind of row or the map names what is not there
+    names    the source's columns
+    mapping  the recipe's `columns`: neoplug's column name -> the source's
+    raises   RecipeError that lists the source's columns, where they match no kind of row or a mapped one is missing
     """
     problems = [
-        Problem(f"{ours} is no column that neoplug knows{did_you_mean(ours, KNOWN)}", path=("data", "columns", ours))
+        Problem(f"{ours} is not a column name of neoplug{did_you_mean(ours, KNOWN)}", path=("data", "columns", ours))
         for ours in mapping
         if ours not in KNOWN
     ]
@@ -116,7 +118,7 @@ def recognise(names: Sequence[str], mapping: Mapping[Any, str]) -> Columns:
     for kind, needed in NEEDED.items():
         used = (*needed, *OPTIONAL[kind])
         ours = [name for name in used if name in mapping or name not in mapping.values()]
-        theirs = {name: _called(name, names, mapping) for name in ours}
+        theirs = {name: _name_in_source(name, names, mapping) for name in ours}
         if all(name in used for name in mapping) and all(name in theirs for name in needed):
             kinds[kind] = theirs
     main = [kind for kind, theirs in kinds.items() if all(theirs[name] in names for name in NEEDED[kind])]
@@ -125,10 +127,10 @@ def recognise(names: Sequence[str], mapping: Mapping[Any, str]) -> Columns:
     return Columns({main[0]: kinds[main[0]]} | kinds, [name for name in kinds[main[0]].values() if name in names])
 
 
-def _called(ours: str, names: Sequence[str], mapping: Mapping[Any, str]) -> str:
-    """Return the source's name for a column of ours."""
-    also = ALSO.get(ours, ours)
-    return mapping.get(ours, also if also in names and ours not in names else ours)
+def _name_in_source(ours: str, names: Sequence[str], mapping: Mapping[Any, str]) -> str:
+    """Return the source's name of the column that neoplug names `ours`."""
+    alias = ALIASES.get(ours, ours)
+    return mapping.get(ours, alias if alias in names and ours not in names else ours)
 
 
 def names_of(rows: Iterable[Row]) -> list[str]:
@@ -138,12 +140,12 @@ def names_of(rows: Iterable[Row]) -> list[str]:
 
 def _unrecognised(names: Sequence[str], mapping: Mapping[Any, str]) -> Problem:
     needed = [" + ".join(columns) for columns in NEEDED.values()]
-    strange = [name for name in names if name not in KNOWN and name not in mapping.values()]
-    near = [f"`{close}`{did_you_mean(close, KNOWN)}" for close in strange if did_you_mean(close, KNOWN)]
+    unknown = [name for name in names if name not in KNOWN and name not in mapping.values()]
+    near = [f"`{name}`{did_you_mean(name, KNOWN)}" for name in unknown if did_you_mean(name, KNOWN)]
     mapped = f" with {' and '.join(f'`{ours}`' for ours in mapping)}" if mapping else ""
     hints = f"; {', '.join(part.replace('; ', ': ') for part in near)}" if near else ""
     return Problem(
-        f"the columns fit no kind of row{mapped}{hints}",
+        f"the columns match no kind of row{mapped}{hints}",
         why=f"{_listed(names)}; a row is {', or '.join(needed)}",
         fix="map them, as in columns: {prompt: question, completion: answer}",
         path=("data", "columns"),
@@ -154,8 +156,8 @@ def _listed(names: Sequence[str]) -> str:
     return f"the columns found are {', '.join(names)}" if names else "no columns were found"
 
 
-def _listed_tools(value: Any) -> Any:
-    """Return tools that are written out as JSON, as they are where each has other keys; blank is none."""
+def _parsed_tools(value: Any) -> Any:
+    """Return the tools parsed if they are a JSON string, as data sets store them; an empty string is None."""
     try:
         return json.loads(value or "null") if isinstance(value, str) else value
     except ValueError:
@@ -163,28 +165,28 @@ def _listed_tools(value: Any) -> Any:
 
 
 def _roles_and_contents(value: Any) -> Any:
-    """Return messages with the keys that templates read, ShareGPT's `from` and `value` too."""
+    """Return messages with the keys `role` and `content`; ShareGPT has `from` and `value`."""
     if not isinstance(value, list):
         return value
     return [
-        {"role": SPEAKERS.get(message["from"], message["from"]), "content": message.get("value")}
+        {"role": SHAREGPT_ROLES.get(message["from"], message["from"]), "content": message.get("value")}
         if isinstance(message, dict) and isinstance(message.get("from"), str)
         else message
         for message in value
     ]
 
 
-READ = {"tools": _listed_tools, "messages": _roles_and_contents}  # columns that are written in more ways than one
+NORMALISE = {"tools": _parsed_tools, "messages": _roles_and_contents}  # columns with several formats
 
 
-def _fault(value: Any, name: str) -> str:
-    """Say why a column's value is of no use; nothing where it is."""
+def _fault(value: Any, name: str) -> Reason:
+    """Return the reason why a column's value cannot be used; an empty string where it can."""
     if name == "tools":
         return "" if isinstance(value, list) else f"tools is {type(value).__name__}, not a list"
     return _messages_fault(value) if name == "messages" else _text_fault(value, name)
 
 
-def _text_fault(value: Any, name: str) -> str:
+def _text_fault(value: Any, name: str) -> Reason:
     if value is None:
         return f"no {name}"
     if not isinstance(value, str):
@@ -192,7 +194,7 @@ def _text_fault(value: Any, name: str) -> str:
     return "" if value.strip() or name in MAY_BE_EMPTY else f"empty {name}"
 
 
-def _messages_fault(value: Any) -> str:
+def _messages_fault(value: Any) -> Reason:
     if not isinstance(value, list):
         return "no messages" if value is None else f"messages is {type(value).__name__}, not a list"
     if not value:
@@ -204,15 +206,15 @@ def _messages_fault(value: Any) -> str:
         if content is None and not (message["role"] == "assistant" and message.get("tool_calls")):
             return "a message without content"
         if not (content is None or isinstance(content, str) or _is_parts(content)):
-            return "a message whose content is no text"
+            return "a message whose content is not text"
         if message["role"] == "assistant" and not any(value for name, value in message.items() if name != "role"):
             return "an empty answer"
     return ""
 
 
 def _plain(messages: Any) -> list[dict[str, Any]]:
-    """Return messages without empty keys, which parquet gives to all of them, and a content in parts as one text."""
-    return [_without_none({**message, "content": _joined(message.get("content"))}) for message in messages]
+    """Return messages without keys of value None, which parquet adds, and with content in parts joined to one text."""
+    return [_without_none({**message, "content": _joined_parts(message.get("content"))}) for message in messages]
 
 
 def _without_none(value: Any) -> Any:
@@ -221,12 +223,12 @@ def _without_none(value: Any) -> Any:
     return [_without_none(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _joined(content: Any) -> Any:
+def _joined_parts(content: Any) -> Any:
     return "".join(part["text"] for part in content) if _is_parts(content) else content
 
 
 def _is_parts(content: Any) -> bool:
-    """Tell whether a message's content comes in parts, each of them text."""
+    """Return whether a message's content is a list of parts that are all text."""
     return (
         isinstance(content, list)
         and bool(content)

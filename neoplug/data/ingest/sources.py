@@ -1,7 +1,7 @@
-"""Where rows come from: a module of texts, local files, a folder of them, or a dataset of the Hugging Face hub.
+"""Data sources: a module of texts, a local file or folder, or a dataset of the Hugging Face hub.
 
-A row is a map of columns as the source has them. Nothing here knows what a column means; a row of plain text has the
-one column `text`. Local sources are read by their own formats: no network, no cache, no second copy on disk.
+A row is a dict of the source's columns, which `columns` maps to their meaning; a row of plain text has the one column
+`text`. Local files are read directly: no network, no cache, no second copy on disk.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from neoplug.data.ingest.readers import READERS, Fault, Row, read_file
+from neoplug.data.ingest.readers import READERS, Reason, Row, read_file
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.files import content_hash, sha256_of
@@ -34,14 +34,14 @@ SPLITS = {
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?![a-z])")
 
 
-class Source(Protocol):
-    """Where rows come from."""
+class RowSource(Protocol):
+    """Reads the rows of one source."""
 
-    def rows(self) -> Iterator[Row | Fault]:
-        """Yield the rows from the first on, each time it is called; RecipeError where a file is not what it says."""
+    def rows(self) -> Iterator[Row | Reason]:
+        """Yield all rows, from the first at each call; RecipeError where a file is not valid."""
 
     def identity(self) -> Any:
-        """Return what the rows depend on, ready for JSON: the hash of all content, not where it lies."""
+        """Return hashes of all that the rows depend on, in JSON types; not the location of the source."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Texts:
 
     texts: list[str]
 
-    def rows(self) -> Iterator[Row | Fault]:
-        """Yield a row a text."""
+    def rows(self) -> Iterator[Row | Reason]:
+        """Yield one row per text."""
         return ({"text": text} for text in self.texts)
 
     def identity(self) -> Any:
@@ -61,17 +61,17 @@ class Texts:
 
 @dataclass(frozen=True)
 class Files:
-    """Data files; `key` is the recipe's key that names them."""
+    """Data files; `key` is the recipe's key of the source, for errors."""
 
     files: list[Path]
     key: Key
 
-    def rows(self) -> Iterator[Row | Fault]:
-        """Yield the rows of one file after the other."""
+    def rows(self) -> Iterator[Row | Reason]:
+        """Yield the rows of each file in turn."""
         return (row for file in self.files for row in read_file(file, self.key))
 
     def identity(self) -> Any:
-        """Return the hash of each file, and the suffix that says how it is read."""
+        """Return the hash of each file, and the suffix that selects its reader."""
         try:
             return [[file.suffix.lower(), sha256_of(file)] for file in self.files]
         except OSError as error:
@@ -80,17 +80,17 @@ class Files:
 
 @dataclass(frozen=True)
 class Table:
-    """A dataset of the library `datasets`, on disk."""
+    """A dataset of the library `datasets`, in memory or on disk."""
 
     table: Any
     split: str
 
-    def rows(self) -> Iterator[Row | Fault]:
+    def rows(self) -> Iterator[Row | Reason]:
         """Yield the rows."""
         return iter(self.table)
 
     def identity(self) -> Any:
-        """Return the hash of each file behind it, and what is taken of them; of a table in memory, that of its rows."""
+        """Return split, length, columns and the hash of each Arrow file; of a table in memory, the hash of each row."""
         files = [sha256_of(Path(file["filename"])) for file in self.table.cache_files]
         rows = [] if files else [content_hash(str(row)) for row in self.table]
         return [self.split, len(self.table), str(self.table.features), files, rows]
@@ -98,49 +98,51 @@ class Table:
 
 @dataclass(frozen=True)
 class Stream:
-    """A dataset of the hub that is read from its first row on, and never downloaded as a whole."""
+    """A dataset of the hub that is streamed, not downloaded."""
 
     name: str
     builder: Any
     split: str
     key: Key
 
-    def rows(self) -> Iterator[Row | Fault]:
-        """Yield the rows as they arrive."""
+    def rows(self) -> Iterator[Row | Reason]:
+        """Yield the rows as they are received."""
         try:
             yield from self.builder.as_streaming_dataset(split=self.split)
-        except Exception as error:  # the network and a dataset's own files fail in their own ways
+        except Exception as error:  # exceptions of the network, of `datasets` and of file formats have no common base
             raise RecipeError([_not_loaded(self.name, self.split, error, self.key)]) from error
 
     def identity(self) -> Any:
-        """Return the dataset's commit, and what the hub says of its files: no row is read for it."""
+        """Return the dataset's commit and the hub's metadata of its files; no row is read."""
         files = getattr(self.builder.config, "data_files", None) or {}
         origin = {str(split): getattr(found, "origin_metadata", None) for split, found in files.items()}
         return [self.name, self.split, self.builder.hash, repr(origin)]
 
 
 @dataclass(frozen=True)
-class First:
-    """The first rows of another source."""
+class FirstRows:
+    """The first `count` rows of another source."""
 
-    source: Source
+    source: RowSource
     count: int
 
-    def rows(self) -> Iterator[Row | Fault]:
-        """Yield so many rows, and ask for no more."""
+    def rows(self) -> Iterator[Row | Reason]:
+        """Yield the first rows, without reading further ones."""
         return islice(self.source.rows(), self.count)
 
     def identity(self) -> Any:
-        """Return what the rows depend on."""
+        """Return the count and the identity of the other source."""
         return [self.count, self.source.identity()]
 
 
-def open_source(source: str, split: str = "train", key: Key = ("data", "source"), *, streaming: bool = False) -> Source:
-    """Return where the rows of `source` come from; they keep its own order.
+def open_source(
+    source: str, split: str = "train", key: Key = ("data", "source"), *, streaming: bool = False
+) -> RowSource:
+    """Return the reader of `source`; it keeps the order of the rows.
 
     source     `python:MODULE`, a file, a folder, or a hub id
-    key        the recipe's key that names the source, for errors
-    streaming  read a dataset of the hub without a download; local sources are never read as a whole
+    key        the recipe's key of the source, for errors
+    streaming  read a dataset of the hub without downloading it; no effect on a local source
     raises     RecipeError where there is no such source or split
     """
     if source.startswith("python:"):
@@ -163,26 +165,26 @@ def is_local(source: str) -> bool:
 
 
 def missing(path: Path, key: Key) -> Problem:
-    """Describe a file or folder that is not there, with the nearest name beside it."""
-    beside = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
-    fix = "" if beside else f"there is no folder {path.parent} either"
-    return Problem(f"there is no file or folder {path}{did_you_mean(path.name, beside)}", fix=fix, path=key)
+    """Return the problem of a missing file or folder, with the most similar name in its folder."""
+    names = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
+    fix = "" if names else f"there is no folder {path.parent} either"
+    return Problem(f"there is no file or folder {path}{did_you_mean(path.name, names)}", fix=fix, path=key)
 
 
 def _only_train(source: str, split: str, key: Key) -> None:
-    """Refuse another split of what has none; `split` belongs to `source`, so it asks nothing of an `eval_source`."""
+    """Raise RecipeError where a source without splits has `split` set; the key does not apply to an `eval_source`."""
     if split != "train" and key[-1] != "eval_source":
-        what, path = f"{source} has one split, `train`, but `{split}` is asked for", _split_of_key(key)
-        raise RecipeError([Problem(what, fix=f"leave `{path[-1]}` out", path=path)])
+        what, path = f"{source} has one split, `train`, but the recipe names `{split}`", _key_of_split(key)
+        raise RecipeError([Problem(what, fix=f"remove `{path[-1]}`", path=path)])
 
 
-def _split_of_key(key: Key) -> Key:
-    """Return the key that names the split of the source at `key`."""
+def _key_of_split(key: Key) -> Key:
+    """Return the recipe's key of the split of the source at `key`."""
     return key if key[-1] == "eval_split" else (*key[:-1], "split")
 
 
 def _module_texts(name: str, key: Key) -> list[str]:
-    """Return the texts of a module that holds a map of them under its own last name, as pydoc_data.topics does."""
+    """Return the texts of a module with a {title: text} map named as the module, as in pydoc_data.topics."""
     try:
         module = importlib.import_module(name)
     except Exception as error:
@@ -192,12 +194,12 @@ def _module_texts(name: str, key: Key) -> list[str]:
     texts = getattr(module, attribute, None)
     if not isinstance(texts, Mapping) or not all(isinstance(text, str) for text in texts.values()):
         what = f"the module {name} has no map of texts named `{attribute}`"
-        why = "a `python:` source is a module that holds {title: text} under its own last name"
+        why = "a `python:` source is a module with a {title: text} map named as the module's last part"
         raise RecipeError([Problem(what, why=why, fix="for example python:pydoc_data.topics", path=key)])
     return list(texts.values())
 
 
-def _folder(folder: Path, split: str, key: Key) -> Source:
+def _folder(folder: Path, split: str, key: Key) -> RowSource:
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return _saved(folder, split, key)
     return Files(files_of_split(folder, split, key), key)
@@ -206,40 +208,41 @@ def _folder(folder: Path, split: str, key: Key) -> Source:
 def files_of_split(folder: Path, split: str, key: Key = ("data", "source")) -> list[Path]:
     """Return the data files below `folder` that belong to `split`, sorted by name.
 
-    Where names carry a split (train.jsonl, test/part-0.parquet), only those files count; else all of them are `train`.
-    Text files count only where there is nothing else, so that a README beside the data is no data.
+    If any name contains a split (train.jsonl, test/part-0.parquet), files without one are ignored; else all files are
+    `train`. Text files are used only where there is no other data file, so that a README next to the data is ignored.
     """
-    found = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix.lower() in READERS]
-    found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    found = [file for file in found if file.suffix.lower() not in (".txt", ".md")] or found
-    if not found:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix.lower() in READERS]
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    files = [file for file in files if file.suffix.lower() not in (".txt", ".md")] or files
+    if not files:
         fix = f"a data file ends in one of {', '.join(READERS)}"
-        raise RecipeError([Problem(f"the folder {folder} holds no data file", fix=fix, path=key)])
+        raise RecipeError([Problem(f"the folder {folder} has no data file", fix=fix, path=key)])
     by_split: dict[str, list[Path]] = {}
-    for file in found:
+    for file in files:
         by_split.setdefault(_split_of(file.relative_to(folder)), []).append(file)
     if list(by_split) == [""]:
-        by_split = {"train": found}
+        by_split = {"train": files}
     by_split.pop("", None)
     return _pick(by_split, split, str(folder), key)
 
 
 def _split_of(file: Path) -> str:
-    """Return the split that a file's name or folders carry, the innermost word first, or an empty string."""
+    """Return the split that the file's name or folders contain, the innermost first; else an empty string."""
     words = SPLIT_WORD.findall(file.with_suffix("").as_posix().lower())
     return SPLITS[words[-1]] if words else ""
 
 
 def _pick(by_split: Mapping[str, Any], split: str, source: str, key: Key) -> Any:
+    """Return the value of a split, also by another usual name of it; RecipeError where there is none."""
     wanted = split if split in by_split else SPLITS.get(split, split)
     if wanted not in by_split:
         what = f"{source} has no split `{split}`{did_you_mean(split, list(by_split))}"
-        raise RecipeError([Problem(what, fix=f"it has {', '.join(by_split)}", path=_split_of_key(key))])
+        raise RecipeError([Problem(what, fix=f"it has {', '.join(by_split)}", path=_key_of_split(key))])
     return by_split[wanted]
 
 
-def _saved(folder: Path, split: str, key: Key) -> Source:
-    """Return what `datasets` wrote with save_to_disk."""
+def _saved(folder: Path, split: str, key: Key) -> RowSource:
+    """Return the reader of a dataset that save_to_disk of `datasets` wrote."""
     import datasets
 
     saved = datasets.load_from_disk(str(folder))
@@ -249,7 +252,7 @@ def _saved(folder: Path, split: str, key: Key) -> Source:
     return Table(_pick(saved, split, str(folder), key), "train")
 
 
-def _from_hub(name: str, split: str, key: Key, *, streaming: bool) -> Source:
+def _from_hub(name: str, split: str, key: Key, *, streaming: bool) -> RowSource:
     import datasets
 
     try:
@@ -263,5 +266,5 @@ def _from_hub(name: str, split: str, key: Key, *, streaming: bool) -> Source:
 def _not_loaded(name: str, split: str, error: Exception, key: Key) -> Problem:
     first_line = str(error).strip().partition("\n")[0]
     what = f"the dataset {name} (split {split}) cannot be loaded: {type(error).__name__}: {first_line}"
-    why = f"there is no file or folder {name} here, so it was taken for a name on the Hugging Face hub"
+    why = f"there is no file or folder {name} here, so it is read as the id of a dataset on the Hugging Face hub"
     return Problem(what, why=why, path=key)

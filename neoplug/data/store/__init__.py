@@ -1,5 +1,4 @@
 """The token cache: tokenised documents in flat files under a content hash, mapped into memory when read.
 
-Imported by `data` alone. Does not belong here: what the tokens of a row are (`encode`), which rows a step holds
-(`data.sampler`).
+Imported by `data` alone. Does not belong here: tokenisation (`encode`), the rows of a step (`data.sampler`).
 """

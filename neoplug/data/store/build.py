@@ -1,4 +1,4 @@
-"""A store of tokens is made: all rows are taken in, split, packed, and written in the order of their rows."""
+"""Making of a token store: all rows are ingested, split and packed, and written in the order of their rows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import TypeAdapter
 
-from neoplug.data.encode.tokenise import Tokeniser
-from neoplug.data.ingest.intake import Intake
-from neoplug.data.ingest.parts import Part
-from neoplug.data.ingest.report import Read, Report
+from neoplug.data.encode.row_encoder import RowEncoder
+from neoplug.data.ingest.pipeline import IngestPipeline
+from neoplug.data.ingest.recipe_sources import RecipeSource
+from neoplug.data.ingest.report import Report, SourceCounts
 from neoplug.data.packing import pack
 from neoplug.data.split import split
 from neoplug.data.store.spool import Spool
@@ -24,76 +24,86 @@ if TYPE_CHECKING:
     from neoplug.recipe import Data
 
 
-def make_store(folder: Path, data: Data, tokeniser: Tokeniser, training: Mapping[str, Part], kept: Part | None) -> None:
+def make_store(
+    folder: Path,
+    data: Data,
+    encoder: RowEncoder,
+    training: Mapping[str, RecipeSource],
+    evaluation: RecipeSource | None,
+) -> None:
     """Tokenise the rows of all sources into the store `folder`.
 
-    training  the sources to train on, by name
-    kept      the source to measure on; None where rows of the others are held out
-    raises    RecipeError where a source, its columns or the split cannot be used, or nothing is left of them
+    training    the training sources, by name
+    evaluation  the evaluation source; None where rows of the training sources are held out
+    raises      RecipeError where a source, its columns or the split cannot be used, or no row is left
     """
     report = Report(data.max_length, packing=data.packing)
     with folder_atomically(folder) as target:
         with Spool(target / "spool") as spool:
-            intake = Intake(data, tokeniser, spool, report)
-            places = _taken(intake, training)
-            held_out = _held_out(intake, list(training.values()), places) if kept is None else _kept(intake, kept)
-            report.train, report.held_out = spool.side(~held_out), spool.side(held_out)
+            pipeline = IngestPipeline(data, encoder, spool, report)
+            rows_of = _ingest_training(pipeline, training)
+            if evaluation is None:
+                held_out = _split(pipeline, list(training.values()), rows_of)
+            else:
+                held_out = _ingest_evaluation(pipeline, evaluation)
+            report.train, report.held_out = spool.split_counts(~held_out), spool.split_counts(held_out)
             if not report.held_out.documents:
-                part = kept or next(iter(training.values()))
-                raise RecipeError([intake.nothing_left("no row to measure on is left", part)])
-            fingerprint = spool.write(target, *_arranged(intake, training, places, held_out))
+                source = evaluation or next(iter(training.values()))
+                raise RecipeError([pipeline.nothing_left("no evaluation row is left", source)])
+            fingerprint = spool.write(target, *_store_order(pipeline, training, rows_of, held_out))
         write_record(target, fingerprint=fingerprint, report=TypeAdapter(Report).dump_python(report, mode="json"))
 
 
-def _taken(intake: Intake, training: Mapping[str, Part]) -> list[slice]:
-    """Take in the rows to train on; return which of the spool's rows are each source's."""
-    places, first = [], 0
-    for name, part in training.items():
-        read = intake.report.read[name] = Read(part.source)
-        places.append(intake.take(part, read, first))
-        first += read.rows
-    return places
+def _ingest_training(pipeline: IngestPipeline, training: Mapping[str, RecipeSource]) -> list[slice]:
+    """Ingest the training sources; return the range of each one's rows in the spool."""
+    rows_of, first = [], 0
+    for name, source in training.items():
+        counts = pipeline.report.read[name] = SourceCounts(source.name)
+        rows_of.append(pipeline.ingest(source, counts, first))
+        first += counts.rows
+    return rows_of
 
 
-def _kept(intake: Intake, part: Part) -> np.ndarray:
-    """Take in the rows to measure on; return [rows] bool: which of the spool's rows they are."""
-    read = intake.report.eval_read = Read(part.source)
-    before = intake.take(part, read).start
-    digests = intake.spool.digests
-    intake.report.leaked = int(np.isin(digests[before:], digests[:before]).sum())
-    return np.arange(len(digests)) >= before
+def _ingest_evaluation(pipeline: IngestPipeline, source: RecipeSource) -> np.ndarray:
+    """Ingest the evaluation source; return [rows] bool: its rows among those of the spool."""
+    counts = pipeline.report.eval_read = SourceCounts(source.name)
+    first = pipeline.ingest(source, counts).start
+    digests = pipeline.spool.digests
+    pipeline.report.leaked = int(np.isin(digests[first:], digests[:first]).sum())
+    return np.arange(len(digests)) >= first
 
 
-def _held_out(intake: Intake, parts: Sequence[Part], places: Sequence[slice]) -> np.ndarray:
-    """Return [rows] bool: which rows are held out of their sources; what one holds out, none trains on."""
-    digests, found = intake.spool.digests, []
-    for part, place in zip(parts, places, strict=True):
-        with part.naming():
-            found.append(split(digests[place], intake.data.held_out))
-    held_out = np.concatenate(found)
-    return held_out if len(parts) == 1 else np.isin(digests, digests[held_out])
+def _split(pipeline: IngestPipeline, sources: Sequence[RecipeSource], rows_of: Sequence[slice]) -> np.ndarray:
+    """Return [rows] bool: the held-out rows of each source; a row that one source holds out is held out of all."""
+    digests, parts = pipeline.spool.digests, []
+    for source, rows in zip(sources, rows_of, strict=True):
+        with source.labelled_errors():
+            parts.append(split(digests[rows], pipeline.data.held_out))
+    held_out = np.concatenate(parts)
+    return held_out if len(sources) == 1 else np.isin(digests, digests[held_out])
 
 
-def _arranged(
-    intake: Intake, training: Mapping[str, Part], places: Sequence[slice], held_out: np.ndarray
+def _store_order(
+    pipeline: IngestPipeline, training: Mapping[str, RecipeSource], rows_of: Sequence[slice], held_out: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the documents' numbers, row by row and then those held out, and where each row begins.
+    """Return the spool's document indices in the order of the store, and the bounds of the training rows in them.
 
-    A row holds documents of one source.
+    The documents of the training rows are first, row by row, then the held-out ones. A packed row has documents of one
+    source only.
     """
-    spool, data = intake.spool, intake.data
+    spool, data = pipeline.spool, pipeline.data
     orders, bounds = [], [np.zeros(1, np.int64)]
-    for (name, part), place in zip(training.items(), places, strict=True):
-        theirs = np.zeros(spool.rows, bool)
-        theirs[place] = ~held_out[place]
-        documents, read = spool.documents_of(theirs), intake.report.read[name]
+    for (name, source), rows in zip(training.items(), rows_of, strict=True):
+        chosen = np.zeros(spool.rows, bool)
+        chosen[rows] = ~held_out[rows]
+        documents, counts = spool.documents_of(chosen), pipeline.report.read[name]
         if not len(documents):
-            raise RecipeError([intake.nothing_left("no row to train on is left", part)])
-        order, begins = np.arange(len(documents)), np.arange(len(documents) + 1)
+            raise RecipeError([pipeline.nothing_left("no row to train on is left", source)])
+        order, row_bounds = np.arange(len(documents)), np.arange(len(documents) + 1)
         if data.packing:
-            order, begins = pack(spool.lengths[documents], data.max_length)
-        side = spool.side(theirs)
-        read.training_rows, read.tokens, read.answer_tokens = len(begins) - 1, side.tokens, side.answer_tokens
+            order, row_bounds = pack(spool.lengths[documents], data.max_length)
+        kept = spool.split_counts(chosen)
+        counts.training_rows, counts.tokens, counts.answer_tokens = len(row_bounds) - 1, kept.tokens, kept.answer_tokens
         orders.append(documents[order])
-        bounds.append(bounds[-1][-1] + begins[1:])
+        bounds.append(bounds[-1][-1] + row_bounds[1:])
     return np.concatenate([*orders, spool.documents_of(held_out)]), np.concatenate(bounds)

@@ -1,10 +1,10 @@
-"""What a store of tokens depends on: the rows' content, the tokenizer, what the recipe says of them, and this code."""
+"""The cache key of a token store: hash of the rows' content, the tokenizer, the recipe's settings and this code."""
 
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from neoplug.data.encode.tokens import Tokenizer
+from neoplug.data.encode.text_encoder import Tokenizer
 from neoplug.environment.info import version_of
 from neoplug.files import content_hash, sha256_of
 
@@ -12,9 +12,9 @@ PACKAGES = ("jinja2", "tokenizers", "transformers")
 
 
 def store_key(depends: dict[str, Any], tokenizer: Tokenizer) -> str:
-    """Return the hash of everything that the tokens of a recipe depend on, in hexadecimal.
+    """Return the sha256, in hexadecimal, of everything that the tokens of a recipe depend on.
 
-    depends  the recipe's `data` section, with the content of what it names in place of the names
+    depends  the recipe's `data` section, with hashes of the content of sources and templates in place of their names
     """
     return content_hash(
         {
@@ -28,7 +28,7 @@ def store_key(depends: dict[str, Any], tokenizer: Tokenizer) -> str:
 
 
 def tokenizer_identity(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what decides which tokens a text becomes."""
+    """Return everything that determines the tokens of a text, in JSON types."""
     return {
         "class": type(tokenizer).__qualname__,
         "model": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else _files_of(tokenizer),

@@ -1,15 +1,15 @@
-"""Tokenised documents on disk, memory-mapped: of a million rows only those that are asked for come to memory.
+"""The token store: tokenised documents in memory-mapped files, of which only the documents accessed are read.
 
-D documents, those of the R training rows first, row by row, then those held out. T tokens: each document's own, and
-behind them those that the teacher reads instead, where it has a prompt of its own.
+D documents, those of the R training rows first, row by row, then those held out. T tokens: for each document the
+student's, followed by the teacher's where it has its own chat template.
 
     input_ids  [T] int32
     loss_mask  [T] bool
-    starts     [D + 1] int64: where in these each document begins
-    ends       [D] int64: where its own tokens end
-    row        [D] int64: its row in the source
-    bounds     [R + 1] int64: the first document of each training row, and of what is held out
-    used       [U] int64: every token that both models read, ascending
+    starts     [D + 1] int64: where each document starts in these
+    ends       [D] int64: where its student's tokens end
+    row        [D] int64: index of its row in the source
+    bounds     [R + 1] int64: the first document of each training row, and the first one held out
+    used       [U] int64: every token id that both models read, ascending
 """
 
 import json
@@ -24,44 +24,44 @@ import numpy as np
 from neoplug.data.batch import Document
 from neoplug.files import content_hash, sha256_of, write_atomically
 
-logger = logging.getLogger("neoplug")
+logger = logging.getLogger(__name__)
 
 ARRAYS = ("input_ids", "loss_mask", "starts", "ends", "row", "bounds", "used")
-RECORD = "neoplug.json"  # what no array says, and the arrays' own hashes
+RECORD = "neoplug.json"  # report and fingerprint of the store, and hashes of the arrays
 
 T = TypeVar("T")
 
 
 class Lazy(Sequence[T]):
-    """A sequence whose items are made when they are asked for, and kept by nobody."""
+    """A sequence whose items are computed on each access and not cached."""
 
     def __init__(self, length: int, item: Callable[[int], T]) -> None:
-        self._numbers, self._item = range(length), item
+        self._indices, self._item = range(length), item
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._indices)
 
     @overload
     def __getitem__(self, index: int) -> T: ...
     @overload
     def __getitem__(self, index: slice) -> list[T]: ...
     def __getitem__(self, index: int | slice) -> T | list[T]:
-        numbers = self._numbers[index]
-        return self._item(numbers) if isinstance(numbers, int) else [self._item(number) for number in numbers]
+        selected = self._indices[index]
+        return self._item(selected) if isinstance(selected, int) else [self._item(one) for one in selected]
 
 
 class Store:
-    """One folder of tokens, opened."""
+    """A token store, opened for reading."""
 
     def __init__(self, folder: Path) -> None:
-        """Map the arrays; raise ValueError, KeyError or OSError where they are not what was written."""
+        """Map the arrays; raise ValueError, KeyError or OSError where a file is missing or has changed."""
         whole = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         self.record: dict[str, Any] = whole["record"]
         if content_hash(self.record) != whole["sha256"]:
-            raise ValueError(f"{RECORD} is not what was written")
+            raise ValueError(f"the content of {RECORD} does not match its hash")
         for name in ARRAYS:
             if sha256_of(file_of(folder, name)) != self.record["sha256"][name]:
-                raise ValueError(f"{name} is not what was written")
+                raise ValueError(f"the content of {name} does not match its hash")
         mapped = {name: np.load(file_of(folder, name), mmap_mode="r").view(np.ndarray) for name in ARRAYS}
         self.input_ids, self.loss_mask, self.used = mapped["input_ids"], mapped["loss_mask"], mapped["used"]
         self.starts, self.ends = mapped["starts"], mapped["ends"]
@@ -75,52 +75,52 @@ class Store:
 
     @property
     def held_out(self) -> Sequence[Document]:
-        """Return the documents that are held out."""
+        """Return the held-out documents."""
         first = self._training_documents
-        return Lazy(len(self.row) - first, lambda number: self.document(first + number))
+        return Lazy(len(self.row) - first, lambda index: self.document(first + index))
 
     @property
     def row_lengths(self) -> np.ndarray:
-        """Return [R] int64: how many tokens each training row has."""
+        """Return [R] int64: the student's tokens of each training row."""
         before = np.concatenate([[0], np.cumsum(self.ends - self.starts[:-1])])
         return np.diff(before[self.bounds])
 
     @property
     def longest(self) -> dict[str, int]:
         """Return the tokens of the longest document as the `student` reads it, and as the `teacher` does."""
-        own, other = self.ends - self.starts[:-1], self.starts[1:] - self.ends
-        return {"student": int(own.max()), "teacher": int(np.where(other > 0, other, own).max())}
+        student, teacher = self.ends - self.starts[:-1], self.starts[1:] - self.ends
+        return {"student": int(student.max()), "teacher": int(np.where(teacher > 0, teacher, student).max())}
 
     def document(self, index: int) -> Document:
         """Return a copy of document `index` of the D."""
         whole = slice(*self.starts[index : index + 2])
         ids, mask = self.input_ids[whole].astype(np.int64), self.loss_mask[whole].copy()
-        own = int(self.ends[index] - whole.start)
+        length = int(self.ends[index] - whole.start)
         number = index if index < self._training_documents else index - self._training_documents
-        document = Document(ids[:own], mask[:own], int(self.row[index]), number=number)
-        if len(ids) == own:
+        document = Document(ids[:length], mask[:length], int(self.row[index]), number=number)
+        if len(ids) == length:
             return document
-        return replace(document, teacher_ids=ids[own:], teacher_loss_mask=mask[own:])
+        return replace(document, teacher_ids=ids[length:], teacher_loss_mask=mask[length:])
 
 
 def file_of(folder: Path, name: str) -> Path:
-    """Return the file of one of the arrays."""
+    """Return the path of an array's file."""
     return folder / f"{name}.npy"
 
 
-def write_record(folder: Path, **facts: Any) -> None:
-    """Write what no array says, and the hashes of the arrays: the last file of a store."""
-    record = {"format": 1, **facts, "sha256": {name: sha256_of(file_of(folder, name)) for name in ARRAYS}}
+def write_record(folder: Path, **values: Any) -> None:
+    """Write the record of a store, with the hashes of its arrays; it is written last."""
+    record = {"format": 1, **values, "sha256": {name: sha256_of(file_of(folder, name)) for name in ARRAYS}}
     whole = {"record": record, "sha256": content_hash(record)}
     write_atomically(folder / RECORD, json.dumps(whole) + "\n")
 
 
 def open_store(folder: Path) -> Store | None:
-    """Return the store in `folder`; None where there is none, or where it is damaged, with a word."""
+    """Return the store in `folder`; None where there is none, or where it is damaged, which is logged."""
     if not folder.exists():
         return None
     try:
         return Store(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("the stored tokens in %s are damaged (%s); they are made anew", folder, error)
+        logger.warning("the stored tokens in %s are damaged (%s); the rows are tokenised again", folder, error)
         return None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from neoplug.data.encode.tokenise import Tokeniser
+from neoplug.data.encode.row_encoder import RowEncoder
 from neoplug.data.ingest.columns import recognise
 
 ALPACA = {"instruction": "Add.", "input": "1, 2", "output": "3"}
@@ -10,7 +10,7 @@ ALPACA = {"instruction": "Add.", "input": "1, 2", "output": "3"}
 
 def tokenised(tokenizer, row, train_on="answers", template=None):
     content = recognise(list(row), {}).content(row, 0)
-    return next(Tokeniser(tokenizer, template, train_on).tokenise([content], refused=pytest.fail))
+    return next(RowEncoder(tokenizer, template, train_on).encode([content], on_drop=pytest.fail))
 
 
 def scored(tokenizer, row, **options):

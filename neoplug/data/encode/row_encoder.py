@@ -1,0 +1,191 @@
+"""Tokenisation of rows: the tokens of a row and its loss mask, at full length."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from neoplug.data.encode.chat import STUDENT_KEY, ChatTemplate, Rendered, RenderError, UnstableTemplate, unstable
+from neoplug.data.encode.teacher_prompt import Answer, TeacherPrompt, answers_of
+from neoplug.data.encode.text_encoder import EncodedText, TextEncoder, Tokenizer
+from neoplug.data.ingest.columns import Content
+
+TrainOn = Literal["answers", "all", "last"]
+OnDrop = Callable[[int, str], Any]  # takes the number of a row that is dropped, and the reason
+
+ROWS_AT_ONCE = 512  # in one call of the tokenizer
+
+ALPACA = (
+    "Below is an instruction that describes a task{also}. "
+    "Write a response that appropriately completes the request.\n\n"
+)
+ALPACA_ALSO = ", paired with an input that provides further context"
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedRow:
+    """A whole row as tokens.
+
+    row             index of the row in its source
+    input_ids       [L] int64
+    loss_mask       [L] bool: the answer tokens; False for the first token
+    windowed        whether a row that is too long is split into windows; else it is truncated
+    teacher_ids     [M] int64: the teacher's input where it has its own chat template; None where it is `input_ids`
+    teacher_loss_mask  [M] bool: the same answer tokens in `teacher_ids`, one for one
+    answers         the assistant turns of a conversation, or the completion of a prompt
+    """
+
+    row: int
+    input_ids: np.ndarray
+    loss_mask: np.ndarray
+    windowed: bool
+    teacher_ids: np.ndarray | None = None
+    teacher_loss_mask: np.ndarray | None = None
+    answers: Sequence[Answer] = ()
+
+
+class RowEncoder:
+    """Tokenises rows of any kind with one tokenizer, chat template and `train_on`.
+
+    teacher  renders conversations for a teacher with its own chat template; None: it reads the student's tokens
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: str | None, train_on: TrainOn, teacher: TeacherPrompt | None = None
+    ) -> None:
+        self._text_encoder = TextEncoder(tokenizer)
+        self._template = template
+        self._train_on = train_on
+        self._teacher = teacher
+        self._chat: ChatTemplate | None = None
+
+    def encode(self, contents: Sequence[Content], on_drop: OnDrop) -> Iterator[EncodedRow]:
+        """Yield each row's tokens, in order; call on_drop(row, reason) for a row that a chat template cannot render."""
+        for first in range(0, len(contents), ROWS_AT_ONCE):
+            batch = contents[first : first + ROWS_AT_ONCE]
+            texts = [content for content in batch if content.kind == "text"]
+            chats = [content for content in batch if self.is_chat(content)]
+            completions = [content for content in batch if content.kind != "text" and not self.is_chat(content)]
+            rows = [*self._texts(texts), *self._chats(chats, on_drop), *self._completions(completions)]
+            rows.sort(key=lambda row: row.row)
+            yield from rows if self._teacher is None else self._with_teacher(self._teacher, batch, rows, on_drop)
+
+    def is_chat(self, content: Content) -> bool:
+        """Return whether a chat template renders the row: conversations, and Alpaca rows where there is a template."""
+        has_template = self._template is not None or bool(self._text_encoder.tokenizer.chat_template)
+        return content.kind == "messages" or (content.kind == "alpaca" and has_template)
+
+    def _texts(self, contents: Sequence[Content]) -> Iterator[EncodedRow]:
+        encoder = self._text_encoder
+        texts = self._text_encoder.encode([content.values["text"] for content in contents])
+        for content, text in zip(contents, texts, strict=True):
+            ids = _with_end([*encoder.prefix, *text, *encoder.suffix], encoder.end)
+            yield _encoded(content, ids, prompt_tokens=0, windowed=True)
+
+    def _completions(self, contents: Sequence[Content]) -> Iterator[EncodedRow]:
+        """Yield the tokens of prompt and completion. Those of the prompt are the ones that generation starts from.
+
+        Where a token of the joined text spans the border, the completion is tokenised separately.
+        """
+        pairs = [_pair(content) for content in contents]
+        prompts = self._text_encoder.encode([prompt for prompt, _ in pairs])
+        joined = self._text_encoder.encode([prompt + completion for prompt, completion in pairs])
+        for content, (_, text), prompt, whole in zip(contents, pairs, prompts, joined, strict=True):
+            stable = whole[: len(prompt)] == prompt
+            completion = whole[len(prompt) :] if stable else self._text_encoder.encode_continuation(text)
+            opening = [*self._text_encoder.prefix, *prompt]
+            ids = _with_end([*opening, *completion], self._text_encoder.end)
+            row = _encoded(content, ids, 0 if self._train_on == "all" else len(opening), windowed=False)
+            end_token = self._text_encoder.tokenizer.eos_token or ""
+            answer = Answer(row.input_ids[row.loss_mask], text + end_token, content=text)
+            yield replace(row, answers=(answer,))
+
+    def _chats(self, contents: Sequence[Content], on_drop: OnDrop) -> Iterator[EncodedRow]:
+        if not contents:
+            return
+        self._chat = self._chat or ChatTemplate(self._text_encoder.tokenizer, self._template)
+        rendered = _rendered(self._chat, contents, self._train_on, on_drop)
+        encoded = self._text_encoder.encode_with_starts([text.text for text in rendered.values()])
+        messages = {content.number: messages_of(content) for content in contents}
+        for (number, text), tokens in zip(rendered.items(), encoded, strict=True):
+            loss_mask = _loss_mask(tokens, text)
+            answers = list(answers_of(tokens, loss_mask, text, messages[number])) if self._teacher else ()
+            yield EncodedRow(number, tokens.input_ids, loss_mask, windowed=False, answers=answers)
+
+    def _with_teacher(
+        self, teacher: TeacherPrompt, contents: Sequence[Content], rows: Sequence[EncodedRow], on_drop: OnDrop
+    ) -> Iterator[EncodedRow]:
+        """Yield the rows, conversations with the teacher's text; drop those that its template cannot render."""
+        answers = {row.row: row.answers for row in rows}
+        conversations = [c for c in contents if c.kind in ("messages", "alpaca") and c.number in answers]
+        rendered = _rendered(teacher.chat, conversations, self._train_on, on_drop)
+        for number, text in list(rendered.items()):
+            expected = len(answers[number])
+            if len(text.spans) != expected:
+                on_drop(number, f"{expected} answers, of which the teacher's template renders {len(text.spans)}")
+                del rendered[number]
+        texts = teacher.encode(list(rendered.values()), [answers[number] for number in rendered])
+        text_of = dict(zip(rendered, texts, strict=True))
+        dropped = {content.number for content in conversations} - text_of.keys()
+        for row in rows:
+            if row.row not in dropped:
+                ids, loss_mask = text_of.get(row.row, (None, None))
+                yield replace(row, teacher_ids=ids, teacher_loss_mask=loss_mask)
+
+
+def _rendered(
+    chat: ChatTemplate, contents: Iterable[Content], train_on: TrainOn, on_drop: OnDrop
+) -> dict[int, Rendered]:
+    """Return each conversation as the template renders it, by row number; drop those that it cannot render."""
+    found = {}
+    template = "the chat template" if chat.key == STUDENT_KEY else "the teacher's chat template"
+    for content in contents:
+        try:
+            found[content.number] = chat.render(messages_of(content), train_on, content.values.get("tools"))
+        except UnstableTemplate as error:
+            raise unstable(error, content.number, chat.key) from error
+        except RenderError as error:
+            on_drop(content.number, f"refused by {template}: {error}")
+    return found
+
+
+def _loss_mask(tokens: EncodedText, rendered: Rendered) -> np.ndarray:
+    """Return [L] bool: the tokens that start inside a span.
+
+    A token that starts before an answer and ends in it belongs to the prompt: generation, which starts from the prompt,
+    never produces it. A token that starts in an answer and ends after it belongs to the answer.
+    """
+    loss_mask = np.zeros(len(tokens.input_ids), bool)
+    for start, end in rendered.spans:
+        loss_mask |= (tokens.starts >= start) & (tokens.starts < end)
+    loss_mask[:1] = False
+    return loss_mask
+
+
+def _encoded(content: Content, ids: list[int], prompt_tokens: int, *, windowed: bool) -> EncodedRow:
+    loss_mask = np.arange(len(ids)) >= max(1, prompt_tokens)
+    return EncodedRow(content.number, np.array(ids, np.int64), loss_mask, windowed)
+
+
+def _with_end(ids: list[int], end: list[int]) -> list[int]:
+    return ids if not end or ids[-1:] == end else ids + end
+
+
+def messages_of(content: Content) -> list[dict[str, Any]]:
+    """Return the conversation of a row of messages or of Alpaca's columns."""
+    if content.kind == "messages":
+        return content.values["messages"]
+    question = "\n\n".join(content.values[name] for name in ("instruction", "input") if name in content.values)
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": content.values["output"]}]
+
+
+def _pair(content: Content) -> tuple[str, str]:
+    """Return prompt and completion; Alpaca rows get the prompt template of the Alpaca model."""
+    if content.kind == "completion":
+        return content.values["prompt"], content.values["completion"]
+    values = content.values
+    instruction = f"### Instruction:\n{values['instruction']}\n\n"
+    context = f"### Input:\n{values['input']}\n\n" if "input" in values else ""
+    opening = ALPACA.format(also=ALPACA_ALSO if context else "")
+    return opening + instruction + context + "### Response:", values["output"]

@@ -1,0 +1,99 @@
+"""Tokenisation of texts without special tokens, with the exact offset at which each token starts.
+
+Many byte-level tokenizers report offsets without the spaces that belong to a token, so that a token of a prompt's last
+space and an answer's first letters would seem to start in the answer. Their post-processor trims the offsets; a copy of
+the tokenizer without it keeps them exact and gives the same tokens. Special tokens are added in this module instead.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from neoplug.errors import Problem, RecipeError
+
+Tokenizer: TypeAlias = Any  # transformers' PreTrainedTokenizerBase: importing it costs seconds
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedText:
+    """The tokens of one text.
+
+    input_ids  [L] int64
+    starts     [L] int64: the character of the text at which each token starts
+    """
+
+    input_ids: np.ndarray
+    starts: np.ndarray
+
+
+class TextEncoder:
+    """Tokenises texts.
+
+    prefix  special tokens that the tokenizer adds before a text
+    suffix  special tokens that the tokenizer adds after a text
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.prefix, self.suffix = _affixes(tokenizer)
+        self._backend = _exact_backend(tokenizer) if tokenizer.is_fast else None
+
+    @property
+    def end(self) -> list[int]:
+        """Return the end-of-sequence token in a list; an empty list where the tokenizer has none."""
+        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each text, without special tokens added."""
+        if self._backend is None:
+            return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Return the tokens of a text that continues another one, without merging across the border.
+
+        Alone, the text would get the space that SentencePiece tokenizers add before every text.
+        """
+        for before in ("\n", "|"):
+            prefix, joined = self.encode([before, before + text])
+            if joined[: len(prefix)] == prefix:
+                return joined[len(prefix) :]
+        return self.encode([text])[0]
+
+    def encode_with_starts(self, texts: Sequence[str]) -> list[EncodedText]:
+        """Return the tokens of each text and the characters at which they start, without special tokens added.
+
+        raises  RecipeError where the tokenizer is not a fast one, which alone has offsets
+        """
+        if self._backend is None:
+            what = f"{type(self.tokenizer).__name__} does not report which part of a text a token covers"
+            why = "without that, the tokens of an answer cannot be distinguished from those of its prompt"
+            raise RecipeError([Problem(what, why, "use a fast tokenizer, or prompt + completion", ("data", "source"))])
+        return [
+            EncodedText(np.array(found.ids, np.int64), np.array(found.offsets, np.int64).reshape(-1, 2)[:, 0])
+            for found in self._backend.encode_batch(list(texts), add_special_tokens=False)
+        ]
+
+
+def _exact_backend(tokenizer: Tokenizer) -> Any:
+    """Return a copy of a fast tokenizer's backend that does not truncate or pad, and reports exact offsets."""
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.post_processor = None
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
+    return backend
+
+
+def _affixes(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer adds before and after a text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []

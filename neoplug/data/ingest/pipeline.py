@@ -1,0 +1,128 @@
+"""The ingest pipeline: rows of a source are parsed, tokenised and cut to documents, in batches, into the spool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+from neoplug.data.encode.lengths import Fitted, fit
+from neoplug.data.encode.row_encoder import ROWS_AT_ONCE, RowEncoder
+from neoplug.data.ingest.columns import Columns, Content, names_of, recognise
+from neoplug.data.ingest.readers import Reason, Row
+from neoplug.data.ingest.recipe_sources import RecipeSource
+from neoplug.data.ingest.report import Report, SourceCounts
+from neoplug.data.store.spool import Spool
+from neoplug.errors import Problem, RecipeError
+
+if TYPE_CHECKING:
+    from neoplug.recipe import Data
+
+INSPECTED_ROWS = 1000  # first rows of a source, by which its columns are recognised
+CHARACTERS_AT_ONCE = 2**22  # of one call of the tokenizer, which bounds its memory
+
+
+@dataclass(frozen=True, eq=False)
+class IngestPipeline:
+    """Brings the rows of a recipe's sources to the spool, and counts what is dropped and cut in the report."""
+
+    data: Data
+    encoder: RowEncoder
+    spool: Spool
+    report: Report
+
+    def ingest(self, source: RecipeSource, counts: SourceCounts, first: int = 0) -> slice:
+        """Add a source's rows to the spool; return the range of their indices in the spool.
+
+        counts  filled in by this call
+        first   index of its first row among the rows of all sources
+        raises  RecipeError where it has no rows, or none that can be used
+        """
+        rows, before = source.reader.rows(), self.spool.rows
+        inspected = list(islice(rows, INSPECTED_ROWS))
+        columns = recognise_columns(inspected, source)
+        counts.columns = list(columns.seen)
+        for batch in _batches(self._contents(chain(inspected, rows), columns, counts)):
+            with source.labelled_errors():
+                fitted = self._fit(batch, counts)
+            for content in batch:
+                documents = fitted.get(content.number)
+                self.spool.add(content.digest, documents, first)
+                self.report.count(content.kind, documents)
+        added = slice(before, self.spool.rows)
+        if added.start == added.stop:
+            raise RecipeError([self.nothing_left(f"all {counts.rows} rows are broken", source)])
+        counts.without_answer = self.spool.split_counts(added).rows_without_answer
+        return added
+
+    def _contents(self, rows: Iterable[Row | Reason], columns: Columns, counts: SourceCounts) -> Iterator[Content]:
+        """Yield the content of each usable row; count each unusable one with its reason."""
+        for number, row in enumerate(rows):
+            counts.rows += 1
+            content = _content(row, number, columns, self.data)
+            if isinstance(content, Content):
+                yield content
+            else:
+                counts.drop(number, content, row)
+
+    def _fit(self, batch: Sequence[Content], counts: SourceCounts) -> dict[int, Fitted]:
+        """Tokenise rows and cut them to documents, by row number; count each row that a template does not render."""
+        values = {content.number: content.values for content in batch}
+        encoded = self.encoder.encode(batch, lambda row, reason: counts.drop(row, reason, values[row]))
+        return {row.row: fit(row, self.data.max_length) for row in encoded}
+
+    def nothing_left(self, what: str, source: RecipeSource) -> Problem:
+        """Return the problem that no row of a source is left, with the counts of why."""
+        why = "; ".join(self.report.lines()[len(self.report.read) :])
+        fix = "fix the rows or the chat template, or set a larger data.max_length"
+        return Problem(what + source.suffix, why, fix, source.key)
+
+
+def recognise_columns(rows: Sequence[Row | Reason], source: RecipeSource) -> Columns:
+    """Return the meaning of a source's columns, by its first rows.
+
+    raises  RecipeError where there is no row, or the columns match no kind of row
+    """
+    if not rows:
+        raise RecipeError([Problem(f"{source.name} has no rows", path=source.key)])
+    readable = [row for row in rows if not isinstance(row, Reason)]
+    if not readable:
+        raise RecipeError([Problem(f"no row of {source.name} can be read; the first is {rows[0]}", path=source.key)])
+    with source.labelled_errors():
+        return recognise(names_of(readable), source.columns)
+
+
+def _content(row: Row | Reason, number: int, columns: Columns, data: Data) -> Content | Reason:
+    """Return the content of a row, or the reason why it cannot be used."""
+    if isinstance(row, Reason):
+        return row
+    try:
+        content = columns.content(row, number)
+    except ValueError as error:  # JSON may contain NaN, which has no hash
+        return f"a value that cannot be hashed ({error})"
+    return content if isinstance(content, Reason) else _nothing_to_train_on(content, data) or content
+
+
+def _nothing_to_train_on(content: Content, data: Data) -> Reason:
+    """Return the reason why a conversation has no token to train on; empty where it has."""
+    if content.kind != "messages" or data.train_on == "all":
+        return ""
+    roles = [message["role"] for message in content.values["messages"]]
+    return "" if "assistant" in roles else f"no assistant turn, only {', '.join(dict.fromkeys(roles))}"
+
+
+def _batches(contents: Iterable[Content]) -> Iterator[list[Content]]:
+    """Yield contents in batches for one call of the tokenizer each."""
+    batch: list[Content] = []
+    characters = 0
+    for content in contents:
+        batch.append(content)
+        characters += sum(
+            len(value) if isinstance(value, str) else len(str(value)) for value in content.values.values()
+        )
+        if len(batch) == ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

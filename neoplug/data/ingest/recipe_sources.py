@@ -1,0 +1,80 @@
+"""The data sources that a recipe names, each with its key in the recipe and its label in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from neoplug.data.ingest.sources import FirstRows, RowSource, open_source
+from neoplug.errors import Path, Problem, RecipeError
+
+if TYPE_CHECKING:
+    from neoplug.recipe import Data
+    from neoplug.recipe.schema import Source
+
+
+@dataclass(frozen=True, eq=False)
+class RecipeSource:
+    """One source of a recipe.
+
+    settings  its settings in the recipe
+    key       its key in the recipe
+    suffix    appended to messages about its rows, as " in eval_source"; empty where the recipe has a single source
+    """
+
+    settings: Source
+    key: Path
+    suffix: str
+
+    @property
+    def name(self) -> str:
+        """Return what the recipe names it by: `python:MODULE`, a path or a hub id."""
+        return self.settings.source
+
+    @property
+    def columns(self) -> Mapping[Any, str]:
+        """Return the recipe's map from neoplug's column names to the source's; empty where there is none."""
+        return self.settings.columns
+
+    @cached_property
+    def reader(self) -> RowSource:
+        """Return the reader of its rows; RecipeError where there is no such source."""
+        reader = open_source(self.name, self.settings.split, self.key, streaming=self.settings.streaming)
+        return reader if self.settings.max_rows is None else FirstRows(reader, self.settings.max_rows)
+
+    @contextmanager
+    def labelled_errors(self) -> Iterator[None]:
+        """Add the source's suffix and key to a RecipeError about its rows or columns."""
+        try:
+            yield
+        except RecipeError as error:
+            raise RecipeError([self._labelled(problem) for problem in error.problems]) from error
+
+    def _labelled(self, problem: Problem) -> Problem:
+        path = problem.path
+        if path[:2] == ("data", "columns"):
+            mapped = self.columns or len(path) > 2  # else the recipe has no line about columns
+            path = (*self.key[:-1], *path[1:]) if mapped else self.key
+        return replace(problem, what=problem.what + self.suffix, path=path)
+
+
+def training_sources(data: Data) -> dict[str, RecipeSource]:
+    """Return the training sources by name; a single source has an empty name."""
+    return {
+        name: RecipeSource(settings, ("data", "sources", name, "source"), f" in {name}")
+        if name
+        else RecipeSource(settings, ("data", "source"), "")
+        for name, settings in data.parts.items()
+    }
+
+
+def eval_source_of(data: Data) -> RecipeSource | None:
+    """Return the evaluation source; None where the recipe has none, and training rows are held out."""
+    name = data.eval_source or (data.source if data.eval_split else None)
+    if name is None:
+        return None
+    key = "eval_split" if data.eval_split else "eval_source"
+    return RecipeSource(data.read_like(name, data.eval_split), ("data", key), f" in {key}")
