@@ -50,8 +50,8 @@ def _epoch(mixture: Mixture, seed: int, epoch: int) -> np.ndarray:
     for name, rows, shown in zip(mixture.names, mixture.rows, mixture.shown, strict=True):
         chosen.append(first + _from_stream(rows, derive(seed, "source", name), epoch * shown, shown))
         first += rows
-    concatenated = np.concatenate(chosen)
-    return concatenated[permutation(len(concatenated), seed, epoch)]
+    rows_of_epoch: np.ndarray = np.concatenate(chosen)[permutation(sum(mixture.shown), seed, epoch)]
+    return rows_of_epoch
 
 
 def _from_stream(rows: int, seed: int, start: int, count: int) -> np.ndarray:

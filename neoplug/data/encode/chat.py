@@ -83,13 +83,14 @@ class ChatTemplate:
 
     def _text(self, messages: Sequence[Message], tools: Tools = None, *, generation_prompt: bool = False) -> str:
         with _render_errors():
-            return self.tokenizer.apply_chat_template(
+            text: str = self.tokenizer.apply_chat_template(
                 list(messages),
                 tools=tools,
                 chat_template=self.template,
                 add_generation_prompt=generation_prompt,
                 tokenize=False,
             )
+            return text
 
     def _marked(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
         """Return the text and the spans inside {% generation %}, each with the end token that follows it."""

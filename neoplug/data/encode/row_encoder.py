@@ -138,16 +138,16 @@ def _rendered(
     chat: ChatTemplate, contents: Iterable[Content], train_on: TrainOn, on_drop: OnDrop
 ) -> dict[int, Rendered]:
     """Return each conversation as the template renders it, by row number; drop those that it cannot render."""
-    found = {}
+    rendered = {}
     template = "the chat template" if chat.key == STUDENT_KEY else "the teacher's chat template"
     for content in contents:
         try:
-            found[content.number] = chat.render(messages_of(content), train_on, content.values.get("tools"))
+            rendered[content.number] = chat.render(messages_of(content), train_on, content.values.get("tools"))
         except UnstableTemplate as error:
             raise unstable(error, content.number, chat.key) from error
         except RenderError as error:
             on_drop(content.number, f"refused by {template}: {error}")
-    return found
+    return rendered
 
 
 def _loss_mask(tokens: EncodedText, rendered: Rendered) -> np.ndarray:
@@ -175,7 +175,8 @@ def _with_end(ids: list[int], end: list[int]) -> list[int]:
 def messages_of(content: Content) -> list[dict[str, Any]]:
     """Return the conversation of a row of messages or of Alpaca's columns."""
     if content.kind == "messages":
-        return content.values["messages"]
+        messages: list[dict[str, Any]] = content.values["messages"]
+        return messages
     question = "\n\n".join(content.values[name] for name in ("instruction", "input") if name in content.values)
     return [{"role": "user", "content": question}, {"role": "assistant", "content": content.values["output"]}]
 

@@ -50,8 +50,8 @@ class TextEncoder:
         """Return the tokens of each text, without special tokens added."""
         if self._backend is None:
             return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-        found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in found]
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def encode_continuation(self, text: str) -> list[int]:
         """Return the tokens of a text that continues another one, without merging across the border.
@@ -74,8 +74,8 @@ class TextEncoder:
             why = "without that, the tokens of an answer cannot be distinguished from those of its prompt"
             raise RecipeError([Problem(what, why, "use a fast tokenizer, or prompt + completion", ("data", "source"))])
         return [
-            EncodedText(np.array(found.ids, np.int64), np.array(found.offsets, np.int64).reshape(-1, 2)[:, 0])
-            for found in self._backend.encode_batch(list(texts), add_special_tokens=False)
+            EncodedText(np.array(encoding.ids, np.int64), np.array(encoding.offsets, np.int64).reshape(-1, 2)[:, 0])
+            for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)
         ]
 
 

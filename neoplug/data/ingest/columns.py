@@ -69,13 +69,13 @@ class Columns:
         """Return the content of the row, or the reason why it is broken."""
         values: dict[str, Any] = {}
         kind = self._kind_of(row)
-        for ours, theirs in self.kinds[kind].items():
-            value = NORMALISE[ours](row.get(theirs)) if ours in NORMALISE else row.get(theirs)
-            if value is None and ours in OPTIONAL[kind]:
+        for column, source_column in self.kinds[kind].items():
+            value = NORMALISE[column](row.get(source_column)) if column in NORMALISE else row.get(source_column)
+            if value is None and column in OPTIONAL[kind]:
                 continue
-            if reason := _fault(value, ours):
+            if reason := _fault(value, column):
                 return reason
-            values[ours] = _plain(value) if ours == "messages" else _without_none(value)
+            values[column] = _plain(value) if column == "messages" else _without_none(value)
         if kind == "alpaca" and not values.get("input", "").strip():
             values.pop("input", None)
         return Content(number, kind, values, content_hash(values))
@@ -86,9 +86,9 @@ class Columns:
         A `text` next to the columns of another kind is not a kind: it is the same row, already formatted.
         """
         filled = {
-            kind: [row[theirs[name]] is not None for name in NEEDED[kind]]
-            for kind, theirs in self.kinds.items()
-            if all(theirs[name] in row for name in NEEDED[kind])
+            kind: [row[columns[name]] is not None for name in NEEDED[kind]]
+            for kind, columns in self.kinds.items()
+            if all(columns[name] in row for name in NEEDED[kind])
         }
         partial = [kind for kind, present in filled.items() if any(present)]
         complete = [kind for kind in partial if all(filled[kind]) and (kind != "text" or kind == partial[0])]
@@ -103,34 +103,34 @@ def recognise(names: Sequence[str], mapping: Mapping[Any, str]) -> Columns:
     raises   RecipeError that lists the source's columns, where they match no kind of row or a mapped one is missing
     """
     problems = [
-        Problem(f"{ours} is not a column name of neoplug{did_you_mean(ours, KNOWN)}", path=("data", "columns", ours))
-        for ours in mapping
-        if ours not in KNOWN
+        Problem(f"{name} is not a column name of neoplug{did_you_mean(name, KNOWN)}", path=("data", "columns", name))
+        for name in mapping
+        if name not in KNOWN
     ]
     problems += [
-        Problem(f"no column `{theirs}`{did_you_mean(theirs, names)}", _listed(names), path=("data", "columns", ours))
-        for ours, theirs in mapping.items()
-        if theirs not in names
+        Problem(f"no column `{column}`{did_you_mean(column, names)}", _listed(names), path=("data", "columns", name))
+        for name, column in mapping.items()
+        if column not in names
     ]
     if problems:
         raise RecipeError(problems)
     kinds: dict[Kind, dict[str, str]] = {}
     for kind, needed in NEEDED.items():
         used = (*needed, *OPTIONAL[kind])
-        ours = [name for name in used if name in mapping or name not in mapping.values()]
-        theirs = {name: _name_in_source(name, names, mapping) for name in ours}
-        if all(name in used for name in mapping) and all(name in theirs for name in needed):
-            kinds[kind] = theirs
-    main = [kind for kind, theirs in kinds.items() if all(theirs[name] in names for name in NEEDED[kind])]
+        usable = [name for name in used if name in mapping or name not in mapping.values()]
+        columns = {name: _name_in_source(name, names, mapping) for name in usable}
+        if all(name in used for name in mapping) and all(name in columns for name in needed):
+            kinds[kind] = columns
+    main = [kind for kind, columns in kinds.items() if all(columns[name] in names for name in NEEDED[kind])]
     if not main:
         raise RecipeError([_unrecognised(names, mapping)])
     return Columns({main[0]: kinds[main[0]]} | kinds, [name for name in kinds[main[0]].values() if name in names])
 
 
-def _name_in_source(ours: str, names: Sequence[str], mapping: Mapping[Any, str]) -> str:
-    """Return the source's name of the column that neoplug names `ours`."""
-    alias = ALIASES.get(ours, ours)
-    return mapping.get(ours, alias if alias in names and ours not in names else ours)
+def _name_in_source(column: str, names: Sequence[str], mapping: Mapping[Any, str]) -> str:
+    """Return the source's name of the column that neoplug names `column`."""
+    alias = ALIASES.get(column, column)
+    return mapping.get(column, alias if alias in names and column not in names else column)
 
 
 def names_of(rows: Iterable[Row]) -> list[str]:
@@ -142,7 +142,7 @@ def _unrecognised(names: Sequence[str], mapping: Mapping[Any, str]) -> Problem:
     needed = [" + ".join(columns) for columns in NEEDED.values()]
     unknown = [name for name in names if name not in KNOWN and name not in mapping.values()]
     near = [f"`{name}`{did_you_mean(name, KNOWN)}" for name in unknown if did_you_mean(name, KNOWN)]
-    mapped = f" with {' and '.join(f'`{ours}`' for ours in mapping)}" if mapping else ""
+    mapped = f" with {' and '.join(f'`{column}`' for column in mapping)}" if mapping else ""
     hints = f"; {', '.join(part.replace('; ', ': ') for part in near)}" if near else ""
     return Problem(
         f"the columns match no kind of row{mapped}{hints}",

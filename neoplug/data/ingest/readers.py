@@ -106,10 +106,10 @@ def _validate_column_names(names: Sequence[str]) -> None:
 
 def _arrow_row(row: Any) -> Row | Reason:
     try:
-        found: Row = row.to_pylist()[0]
+        values: Row = row.to_pylist()[0]
     except UnicodeDecodeError:
         return NOT_UTF8
-    return found
+    return values
 
 
 def _csv_rows(path: Path) -> Iterator[Row | Reason]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from neoplug.data.ingest.readers import READERS, Reason, Row, read_file
 from neoplug.errors import Path as Key
@@ -31,6 +31,7 @@ SPLITS = {
     "eval": "test",
     "evaluation": "test",
 }
+T = TypeVar("T")
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?![a-z])")
 
 
@@ -232,7 +233,7 @@ def _split_of(file: Path) -> str:
     return SPLITS[words[-1]] if words else ""
 
 
-def _pick(by_split: Mapping[str, Any], split: str, source: str, key: Key) -> Any:
+def _pick(by_split: Mapping[str, T], split: str, source: str, key: Key) -> T:
     """Return the value of a split, also by another usual name of it; RecipeError where there is none."""
     wanted = split if split in by_split else SPLITS.get(split, split)
     if wanted not in by_split:

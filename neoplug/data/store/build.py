@@ -67,10 +67,12 @@ def _ingest_training(pipeline: IngestPipeline, training: Mapping[str, RecipeSour
 def _ingest_evaluation(pipeline: IngestPipeline, source: RecipeSource) -> np.ndarray:
     """Ingest the evaluation source; return [rows] bool: its rows among those of the spool."""
     counts = pipeline.report.eval_read = SourceCounts(source.name)
-    first = pipeline.ingest(source, counts).start
+    rows = pipeline.ingest(source, counts)
     digests = pipeline.spool.digests
-    pipeline.report.leaked = int(np.isin(digests[first:], digests[:first]).sum())
-    return np.arange(len(digests)) >= first
+    pipeline.report.leaked = int(np.isin(digests[rows], digests[: rows.start]).sum())
+    chosen = np.zeros(len(digests), bool)
+    chosen[rows] = True
+    return chosen
 
 
 def _split(pipeline: IngestPipeline, sources: Sequence[RecipeSource], rows_of: Sequence[slice]) -> np.ndarray:
