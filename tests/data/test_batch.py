@@ -1,4 +1,4 @@
-"""A batch moves between devices as a whole; the host waits only for what it is about to read."""
+"""A batch moves between devices as a whole; only copies to the CPU block the host."""
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ class Copies(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_only_a_copy_to_the_cpu_is_waited_for():
+def test_only_a_copy_to_the_cpu_blocks():
     numbers = torch.arange(4)
     batch = Batch(numbers, [4], numbers, numbers, numbers, TeacherText(numbers, [4], numbers))
     for device, runs_on in (("cpu", False), ("meta", True)):
@@ -34,7 +34,7 @@ def test_only_a_copy_to_the_cpu_is_waited_for():
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=4))
-def test_places_in_answers_count_from_the_first_token_of_each_turn(masks):
+def test_positions_in_answers_count_from_the_first_token_of_each_turn(masks):
     documents = [Document(np.arange(len(mask)), np.array(mask), row=0) for mask in masks]
     found = positions_in_answers(documents)[collate(documents).positions].tolist()
     expected = []

@@ -1,4 +1,4 @@
-"""A data section becomes a corpus: nothing lost in silence, nothing trained on that is measured."""
+"""A data section becomes a corpus: every dropped row is reported, no evaluation row is trained on."""
 
 import json
 
@@ -129,7 +129,7 @@ def test_rows_that_the_template_refuses_are_counted(tmp_path, tiny_tokenizer, se
         ([], "has no rows"),
     ],
 )
-def test_data_of_which_nothing_is_left_are_refused(tmp_path, tiny_tokenizer, section, rows, said):
+def test_data_without_a_usable_row_are_refused(tmp_path, tiny_tokenizer, section, rows, said):
     with pytest.raises(RecipeError) as caught:
         load_corpus(section(jsonl(tmp_path, rows), held_out=1), tiny_tokenizer)
     assert said in str(caught.value)
@@ -167,7 +167,7 @@ def test_more_dropped_rows_than_allowed_end_the_run(
     assert sum(dropped.rows for dropped in lost.values()) == broken
 
 
-def test_an_answer_that_max_length_cuts_away_counts_as_dropped(tmp_path, tiny_tokenizer, section):
+def test_a_row_without_an_answer_after_cutting_counts_as_dropped(tmp_path, tiny_tokenizer, section):
     rows = [*faulty(0, 9), {"prompt": "long " * 90, "completion": "short"}]
     with pytest.raises(RecipeError, match=r"1 of the 10 rows .* are dropped \(10\.0%\)"):
         load_corpus(section(jsonl(tmp_path, rows), max_length=64), tiny_tokenizer)
@@ -191,7 +191,7 @@ EVALUATION = {
 
 
 @pytest.mark.parametrize("kind", EVALUATION)
-def test_rows_to_measure_on_may_be_of_any_kind(tmp_path, tiny_chat, tiny_tokenizer, section, kind):
+def test_evaluation_rows_may_be_of_any_kind(tmp_path, tiny_chat, tiny_tokenizer, section, kind):
     rows = EVALUATION[kind]
     own = jsonl(tmp_path, [*rows, {"other": 1}], "own.jsonl")
     corpus = load_corpus(section(tiny_chat, eval_source=str(own), max_dropped_rows=0.5), tiny_tokenizer)
@@ -214,7 +214,7 @@ def test_rows_to_measure_on_may_be_of_any_kind(tmp_path, tiny_chat, tiny_tokeniz
 
 
 @pytest.mark.slow
-def test_a_line_of_a_megabyte_is_a_row_like_others(tmp_path, tiny_tokenizer, section):
+def test_a_line_of_a_megabyte_is_an_ordinary_row(tmp_path, tiny_tokenizer, section):
     long = "word " * 210_000
     rows = [
         {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": long}]},
@@ -241,7 +241,7 @@ def test_the_same_data_in_another_order_hold_out_the_same(tmp_path, tiny_tokeniz
     assert len(held[0]) == 5
 
 
-def test_the_fingerprint_is_of_tokens_masks_and_borders(tiny_chat, tiny_tokenizer, section):
+def test_the_fingerprint_depends_on_tokens_masks_and_bounds(tiny_chat, tiny_tokenizer, section):
     corpus = load_corpus(section(tiny_chat), tiny_tokenizer)
     assert load_corpus(section(tiny_chat), tiny_tokenizer).fingerprint == corpus.fingerprint
     others = [section(tiny_chat, **change) for change in ({"train_on": "all"}, {"packing": False}, {"held_out": 2})]
@@ -249,7 +249,7 @@ def test_the_fingerprint_is_of_tokens_masks_and_borders(tiny_chat, tiny_tokenize
     assert len(prints | {corpus.fingerprint}) == 4
 
 
-def test_loading_leaves_the_tokenizer_as_it_was(tiny_chat, trimming_tokenizer, section, tiny_tokenizer):
+def test_loading_does_not_change_the_tokenizer(tiny_chat, trimming_tokenizer, section, tiny_tokenizer):
     before = trimming_tokenizer.backend_tokenizer.to_str()
     load_corpus(section(tiny_chat, chat_template=tiny_tokenizer.chat_template), trimming_tokenizer)
     assert trimming_tokenizer.backend_tokenizer.to_str() == before
@@ -271,7 +271,7 @@ def test_preview_shows_rows_as_trained(tiny_chat, tiny_tokenizer, llama_tokenize
         assert scored == tiny_tokenizer.decode(document.input_ids[document.loss_mask])
 
 
-def test_preview_keeps_characters_whole_and_blanks_in_place(tmp_path, tiny_tokenizer, llama_tokenizer, section):
+def test_preview_keeps_characters_and_spaces_intact(tmp_path, tiny_tokenizer, llama_tokenizer, section):
     texts = ["naïve 漢字 end", "the value is", "two"]
     for tokenizer in (tiny_tokenizer, llama_tokenizer):
         data = section(jsonl(tmp_path, [{"text": text} for text in texts]), packing=False, held_out=1)

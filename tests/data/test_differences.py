@@ -1,4 +1,4 @@
-"""What a teacher's tokenizer and template do otherwise, in words; texts are written out by hand."""
+"""Reported differences between two tokenizers and templates; the expected texts are written by hand."""
 
 import copy
 
@@ -18,11 +18,11 @@ def other(tiny_tokenizer):
     return tokenizer
 
 
-def test_nothing_is_said_of_one_tokenizer(tiny_tokenizer):
+def test_a_tokenizer_does_not_differ_from_its_copy(tiny_tokenizer):
     assert differences(tiny_tokenizer, copy.deepcopy(tiny_tokenizer), SAME) == []
 
 
-def test_special_tokens_templates_and_closers(tiny_tokenizer, other):
+def test_differences_of_special_tokens_templates_and_ends_of_answers(tiny_tokenizer, other):
     eos = "its eos_token is '<|endoftext|>', the student's is '<|im_end|>'"
     closes = "it ends an answer with '<|endoftext|>'; the answers it is given end with the student's '<|im_end|>'"
     writes = (
@@ -35,7 +35,7 @@ def test_special_tokens_templates_and_closers(tiny_tokenizer, other):
     assert differences(tiny_tokenizer, other, Templates(None, other.chat_template)) == [eos, closes]
 
 
-def test_what_stands_around_a_text(tiny_tokenizer, llama_tokenizer):
+def test_a_difference_of_the_tokens_added_around_a_text(tiny_tokenizer, llama_tokenizer):
     assert "it adds ['<s>'] before a text, the student's tokenizer nothing" in differences(
         tiny_tokenizer, llama_tokenizer, None
     )

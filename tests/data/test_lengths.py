@@ -1,4 +1,4 @@
-"""Cutting: a long text loses nothing, a long conversation its end, and that is counted."""
+"""Cutting to length: a long text is split without loss, a long conversation is truncated and the loss is counted."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -18,7 +18,7 @@ def row(length, scored_from=1, *, windowed=False):
 
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(2, 40))
-def test_every_token_of_a_text_but_its_first_is_scored_once(length, max_length):
+def test_every_token_of_a_text_but_its_first_is_in_the_loss_once(length, max_length):
     found = windows(row(length, windowed=True), max_length)
     scored = np.concatenate([document.input_ids[document.loss_mask] for document in found])
     assert scored.tolist() == list(range(1, length))  # each token is its own number
@@ -41,14 +41,14 @@ def test_no_document_without_an_answer():
     assert fit(row(4, scored_from=1), 4).cut is False
 
 
-def test_an_idle_document_is_the_same_with_nothing_scored():
+def test_without_answers_keeps_the_tokens_and_empties_the_loss_mask():
     document = fit(row(5), 5).documents[0]
     assert without_answers(document).answer_tokens == 0
     assert without_answers(document).input_ids.tolist() == [0, 1, 2, 3, 4]
     assert document.answer_tokens == 4
 
 
-def test_of_an_idle_document_the_teacher_reads_its_own_text_too():
+def test_without_answers_keeps_the_teachers_text():
     taught = replace(row(5), teacher_ids=np.array([90, 91, 1, 2, 3, 4]), teacher_loss_mask=np.arange(6) >= 2)
     batch = collate([without_answers(fit(taught, 9).documents[0])])
     assert batch.for_teacher().input_ids.tolist() == [90, 91, 1, 2, 3, 4]

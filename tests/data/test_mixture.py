@@ -1,4 +1,4 @@
-"""Several sources: each epoch meets their weights, and each source gives all of its rows equally often."""
+"""Mixtures: each epoch has the shares of the weights, and all rows of a source appear equally often."""
 
 import json
 from collections import Counter
@@ -19,7 +19,7 @@ SIZES = st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 60), s
 
 @settings(deadline=None)
 @given(SIZES)
-def test_an_epoch_is_the_longest_that_meets_the_weights_and_needs_no_source_twice(sizes):
+def test_an_epoch_is_the_longest_with_the_given_shares_and_no_repeated_row(sizes):
     rows = {name: size for name, (size, _) in sizes.items()}
     weights = {name: weight / 10 for name, (_, weight) in sizes.items()}
     shown = epoch_rows(rows, weights)
@@ -31,7 +31,7 @@ def test_an_epoch_is_the_longest_that_meets_the_weights_and_needs_no_source_twic
 
 @settings(deadline=None)
 @given(SIZES, st.integers(0, 5), st.integers(1, 9))
-def test_every_row_of_a_source_comes_as_often_as_any_other(sizes, seed, epochs):
+def test_every_row_of_a_source_appears_equally_often(sizes, seed, epochs):
     rows = {name: size for name, (size, _) in sizes.items()}
     shown = epoch_rows(rows, {name: weight for name, (_, weight) in sizes.items()})
     mixture = Mixture(tuple(rows), tuple(rows.values()), tuple(shown.values()))
@@ -46,7 +46,7 @@ def test_every_row_of_a_source_comes_as_often_as_any_other(sizes, seed, epochs):
         assert max(of_source) - min(of_source) <= 1
 
 
-def test_the_steps_of_an_order_go_through_the_mixture():
+def test_the_sampler_takes_its_rows_from_the_mixture():
     mixture = Mixture(("a", "b"), (6, 30), (6, 6))
     sampler = BatchSampler(12, 2, 1, 2, seed=3, mixture=mixture)
     assert sampler.steps_per_epoch == 3
@@ -80,7 +80,7 @@ def several(files, held_out=4, **weights):
     return Data(sources=sources, max_length=64, held_out=held_out)
 
 
-def test_sources_of_different_kinds_stand_in_rows_of_their_own(files, tiny_tokenizer):
+def test_a_packed_row_has_documents_of_one_source(files, tiny_tokenizer):
     data = several(files, prose=1, chat=3)
     assert check_source(data) == []
     corpus = load_corpus(data, tiny_tokenizer)
@@ -99,7 +99,7 @@ def test_sources_of_different_kinds_stand_in_rows_of_their_own(files, tiny_token
     assert read["prose"].tokens + read["chat"].tokens == corpus.report.train.tokens
 
 
-def test_weights_tokenise_nothing_again_and_without_them_an_epoch_shows_all(files, tiny_tokenizer, monkeypatch):
+def test_other_weights_use_the_cached_tokens(files, tiny_tokenizer, monkeypatch):
     from neoplug.data.encode.row_encoder import RowEncoder
 
     first = load_corpus(several(files, prose=1, chat=3), tiny_tokenizer)

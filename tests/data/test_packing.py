@@ -1,4 +1,4 @@
-"""Packing loses no document, splits none, overfills no row and wastes little."""
+"""Packing keeps every document whole, overfills no row and wastes little space."""
 
 import sys
 from collections import Counter
@@ -63,7 +63,7 @@ def test_at_most_a_twentieth_is_wasted_on_lengths_like_those_of_chats(max_length
     assert 1 - lengths.sum() / (max_length * len(rows)) <= 0.05
 
 
-def test_an_endless_row_takes_no_memory():
+def test_a_huge_max_length_takes_no_memory():
     assert packed([3, 5, 4], 10**15) == [[0, 1, 2]]
     assert packed([], 10**15) == []
 
@@ -87,6 +87,6 @@ def lines_run(documents):
     return count
 
 
-def test_the_work_grows_as_the_documents_do():
+def test_the_work_grows_linearly_with_the_documents():
     """Looking at every row for every document would square it: minutes in place of a quarter second for 100,000."""
     assert lines_run(4_000) < 2.2 * lines_run(2_000)

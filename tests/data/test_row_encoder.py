@@ -1,4 +1,4 @@
-"""Texts, prompts with completions and Alpaca's rows: which tokens, and which of them are scored."""
+"""Tokens and loss masks of texts, of prompts with completions and of Alpaca's rows."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def scored(tokenizer, row, **options):
     return tokenizer.decode(document.input_ids[document.loss_mask])
 
 
-def test_a_text_is_all_answer_and_ends(tiny_tokenizer, llama_tokenizer):
+def test_all_tokens_of_a_text_are_in_the_loss_and_an_end_token_is_added(tiny_tokenizer, llama_tokenizer):
     for tokenizer in (tiny_tokenizer, llama_tokenizer):
         row = tokenised(tokenizer, {"text": "The statement is"})
         assert row.input_ids.tolist() == [*tokenizer("The statement is")["input_ids"], tokenizer.eos_token_id]
@@ -26,7 +26,7 @@ def test_a_text_is_all_answer_and_ends(tiny_tokenizer, llama_tokenizer):
         assert row.windowed
 
 
-def test_an_end_that_is_there_is_not_doubled(tiny_tokenizer, llama_tokenizer):
+def test_an_existing_end_token_is_not_repeated(tiny_tokenizer, llama_tokenizer):
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
@@ -41,7 +41,7 @@ def test_an_end_that_is_there_is_not_doubled(tiny_tokenizer, llama_tokenizer):
     assert pair == [1, *closing("the end", add_special_tokens=False)["input_ids"], 2]
 
 
-def test_a_prompt_gets_what_the_tokenizer_adds_and_a_completion_the_end(llama_tokenizer):
+def test_special_tokens_are_added_before_a_prompt_and_after_a_completion(llama_tokenizer):
     row = tokenised(llama_tokenizer, {"prompt": "the value", "completion": " is an object"})
     assert row.input_ids.tolist() == [*llama_tokenizer("the value is an object")["input_ids"], 2]
     prompt = len(llama_tokenizer("the value")["input_ids"])
@@ -63,7 +63,7 @@ def test_the_prompts_tokens_are_those_that_generation_starts_from(tiny_tokenizer
         )
 
 
-def test_train_on_all_scores_the_prompt(tiny_tokenizer):
+def test_train_on_all_puts_the_prompt_in_the_loss(tiny_tokenizer):
     row = {"prompt": "The value", "completion": " is"}
     assert tokenised(tiny_tokenizer, row, "all").loss_mask.tolist()[1:] == [True] * (
         len(tiny_tokenizer("The value is")["input_ids"])

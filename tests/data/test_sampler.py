@@ -1,4 +1,4 @@
-"""The order depends on the seed alone, not on how rows are spread over ranks and micro-batches."""
+"""The rows of a step depend on the seed alone, not on their distribution over ranks and micro-batches."""
 
 import os
 import subprocess
@@ -51,7 +51,7 @@ lengths = st.lists(st.integers(1, 500), min_size=1, max_size=60).map(np.array)
 
 @settings(deadline=None)
 @given(lengths, st.integers(0, 2**40), st.integers(0, 9))
-def test_dealing_by_length_changes_no_steps_rows(lengths, seed, step):
+def test_distribution_by_length_keeps_the_rows_of_each_step(lengths, seed, step):
     for shape in SHAPES:
         dealt = step_rows(BatchSampler(len(lengths), *shape, seed, lengths), step)
         assert dealt == step_rows(BatchSampler(len(lengths), *shape, seed), step)
@@ -71,7 +71,7 @@ def test_micro_batches_are_of_like_length_and_ranks_balanced(lengths, shape, ste
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 500), min_size=8, max_size=8).map(np.array), st.integers(0, 99))
-def test_no_other_way_to_deal_pads_less(lengths, seed):
+def test_distribution_by_length_has_the_least_padding(lengths, seed):
     """Of all ways to put 8 rows into pairs, counted one by one."""
 
     def padded(pairs):

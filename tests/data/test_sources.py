@@ -1,4 +1,4 @@
-"""Each kind of source gives its rows; what is wrong with one is said before any model is loaded."""
+"""Each kind of source yields its rows; problems of a source are reported before any model is loaded."""
 
 import csv
 import json
@@ -170,7 +170,7 @@ LATIN = "é".encode("latin-1")
         ("a.md", b"x\nz\n\n\n" + LATIN + b"\nz\n\ny\n", ["x\nz", "not UTF-8", "y"]),
     ],
 )  # fmt: skip
-def test_a_line_that_is_no_row_does_not_end_the_reading(tmp_path, name, content, rows):
+def test_an_invalid_line_does_not_end_the_reading(tmp_path, name, content, rows):
     (tmp_path / name).write_bytes(content)
     found = list(read_rows(str(tmp_path / name)))
     assert len(found) == len(rows)
@@ -201,7 +201,7 @@ def test_parquet_with_broken_text_loses_only_its_row(tmp_path):
     assert list(read_rows(str(tmp_path / "a.parquet"))) == [{"text": "x"}, "not UTF-8", {"text": "y"}]
 
 
-def test_what_is_not_there(tmp_path, section):
+def test_a_missing_file_or_folder_is_reported(tmp_path, section):
     written(tmp_path, ".jsonl")
     missing = check_source(section(tmp_path / "row.jsonl", eval_source=str(tmp_path / "no" / "x.json")))
     assert "did you mean `rows.jsonl`?" in missing[0].what
@@ -217,7 +217,7 @@ def test_a_single_file_has_one_split(tmp_path, section):
     assert check_source(section(file)) == []
 
 
-def test_a_name_on_the_hub_is_not_asked_for_early_and_fails_with_words(section):
+def test_a_hub_id_is_not_requested_by_check_source_and_fails_with_a_problem(section):
     source = section("nobody/has-such-a-dataset")
     assert check_source(source) == []
     with pytest.raises(RecipeError, match=r"nobody/has-such-a-dataset \(split train\) cannot be loaded"):
@@ -249,7 +249,7 @@ def hub(monkeypatch):
     return found
 
 
-def test_a_stream_is_read_once_and_not_beyond_what_was_asked_for(hub, section, tiny_tokenizer, tmp_path, monkeypatch):
+def test_a_stream_is_read_once_and_not_beyond_max_rows(hub, section, tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("NEOPLUG_HOME", str(tmp_path))
     data = section("someone/much", streaming=True, max_rows=50, held_out=5)
     first = load_corpus(data, tiny_tokenizer)
@@ -265,7 +265,7 @@ def test_a_stream_is_read_once_and_not_beyond_what_was_asked_for(hub, section, t
     assert hub.drawn == 100
 
 
-def test_a_stream_that_breaks_off_is_no_smaller_dataset(hub, section, tiny_tokenizer, monkeypatch):
+def test_an_interrupted_stream_is_an_error(hub, section, tiny_tokenizer, monkeypatch):
     def rows():
         yield {"text": "one"}
         raise ConnectionError("reset by peer")
@@ -293,7 +293,7 @@ def test_the_first_rows_of_a_local_source(tmp_path, section, tiny_tokenizer):
     assert load_corpus(section(file, max_rows=4, held_out=1), tiny_tokenizer).report.read[""].rows == 4
 
 
-def test_another_split_of_the_source_measures(tmp_path, section, tiny_tokenizer):
+def test_eval_split_is_another_split_of_the_source(tmp_path, section, tiny_tokenizer):
     for name, word in (("train", "alpha"), ("test", "beta")):
         rows = [{"text": f"{word} {n}"} for n in range(4)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -306,7 +306,7 @@ def test_another_split_of_the_source_measures(tmp_path, section, tiny_tokenizer)
     assert len(load_corpus(own, tiny_tokenizer).held_out) == 4
 
 
-def test_a_split_to_measure_on_that_is_not_there(tmp_path, section):
+def test_a_missing_eval_split_is_refused(tmp_path, section):
     (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
     for source, said in ((tmp_path, "has no split `test`"), (tmp_path / "train.jsonl", "has one split, `train`")):
         (problem,) = check_source(section(source, eval_split="test"))

@@ -47,7 +47,7 @@ def test_the_order_of_rows_does_not_matter(random_, held_out):
 
 @settings(deadline=None)
 @given(st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=40))
-def test_with_a_share_added_rows_move_no_old_one(more):
+def test_with_a_share_added_rows_move_no_existing_one(more):
     before, after = is_held(DISTINCT, 0.2), is_held(DISTINCT + more, 0.2)
     assert (before == after[: len(before)]).all()
     by_definition = [int(digest, 16) < 0.2 * 2**256 for digest in digests(DISTINCT)]
@@ -69,7 +69,7 @@ def test_both_sides_hold_rows_and_share_none(texts, held_out):
         assert len(sides[0]) <= held_out
 
 
-def test_how_many():
+def test_the_number_of_held_out_rows():
     assert len(held(DISTINCT, 30)) == 30
     assert len(held(DISTINCT, None)) == 25
     assert len(held(DISTINCT[:3], None)) == 1
@@ -77,7 +77,7 @@ def test_how_many():
     assert 60 < len(held(DISTINCT, 0.2)) < 140  # binomial(500, 0.2): 100 +- 4.5 deviations
 
 
-def test_a_number_keeps_those_with_the_smallest_hash():
+def test_a_number_holds_out_the_rows_with_the_smallest_hashes():
     kept = is_held(DISTINCT, 30)
     found = np.array(digests(DISTINCT))
     assert sorted(found[kept]) == sorted(found)[:30]

@@ -1,4 +1,4 @@
-"""Rows are tokenised once: what lies on disk is what a computation in memory gives, and it is found again."""
+"""Rows are tokenised once: the store equals a computation in memory and is reused."""
 
 import hashlib
 import json
@@ -80,7 +80,7 @@ def test_what_is_stored_is_what_a_computation_in_memory_gives(home, tmp_path, te
         packed.rows[len(rows)]
 
 
-def test_a_second_start_tokenises_nothing_and_says_the_same(
+def test_a_second_load_tokenises_nothing_and_has_the_same_report(
     home, tmp_path, texts, tiny_tokenizer, section, monkeypatch
 ):
     file = written(tmp_path, "rows.jsonl", [*texts, ""])
@@ -93,7 +93,9 @@ def test_a_second_start_tokenises_nothing_and_says_the_same(
     assert again.fingerprint == first.fingerprint
 
 
-def test_whatever_tokens_depend_on_makes_another_store(home, tmp_path, texts, tiny_tokenizer, llama_tokenizer, section):
+def test_a_change_of_anything_tokens_depend_on_makes_another_store(
+    home, tmp_path, texts, tiny_tokenizer, llama_tokenizer, section
+):
     def stores():
         return {folder.name for folder in home.iterdir() if folder.is_dir()}
 
@@ -110,7 +112,7 @@ def test_whatever_tokens_depend_on_makes_another_store(home, tmp_path, texts, ti
 
 
 @pytest.mark.parametrize("name", ["input_ids.npy", "bounds.npy", "neoplug.json"])
-def test_a_damaged_store_is_made_anew_with_a_word(home, tmp_path, texts, tiny_tokenizer, section, caplog, name):
+def test_a_damaged_store_is_rebuilt_with_a_warning(home, tmp_path, texts, tiny_tokenizer, section, caplog, name):
     data = section(written(tmp_path, "rows.jsonl", texts))
     before = load_corpus(data, tiny_tokenizer)
     (folder,) = (folder for folder in home.iterdir() if folder.is_dir())
@@ -126,7 +128,7 @@ def test_a_damaged_store_is_made_anew_with_a_word(home, tmp_path, texts, tiny_to
     assert [path.name for path in home.iterdir() if path.is_dir()] == [folder.name]
 
 
-def test_of_two_that_start_together_one_tokenises(home, tmp_path, texts, tiny_tokenizer, section, monkeypatch):
+def test_of_two_simultaneous_loads_one_tokenises(home, tmp_path, texts, tiny_tokenizer, section, monkeypatch):
     made = []
     make = corpus_module.make_store
     monkeypatch.setattr(corpus_module, "make_store", lambda *args: made.append(1) or make(*args))
@@ -137,7 +139,7 @@ def test_of_two_that_start_together_one_tokenises(home, tmp_path, texts, tiny_to
     assert corpora[0].fingerprint == corpora[1].fingerprint
 
 
-def test_what_the_teacher_reads_instead_is_stored_beside(tmp_path):
+def test_the_teachers_text_is_stored_with_the_students(tmp_path):
     from neoplug.data import Document
     from neoplug.data.encode.lengths import Fitted
     from neoplug.data.store.spool import Spool

@@ -1,4 +1,4 @@
-"""A teacher's own prompt: texts are written out by hand, answers are the student's tokens one for one."""
+"""The teacher's own prompts: expected texts are written by hand, answers are the student's tokens one for one."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_with_the_students_template_it_reads_what_the_student_reads(tiny_tokeniz
     assert row.teacher_loss_mask.tolist() == row.loss_mask.tolist()
 
 
-def test_its_prompts_stand_around_the_students_answers(tiny_tokenizer):
+def test_the_teachers_prompts_surround_the_students_answers(tiny_tokenizer):
     messages = [*TURNS[:3], {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": " Yes."}]
     opening = "You are wise.\n<system>\nBe brief.\n<user>\nWhat is 2 + 2?\n<assistant>\n"
     row = read(tiny_tokenizer, {"messages": messages}, None, TULU)
@@ -77,7 +77,7 @@ def test_alpacas_rows_are_a_conversation_for_a_teacher_that_has_a_template(llama
     assert llama_tokenizer.decode(row.teacher_ids[row.teacher_loss_mask]) == "two it is</s>"
 
 
-def test_a_prompt_is_tokenised_apart_where_the_whole_text_has_a_token_across_its_end(llama_tokenizer):
+def test_a_prompt_is_tokenised_separately_where_a_token_spans_its_end(llama_tokenizer):
     """Up to the answer, as generation reads it; the blank that this kind of tokenizer begins texts with is no part."""
     messages = [TURNS[1], {"role": "assistant", "content": "the one"}] * 2
     row = read(llama_tokenizer, {"messages": messages}, SPOKEN.replace(": ", ":|"), SPOKEN)
@@ -90,7 +90,7 @@ def test_a_prompt_is_tokenised_apart_where_the_whole_text_has_a_token_across_its
     ] * 2
 
 
-def test_a_header_that_a_template_shows_with_the_turn_is_the_prompts(tiny_tokenizer):
+def test_a_header_inside_a_turns_span_belongs_to_the_prompt(tiny_tokenizer):
     template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<|im_end|>{% endfor %}"
     row = read(tiny_tokenizer, {"messages": TURNS[1:]}, None, template)
     expected = "<user>What is 2 + 2?<|im_end|><assistant>[It is 4.<|im_end|>]<user>Sûr? 漢字<|im_end|><assistant>"
@@ -99,12 +99,12 @@ def test_a_header_that_a_template_shows_with_the_turn_is_the_prompts(tiny_tokeni
     assert row.teacher_ids[row.teacher_loss_mask].tolist() == row.input_ids[row.loss_mask].tolist()
 
 
-def test_rows_that_are_no_conversation_are_read_as_they_are(tiny_tokenizer):
+def test_other_rows_than_conversations_have_no_teacher_text(tiny_tokenizer):
     for row in ({"text": "a b c"}, {"prompt": "a", "completion": " b"}):
         assert read(tiny_tokenizer, row, None, TULU).teacher_ids is None
 
 
-def test_kinds_mixed_come_in_their_order(tiny_tokenizer):
+def test_mixed_kinds_keep_the_order_of_rows(tiny_tokenizer):
     rows = [{"text": "a"}, {"messages": TURNS}, {"prompt": "a", "completion": "b"}, {"text": "b"}]
     contents = [recognise(list(row), {}).content(row, number) for number, row in enumerate(rows)]
     found = list(RowEncoder(tiny_tokenizer, None, "answers").encode(contents, pytest.fail))
@@ -114,7 +114,7 @@ def test_kinds_mixed_come_in_their_order(tiny_tokenizer):
         assert np.array_equal(alone.input_ids, row.input_ids)
 
 
-def test_what_its_template_does_not_take_is_said(tiny_tokenizer):
+def test_rows_that_the_teachers_template_refuses_are_dropped_with_a_reason(tiny_tokenizer):
     said = []
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + TULU
     blind = "{% for m in messages %}{% if loop.last %}{% generation %}{{ m['content'] }}{% endgeneration %}"
@@ -126,7 +126,7 @@ def test_what_its_template_does_not_take_is_said(tiny_tokenizer):
     ]
 
 
-def test_errors_stand_at_its_key(tiny_tokenizer, llama_tokenizer):
+def test_errors_have_the_key_of_the_teachers_template(tiny_tokenizer, llama_tokenizer):
     with pytest.raises(RecipeError, match="the teacher's tokenizer has no chat template") as caught:
         TeacherPrompt(llama_tokenizer, None)
     assert caught.value.problems[0].path == KEY

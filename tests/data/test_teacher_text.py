@@ -1,4 +1,4 @@
-"""What a teacher with a prompt of its own reads: other prompts, the very same answer tokens."""
+"""Batches of a teacher with its own prompts: other prompts, the same answer tokens."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_the_signal_is_the_teachers_own_forward_on_what_it_reads(llama, teacher,
     assert seen.input_ids[seen.positions + 1].tolist() == batch.labels.tolist()
 
 
-def test_a_treatment_that_drops_answer_tokens_drops_them_for_the_teacher_too(teacher):
+def test_a_treatment_that_drops_answer_tokens_drops_them_for_the_teacher(teacher):
     whole, batch = collate(DOCUMENTS), collate(DOCUMENTS)
     kept = torch.tensor([0, 4, 7])
     batch.positions, batch.labels, batch.rows = batch.positions[kept], batch.labels[kept], batch.rows[kept]
@@ -90,7 +90,7 @@ gaps = st.tuples(st.integers(1, 12), st.integers(0, 12), st.integers(0, 12))
 
 @settings(deadline=None)
 @given(gaps, gaps, st.integers(2, 40))
-def test_a_row_is_cut_where_both_texts_are(ours, theirs, max_length):
+def test_student_and_teacher_texts_are_truncated_after_the_same_answer_token(ours, theirs, max_length):
     whole = document(3, ours, theirs, lengths=(4, 5))
     row = EncodedRow(3, whole.input_ids, whole.loss_mask, False, whole.teacher_ids, whole.teacher_loss_mask)
     fitted = fit(row, max_length)
