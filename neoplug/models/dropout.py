@@ -1,7 +1,7 @@
-"""The dropout that a model's own configuration asks for: off while a student learns, back where it is saved.
+"""Dropout set by a model's configuration: switched off for training, restored in the saved configuration.
 
-A teacher's distribution is a sharper target than hard labels, and a student that is measured, compared and merged
-without its dropout is the one whose loss is to be trained. What an adapter drops is the adapter's own option.
+The teacher and the student are evaluated, compared and merged without dropout, so the training loss is computed without
+it too. An adapter's dropout is an option of the adapter and not changed here.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def switch_off(config: "PretrainedConfig") -> None:
-    """Set every probability of a dropout (`attn_pdrop`, `hidden_dropout`, `layerdrop` and their like) to 0."""
+    """Set every dropout probability of a configuration (`attn_pdrop`, `hidden_dropout`, `layerdrop`, ...) to 0."""
     for part in _parts(config):
         for name in _probabilities(part):
             setattr(part, name, 0.0)
 
 
-def put_back(config: "PretrainedConfig", original: "PretrainedConfig") -> None:
-    """Give `config` the dropouts of `original`, the configuration that it came from."""
+def restore(config: "PretrainedConfig", original: "PretrainedConfig") -> None:
+    """Copy the dropout probabilities of `original`, the configuration that `config` was made from, into `config`."""
     for part, source in zip(_parts(config), _parts(original), strict=True):
         for name in _probabilities(source):
             setattr(part, name, getattr(source, name))

@@ -1,4 +1,4 @@
-"""GGUF -> float32 safetensors with tokenizer and configuration, once, in neoplug's cache."""
+"""Conversion of GGUF files to float32 safetensors with tokenizer and configuration, stored in neoplug's cache."""
 
 import io
 import json
@@ -18,23 +18,23 @@ from neoplug.models.reference import RECORD, ResolvedModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-log = logging.getLogger("neoplug")
-CONVERSION = 1  # part of the cache's key: raise it when a conversion comes out otherwise
+logger = logging.getLogger(__name__)
+CONVERSION = 1  # part of the cache's key: increase it when the result of a conversion changes
 
-# Vocabularies that split each digit off before the words, which transformers 5.24 does not know of these names.
-DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell")
+# Pre-tokenizers that split off each digit; transformers 5.24 converts these names without it.
+SPLIT_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 
 
 def from_gguf(file: Path, source: str) -> ResolvedModel:
     """Return the converted copy of a local GGUF file."""
-    folder = cached({"gguf": sha256_of(file)}, source, lambda target: convert(file, target))
+    folder = cached_conversion({"gguf": sha256_of(file)}, source, lambda target: convert(file, target))
     return ResolvedModel(str(folder), None, source, "gguf")
 
 
-def cached(key: dict[str, str], source: str, make: Callable[[Path], str]) -> Path:
+def cached_conversion(key: dict[str, str], source: str, make: Callable[[Path], str]) -> Path:
     """Return the cache's folder for `key`; where there is none, `make` fills it and returns the file's sha256.
 
-    Of several processes that start at once, one converts and the others wait for it.
+    Of several processes that start at the same time, one converts and the others wait.
     """
     folder = cache_root() / "models" / content_hash({"conversion": CONVERSION, **key})
     if folder.is_dir():
@@ -53,11 +53,11 @@ def convert(file: Path, folder: Path) -> str:
     """Write `file` to `folder` as a float32 model that plain transformers loads; return the file's sha256."""
     from neoplug.models.quiet import quiet
 
-    log.info("converting %s to safetensors", file.name)
-    with quiet(), _no_bar():
+    logger.info("converting %s to safetensors", file.name)
+    with quiet(), _without_progress_bar():
         try:
             model, tokenizer = _read(file)
-        except Exception as error:  # the readers of transformers and gguf raise whatever a strange file makes them
+        except Exception as error:  # transformers and gguf raise many types for an invalid file
             raise RunError(
                 f"{file.name} cannot be read as a GGUF model\nwhy: {type(error).__name__}: {error}\n"
                 "fix: use a file of an architecture and quantisation that transformers converts"
@@ -67,8 +67,8 @@ def convert(file: Path, folder: Path) -> str:
     return sha256_of(file)
 
 
-def _no_bar() -> AbstractContextManager[Any]:
-    """Off a terminal, swallow the progress bar that transformers' reader of GGUF draws whatever it is asked."""
+def _without_progress_bar() -> AbstractContextManager[Any]:
+    """Discard, except on a terminal, the progress bar that transformers always draws while it reads a GGUF file."""
     return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
 
 
@@ -76,29 +76,29 @@ def _read(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    where["config"] = AutoConfig.from_pretrained(**where, trust_remote_code=False)  # once: each reading takes seconds
-    tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
-    _forget_gguf(model)
-    _mend_tokenizer(tokenizer, file, model.config)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    source["config"] = AutoConfig.from_pretrained(**source, trust_remote_code=False)  # once: reading takes seconds
+    tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, trust_remote_code=False)
+    _mark_unquantised(model)
+    _complete_tokenizer(tokenizer, file, model.config)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
 
-def _forget_gguf(model: "PreTrainedModel") -> None:
-    """Let the dequantised model be what it is: transformers still takes it for a quantised one and will not save it."""
+def _mark_unquantised(model: "PreTrainedModel") -> None:
+    """Remove the quantisation marks of a dequantised model, with which transformers refuses to save it."""
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
 
 
-def _mend_tokenizer(tokenizer: "PreTrainedTokenizerBase", file: Path, config: Any) -> None:
-    """Put back what transformers' conversion of the tokenizer leaves out."""
+def _complete_tokenizer(tokenizer: "PreTrainedTokenizerBase", file: Path, config: Any) -> None:
+    """Add what transformers' conversion of the tokenizer leaves out: digit splitting, padding token, length limit."""
     from tokenizers import pre_tokenizers
 
-    if _pre_tokenizer(file) in DIGITS_APART:
+    if _pre_tokenizer(file) in SPLIT_DIGITS:
         words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
         tokenizer.backend_tokenizer.pre_tokenizer = split
@@ -110,10 +110,10 @@ def _mend_tokenizer(tokenizer: "PreTrainedTokenizerBase", file: Path, config: An
 
 
 def _pre_tokenizer(file: Path) -> str | None:
-    """Return the name that the file gives to its way of splitting text into words."""
+    """Return the name of the file's pre-tokenizer; None where it has none."""
     key, text = b"tokenizer.ggml.pre", 8  # in the header: key, uint32 type, uint64 length, characters
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as header:
-        at = header.find(key)  # gguf's own reader takes seconds for each pass over the vocabulary
+        at = header.find(key)  # gguf's reader takes seconds for each pass over the vocabulary
         if at < 0:
             return None
         kind, length = struct.unpack_from("<IQ", header, at + len(key))

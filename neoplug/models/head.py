@@ -16,17 +16,17 @@ from neoplug.models.vocabulary import Vocabulary
 
 
 class FrozenLinear(torch.autograd.Function):
-    """Float32 logits of a frozen head, without a rounding of logits in between and without a gradient of the weight."""
+    """Float32 logits of a frozen head: not rounded to the weight's dtype, and without a gradient of the weight."""
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, room: torch.UntypedStorage
+        ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, storage: torch.UntypedStorage
     ) -> Tensor:
-        """[n, H], [V, H], [V] -> [n, V] float32, in `room` if the weight is float32: it grows to hold them."""
+        """[n, H], [V, H], [V] -> [n, V] float32; with a float32 weight they are in `storage`, which grows as needed."""
         ctx.save_for_backward(weight)
         ctx.dtype = hidden.dtype
         if weight.dtype == torch.float32:
-            logits = weight.new_empty(0).set_(room).resize_(len(hidden), len(weight))
+            logits = weight.new_empty(0).set_(storage).resize_(len(hidden), len(weight))
             torch.mm(hidden.float(), weight.t(), out=logits)
         else:
             logits = torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32)
@@ -43,8 +43,8 @@ class FrozenLinear(torch.autograd.Function):
 class Head:
     """The output head as a function: hidden states [n, H] -> float32 logits [n, V] over the shared vocabulary.
 
-    module      the model's output embedding, or what an adapter put in its place
-    multiplier  what the model multiplies its logits by (Granite, Cohere, Falcon-H1)
+    module      the model's output embedding, or the module that an adapter replaced it with
+    multiplier  factor of the model's logits (Granite, Cohere, Falcon-H1)
     cap         soft cap of the logits (Gemma): cap * tanh(logits / cap)
     """
 
@@ -58,10 +58,10 @@ class Head:
         return self.prepare_logits_fn()(hidden)
 
     def prepare_logits_fn(self) -> Callable[[Tensor], Tensor]:
-        """Return the same function for many blocks: what each would do to the weights is done once. Use it, drop it.
+        """Return the function for several blocks, with the weights selected and widened once. Keep it only for a step.
 
-        A call may overwrite what the one before returned: blocks share their memory, and an allocator need not find
-        64 MiB anew among what came to lie between.
+        A call may overwrite what the previous call returned: blocks share one buffer, so that the allocator does not
+        search for 64 MiB for each.
         """
         shared = self._linear(self.module) if type(self.module) is nn.Linear else self._adapted()
 
@@ -82,24 +82,24 @@ class Head:
         if self.parameters():
             return lambda hidden: functional.linear(hidden.float(), self._rows(weight).float(), self._rows(bias))
         frozen, frozen_bias = self._rows(weight), self._rows(bias)
-        if not weight.is_cuda:  # only there a product of 16-bit numbers can give float32
+        if not weight.is_cuda:  # only CUDA multiplies 16-bit matrices into float32
             frozen = frozen.float()
-        room = frozen.new_empty(0, dtype=torch.float32).untyped_storage()
-        return lambda hidden: FrozenLinear.apply(hidden, frozen, frozen_bias, room)
+        storage = frozen.new_empty(0, dtype=torch.float32).untyped_storage()
+        return lambda hidden: FrozenLinear.apply(hidden, frozen, frozen_bias, storage)
 
     def _adapted(self) -> Callable[[Tensor], Tensor]:
-        """Return the head as an adapter changed it, 16-bit weights widened: logits rounded to bf16 spoil the loss."""
+        """Return the function of an adapted head, 16-bit weights widened to float32 so that logits are not rounded."""
         narrow = (torch.float16, torch.bfloat16)
         wide = {name: weight.float() for name, weight in self.module.named_parameters() if weight.dtype in narrow}
 
         def logits_of(hidden: Tensor) -> Tensor:
             logits: Tensor = functional_call(self.module, wide, (hidden.float(),))
-            return self._rows(logits.float().t()).t() * 1  # a buffer of its own: the objective overwrites it
+            return self._rows(logits.float().t()).t() * 1  # a copy, since the objective overwrites it
 
         return logits_of
 
     def _rows(self, values: Any) -> Any:
-        """Return those of the head's rows, the first dimension of `values`, that stand for a shared token."""
+        """Return the rows (first dimension) of `values` that represent tokens of the shared vocabulary."""
         if values is None or self.vocabulary.size == len(values):
             return values
         if self.vocabulary.ids is None:

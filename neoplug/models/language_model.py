@@ -1,9 +1,8 @@
-"""A model as the objective uses it: hidden states at the positions that predict answer tokens, and an output head.
+"""A causal language model split into hidden states, at the positions that predict answer tokens, and output head.
 
 N answer tokens of a batch, H hidden size.
 """
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,17 +13,17 @@ from neoplug.data.batch import FULL_ATTENTION, Batch, Layout, Windows
 from neoplug.models.head import Head
 from neoplug.models.recorder import recording
 
-logger = logging.getLogger("neoplug")
-
 
 @dataclass(eq=False)
 class LanguageModel:
-    """A model as the objective uses it: hidden states of a batch's answer positions, and a head.
+    """A causal language model split into hidden states and output head, which is how the objective evaluates it.
 
-    module        the model itself, its head in place
-    layout        how it reads a batch; the first of LAYOUTS that keeps documents apart
-    windows       how far each kind of its attention layers looks back: a block mask says so itself
-    autocast      what it computes in; None is its own dtype, without autocast
+    module        the transformers or peft model, its head in place
+    head          its output head as a function
+    device        where its inputs must be
+    layout        how a batch is laid out for it; the first of `verify.LAYOUTS` that isolates documents
+    windows       how many tokens each kind of its attention layers attends to; a block mask encodes them
+    autocast      the autocast dtype; None: no autocast, the model computes in the dtype of its weights
     pad_token_id  fills padded rows
     """
 
@@ -42,7 +41,7 @@ class LanguageModel:
         return self._record(*batch.layout(self.layout, self.pad_token_id, self.windows, dtype))
 
     def computing(self) -> torch.autocast:
-        """Return the context in which the model computes."""
+        """Return the autocast context for a forward pass; disabled where `autocast` is None."""
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
     def _record(self, inputs: dict[str, Any], positions: Tensor) -> Tensor:

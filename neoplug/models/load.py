@@ -1,6 +1,5 @@
-"""Load a located model as it will run: tokenizer, configuration, weights; and its skeleton without any."""
+"""Loading of a resolved model: tokenizer, configuration, weights; or the model on the meta device, without weights."""
 
-import logging
 import warnings
 from collections.abc import Iterable
 from copy import deepcopy
@@ -25,11 +24,9 @@ if TYPE_CHECKING:
 
     from neoplug.registry import Plugins
 
-log = logging.getLogger("neoplug")
-
 
 def load_tokenizer(located: ResolvedModel, path: Key = ("model",)) -> "PreTrainedTokenizerBase":
-    """Return the model's own tokenizer. Raises RecipeError where it has none that loads."""
+    """Return the model's tokenizer. Raises RecipeError where it has none or it cannot be loaded."""
     from transformers import AutoTokenizer
 
     try:
@@ -37,12 +34,12 @@ def load_tokenizer(located: ResolvedModel, path: Key = ("model",)) -> "PreTraine
             return AutoTokenizer.from_pretrained(
                 located.path, revision=located.revision, trust_remote_code=located.trust_remote_code
             )
-    except Exception as error:  # tokenizers knows no class of its own for a file that it cannot read
-        raise _refused(located, "has no tokenizer that loads", error, path) from error
+    except Exception as error:  # tokenizers raises plain Exception for a file that it cannot read
+        raise _load_error(located, "has no tokenizer that can be loaded", error, path) from error
 
 
 def load_config(located: ResolvedModel, path: Key = ("model",)) -> "PretrainedConfig":
-    """Return the model's configuration. Raises RecipeError for what is no causal language model."""
+    """Return the model's configuration. Raises RecipeError where the model is not a causal language model."""
     from transformers import AutoConfig
 
     try:
@@ -51,7 +48,7 @@ def load_config(located: ResolvedModel, path: Key = ("model",)) -> "PretrainedCo
                 located.path, revision=located.revision, trust_remote_code=located.trust_remote_code
             )
     except (OSError, ValueError, StrictDataclassError) as error:
-        raise _refused(located, "has no configuration that transformers knows", error, path) from error
+        raise _load_error(located, "has no configuration that transformers can read", error, path) from error
     _validate_causal_language_model(located, config, path)
     return config
 
@@ -59,65 +56,68 @@ def load_config(located: ResolvedModel, path: Key = ("model",)) -> "PretrainedCo
 def _validate_causal_language_model(located: ResolvedModel, config: "PretrainedConfig", path: Key) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    trained_as = getattr(config, "architectures", None) or []
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and (not trained_as or known & set(trained_as)):
+    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    architectures = getattr(config, "architectures", None) or []
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and (not architectures or causal & set(architectures)):
         return
     if located.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return
-    name = ", ".join(trained_as) or type(config).__name__
+    name = ", ".join(architectures) or type(config).__name__
     problem = Problem(
-        what=f"`{located.source}` is a {name}, no causal language model",
-        why="a distribution over the next token is what one model teaches the other",
+        what=f"`{located.source}` is a {name}, not a causal language model",
+        why="distillation compares distributions over the next token, which a causal language model predicts",
         fix="choose a model whose class ends in ForCausalLM or LMHeadModel",
         path=path,
     )
     raise RecipeError([problem])
 
 
-def _refused(located: ResolvedModel, what: str, error: Exception, path: Key) -> RecipeError:
+def _load_error(located: ResolvedModel, what: str, error: Exception, path: Key) -> RecipeError:
     why, fix = " ".join(str(error).split()), "choose another model"
     if "trust_remote_code" in why and not located.trust_remote_code:
-        why = "it needs Python files of its own, and neoplug runs a model's code only where the recipe asks for it"
-        fix = f"read these files; then `trust_remote_code: true` in `{path[0]}` runs them. Or choose another model"
+        why = "it needs its own Python files, and neoplug runs a model's code only where the recipe allows it"
+        fix = f"review these files, then set `trust_remote_code: true` in `{path[0]}`; or choose another model"
     return RecipeError([Problem(f"`{located.source}` {what}", why, fix, path)])
 
 
 def load_weights(located: ResolvedModel, **kwargs: Any) -> "PreTrainedModel":
-    """Return the model as `from_pretrained` gives it. Raises RunError where weights are missing from the files."""
+    """Return the model that `from_pretrained` loads; `kwargs` are its arguments.
+
+    Raises RunError where files cannot be read, or weights are missing or of another shape.
+    """
     from transformers import AutoModelForCausalLM
 
     trust = located.trust_remote_code
     kwargs = {"revision": located.revision, "trust_remote_code": trust, "output_loading_info": True} | kwargs
-    kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by their names
+    kwargs["ignore_mismatched_sizes"] = True  # `_validate_complete_weights` refuses them by name
     try:
         with quiet(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)  # as it is stored
-            model, found = AutoModelForCausalLM.from_pretrained(located.path, **kwargs)
+            warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)  # the stored one is used
+            model, loading_info = AutoModelForCausalLM.from_pretrained(located.path, **kwargs)
     except (SafetensorError, UnpicklingError, EOFError) as error:
-        only = "of a .bin file nothing but tensors is read, since any other pickle may run code"
+        only = "of a .bin file only tensors are read, since any other pickle may run code"
         why = only if isinstance(error, UnpicklingError) else f"{type(error).__name__}: {error}"
-        fix = "fetch its files again; one of them is damaged"
+        fix = "download its files again: one of them is damaged"
         raise RunError(f"`{located.source}` has weights that cannot be read\nwhy: {why}\nfix: {fix}") from error
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RunError(f"`{located.source}` could not be loaded\nwhy: {type(error).__name__}: {error}") from error
-    _validate_complete_weights(located, found)
+    _validate_complete_weights(located, loading_info)
     return model
 
 
-def _validate_complete_weights(located: ResolvedModel, found: dict[str, Any]) -> None:
-    """Refuse what transformers would fill with random numbers."""
-    if found["missing_keys"]:
-        missing = sorted(found["missing_keys"])
+def _validate_complete_weights(located: ResolvedModel, loading_info: dict[str, Any]) -> None:
+    """Raise RunError for weights that transformers would initialise at random: missing, or of another shape."""
+    if loading_info["missing_keys"]:
+        missing = sorted(loading_info["missing_keys"])
         raise RunError(
             f"`{located.source}` lacks {len(missing)} of its weights, such as {', '.join(missing[:3])}\n"
-            "why: transformers would fill them with random numbers\nfix: use the files of the whole model"
+            "why: transformers would initialise them at random\nfix: use files that hold the whole model"
         )
-    if found["mismatched_keys"]:
-        name, stored, wanted = min(found["mismatched_keys"])
+    if loading_info["mismatched_keys"]:
+        name, stored, wanted = min(loading_info["mismatched_keys"])
         raise RunError(
-            f"`{located.source}` has weights of other shapes than its config.json says: {name} is {list(stored)}, "
-            f"not {list(wanted)}\nfix: put the configuration back that belongs to these weights"
+            f"`{located.source}` has weights whose shapes differ from its config.json: {name} is {list(stored)}, "
+            f"not {list(wanted)}\nfix: restore the config.json that belongs to these weights"
         )
 
 
@@ -131,11 +131,12 @@ def load_model(
     role: Role,
     section: Literal["teacher.load", "student.load"],
 ) -> "PreTrainedModel":
-    """Return the model on `device`, in evaluation mode and frozen, without dropout, as its `load` plugins want it.
+    """Return the model on `device`, frozen, in evaluation mode, with dropout off, loaded as its `load` plugins request.
 
-    attn_implementation  None leaves the choice to transformers
+    attn_implementation  None: transformers chooses
+    role, section        the model's role, and the recipe section whose `load` plugins apply
 
-    Raises RecipeError for two plugins that ask for one key, or for what is no causal language model.
+    Raises RecipeError where two plugins set the same argument, or the model is not a causal language model.
     """
     config = load_config(located, (role, "model"))
     dropout.switch_off(config)
@@ -150,67 +151,76 @@ def load_model(
 
 
 def _after_load(plugins: "Plugins", model: "PreTrainedModel", role: Role, section: str) -> None:
-    """Call every plugin but the `load` plugins of the other model, in the order of their names."""
+    """Call `after_load` of every plugin except the `load` plugins of the other model, in the order of their names."""
     other = "student.load" if section == "teacher.load" else "teacher.load"
-    not_theirs = plugins.functions("after_load", section=other).values()
+    excluded = plugins.functions("after_load", section=other).values()
     for function in plugins.functions("after_load").values():
-        if function not in not_theirs:
+        if function not in excluded:
             function(model=model, role=role)
 
 
 def plugin_kwargs(plugins: "Plugins", role: Role, taken: Iterable[str] = ()) -> dict[str, Any]:
-    """Merge what a model's `load` plugins ask `from_pretrained` for. Raises RecipeError for a key asked for twice."""
+    """Return the `from_pretrained` arguments that a model's `load` plugins set.
+
+    taken  arguments that neoplug sets itself
+
+    Raises RecipeError for an argument that is set twice.
+    """
     merged: dict[str, Any] = {}
-    asked_by = dict.fromkeys(taken, "neoplug itself")
+    set_by = dict.fromkeys(taken, "neoplug itself")
     problems = []
     for name, kwargs in plugins.each("load_kwargs", section=f"{role}.load", role=role).items():
         for key, value in (kwargs or {}).items():
-            if key in asked_by:
-                problems.append(_asked_twice(key, name, asked_by[key], role))
-            asked_by[key], merged[key] = f"`{name}`", value
+            if key in set_by:
+                problems.append(_set_twice(key, name, set_by[key], role))
+            set_by[key], merged[key] = f"`{name}`", value
     if problems:
         raise RecipeError(problems)
     return merged
 
 
-def _asked_twice(key: str, name: str, other: str, role: Role) -> Problem:
+def _set_twice(key: str, name: str, other: str, role: Role) -> Problem:
     return Problem(
         what=f"`{name}` and {other} both set `{key}` for `from_pretrained`",
-        why="only one value can reach it",
+        why="an argument has one value",
         fix="keep one of the two",
         path=(role, "load", name),
     )
 
 
 def load_meta_model(located: ResolvedModel, role: Role, attn_implementation: str | None = None) -> "PreTrainedModel":
-    """Return the model's skeleton. Raises RecipeError for an attention that it or this machine cannot run."""
+    """Return the model on the meta device, without weights.
+
+    Raises RecipeError for an attention implementation that the model or this machine does not support.
+    """
     config, trust = load_config(located, (role, "model")), located.trust_remote_code
-    bare = meta_model(config, trust_remote_code=trust)
+    model = meta_model(config, trust_remote_code=trust)
     if attn_implementation is None:
-        return bare
+        return model
     try:
         return meta_model(config, trust_remote_code=trust, attn_implementation=attn_implementation)
     except (ValueError, ImportError, OSError) as error:
+        supported = ", ".join(_supported_attentions(model))
         problem = Problem(
-            what=f"`{attn_implementation}` is no attention that `{located.source}` can run here",
+            what=f"`{located.source}` cannot use the attention implementation `{attn_implementation}` here",
             why=" ".join(str(error).split()),
-            fix=f"name one of {', '.join(_attentions(bare))}; left out, transformers takes the best",
+            fix=f"choose one of {supported}, or leave the key out: transformers then chooses",
             path=(role, "attn_implementation"),
         )
         raise RecipeError([problem]) from error
 
 
-def _attentions(model: "PreTrainedModel") -> list[str]:
-    """Return the attentions of transformers' own that a model can run on this machine."""
+def _supported_attentions(model: "PreTrainedModel") -> list[str]:
+    """Return the attention implementations of transformers that a model supports on this machine."""
     from transformers.utils import is_flash_attn_2_available
 
-    can = {"sdpa": model._supports_sdpa, "flex_attention": model._supports_flex_attn}
-    can["flash_attention_2"] = model._supports_flash_attn and is_flash_attn_2_available()
-    return ["eager", *(name for name, supported in can.items() if supported)]
+    support = {"sdpa": model._supports_sdpa, "flex_attention": model._supports_flex_attn}
+    support["flash_attention_2"] = model._supports_flash_attn and is_flash_attn_2_available()
+    return ["eager", *(name for name, supported in support.items() if supported)]
 
 
 def reload_config(config: "PretrainedConfig") -> "PretrainedConfig":
-    """Return a configuration as its file gives it back, which a stored model is loaded by."""
+    """Return a configuration after a round trip through config.json: what a saved model is loaded with."""
     with TemporaryDirectory() as folder:
         file = Path(folder, "config.json")
         config.to_json_file(file)
@@ -218,9 +228,9 @@ def reload_config(config: "PretrainedConfig") -> "PretrainedConfig":
 
 
 def meta_model(config: "PretrainedConfig", **kwargs: Any) -> "PreTrainedModel":
-    """Return the model on the meta device, frozen: shapes without weights. It has a configuration of its own.
+    """Return a frozen model on the meta device: shapes without weights. It holds a copy of `config`.
 
-    kwargs  of `from_config`: attn_implementation, trust_remote_code
+    kwargs  arguments of `from_config`: attn_implementation, trust_remote_code
     """
     from transformers import AutoModelForCausalLM
 

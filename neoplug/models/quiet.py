@@ -1,4 +1,4 @@
-"""Keep what libraries say to their own developers out of sight; off a terminal progress bars too."""
+"""Filters for warnings and logs of libraries that a user of neoplug cannot act on, and for their progress bars."""
 
 import sys
 import warnings
@@ -9,43 +9,45 @@ from logging import getLogger
 from huggingface_hub.utils import are_progress_bars_disabled
 from transformers.utils import logging
 
-# Where a CPU knows bfloat16, bitsandbytes looks for a faster kernel on the hub as it is imported, which peft does.
-getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda said: "gemm_4bit_forward" not in said.getMessage())
+# On a CPU with bfloat16, bitsandbytes looks for a faster kernel on the hub when peft imports it, and logs a failure.
+getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.getMessage())
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers inside the block; errors still get through, and on a terminal so do the bars."""
-    verbosity, bars = logging.get_verbosity(), not are_progress_bars_disabled()
+    """Log only errors of transformers inside the block, and draw progress bars only on a terminal."""
+    verbosity, had_bars = logging.get_verbosity(), not are_progress_bars_disabled()
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # the hub's too
+        logging.disable_progress_bar()  # of huggingface_hub too
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
+        if had_bars:
             logging.enable_progress_bar()
 
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Hide what peft says of models that are wrapped, loaded and saved as neoplug means it: no user could act on it."""
+    """Ignore the warnings of peft about what neoplug does on purpose or handles itself; others pass."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*removed in v6", FutureWarning)  # transformers' old names
+        warnings.filterwarnings("ignore", ".*removed in v6", FutureWarning)  # transformers' old names, which peft uses
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`", UserWarning)  # export unties
-        for said in ("You have requested `ensure_weight_tying`", "Input and output embeddings are no longer tied"):
-            warnings.filterwarnings("ignore", said, UserWarning)  # export ties them again
-        warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path`", UserWarning)  # we tell it
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to True but", UserWarning)  # GPT-2 has both kinds
-        warnings.filterwarnings("ignore", "Specified to not save", UserWarning)  # projections: the recipe asked for it
-        warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", UserWarning)  # a copy of any layer trains
-        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)  # peft's indices are sound
-        for said in ("Failed to load the CUDA extension", "Setting boft_n_butterfly_factor to 1"):
-            warnings.filterwarnings("ignore", said, UserWarning)  # it computes the same without, and needs 1 anyway
-        warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)  # the model counts them itself
-        warnings.filterwarnings("ignore", "Detected that the base layer has no bias", UserWarning)  # export says so
-        # Peft itself sets the rank of fused experts by a pattern, then misses a module of that name.
+        for message in ("You have requested `ensure_weight_tying`", "Input and output embeddings are no longer tied"):
+            warnings.filterwarnings("ignore", message, UserWarning)  # and ties them again
+        warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path`", UserWarning)  # neoplug sets it
+        warnings.filterwarnings(
+            "ignore", "fan_in_fan_out is set to True but", UserWarning
+        )  # GPT-2 has both kinds of layer
+        warnings.filterwarnings("ignore", "Specified to not save", UserWarning)  # the recipe sets it
+        warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", UserWarning)  # any layer can be copied
+        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)  # peft's indices are valid
+        for message in ("Failed to load the CUDA extension", "Setting boft_n_butterfly_factor to 1"):
+            warnings.filterwarnings("ignore", message, UserWarning)  # the result is the same
+        warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)  # the model computes them
+        warnings.filterwarnings("ignore", "Detected that the base layer has no bias", UserWarning)  # export logs it
+        # peft sets the rank of fused experts by a pattern that matches no module name.
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         yield

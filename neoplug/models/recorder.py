@@ -1,4 +1,4 @@
-"""Recording of the hidden states that enter a model's head, in place of computing its logits."""
+"""Recording of the hidden states that enter a model's head, without computing its logits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def recording(head: nn.Module, positions: Tensor, length: int) -> Iterator[list[Tensor]]:
-    """Let `head` keep the hidden states at `positions` of the last `length` columns, and skip its matmul.
+    """Record the hidden states at `positions` of the last `length` columns that enter `head`, and skip its matmul.
 
-    Counted from the right, since prompt methods put columns of their own before the text.
+    Yields a list with one tensor [N, H] for each forward pass. Columns are counted from the right, since adapters with
+    virtual tokens put columns before the text.
     """
     recorded: list[Tensor] = []
 
@@ -18,11 +19,11 @@ def recording(head: nn.Module, positions: Tensor, length: int) -> Iterator[list[
         recorded.append(hidden[:, -length:].reshape(-1, hidden.shape[-1]).index_select(0, positions))
         return hidden[..., :1].detach()
 
-    own = vars(head).get("forward")  # accelerate's hooks put one there
+    replaced = vars(head).get("forward")  # hooks of accelerate set an instance attribute
     head.forward = record
     try:
         yield recorded
     finally:
         del head.forward
-        if own is not None:
-            head.forward = own
+        if replaced is not None:
+            head.forward = replaced

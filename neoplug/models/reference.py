@@ -1,4 +1,4 @@
-"""A model in reach of transformers: a folder, or a hub id pinned to a commit."""
+"""A reference to a model that transformers can load: a local folder, or a hub id pinned to a commit."""
 
 import json
 from dataclasses import dataclass
@@ -12,20 +12,27 @@ if TYPE_CHECKING:
     from neoplug.models.stored_adapter import StoredAdapter
 
 Kind = Literal["hub", "local", "gguf", "pypi", "prepared"]
-RECORD = "neoplug.json"  # beside a model in neoplug's cache: what it was made from
-CONTENT = (".json", ".jinja", ".model", ".txt", ".safetensors", ".bin")  # what a model's folder is judged by
+RECORD = "neoplug.json"  # next to a model in neoplug's cache: what it was made from
+CONTENT = (
+    ".json",
+    ".jinja",
+    ".model",
+    ".txt",
+    ".safetensors",
+    ".bin",
+)  # of the files that a folder's hash covers
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
     """A model that transformers can load.
 
-    path      local folder, or hub id
-    revision  commit on the hub; None for a folder
-    source    as in the recipe
-    kind      what it was; `prepared` is a student that neoplug made
-    trust_remote_code  Python files that the model brings may run
-    adapter            what a teacher has on top, or a student starts from; no part of hash and identity
+    path               local folder, or hub id
+    revision           commit on the hub; None for a folder
+    source             the model as the recipe names it
+    kind               where it comes from; `prepared`: a student changed by `prepare_student` plugins
+    trust_remote_code  whether Python files of the model may run
+    adapter            the stored adapter of a teacher, or the one that a student starts from; not in hash or identity
     """
 
     path: str
@@ -37,17 +44,17 @@ class ResolvedModel:
 
     @cached_property
     def sha256(self) -> str | None:
-        """The hash of the GGUF file, or of the folder's content; None on the hub, where `revision` says as much."""
+        """The hash of the GGUF file, or of the folder's content; None on the hub, where `revision` identifies it."""
         if self.kind == "hub":
             return None
         record = Path(self.path) / RECORD
         if record.is_file():
             return str(json.loads(record.read_text(encoding="utf-8"))["sha256"])
-        counted = (*CONTENT, ".py") if self.trust_remote_code else CONTENT
-        files = sorted(file for file in Path(self.path).iterdir() if file.suffix in counted)
+        hashed = (*CONTENT, ".py") if self.trust_remote_code else CONTENT
+        files = sorted(file for file in Path(self.path).iterdir() if file.suffix in hashed)
         return content_hash({file.name: sha256_of(file) for file in files})
 
     @property
     def identity(self) -> dict[str, str | None]:
-        """What two runs compare to know that they mean the same weights."""
+        """What identifies the weights: the hub id and commit, or the hash. Equal for equal weights."""
         return {"model": self.path, "revision": self.revision} if self.kind == "hub" else {"sha256": self.sha256}

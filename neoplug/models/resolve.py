@@ -1,4 +1,4 @@
-"""Where a model comes from: hub id | folder | GGUF file | pypi:DIST==VERSION/FILE; found, it is a folder or hub id."""
+"""Resolution of a model's name (hub id, folder, GGUF file or pypi:DIST==VERSION/FILE) to what transformers can load."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +14,17 @@ from neoplug.models.reference import ResolvedModel
 def locate(
     model: str, revision: str | None = None, path: Key = ("model",), *, trust_remote_code: bool = False
 ) -> ResolvedModel:
-    """Return where `model` stands; GGUF files and wheels are fetched and converted once into neoplug's cache.
+    """Return the model as transformers can load it; GGUF files and wheels are converted once into neoplug's cache.
 
     path               the model's key in the recipe, for errors
-    trust_remote_code  Python files that the model brings may run when it is loaded
+    trust_remote_code  whether Python files of the model may run when it is loaded
 
-    Raises RecipeError for what cannot be a model, RunError for a download that fails.
+    Raises RecipeError where `model` is not a model, RunError where a download fails.
     """
-    return replace(_found(model, revision, path), trust_remote_code=trust_remote_code)
+    return replace(_resolve(model, revision, path), trust_remote_code=trust_remote_code)
 
 
-def _found(model: str, revision: str | None, path: Key) -> ResolvedModel:
+def _resolve(model: str, revision: str | None, path: Key) -> ResolvedModel:
     if model.startswith("pypi:"):
         return from_wheel(model, path)
     file = Path(model).expanduser()
@@ -38,9 +38,10 @@ def _found(model: str, revision: str | None, path: Key) -> ResolvedModel:
 def _folder(folder: Path, source: str, path: Key) -> ResolvedModel:
     if (folder / "config.json").is_file():
         return ResolvedModel(str(folder.absolute()), None, source, "local")
+    is_adapter = (folder / "adapter_config.json").is_file()
     problem = Problem(
-        what=f"`{source}` holds no config.json, so it is no transformers model",
-        why="it holds an adapter, which needs its base" if (folder / "adapter_config.json").is_file() else "",
+        what=f"`{source}` has no config.json, so it is not a transformers model",
+        why="it holds an adapter, which cannot be loaded without its base model" if is_adapter else "",
         fix="name a folder that `save_pretrained` wrote, or a .gguf file",
         path=path,
     )
@@ -48,7 +49,7 @@ def _folder(folder: Path, source: str, path: Key) -> ResolvedModel:
 
 
 def _hub(model: str, revision: str | None, path: Key) -> ResolvedModel:
-    """Pin a hub id to its commit, by the hub or by the local cache of it."""
+    """Return a hub id pinned to its commit, as the hub or its local cache has it."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     try:
@@ -56,7 +57,7 @@ def _hub(model: str, revision: str | None, path: Key) -> ResolvedModel:
             config = cached_file(model, "config.json", revision=revision)
     except (OSError, ValueError) as error:
         problem = Problem(
-            what=f"`{model}` is no folder or .gguf file here, and the hub has no such model in reach",
+            what=f"`{model}` is not a local folder or .gguf file, and was not found on the hub or in its cache",
             why=" ".join(str(error).split()),
             fix="check the name and the network; a local model needs the path of its folder",
             path=path,

@@ -1,7 +1,7 @@
-"""Attention inside each document of a row, where a mask would hide most of what is computed.
+"""Variable-length attention: computed inside each document of a packed row, in place of one masked computation.
 
-A mask of four dimensions reaches a model's attention untouched, so the documents' lengths travel in its place: every
-other layer reads the documents as one row. B rows, A heads, L columns, D numbers of a head.
+transformers passes a mask of four dimensions to the attention unchanged, so the lengths of a row's documents are passed
+in its place; every other layer processes the documents as one row. B rows, A heads, L columns, D head dimension.
 """
 
 import sys
@@ -21,17 +21,17 @@ Attention = Callable[..., tuple[Tensor, Any]]
 
 LENGTHS = torch.int64  # a mask of this type holds the lengths of a row's documents, [1, 1, 1, documents]
 VARLEN = {"sdpa": "neoplug_varlen", "eager": "neoplug_varlen_eager"}
-OWN = {varlen: own for own, varlen in VARLEN.items()}
+ORIGINAL = {varlen: original for original, varlen in VARLEN.items()}
 
 
 def use_varlen(model: nn.Module) -> bool:
-    """Let a model read lengths in place of a mask, and masks as before; tell whether it calls its attention by name."""
+    """Let a model accept lengths in place of a mask; return False where it does not look its attention up by name."""
     return _switch(model, VARLEN)
 
 
 def restore_attention(model: nn.Module) -> None:
-    """Let a model attend as it did before `use_varlen`."""
-    _switch(model, OWN)
+    """Undo `use_varlen`."""
+    _switch(model, ORIGINAL)
 
 
 def _switch(model: nn.Module, names: dict[str, str]) -> bool:
@@ -40,7 +40,7 @@ def _switch(model: nn.Module, names: dict[str, str]) -> bool:
         return False
     name = names.get(inner.config._attn_implementation)
     if name is not None:
-        with quiet():  # it says so of models that cannot
+        with quiet():  # transformers warns where a model does not support it
             inner.set_attn_implementation(name)
     return inner.config._attn_implementation in names.values()
 
@@ -49,16 +49,16 @@ def _varlen(
     attend: Attention, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     **settings: Any,
 ) -> tuple[Tensor, Any]:  # fmt: skip
-    """[B, A, L, D] three times -> [B, L, A, D]. Documents of one length that stand side by side are read together."""
+    """[B, A, L, D] three times -> [B, L, A, D]. Consecutive documents of one length are computed in one call."""
     if attention_mask is None or attention_mask.dtype != LENGTHS:
         return attend(module, query, key, value, attention_mask, **settings)
     runs = [(length, len(list(run))) for length, run in groupby(attention_mask.flatten().tolist())]
     window = settings.get("sliding_window")
-    found = []
+    outputs = []
     for parts in zip(*(_split(states, runs) for states in (query, key, value)), strict=True):
         states, _ = attend(module, *parts, _mask(parts[0], window, explicit=attend is _eager), **settings)
-        found.append(states.flatten(0, 1))
-    return (torch.cat(found) if len(found) > 1 else found[0])[None], None
+        outputs.append(states.flatten(0, 1))
+    return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[None], None
 
 
 def _split(states: Tensor, runs: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -68,7 +68,7 @@ def _split(states: Tensor, runs: Sequence[tuple[int, int]]) -> list[Tensor]:
 
 
 def _mask(query: Tensor, window: int | None, explicit: bool) -> Tensor | None:
-    """Return what a document's attention adds to its scores; None where that is causality alone and goes unsaid."""
+    """Return the additive mask of one document; None where it is the causal mask, which needs no tensor."""
     length = query.shape[-2]
     if not explicit and (window is None or window >= length):
         return None
@@ -80,10 +80,10 @@ def _sdpa(module: nn.Module, *states: Any, **settings: Any) -> tuple[Tensor, Any
 
 
 def _eager(module: nn.Module, *states: Any, **settings: Any) -> tuple[Tensor, Any]:
-    """Attend as the file that holds the module does: families have caps and sinks of their own there."""
+    """Call the eager attention of the module's family, which may have soft caps and sinks."""
     return sys.modules[type(module).__module__].eager_attention_forward(module, *states, **settings)
 
 
-for own, attend in {"sdpa": _sdpa, "eager": _eager}.items():
-    AttentionInterface.register(VARLEN[own], partial(_varlen, attend))
-    AttentionMaskInterface.register(VARLEN[own], AttentionMaskInterface()[own])
+for original, attend in {"sdpa": _sdpa, "eager": _eager}.items():
+    AttentionInterface.register(VARLEN[original], partial(_varlen, attend))
+    AttentionMaskInterface.register(VARLEN[original], AttentionMaskInterface()[original])

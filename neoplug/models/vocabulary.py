@@ -1,7 +1,7 @@
-"""Token -> id maps of two tokenizers compared; the verified shared part, over which both distributions are taken.
+"""The shared vocabulary of teacher and student, verified from their tokenizers; distributions are taken over it.
 
-V shared vocabulary, N tokens. A head may have more rows than its tokenizer has tokens (padding): such rows stand for no
-token, so they belong to neither distribution.
+V shared vocabulary, N tokens. A head may have more rows than its tokenizer has tokens (padding): such rows represent no
+token and are not part of either distribution.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ SHOWN = 5  # differing tokens in an error
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The token ids that mean the same at both ends.
+    """The token ids that represent the same token in teacher and student.
 
     size  V
     ids   [V] int64, ascending, on the CPU; None where they are exactly 0 .. V - 1
@@ -32,13 +32,13 @@ class Vocabulary:
     _copies: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def index(self, labels: Tensor) -> Tensor:
-        """Return where token ids stand in the shared vocabulary: [N] int64 in 0 .. V - 1; all must be shared."""
+        """Return the indices of token ids in the shared vocabulary: [N] int64 in 0 .. V - 1. All must be shared."""
         if self.ids is None:
             return labels
         return torch.searchsorted(self.ids_on(labels.device), labels)
 
     def ids_on(self, device: torch.device) -> Tensor:
-        """Return the ids [V] on `device`, copied there once: a copy for each batch would make the host wait."""
+        """Return the ids [V] on `device`, copied there once: a copy for each batch would synchronise."""
         if device not in self._copies:
             self._copies[device] = self._range.to(device) if self.ids is None else self.ids.to(device)
         return self._copies[device]
@@ -64,18 +64,19 @@ class Vocabulary:
 def shared(
     student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", student_rows: int, teacher_rows: int
 ) -> Vocabulary:
-    """Return the part of the vocabulary that both ends share.
+    """Return the shared vocabulary of two tokenizers.
 
     student_rows, teacher_rows  rows of the two output heads
 
-    Raises RecipeError where a token has two ids or an id two tokens. A token that only one end has is merely left out.
+    A token that only one tokenizer has is left out. Raises RecipeError where a token has two ids, an id two tokens, or
+    no token is shared.
     """
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    differences = _differences(ours, theirs)
+    student_ids, teacher_ids = student.get_vocab(), teacher.get_vocab()
+    differences = _differences(student_ids, teacher_ids)
     if differences:
         raise RecipeError([_mismatch(differences)])
     rows = min(student_rows, teacher_rows)
-    common = sorted({number for token, number in ours.items() if number < rows and theirs.get(token) == number})
+    common = sorted({id_ for token, id_ in student_ids.items() if id_ < rows and teacher_ids.get(token) == id_})
     if not common:
         raise RecipeError([_nothing_shared()])
     if common[-1] == len(common) - 1:
@@ -83,21 +84,22 @@ def shared(
     return Vocabulary(len(common), torch.tensor(common))
 
 
-def _differences(ours: dict[str, int], theirs: dict[str, int]) -> list[str]:
+def _differences(student: dict[str, int], teacher: dict[str, int]) -> list[str]:
     """Return a line for each token with two ids, then for each id with two tokens."""
-    moved = sorted((ours[token], token) for token in ours.keys() & theirs.keys() if ours[token] != theirs[token])
-    lines = [f"{token!r} is {number} in the student, {theirs[token]} in the teacher" for number, token in moved]
-    ours_by_id, theirs_by_id = _by_id(ours), _by_id(theirs)
-    explained = {token for _, token in moved}
-    for number in sorted(ours_by_id.keys() & theirs_by_id.keys()):
-        here, there = ours_by_id[number], theirs_by_id[number]
-        if here != there and not explained & {here, there}:
-            lines.append(f"id {number} is {here!r} in the student, {there!r} in the teacher")
+    common = student.keys() & teacher.keys()
+    moved = sorted((student[token], token) for token in common if student[token] != teacher[token])
+    lines = [f"{token!r} is {id_} in the student, {teacher[token]} in the teacher" for id_, token in moved]
+    student_tokens, teacher_tokens = _by_id(student), _by_id(teacher)
+    listed = {token for _, token in moved}
+    for id_ in sorted(student_tokens.keys() & teacher_tokens.keys()):
+        pair = student_tokens[id_], teacher_tokens[id_]
+        if pair[0] != pair[1] and not listed & set(pair):
+            lines.append(f"id {id_} is {pair[0]!r} in the student, {pair[1]!r} in the teacher")
     return lines
 
 
 def _by_id(vocabulary: dict[str, int]) -> dict[int, str]:
-    """Invert the map; of two spellings of one id the alphabetically first stands, whatever order they came in."""
+    """Return id -> token; of two tokens with one id, the alphabetically first."""
     return {vocabulary[token]: token for token in sorted(vocabulary, reverse=True)}
 
 
@@ -106,7 +108,7 @@ def _mismatch(differences: list[str]) -> Problem:
     listed = "; ".join(differences[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
     return Problem(
         what=f"teacher and student do not share a vocabulary: {listed}",
-        why="the divergence compares the two distributions id by id, so an id must mean one token",
+        why="the divergence compares the two distributions id by id, so an id must be the same token in both",
         fix="choose a teacher and a student of one family, with the same tokenizer",
         path=("teacher", "model"),
     )

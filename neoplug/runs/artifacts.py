@@ -91,7 +91,7 @@ def _save_whole(
             "fix: let the adapter plugin answer `save_adapter`"
         )
     original = load_config(base)
-    dropout.put_back(model.config, original)
+    dropout.restore(model.config, original)
     model.config.use_cache = original.use_cache  # training had switched both off
     model.save_pretrained(path, state_dict=weights)
     tokenizer.save_pretrained(path)

@@ -21,7 +21,10 @@ def test_a_model_is_measured(neoplug, recipe, tiny_student, tmp_path):
 
 @pytest.mark.parametrize(
     ("target", "said"),
-    [("./nothing", "there is no file or folder ./nothing"), ("NOTHING", "`NOTHING` is no folder or .gguf file here")],
+    [
+        ("./nothing", "there is no file or folder ./nothing"),
+        ("NOTHING", "`NOTHING` is not a local folder or .gguf file"),
+    ],
 )
 def test_what_is_nowhere_is_refused_where_it_was_written(neoplug, recipe, target, said):
     answer = neoplug("eval", target, recipe, "data.max_length=32")

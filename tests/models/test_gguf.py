@@ -46,7 +46,7 @@ def test_the_tokenizer_round_trips_and_keeps_its_special_tokens(tiny_gguf, tiny_
     assert ours.apply_chat_template(chat, tokenize=False) == tiny_tokenizer.apply_chat_template(chat, tokenize=False)
 
 
-def test_digits_stand_alone_where_the_vocabulary_was_learned_so(tiny_gguf):
+def test_digits_are_split_where_the_pre_tokenizer_splits_them(tiny_gguf):
     """As the tokenizers library splits with Digits(individual_digits=True) before ByteLevel."""
     ours = AutoTokenizer.from_pretrained(locate(str(tiny_gguf)).path)
     pieces = ours.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a  12")
@@ -61,7 +61,7 @@ def test_the_first_token_follows_the_file(tmp_path, tiny_student, tiny_tokenizer
     assert (ours("Hi")["input_ids"][0] == tiny_tokenizer.bos_token_id) is add_bos
 
 
-def test_the_generation_configuration_knows_where_to_stop(tmp_path, tiny_student, tiny_tokenizer):
+def test_the_generation_configuration_has_the_end_token(tmp_path, tiny_student, tiny_tokenizer):
     model = AutoModelForCausalLM.from_pretrained(tiny_student)
     folder = locate(str(write_gguf(tmp_path / "a.gguf", model, tiny_tokenizer, pad=False))).path
     config, tokenizer = GenerationConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -70,7 +70,7 @@ def test_the_generation_configuration_knows_where_to_stop(tmp_path, tiny_student
     assert config.pad_token_id == tokenizer.pad_token_id
 
 
-def test_the_second_start_converts_nothing(tiny_gguf, monkeypatch):
+def test_a_second_load_converts_nothing(tiny_gguf, monkeypatch):
     first = locate(str(tiny_gguf))
     monkeypatch.setattr(conversion, "convert", None)
     assert locate(str(tiny_gguf)) == first
@@ -84,7 +84,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path, home):
     assert [path.name for path in (home / "models").iterdir() if path.is_dir()] == []
 
 
-def test_nothing_is_drawn_off_a_terminal(tiny_gguf, capfd):
+def test_no_progress_bar_is_drawn_except_on_a_terminal(tiny_gguf, capfd):
     locate(str(tiny_gguf))
     assert capfd.readouterr() == ("", "")
 

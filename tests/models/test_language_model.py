@@ -110,14 +110,14 @@ def test_head_and_hidden_states_are_the_models_own_logits(family):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_every_layout_that_it_takes_keeps_documents_apart(family, monkeypatch):
+def test_every_supported_layout_isolates_documents(family, monkeypatch):
     assert as_ours(build(family)).layout == "varlen"
     monkeypatch.setattr(verify, "use_varlen", lambda model: False)
     assert as_ours(build(family)).layout == ("block" if family == "opt" else "flat")
 
 
 @pytest.mark.parametrize("strange", [lambda states: 0.9 * states, lambda states: states[:, :0]], ids=["other", "error"])
-def test_a_family_with_an_attention_of_its_own_keeps_it(strange, monkeypatch):
+def test_a_family_with_its_own_attention_function_keeps_it(strange, monkeypatch):
     """The same name may mean another function in a family's file: then ours would be another model, or break it."""
     from transformers.models.llama import modeling_llama
 
@@ -154,7 +154,7 @@ def test_the_fallbacks_are_the_same_function(family, layout):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
 def test_an_all_ones_mask_would_leak(family):
-    """Why `flat` gives no mask: with one of ones, restarting positions do not keep documents apart."""
+    """Why `flat` gives no mask: with a mask of ones, restarting positions do not isolate documents."""
     module = build(family)
     inputs, positions = collate(DOCUMENTS).layout("flat")
     with torch.no_grad():
@@ -195,23 +195,23 @@ def test_windows_of_attention_hold_inside_documents(family, layout):
 
 @pytest.mark.usefixtures("without_varlen")
 @pytest.mark.parametrize(("longest", "layout"), [(16, "block"), (40, "padded")])
-def test_a_window_that_the_data_can_show_is_proved(monkeypatch, longest, layout, caplog):
+def test_a_window_shorter_than_the_documents_is_verified(monkeypatch, longest, layout, caplog):
     """A block mask without the window is another model, but only for documents that are longer than the window."""
     module = build("mistral")
     own = module.forward
     monkeypatch.setattr(verify, "_windows", lambda config: {"full_attention": None})
 
-    def deaf(position_ids=None, **more):  # so that position_ids do not already keep documents apart
+    def ignoring(position_ids=None, **more):  # so that position_ids do not already isolate documents
         return own(**more)
 
-    module.forward = deaf
+    module.forward = ignoring
     with caplog.at_level("INFO", logger="neoplug"):
         assert as_ours(module, longest=longest).layout == layout
-    assert ("not block, since a document's states are" in caplog.text) == (layout == "padded")
+    assert ("not block, since a document's hidden states differ" in caplog.text) == (layout == "padded")
 
 
-def test_a_row_that_padding_changes_is_no_proof():
-    """The shorter of two padded rows is looked at too."""
+def test_a_layout_whose_padding_changes_a_row_is_rejected():
+    """The shorter of two padded rows is compared too."""
     module = build("llama")
     own = module.forward
 
@@ -221,30 +221,30 @@ def test_a_row_that_padding_changes_is_no_proof():
         return own(input_ids=ids, **more)
 
     module.forward = by_width
-    with pytest.raises(RunError, match="not padded, since a document's states are"):
+    with pytest.raises(RunError, match="not padded, since a document's hidden states differ"):
         as_ours(module)
 
 
-def test_a_model_that_leaks_in_every_row_runs_padded(caplog):
-    """A mask that the model throws away and positions that it never reads: only rows of their own are left."""
+def test_a_model_that_isolates_no_documents_in_a_row_runs_padded(caplog):
+    """The model ignores masks and positions, so only one row a document isolates them."""
     module = build("opt")
     own = module.forward
 
-    def deaf(input_ids, attention_mask=None, position_ids=None, **more):
+    def ignoring(input_ids, attention_mask=None, position_ids=None, **more):
         return own(input_ids=input_ids, attention_mask=attention_mask if attention_mask.ndim == 2 else None, **more)
 
     def forward(input_ids, attention_mask=None, **more):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return deaf(input_ids, mask, **more)
+        return ignoring(input_ids, mask, **more)
 
     module.forward = forward
     with caplog.at_level("INFO", logger="neoplug"):
         model = as_ours(module, role="teacher")
     assert model.layout == "padded"
     assert module.config._attn_implementation == "sdpa"
-    why = "since one document moves another's states by 0.7 of the largest"
-    said = f"each document has a row of its own; not varlen, {why}; not flat, {why}; not block, {why}"
-    assert f"teacher: layout padded, {said}" in caplog.text
+    why = "since one document changes another's hidden states by 0.7 of the largest"
+    logged = f"each document has its own row; not varlen, {why}; not flat, {why}; not block, {why}"
+    assert f"teacher: layout padded, {logged}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_model_that_leaks_in_every_row_runs_padded(caplog):
     [lambda logits: logits + 0.3 * torch.sin(3 * logits), lambda logits: 1.1 * logits, lambda logits: logits.flip(-1)],
     ids=["nonlinear", "unknown scale", "permuted"],
 )
-def test_a_head_that_nobody_knows_is_refused(beyond):
+def test_an_unsupported_head_is_refused(beyond):
     module = build("llama")
     own = module.forward
 
@@ -262,17 +262,17 @@ def test_a_head_that_nobody_knows_is_refused(beyond):
         return found
 
     module.forward = forward
-    with pytest.raises(RunError, match="the teacher's head is no function of its hidden states that neoplug knows"):
+    with pytest.raises(RunError, match="neoplug cannot compute the teacher's logits from its hidden states"):
         as_ours(module, role="teacher")
     assert "forward" not in vars(module.lm_head)
 
 
 def test_a_model_without_a_head_is_refused():
-    with pytest.raises(RunError, match="Linear shows no output head"):
+    with pytest.raises(RunError, match="Linear has no output head"):
         head_name(torch.nn.Linear(2, 2))
 
 
-def test_the_vocabulary_is_what_both_sides_share():
+def test_the_vocabulary_is_the_shared_one():
     module = build("llama")
     ids = torch.tensor([row for row in range(ROWS) if row % 5])
     for vocabulary, keep in ((Vocabulary(80), torch.arange(80)), (Vocabulary(len(ids), ids), ids)):
@@ -307,7 +307,7 @@ def prompt_methods():
 @pytest.mark.parametrize("method", ["prompt", "p-tuning", "prefix"])
 @pytest.mark.filterwarnings("ignore:Position ids are not supported for parameter efficient tuning:UserWarning")
 def test_virtual_tokens_shift_nothing(method):
-    """Hidden states are counted from the right, so columns that a prompt method puts first do not matter."""
+    """Hidden states are counted from the right, so columns of virtual tokens before the text do not matter."""
     base = build("llama")
     name = head_name(base)
     module = adapted(base, prompt_methods()[method])
@@ -373,7 +373,7 @@ def test_it_leaves_the_model_as_it_was():
     assert "forward" not in vars(module.lm_head)
 
 
-def test_bfloat16_is_proved_within_its_own_noise():
+def test_bfloat16_is_verified_within_its_rounding():
     module = build("llama", torch.bfloat16)
     model = as_ours(module, autocast=torch.bfloat16)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Loading: what the plugins ask for reaches the model, once; what is no causal language model is refused."""
+"""Loading: arguments of plugins reach the model, each set once; models that are not causal are refused."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ from neoplug.registry import Plugins
 
 @dataclass(eq=False)
 class Wants:
-    """Asks from_pretrained for `kwargs`, and notes what it saw."""
+    """Sets `kwargs` of from_pretrained, and records its calls."""
 
     kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -53,7 +53,7 @@ def load(folder, plugins=None, role="student", **more):
     return load_model(locate(str(folder)), plugins=Plugins(plugins or {}), role=role, section=section, **options)
 
 
-def test_frozen_evaluating_and_without_cache(tiny_student):
+def test_a_loaded_model_is_frozen_in_evaluation_mode_and_without_cache(tiny_student):
     model = load(tiny_student)
     assert not model.training
     assert not any(weight.requires_grad for weight in model.parameters())
@@ -66,7 +66,7 @@ def test_dtype(tiny_student, dtype):
     assert {weight.dtype for weight in load(tiny_student, dtype=dtype).parameters()} == {dtype}
 
 
-def test_each_sees_its_own_model_and_the_others_see_both(tiny_student, tiny_teacher):
+def test_load_plugins_get_their_own_model_and_other_plugins_get_both(tiny_student, tiny_teacher):
     theirs, ours, probe = Wants(), Wants(), Wants()
     plugins = {"teacher.load": {"w": theirs}, "student.load": {"w": ours}, "treatments": {"t": probe}}
     load(tiny_teacher, plugins, role="teacher")
@@ -76,31 +76,31 @@ def test_each_sees_its_own_model_and_the_others_see_both(tiny_student, tiny_teac
     assert probe.seen == [("LlamaForCausalLM", "teacher"), ("LlamaForCausalLM", "student")]
 
 
-def test_a_plugins_key_reaches_the_loader(tiny_student):
+def test_a_plugins_argument_reaches_the_loader(tiny_student):
     model = load(tiny_student, {"student.load": {"w": Wants({"attn_implementation": "eager"})}})
     assert model.config._attn_implementation == "eager"
 
 
-def test_a_key_that_the_loader_does_not_know_is_a_failed_run(tiny_student):
+def test_an_unknown_argument_of_the_loader_is_a_run_error(tiny_student):
     with pytest.raises(RunError, match=r"could not be loaded\nwhy: TypeError.*no_such_key"):
         load(tiny_student, {"student.load": {"w": Wants({"no_such_key": 1})}})
 
 
 @pytest.mark.parametrize("others", [{"a": {"use_safetensors": True}}, {"dtype": {"dtype": "float32"}}])
-def test_a_key_asked_for_twice_is_refused(tiny_student, others):
+def test_an_argument_set_twice_is_refused(tiny_student, others):
     plugins = {name: Wants(kwargs) for name, kwargs in others.items()} | {"z": Wants({"use_safetensors": True})}
     with pytest.raises(RecipeError, match="both set") as caught:
         load(tiny_student, {"student.load": plugins})
     assert caught.value.problems[0].path[:2] == ("student", "load")
 
 
-def test_a_skeleton_has_the_models_shapes_and_no_weights(tiny_teacher):
+def test_a_meta_model_has_the_models_shapes_and_no_weights(tiny_teacher):
     model, bones = load(tiny_teacher), meta_model(load_config(locate(str(tiny_teacher))))
     assert {n: w.shape for n, w in bones.named_parameters()} == {n: w.shape for n, w in model.named_parameters()}
     assert all(weight.is_meta and not weight.requires_grad for weight in bones.parameters())
 
 
-def test_a_skeleton_leaves_the_configuration_alone(tiny_teacher):
+def test_a_meta_model_copies_the_configuration(tiny_teacher):
     config = AutoConfig.from_pretrained(tiny_teacher)
     meta_model(config).config.num_hidden_layers = 1
     assert config.num_hidden_layers == 4
@@ -117,16 +117,16 @@ def classifier(tmp_path):
 
 
 def test_other_tasks_are_refused(classifier, tmp_path):
-    with pytest.raises(RecipeError, match="is a LlamaForSequenceClassification, no causal language model"):
+    with pytest.raises(RecipeError, match="is a LlamaForSequenceClassification, not a causal language model"):
         load(classifier)
     small = BertConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
     AutoModel.from_config(small).save_pretrained(tmp_path / "bert")
-    with pytest.raises(RecipeError, match="is a BertModel, no causal language model") as caught:
+    with pytest.raises(RecipeError, match="is a BertModel, not a causal language model") as caught:
         load(tmp_path / "bert")
     assert caught.value.problems[0].path == ("student", "model")
 
 
-def test_missing_weights_are_not_made_up(tiny_student, tmp_path):
+def test_missing_weights_are_refused(tiny_student, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_student, folder)
     weights = load_file(folder / "model.safetensors")
@@ -139,7 +139,7 @@ def test_missing_weights_are_not_made_up(tiny_student, tmp_path):
 def test_a_model_without_tokenizer_is_refused(tiny_student, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(tiny_student / name, tmp_path)
-    with pytest.raises(RecipeError, match="no tokenizer that loads"):
+    with pytest.raises(RecipeError, match="no tokenizer that can be loaded"):
         load_tokenizer(locate(str(tmp_path)))
 
 
@@ -151,7 +151,7 @@ def test_quiet_off_a_terminal(tiny_student, capfd, caplog):
     assert caplog.records == []
 
 
-def test_default_dtype_asks_for_native_bfloat16_only(monkeypatch):
+def test_the_default_dtype_is_bfloat16_only_where_it_is_native(monkeypatch):
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
     assert default_dtype("cpu") == torch.float32
@@ -162,7 +162,7 @@ def test_default_dtype_asks_for_native_bfloat16_only(monkeypatch):
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory, tiny_student):
-    """Return a copy of the student whose weights lie in several files."""
+    """Return a copy of the student whose weights are in several files."""
     folder = shutil.copytree(tiny_student, tmp_path_factory.mktemp("sharded") / "model")
     (folder / "model.safetensors").unlink()
     AutoModelForCausalLM.from_pretrained(tiny_student).save_pretrained(folder, max_shard_size="100KB")
@@ -199,17 +199,17 @@ class Runs:
         (lambda f: min(f.glob("*-of-*")).unlink(), r"No such file or directory.*model-00001-of"),
         (
             lambda f: min(f.glob("*-of-*")).write_bytes(b"garbage"),
-            r"cannot be read\nwhy: SafetensorError.*\nfix: fetch",
+            r"cannot be read\nwhy: SafetensorError.*\nfix: download",
         ),
         (lambda f: (f / "model.safetensors.index.json").write_text("{"), "could not be loaded\nwhy: JSONDecodeError"),
-        (lambda f: pickled(f, {"lm_head.weight": Runs()}), "cannot be read\nwhy: of a .bin file nothing but tensors"),
+        (lambda f: pickled(f, {"lm_head.weight": Runs()}), "cannot be read\nwhy: of a .bin file only tensors"),
         (
             lambda f: edited(f, intermediate_size=99),
-            r"other shapes .*mlp\.down_proj\.weight is \[48, 96\], not \[48, 99\]",
+            r"shapes differ .*mlp\.down_proj\.weight is \[48, 96\], not \[48, 99\]",
         ),
     ],
 )
-def test_damaged_weights_end_in_plain_words(spoilt, spoil, message):
+def test_damaged_weights_end_in_a_message(spoilt, spoil, message):
     spoil(spoilt)
     with pytest.raises(RunError, match=message):
         load(spoilt)
@@ -223,14 +223,14 @@ def edited(folder, **values):
 @pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "llama", "num_attention_heads": "two"}'])
 def test_a_damaged_configuration(spoilt, content):
     (spoilt / "config.json").write_text(content)
-    with pytest.raises(RecipeError, match="has no configuration that transformers knows"):
+    with pytest.raises(RecipeError, match="has no configuration that transformers can read"):
         load_config(locate(str(spoilt)))
 
 
 @pytest.mark.parametrize("content", ["{", '{"version": "1.0"}'])
 def test_a_damaged_tokenizer(spoilt, content):
     (spoilt / "tokenizer.json").write_text(content)
-    with pytest.raises(RecipeError, match="has no tokenizer that loads"):
+    with pytest.raises(RecipeError, match="has no tokenizer that can be loaded"):
         load_tokenizer(locate(str(spoilt)))
 
 
@@ -243,15 +243,16 @@ def test_attention(tiny_student, name, runs):
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
-def test_an_unknown_attention_is_refused_with_what_there_is(tiny_student, role):
+def test_an_unknown_attention_is_refused_and_the_supported_ones_are_listed(tiny_student, role):
     with pytest.raises(
-        RecipeError, match=r"`spda` is no attention.*\n.*\nfix: name one of eager, sdpa, flex_att"
+        RecipeError,
+        match=r"cannot use the attention implementation `spda` here\n.*\nfix: choose one of eager, sdpa, flex_att",
     ) as caught:
         load_meta_model(locate(str(tiny_student)), role, "spda")
     assert caught.value.problems[0].path == (role, "attn_implementation")
 
 
-def test_a_models_code_does_not_run_unasked(own_family):
+def test_a_models_code_does_not_run_by_default(own_family):
     folder, ran = own_family
     located = locate(str(folder), path=("teacher", "model"))
     for use in (load_config, lambda located, _: load_weights(located)):
@@ -261,7 +262,7 @@ def test_a_models_code_does_not_run_unasked(own_family):
     assert not ran.exists()
 
 
-def test_a_models_code_runs_where_it_is_asked_for(own_family, tiny_student):
+def test_a_models_code_runs_with_trust_remote_code(own_family, tiny_student):
     folder, ran = own_family
     located = locate(str(folder), trust_remote_code=True)
     model = load_model(
@@ -276,8 +277,8 @@ def test_a_models_code_runs_where_it_is_asked_for(own_family, tiny_student):
     assert locate(str(folder), trust_remote_code=True).sha256 != before  # what runs is part of what a run stood on
 
 
-def test_a_kernel_that_bitsandbytes_does_without_is_not_told(capfd):
-    """It is told as peft is imported, by a logger that has no handler: Python then writes it to stderr."""
+def test_a_missing_kernel_of_bitsandbytes_is_not_logged(capfd):
+    """bitsandbytes logs it when peft is imported, to a logger without handlers: Python then writes it to stderr."""
     ask = "import logging, neoplug.models.quiet\nlog = logging.getLogger('bitsandbytes.backends.cpu.ops').warning\n"
     ask += "log('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'none')\nlog('something else')"
     subprocess.run([sys.executable, "-c", ask], check=True)

@@ -1,4 +1,4 @@
-"""The prepared student: made once for all that it depends on, and no more; loadable by plain transformers."""
+"""The prepared student: made once for each value of what it depends on; plain transformers loads it."""
 
 import json
 import sys
@@ -56,11 +56,11 @@ def norm(located):
     return AutoModelForCausalLM.from_pretrained(located.path).model.norm.weight
 
 
-def test_without_plugins_the_student_is_itself(tiny_student):
+def test_without_plugins_the_student_is_unmodified(tiny_student):
     assert run(tiny_student, {}) == locate(str(tiny_student))
 
 
-def test_the_stored_student_is_whole(tiny_teacher):
+def test_the_stored_student_is_complete(tiny_teacher):
     located = run(tiny_teacher, {"prune_depth": PruneDepth(layers=[0, 3])})
     assert located.kind == "prepared"
     assert located.sha256
@@ -97,7 +97,7 @@ MEASURED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
-def test_a_measured_student_is_shared_by_runs_on_the_same_data(tiny_teacher, name, monkeypatch):
+def test_a_student_prepared_on_data_is_shared_by_runs_on_the_same_data(tiny_teacher, name, monkeypatch):
     data = {
         seed: [
             collate([Document(ids, ids > 0, row=0)]) for ids in np.random.default_rng(seed).integers(0, 384, (3, 20))
@@ -140,7 +140,7 @@ def test_other_options_are_another_student(tiny_teacher):
 
 
 @pytest.mark.parametrize("package", [False, True])
-def test_an_edited_plugin_prepares_anew(tiny_student, tmp_path, package, monkeypatch):
+def test_an_edited_plugin_prepares_the_student_again(tiny_student, tmp_path, package, monkeypatch):
     """Also where a file that it imports was edited, inside one package."""
     source = "from dataclasses import dataclass\nfrom neoplug import hookimpl\n@dataclass(eq=False)\nclass Add:\n"
     source += "    @hookimpl\n    def prepare_student(self, model):\n        model.model.norm.weight.data += {}\n"
@@ -168,13 +168,13 @@ def test_two_plugins_run_in_the_order_of_their_names(tiny_teacher):
     torch.testing.assert_close(model.model.layers[0].state_dict(), whole.model.layers[2].state_dict())
 
 
-def test_what_cannot_be_cut_is_a_mistake_in_the_recipe(tiny_student, home):
+def test_an_option_that_does_not_fit_the_model_is_an_error_in_the_recipe(tiny_student, home):
     with pytest.raises(RecipeError, match="only 2 layers"):
         run(tiny_student, {"prune_depth": PruneDepth(num_hidden_layers=5)})
     assert not [path for path in (home / "students").iterdir() if path.is_dir()]
 
 
-def test_the_record_says_what_made_it(tiny_teacher):
+def test_the_record_holds_what_the_student_was_made_from(tiny_teacher):
     from pathlib import Path
 
     located = run(tiny_teacher, {"prune_depth": PruneDepth(layers=[0, 3])})

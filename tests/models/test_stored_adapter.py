@@ -1,4 +1,4 @@
-"""Stored adapters: what peft stored fits or is refused with the reason, on a skeleton."""
+"""Stored adapters: they fit or are refused with the reason, on the meta device."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ KEY = ("student", "adapter_path")
 
 
 def adapted(folder, **options):
-    """Return a student's skeleton with an adapter."""
+    """Return a student on the meta device with an adapter."""
     return get_peft_model(load_meta_model(locate(str(folder)), "student"), lora(**options))
 
 
@@ -69,18 +69,18 @@ def refusal(model, folder, plugin="lora"):
         ({"modules_to_save": ["norm"]}, "modules_to_save null", "modules_to_save [norm]"),
     ],
 )
-def test_a_difference_is_told_with_both_values(adapter, tiny_student, options, theirs, ours):
+def test_a_difference_is_reported_with_both_values(adapter, tiny_student, options, theirs, ours):
     problem = refusal(adapted(tiny_student, **options), adapter)
     assert f"was made with {theirs}, but `lora` builds {ours}" in problem.what
 
 
-def test_what_says_nothing_of_the_function_may_differ(adapter, tiny_student):
+def test_fields_that_do_not_change_the_function_may_differ(adapter, tiny_student):
     regex = r".*self_attn\.(q|v)_proj"  # the same modules by other words
     model = adapted(tiny_student, lora_dropout=0.3, init_lora_weights="gaussian", target_modules=regex)
     validate_same_adapter(model, locate_adapter(str(adapter)), "lora")
 
 
-def test_an_adapter_on_a_base_that_its_start_changed_is_another(copy, tiny_student):
+def test_an_adapter_whose_initialisation_changed_the_base_differs(copy, tiny_student):
     config = json.loads((copy / "adapter_config.json").read_text())
     (copy / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "pissa"}))
     assert "init_lora_weights pissa" in refusal(adapted(tiny_student), copy).what
@@ -93,11 +93,14 @@ def test_another_method_is_another_plugin(adapter, tiny_student):
     )
     problem = refusal(model, adapter, "ia3")
     assert "peft_type LORA, but `ia3` builds peft_type IA3" in problem.what
-    assert "has no place" in refusal(load_meta_model(locate(str(tiny_student)), "student"), adapter, "full").what
+    assert (
+        "cannot be loaded into what"
+        in refusal(load_meta_model(locate(str(tiny_student)), "student"), adapter, "full").what
+    )
 
 
 def test_a_model_of_another_size(adapter, tiny_teacher):
-    assert "model has no such module" not in (problem := refusal(adapted(tiny_teacher), adapter)).what
+    assert "model has no such weight" not in (problem := refusal(adapted(tiny_teacher), adapter)).what
     assert "weights differ" in problem.what  # it has more layers, too
     skeleton = load_meta_model(locate(str(tiny_teacher)), "teacher")
     with pytest.raises(RecipeError, match="does not fit the model"):
@@ -108,7 +111,7 @@ def test_shapes_are_compared_before_weights_are_loaded(copy, tiny_student):
     weights = load_file(copy / "adapter_model.safetensors")
     name = next(iter(weights))
     save_file(weights | {name: torch.zeros(4, 7)}, copy / "adapter_model.safetensors")
-    assert f"{name} is [4, 7], and the model needs [4, 48]" in refusal(adapted(tiny_student), copy).what
+    assert f"{name} is [4, 7], but the model needs [4, 48]" in refusal(adapted(tiny_student), copy).what
     with pytest.raises(RecipeError, match=r"is \[4, 7\]"):
         validate_adapter_fits(load_meta_model(locate(str(tiny_student)), "teacher"), locate_adapter(str(copy)))
 
@@ -117,8 +120,8 @@ def test_shapes_are_compared_before_weights_are_loaded(copy, tiny_student):
     ("file", "content", "message"),
     [
         ("adapter_model.safetensors", b"\x10\0\0\0\0\0\0\0{", "has weights that cannot be read"),
-        ("adapter_config.json", b"{", "has no adapter_config.json that peft reads"),
-        ("adapter_config.json", b'{"peft_type": "NOVEL"}', "has no adapter_config.json that peft reads"),
+        ("adapter_config.json", b"{", "has no adapter_config.json that peft can read"),
+        ("adapter_config.json", b'{"peft_type": "NOVEL"}', "has no adapter_config.json that peft can read"),
         ("adapter_model.safetensors", None, "its folder has no adapter_model.safetensors"),
         ("adapter_config.json", None, "its folder has no adapter_config.json"),
     ],
@@ -132,7 +135,7 @@ def test_damaged_files(copy, tiny_student, file, content, message):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(RecipeError, match="no folder here, and the hub has no such adapter in reach"):
+    with pytest.raises(RecipeError, match="is not a local folder, and was not found on the hub or in its cache"):
         locate_adapter("nobody/nothing", KEY)
 
 
@@ -165,7 +168,7 @@ def test_the_weights_are_the_stored_ones(adapter, tiny_student):
 
 
 @pytest.mark.filterwarnings("ignore:.*save_embedding_layers", "ignore:.*ensure_weight_tying")
-def test_embeddings_that_peft_stores_beside_an_adapter_are_the_bases(tmp_path, tiny_teacher):
+def test_embeddings_that_peft_stores_with_an_adapter_are_the_bases(tmp_path, tiny_teacher):
     base, options = locate(str(tiny_teacher)), {"target_modules": ["q_proj", "embed_tokens"]}
     trained = get_peft_model(load_weights(base), lora(init_lora_weights=False, **options))
     trained.save_pretrained(tmp_path)
@@ -175,14 +178,14 @@ def test_embeddings_that_peft_stores_beside_an_adapter_are_the_bases(tmp_path, t
         assert torch.equal(student(IDS).logits, trained.eval()(IDS).logits)
     name = "base_model.model.model.embed_tokens.base_layer.weight"
     save_file(stored.weights | {name: stored.weights[name] + 1}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(RecipeError, match=rf"brings {name}, which is not what its base has here"):
+    with pytest.raises(RecipeError, match=rf"holds {name}, which differs from that of the student's base"):
         load_adapter_weights(student, locate_adapter(str(tmp_path), KEY), "lora")
 
 
-def test_another_base_is_told(adapter, tiny_student, tiny_teacher, tmp_path, caplog):
+def test_another_base_is_warned_of(adapter, tiny_student, tiny_teacher, tmp_path, caplog):
     stored, moved = locate_adapter(str(adapter)), shutil.copytree(tiny_student, tmp_path / "moved")
     for base in (tiny_student, moved):
         warn_other_base(stored, locate(str(base)))
     assert not caplog.records
     warn_other_base(stored, locate(str(tiny_teacher)))
-    assert f"was trained on {tiny_student}, and is put on {tiny_teacher}" in caplog.text
+    assert f"was trained on {tiny_student}, but is loaded into {tiny_teacher}" in caplog.text

@@ -1,4 +1,4 @@
-"""Attention inside documents, against untouched models that read each document alone."""
+"""Variable-length attention, compared with unmodified models that read each document alone."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_any_lengths(lengths):
 
 
 @pytest.mark.parametrize("family", ["gemma2", "qwen3"])
-def test_recomputed_activations_keep_documents_apart(family):
+def test_recomputed_activations_isolate_documents(family):
     """Gradient checkpointing calls attention again, during backward."""
     documents = [document(length, seed) for seed, length in enumerate((7, 30, 20))]
     model, own = build(family), build(family)
@@ -73,7 +73,7 @@ def test_recomputed_activations_keep_documents_apart(family):
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama", "mistral"])
-def test_whoever_brings_masks_or_a_cache_sees_the_model_as_it_was(family, tmp_path):
+def test_masks_and_a_cache_are_used_as_before(family, tmp_path):
     model, own = build(family), build(family)
     assert use_varlen(model)
     ids = torch.randint(3, 90, (2, 20), generator=torch.Generator().manual_seed(0))

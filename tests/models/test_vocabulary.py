@@ -8,7 +8,7 @@ from neoplug.models.vocabulary import shared
 
 
 class Words:
-    """As much of a tokenizer as the comparison reads."""
+    """The part of a tokenizer that the comparison reads."""
 
     def __init__(self, tokens):
         self.tokens = dict(tokens)
@@ -31,7 +31,7 @@ def test_one_tokenizer_and_padded_rows_of_either_head():
     assert found.unshared(torch.tensor([[3, 151_665], [151_664, 151_665]])) == [151_665]
 
 
-def test_a_token_of_one_end_is_left_out():
+def test_a_token_of_one_tokenizer_is_left_out():
     found = shared(words(10, extra=10), words(10), 16, 16)
     assert (found.size, found.ids) == (10, None)
     found = shared(words(10), words(10, extra=10), 16, 16)
@@ -69,7 +69,7 @@ def test_one_id_with_two_tokens_is_named():
         shared(words(10, mine=10), words(10, theirs=10), 11, 11)
 
 
-def test_strangers_share_nothing():
+def test_tokenizers_without_a_common_token_are_refused():
     with pytest.raises(RecipeError, match="share no token"):
         shared(Words({"a": 0}), Words({"b": 1}), 2, 2)
 

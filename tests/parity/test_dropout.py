@@ -107,7 +107,7 @@ def test_only_probabilities_of_dropouts_are_touched():
     assert {name for name, value in config.to_dict().items() if value != before[name]} == {
         "attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout"
     }  # fmt: skip
-    dropout.put_back(config, original)
+    dropout.restore(config, original)
     assert config.to_dict() == before
 
 

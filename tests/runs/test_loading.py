@@ -101,7 +101,7 @@ def test_a_quantised_teacher_takes_its_adapter(module_lab, first, tiny_student):
             {"dora": {"r": 4, "target_modules": ["q_proj", "v_proj"]}},
             r"use_dora false, but `dora` builds use_dora true",
         ),
-        ({"full": {}}, "has no place in what `full` trains"),
+        ({"full": {}}, "cannot be loaded into what `full` trains"),
     ],
 )
 def test_an_adapter_of_another_form_is_refused_before_weights_are_loaded(
@@ -138,7 +138,10 @@ def test_a_run_does_not_go_on_from_another_adapter(lab, first):
 def test_an_unknown_attention_is_refused_before_weights_are_loaded(lab, monkeypatch):
     monkeypatch.setattr("neoplug.models.load.load_weights", pytest.fail)
     for role in ("teacher", "student"):
-        with pytest.raises(RecipeError, match=r"recipe\.yaml:\d+:\d+: `spda` is no attention[\s\S]*eager, sdpa"):
+        with pytest.raises(
+            RecipeError,
+            match=r"recipe\.yaml:\d+:\d+: cannot use the attention implementation `spda` here[\s\S]*eager, sdpa",
+        ):
             lab.run("run", **{role: {"attn_implementation": "spda"}})
 
 

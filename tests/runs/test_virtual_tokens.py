@@ -66,9 +66,8 @@ def test_losses_are_those_of_plain_peft(lab, name, packing, tiny_student, tiny_t
     """Documents of unequal length, several in a row, several micro-batches a step."""
     caplog.set_level(logging.INFO, "neoplug")
     run = lab.run("run", adapter={name: {"num_virtual_tokens": TOKENS}}, data={"packing": packing}, train=UNMOVED)
-    assert (
-        f"student: layout padded, each document has a row of its own; not in one row, since the {TOKENS} virtual"
-        in (caplog.text)
+    assert f"student: layout padded, each document has its own row; not in one row, since the {TOKENS} virtual" in (
+        caplog.text
     )
     corpus, documents = read(lab, "run")
     assert len(documents) > 4 if packing else len(documents) == 4
