@@ -1,4 +1,4 @@
-"""`python -m neoplug`: the command line, also for launchers that start modules, as torchrun's `-m`."""
+"""`python -m neoplug`: the command line, also for launchers that start a module (`torchrun -m neoplug`)."""
 
 from neoplug.cli import main
 

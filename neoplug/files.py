@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, content hashes, locks, and where neoplug keeps what it makes once."""
+"""File operations: atomic writes of files and folders, content hashes, locks, and the location of neoplug's cache."""
 
 import errno
 import hashlib
@@ -15,9 +15,9 @@ from typing import Any
 
 from neoplug.errors import DiskError
 
-PARTIAL = ".partial"  # how the name of a half-written sibling ends; after a kill it may stay behind
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what a disk says that takes no more
-PROBE = 16_384  # bytes that a disk with room takes
+PARTIAL = ".partial"  # suffix of incomplete files and folders; they remain after a process was killed
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # errors of a disk that accepts no more data
+PROBE = 16_384  # bytes written to test whether a disk accepts data
 
 
 def cache_root() -> Path:
@@ -32,20 +32,20 @@ def cache_root() -> Path:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` (text as UTF-8) so that `path` holds either the old bytes or all of the new ones.
+    """Write `content` (text as UTF-8) so that `path` holds either its old content or all of the new.
 
-    Raises DiskError where the disk does not take it.
+    Raises DiskError where it cannot be written.
     """
-    with _place_told(path):
+    with _folder_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
     partial = Path(name)
     try:
-        with full_disk_told(path), os.fdopen(handle, "wb") as file:
+        with disk_errors(path), os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        partial.chmod(_default_mode())  # mkstemp gives 0600: a result should be as readable as any other file
+        partial.chmod(_default_mode())  # mkstemp sets 0600; results have the default mode
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -55,17 +55,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
-    """Yield an empty sibling folder that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yield an empty temporary folder that is renamed to `path` at the end of the block, or removed after an error.
 
-    Raises FileExistsError where `path` exists already: a finished folder is never overwritten; DiskError where the
-    disk does not take it.
+    Raises FileExistsError where `path` exists, since a folder is never overwritten; DiskError where it cannot be
+    written.
     """
     _validate_absent(path)
-    with _place_told(path):
+    with _folder_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
     try:
-        with full_disk_told(path):
+        with disk_errors(path):
             yield partial
             _sync_tree(partial)
         partial.chmod(_default_mode() | 0o111 & ~_umask())
@@ -78,8 +78,8 @@ def folder_atomically(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def full_disk_told(path: Path) -> Iterator[None]:
-    """Raise DiskError where the disk takes no more of `path`, whatever a library makes of that; other errors pass."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise DiskError in place of any error that a full or read-only disk caused; other errors are raised unchanged."""
     try:
         yield
     except Exception as error:
@@ -89,15 +89,15 @@ def full_disk_told(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _place_told(path: Path) -> Iterator[None]:
+def _folder_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DiskError(path, f"{path.parent} takes no file ({error.strerror})") from error
+        raise DiskError(path, f"no file can be created in {path.parent} ({error.strerror})") from error
 
 
 def _refusal(folder: Path) -> str:
-    """Return why `folder` takes no file at this moment; nothing where it does."""
+    """Return why no file can be written to `folder` at this moment; an empty string where one can."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(PROBE))
@@ -107,13 +107,13 @@ def _refusal(folder: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors says it as Rust does
-    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    match = re.search(r"\(os error (\d+)\)", str(error))  # the form of Rust's errors, which safetensors raises
+    number = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
     return os.strerror(number) if number and number in REFUSALS else ""
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what processes that were killed left unfinished anywhere below `folder`; nobody may be writing there."""
+    """Remove incomplete files and folders of killed processes below `folder`; no process may be writing there."""
     for partial in list(folder.rglob(f".*{PARTIAL}")):
         if partial.is_dir():
             shutil.rmtree(partial)
@@ -128,14 +128,14 @@ def sha256_of(path: Path) -> str:
 
 
 def content_hash(value: Any) -> str:
-    """Return the sha256 of `value` as canonical JSON: the order of maps does not matter. Refuses NaN (ValueError)."""
+    """Return the sha256 of `value` as canonical JSON, independent of the order of keys. Raises ValueError for NaN."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`.lock, waiting for other processes; the operating system frees it when one dies."""
+    """Hold the lock file `path`.lock; wait while another process holds it. It is released when its process ends."""
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,8 +144,8 @@ def lock(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def held(file: Path) -> Iterator[None]:
-    """Hold the lock file `file`, and remove it at the end; the operating system frees it when a process dies.
+def exclusive_lock(file: Path) -> Iterator[None]:
+    """Hold the lock file `file`, and remove it at the end. It is released when its process ends.
 
     Raises BlockingIOError at once where another process holds it.
     """
@@ -159,7 +159,7 @@ def held(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no open file
+        with suppress(OSError):  # Windows cannot remove an open file
             file.unlink()
         guard.release()
 
@@ -187,8 +187,8 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or folder to disk, so that a rename never outlives what it names."""
-    if sys.platform == "win32" and path.is_dir():  # Windows opens no folders
+    """Flush a file or folder to disk, so that after a crash a renamed file has its content."""
+    if sys.platform == "win32" and path.is_dir():  # Windows cannot open a folder
         return
     handle = os.open(path, os.O_RDONLY)
     try:

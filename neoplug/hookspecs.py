@@ -1,15 +1,15 @@
-"""The run in pseudocode, each hook at its place; then the hooks, in call order.
+"""Hook specifications: a run in pseudocode with each hook at its place, then the hooks in call order.
 
     recipe = read(RECIPE, overrides)
     check(recipe)                                                   before anything is loaded
     rows = tokenise(recipe.data);  train, held_out = split(rows)
     student = load in full precision
-    prepare_student(student, batches, rng)                          pruning; stored once, then loaded like any model
+    prepare_student(student, batches, rng)                          pruning; cached, then loaded like any model
     for role in teacher, student:
         model = load(**load_kwargs(role))                           quantisation
         after_load(model, role)
-    before = evaluate(student);  on_evaluate(...)                   the fixed ruler and the probes
-    model = add_adapter(student, batches, total_steps, rng)         only what it adds is trainable
+    before = evaluate(student);  on_evaluate(...)                   evaluation metrics and probes
+    model = add_adapter(student, batches, total_steps, rng)         everything else is frozen
     optimizer = make_optimizer(param_groups(model, learning_rate), model)
     for step in range(max_steps):
         for batch in the step's micro-batches:
@@ -18,19 +18,19 @@
                 token_loss(student, teacher, labels, progress)      or token_gradient, where the loss has a closed form
                 token_weight(student, teacher, labels, position, progress)    times loss and gradient of each token
         divide by the step's answer tokens
-        penalty(model, progress)                                    added as it is, once a step
+        penalty(model, progress)                                    added to the loss, once a step
         clip, optimizer.step()
         on_step_end(step, progress, model, metrics, name)
         every eval_steps: on_evaluate(...);  every save_steps: on_save(model, path), state_dict()
     after = evaluate(model)
     base_weights(model);  save_adapter(model, path);  on_train_end(model, result)
-    later, `neoplug export`: merge_adapter(model)
+    merge_adapter(model)                                            in `neoplug export`, after the run
 
-A plugin is a dataclass whose fields are its options; a method with a hook's name and `@hookimpl` answers that hook, and
-may take any subset of the hook's arguments. Plugins are called in the order of their names.
+A plugin is a dataclass whose fields are its options; a method with a hook's name and `@hookimpl` implements that hook
+and takes any subset of the hook's arguments, by name. Plugins are called in the order of their names.
 
-N answer tokens of one chunk, V shared vocabulary. `model` is the transformers (or peft) module itself, head in place.
-`rng` is a torch.Generator on the CPU seeded by (seed, plugin name): one more plugin shifts no other plugin's stream.
+N answer tokens of one chunk, V shared vocabulary. `model` is the transformers (or peft) module, head in place. `rng`
+is a torch.Generator on the CPU, seeded by (seed, plugin name), so that one plugin's draws do not change another's.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ hookimpl = pluggy.HookimplMarker("neoplug")
 Role = Literal["teacher", "student"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Which hooks make a plugin fit for a section: it must implement at least one of these.
+# Recipe section -> hooks, of which a plugin named in the section must implement at least one.
 HOOKS_OF_SECTION: dict[str, tuple[str, ...]] = {
     "load": ("load_kwargs", "after_load"),
     "prepare": ("prepare_student",),
@@ -70,7 +70,7 @@ HOOKS_OF_SECTION: dict[str, tuple[str, ...]] = {
 
 
 def answers(rule: Literal["all", "each loss", "exactly one", "at most one"]) -> Callable[[Function], Function]:
-    """State as data how many plugins may answer a hook; registry, command line and docs read it."""
+    """Record how many plugins may implement a hook; the registry, the command line and the docs read it."""
 
     def mark(function: Function) -> Function:
         function.answers = rule  # type: ignore[attr-defined]
@@ -82,10 +82,12 @@ def answers(rule: Literal["all", "each loss", "exactly one", "at most one"]) -> 
 @hookspec
 @answers("all")
 def check(recipe: Recipe) -> list[Problem]:
-    """Say what this plugin cannot stand on. Called once, before any model or file is touched; import no torch here.
+    """Return the problems of using this plugin in this recipe. Called once, before models or data are read.
 
-    recipe   the typed recipe, not yours to change; `recipe.student.load` is a map plugin name -> options, and so on
-    returns  problems (an empty list is fine); `Problem.path`, as ("adapter", "pissa"), becomes the line in the recipe
+    Importing torch here makes every command that checks a recipe slower.
+
+    recipe   the typed recipe, read-only; `recipe.student.load` is a map plugin name -> options, and so on
+    returns  problems, or an empty list; `Problem.path`, as ("adapter", "pissa"), gives the line in the recipe
     """
     raise NotImplementedError
 
@@ -93,11 +95,11 @@ def check(recipe: Recipe) -> list[Problem]:
 @hookspec
 @answers("all")
 def prepare_student(model: PreTrainedModel, batches: Iterable[Batch] | None, rng: Generator) -> None:
-    """Change the bare student in place, in float32 on the CPU: pruning. The result is stored under its content hash.
+    """Change the student in place before it is trained, for example by pruning. The result is cached by content hash.
 
-    batches  training micro-batches in the recipe's order, as many as you care to draw; None under `plan` and where a
-             run rehearses it before weights are loaded: the model is on the meta device then
-    Update `model.config` with what you change: the stored model is loaded by it.
+    model    in float32 on the CPU; on the meta device in `plan` and in the dry run that precedes loading. Update
+             `model.config` with what changes, since the stored model is loaded with it
+    batches  iterator of training micro-batches in the recipe's order; None on the meta device
     """
     raise NotImplementedError
 
@@ -105,9 +107,9 @@ def prepare_student(model: PreTrainedModel, batches: Iterable[Batch] | None, rng
 @hookspec
 @answers("all")
 def load_kwargs(role: Role) -> dict[str, Any]:
-    """Return keyword arguments for `from_pretrained`. The same key from two plugins is an error.
+    """Return keyword arguments for `from_pretrained`. The same argument from two plugins is an error.
 
-    Called for the model whose `load` section names the plugin; `role` says whose that is.
+    role  of the model whose `load` section names the plugin
     """
     raise NotImplementedError
 
@@ -115,10 +117,12 @@ def load_kwargs(role: Role) -> dict[str, Any]:
 @hookspec
 @answers("all")
 def after_load(model: PreTrainedModel, role: Role) -> None:
-    """Change a loaded model in place: k-bit preparation, workarounds. `load` plugins see their own model, others both.
+    """Change a loaded model in place, for example to prepare it for k-bit training.
 
-    model  frozen and on its device, before any adapter
-    role   whose it is
+    A plugin in a `load` section is called for that section's model, any other plugin for both models.
+
+    model  frozen and on its device, without adapter
+    role   of the model
     """
     raise NotImplementedError
 
@@ -128,13 +132,13 @@ def after_load(model: PreTrainedModel, role: Role) -> None:
 def add_adapter(
     model: PreTrainedModel, batches: Iterable[Batch] | None, total_steps: int, rng: Generator
 ) -> torch.nn.Module:
-    """Add the adapter and return the model that trains; what has `requires_grad` afterwards is what trains.
+    """Add the adapter and return the model to train: its trainable parameters are those with `requires_grad`.
 
-    model        all of it frozen; on the meta device, and `batches` None, under `plan` and where a run rehearses it
-    batches      training micro-batches in the recipe's order, as many as you care to draw; also None where `export`
-                 rebuilds an adapter that is no peft before it loads its trained weights
+    model        frozen; on the meta device in `plan` and in the dry run that precedes loading
+    batches      iterator of training micro-batches in the recipe's order; None on the meta device, and where `export`
+                 rebuilds an adapter without peft before it loads the trained weights
     total_steps  optimizer steps of the whole run
-    returns      a module called as the model is called; neoplug casts what is trainable to float32
+    returns      a module with the model's call signature; neoplug casts trainable parameters to float32
     """
     raise NotImplementedError
 
@@ -144,8 +148,8 @@ def add_adapter(
 def param_groups(model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
     """Return torch optimizer groups (`params`, `lr`, ...) that cover each trainable parameter exactly once.
 
-    model          as `add_adapter` left it
-    learning_rate  the recipe's, the base of all groups' `lr`
+    model          returned by `add_adapter`
+    learning_rate  of the recipe, the base of all groups' `lr`
     """
     raise NotImplementedError
 
@@ -155,9 +159,9 @@ def param_groups(model: torch.nn.Module, learning_rate: float) -> list[dict[str,
 def make_optimizer(groups: list[dict[str, Any]], model: torch.nn.Module) -> torch.optim.Optimizer:
     """Return a torch optimizer over `groups`.
 
-    groups  each has `params` and `lr`; together all that trains
-    model   as `add_adapter` left it, to tell what a parameter is; on the meta device under `plan` and where a run
-            rehearses it before weights are loaded
+    groups  each has `params` and `lr`; together they hold all trainable parameters
+    model   returned by `add_adapter`, for the names and modules of parameters; on the meta device in `plan` and in the
+            dry run that precedes loading
     """
     raise NotImplementedError
 
@@ -165,12 +169,12 @@ def make_optimizer(groups: list[dict[str, Any]], model: torch.nn.Module) -> torc
 @hookspec
 @answers("all")
 def edit_batch(batch: Batch, progress: float, rng: Generator) -> None:
-    """Change a training micro-batch in place, on the CPU, before teacher and student see it.
+    """Change a training micro-batch in place, on the CPU, before the forward passes of teacher and student.
 
-    batch     see neoplug.data.batch.Batch: `labels` [N] may be rewritten; shortening `positions`, `labels` and `rows`
-              together drops answer tokens from the objective
+    batch     a `neoplug.Batch`: `labels` [N] may be rewritten; shortening `positions`, `labels` and `rows` together
+              drops answer tokens from the objective
     progress  0.0 at the first optimizer step, 1.0 at the last
-    rng       depends on the seed, this plugin's name, the step and the micro-batch: a resumed run draws the same
+    rng       seeded by (seed, plugin name, step, micro-batch), so a resumed run draws the same numbers
     """
     raise NotImplementedError
 
@@ -178,13 +182,13 @@ def edit_batch(batch: Batch, progress: float, rng: Generator) -> None:
 @hookspec
 @answers("each loss")
 def token_loss(student: Tensor, teacher: Tensor, labels: Tensor, progress: float) -> Tensor:
-    """Say what each token costs. Called for each chunk of answer tokens, many times a step.
+    """Return the loss of each token. Called for each chunk of answer tokens, several times a step.
 
-    student   [N, V] float32 log-probabilities at temperature 1; carries the gradient
-    teacher   [N, V] float32 log-probabilities; no gradient; not yours to change
-    labels    [N] int64; masked positions never arrive
+    student   [N, V] float32 log-probabilities at temperature 1, with gradient
+    teacher   [N, V] float32 log-probabilities without gradient, read-only
+    labels    [N] int64; masked positions are already removed
     progress  0.0 at the first optimizer step, 1.0 at the last
-    returns   [N] float32 nats, finite. No mean, mask, shift or weight: the loop does these, once for all losses
+    returns   [N] float32 nats, finite, without mean, mask, shift or weight: the loop applies these to all losses alike
     """
     raise NotImplementedError
 
@@ -192,7 +196,9 @@ def token_loss(student: Tensor, teacher: Tensor, labels: Tensor, progress: float
 @hookspec
 @answers("each loss")
 def token_gradient(student: Tensor, teacher: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-    """Optional, beside `token_loss`: the loss and its closed-form gradient. No autograd runs here.
+    """Return the loss of each token and its closed-form gradient. Optional next to `token_loss`; faster than autograd.
+
+    Called under `torch.no_grad`.
 
     student, teacher, labels, progress   as for `token_loss`, but without gradient
     returns   [N] the loss and [N, V] its gradient with respect to the student's *logits* (not log-probabilities)
@@ -203,16 +209,17 @@ def token_gradient(student: Tensor, teacher: Tensor, labels: Tensor, progress: f
 @hookspec
 @answers("all")
 def token_weight(student: Tensor, teacher: Tensor, labels: Tensor, position: Tensor, progress: float) -> Tensor:
-    """Say how much each answer token counts. Several answers are multiplied; no autograd runs here.
+    """Return the weight of each answer token. Weights of several plugins are multiplied; `torch.no_grad` is on.
 
-    Weights multiply each token's loss and gradient, of all losses alike. The loop still divides by the number of answer
-    tokens, so weights whose mean is not 1 also change the step; `loss` and `losses` of the metrics are weighted so.
+    A weight multiplies the loss and gradient of its token, for all losses alike. The loop still divides by the number
+    of answer tokens, so weights whose mean is not 1 change the size of the step; `loss` and `losses` of the metrics are
+    weighted.
 
-    student, teacher, labels, progress   as for `token_loss`, but without gradient, and not yours to change
-    position  [N] int64, 0 for the first token of its answer. An answer is a run of answer tokens with none between that
-              is not scored: an assistant's turn with what ends it, or under `train_on: all` the document. Treatments
-              that drop or rewrite labels shift nothing; a window of a long document counts from its own first
-    returns   [N] float32, finite and at least 0: others end the run at the next log line
+    student, teacher, labels, progress   as for `token_loss`, but without gradient and read-only
+    position  [N] int64, 0 for the first token of its answer. An answer is a maximal run of answer tokens: an
+              assistant's turn with its end token, or with `train_on: all` the document. Dropping or rewriting labels
+              does not change positions; those of a window of a long document start at the window
+    returns   [N] float32, finite and at least 0; any other value ends the run at the next log line
     """
     raise NotImplementedError
 
@@ -220,9 +227,9 @@ def token_weight(student: Tensor, teacher: Tensor, labels: Tensor, position: Ten
 @hookspec
 @answers("all")
 def penalty(model: torch.nn.Module, progress: float) -> Tensor:
-    """Return a scalar added to the objective once an optimizer step, with gradient; logged apart from `loss`.
+    """Return a scalar, with gradient, that is added to the loss once an optimizer step; logged separately from `loss`.
 
-    model     as `add_adapter` left it
+    model     returned by `add_adapter`
     progress  0.0 at the first optimizer step, 1.0 at the last
     """
     raise NotImplementedError
@@ -233,15 +240,16 @@ def penalty(model: torch.nn.Module, progress: float) -> Tensor:
 def on_step_end(
     step: int, progress: float, model: torch.nn.Module, metrics: dict[str, Any], name: str
 ) -> dict[str, Any] | None:
-    """Act after the optimizer step. Gradients are still there.
+    """Called after each optimizer step, before gradients are set to zero.
 
     step      1 after the first optimizer step
-    progress  what this step's losses saw: 0.0 at the first optimizer step, 1.0 at the last
+    progress  that of this step's losses: 0.0 at the first optimizer step, 1.0 at the last
+    model     returned by `add_adapter`
     metrics   of this step: `step`, `counts` [2] int64 (answer tokens, tokens), `sums` [K] float32 nats summed over
               answer tokens in the order of the losses' names, `losses` {name: nats per answer token}, `grad_norm`,
-              `penalty`; tensors on the device where they were computed: to read one on the host synchronises
-    name      what the recipe calls this plugin: a loss finds itself in `losses` by it
-    returns   more metrics for this step's line (numbers or scalar tensors), or None
+              `penalty`; tensors are on the device that computed them, and reading one on the host synchronises
+    name      of this plugin in the recipe, which is a loss's key in `losses`
+    returns   further metrics for this step's line (numbers or scalar tensors), or None
     """
     raise NotImplementedError
 
@@ -255,19 +263,18 @@ def on_evaluate(
     predict: Callable[[torch.nn.Module, Batch], Iterator[tuple[Tensor, Tensor]]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
-    """Measure the model on held-out text or your own; the answer stands in results as `probes.NAME`.
+    """Evaluate the model on held-out text or on other data; the result is stored as `probes.NAME`.
 
-    Runs in evaluation mode, without gradients. Before training it is called once more with the teacher as `model`, for
-    the result's `teacher.probes`: so measure `model`, and leave the teacher alone unless you compare the two.
+    Called in evaluation mode, without gradients. Before training it is called once more with the teacher as `model`,
+    for `teacher.probes` of the result: evaluate `model`, and use `teacher` only to compare the two.
 
-    model, teacher  the modules themselves, heads in place; teacher is None where the recipe has none, and where the
-                    teacher itself is the model
-    batches         held-out batches on the device; iterate as often as you like
-    predict         predict(model, batch) yields (log-probabilities [n, V] float32, labels [n]) chunk by chunk over the
-                    batch's answer tokens, in order: the vocabulary is never whole. The batch may be your own, made by
-                    `neoplug.data.batch.collate`; V is what teacher and student share
-    tokenizer       the student's; what both know has the same ids in both
-    returns         JSON-ready numbers, lists and maps
+    model, teacher  the modules, heads in place; teacher is None where the recipe has none or the teacher is `model`
+    batches         held-out batches on the device; may be iterated over several times
+    predict         predict(model, batch) yields (log-probabilities [n, V] float32, labels [n]) for each chunk of the
+                    batch's answer tokens, in order. The batch may come from `neoplug.collate`; V is the vocabulary that
+                    teacher and student share
+    tokenizer       of the student; a shared token has the same id in the teacher
+    returns         numbers, lists and maps that JSON can hold
     """
     raise NotImplementedError
 
@@ -275,11 +282,12 @@ def on_evaluate(
 @hookspec
 @answers("at most one")
 def base_weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Return what the adapter stands on where no file of an adapter turns that back into the student as it came.
+    """Return the base weights of an adapter that changed them, where the adapter's files cannot restore the original.
 
-    The run then ships it as `student/`, beside the adapter. Called on the main process, once, at the end.
+    The run stores them as `student/`, next to the adapter. Called once, at the end, on the main process.
 
-    returns  all weights of the bare student, by its own names; not copies: neoplug writes them and changes none
+    model    the trained model
+    returns  all weights of the student without adapter, by its own names, without copying: neoplug only reads them
     """
     raise NotImplementedError
 
@@ -287,9 +295,9 @@ def base_weights(model: torch.nn.Module) -> dict[str, Tensor]:
 @hookspec
 @answers("at most one")
 def save_adapter(model: torch.nn.Module, path: Path) -> None:
-    """Write the adapter to the existing folder `path` in a form that the original base can be loaded with.
+    """Write the adapter to the existing folder `path`, in files that can be loaded on the original base.
 
-    Without an answer neoplug writes peft's own files, or for a model that is no PeftModel the whole model.
+    Without this hook neoplug writes peft's files, or the whole model where it is not a PeftModel.
     """
     raise NotImplementedError
 
@@ -297,19 +305,28 @@ def save_adapter(model: torch.nn.Module, path: Path) -> None:
 @hookspec
 @answers("at most one")
 def merge_adapter(model: torch.nn.Module) -> PreTrainedModel:
-    """Return a plain transformers model that computes what `model` computes. Without an answer: peft's own merge."""
+    """Return a plain transformers model equivalent to `model`. Without this hook neoplug uses peft's merge."""
     raise NotImplementedError
 
 
 @hookspec
 @answers("all")
 def on_save(model: torch.nn.Module, path: Path) -> None:
-    """Write files of your own into a checkpoint; `path` is renamed into place afterwards. Main process only."""
+    """Write further files into the checkpoint folder `path`, which is renamed into place afterwards.
+
+    Called on the main process.
+
+    model  the model in training
+    """
     raise NotImplementedError
 
 
 @hookspec
 @answers("all")
 def on_train_end(model: torch.nn.Module, result: dict[str, Any]) -> None:
-    """See the result before it is written; add keys of your own, change none. Called on every rank."""
+    """Read the result before it is written, and add keys; existing keys must not change. Called on every rank.
+
+    model   the trained model
+    result  what result.json will hold
+    """
     raise NotImplementedError

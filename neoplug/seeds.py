@@ -1,4 +1,4 @@
-"""Random streams by name: each is a function of (seed, names), so nobody's draws shift anybody else's."""
+"""Named random streams: each is a function of (seed, names), so that draws of one do not change another."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *names: object) -> int:
-    """Return a seed of 63 bits for the stream called `names` of a run with `seed`.
+    """Return a seed of 63 bits for the stream `names` of a run with `seed`.
 
-    A plugin in a file, `./parts/noise.py:Noise`, counts as `noise.py:Noise`: the same from wherever the recipe is run.
+    Of a path in a name only the last part is used, so that a plugin in a file has the same stream in any folder.
     """
     text = "/".join(str(name).rpartition("/")[2] for name in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *names: object) -> Generator:
-    """Return a torch generator on the CPU for the stream called `names`."""
+    """Return a torch generator on the CPU for the stream `names`."""
     import torch
 
     return torch.Generator().manual_seed(derive(seed, *names))

@@ -1,7 +1,7 @@
-"""The command line: a file a command. Torch and transformers are imported only when a command needs them.
+"""The command line, one module for each command; torch and transformers are imported only by commands that need them.
 
-Imported by `__main__` and the console script. Does not belong here: what a command computes (the rooms below), only how
-it is asked for and shown.
+Imported by `__main__` and the console script. Does not belong here: what a command computes (the layers below); modules
+here parse arguments and print.
 """
 
 import io
@@ -18,8 +18,8 @@ from neoplug import __version__
 from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
 from neoplug.errors import NeoplugError, UsageError
 
-PATIENCE = 20.0  # seconds for a machine's first process to find what is wrong as well
-UNLIMITED = 1_000_000  # columns of a help text that goes into a pipe: nothing is wrapped or cut there
+WAIT = 20.0  # seconds in which a machine's first process finds the same error
+UNLIMITED = 1_000_000  # columns of a help text that is not on a terminal, where nothing is wrapped or cut
 app = typer.Typer(
     name="neoplug",
     help="Distil language models with parameter-efficient adapters: a run is a recipe, variants are plugins.",
@@ -51,7 +51,7 @@ for command in COMMANDS:
 def neoplug(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
-    traceback: bool = typer.Option(False, "--traceback", help="Show the traceback of what goes wrong."),
+    traceback: bool = typer.Option(False, "--traceback", help="Show the traceback of an error."),
 ) -> None:
     """Distil language models with parameter-efficient adapters: a run is a recipe, variants are plugins."""
     context.ensure_object(dict)["traceback"] = traceback
@@ -61,29 +61,30 @@ def neoplug(
 
 
 def main() -> None:
-    """Run the command line; what people got wrong ends in a message and an exit code, not in a traceback."""
+    """Run the command line; an expected error ends it with a message and an exit code, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a run's text must not fail on a terminal without Unicode
-    # GNU OpenMP's threads spin while they wait: beside one other busy process that made a forward 4 times slower.
+            stream.reconfigure(errors="backslashreplace")  # printing must not fail where stdout has no Unicode
+    # Threads of GNU OpenMP spin while they wait: with one other busy process, that made a forward pass 4 times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    wishes = {"traceback": False}
+    options = {"traceback": False}
     unwrapped = {} if sys.stdout.isatty() else {"terminal_width": UNLIMITED}
     try:
-        app(prog_name="neoplug", obj=wishes, **unwrapped)
+        app(prog_name="neoplug", obj=options, **unwrapped)
     except NeoplugError as error:
-        if wishes["traceback"]:
+        if options["traceback"]:
             print_exception(error)
-        let_the_first_tell(error)
+        wait_for_first_process(error)
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
         print(error.shown(columns), file=sys.stderr)
         sys.exit(error.exit_code)
 
 
-def let_the_first_tell(error: NeoplugError) -> None:
-    """Wait, unless this is a machine's first process: what all were asked alike it tells, and torchrun ends the others.
+def wait_for_first_process(error: NeoplugError) -> None:
+    """Wait after a usage error, except in a machine's first process, so that this one reports it.
 
-    An end of one's own would let torchrun end the first before it has spoken. Who is still here has other trouble.
+    All processes find the same usage error. torchrun ends all of them when one exits, which could be before the first
+    has printed its message. A process that is not ended while it waits had another error.
     """
     if isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(PATIENCE)
+        time.sleep(WAIT)

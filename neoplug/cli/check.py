@@ -1,4 +1,4 @@
-"""`neoplug check`: what holds of a plugin, and the smallest example where something does not."""
+"""`neoplug check`: verify a plugin's class, hooks and options, and test the properties of losses and token weights."""
 
 import inspect
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from neoplug.testing import Finding
 
-HELD = ("token_loss", "token_gradient", "token_weight")  # the hooks for which there are properties
+TESTED = ("token_loss", "token_gradient", "token_weight")  # hooks with properties in neoplug.testing
 
 
 def check(
@@ -37,10 +37,10 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a plugin, and hold a loss to what holds for every loss.
+    """Check a plugin; test the properties of a loss or a token weight.
 
-    Builds it from its options, says which hooks it answers, and shows the smallest example of each property that a loss
-    or a token weight does not have: then it exits with 1.
+    Builds it from its options, lists the hooks that it implements, and shows the smallest example that breaks a
+    property of losses or token weights; the exit code is then 1.
     """
     from neoplug.registry import SPECS, answered
 
@@ -50,14 +50,14 @@ def check(
         "plugin": plugin,
         "options": {name: json_ready(getattr(built, name)) for name in options_of(built)},
         "hooks": hooks,
-        "sections": fitting(hooks),
+        "sections": sections_of(hooks),
         "properties": findings(built, hooks),
-        "not_checked": [hook for hook in hooks if hook not in HELD],
+        "not_checked": [hook for hook in hooks if hook not in TESTED],
     }
     if as_json:
         say(json.dumps(report, indent=2, allow_nan=False))
     else:
-        show(report)
+        print_report(report)
     if any(one["verdict"] == "does not hold" for one in report["properties"]):
         raise typer.Exit(1)
 
@@ -66,7 +66,7 @@ def build(name: str, written: Sequence[str]) -> Any:
     """Build a plugin from options written KEY=VALUE.
 
     Raises:
-        RecipeError: there is none of that name, it cannot be imported, its class is no plugin, its options are wrong.
+        RecipeError: the plugin is unknown or cannot be imported, its class is not a plugin, or its options are invalid.
     """
     from neoplug import registry
     from neoplug.registry import options
@@ -74,7 +74,7 @@ def build(name: str, written: Sequence[str]) -> Any:
     cls = registry.find(name, Path.cwd()).load()
     problems = registry.class_problems(cls)
     hooks = registry.answered(cls) if not problems else {}
-    if not problems and not fitting(list(hooks)):
+    if not problems and not sections_of(list(hooks)):
         what = f"{', '.join(hooks)}, but no hook" if hooks else "no hook"
         problems = [Problem(f"{cls.__qualname__} answers {what} of any section", fix="write one, marked @hookimpl")]
     if "token_loss" in hooks:
@@ -84,15 +84,15 @@ def build(name: str, written: Sequence[str]) -> Any:
     return options.build(cls, values(written))
 
 
-def fitting(hooks: Sequence[str]) -> list[str]:
-    """Return the sections that a plugin with these hooks may stand in."""
+def sections_of(hooks: Sequence[str]) -> list[str]:
+    """Return the recipe sections that accept a plugin with these hooks."""
     from neoplug.hookspecs import HOOKS_OF_SECTION
 
     return [section for section, wanted in HOOKS_OF_SECTION.items() if set(wanted) & set(hooks)]
 
 
 def values(written: Sequence[str]) -> dict[str, Any]:
-    """Read options written KEY=VALUE, the value as in a recipe. Raises RecipeError with all that cannot be read."""
+    """Read options written KEY=VALUE, the value as in a recipe. Raises RecipeError with all invalid ones."""
     from neoplug.recipe.marks import Source, read
 
     found: dict[str, Any] = {}
@@ -100,7 +100,7 @@ def values(written: Sequence[str]) -> dict[str, Any]:
     for number, text in enumerate(written, start=1):
         key, equals, value = text.partition("=")
         if not (key.isidentifier() and equals and value.strip()):
-            problems.append(Problem(f"`{text}` is no option", fix="an option is written key=value"))
+            problems.append(Problem(f"`{text}` is not an option", fix="an option is written key=value"))
             continue
         found[key], tree = read(Source(value, "option", Path.cwd(), f"{key}=", number))
         problems += tree.problems
@@ -110,7 +110,7 @@ def values(written: Sequence[str]) -> dict[str, Any]:
 
 
 def place(cls: type, what: str) -> Mark | None:
-    """Return the line of the method that a problem names, else of the class; None where there is no source."""
+    """Return the line of the method that a problem names, else of the class; None without source code."""
     method = re.match(rf"{re.escape(cls.__qualname__)}\.(\w+)", what)
     try:
         wanted = inspect.getattr_static(cls, method[1]) if method else cls
@@ -119,10 +119,10 @@ def place(cls: type, what: str) -> Mark | None:
         file = inspect.getsourcefile(wanted)
     except (TypeError, OSError, AttributeError):
         return None
-    ahead = next(number for number, line in enumerate(lines) if re.match(r"\s*(def|class|async) ", line))
-    text = lines[ahead].rstrip()
+    offset = next(number for number, line in enumerate(lines) if re.match(r"\s*(def|class|async) ", line))
+    text = lines[offset].rstrip()
     column = len(text) - len(text.lstrip())
-    return Mark(str(file), first + ahead, column + 1, len(text) - column, text)
+    return Mark(str(file), first + offset, column + 1, len(text) - column, text)
 
 
 def options_of(built: Any) -> Iterator[str]:
@@ -133,12 +133,12 @@ def options_of(built: Any) -> Iterator[str]:
 
 
 def findings(built: Any, hooks: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what became of each property of a loss or a token weight. Raises UsageError without hypothesis."""
-    if not set(HELD) & set(hooks):
+    """Return the finding of each property of a loss or a token weight. Raises UsageError without hypothesis."""
+    if not set(TESTED) & set(hooks):
         return []
     if find_spec("hypothesis") is None:
         raise UsageError(
-            "properties are tried by hypothesis, which is not installed\nfix: pip install 'neoplug[check]'"
+            "testing properties needs hypothesis, which is not installed\nfix: pip install 'neoplug[check]'"
         )
     from neoplug.testing import LOSS, TOKEN_WEIGHT, examine
 
@@ -148,21 +148,21 @@ def findings(built: Any, hooks: Sequence[str]) -> list[dict[str, Any]]:
             kit.exemptions(built)
     except (TypeError, ValueError) as error:
         raise RecipeError([Problem(str(error), mark=place(type(built), ""))]) from error
-    return [{"of": kit.kind, **told(finding)} for kit in kits for finding in examine(built, kit)]
+    return [{"of": kit.kind, **as_json_map(finding)} for kit in kits for finding in examine(built, kit)]
 
 
-def told(finding: "Finding") -> dict[str, Any]:
-    """Return a finding as JSON holds it."""
-    told: dict[str, Any] = {name: getattr(finding, name) for name in ("name", "title", "verdict", "why", "at")}
+def as_json_map(finding: "Finding") -> dict[str, Any]:
+    """Return a finding as a map for JSON."""
+    entry: dict[str, Any] = {name: getattr(finding, name) for name in ("name", "title", "verdict", "why", "at")}
     numbers = {"found": finding.found, "expected": finding.expected}
     if (example := finding.example) is not None:
         given = {"student": example.student, "teacher": example.teacher, "labels": example.labels}
-        told["example"] = {name: plain(tensor) for name, tensor in given.items()} | {"progress": example.progress}
-    return told | {name: plain(tensor) for name, tensor in numbers.items() if tensor is not None}
+        entry["example"] = {name: plain(tensor) for name, tensor in given.items()} | {"progress": example.progress}
+    return entry | {name: plain(tensor) for name, tensor in numbers.items() if tensor is not None}
 
 
 def plain(tensor: "Tensor") -> Any:
-    """Return a tensor as lists of numbers of six digits; what JSON cannot hold is text."""
+    """Return a tensor as lists of numbers of six digits; infinities and NaN become text."""
 
     def item(value: Any) -> Any:
         if isinstance(value, list):
@@ -176,31 +176,31 @@ def plain(tensor: "Tensor") -> Any:
     return item(tensor.tolist())
 
 
-def show(report: dict[str, Any]) -> None:
-    """Print what was found, a line a property."""
+def print_report(report: dict[str, Any]) -> None:
+    """Print a report, one line for each property."""
     options = [f"{name}={json.dumps(value)}" for name, value in report["options"].items()]
     say("  ".join([report["plugin"], *options]))
-    say(f"answers {', '.join(report['hooks'])}; fits under {', '.join(report['sections'])}")
+    say(f"implements {', '.join(report['hooks'])}; fits under {', '.join(report['sections'])}")
     for kind, of_kind in groupby(report["properties"], itemgetter("of")):
-        heading(f"what holds for every {kind}")
+        heading(f"properties of every {kind}")
         properties = list(of_kind)
-        lines = columns([[f"  {one['verdict']}", one["name"], said(one)] for one in properties])
+        lines = columns([[f"  {one['verdict']}", one["name"], explanation(one)] for one in properties])
         for line, one in zip(lines, properties, strict=True):
             say(printable(line))
-            show_example(one)
+            print_example(one)
     if report["not_checked"]:
         heading("not checked")
-        say(f"  what it does in {', '.join(report['not_checked'])}; a run of two steps shows whether it works at all")
+        say(f"  its behaviour in {', '.join(report['not_checked'])}; run a recipe with it for two steps")
 
 
-def said(one: dict[str, Any]) -> str:
-    """Return what a line says of a property: what it is, or why it was not asked."""
-    words = {"exempt": f"on purpose: {one['why']}", "not tried": one["why"]}
-    return str(words.get(one["verdict"], one["title"]))
+def explanation(one: dict[str, Any]) -> str:
+    """Return a property's title, or why it was not tested."""
+    reasons = {"exempt": f"on purpose: {one['why']}", "not tried": one["why"]}
+    return str(reasons.get(one["verdict"], one["title"]))
 
 
-def show_example(one: dict[str, Any]) -> None:
-    """Print how a property does not hold, the smallest example below it."""
+def print_example(one: dict[str, Any]) -> None:
+    """Print how a property fails, and the smallest example that breaks it."""
     if one["verdict"] != "does not hold":
         return
     say(printable(f"    {one['why']}"))

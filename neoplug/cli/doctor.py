@@ -1,4 +1,4 @@
-"""`neoplug doctor`: what is installed here, and what of it works."""
+"""`neoplug doctor`: installed versions, the machine, and which features work."""
 
 import json
 from typing import Any
@@ -8,30 +8,30 @@ from neoplug.cli.screen import heading, say, size, table
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Show versions and devices, and try what works here."""
+    """Show versions and devices, and test which features work on this machine."""
     from neoplug.environment.doctor import examine
 
-    found = examine()
+    report = examine()
     if as_json:
-        say(json.dumps(found, indent=2))
+        say(json.dumps(report, indent=2))
     else:
-        show(found)
+        print_report(report)
 
 
-def show(found: dict[str, Any]) -> None:
-    """Print what was found."""
+def print_report(report: dict[str, Any]) -> None:
+    """Print what `examine` returned."""
     heading("versions")
-    table([[f"  {name}", version or "not installed"] for name, version in found["versions"].items()])
+    table([[f"  {name}", version or "not installed"] for name, version in report["versions"].items()])
     heading("machine")
-    table([[f"  {name}", value] for name, value in machine(found)])
+    table([[f"  {name}", value] for name, value in machine(report)])
     heading("what works")
-    table([[f"  {name}", "yes" if trial["ok"] else "no", trial["note"]] for name, trial in found["works"].items()])
+    table([[f"  {name}", "yes" if trial["ok"] else "no", trial["note"]] for name, trial in report["works"].items()])
 
 
-def machine(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return name and value of each part; a part that could not be asked is the reason why."""
+def machine(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return name and value of each part; of a part that could not be read, the value is the reason."""
     rows = []
-    hardware = found["hardware"]
+    hardware = report["hardware"]
     if isinstance(hardware, dict):
         memory = hardware["memory_bytes"]
         rows = [
@@ -42,6 +42,6 @@ def machine(found: dict[str, Any]) -> list[tuple[str, str]]:
         ]
     else:
         rows = [("hardware", str(hardware))]
-    named = found["devices"]
-    rows.append(("devices", ", ".join(named) if isinstance(named, list) else str(named)))
-    return [*rows, ("cache", str(found["cache"]))]
+    devices = report["devices"]
+    rows.append(("devices", ", ".join(devices) if isinstance(devices, list) else str(devices)))
+    return [*rows, ("cache", str(report["cache"]))]

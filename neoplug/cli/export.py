@@ -1,4 +1,4 @@
-"""`neoplug export`: a run becomes a model that needs neither neoplug nor peft, or a LoRA that others read."""
+"""`neoplug export`: write a run's student as a plain transformers model, or as a LoRA for peft, vLLM and llama.cpp."""
 
 import shlex
 from enum import StrEnum
@@ -22,27 +22,28 @@ class Dtype(StrEnum):
 def export(
     run: Annotated[Path, typer.Argument(help="The run's directory.", metavar="RUN")],
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.", metavar="OUT")],
-    dtype: Annotated[
-        Dtype, typer.Option(help="How the weights are stored; what is below float32 rounds.")
-    ] = Dtype.float32,
+    dtype: Annotated[Dtype, typer.Option(help="The dtype of the weights; 16-bit types round them.")] = Dtype.float32,
     lora: Annotated[
-        bool, typer.Option("--lora", help="Write the change of the base alone, as a plain LoRA, not a whole model.")
+        bool,
+        typer.Option("--lora", help="Write only the change of the base, as a plain LoRA, not a whole model."),
     ] = False,
     rank: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="R", help="The LoRA's rank; by default the smallest that is exact, if that saves anything."
+            min=1,
+            metavar="R",
+            help="The LoRA's rank; by default the smallest exact one, if that is smaller than the weights.",
         ),
     ] = None,
-    gguf: Annotated[bool, typer.Option("--gguf", help="Beside the LoRA, write it as llama.cpp reads it.")] = False,
+    gguf: Annotated[bool, typer.Option("--gguf", help="Also write the LoRA in llama.cpp's format.")] = False,
 ) -> None:
     """Write a run's student as a standalone model, or as a plain LoRA.
 
     The adapter is merged in float32 into the stored weights; plain transformers loads the result, tokenizer and all.
-    With --lora, peft, vLLM and llama.cpp (--gguf) load what was changed, whatever adapter changed it.
+    With --lora the change of any adapter is written as a LoRA for peft, vLLM and llama.cpp (--gguf).
     """
     if not lora and (rank or gguf):
-        raise UsageError(f"`--{'rank' if rank else 'gguf'}` says how a LoRA is written\nfix: add --lora")
+        raise UsageError(f"`--{'rank' if rank else 'gguf'}` applies only to a LoRA\nfix: add --lora")
     if lora:
         _as_lora(run, out, str(dtype), rank, gguf)
     else:
@@ -60,14 +61,14 @@ def _merged(run: Path, out: Path, dtype: str) -> None:
 
 def _as_lora(run: Path, out: Path, dtype: str, rank: int | None, gguf: bool) -> None:
     from neoplug.export.lora import export_lora
-    from neoplug.export.peft_files import limit_for_vllm, told
+    from neoplug.export.peft_files import describe, limit_for_vllm
 
-    found = export_lora(run, out, dtype, rank, gguf)
-    say(f"{out}: {_size(out)}, {dtype}, rank {found.rank} in each of {len(found.layers)} layers")
-    say(told(found))
+    fidelity = export_lora(run, out, dtype, rank, gguf)
+    say(f"{out}: {_size(out)}, {dtype}, rank {fidelity.rank} in each of {len(fidelity.layers)} layers")
+    say(describe(fidelity))
     say(f"load it on its base: peft.AutoPeftModelForCausalLM.from_pretrained({str(out)!r})")
-    limit = limit_for_vllm(found.rank)
-    say(f"vLLM: --enable-lora --max-lora-rank {limit}" if limit else f"vLLM takes no rank of {found.rank}")
+    limit = limit_for_vllm(fidelity.rank)
+    say(f"vLLM: --enable-lora --max-lora-rank {limit}" if limit else f"vLLM does not support rank {fidelity.rank}")
     if gguf:
         say(f"llama.cpp: --lora {shlex.quote(str(out / 'adapter.gguf'))}")
 

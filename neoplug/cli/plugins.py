@@ -1,4 +1,4 @@
-"""`neoplug plugins`: what is installed, and what one plugin takes and answers."""
+"""`neoplug plugins`: list installed plugins, or show one plugin's options, hooks and documentation."""
 
 import dataclasses
 import inspect
@@ -32,7 +32,7 @@ def plugins(
     section: Annotated[
         str | None,
         typer.Option(
-            help=f"List what fits a section ({', '.join(hookspecs.HOOKS_OF_SECTION)}); this imports the plugins.",
+            help=f"List the plugins for a section ({', '.join(hookspecs.HOOKS_OF_SECTION)}); this imports the plugins.",
             metavar="SECTION",
             show_default=False,
         ),
@@ -53,9 +53,9 @@ def plugins(
     if matrix:
         show_matrix(name, as_json)
     elif name is not None:
-        show(described(name), as_json)
+        print_plugin(describe(name), as_json)
     else:
-        entries = installed() if section is None else list(fitting(section))
+        entries = installed() if section is None else list(plugins_of(section))
         rows = [{key: getattr(entry, key) for key in HEADER} for entry in entries]
         if as_json:
             say(json.dumps(rows, indent=2))
@@ -63,14 +63,14 @@ def plugins(
             table([[str(row[key]) for key in HEADER] for row in rows], header=HEADER)
 
 
-def fitting(section: str) -> Iterator["Entry"]:
-    """Yield the plugins that answer one of a section's hooks; one that cannot be imported is named on stderr."""
+def plugins_of(section: str) -> Iterator["Entry"]:
+    """Yield the plugins that implement a hook of a section; one that cannot be imported is reported on stderr."""
     from neoplug.registry import answered, installed
 
     sections = hookspecs.HOOKS_OF_SECTION
     if section not in sections:
         known = ", ".join(sections)
-        raise UsageError(f"no section is called {section}{did_you_mean(section, list(sections))}\nfix: one of {known}")
+        raise UsageError(f"there is no section {section}{did_you_mean(section, list(sections))}\nfix: one of {known}")
     for entry in installed():
         try:
             answers = answered(entry.load())
@@ -81,11 +81,11 @@ def fitting(section: str) -> Iterator["Entry"]:
             yield entry
 
 
-def described(name: str) -> dict[str, Any]:
-    """Return all that is known of one plugin.
+def describe(name: str) -> dict[str, Any]:
+    """Return a plugin's package, sections, options, hooks, docstring and source file.
 
     Raises:
-        RecipeError: there is none of that name, or it cannot be imported.
+        RecipeError: the plugin is unknown, or cannot be imported.
     """
     from neoplug.registry import SPECS, answered, find
 
@@ -104,7 +104,7 @@ def described(name: str) -> dict[str, Any]:
 
 
 def options(plugin: type) -> Iterator[dict[str, Any]]:
-    """Yield name, type and default of each option; a default of a kind that JSON lacks is its text."""
+    """Yield name, type and default of each option; a default that JSON cannot hold is its `repr`."""
     if not dataclasses.is_dataclass(plugin):
         return
     for field in dataclasses.fields(plugin):
@@ -119,13 +119,13 @@ def options(plugin: type) -> Iterator[dict[str, Any]]:
 
 
 def type_name(annotation: Any) -> str:
-    """Return a type as one writes it."""
+    """Return a type as it is written in an annotation."""
     plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
     return annotation.__name__ if plain else str(annotation).replace("typing.", "")
 
 
 def json_ready(value: Any) -> Any:
-    """Return the value, or its text where JSON cannot hold it."""
+    """Return the value, or its `repr` where JSON cannot hold it."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
@@ -134,22 +134,22 @@ def json_ready(value: Any) -> Any:
 
 
 def docstring(plugin: type) -> str:
-    """Return what a plugin says of itself: the module's docstring, then the class's own."""
+    """Return a plugin's documentation: the docstring of its module, then that of its class."""
     module = inspect.getdoc(sys.modules.get(plugin.__module__)) or ""
     own = inspect.cleandoc(plugin.__doc__ or "")
-    written = not own.startswith(f"{plugin.__name__}(")  # a dataclass without one gets its signature
+    written = not own.startswith(f"{plugin.__name__}(")  # the docstring that dataclasses generate is the signature
     return "\n\n".join(filter(None, [module, own if written else ""]))
 
 
 def source(plugin: type) -> str | None:
-    """Return the file that a class stands in; None where it has none."""
+    """Return the file that defines a class; None without one."""
     try:
         return inspect.getsourcefile(plugin)
     except (TypeError, OSError):
         return None
 
 
-def show(plugin: dict[str, Any], as_json: bool) -> None:
+def print_plugin(plugin: dict[str, Any], as_json: bool) -> None:
     """Print one plugin."""
     if as_json:
         say(json.dumps(plugin, indent=2))
@@ -160,12 +160,12 @@ def show(plugin: dict[str, Any], as_json: bool) -> None:
     heading("options")
     table([[f"  {option['name']}", option["type"], default(option)] for option in plugin["options"]] or [["  none"]])
     heading("hooks")
-    table([[f"  {hook}", f"answered by {rule}"] for hook, rule in plugin["hooks"].items()] or [["  none"]])
+    table([[f"  {hook}", f"implemented by {rule}"] for hook, rule in plugin["hooks"].items()] or [["  none"]])
     if plugin["docstring"]:
-        heading("what it is")
+        heading("description")
         say(plugin["docstring"])
 
 
 def default(option: dict[str, Any]) -> str:
-    """Return an option's default in words."""
+    """Return an option's default as text."""
     return f"default {json.dumps(option['default'])}" if "default" in option else "required"

@@ -1,4 +1,4 @@
-"""`neoplug push`: a run goes to the Hugging Face hub."""
+"""`neoplug push`: upload a run to the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +10,13 @@ from neoplug.cli.screen import say
 
 def push(
     run: Annotated[Path, typer.Argument(help="The run's directory.", metavar="RUN")],
-    repository: Annotated[str, typer.Argument(help="user/name; made where there is none.", metavar="REPO")],
+    repository: Annotated[str, typer.Argument(help="user/name; created where it does not exist.", metavar="REPO")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
     """Push a finished run to the Hugging Face hub.
 
-    One commit holds the adapter (or the model), the prepared student under it, the model card, recipe, lock, result and
-    metrics. HF_TOKEN or hf auth login gives the token, HF_ENDPOINT another hub.
+    One commit holds the adapter (or the model), the prepared student that it needs, the model card, recipe, lock,
+    result and metrics. The token is that of HF_TOKEN or `hf auth login`; HF_ENDPOINT selects another hub.
     """
     from neoplug.export.hub import push as upload
 

@@ -1,4 +1,4 @@
-"""`neoplug recipes`: what is shipped, to run by name or to copy and change."""
+"""`neoplug recipes`: list, print or copy the shipped recipes."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +24,7 @@ def recipes(
             raise UsageError("--copy needs the name of a recipe\nfix: neoplug recipes NAME --copy FILE")
         table([(key, description(text)) for key, text in shipped.items()])
     elif name not in shipped:
-        what = f"no shipped recipe is called {name}{did_you_mean(name, list(shipped))}"
+        what = f"there is no shipped recipe {name}{did_you_mean(name, list(shipped))}"
         raise UsageError(f"{what}\nfix: one of {', '.join(shipped)}")
     elif copy is None:
         say(shipped[name].rstrip("\n"))
@@ -42,13 +42,13 @@ def texts() -> dict[str, str]:
 
 
 def description(text: str) -> str:
-    """Return the first comment line of a recipe, or nothing where it does not begin with one."""
+    """Return the first line of a recipe where it is a comment, else an empty string."""
     first = text.lstrip().partition("\n")[0]
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
 def write(text: str, target: Path) -> None:
-    """Write a new file; one that exists is refused by the system itself, so nobody is overwritten in between."""
+    """Write a new file; opening it in exclusive mode makes sure that no existing file is overwritten."""
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)

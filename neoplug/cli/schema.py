@@ -1,4 +1,4 @@
-"""`neoplug schema`: what an editor needs to complete and check recipes."""
+"""`neoplug schema`: print the JSON schema with which an editor completes and checks recipes."""
 
 import json
 

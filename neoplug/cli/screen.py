@@ -1,4 +1,4 @@
-"""What stands on the screen: rich on a terminal; anywhere else plain lines, never wrapped, cut or coloured."""
+"""Output to stdout: with rich on a terminal; elsewhere plain lines, never wrapped, cut or coloured."""
 
 import re
 import sys
@@ -13,24 +13,24 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newlin
 
 
 def is_terminal() -> bool:
-    """Say whether somebody reads stdout as it is written."""
+    """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
 def console() -> "Console":
-    """Return rich's console on stdout; only for a terminal."""
+    """Return a console of rich on stdout; for terminals only."""
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True)
 
 
 def say(text: str = "") -> None:
-    """Print a line and let it through at once: a pipe should see it when it happens."""
+    """Print a line and flush stdout, so that a pipe receives it at once."""
     print(text, flush=True)
 
 
 def printable(text: str) -> str:
-    """Return text that somebody else wrote with its control characters as \\x1b: it may not steer the terminal."""
+    """Return untrusted text with control characters escaped, as \\x1b, so that it cannot control the terminal."""
     return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
@@ -44,7 +44,7 @@ def heading(text: str) -> None:
 
 
 def table(rows: Sequence[Cells], *, header: Cells = (), numbers: bool = False) -> None:
-    """Print rows in columns; with `numbers` all columns but the first stand to the right."""
+    """Print rows in columns; with `numbers` all columns but the first are right-aligned."""
     for number, line in enumerate(columns([header, *rows] if header else rows, numbers=numbers)):
         if header and number == 0 and is_terminal():
             console().print(line, style="bold", markup=False)
@@ -53,7 +53,7 @@ def table(rows: Sequence[Cells], *, header: Cells = (), numbers: bool = False) -
 
 
 def columns(rows: Sequence[Cells], *, numbers: bool = False) -> list[str]:
-    """Align cells by spaces; the last column is as long as it is."""
+    """Return the rows as lines with cells aligned by spaces; the last column is not padded."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -65,7 +65,7 @@ def columns(rows: Sequence[Cells], *, numbers: bool = False) -> list[str]:
 
 
 def size(count: float) -> str:
-    """Return a number of bytes as people read it: 1.4 GB."""
+    """Return a number of bytes with a decimal unit, as 1.4 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

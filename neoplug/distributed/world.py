@@ -1,4 +1,4 @@
-"""The world a run lives in: its ranks, its device, and sums over ranks. accelerate does the work."""
+"""The processes of a run: rank, device, gradient averaging and collective operations, by accelerate."""
 
 import os
 from collections.abc import Iterator
@@ -18,39 +18,39 @@ LAUNCH = "fix: start several processes with `torchrun --nproc-per-node N -m neop
 
 
 class World:
-    """All processes of a run; the main one writes.
+    """The processes of a run, from the view of one of them.
 
-    device  where the student trains; None is the accelerator's choice
+    device  device of the student; None: accelerate chooses
 
     Raises:
-        RunError: the launcher promised more processes than came together.
+        RunError: the number of processes is not the one that the launcher set.
     """
 
     def __init__(self, device: str | None = None) -> None:
-        if "WORLD_SIZE" not in os.environ:  # an earlier run of this process may have chosen another device
+        if "WORLD_SIZE" not in os.environ:  # an earlier run in this process may have used another device
             AcceleratorState._reset_state(reset_partial_state=True)
         try:
-            # The core casts by itself, so whatever a launcher's configuration says of precision must not.
+            # neoplug applies autocast itself, so the precision of a launcher's configuration must not apply.
             self.accelerator = Accelerator(cpu=device == "cpu" or not _has_gpu(), mixed_precision="no")
-        except ValueError as error:  # a launcher's variables, but not all of them
+        except ValueError as error:  # only some of a launcher's variables are set
             raise RunError(f"this process cannot join the others: {error}\n{LAUNCH}") from error
         self.rank = self.accelerator.process_index
         self.size = self.accelerator.num_processes
         self.device = torch.device(device) if device else self.accelerator.device
         self.is_main = self.accelerator.is_main_process
-        promised = int(os.environ.get("WORLD_SIZE", "1"))
-        if promised != self.size:
+        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        if expected != self.size:
             raise RunError(
-                f"the launcher promised {promised} processes, but this one runs in a world of {self.size}\n" + LAUNCH
+                f"the launcher set WORLD_SIZE to {expected}, but this process is one of {self.size}\n" + LAUNCH
             )
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Return the module with gradients averaged over ranks in its backward; a lone process needs no wrapper."""
+        """Return the module, wrapped so that backward averages gradients over ranks; unwrapped in a single process."""
         return module if self.size == 1 else self.accelerator.prepare_model(module)
 
     @contextmanager
     def accumulating(self, module: nn.Module, last: bool) -> Iterator[None]:
-        """Keep gradients local until the last micro-batch of a step."""
+        """Skip the averaging of gradients, except for the last micro-batch of a step."""
         if last or self.size == 1:
             yield
         else:
@@ -62,27 +62,27 @@ class World:
         return tensor if self.size == 1 else self.accelerator.reduce(tensor, "sum")
 
     def gather(self, values: list[Value]) -> list[Value]:
-        """Return the values of all ranks, in the order of ranks."""
+        """Return the concatenated values of all ranks, in the order of ranks."""
         return values if self.size == 1 else gather_object(values)
 
     def agree(self, value: Value) -> Value:
-        """Return what the main process says, on every rank."""
-        said = [value]
+        """Return the main process's `value` on every rank."""
+        values = [value]
         if self.size > 1:
-            broadcast_object_list(said)
-        return said[0]
+            broadcast_object_list(values)
+        return values[0]
 
     def end(self) -> None:
-        """Take leave of the other ranks."""
+        """Leave the process group."""
         if self.size > 1:
             self.accelerator.end_training()
 
     def wait(self) -> None:
-        """Wait until all ranks are here."""
+        """Wait until all ranks reach this point."""
         self.accelerator.wait_for_everyone()
 
 
 def _has_gpu() -> bool:
-    """Tell whether there is a GPU that knows float64: an Apple GPU does not, so a Mac trains on its CPU."""
+    """Return whether there is a GPU with float64; Apple GPUs have none, so a Mac trains on its CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator is not None and accelerator.type != "mps"

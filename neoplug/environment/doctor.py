@@ -1,4 +1,4 @@
-"""What works on this machine: each thing is tried, none is believed, and whatever fails is an answer."""
+"""Checks of what works on this machine: each feature is run, and a failure is part of the report."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 
 def examine() -> dict[str, Any]:
-    """Return `versions`, `hardware`, `devices`, `cache` (the folder) and `works`: name -> {ok, note}. Never raises."""
+    """Return `versions`, `hardware`, `devices`, `cache` (the folder) and `works`: name -> {ok, note}.
+
+    Errors become text of the report; none is raised.
+    """
     return {
         "versions": versions(),
-        "hardware": _asked(hardware),
-        "devices": _asked(devices),
-        "cache": _asked(lambda: str(cache_root())),
-        "works": {name: _tried(trial) for name, trial in TRIALS.items()},
+        "hardware": _value_or_reason(hardware),
+        "devices": _value_or_reason(devices),
+        "cache": _value_or_reason(lambda: str(cache_root())),
+        "works": {name: _run_trial(trial) for name, trial in TRIALS.items()},
     }
 
 
@@ -31,21 +34,21 @@ def devices() -> list[str]:
     """Return the devices that torch can compute on here."""
     import torch
 
-    found = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
-        found.append("mps")
-    return [*found, "cpu"]
+        names.append("mps")
+    return [*names, "cpu"]
 
 
-def _asked(question: Callable[[], Any]) -> Any:
+def _value_or_reason(function: Callable[[], Any]) -> Any:
     try:
-        return question()
+        return function()
     except Exception as error:
         return _reason(error)
 
 
-def _tried(trial: Callable[[], str]) -> dict[str, Any]:
-    """Run a trial: it returns a note, or raises where the thing does not work."""
+def _run_trial(trial: Callable[[], str]) -> dict[str, Any]:
+    """Run a trial, which returns a note, or raises where the feature does not work."""
     try:
         return {"ok": True, "note": trial()}
     except Exception as error:
@@ -54,11 +57,11 @@ def _tried(trial: Callable[[], str]) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return text if isinstance(error, _Broken) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, _Failure) else f"{type(error).__name__}: {text}"
 
 
-class _Broken(Exception):
-    """Something ran and was wrong, or is missing."""
+class _Failure(Exception):
+    """A feature that is missing or gives a wrong result."""
 
 
 def _device() -> torch.device:
@@ -76,7 +79,7 @@ def _bf16() -> str:
     left, right = torch.randn(2, 64, 64, device=_device())
     exact, rounded = left @ right, (left.bfloat16() @ right.bfloat16()).float()
     if not torch.allclose(exact, rounded, atol=0.5):
-        raise _Broken(f"a bfloat16 product on {_device()} is off by {(exact - rounded).abs().max():.2g}")
+        raise _Failure(f"a bfloat16 product on {_device()} is off by {(exact - rounded).abs().max():.2g}")
     native = default_dtype(_device()) == torch.bfloat16
     return (
         f"native on {_device()}" if native else f"emulated on {_device()}: correct but slow, so float32 is the default"
@@ -84,7 +87,7 @@ def _bf16() -> str:
 
 
 def _bitsandbytes() -> str:
-    """Compare a 4-bit layer with its own dequantised weight, forward and backward, after an evaluation as in a run."""
+    """Compare a 4-bit layer with its dequantised weight, forward and backward, after an evaluation as in a run."""
     import bitsandbytes
     import torch
 
@@ -98,9 +101,9 @@ def _bitsandbytes() -> str:
     (gradient,) = torch.autograd.grad(outputs.square().sum(), inputs)
     expected = inputs @ weight.T
     if not torch.allclose(outputs, expected, atol=0.05):
-        raise _Broken(f"a 4-bit layer on {_device()} is off by {(outputs - expected).abs().max():.2g}")
+        raise _Failure(f"a 4-bit layer on {_device()} is off by {(outputs - expected).abs().max():.2g}")
     if not torch.allclose(gradient, 2 * expected @ weight, atol=0.1):
-        raise _Broken(f"a 4-bit layer on {_device()} gives a wrong gradient")
+        raise _Failure(f"a 4-bit layer on {_device()} gives a wrong gradient")
     return f"4-bit forward and backward agree with the dequantised weight on {_device()}"
 
 
@@ -111,7 +114,7 @@ def _sdpa() -> str:
     mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     scores = (query @ key.mT / 8**0.5).masked_fill(~torch.ones(16, 16, device=_device()).tril().bool(), -torch.inf)
     if not torch.allclose(mixed, scores.softmax(-1) @ value, atol=1e-2):
-        raise _Broken(f"attention on {_device()} differs from its definition")
+        raise _Failure(f"attention on {_device()} differs from its definition")
     return f"agrees with its definition on {_device()}"
 
 
@@ -119,13 +122,13 @@ def _flash_attention() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        raise _Broken("needs a CUDA device; sdpa is used instead")
+        raise _Failure("needs a CUDA device; sdpa is used instead")
     if importlib.util.find_spec("flash_attn") is None:
-        raise _Broken("the package flash_attn is not installed; sdpa is used instead")
+        raise _Failure("the package flash_attn is not installed; sdpa is used instead")
     attention = importlib.import_module("flash_attn").flash_attn_func
     heads = torch.randn(1, 16, 2, 64, device="cuda", dtype=torch.bfloat16)
     if not attention(heads, heads, heads, causal=True).isfinite().all():
-        raise _Broken("flash_attn returns what is not finite")
+        raise _Failure("flash_attn returns values that are not finite")
     return "runs on cuda"
 
 
@@ -133,16 +136,16 @@ def _compile() -> str:
     import torch
 
     if not callable(getattr(torch, "compile", None)):
-        raise _Broken("this torch has no torch.compile")
+        raise _Failure("this torch has no torch.compile")
     if torch.cuda.is_available():
         if importlib.util.find_spec("triton") is None:
-            raise _Broken("triton is not installed, which it needs on CUDA")
+            raise _Failure("triton is not installed, which it needs on CUDA")
         return "present, with triton"
     compiler = (
         shutil.which("cl" if sys.platform == "win32" else "c++") or shutil.which("g++") or shutil.which("clang++")
     )
     if compiler is None:
-        raise _Broken("no C++ compiler is installed, which it needs on a CPU")
+        raise _Failure("no C++ compiler is installed, which it needs on a CPU")
     return f"present, with {compiler}"
 
 

@@ -1,4 +1,4 @@
-"""Data types that models compute in: by name, and the default of a device."""
+"""Data types of model weights and computation: by name, and the default of a device."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_dtype(name: str | None, device: torch.device | str) -> torch.dtype:
-    """Return the dtype of that name; where none is named, the device's default."""
+    """Return the torch dtype called `name` (a key of DTYPES); the device's default where `name` is None."""
     return DTYPES[name] if name else default_dtype(device)
 
 

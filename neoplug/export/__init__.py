@@ -1,4 +1,4 @@
-"""What leaves a finished run: a merged model, a plain LoRA for peft, vLLM and llama.cpp, an upload to the hub.
+"""Export of finished runs: merged models, plain LoRAs for peft, vLLM and llama.cpp, uploads to the hub.
 
-Imported by `cli` alone. Does not belong here: what a run writes about itself (`runs.artifacts`).
+Imported by `cli` alone. Does not belong here: the files that a run writes itself (`runs.artifacts`).
 """

@@ -1,4 +1,4 @@
-"""A finished run goes to the Hugging Face hub: what it trained, the base that it made, and what made both."""
+"""Upload of finished runs to the Hugging Face hub: adapter or model, prepared base, card, recipe, lock and results."""
 
 import json
 import shutil
@@ -13,13 +13,13 @@ from neoplug.runs.model_card import card, nameless
 
 
 def push(run: Path, repository: str, *, private: bool = False) -> str:
-    """Push the finished run `run` to `repository` ("user/name") as one commit, and return its address.
+    """Upload the finished run `run` to `repository` ("user/name") as one commit; return the repository's URL.
 
-    The repository is made where there is none; huggingface_hub finds the token (`hf auth login`, or HF_TOKEN).
+    The repository is created where it does not exist; huggingface_hub finds the token (`hf auth login`, or HF_TOKEN).
 
     Raises:
-        UsageError: `run` is no finished run, or `repository` is no name of one.
-        RunError: the hub refused.
+        UsageError: `run` is not a finished run, or `repository` is not a valid name.
+        RunError: the upload failed.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
@@ -32,10 +32,10 @@ def push(run: Path, repository: str, *, private: bool = False) -> str:
             api.create_repo(repository, private=private, exist_ok=True)
             commit = api.upload_folder(folder_path=folder, repo_id=repository, commit_message=f"neoplug: {run.name}")
     except HFValidationError as error:
-        raise UsageError(f"{repository} is no name of a repository: {error}\nfix: user/name") from error
+        raise UsageError(f"{repository} is not the name of a repository: {error}\nfix: write user/name") from error
     except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:  # also: offline, no connection
         raise RunError(
-            f"the hub did not take {run}: {type(error).__name__}: {str(error).strip()}\nfix: {_fix(error)}"
+            f"the upload of {run} failed: {type(error).__name__}: {str(error).strip()}\nfix: {_fix(error)}"
         ) from error
     return str(commit.repo_url)
 
@@ -44,8 +44,8 @@ def _fix(error: Exception) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     if isinstance(error, LocalTokenNotFoundError | HfHubHTTPError):
-        return "`hf auth login` stores a token; it must be allowed to write there"
-    return "look at the network, and at HF_HUB_OFFLINE and HF_ENDPOINT; nothing of the run is lost"
+        return "store a token with `hf auth login`; it needs write access to the repository"
+    return "check the network, HF_HUB_OFFLINE and HF_ENDPOINT; the run is unchanged"
 
 
 def finished(run: Path) -> RunDir:
@@ -57,15 +57,15 @@ def finished(run: Path) -> RunDir:
 
 
 def stage(run: RunDir, folder: Path, repository: str) -> None:
-    """Lay out in `folder` what is pushed: the model, or the adapter; card, recipe, lock, result and metrics.
+    """Write the files to upload to `folder`: the model or the adapter, card, recipe, lock, result and metrics.
 
-    An adapter with a base of its own does not stand at the root: transformers would take it for part of that base.
+    An adapter whose base is uploaded too is in a subfolder, since transformers would load it with that base.
     """
     result = run.result or {}
     if run.adapter.is_dir() and run.student.is_dir():
         shutil.copytree(run.adapter, folder / "adapter", ignore=shutil.ignore_patterns("README.md"))
         shutil.copytree(run.student, folder / "student")
-        _name_base(folder / "adapter" / "adapter_config.json", repository)
+        _set_base(folder / "adapter" / "adapter_config.json", repository)
     else:
         shutil.copytree(run.adapter if run.adapter.is_dir() else run.model, folder, dirs_exist_ok=True)
     (folder / "README.md").write_text(card(run, result, repository), encoding="utf-8")
@@ -75,8 +75,8 @@ def stage(run: RunDir, folder: Path, repository: str) -> None:
     shutil.copy(run.path / "metrics.jsonl", folder)
 
 
-def _name_base(config: Path, repository: str) -> None:
-    """Let peft's adapter say where its base lies now: beside it, under student/."""
+def _set_base(config: Path, repository: str) -> None:
+    """Set the base in a peft configuration to `repository`, where it is uploaded as student/."""
     if not config.is_file():
         return
     values: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A run's change of its base as a plain LoRA: whatever trained it, peft, vLLM and llama.cpp read it."""
+"""Export of the change of a run's base as a plain LoRA for peft, vLLM and llama.cpp, whatever adapter was trained."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from neoplug.environment.dtypes import DTYPES
 from neoplug.export.gguf_lora import validate_targets, write_gguf
-from neoplug.export.low_rank import Fidelity, Product, affordable, changed_layers, decompose, fidelity
+from neoplug.export.low_rank import Fidelity, Product, changed_layers, decompose, fidelity, largest_saving_rank
 from neoplug.export.merge import finished, standalone, unquantised
 from neoplug.export.peft_files import write_folder
 from neoplug.files import folder_atomically
@@ -14,24 +14,24 @@ from neoplug.models.load import load_config
 from neoplug.runs.directory import RunDir
 from neoplug.runs.saved_student import base_of
 
-log = logging.getLogger("neoplug")
+logger = logging.getLogger(__name__)
 
-USUAL_RANK = 16  # where the change has no low rank, and its adapter names none
+DEFAULT_RANK = 16  # where the change has no low rank, and its adapter's configuration no rank
 
 
 def export_lora(run: Path, out: Path, dtype: str = "float32", rank: int | None = None, gguf: bool = False) -> Fidelity:
-    """Write what the finished run `run` changed in its base to the new folder `out`, as a LoRA in peft's own files.
+    """Write the change of the finished run `run` to the new folder `out`, as a LoRA in peft's format.
 
-    The change is the difference of the merged and the stored weights in float32, so any adapter that can be merged is
-    exported: exactly where the change has low rank, else by its largest components.
+    The change is the difference between the merged and the stored weights in float32, so any adapter that can be merged
+    can be exported: exactly where the change has low rank, else by its largest components.
 
-    dtype  how the matrices are stored: float32, bfloat16 or float16
-    rank   the rank of all layers; None: the smallest that loses nothing but rounding, where the LoRA is then no larger
-           than the weights that it changes; else the adapter's own `r`, or 16
-    gguf   write adapter.gguf too
+    dtype  of the matrices: float32, bfloat16 or float16
+    rank   of all layers; None: the smallest that is exact up to rounding, where the LoRA is then no larger than the
+           weights that it changes; else the `r` of the adapter, or 16
+    gguf   also write adapter.gguf
 
-    Raises UsageError where `out` exists, `run` is no finished run, its base is not what it was, its adapter cannot be
-    merged, or it changed more than linear layers; returns how well the LoRA holds the change.
+    Returns how closely the LoRA represents the change. Raises UsageError where `out` exists, `run` is not a finished
+    run, its base has changed, its adapter cannot be merged, or the run changed more than linear layers.
     """
     directory = finished(run, out, dtype)
     base = base_of(directory)
@@ -39,24 +39,24 @@ def export_lora(run: Path, out: Path, dtype: str = "float32", rank: int | None =
         validate_targets(load_config(base).get_text_config())
     after, before = standalone(directory, base), unquantised(base)
     layers = changed_layers(after, before)
-    log.info("taking %d layers apart", len(layers))
-    most = affordable(layers)
+    logger.info("decomposing the change of %d layers", len(layers))
+    most = largest_saving_rank(layers)
     products = {name: decompose(layer, max(rank or most, 1)) for name, layer in layers.items()}
     chosen = rank or _rank(products, most, directory)
-    found = fidelity(layers, products, chosen, DTYPES[dtype])
+    measured = fidelity(layers, products, chosen, DTYPES[dtype])
     matrices = {name: product.padded(chosen, DTYPES[dtype]) for name, product in products.items()}
     with folder_atomically(out) as draft:
-        write_folder(draft, matrices, found, before, layers, base)
+        write_folder(draft, matrices, measured, before, layers, base)
         if gguf:
             write_gguf(matrices, chosen, before.config.get_text_config(), draft / "adapter.gguf")
-    return found
+    return measured
 
 
 def _rank(products: dict[str, Product], most: int, directory: RunDir) -> int:
-    """Return the smallest exact rank if it is no larger than `most`, else the adapter's own or the usual one."""
+    """Return the smallest exact rank if it is at most `most`, else the adapter's rank or the default."""
     needed = max(product.rank for product in products.values())
     if needed <= most:
         return max(needed, 1)
     file = directory.adapter / "adapter_config.json"
     own = json.loads(file.read_text(encoding="utf-8")).get("r") if file.is_file() else None
-    return min(own if isinstance(own, int) and own > 0 else USUAL_RANK, most)
+    return min(own if isinstance(own, int) and own > 0 else DEFAULT_RANK, most)

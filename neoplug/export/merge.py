@@ -1,4 +1,4 @@
-"""A run becomes a standalone model: its adapter merged in float32 into the stored weights, never into rounded ones."""
+"""Export of a run as a standalone model: its adapter merged in float32 into the unrounded weights of the base."""
 
 import logging
 from dataclasses import replace
@@ -20,15 +20,15 @@ from neoplug.runs.saved_student import adapter_plugins, as_trained, base_of, has
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-log = logging.getLogger("neoplug")
+logger = logging.getLogger(__name__)
 
 
 def export(run: Path, out: Path, dtype: str = "float32") -> Path:
-    """Write the student of the finished run `run` to the new folder `out`: a model that plain transformers loads.
+    """Write the student of the finished run `run` to the new folder `out`, as a model that plain transformers loads.
 
-    dtype  how the weights are stored: float32, bfloat16 or float16
+    dtype  of the weights: float32, bfloat16 or float16
 
-    Raises UsageError where `out` exists, `run` is no finished run, or its base is not what it was; returns `out`.
+    Returns `out`. Raises UsageError where `out` exists, `run` is not a finished run, or its base has changed.
     """
     directory = finished(run, out, dtype)
     base = base_of(directory)
@@ -42,21 +42,21 @@ def export(run: Path, out: Path, dtype: str = "float32") -> Path:
 def finished(run: Path, out: Path, dtype: str) -> RunDir:
     """Return the run that is to be exported.
 
-    Raises UsageError where `dtype` is none, `out` exists, or `run` is no finished run.
+    Raises UsageError where `dtype` is unknown, `out` exists, or `run` is not a finished run.
     """
     if dtype not in DTYPES:
         raise UsageError(
-            f"`{dtype}` is no dtype to export in{did_you_mean(dtype, list(DTYPES))}\nfix: {', '.join(DTYPES)}"
+            f"`{dtype}` is not a dtype of exports{did_you_mean(dtype, list(DTYPES))}\nfix: {', '.join(DTYPES)}"
         )
     if out.exists() or out.is_symlink():
         raise UsageError(
-            f"{out} exists already\nwhy: nothing is overwritten\nfix: name a folder that does not exist yet"
+            f"{out} exists already\nwhy: existing files are not overwritten\nfix: name a folder that does not exist"
         )
     directory = RunDir.open(run)
     if not has_ended(directory):
         raise UsageError(
             f"{run} is not finished\nwhy: its student is not what the recipe asked for\n"
-            "fix: go on with `neoplug run RECIPE --output RUN --resume`"
+            "fix: continue it with `neoplug run RECIPE --output RUN --resume`"
         )
     return directory
 
@@ -71,17 +71,17 @@ def standalone(directory: RunDir, base: ResolvedModel) -> "PreTrainedModel":
     if directory.model.is_dir():
         return unquantised(replace(base, path=str(directory.model), revision=None, kind="local"))
     raise UsageError(
-        f"{directory.adapter} is in a form of its adapter's own\n"
-        "why: peft cannot read it, and the adapter's plugin does not answer `merge_adapter`\n"
-        "fix: let the plugin answer it"
+        f"{directory.adapter} cannot be merged\n"
+        "why: peft cannot read its files, and the adapter's plugin does not implement `merge_adapter`\n"
+        "fix: implement the hook in the plugin"
     )
 
 
 def unquantised(located: ResolvedModel) -> "PreTrainedModel":
-    """Return the stored model in float32 on the CPU; one whose stored weights are quantised is dequantised."""
+    """Return the model in float32 on the CPU, dequantised where its stored weights are quantised."""
     model = load_weights(located, dtype=torch.float32, device_map={"": "cpu"})
     if getattr(model.config, "quantization_config", None) is not None:
-        log.info("dequantising %s", located.source)
+        logger.info("dequantising %s", located.source)
         model = model.dequantize(dtype=torch.float32).to(torch.float32)
     return model.eval()
 
@@ -99,20 +99,21 @@ def _merged(model: Any, plugins: Plugins) -> "PreTrainedModel":
 
 
 def _tie_again(model: "PreTrainedModel") -> None:
-    """Let head and embeddings share a weight again where they were trained as one: peft forgets it in some families."""
+    """Tie head and embeddings again where they are equal; for some families peft's merge unties them."""
     if torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight):
         model.config.tie_word_embeddings = True
         model.tie_weights()
 
 
 def _untie(model: Any) -> None:
-    """Give head and embeddings a weight each where an adapter changed one: merged into a shared one it changes both."""
-    bare = model.get_base_model()
-    head, embeddings = bare.get_output_embeddings(), bare.get_input_embeddings()
-    own, shared = (getattr(part, "base_layer", part) for part in (head, embeddings))  # under an adapter's layer
-    if (own is head and shared is embeddings) or own.weight is not shared.weight:
+    """Untie head and embeddings where an adapter changed one: a merge into the shared weight changes both."""
+    base = model.get_base_model()
+    head, embeddings = base.get_output_embeddings(), base.get_input_embeddings()
+    head_layer, embedding_layer = (getattr(part, "base_layer", part) for part in (head, embeddings))
+    adapted = head_layer is not head or embedding_layer is not embeddings
+    if not adapted or head_layer.weight is not embedding_layer.weight:
         return
-    own.weight = torch.nn.Parameter(own.weight.detach().clone())
-    for config in (bare.config, bare.config.get_text_config()):
+    head_layer.weight = torch.nn.Parameter(head_layer.weight.detach().clone())
+    for config in (base.config, base.config.get_text_config()):
         config.tie_word_embeddings = False
-    log.info("the adapter changed the head or the embeddings alone, so the exported model has a weight for each")
+    logger.info("the adapter changed only the head or only the embeddings, so they are not tied in the exported model")

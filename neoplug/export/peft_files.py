@@ -1,9 +1,9 @@
-"""A LoRA in peft's own files, kept so plain that others read it: one rank, one scale, linear layers and no biases.
+"""LoRAs in peft's file format, restricted to what other readers support: one rank and scale, linear layers, no biases.
 
 adapter_model.safetensors   base_model.model.NAME.lora_A.weight [R, I], base_model.model.NAME.lora_B.weight [O, R]
 adapter_config.json         lora_alpha = r, so that the change is B A
-export.json                 how well it holds the run's change, layer by layer
-README.md                   the same in words, and how to load it
+export.json                 the error of the approximation, layer by layer
+README.md                   a model card: the error, and how to load it
 """
 
 import json
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from neoplug.export.low_rank import Fidelity, Layer
 from neoplug.models.reference import ResolvedModel
 
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # accepted values of --max-lora-rank
 
 
 def write_folder(
     path: Path,
     matrices: Mapping[str, tuple[Tensor, Tensor]],
-    found: Fidelity,
+    fidelity: Fidelity,
     base: nn.Module,
     layers: Mapping[str, Layer],
     located: ResolvedModel,
 ) -> None:
-    """Write B [O, R] and A [R, I] of each layer of `base`, and what was `found` of them, to the folder `path`."""
+    """Write B [O, R] and A [R, I] of each layer of `base`, with their `fidelity`, to the folder `path`."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 
@@ -36,8 +36,8 @@ def write_folder(
         tensors[f"base_model.model.{name}.lora_B.weight"] = up.contiguous()
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
     LoraConfig(
-        r=found.rank,
-        lora_alpha=found.rank,
+        r=fidelity.rank,
+        lora_alpha=fidelity.rank,
         target_modules=_targets(base, set(matrices)),
         fan_in_fan_out=any(layer.transposed for layer in layers.values()),
         base_model_name_or_path=located.path if located.revision else str(Path(located.path).absolute()),
@@ -45,49 +45,52 @@ def write_folder(
         task_type="CAUSAL_LM",
         inference_mode=True,
     ).save_pretrained(path)
-    (path / "export.json").write_text(_record(found), encoding="utf-8")
-    (path / "README.md").write_text(_page(found, located), encoding="utf-8")
+    (path / "export.json").write_text(_record(fidelity), encoding="utf-8")
+    (path / "README.md").write_text(_model_card(fidelity, located), encoding="utf-8")
 
 
 def _targets(base: nn.Module, names: set[str]) -> list[str]:
-    """Return the ends of the layers' names where these say which layers; else whole names."""
+    """Return the last parts of the layers' names where these identify the layers; else the full names."""
     ends = {name.rpartition(".")[2] for name in names}
-    meant = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in ends}
-    return sorted(ends if meant == names else names)
+    matched = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in ends}
+    return sorted(ends if matched == names else names)
 
 
-def _record(found: Fidelity) -> str:
-    layers = {name: {"rank": rank, "relative_error": error} for name, (rank, error) in found.layers.items()}
-    record = {"format": 1, "rank": found.rank, "exact": found.exact, "exact_rank": found.needed}
-    return json.dumps(record | {"relative_error": found.error, "layers": layers}, indent=2) + "\n"
+def _record(fidelity: Fidelity) -> str:
+    layers = {name: {"rank": rank, "relative_error": error} for name, (rank, error) in fidelity.layers.items()}
+    record = {"format": 1, "rank": fidelity.rank, "exact": fidelity.exact, "exact_rank": fidelity.needed}
+    return json.dumps(record | {"relative_error": fidelity.error, "layers": layers}, indent=2) + "\n"
 
 
-def told(found: Fidelity) -> str:
-    """Return what the LoRA holds of the change, in a sentence."""
-    where = f"relative error {found.error:.1e}, at most {found.layers[found.worst][1]:.1e} in a layer ({found.worst})"
-    if found.exact:
-        return f"exact up to rounding: the change has rank {found.needed} at most; {where}"
-    return f"an approximation: rank {found.rank} of {found.needed} that the change has; {where}"
+def describe(fidelity: Fidelity) -> str:
+    """Return how closely a LoRA represents the change, in a sentence."""
+    largest = f"{fidelity.layers[fidelity.worst][1]:.1e} in a layer ({fidelity.worst})"
+    errors = f"relative error {fidelity.error:.1e}, at most {largest}"
+    if fidelity.exact:
+        return f"exact up to rounding: the change has rank {fidelity.needed} at most; {errors}"
+    return f"an approximation: rank {fidelity.rank}, and the change has rank {fidelity.needed}; {errors}"
 
 
 def limit_for_vllm(rank: int) -> int | None:
-    """Return the least --max-lora-rank that takes this rank; None where there is none."""
+    """Return the smallest --max-lora-rank that includes this rank; None where there is none."""
     return next((limit for limit in VLLM_RANKS if limit >= rank), None)
 
 
-def _page(found: Fidelity, located: ResolvedModel) -> str:
-    """Return the model card: metadata for the hub, then Markdown for people."""
+def _model_card(fidelity: Fidelity, located: ResolvedModel) -> str:
+    """Return the model card: metadata for the hub, then Markdown."""
     facts = "library_name: peft\npipeline_tag: text-generation\ntags: [neoplug]\n"
     if located.revision:
         facts += f"base_model: {located.path}\n"
-    limit = limit_for_vllm(found.rank)
-    served = f"vLLM takes it with `--max-lora-rank {limit}`" if limit else "Its rank is more than vLLM takes"
+    limit = limit_for_vllm(fidelity.rank)
+    served = f"vLLM needs `--max-lora-rank {limit}`" if limit else "Its rank is larger than vLLM supports"
     name = Path(located.source).name if Path(located.source).is_absolute() else located.source
-    name = f"student/` of a run on `{name}" if located.kind == "prepared" else name  # a base that only the run has
+    name = (
+        f"student/` of a run on `{name}" if located.kind == "prepared" else name
+    )  # a base that only the run directory has
     return (
         f"---\n{facts}---\n\n# A LoRA of `{name}`\n\n"
-        f"What a run of neoplug changed in its base, as a plain LoRA of rank {found.rank}: {told(found)}.\n"
-        "Errors are Frobenius norms, as shares of the change's own; `export.json` has them by layer.\n\n"
+        f"The change of a base model by a run of neoplug, as a LoRA of rank {fidelity.rank}: {describe(fidelity)}.\n"
+        "Errors are Frobenius norms, relative to that of the change; `export.json` lists them by layer.\n\n"
         f"`peft.PeftModel.from_pretrained(base, FOLDER)` adds it to the base. {served}; "
-        "`adapter.gguf`, where it is here, is for llama.cpp.\n"
+        "`adapter.gguf`, if present, is for llama.cpp.\n"
     )

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from neoplug.errors import UsageError
-from neoplug.files import folder_atomically, full_disk_told, held, write_atomically
+from neoplug.files import disk_errors, exclusive_lock, folder_atomically, write_atomically
 
 if TYPE_CHECKING:
     pass
@@ -101,7 +101,7 @@ class RunDir:
         """
         with ExitStack() as until_the_end:
             try:
-                until_the_end.enter_context(held(self.path / ".lock"))
+                until_the_end.enter_context(exclusive_lock(self.path / ".lock"))
             except BlockingIOError as error:
                 raise UsageError(
                     f"another process is at work on {self.path}\n"
@@ -182,7 +182,7 @@ class MetricsFile:
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Append in one write and wait until it is on disk: what a checkpoint follows must not be lost."""
         text = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
-        with full_disk_told(self.path), self.path.open("ab") as file:
+        with disk_errors(self.path), self.path.open("ab") as file:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())

@@ -117,7 +117,7 @@ def test_what_has_no_low_rank_is_told_as_what_it_is(tmp_path, tiny_teacher, kept
         lost, whole = lost + (sizes[4:] ** 2).sum(), whole + (sizes**2).sum()
     assert record["relative_error"] == found.error == pytest.approx((lost / whole) ** 0.5, rel=1e-4)
     assert (
-        f"an approximation: rank 4 of 64 that the change has; relative error {found.error:.1e}"
+        f"an approximation: rank 4, and the change has rank 64; relative error {found.error:.1e}"
         in (tmp_path / "lora" / "README.md").read_text()
     )
     near = (with_lora(tiny_teacher, tmp_path / "lora") - wanted).norm()

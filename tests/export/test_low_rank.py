@@ -7,7 +7,7 @@ from torch import nn
 
 from neoplug.errors import UsageError
 from neoplug.export import low_rank as difference
-from neoplug.export.low_rank import Layer, Product, affordable, changed_layers, decompose, fidelity
+from neoplug.export.low_rank import Layer, Product, changed_layers, decompose, fidelity, largest_saving_rank
 
 
 def drawn(*shape, seed=0):
@@ -79,9 +79,9 @@ def test_a_smaller_rank_is_filled_with_nothing():
     assert not down[2:].any()
 
 
-def test_what_is_affordable_is_no_larger_than_the_weights():
+def test_the_largest_saving_rank_is_no_larger_than_the_weights():
     layers = {"a": layer(1, 64, 64), "b": layer(1, 64, 128)}
-    rank = affordable(layers)
+    rank = largest_saving_rank(layers)
     assert rank * (64 + 64 + 64 + 128) <= 64 * 64 + 64 * 128 < (rank + 1) * (64 + 64 + 64 + 128)
 
 

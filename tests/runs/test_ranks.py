@@ -155,7 +155,7 @@ def test_each_rank_goes_on_with_what_it_remembered_and_another_number_of_ranks_c
 def test_a_world_that_did_not_come_together_is_refused(lab, monkeypatch):
     lab.run("before", train={"max_steps": 1})  # accelerate keeps the world it first saw
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RunError, match="promised 2 processes"):
+    with pytest.raises(RunError, match="set WORLD_SIZE to 2"):
         lab.run("run", train={"max_steps": 1})
     assert not (lab.folder / "run").exists()
 
