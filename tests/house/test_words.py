@@ -19,13 +19,3 @@ def test_no_file_speaks_of_another_place(project_files):
             if FOREIGN.search(line)
         ]
     assert not found
-
-
-def test_the_version_is_said_once_more_and_the_same(project_files):
-    import tomllib
-
-    from neoplug import __version__
-
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert version == __version__
-    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
