@@ -79,8 +79,22 @@ def answers(rule: Literal["all", "each loss", "exactly one", "at most one"]) -> 
     return mark
 
 
+def version_added(version: str) -> Callable[[Function], Function]:
+    """State as data the version of neoplug that introduced a hook, as "0.1"; docs and tests read it.
+
+    How a hook is changed or removed is in CONTRIBUTING.md, "Change or remove a hook".
+    """
+
+    def mark(function: Function) -> Function:
+        function.version_added = version  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
 @hookspec
 @answers("all")
+@version_added("0.1")
 def check(recipe: Recipe) -> list[Problem]:
     """Return the problems of using this plugin in this recipe. Called once, before models or data are read.
 
@@ -94,6 +108,7 @@ def check(recipe: Recipe) -> list[Problem]:
 
 @hookspec
 @answers("all")
+@version_added("0.1")
 def prepare_student(model: PreTrainedModel, batches: Iterable[Batch] | None, rng: Generator) -> None:
     """Change the student in place before it is trained, for example by pruning. The result is cached by content hash.
 
@@ -106,6 +121,7 @@ def prepare_student(model: PreTrainedModel, batches: Iterable[Batch] | None, rng
 
 @hookspec
 @answers("all")
+@version_added("0.1")
 def load_kwargs(role: Role) -> dict[str, Any]:
     """Return keyword arguments for `from_pretrained`. The same argument from two plugins is an error.
 
@@ -116,6 +132,7 @@ def load_kwargs(role: Role) -> dict[str, Any]:
 
 @hookspec
 @answers("all")
+@version_added("0.1")
 def after_load(model: PreTrainedModel, role: Role) -> None:
     """Change a loaded model in place, for example to prepare it for k-bit training.
 
@@ -129,6 +146,7 @@ def after_load(model: PreTrainedModel, role: Role) -> None:
 
 @hookspec
 @answers("exactly one")
+@version_added("0.1")
 def add_adapter(
     model: PreTrainedModel, batches: Iterable[Batch] | None, total_steps: int, rng: Generator
 ) -> torch.nn.Module:
@@ -145,6 +163,7 @@ def add_adapter(
 
 @hookspec
 @answers("at most one")
+@version_added("0.1")
 def param_groups(model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
     """Return torch optimizer groups (`params`, `lr`, ...) that cover each trainable parameter exactly once.
 
@@ -156,6 +175,7 @@ def param_groups(model: torch.nn.Module, learning_rate: float) -> list[dict[str,
 
 @hookspec
 @answers("exactly one")
+@version_added("0.1")
 def make_optimizer(groups: list[dict[str, Any]], model: torch.nn.Module) -> torch.optim.Optimizer:
     """Return a torch optimizer over `groups`.
 
@@ -168,6 +188,7 @@ def make_optimizer(groups: list[dict[str, Any]], model: torch.nn.Module) -> torc
 
 @hookspec
 @answers("all")
+@version_added("0.1")
 def edit_batch(batch: Batch, progress: float, rng: Generator) -> None:
     """Change a training micro-batch in place, on the CPU, before the forward passes of teacher and student.
 
@@ -181,6 +202,7 @@ def edit_batch(batch: Batch, progress: float, rng: Generator) -> None:
 
 @hookspec
 @answers("each loss")
+@version_added("0.1")
 def token_loss(student: Tensor, teacher: Tensor, labels: Tensor, progress: float) -> Tensor:
     """Return the loss of each token. Called for each chunk of answer tokens, several times a step.
 
@@ -195,6 +217,7 @@ def token_loss(student: Tensor, teacher: Tensor, labels: Tensor, progress: float
 
 @hookspec
 @answers("each loss")
+@version_added("0.1")
 def token_gradient(student: Tensor, teacher: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Tensor]:
     """Return the loss of each token and its closed-form gradient. Optional next to `token_loss`; faster than autograd.
 
@@ -208,6 +231,7 @@ def token_gradient(student: Tensor, teacher: Tensor, labels: Tensor, progress: f
 
 @hookspec
 @answers("all")
+@version_added("0.1")
 def token_weight(student: Tensor, teacher: Tensor, labels: Tensor, position: Tensor, progress: float) -> Tensor:
     """Return the weight of each answer token. Weights of several plugins are multiplied; `torch.no_grad` is on.
 
@@ -226,6 +250,7 @@ def token_weight(student: Tensor, teacher: Tensor, labels: Tensor, position: Ten
 
 @hookspec
 @answers("all")
+@version_added("0.1")
 def penalty(model: torch.nn.Module, progress: float) -> Tensor:
     """Return a scalar, with gradient, that is added to the loss once an optimizer step; logged separately from `loss`.
 
@@ -237,6 +262,7 @@ def penalty(model: torch.nn.Module, progress: float) -> Tensor:
 
 @hookspec
 @answers("all")
+@version_added("0.1")
 def on_step_end(
     step: int, progress: float, model: torch.nn.Module, metrics: dict[str, Any], name: str
 ) -> dict[str, Any] | None:
@@ -256,6 +282,7 @@ def on_step_end(
 
 @hookspec
 @answers("all")
+@version_added("0.1")
 def on_evaluate(
     model: torch.nn.Module,
     teacher: torch.nn.Module | None,
@@ -281,6 +308,7 @@ def on_evaluate(
 
 @hookspec
 @answers("at most one")
+@version_added("0.1")
 def base_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """Return the base weights of an adapter that changed them, where the adapter's files cannot restore the original.
 
@@ -294,6 +322,7 @@ def base_weights(model: torch.nn.Module) -> dict[str, Tensor]:
 
 @hookspec
 @answers("at most one")
+@version_added("0.1")
 def save_adapter(model: torch.nn.Module, path: Path) -> None:
     """Write the adapter to the existing folder `path`, in files that can be loaded on the original base.
 
@@ -304,6 +333,7 @@ def save_adapter(model: torch.nn.Module, path: Path) -> None:
 
 @hookspec
 @answers("at most one")
+@version_added("0.1")
 def merge_adapter(model: torch.nn.Module) -> PreTrainedModel:
     """Return a plain transformers model equivalent to `model`. Without this hook neoplug uses peft's merge."""
     raise NotImplementedError
@@ -311,6 +341,7 @@ def merge_adapter(model: torch.nn.Module) -> PreTrainedModel:
 
 @hookspec
 @answers("all")
+@version_added("0.1")
 def on_save(model: torch.nn.Module, path: Path) -> None:
     """Write further files into the checkpoint folder `path`, which is renamed into place afterwards.
 
@@ -323,6 +354,7 @@ def on_save(model: torch.nn.Module, path: Path) -> None:
 
 @hookspec
 @answers("all")
+@version_added("0.1")
 def on_train_end(model: torch.nn.Module, result: dict[str, Any]) -> None:
     """Read the result before it is written, and add keys; existing keys must not change. Called on every rank.
 

@@ -6,14 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
-from neoplug import hookspecs
+from neoplug import __version__, hookspecs
 from neoplug.registry import SPECS
 
 ROOT = Path(__file__).parents[2]
 CALLERS = {"each", "one", "functions", "ask"}  # the ways in which `Plugins` calls a hook
 LEGEND = inspect.getdoc(hookspecs).rpartition("\n\n")[2]  # what the module says once, for all hooks
 DUCK_TYPED = {"state_dict", "load_state_dict"}  # torch's Stateful: no hooks, but in the table
+CHANGELOG = ROOT / "CHANGELOG.md"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -59,6 +61,14 @@ def test_every_hook_stands_in_the_map_of_the_run(hook):
 @pytest.mark.parametrize("hook", SPECS)
 def test_every_hook_says_how_many_answer(hook):
     assert SPECS[hook].answers in ("all", "each loss", "exactly one", "at most one")
+
+
+@pytest.mark.parametrize("hook", SPECS)
+def test_every_hook_states_the_version_that_introduced_it(hook):
+    added = SPECS[hook].version_added
+    assert re.fullmatch(r"\d+\.\d+", added)
+    assert Version(added) <= Version(__version__)
+    assert re.search(rf"^## {re.escape(added)}\.0\b", CHANGELOG.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def test_sections_name_only_hooks():

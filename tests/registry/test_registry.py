@@ -335,3 +335,39 @@ def test_the_specs_are_all_there_and_say_how_many_may_answer():
     assert {hook for hooks in hookspecs.HOOKS_OF_SECTION.values() for hook in hooks} <= set(SPECS)
     assert all(spec.answers in ("all", "each loss", "exactly one", "at most one") for spec in SPECS.values())
     assert list(answered(Loss)) == ["on_evaluate", "token_loss"]
+
+
+@dataclass(eq=False)
+class TwoArguments:
+    @hookimpl
+    def penalty(self, model, progress):
+        return progress
+
+
+@dataclass(eq=False)
+class OneArgument:
+    @hookimpl
+    def penalty(self, model):
+        return 0.0
+
+
+def lines_of(warnings):
+    """Return (file, line) where each warning points."""
+    return [(warning.filename, warning.lineno) for warning in warnings]
+
+
+def test_a_deprecated_hook_warns_where_a_plugin_implements_it(monkeypatch):
+    monkeypatch.setitem(hookspecs.penalty.neoplug_spec, "warn_on_impl", DeprecationWarning("penalty goes in 0.3"))
+    with pytest.warns(DeprecationWarning, match="penalty goes in 0.3") as found:
+        plugins = Plugins({"probes": {"x": OneArgument()}})
+    assert lines_of(found) == [(__file__, OneArgument.penalty.__code__.co_firstlineno)]
+    assert plugins.each("penalty", model=None, progress=0.5) == {"x": 0.0}, "it is still called"
+
+
+def test_a_deprecated_argument_warns_only_where_a_plugin_requests_it(monkeypatch):
+    warning = {"progress": DeprecationWarning("progress goes in 0.3")}
+    monkeypatch.setitem(hookspecs.penalty.neoplug_spec, "warn_on_impl_args", warning)
+    with pytest.warns(DeprecationWarning, match="progress goes in 0.3") as found:
+        plugins = Plugins({"probes": {"one": OneArgument(), "two": TwoArguments()}})
+    assert lines_of(found) == [(__file__, TwoArguments.penalty.__code__.co_firstlineno)]
+    assert plugins.each("penalty", model=None, progress=0.5) == {"one": 0.0, "two": 0.5}, "it is still given"
