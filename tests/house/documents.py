@@ -13,7 +13,8 @@ DOCUMENTS = sorted({path for name in NAMES for path in ROOT.glob(name)})
 
 RUN = ("neoplug", "python", "torchrun")
 # Programs that tests do not run: .ci/run does, or a person.
-ELSEWHERE = ("pip", "pytest", "ruff", "mypy", "lint-imports", "pre-commit", "coverage", "mkdocs", "run", "lowest", "git", "cd", "source")
+ELSEWHERE = {"pip", "pytest", "ruff", "mypy", "lint-imports", "pre-commit", "coverage", "mkdocs", "run", "lowest"}
+ELSEWHERE |= {"git", "cd", "source"}
 QUICK = "train.max_steps=2 data.held_out=1"  # added to a training command of the docs in a test
 
 
