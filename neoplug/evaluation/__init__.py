@@ -1,5 +1,5 @@
-"""Evaluation on held-out text: the fixed metrics, probes, selection of the best checkpoint, and WordNet questions.
+"""Evaluation on held-out text: metrics from sums per document, probes, the best checkpoint, remarks, WordNet questions.
 
-Imported by `runs` and what lies above it. Does not belong here: training (`training`), the list of metric names, which
+Imported by `runs` and the layers above it. Does not belong here: training (`training`), the list of metric names, which
 recipes need as well (`registry.measures`).
 """

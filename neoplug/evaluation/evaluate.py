@@ -1,23 +1,57 @@
-"""The fixed ruler: whatever a student trained on, it is measured at temperature 1 on held-out text.
+"""Evaluation of student and teacher at temperature 1 on held-out text: sums per document, and metrics from them.
 
-N answer tokens, V shared vocabulary; p is the teacher's and q the student's probability. All values are means over
-answer tokens, in nats where they have a unit.
+Each quantity is summed in float64 over the answer tokens of each document, and every metric is computed from the table
+of these sums, so that intervals over documents can be computed later. The table has a row for each document, ordered by
+`number`; the run directory holds it as `evaluation/NAME.parquet` (NAME: before, after, teacher or step-N):
+
+    document  string   the document's content hash
+    number    int64    the document's number among the held-out documents
+    tokens    int64    its answer tokens
+    ...       float64  the sum over its answer tokens of each quantity in `Measure.sums` (`registry.measures`)
+
+forward_kl, reverse_kl, jsd, cross_entropy, entropy and top1_agreement are sums of what their metric averages. The
+others are parts of ratios, for which p is the teacher's and q the student's probability and y is 1 at the answer token:
+top10_mass and teacher_top10_mass are q and p of the teacher's ten most probable tokens; kd_ce_dot is <q - p, q - y>,
+kd_squared_norm |q - p|^2 and ce_squared_norm |q - y|^2. Columns that compare with a teacher are absent without one; the
+teacher's own table has cross_entropy and entropy.
+
+N answer tokens of a batch, t of a tile, D documents, V shared vocabulary, C columns.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neoplug.data.batch import Batch, Document, collate
-from neoplug.errors import RunError
+from neoplug.distributed.world import World
 from neoplug.models.language_model import LanguageModel
-from neoplug.registry import Plugins
+from neoplug.registry.measures import MEASURES, Measure
 from neoplug.teachers.base import Teacher
-from neoplug.training.diagnostics import Diagnosis, means
+from neoplug.training.diagnostics import COLUMNS, STUDENT_COLUMNS, kd_ce_cosine, token_diagnostics, top10_mass_share
 from neoplug.training.objective import log_probabilities
+
+if TYPE_CHECKING:
+    import pyarrow
+
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One evaluation of one model.
+
+    values     metrics by name, and the answers of the probes under "probes", as result.json holds them
+    documents  the sums per document that the metrics were computed from
+    """
+
+    values: dict[str, Any]
+    documents: pyarrow.Table
 
 
 def held_out_batches(documents: Sequence[Document], size: int, device: torch.device) -> list[Batch]:
@@ -26,89 +60,93 @@ def held_out_batches(documents: Sequence[Document], size: int, device: torch.dev
 
 
 @torch.no_grad()
-def measure(
-    student: LanguageModel, teacher: Teacher | None, batches: Sequence[Batch]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return what is measured of the student and of the teacher.
+def evaluate(
+    student: LanguageModel, teacher: Teacher | None, batches: Sequence[Batch], world: World
+) -> tuple[pyarrow.Table, pyarrow.Table | None]:
+    """Return the tables of sums per document of the student and of the teacher, the same on every rank.
 
-    Both have cross_entropy, perplexity and entropy. Beside a teacher the student also has forward_kl, reverse_kl, jsd,
-    top1_agreement, top10_mass_share and kd_ce_cosine (see `diagnosis.means`); without one the second is empty.
+    Every rank is called with all batches and runs each `world.size`-th of them. A batch is never divided, so the sums
+    of a document do not depend on the number of ranks.
     """
+    share = batches[world.rank :: world.size]
     training = student.module.training
     student.module.eval()
-    sums: dict[str, Tensor] = {}
-    diagnosis = Diagnosis(student.device)
-    for batch in batches:
-        states, labels = student.hidden(batch), student.head.vocabulary.index(batch.labels)
-        signal = None if teacher is None else teacher.signal(batch)
-        for rows, log_q, log_p in log_probabilities(student.head, states, signal):
-            diagnosis.see(log_q, log_p, labels[rows])
-            if log_p is not None:
-                _add(sums, _divergences(log_p, log_q))
+    sums = [_document_sums(student, teacher, batch) for batch in share]
     student.module.train(training)
-    tokens = sum(batch.answer_tokens for batch in batches)
-    divergences = {name: float(total) / max(tokens, 1) for name, total in sums.items()}
-    return _told_apart(divergences | means(diagnosis.sums.tolist(), tokens))
+    columns = _columns(teacher)
+    values = torch.cat([*sums, torch.zeros(0, len(columns), dtype=torch.float64, device=student.device)]).cpu()
+    documents = [document for batch in share for document in batch.documents]
+    found = dict(zip(columns, values.t().numpy(), strict=True))
+    ours = _table(documents, {name: found.get(f"student_{name}", found.get(name)) for name in _sums(teacher)}, world)
+    if teacher is None:
+        return ours, None
+    return ours, _table(documents, {name: found[f"teacher_{name}"] for name in _sums(None)}, world)
 
 
-def _add(sums: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    for name, value in found.items():
-        total = value.double().sum()
-        sums[name] = sums[name] + total if name in sums else total
+def means(table: pyarrow.Table) -> dict[str, float]:
+    """Return the metrics of a table by name, those of `MEASURES` whose sums it has."""
+    tokens = max(int(table["tokens"].to_numpy().sum()), 1)
+    columns = [name for name in table.column_names if name not in ("document", "number", "tokens")]
+    mean = {name: float(table[name].to_numpy().sum()) / tokens for name in columns}
+    return {name: _value(measure, mean) for name, measure in MEASURES.items() if mean.keys() >= set(measure.sums)}
 
 
-def _divergences(log_p: Tensor, log_q: Tensor) -> dict[str, Tensor]:
-    """[n, V], [n, V] log-probabilities of teacher and student -> [n] each."""
+def _value(measure: Measure, mean: Mapping[str, float]) -> float:
+    """Return a metric from the means per token of its sums."""
+    match measure.name:
+        case "perplexity":
+            return math.exp(min(mean["cross_entropy"], 700.0))
+        case "top10_mass_share":
+            return top10_mass_share(mean)
+        case "kd_ce_cosine":
+            return kd_ce_cosine(mean)
+    return mean[measure.name]
+
+
+def _sums(teacher: Teacher | None) -> list[str]:
+    """Return the names of the sums of a table: with a teacher to compare with, or without one."""
+    measures = [measure for measure in MEASURES.values() if teacher is not None or not measure.needs_teacher]
+    return list(dict.fromkeys(name for measure in measures for name in measure.sums))
+
+
+def _columns(teacher: Teacher | None) -> tuple[str, ...]:
+    return STUDENT_COLUMNS if teacher is None else COLUMNS + DIVERGENCES
+
+
+def _document_sums(student: LanguageModel, teacher: Teacher | None, batch: Batch) -> Tensor:
+    """Return [D, C] float64 on the student's device, without waiting for it.
+
+    Each document is summed alone, in place of one `index_add_`, whose order of additions on a GPU is not deterministic.
+    """
+    labels = student.head.vocabulary.index(batch.labels)
+    signal = None if teacher is None else teacher.signal(batch)
+    values = torch.zeros(batch.answer_tokens, len(_columns(teacher)), device=student.device)
+    for rows, log_q, log_p in log_probabilities(student.head, student.hidden(batch), signal):
+        parts = [token_diagnostics(log_q, log_p, labels[rows])]
+        values[rows] = torch.cat(parts if log_p is None else [*parts, _divergences(log_p, log_q)], -1)
+    counts = [document.answer_tokens for document in batch.documents]
+    return torch.stack([part.sum(0, dtype=torch.float64) for part in values.split(counts)])
+
+
+def _divergences(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """[t, V], [t, V] log-probabilities of teacher and student -> [t, 3] in the order of DIVERGENCES."""
     p, q, difference = log_p.exp(), log_q.exp(), log_p - log_q
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return {
-        "forward_kl": (p * difference).sum(-1),
-        "reverse_kl": -(q * difference).sum(-1),
-        "jsd": (p * (log_p - log_m) + q * (log_q - log_m)).sum(-1) / 2,
-    }
+    forward, reverse = (p * difference).sum(-1), -(q * difference).sum(-1)
+    jsd = (p * (log_p - log_m) + q * (log_q - log_m)).sum(-1) / 2
+    return torch.stack([forward, reverse, jsd], -1)
 
 
-def _told_apart(measured: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return what was measured of the student and of the teacher, each under the names of the ruler."""
-    theirs = {name.removeprefix("teacher_"): value for name, value in measured.items() if name.startswith("teacher_")}
-    ours = {name.removeprefix("student_"): value for name, value in measured.items() if name[:8] != "teacher_"}
-    for of_one in filter(None, (ours, theirs)):
-        of_one["perplexity"] = math.exp(min(of_one["cross_entropy"], 700.0))
-    return ours, theirs
+def _table(documents: Sequence[Document], sums: Mapping[str, Any], world: World) -> pyarrow.Table:
+    """Return the table of all ranks' documents."""
+    import pyarrow
 
-
-@torch.no_grad()
-def probe(
-    plugins: Plugins, model: LanguageModel, teacher: LanguageModel | None, batches: Sequence[Batch], tokenizer: Any
-) -> dict[str, Any]:
-    """Return the answers of all probes by name."""
-    known = {id(one.module): one for one in (model, teacher) if one is not None}
-    own = set(map(id, batches))
-
-    def predict(module: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        asked = known[id(module)]
-        if id(batch) not in own:  # those were looked at when the data was read, and a prompt is its reader's alone
-            _validate_shared_vocabulary(batch, asked, tokenizer)
-        batch = (batch.for_teacher() if asked is teacher else batch).to(asked.device)
-        labels = asked.head.vocabulary.index(batch.labels)
-        for rows, log_q, _ in log_probabilities(asked.head, asked.hidden(batch)):
-            yield log_q, labels[rows]
-
-    training = model.module.training
-    model.module.eval()
-    other = None if teacher is None else teacher.module
-    answers = plugins.each(
-        "on_evaluate", model=model.module, teacher=other, batches=batches, predict=predict, tokenizer=tokenizer
+    own = pyarrow.table(
+        {
+            "document": pyarrow.array([document.content_hash for document in documents], pyarrow.string()),
+            "number": pyarrow.array([document.number for document in documents], pyarrow.int64()),
+            "tokens": pyarrow.array([document.answer_tokens for document in documents], pyarrow.int64()),
+            **{name: pyarrow.array(values, pyarrow.float64()) for name, values in sums.items()},
+        }
     )
-    model.module.train(training)
-    return answers
-
-
-def _validate_shared_vocabulary(batch: Batch, model: LanguageModel, tokenizer: Any) -> None:
-    """Refuse a probe's own text where only one of the models knows its tokens."""
-    if strange := model.head.vocabulary.unshared(batch.input_ids):
-        named = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in strange[:5])
-        raise RunError(
-            f"a probe's text has {len(strange)} tokens that teacher and student do not share, as {named}\n"
-            "why: probabilities are compared over the tokens that both know\nfix: leave such text out of the probe"
-        )
+    return pyarrow.concat_tables(world.gather([own])).sort_by("number").combine_chunks()

@@ -1,7 +1,8 @@
-"""The metrics of evaluation: the one list of their names, titles, units and directions.
+"""The metrics of evaluation: the one list of their names, titles, units, directions and the sums that they come from.
 
-Cards, tables, trackers, best-checkpoint rules and the recipe's checks read it; `evaluation` computes them. All values
-are means over answer tokens of held-out text, at temperature 1, but for perplexity, which is exp(cross_entropy).
+`evaluation` computes them; tables, model cards, trackers, model selection, the recipe's checks and its JSON schema read
+the list. All values are means over answer tokens of held-out text at temperature 1, except perplexity, which is
+exp(cross_entropy), and the ratios top10_mass_share and kd_ce_cosine.
 """
 
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ class Measure:
     """One metric of evaluation.
 
     name               its key in results, and in `evaluate.metric_for_best_model`
-    title              for tables
+    title              its name in tables
     unit               "nats" per answer token, "share" from 0 to 1, "cosine" from -1 to 1, or "" (perplexity)
     greater_is_better  None where neither direction is better
-    needs_teacher      compares student and teacher: absent in runs without a teacher
+    needs_teacher      it compares student and teacher: absent in runs without a teacher
+    sums               the additive quantities that it is computed from, columns of `evaluation/NAME.parquet`
     """
 
     name: str
@@ -23,24 +25,27 @@ class Measure:
     unit: str
     greater_is_better: bool | None
     needs_teacher: bool
+    sums: tuple[str, ...]
 
 
 # In the order in which tables show them.
 MEASURES: dict[str, Measure] = {
     measure.name: measure
     for measure in (
-        Measure("forward_kl", "forward KL", "nats", greater_is_better=False, needs_teacher=True),
-        Measure("reverse_kl", "reverse KL", "nats", greater_is_better=False, needs_teacher=True),
-        Measure("jsd", "JSD", "nats", greater_is_better=False, needs_teacher=True),
-        Measure("cross_entropy", "cross-entropy", "nats", greater_is_better=False, needs_teacher=False),
-        Measure("perplexity", "perplexity", "", greater_is_better=False, needs_teacher=False),
-        Measure("top1_agreement", "top-1 agreement", "share", greater_is_better=True, needs_teacher=True),
-        Measure("top10_mass_share", "top-10 mass", "share", greater_is_better=True, needs_teacher=True),
-        Measure("entropy", "entropy", "nats", greater_is_better=None, needs_teacher=False),
-        Measure("kd_ce_cosine", "KD-CE cosine", "cosine", greater_is_better=None, needs_teacher=True),
+        Measure("forward_kl", "forward KL", "nats", False, True, ("forward_kl",)),
+        Measure("reverse_kl", "reverse KL", "nats", False, True, ("reverse_kl",)),
+        Measure("jsd", "JSD", "nats", False, True, ("jsd",)),
+        Measure("cross_entropy", "cross-entropy", "nats", False, False, ("cross_entropy",)),
+        Measure("perplexity", "perplexity", "", False, False, ("cross_entropy",)),
+        Measure("top1_agreement", "top-1 agreement", "share", True, True, ("top1_agreement",)),
+        Measure("top10_mass_share", "top-10 mass", "share", True, True, ("top10_mass", "teacher_top10_mass")),
+        Measure("entropy", "entropy", "nats", None, False, ("entropy",)),
+        Measure(
+            "kd_ce_cosine", "KD-CE cosine", "cosine", None, True, ("kd_ce_dot", "kd_squared_norm", "ce_squared_norm")
+        ),
     )
 }
-# Those that can tell which of several checkpoints is best; first the ones that every run has.
+# Those that can rank checkpoints; first the ones that every run has.
 RANKING: dict[str, Measure] = {
     measure.name: measure
     for measure in sorted(MEASURES.values(), key=lambda measure: measure.needs_teacher)

@@ -4,6 +4,7 @@
     lock.json        versions, hashes of models, data and in-recipe plugin files, seed, hardware
     metrics.jsonl    a line each optimizer step
     result.json      how it ended
+    evaluation/      NAME.parquet: the sums per held-out document of each evaluation (`neoplug.evaluation.evaluate`)
     adapter/ student/ model/ checkpoints/step-N/ log.txt
     .lock            held by the process at work; gone when it ends
 
@@ -29,7 +30,7 @@ from neoplug.errors import UsageError
 from neoplug.files import disk_errors, exclusive_lock, folder_atomically, write_atomically
 
 if TYPE_CHECKING:
-    pass
+    import pyarrow
 
 
 def default_output(name: str) -> Path:
@@ -138,6 +139,19 @@ class RunDir:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json in one move."""
         write_atomically(self.path / "result.json", as_json(result))
+
+    def write_evaluation(self, name: str, documents: pyarrow.Table) -> None:
+        """Write evaluation/NAME.parquet in one move; equal tables give equal files.
+
+        name       before, after, teacher or step-N
+        documents  sums per document; `neoplug.evaluation.evaluate` has the schema
+        """
+        import pyarrow
+        from pyarrow import parquet
+
+        contents = pyarrow.BufferOutputStream()
+        parquet.write_table(documents, contents)
+        write_atomically(self.path / "evaluation" / f"{name}.parquet", contents.getvalue().to_pybytes())
 
     @property
     def adapter(self) -> Path:

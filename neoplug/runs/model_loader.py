@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from neoplug.data.batch import Batch
+from neoplug.distributed.world import World
 from neoplug.environment.dtypes import resolve_dtype
-from neoplug.evaluation.evaluate import held_out_batches, measure, probe
+from neoplug.evaluation.evaluate import Evaluation, evaluate, held_out_batches, means
+from neoplug.evaluation.probes import probe
 from neoplug.hookspecs import Role
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.load import load_model
@@ -24,11 +26,11 @@ from neoplug.teachers.live import LiveTeacher
 
 @dataclass(eq=False)
 class ModelLoader:
-    """Teacher and student as the recipe wants them; `device` is the student's."""
+    """Teacher and student as the recipe wants them, and their evaluation on held-out text."""
 
     checked: ResolvedRecipe
     parts: RunInputs
-    device: torch.device
+    world: World
 
     def load(self, role: Role, located: ResolvedModel) -> Any:
         """Load a model as its section of the recipe wants it."""
@@ -36,7 +38,7 @@ class ModelLoader:
         return load_model(
             located,
             dtype=self.dtype(role) if role == "teacher" or self.parts.trains_whole is False else torch.float32,
-            device=torch.device(section.device or self.device),
+            device=torch.device(section.device or self.world.device),
             attn_implementation=section.attn_implementation,
             plugins=self.checked.plugins,
             role=role,
@@ -46,7 +48,7 @@ class ModelLoader:
     def dtype(self, role: Role) -> torch.dtype:
         """Return what a model computes in: as its section says, else bfloat16 where its device has it natively."""
         section = getattr(self.checked.recipe, role)
-        return resolve_dtype(section.dtype, section.device or self.device)
+        return resolve_dtype(section.dtype, section.device or self.world.device)
 
     def teacher(self) -> Teacher | None:
         """Load the teacher, if the recipe has one."""
@@ -77,25 +79,28 @@ class ModelLoader:
 
     def held_out(self) -> list[Batch]:
         """Return the held-out text in batches on the student's device."""
-        return held_out_batches(
-            self.parts.corpus.held_out, self.checked.recipe.evaluate.per_device_eval_batch_size, self.device
-        )
+        size = self.checked.recipe.evaluate.per_device_eval_batch_size
+        return held_out_batches(self.parts.corpus.held_out, size, self.world.device)
 
-    def measured(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> dict[str, Any]:
-        """Return the ruler's values and the probes' answers of the student."""
-        ours, _ = measure(student, teacher, batches)
-        return {**ours, "probes": self._probed(student, teacher, batches)}
+    def measured(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> Evaluation:
+        """Return the evaluation of the student, probes included. Every rank calls it with all batches."""
+        ours, _ = evaluate(student, teacher, batches, self.world)
+        return Evaluation({**means(ours), "probes": self._probes(student, teacher, batches)}, ours)
 
     def measured_both(
         self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the same of the student and of the teacher; without one the second is empty."""
-        ours, theirs = measure(student, teacher, batches)
-        found: dict[str, Any] = dict(theirs)
-        if teacher is not None and teacher.model is not None:
-            found["probes"] = self._probed(teacher.model, None, [batch.for_teacher() for batch in batches])
-        return {**ours, "probes": self._probed(student, teacher, batches)}, found
+    ) -> tuple[Evaluation, Evaluation | None]:
+        """Return the evaluations of the student and of the teacher, if there is one.
 
-    def _probed(self, model: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> dict[str, Any]:
+        The teacher's has no probes where it has no model in memory.
+        """
+        ours, theirs = evaluate(student, teacher, batches, self.world)
+        of_teacher = None if theirs is None else Evaluation(means(theirs), theirs)
+        if of_teacher is not None and teacher is not None and teacher.model is not None:
+            texts = [batch.for_teacher() for batch in batches]
+            of_teacher.values["probes"] = self._probes(teacher.model, None, texts)
+        return Evaluation({**means(ours), "probes": self._probes(student, teacher, batches)}, ours), of_teacher
+
+    def _probes(self, model: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> dict[str, Any]:
         live = None if teacher is None else teacher.model
         return probe(self.checked.plugins, model, live, batches, self.parts.tokenizer)

@@ -58,7 +58,7 @@ def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[
         if directory is not None:
             whole = directory.model.is_dir()
             parts = replace(parts, trains_whole=whole, base=parts.base if whole else base_of(directory))
-        roles = ModelLoader(checked, parts, World(checked.recipe.student.device).device)
+        roles = ModelLoader(checked, parts, World(checked.recipe.student.device))
         progress.phase("loading the models")
         teacher = roles.teacher()
         bare = roles.load("student", parts.base)
@@ -66,7 +66,7 @@ def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[
         student = roles.student(bare if directory is None else _trained(bare, directory), name)
         progress.phase("evaluating the student and the teacher" if teacher else "evaluating the student")
         ours, theirs = roles.measured_both(student, teacher, roles.held_out())
-    return {"format": 1, "target": target, "student": ours, "teacher": theirs}
+    return {"format": 1, "target": target, "student": ours.values, "teacher": theirs.values if theirs else {}}
 
 
 def _student_of(directory: RunDir) -> Mapping[str, Any]:

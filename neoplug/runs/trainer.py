@@ -16,7 +16,9 @@ from neoplug.data import BatchSampler
 from neoplug.data.batch import Batch
 from neoplug.distributed.world import World
 from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, UsageError
+from neoplug.evaluation.evaluate import Evaluation
 from neoplug.evaluation.model_selection import criterion
+from neoplug.evaluation.remarks import remarks
 from neoplug.files import remove_partial
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.quiet import quiet, quiet_peft
@@ -36,7 +38,6 @@ from neoplug.runs.trackers import Trackers
 from neoplug.seeds import derive, generator
 from neoplug.teachers.base import Teacher
 from neoplug.training import checkpoint
-from neoplug.training.diagnostics import remarks
 from neoplug.training.loop import LoopConfig, LoopEvents, Verdict, distil
 from neoplug.training.metrics import Metrics, peak_memory
 from neoplug.training.optim import make_optimizer, make_schedule
@@ -57,7 +58,7 @@ class Trainer:
     facts: dict[str, Any] = field(default_factory=dict)  # measured before training; checkpoints carry it on
 
     def __post_init__(self) -> None:
-        self.roles = ModelLoader(self.checked, self.parts, self.world.device)
+        self.roles = ModelLoader(self.checked, self.parts, self.world)
         self.criterion = criterion(self.checked.recipe.evaluate)
 
     def run(self) -> dict[str, Any]:
@@ -177,7 +178,9 @@ class Trainer:
             metrics=Metrics(varies, self.write_lines, self.world.gather, self.parts.corpus.report.named),
             on_calibrated=self.note_weights,
             save=lambda step: self.save_checkpoint(step, student.module, config.optimizer, config.schedule),
-            evaluate=lambda step: self.judge(step, self.roles.measured(student, config.teacher, batches)),
+            evaluate=lambda step: self.judge(
+                step, self.stored(f"step-{step}", self.roles.measured(student, config.teacher, batches))
+            ),
             stop_requested=self.stop_asked,
         )
 
@@ -224,7 +227,9 @@ class Trainer:
     def measure_before(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> None:
         """Measure the student that was not trained, and the teacher."""
         self.phase("evaluating the student before training, and the teacher")
-        before, of_teacher = self.roles.measured_both(student, teacher, batches)
+        evaluation, teachers = self.roles.measured_both(student, teacher, batches)
+        before = self.stored("before", evaluation)
+        of_teacher = {} if teachers is None else self.stored("teacher", teachers)
         if self.criterion is not None:
             self.criterion.value(before)  # a probe's number that is not there is better missed now than in an hour
         prompt = sample_prompt(self.parts)
@@ -341,7 +346,8 @@ class Trainer:
         self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int
     ) -> dict[str, Any]:
         """Measure the student as it is; put the weights of the best step back and measure these, if the recipe asks."""
-        after, recipe, folder = self.roles.measured(student, teacher, batches), self.checked.recipe, self.directory
+        after = self.stored("after", self.roles.measured(student, teacher, batches))
+        recipe, folder = self.checked.recipe, self.directory
         if self.criterion is None:
             return after
         evaluations = [*self.facts.get("evaluations", []), self.world.agree({"step": done, **after})]
@@ -353,7 +359,13 @@ class Trainer:
         self.phase(f"going back to the best step, {best['step']}")
         kept = checkpoint.at(folder.checkpoints, best["step"])
         checkpoint.restore(kept, student.module, self.checked.plugins, self.world.rank)
-        return self.roles.measured(student, teacher, batches)
+        return self.stored("after", self.roles.measured(student, teacher, batches))
+
+    def stored(self, name: str, evaluation: Evaluation) -> dict[str, Any]:
+        """Write the sums per document of an evaluation on the main process; return its metrics and probes."""
+        if self.world.is_main:
+            self.directory.write_evaluation(name, evaluation.documents)
+        return evaluation.values
 
     def write(self, result: Mapping[str, Any]) -> None:
         """Write result.json on the main process."""

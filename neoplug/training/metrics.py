@@ -1,6 +1,7 @@
-"""One line of metrics for each optimizer step. Values stay on the device until a flush: nothing else synchronises.
+"""The lines of metrics.jsonl, one for each optimizer step, written at flushes.
 
-K losses. Nothing that is not finite passes a flush, so no checkpoint that follows one can hold it.
+Values stay on the device until a flush, the only place that synchronises. A flush refuses values that are not finite,
+so a checkpoint that is saved after one holds none of them. K losses.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ FIELDS = (
 
 @dataclass(eq=False)
 class Step:
-    """What a step leaves behind until the next flush.
+    """The values of one optimizer step, kept until the next flush.
 
-    known    what the host knows: step, started, learning_rate, seconds, peak_memory_bytes
+    known    values on the host: step, started, learning_rate, seconds, peak_memory_bytes
     counts   [2] answer tokens and tokens, over all ranks
     sums     [K] each loss summed over answer tokens, over all ranks
-    extras   scalars by name: grad_norm, penalty, what plugins add
-    rows     the source rows of this rank's answer tokens, and which of these tokens have a finite loss
-    seen     [SEEN] sums of a diagnosis over all ranks, at a step that has one
+    extras   scalars by name: grad_norm, penalty, the metrics of plugins
+    rows     for each micro-batch of this rank: the source rows [N] of its answer tokens, and [N] bool: finite losses
+    sums_of_diagnosis  [COLUMNS] over all ranks, at a step with a diagnosis
     weights  each loss's weight at this step
-    norms    scalars: each loss's own gradient norm, at a step that measures it
-    unsound  token weight -> whether this rank saw one of it that is below 0 or infinite
+    norms    scalars: each loss's gradient norm, at a step that measures them
+    invalid_weights  token weight -> whether it returned a value below 0 or infinite on this rank
     """
 
     known: dict[str, Any]
@@ -43,24 +44,26 @@ class Step:
     sums: Tensor
     extras: dict[str, Any]
     rows: list[tuple[Tensor, Tensor]]
-    seen: Tensor | None
+    sums_of_diagnosis: Tensor | None
     weights: dict[str, float]
     norms: dict[str, Tensor] = field(default_factory=dict)
-    unsound: dict[str, Tensor | bool] = field(default_factory=dict)
+    invalid_weights: dict[str, Tensor | bool] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
 class Metrics:
-    """Collects steps; `flush` turns them to lines and hands them on.
+    """Collects steps; `flush` converts them to lines and writes them.
 
-    Raises (on flush):
-        RunError: a loss, gradient or penalty is not finite; the error names the step and the rows at fault.
+    weights_vary  whether lines have the losses' weights
+    write         called with the lines of a flush
+    gather        returns the values of all ranks
+    row_name      returns the name of a source row for error messages
     """
 
     weights_vary: bool
     write: Callable[[list[dict[str, Any]]], None]
-    gather: Callable[[list[int]], list[int]] = list  # from all ranks
-    name: Callable[[int], str] = str  # of a row, for people
+    gather: Callable[[list[int]], list[int]] = list
+    row_name: Callable[[int], str] = str
     pending: list[Step] = field(default_factory=list)
 
     def add(self, step: Step) -> None:
@@ -68,12 +71,17 @@ class Metrics:
         self.pending.append(step)
 
     def flush(self) -> None:
-        """Bring all pending steps to the host at once, check them and write their lines."""
+        """Copy all pending steps to the host at once, check them and write their lines.
+
+        Raises:
+            RunError: a loss, gradient or penalty is not finite; the error names the step and the rows.
+        """
         steps, self.pending = self.pending, []
         if not steps:
             return
         tensors = [
-            [*step.counts, *step.sums, *_tensors(step.extras), *step.norms.values(), *_seen(step)] for step in steps
+            [*step.counts, *step.sums, *_tensors(step.extras), *step.norms.values(), *_diagnosis(step)]
+            for step in steps
         ]
         device = steps[0].counts.device
         scalars = [tensor.detach().to(device, torch.float64).reshape(()) for row in tensors for tensor in row]
@@ -96,7 +104,7 @@ class Metrics:
         losses = {name: next(rest) / max(answers, 1) for name in step.weights}
         named = {name: next(rest) for name, value in step.extras.items() if isinstance(value, Tensor)}
         norms = {name: next(rest) for name in step.norms}
-        diagnostics = {} if step.seen is None else {"diagnostics": means(list(rest), answers)}
+        diagnostics = {} if step.sums_of_diagnosis is None else {"diagnostics": means(list(rest), answers)}
         seconds = step.known["seconds"]
         return {
             "step": step.known["step"],
@@ -116,28 +124,32 @@ class Metrics:
         }
 
     def _explain(self, fault: str, step: Step) -> str:
-        """Say what happened and which rows of all ranks it came from. Ranks see the same fault, so all come here."""
-        guilty = sorted(set(self.gather([int(row) for rows, finite in step.rows for row in rows[~finite]])))
-        whose = "rows at fault" if guilty else "rows of this step"
-        guilty = guilty or sorted(set(self.gather([int(row) for rows, _ in step.rows for row in rows])))
-        shown = ", ".join(map(self.name, guilty[:20])) + (f" and {len(guilty) - 20} more" if len(guilty) > 20 else "")
-        fix = "look at these rows in the source, lower train.learning_rate, or go on from the last checkpoint"
-        names = list(step.unsound)
-        blamed = [names[n] for n in sorted(set(self.gather([n for n, name in enumerate(names) if step.unsound[name]])))]
-        if blamed:
-            fault = f"a weight below 0, or infinite, was given to a token by {' and '.join(f'`{n}`' for n in blamed)}"
-            fix = f"mend the token weight; `neoplug check {blamed[0]}` looks for the smallest example"
+        """Return the error message, with rows of all ranks. Every rank has the same fault, so every rank gathers."""
+        faulty = sorted(set(self.gather([int(row) for rows, finite in step.rows for row in rows[~finite]])))
+        role = "rows at fault" if faulty else "rows of this step"
+        faulty = faulty or sorted(set(self.gather([int(row) for rows, _ in step.rows for row in rows])))
+        listed = ", ".join(map(self.row_name, faulty[:20]))
+        if len(faulty) > 20:
+            listed += f" and {len(faulty) - 20} more"
+        fix = "check these rows in the source, lower train.learning_rate, or resume from the last checkpoint"
+        names = list(step.invalid_weights)
+        invalid = self.gather([number for number, name in enumerate(names) if step.invalid_weights[name]])
+        plugins = [names[number] for number in sorted(set(invalid))]
+        if plugins:
+            fault = f"{' and '.join(f'`{name}`' for name in plugins)} gave a token a weight below 0, or an infinite one"
+            fix = f"fix the token weight; `neoplug check {plugins[0]}` finds the smallest example"
         return (
-            f"step {step.known['step']}: {fault}\n{whose} (numbered from 0 in the source): {shown}\n"
-            f"why: from here on every weight would be lost; nothing of this step was saved\nfix: {fix}"
+            f"step {step.known['step']}: {fault}\n{role} (numbered from 0 in the source): {listed}\n"
+            "why: the update would make every trainable parameter NaN or infinite; nothing of this step was saved\n"
+            f"fix: {fix}"
         )
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes in use so far: allocated on a GPU, resident on a CPU. Waits for nothing."""
+    """Return the peak memory in bytes so far, without a synchronisation: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # not everywhere
+    import resource  # absent on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -147,24 +159,24 @@ def merge(extras: dict[str, Any], plugin: str, answer: dict[str, Any]) -> None:
     """Add a plugin's metrics to a step's, in place.
 
     Raises:
-        RunError: a name is taken, or a value is no single number.
+        RunError: a name is taken, or a value is not a single number.
     """
     for name, value in answer.items():
         if name in extras or name in FIELDS:
             raise RunError(
-                f"`{plugin}` answered `on_step_end` with a metric called `{name}`, which is taken\n"
-                "why: one line of metrics.jsonl holds each name once\nfix: call it by a name of its own"
+                f"`{plugin}` returned a metric `{name}` from `on_step_end`, a name that is taken\n"
+                "why: a line of metrics.jsonl has each name once\nfix: choose another name"
             )
         if isinstance(value, Tensor) and value.numel() != 1:
             raise RunError(
                 f"the metric `{name}` of `{plugin}` has shape {list(value.shape)}\n"
-                "why: a metric is one number a step\nfix: return a number or a tensor of one element"
+                "why: a metric is one number per step\nfix: return a number or a tensor of one element"
             )
         extras[name] = value
 
 
 def _share_time(steps: Sequence[Step]) -> None:
-    """Share the time since the first step among all: on a GPU the host only queues work, and waits at the flush."""
+    """Divide the time since the first step equally: on a GPU the host queues the work and waits at the flush only."""
     elapsed = perf_counter() - steps[0].known["started"]
     for step in steps:
         step.known["seconds"] = elapsed / len(steps)
@@ -174,12 +186,12 @@ def _tensors(extras: dict[str, Any]) -> list[Tensor]:
     return [value for value in extras.values() if isinstance(value, Tensor)]
 
 
-def _seen(step: Step) -> list[Tensor]:
-    return [] if step.seen is None else list(step.seen)
+def _diagnosis(step: Step) -> list[Tensor]:
+    return [] if step.sums_of_diagnosis is None else list(step.sums_of_diagnosis)
 
 
 def _not_finite(line: dict[str, Any]) -> str:
-    """Name what is not finite in a line, or return an empty string."""
+    """Return the names and values in a line that are not finite; an empty string where there are none."""
     numbers = {f"loss {name}": value for name, value in line["losses"].items()}
     numbers |= {name.replace("grad_norm", "gradient"): line[name] for name in ("grad_norm", "penalty") if name in line}
     return ", ".join(f"{name} is {value}" for name, value in numbers.items() if value - value != 0)

@@ -128,7 +128,7 @@ def _tile(
     """Overwrite `logits` [t, V] with the gradient of the weighted sum; return each loss of each token, [K, t]."""
     student = torch.log_softmax(logits, -1)
     if diagnosis is not None:
-        diagnosis.see(student, teacher, labels)
+        diagnosis.add(student, teacher, labels)
     arguments = {"teacher": teacher, "labels": labels, "progress": progress}
     untouched = _watching(student=student, teacher=teacher, labels=labels)
     values: dict[str, Tensor] = {}

@@ -10,6 +10,7 @@ METRICS = {"cross_entropy", "forward_kl", "reverse_kl", "jsd"}  # as metrics of 
 ALLOWED = {
     "neoplug/cli/export.py": {"lora"},  # its option, and llama.cpp's
     "neoplug/evaluation/evaluate.py": METRICS,  # computes them
+    "neoplug/evaluation/remarks.py": {"cross_entropy", "forward_kl"},  # explains them
     "neoplug/registry/measures.py": METRICS,  # lists them
     "neoplug/export/peft_files.py": {"lora"},  # in the name of vLLM's option
     "neoplug/export/gguf_lora.py": {"lora"},  # how llama.cpp's files call their kind

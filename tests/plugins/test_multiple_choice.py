@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neoplug.errors import RunError
-from neoplug.evaluation.evaluate import probe
+from neoplug.evaluation.probes import probe
 from neoplug.models.verify import head_name, language_model
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins

@@ -1,0 +1,65 @@
+"""Probes: plugins that evaluate a model in their own way, with log-probabilities on request.
+
+t answer tokens of a tile, V shared vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neoplug.data.batch import Batch
+from neoplug.errors import RunError
+from neoplug.models.language_model import LanguageModel
+from neoplug.registry import Plugins
+from neoplug.training.objective import log_probabilities
+
+
+@torch.no_grad()
+def probe(
+    plugins: Plugins, model: LanguageModel, teacher: LanguageModel | None, batches: Sequence[Batch], tokenizer: Any
+) -> dict[str, Any]:
+    """Return the answers of all probes by name.
+
+    With several ranks, every rank runs every probe on all of the held-out text, since a probe may compute anything and
+    its answers cannot be added up. The results that a run stores are those of the main process.
+
+    batches  the held-out text, as `model` reads it
+
+    Raises:
+        RunError: a probe's own text has tokens that teacher and student do not share.
+    """
+    models = {id(each.module): each for each in (model, teacher) if each is not None}
+    held_out = set(map(id, batches))
+
+    def predict(module: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield log-probabilities [t, V] of `module` and the answer tokens [t] as their columns."""
+        predicting = models[id(module)]
+        if id(batch) not in held_out:  # held-out text was validated when the data was read; prompts may be exclusive
+            _validate_shared_vocabulary(batch, predicting, tokenizer)
+        batch = (batch.for_teacher() if predicting is teacher else batch).to(predicting.device)
+        labels = predicting.head.vocabulary.index(batch.labels)
+        for rows, log_q, _ in log_probabilities(predicting.head, predicting.hidden(batch)):
+            yield log_q, labels[rows]
+
+    training = model.module.training
+    model.module.eval()
+    teachers_module = None if teacher is None else teacher.module
+    answers = plugins.each(
+        "on_evaluate", model=model.module, teacher=teachers_module, batches=batches, predict=predict,
+        tokenizer=tokenizer,
+    )  # fmt: skip
+    model.module.train(training)
+    return answers
+
+
+def _validate_shared_vocabulary(batch: Batch, model: LanguageModel, tokenizer: Any) -> None:
+    """Refuse a probe's own text with tokens that only one of the models has."""
+    if unshared := model.head.vocabulary.unshared(batch.input_ids):
+        named = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in unshared[:5])
+        raise RunError(
+            f"a probe's text has {len(unshared)} tokens that teacher and student do not share, as {named}\n"
+            "why: probabilities are compared over the tokens of both vocabularies\n"
+            "fix: leave such text out of the probe"
+        )

@@ -1,0 +1,51 @@
+"""Explanations of a finished run in plain sentences: whether the teacher could help, and whether it did."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """Return what the results of a run reveal about its teacher; an empty list where there is nothing to report.
+
+    result  holds the metrics of evaluation under before, after and teacher
+    """
+    before, after, teacher = (result.get(name) or {} for name in ("before", "after", "teacher"))
+    if not all("cross_entropy" in metrics for metrics in (before, after, teacher)):
+        return []
+    return [*_about_the_teacher(before, after, teacher), *_about_the_objectives(before, after)]
+
+
+def _about_the_teacher(
+    before: Mapping[str, Any], after: Mapping[str, Any], teacher: Mapping[str, Any]
+) -> Iterator[str]:
+    students, teachers = before["cross_entropy"], teacher["cross_entropy"]
+    if teachers >= students:
+        yield (
+            "The teacher is no better than the student was before training on this data: its cross-entropy is "
+            f"{teachers:.3f} nats per answer token, the student's was {students:.3f}. Imitating it cannot bring the "
+            "student closer to this text."
+        )
+    elif teachers > after["cross_entropy"]:
+        yield (
+            "The student is now better than its teacher on this data (cross-entropy "
+            f"{after['cross_entropy']:.3f} against {teachers:.3f} nats per answer token): imitating it further makes "
+            "the student worse on this text."
+        )
+
+
+def _about_the_objectives(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    # Rounded as they are printed, so that a change that cannot be seen is not reported.
+    kd, ce = (round(after[name], 3) - round(before[name], 3) for name in ("forward_kl", "cross_entropy"))
+    changes = f"forward KL went from {before['forward_kl']:.3f} to {after['forward_kl']:.3f} nats per token, "
+    changes += f"cross-entropy from {before['cross_entropy']:.3f} to {after['cross_entropy']:.3f}"
+    if kd < 0 < ce:
+        yield f"Teacher and text conflict: {changes}. The student moved towards its teacher and away from the text."
+    elif ce < 0 < kd:
+        yield f"Teacher and text conflict: {changes}. The student moved towards the text and away from its teacher."
+    elif kd > 0 and ce > 0:
+        yield f"Training did harm: {changes}. Try a lower learning rate or a longer warm-up first."
+    if after["kd_ce_cosine"] < -0.1:  # closer to 0 the two gradients are nearly unrelated
+        yield (
+            "At the end of training, the gradients of forward KL and cross-entropy by the student's logits are opposed "
+            f"(cosine {after['kd_ce_cosine']:.2f}): lowering one raises the other."
+        )
