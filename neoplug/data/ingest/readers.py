@@ -86,7 +86,7 @@ def _as_row(row: Any, escapes: bool) -> Row | Reason:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row | Reason]:
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
         _validate_column_names(file.schema_arrow.names)
