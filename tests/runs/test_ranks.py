@@ -70,6 +70,21 @@ def launch(lab, recipe, output, *options, ranks=2):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
 
 
+@pytest.mark.parametrize(("ranks", "size"), [(2, 1), (3, 2)])
+def test_ranks_share_the_held_out_text_and_have_the_same_sums(lab, ranks, size):
+    """3 documents: shares of different sizes, and with batches of 2 a rank without any."""
+    sections = {"train": {"max_steps": 1}, "data": {"held_out": 3}, "evaluate": {"per_device_eval_batch_size": size}}
+    recipe = lab.recipe(**sections)
+    for output, number in (("one", 1), ("many", ranks)):
+        done = launch(lab, recipe, output, ranks=number)
+        assert done.returncode == 0, done.stderr
+    one, many = lab.at("one"), lab.at("many")
+    for name in ("before", "teacher"):
+        ours, theirs = ((run.path / "evaluation" / f"{name}.parquet").read_bytes() for run in (many, one))
+        assert ours == theirs
+        assert many.result[name] == one.result[name]
+
+
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 def test_two_ranks_train_as_one(lab, drop, adapter):
     """Rows that leave a rank idle at the end of an epoch, rows without answers, clipping, a penalty."""
