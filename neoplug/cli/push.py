@@ -16,7 +16,7 @@ def push(
     """Push a finished run to the Hugging Face hub.
 
     One commit holds the adapter (or the model), the prepared student that it needs, the model card, recipe, lock,
-    result and metrics. The token is that of HF_TOKEN or `hf auth login`; HF_ENDPOINT selects another hub.
+    result and metrics. The token is that of HF_TOKEN or hf auth login; HF_ENDPOINT selects another hub.
     """
     from neoplug.export.hub import push as upload
 

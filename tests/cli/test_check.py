@@ -29,7 +29,7 @@ def test_a_right_loss_holds_and_is_the_same_each_time(neoplug, monkeypatch):
     answer = neoplug("check", "./checked.py:Jeffreys", "scale=2e0")
     assert answer.code == 0
     assert answer.err == ""
-    assert answer.out.startswith("./checked.py:Jeffreys  scale=2.0\nanswers token_loss; fits under loss\n")
+    assert answer.out.startswith("./checked.py:Jeffreys  scale=2.0\nimplements token_loss; fits under loss\n")
     found = verdicts(answer.out)
     assert found.pop("closed_form") == "not tried"
     assert found == dict.fromkeys(EVERY - {"closed_form"}, "holds")
@@ -117,13 +117,13 @@ def test_of_another_plugin_it_is_said_what_is_not_checked(neoplug):
     assert answer.code == 0
     assert "r=4" in answer.out
     assert "fits under adapter" in answer.out
-    assert re.search(r"not checked\n  what it does in .*add_adapter", answer.out)
+    assert re.search(r"not checked\n  its behaviour in .*add_adapter", answer.out)
 
 
 def test_a_token_weight_is_held_to_its_own_list(neoplug):
     answer = neoplug("check", "position", "half_life=8")
     assert answer.code == 0
-    assert "\nwhat holds for every token weight\n" in answer.out
+    assert "\nproperties of every token weight\n" in answer.out
     assert verdicts(answer.out) == dict.fromkeys(TOKEN_WEIGHT.properties, "holds")
 
 

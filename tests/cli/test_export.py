@@ -61,14 +61,14 @@ def asked_for_a_lora(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "call", "told"),
     [
-        ([], ("float32", None, False), "an approximation: rank 8 of 12 that the change has; relative error 2.5e-01"),
+        ([], ("float32", None, False), "an approximation: rank 8, and the change has rank 12; relative error 2.5e-01"),
         (
             ["--rank", "12", "--dtype", "float16"],
             ("float16", 12, False),
             "exact up to rounding: the change has rank 12",
         ),
         (["--gguf"], ("float32", None, True), "llama.cpp: --lora "),
-        (["--rank", "600"], ("float32", 600, False), "vLLM takes no rank of 600"),
+        (["--rank", "600"], ("float32", 600, False), "vLLM does not support rank 600"),
         (["--rank", "9"], ("float32", 9, False), "vLLM: --enable-lora --max-lora-rank 16"),
     ],
 )
@@ -87,6 +87,6 @@ def test_a_lora_is_told_with_what_it_holds_and_who_reads_it(neoplug, tmp_path, a
 def test_what_is_said_of_a_lora_needs_one(neoplug, tmp_path, asked, option):
     answer = neoplug("export", tmp_path / "run", tmp_path / "out", *option)
     assert answer.code != 0
-    assert f"`{option[0]}` says how a LoRA is written" in answer.err
+    assert f"`{option[0]}` applies only to a LoRA" in answer.err
     assert "fix: add --lora" in answer.err
     assert asked == []

@@ -111,7 +111,7 @@ def test_a_change_elsewhere_is_refused_by_name(pair, elsewhere):
     before, after = pair
     after.up.weight += 1
     after.get_parameter(elsewhere).add_(1)
-    with pytest.raises(UsageError, match=f"reaches {elsewhere}, and a LoRA holds"):
+    with pytest.raises(UsageError, match=f"{elsewhere} changed, and a LoRA changes"):
         changed_layers(after, before)
 
 

@@ -140,7 +140,7 @@ def test_an_unknown_attention_is_refused_before_weights_are_loaded(lab, monkeypa
     for role in ("teacher", "student"):
         with pytest.raises(
             RecipeError,
-            match=r"recipe\.yaml:\d+:\d+: cannot use the attention implementation `spda` here[\s\S]*eager, sdpa",
+            match=r"recipe\.yaml:\d+:\d+: .* cannot use the attention implementation `spda` here[\s\S]*eager, sdpa",
         ):
             lab.run("run", **{role: {"attn_implementation": "spda"}})
 

@@ -108,7 +108,7 @@ def test_a_weight_that_is_none_is_reported_by_its_name(lab, kind):
     lab.plugin("unsound", UNSOUND)
     weights = {"./unsound.py:Unsound@x": {"kind": kind}, "position": {}, "student_confidence": {}}
     with pytest.raises(
-        RunError, match=r"^step 1: a weight below 0, or infinite, was given .* `\./unsound\.py:Unsound@x`\n"
+        RunError, match=r"^step 1: `\./unsound\.py:Unsound@x` gave a token a weight below 0, or an infinite one\n"
     ) as e:
         lab.run("run", token_weights=weights, train={"max_steps": 2})
     assert "rows at fault" in str(e.value)
