@@ -267,7 +267,7 @@ def test_as_a_lora_it_computes_the_same_or_says_why_not(adapter, model, tiny_stu
     told = told_of_loras().get(entry_of(adapter).name, "")
     if not linear_alone(merged, base):
         assert "refused" in told or not told
-        with pytest.raises(UsageError, match="why: .*model.* changed"):
+        with pytest.raises(UsageError, match=r"why: .*model.* changed"):
             export_lora(run, tmp_path / "lora", rank=48)
         return
     found = export_lora(run, tmp_path / "lora", rank=48)  # the smaller size of each layer is 48 at most

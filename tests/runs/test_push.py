@@ -181,7 +181,7 @@ def test_a_whole_model_is_pushed_as_one(hub, lab):
 
 def test_what_the_hub_refuses_is_said_in_words(hub, pruned):
     hub.refuse = True
-    with pytest.raises(RunError, match="the upload of .* failed"):
+    with pytest.raises(RunError, match=r"the upload of .* failed"):
         push(pruned.path, "me/student")
     assert not hub.folder.exists()
 
