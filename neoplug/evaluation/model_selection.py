@@ -13,14 +13,23 @@ from neoplug.registry.nested import numbers
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a run stands after some evaluations.
+class Best:
+    """The best of several evaluations, the first of equal ones: its step, and the metric that was compared."""
 
-    best    the best one, {step, metric, value}; of equals the first
-    waited  how many in a row since were no better by more than the threshold
+    step: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A comparison of evaluations.
+
+    best    the best of them
+    waited  how many in a row after the last improvement were not better by more than the threshold
     """
 
-    best: dict[str, Any]
+    best: Best
     waited: int
 
 
@@ -33,14 +42,14 @@ class Criterion:
     threshold: float
 
     def standing(self, evaluations: Sequence[Mapping[str, Any]]) -> Standing:
-        """Return how a run stands that measured these, {step, ruler's values, probes}, at least one."""
-        best, waited = {"step": evaluations[0]["step"], "metric": self.metric, "value": self.value(evaluations[0])}, 0
+        """Compare evaluations, at least one, each with `step`, metrics and `probes`."""
+        best, waited = Best(evaluations[0]["step"], self.metric, self.value(evaluations[0])), 0
         for measured in evaluations[1:]:
             value = self.value(measured)
-            gain = (value - best["value"]) * (1 if self.greater else -1)
+            gain = (value - best.value) * (1 if self.greater else -1)
             waited = 0 if gain > self.threshold else waited + 1
             if gain > 0:
-                best = {**best, "step": measured["step"], "value": value}
+                best = Best(measured["step"], self.metric, value)
         return Standing(best, waited)
 
     def value(self, measured: Mapping[str, Any]) -> float:

@@ -10,6 +10,7 @@ from neoplug.errors import RunError, UsageError
 from neoplug.files import write_atomically
 from neoplug.runs.directory import RunDir, as_json, as_yaml
 from neoplug.runs.model_card import card, nameless
+from neoplug.runs.result import RunResult
 
 
 def push(run: Path, repository: str, *, private: bool = False) -> str:
@@ -24,10 +25,10 @@ def push(run: Path, repository: str, *, private: bool = False) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-    directory = finished(run)
+    directory, result = open_for_push(run)
     try:
         with TemporaryDirectory() as folder:
-            stage(directory, Path(folder), repository)
+            stage(directory, result, Path(folder), repository)
             api = HfApi()
             api.create_repo(repository, private=private, exist_ok=True)
             commit = api.upload_folder(folder_path=folder, repo_id=repository, commit_message=f"neoplug: {run.name}")
@@ -48,20 +49,20 @@ def _fix(error: Exception) -> str:
     return "check the network, HF_HUB_OFFLINE and HF_ENDPOINT; the run is unchanged"
 
 
-def finished(run: Path) -> RunDir:
-    """Open a run that completed, and left files that others can load. Raises UsageError for any other."""
+def open_for_push(run: Path) -> tuple[RunDir, RunResult]:
+    """Return a finished run and its result. Raises UsageError for any other."""
     directory = RunDir.open(run)
-    if (directory.result or {}).get("status") != "completed":
+    result = directory.result if directory.is_finished else None
+    if result is None:
         raise UsageError(f"{run} is not finished\nwhy: its student is not what the recipe asked for\nfix: --resume it")
-    return directory
+    return directory, result
 
 
-def stage(run: RunDir, folder: Path, repository: str) -> None:
+def stage(run: RunDir, result: RunResult, folder: Path, repository: str) -> None:
     """Write the files to upload to `folder`: the model or the adapter, card, recipe, lock, result and metrics.
 
     An adapter whose base is uploaded too is in a subfolder, since transformers would load it with that base.
     """
-    result = run.result or {}
     if run.adapter.is_dir() and run.student.is_dir():
         shutil.copytree(run.adapter, folder / "adapter", ignore=shutil.ignore_patterns("README.md"))
         shutil.copytree(run.student, folder / "student")
@@ -70,7 +71,7 @@ def stage(run: RunDir, folder: Path, repository: str) -> None:
         shutil.copytree(run.adapter if run.adapter.is_dir() else run.model, folder, dirs_exist_ok=True)
     (folder / "README.md").write_text(card(run, result, repository), encoding="utf-8")
     (folder / "recipe.yaml").write_text(as_yaml(nameless(run.resolved)), encoding="utf-8")
-    for name, value in (("lock.json", nameless(run.lock)), ("result.json", result)):
+    for name, value in (("lock.json", nameless(run.lock)), ("result.json", result.as_dict())):
         write_atomically(folder / name, as_json(value))
     shutil.copy(run.path / "metrics.jsonl", folder)
 

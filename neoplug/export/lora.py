@@ -7,7 +7,7 @@ from pathlib import Path
 from neoplug.environment.dtypes import DTYPES
 from neoplug.export.gguf_lora import validate_targets, write_gguf
 from neoplug.export.low_rank import Fidelity, Product, changed_layers, decompose, fidelity, largest_saving_rank
-from neoplug.export.merge import finished, standalone, unquantised
+from neoplug.export.merge import open_for_export, standalone, unquantised
 from neoplug.export.peft_files import write_folder
 from neoplug.files import folder_atomically
 from neoplug.models.load import load_config
@@ -33,7 +33,7 @@ def export_lora(run: Path, out: Path, dtype: str = "float32", rank: int | None =
     Returns how closely the LoRA represents the change. Raises UsageError where `out` exists, `run` is not a finished
     run, its base has changed, its adapter cannot be merged, or the run changed more than linear layers.
     """
-    directory = finished(run, out, dtype)
+    directory = open_for_export(run, out, dtype)
     base = base_of(directory)
     if gguf:
         validate_targets(load_config(base).get_text_config())

@@ -15,7 +15,7 @@ from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.models.reference import ResolvedModel
 from neoplug.registry import Plugins
 from neoplug.runs.directory import RunDir
-from neoplug.runs.saved_student import adapter_plugins, as_trained, base_of, has_ended, is_peft, with_peft
+from neoplug.runs.saved_student import adapter_plugins, as_trained, base_of, is_peft, with_peft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,7 @@ def export(run: Path, out: Path, dtype: str = "float32") -> Path:
 
     Returns `out`. Raises UsageError where `out` exists, `run` is not a finished run, or its base has changed.
     """
-    directory = finished(run, out, dtype)
+    directory = open_for_export(run, out, dtype)
     base = base_of(directory)
     model = standalone(directory, base)
     with folder_atomically(out) as draft, quiet():
@@ -39,7 +39,7 @@ def export(run: Path, out: Path, dtype: str = "float32") -> Path:
     return out
 
 
-def finished(run: Path, out: Path, dtype: str) -> RunDir:
+def open_for_export(run: Path, out: Path, dtype: str) -> RunDir:
     """Return the run that is to be exported.
 
     Raises UsageError where `dtype` is unknown, `out` exists, or `run` is not a finished run.
@@ -53,7 +53,7 @@ def finished(run: Path, out: Path, dtype: str) -> RunDir:
             f"{out} exists already\nwhy: existing files are not overwritten\nfix: name a folder that does not exist"
         )
     directory = RunDir.open(run)
-    if not has_ended(directory):
+    if not directory.is_finished:
         raise UsageError(
             f"{run} is not finished\nwhy: its student is not what the recipe asked for\n"
             "fix: continue it with `neoplug run RECIPE --output RUN --resume`"

@@ -2,7 +2,6 @@
 
 import shutil
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from neoplug.models.reference import ResolvedModel
 from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.directory import RunDir
 from neoplug.runs.model_card import card
+from neoplug.runs.result import RunResult
 
 
 def save_student(
@@ -49,7 +49,7 @@ def _ship_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokeniz
             shutil.copytree(base.path, draft, dirs_exist_ok=True)
 
 
-def write_card(directory: RunDir, result: Mapping[str, Any]) -> None:
+def write_card(directory: RunDir, result: RunResult) -> None:
     """Write the model card beside what was trained; it takes the place of peft's empty form."""
     folder = directory.adapter if directory.adapter.is_dir() else directory.model
     write_atomically(folder / "README.md", card(directory, result))

@@ -28,6 +28,7 @@ import yaml
 
 from neoplug.errors import UsageError
 from neoplug.files import disk_errors, exclusive_lock, folder_atomically, write_atomically
+from neoplug.runs.result import RunResult
 
 if TYPE_CHECKING:
     import pyarrow
@@ -131,14 +132,28 @@ class RunDir:
         return MetricsFile(self.path / "metrics.jsonl")
 
     @property
-    def result(self) -> dict[str, Any] | None:
-        """What stands in result.json; None while there is none."""
-        file = self.path / "result.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    def result(self) -> RunResult | None:
+        """The content of result.json; None while there is none.
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write result.json in one move."""
-        write_atomically(self.path / "result.json", as_json(result))
+        Raises:
+            RunError: the file does not hold a result.
+        """
+        file = self.path / "result.json"
+        return RunResult.read(json.loads(file.read_text(encoding="utf-8")), file) if file.is_file() else None
+
+    def write_result(self, result: RunResult) -> None:
+        """Write result.json atomically."""
+        write_atomically(self.path / "result.json", as_json(result.as_dict()))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run trained to its end and saved the student.
+
+        A run that was killed after it saved the student and before it wrote result.json is finished too.
+        """
+        result = self.result
+        saved = self.adapter.is_dir() or self.model.is_dir()
+        return saved and (result is None or result.status == "completed")
 
     def write_evaluation(self, name: str, documents: pyarrow.Table) -> None:
         """Write evaluation/NAME.parquet in one move; equal tables give equal files.

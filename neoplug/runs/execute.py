@@ -41,9 +41,9 @@ def run(
 def execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:
     """Run a checked recipe in the directory `output` and return what stands in its result.json."""
     directory = earlier(output, checked, resume)
-    if directory is not None and (result := directory.result) and result["status"] == "completed":
+    if directory is not None and directory.is_finished and (result := directory.result):
         logger.info("%s is complete; nothing to do", output)
-        return result
+        return result.as_dict()
     with stopping() as stop, checked.marking(), kept_notes() as notes, ExitStack() as until_the_end:
         validate_devices(checked.recipe)
         world = World(checked.recipe.student.device)
@@ -60,7 +60,7 @@ def execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progr
             notes.setTarget(_to_file(directory.log))
         result = Trainer(checked, parts, directory, world, progress, stop).run()
         world.end()
-        return result
+        return result.as_dict()
 
 
 def earlier(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir | None:

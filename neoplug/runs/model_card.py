@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from neoplug.runs.directory import RunDir, as_yaml
+from neoplug.runs.result import RunResult
 
 COLUMNS = ("before", "after", "teacher")
 
 
-def card(run: RunDir, result: Mapping[str, Any], repository: str | None = None) -> str:
+def card(run: RunDir, result: RunResult, repository: str | None = None) -> str:
     """Return the text of README.md: YAML for the hub, then Markdown for people.
 
-    result      as it stands, or is about to stand, in result.json
-    repository  where it is pushed; None for the card that lies in the run
+    result      of a completed run
+    repository  where it is pushed; None for the card in the run directory
     """
     recipe, lock = nameless(run.resolved), nameless(run.lock)
     parts = [
@@ -38,7 +39,7 @@ def nameless(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _facts(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+def _facts(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], result: RunResult) -> str:
     """Return the card's metadata. Only what lies on the hub is named there as base or data set."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -53,7 +54,7 @@ def _facts(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], resu
         model_name=run.path.absolute().name,
         eval_results=[
             EvalResult("text-generation", "text", "held-out text", name, value)
-            for name, value in result["after"].items()
+            for name, value in (result.after or {}).items()
             if isinstance(value, float)
         ],
     )
@@ -64,13 +65,13 @@ def _is_hub_id(source: Any) -> bool:
     return isinstance(source, str) and not Path(source).is_absolute() and ":" not in source and source.count("/") == 1
 
 
-def _summary(recipe: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+def _summary(recipe: Mapping[str, Any], result: RunResult) -> str:
     adapters, losses = " + ".join(recipe["adapter"]), " + ".join(recipe["loss"])
     taught = f", taught by `{recipe['teacher']['model']}`" if recipe.get("teacher") else ""
-    parameters = f"{result['trainable_parameters']:,} of {result['total_parameters']:,} parameters"
+    parameters = f"{result.trainable_parameters:,} of {result.total_parameters:,} parameters"
     return (
         f"`{recipe['student']['model']}`{taught}, distilled by neoplug with "
-        f"{adapters} and {losses}: {result['steps']:,} steps, {result['answer_tokens']:,} answer tokens, {parameters} "
+        f"{adapters} and {losses}: {result.steps:,} steps, {result.answer_tokens:,} answer tokens, {parameters} "
         "trained.\n"
     )
 
@@ -103,14 +104,14 @@ def _python(*lines: str) -> str:
     return "\n".join(["```python", *imports, "", *lines, "```\n"])
 
 
-def _table(result: Mapping[str, Any]) -> str:
-    columns = [name for name in COLUMNS if result.get(name)]
+def _table(result: RunResult) -> str:
+    evaluations = {name: found for name in COLUMNS if (found := getattr(result, name))}
     names = dict.fromkeys(
-        key for column in columns for key, value in result[column].items() if isinstance(value, float)
+        key for found in evaluations.values() for key, value in found.items() if isinstance(value, float)
     )
-    rows = [["", *columns], ["---"] * (len(columns) + 1)]
-    rows += [[name, *(_number(result[column].get(name)) for column in columns)] for name in names]
-    remarks = "".join(f"\n{remark}\n" for remark in result.get("remarks") or ())
+    rows = [["", *evaluations], ["---"] * (len(evaluations) + 1)]
+    rows += [[name, *(_number(found.get(name)) for found in evaluations.values())] for name in names]
+    remarks = "".join(f"\n{remark}\n" for remark in result.remarks)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n{remarks}"
 
 

@@ -20,7 +20,7 @@ from neoplug.runs.inputs import resolve_inputs
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.progress import Progress
-from neoplug.runs.saved_student import adapter_plugins, as_trained, base_of, has_ended, is_peft, widened, with_peft
+from neoplug.runs.saved_student import adapter_plugins, as_trained, base_of, is_peft, widened, with_peft
 
 logger = logging.getLogger("neoplug")
 TARGET = "RUN_OR_MODEL"  # where mistakes are that stand in the target, not in the recipe
@@ -75,7 +75,7 @@ def _student_of(directory: RunDir) -> Mapping[str, Any]:
     Raises:
         UsageError: the run has not finished.
     """
-    if not has_ended(directory):
+    if not directory.is_finished:
         raise UsageError(
             f"{directory.path} is not finished, so there is no student to measure\n"
             "fix: go on with `neoplug run RECIPE --output RUN --resume`"

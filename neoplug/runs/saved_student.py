@@ -18,13 +18,6 @@ from neoplug.seeds import derive, generator
 from neoplug.training import checkpoint
 
 
-def has_ended(directory: RunDir) -> bool:
-    """Say whether the run trained to its end; one that was killed then has all but its last file, the result."""
-    if (directory.result or {"status": "completed"})["status"] != "completed":
-        return False
-    return directory.adapter.is_dir() or directory.model.is_dir()
-
-
 def base_of(directory: RunDir) -> ResolvedModel:
     """Return the student without its adapter, as the run began with it.
 
@@ -86,9 +79,9 @@ def as_trained(model: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Modu
 
 def _checkpoint(directory: RunDir) -> Path | None:
     """Return the checkpoint that holds the run's student: the best one where it went back to it, else the last."""
-    best = (directory.result or {}).get("best")
+    best = directory.result and directory.result.best
     if best and directory.resolved.get("evaluate", {}).get("load_best_model_at_end"):
-        return checkpoint.at(directory.checkpoints, best["step"])
+        return checkpoint.at(directory.checkpoints, best.step)
     return checkpoint.latest(directory.checkpoints)
 
 

@@ -1,11 +1,10 @@
 """One process at work on a run: from loading the models to the result."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -31,6 +30,7 @@ from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import RunInputs
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.progress import Progress
+from neoplug.runs.result import EvaluationValues, RunResult, RunState, Sample
 from neoplug.runs.saved_student import widened
 from neoplug.runs.signals import EndedNow, Stop
 from neoplug.runs.steps import count_steps, make_losses, make_sampler, training_batches
@@ -55,26 +55,23 @@ class Trainer:
     world: World
     progress: Progress
     stop: Stop
-    facts: dict[str, Any] = field(default_factory=dict)  # measured before training; checkpoints carry it on
 
     def __post_init__(self) -> None:
         self.roles = ModelLoader(self.checked, self.parts, self.world)
         self.criterion = criterion(self.checked.recipe.evaluate)
 
-    def run(self) -> dict[str, Any]:
-        """Train and measure; write the result, also that of a run that failed or was stopped."""
+    def run(self) -> RunResult:
+        """Train and evaluate; write the result, also that of a run that failed or was interrupted."""
         started = monotonic()
         earlier = checkpoint.latest(self.directory.checkpoints)
-        spent = 0.0
+        self.state = RunState(step=0, world=self.world.size, seconds=0.0)
         if earlier is not None:
-            self.facts = checkpoint.read_state(earlier)
-            spent = self.facts.pop("seconds")
-            self.validate_world_size(self.facts.pop("world"))
-        self.began = started - spent
-        done = self.facts.pop("step", 0)
+            self.state = RunState.read(checkpoint.read_state(earlier), earlier / "state.json")
+            self.validate_world_size(self.state.world)
+        self.began = started - self.state.seconds
         if self.world.is_main:
             remove_partial(self.directory.path)
-            self.directory.metrics.cut(done)
+            self.directory.metrics.cut(self.state.step)
         reported = self.checked.recipe.trackers if self.world.is_main else []
         self.trackers = Trackers(reported, self.directory.path, self.checked.resolved())
         try:
@@ -95,11 +92,13 @@ class Trainer:
         """Write down how a run ended that did not complete."""
         if isinstance(error, PluginError) and self.world.is_main:
             error.log = self.directory.log
-        told = isinstance(error, NeoplugError | EndedNow)
-        status = "interrupted" if isinstance(error, Interrupted | EndedNow) else "failed"
-        reason = str(error) if told else f"{type(error).__name__}: {error}"
-        logger.debug("%s: %s", status, reason, exc_info=error.__cause__ or (None if told else error))
-        self.write({"format": 1, "status": status, "reason": reason, **self.facts})
+        explained = isinstance(error, NeoplugError | EndedNow)
+        status: Literal["interrupted", "failed"] = (
+            "interrupted" if isinstance(error, Interrupted | EndedNow) else "failed"
+        )
+        reason = str(error) if explained else f"{type(error).__name__}: {error}"
+        logger.debug("%s: %s", status, reason, exc_info=error.__cause__ or (None if explained else error))
+        self.write(RunResult(format=1, status=status, reason=reason, **self.state.measured()))
 
     def validate_world_size(self, size: int) -> None:
         """Refuse to go on with another number of processes: a step would hold other rows."""
@@ -110,7 +109,7 @@ class Trainer:
                 f"fix: go on with {size}, or start a new run"
             )
 
-    def work(self, earlier: Path | None) -> dict[str, Any]:
+    def work(self, earlier: Path | None) -> RunResult:
         """Load, measure, train, measure again, save."""
         recipe, plugins = self.checked.recipe, self.checked.plugins
         sampler = make_sampler(self.checked, self.parts.corpus, self.world.size)
@@ -131,7 +130,7 @@ class Trainer:
         schedule = make_schedule(optimizer, recipe.train, total)
         if earlier is not None:
             checkpoint.load(earlier, student.module, optimizer, schedule, plugins, self.world.rank)
-        first = 0 if earlier is None else int(earlier.name.removeprefix("step-"))
+        first = self.state.step
         if not recipe.data.packing and any(
             model and model.layout == "padded" for model in (student, teacher and teacher.model)
         ):
@@ -140,9 +139,9 @@ class Trainer:
         events = self.loop_events(config, batches)
         self.progress.started(total, first)
         with self.stop.deferring():
-            done = first if "stopped_early" in self.facts else distil(config, events, first)
+            done = first if self.state.stopped_early else distil(config, events, first)
             stopped = self.stop_asked()  # one rank alone may have been, after the loop asked for the last time
-        if stopped or done < self.facts.get("stopped_early", total):
+        if stopped or done < (self.state.stopped_early or total):
             signal = self.stop.signal or 15
             raise Interrupted(signal, f"stopped by a signal after step {done} of {total}; go on with --resume")
         return self.finish(student, teacher, batches, done)
@@ -187,14 +186,14 @@ class Trainer:
     def weights(self) -> dict[str, Weight]:
         """Return each loss's strength; what was calibrated before a resume is not measured again."""
         weights = dict(self.checked.weights)
-        for name, value in self.facts.get("weights", {}).items():
+        for name, value in self.state.weights.items():
             now = checkpoint.as_named_now(name, list(weights))
             weights[now] = weights[now].calibrated(value)
         return weights
 
     def note_weights(self, weights: dict[str, float]) -> None:
         """Keep calibrated weights for the result and for checkpoints."""
-        self.facts["weights"] = weights
+        self.state.weights = weights
         logger.info("calibrated: %s", ", ".join(f"{name} has weight {weight:.6g}" for name, weight in weights.items()))
 
     def phase(self, text: str) -> None:
@@ -233,10 +232,16 @@ class Trainer:
         if self.criterion is not None:
             self.criterion.value(before)  # a probe's number that is not there is better missed now than in an hour
         prompt = sample_prompt(self.parts)
-        sample = {"prompt": self.decode(prompt), "before": self.continuation(student, prompt)}
-        self.trackers.evaluation(0, before)
-        self.trackers.evaluation(0, of_teacher, "teacher")
-        self.facts = {"before": before, **({"teacher": of_teacher} if of_teacher else {}), "sample": sample}
+        sample = Sample(prompt=self.decode(prompt), before=self.continuation(student, prompt))
+        self.report_evaluation("before", 0, before)
+        self.state.before, self.state.sample = before, sample
+        if of_teacher:
+            self.report_evaluation("teacher", 0, of_teacher)
+            self.state.teacher = of_teacher
+
+    def report_evaluation(self, name: str, step: int, evaluation: EvaluationValues) -> None:
+        """Report an evaluation after `step` optimizer steps; `name` is before, teacher, step-N or after."""
+        self.trackers.evaluation(step, evaluation, "teacher" if name == "teacher" else "held_out")
 
     def continuation(self, student: LanguageModel, prompt: list[int], tokens: int = 32) -> str | None:
         """Return how the student goes on, greedily; None where the model cannot generate.
@@ -280,45 +285,44 @@ class Trainer:
         """Write a checkpoint on the main process, with what the plugins of all ranks remember."""
         remembered = self.world.gather([checkpoint.pack(self.checked.plugins)])
         if self.world.is_main:
-            state = {**self.facts, "world": self.world.size, "seconds": monotonic() - self.began}
-            folder = self.directory.checkpoints
+            self.state.step, self.state.seconds = step, monotonic() - self.began
+            state, folder = self.state.as_dict(), self.directory.checkpoints
             checkpoint.save(folder, step, model, optimizer, schedule, self.checked.plugins, remembered, state)
-            best = self.facts.get("best", {}).get("step")
+            best = None if self.state.best is None else self.state.best.step
             checkpoint.prune(folder, self.checked.recipe.train.save_total_limit, best)
         self.world.wait()
 
-    def judge(self, step: int, measured: dict[str, Any]) -> Verdict:
+    def judge(self, step: int, measured: EvaluationValues) -> Verdict:
         """Keep an evaluation on the way for the result; say whether it is the best so far, and the last that is needed.
 
         Nothing is remembered but the evaluations themselves, which checkpoints carry: so a resumed run judges the same.
         """
-        self.facts["evaluations"] = [*self.facts.get("evaluations", []), self.world.agree({"step": step, **measured})]
-        self.trackers.evaluation(step, measured)
+        self.state.evaluations = [*self.state.evaluations, self.world.agree({"step": step, **measured})]
+        self.report_evaluation(f"step-{step}", step, measured)
         logger.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float)))
         if self.criterion is None:
             return Verdict(improved=False, enough=False)
-        standing = self.criterion.standing(self.facts["evaluations"])
-        self.facts["best"] = standing.best
+        standing = self.criterion.standing(self.state.evaluations)
+        self.state.best = standing.best
         patience = self.checked.recipe.evaluate.early_stopping_patience
         enough = patience is not None and standing.waited >= patience
         if enough:
-            self.facts["stopped_early"] = step
+            self.state.stopped_early = step
             logger.info("no better in %d evaluations: training ends", standing.waited)
-        return Verdict(improved=standing.best["step"] == step, enough=enough)
+        return Verdict(improved=standing.best.step == step, enough=enough)
 
-    def finish(
-        self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int
-    ) -> dict[str, Any]:
-        """Measure what was trained, save it, write the result."""
+    def finish(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int) -> RunResult:
+        """Evaluate the trained student, save it, write the result."""
         self.phase("evaluating the student after training")
         after = self.at_its_best(student, teacher, batches, done)
-        self.trackers.evaluation(done, after)
-        self.facts["sample"]["after"] = self.continuation(student, sample_prompt(self.parts))
+        self.report_evaluation("after", done, after)
+        if self.state.sample:
+            self.state.sample.after = self.continuation(student, sample_prompt(self.parts))
         module, lines = student.module, self.directory.metrics.read()
-        result = {
+        measured = {
             "format": 1,
             "status": "completed",
-            **self.facts,
+            **self.state.measured(),
             "after": after,
             "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
             "total_parameters": count_parameters(module),
@@ -330,44 +334,44 @@ class Trainer:
         if self.world.is_main:
             self.phase("saving the student")
             save_student(module, self.checked, self.parts.base, self.parts.tokenizer, self.directory)
-        result["remarks"] = remarks(result)
-        for remark in result["remarks"]:
+        measured["remarks"] = remarks(measured)
+        for remark in measured["remarks"]:
             logger.debug(remark)
-        self.checked.plugins.each("on_train_end", model=module, result=result)
-        result["seconds"] = monotonic() - self.began
+        self.checked.plugins.each("on_train_end", model=module, result=measured)  # plugins add keys
+        result = RunResult(**measured, seconds=monotonic() - self.began)
         if self.world.is_main:
             write_card(self.directory, result)
         self.write(result)
-        self.progress.finished(result)
+        self.progress.finished(result.as_dict())
         self.world.wait()
         return result
 
     def at_its_best(
         self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int
-    ) -> dict[str, Any]:
+    ) -> EvaluationValues:
         """Measure the student as it is; put the weights of the best step back and measure these, if the recipe asks."""
         after = self.stored("after", self.roles.measured(student, teacher, batches))
         recipe, folder = self.checked.recipe, self.directory
         if self.criterion is None:
             return after
-        evaluations = [*self.facts.get("evaluations", []), self.world.agree({"step": done, **after})]
-        best = self.facts["best"] = self.criterion.standing(evaluations).best
+        evaluations = [*self.state.evaluations, self.world.agree({"step": done, **after})]
+        best = self.state.best = self.criterion.standing(evaluations).best
         if self.world.is_main:
-            checkpoint.prune(folder.checkpoints, recipe.train.save_total_limit, best["step"])
-        if best["step"] == done or not recipe.evaluate.load_best_model_at_end:
+            checkpoint.prune(folder.checkpoints, recipe.train.save_total_limit, best.step)
+        if best.step == done or not recipe.evaluate.load_best_model_at_end:
             return after
-        self.phase(f"going back to the best step, {best['step']}")
-        kept = checkpoint.at(folder.checkpoints, best["step"])
+        self.phase(f"going back to the best step, {best.step}")
+        kept = checkpoint.at(folder.checkpoints, best.step)
         checkpoint.restore(kept, student.module, self.checked.plugins, self.world.rank)
         return self.stored("after", self.roles.measured(student, teacher, batches))
 
-    def stored(self, name: str, evaluation: Evaluation) -> dict[str, Any]:
+    def stored(self, name: str, evaluation: Evaluation) -> EvaluationValues:
         """Write the sums per document of an evaluation on the main process; return its metrics and probes."""
         if self.world.is_main:
             self.directory.write_evaluation(name, evaluation.documents)
         return evaluation.values
 
-    def write(self, result: Mapping[str, Any]) -> None:
+    def write(self, result: RunResult) -> None:
         """Write result.json on the main process."""
         if self.world.is_main:
             self.directory.write_result(result)

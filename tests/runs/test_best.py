@@ -192,7 +192,7 @@ def test_patience_and_threshold_are_those_of_transformers(seed):
             state.best_metric, state.best_global_step = value, count
         seen = [{"step": step, "m": measured} for step, measured in enumerate(values[:count], 1)]
         standing = criterion.standing(seen)
-        assert (standing.best["step"], standing.best["value"]) == (state.best_global_step, state.best_metric)
+        assert (standing.best.step, standing.best.value) == (state.best_global_step, state.best_metric)
         assert standing.waited == callback.early_stopping_patience_counter
         stopped |= standing.waited >= patience
         assert stopped == control.should_training_stop

@@ -18,6 +18,7 @@ from neoplug.errors import UsageError
 from neoplug.registry import Entry
 from neoplug.runs.directory import RunDir, chosen_output, default_output
 from neoplug.runs.lock import difference, lock_record
+from neoplug.runs.result import RunResult
 
 RECIPE = {"format": 1, "train": {"max_steps": 3, "learning_rate": 1e-5}, "adapter": {"lora": {"r": 4}}, "seed": 0}
 LOCK = {"format": 1, "versions": {}}
@@ -141,9 +142,9 @@ def test_a_kill_during_append_loses_no_earlier_line(run):
 
 def test_result_is_strict_json(run):
     assert run.result is None
-    run.write_result({"status": "failed", "after": {"perplexity": math.inf}})
+    run.write_result(RunResult(status="failed", after={"perplexity": math.inf}))
     assert json.loads((run.path / "result.json").read_text()) == {"status": "failed", "after": {"perplexity": None}}
-    assert run.result["status"] == "failed"
+    assert run.result.status == "failed"
 
 
 def test_contents_tell_the_size_of_files_and_folders(run):

@@ -159,7 +159,7 @@ def test_the_card_names_each_data_set_of_the_hub(pruned, tmp_path):
     named = {"b": "me/one", "c": "python:pydoc_data.topics", "d": str(tmp_path), "e": "me/two"}
     recipe = run.resolved | {"data": {"sources": {name: {"source": source} for name, source in named.items()}}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert ModelCard(card(run, pruned.result)).data.datasets == ["me/one", "me/two"]
+    assert ModelCard(card(run, RunDir.open(pruned.path).result)).data.datasets == ["me/one", "me/two"]
 
 
 def test_the_runs_own_card_loads_from_the_run(pruned):

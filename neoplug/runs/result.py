@@ -1,0 +1,109 @@
+"""Measurements of a run: `RunState` is carried by checkpoints in state.json, `RunResult` is the content of result.json.
+
+A field that does not apply to a run is absent from the file, not null; null stands for infinity and NaN.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from neoplug.errors import RunError
+from neoplug.evaluation.model_selection import Best
+
+EvaluationValues = dict[str, Any]  # metric of `registry.measures` -> mean; and `probes`: name -> its answer
+
+
+class Sample(BaseModel):
+    """One held-out prompt and its greedy continuations, as text; null where the model cannot generate."""
+
+    prompt: str = Field(description="beginning of the first held-out document")
+    before: str | None = Field(description="continuation by the student before training")
+    after: str | None = Field(
+        default=None, description="continuation by the trained student; absent until training ended"
+    )
+
+
+class Measured(BaseModel):
+    """What a run has measured so far."""
+
+    before: EvaluationValues | None = Field(
+        default=None, description="evaluation of the student before training, with `probes`"
+    )
+    teacher: EvaluationValues | None = Field(default=None, description="evaluation of the teacher; absent without one")
+    sample: Sample | None = Field(
+        default=None, description="one prompt with its continuations before and after training"
+    )
+    weights: dict[str, float] = Field(default={}, description="loss to weight; absent where no weight is calibrated")
+    evaluations: list[EvaluationValues] = Field(
+        default=[], description="evaluations during training, each with its `step`; absent before the first"
+    )
+    best: Best | None = Field(
+        default=None, description="the best evaluation so far; absent without `evaluate.metric_for_best_model`"
+    )
+    stopped_early: int | None = Field(
+        default=None, description="optimizer step after which early stopping ended training; absent where it did not"
+    )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields that were set, as plain data for JSON."""
+        return self.model_dump(exclude_unset=True)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], file: Path) -> Self:
+        """Return the content of `file`.
+
+        Raises:
+            RunError: a field is missing or has another type.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RunError(
+                f"{file}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}\n"
+                "why: the file was changed, or another version of neoplug wrote it\n"
+                "fix: restore it; or remove it, a checkpoint with its folder, and go on with --resume"
+            ) from error
+
+
+class RunState(Measured):
+    """What a checkpoint carries in state.json besides tensors. Together with the checkpoint it continues the run."""
+
+    step: int = Field(description="optimizer steps done")
+    world: int = Field(description="processes that trained; a resumed run needs as many")
+    seconds: float = Field(description="wall time of the run so far, over all its sessions")
+
+    def measured(self) -> dict[str, Any]:
+        """Return the measurements alone, as plain data."""
+        return self.model_dump(exclude_unset=True, exclude={"step", "world", "seconds"})
+
+
+class RunResult(Measured):
+    """The content of result.json: how a run ended, and what it measured. Plugins add keys with `on_train_end`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    format: Literal[1] = Field(default=1, description="version of this format")
+    status: Literal["completed", "interrupted", "failed"] = Field(description="how the run ended")
+    reason: str | None = Field(default=None, description="why it ended; absent if completed")
+    after: EvaluationValues | None = Field(
+        None,
+        description="evaluation of the trained student, with `probes`; this and all below: absent unless completed",
+    )
+    trainable_parameters: int | None = Field(default=None, description="parameters of the student that were trained")
+    total_parameters: int | None = Field(default=None, description="parameters of the student with its adapter")
+    steps: int | None = Field(default=None, description="optimizer steps done")
+    tokens: int | None = Field(default=None, description="tokens trained on, over all ranks")
+    answer_tokens: int | None = Field(default=None, description="tokens with a loss, over all ranks")
+    peak_memory_bytes: int | None = Field(
+        default=None, description="peak memory of the main process in bytes: allocated on a GPU, resident on a CPU"
+    )
+    remarks: list[str] = Field(default=[], description="findings about the result, in sentences")
+    seconds: float | None = Field(default=None, description="wall time of the whole run, over all its sessions")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields that were set, as plain data for JSON; how the run ended comes first."""
+        first = ("format", "status", "reason")
+        return dict(sorted(super().as_dict().items(), key=lambda item: item[0] not in first))
