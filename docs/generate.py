@@ -1,7 +1,7 @@
-"""Build hook of the docs site: reference tables generated from the recipe schema.
+"""Build hook of the docs site: reference tables generated from the schemas of recipes and of results.
 
-A page gets the tables in place of `<!-- recipe keys -->` and `<!-- plugin options -->`. The schema is the output of
-`neoplug schema`, so the tables list the keys and defaults of the installed version.
+A page gets the tables in place of `<!-- recipe keys -->`, `<!-- plugin options -->` and `<!-- result keys -->`. The
+schema of recipes is the output of `neoplug schema`, so the tables list the keys and defaults of the installed version.
 """
 
 import json
@@ -22,7 +22,26 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     for marker, generate in (("<!-- recipe keys -->", recipe_keys), ("<!-- plugin options -->", plugin_options)):
         if marker in markdown:
             markdown = markdown.replace(marker, "\n".join(generate(schema())))
+    if "<!-- result keys -->" in markdown:
+        markdown = markdown.replace("<!-- result keys -->", "\n".join(result_keys()))
     return markdown
+
+
+def result_keys() -> Iterator[str]:
+    """Yield a table of the keys of result.json, and its JSON schema."""
+    from neoplug.runs.result import RunResult
+
+    found = RunResult.model_json_schema()
+    first = ("format", "status", "reason")
+    yield from ("| key | type | meaning |", "| --- | --- | --- |")
+    for name, value in sorted(found["properties"].items(), key=lambda item: item[0] not in first):
+        yield f"| `{name}` | {kind_of(value)} | {value['description']} |"
+    for title in ("Sample", "Best"):
+        keys = ", ".join(f"`{key}`" for key in found["$defs"][title]["properties"])
+        yield from ("", f"`{title.lower()}` has {keys}.")
+    yield from ("", "<details markdown><summary>JSON schema</summary>", "", "```json")
+    yield from json.dumps(found, indent=2, ensure_ascii=False).splitlines()
+    yield from ("```", "", "</details>")
 
 
 @cache

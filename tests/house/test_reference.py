@@ -12,6 +12,7 @@ import pytest
 import neoplug.testing
 from neoplug.recipe import Data, Evaluate, Recipe, Student, Train
 from neoplug.registry import installed
+from neoplug.runs.result import RunResult
 
 DOCS = Path(__file__).parents[2] / "docs"
 DEFAULT = re.compile(r"^\| `(\w+)` \| .* \| (.*) \|$", re.MULTILINE)
@@ -51,6 +52,14 @@ def test_what_a_recipe_must_have_is_marked(maker):
     assert {name for name, default in listed.items() if default == "required"} == {"student", "data"}
     assert dict(DEFAULT.findall(section(text, "## `student`")))["model"] == "required"
     assert set(dict(DEFAULT.findall(section(text, "## `student`")))) == set(Student.model_fields)
+
+
+def test_every_key_of_a_result_is_listed_with_its_meaning(maker):
+    listed = re.findall(
+        r"^\| `(\w+)` \| (.+) \| (.+) \|$", section(page(maker, "run-directory.md"), "## result.json"), re.M
+    )
+    assert [name for name, *_ in listed[:3]] == ["format", "status", "reason"]
+    assert {name for name, *_ in listed} == set(RunResult.model_fields)
 
 
 def test_every_built_in_plugin_has_a_section_with_its_options(maker):
