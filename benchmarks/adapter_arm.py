@@ -17,6 +17,7 @@ from step_arms import ENDLESS, RESET, release, resident
 from neoplug import recipe
 from neoplug.data import Corpus
 from neoplug.distributed.world import World
+from neoplug.environment.memory import keep_freed
 from neoplug.models.quiet import quiet
 from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe
@@ -39,6 +40,7 @@ def work(name: str, changes: dict[str, Any], line: Connection) -> None:
 
     changes  to the recipe
     """
+    keep_freed()  # as `neoplug run` does
     with tempfile.TemporaryDirectory() as folder, quiet():
         checked = recipe.load("llm_neo_tiny", changes=as_measured(name, changes))
         parts = prepare_student(checked, resolve_inputs(checked, Silent()), Silent())

@@ -151,6 +151,7 @@ def endlessly(rows: Rows, passes: Passes) -> Iterator[list[Row]]:
 def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     """The loop of `neoplug run`, with what a run hands it."""
     from neoplug.distributed.world import World
+    from neoplug.environment.memory import keep_freed
     from neoplug.models.verify import head_name, language_model
     from neoplug.models.vocabulary import Vocabulary
     from neoplug.recipe import Train
@@ -200,6 +201,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
         evaluate=lambda step: None,  # type: ignore[arg-type,return-value]
         stop_requested=end,
     )
+    keep_freed()  # as `neoplug run` does
     passes.begin()
     distil(config, events)
 

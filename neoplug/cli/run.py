@@ -31,7 +31,10 @@ def run(
     Writes the adapter, the metrics of each step and the result into the run's directory.
     """
     from neoplug import recipe as recipes
+    from neoplug.environment.memory import keep_freed
     from neoplug.runs.directory import chosen_output
+
+    keep_freed()
 
     checked = recipes.load(recipe, overrides or ())
     folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
@@ -80,6 +80,19 @@ class World:
     def wait(self) -> None:
         """Wait until all ranks reach this point."""
         self.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def accelerate_state_restored() -> Iterator[None]:
+    """Restore accelerate's process-global state on exit; processes of a launcher keep it, as they stay one world."""
+    shared = () if "WORLD_SIZE" in os.environ else (PartialState, AcceleratorState, GradientState)
+    before = [dict(state._shared_state) for state in shared]
+    try:
+        yield
+    finally:
+        for state, kept in zip(shared, before, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(kept)
 
 
 def _has_gpu() -> bool:

@@ -1,7 +1,7 @@
-"""Freed memory, kept for the next block of its size.
+"""An option of glibc's malloc that keeps freed memory in the process.
 
-A training step makes and frees the same large tensors again and again. glibc gives each back to the system and asks for
-it anew, a page at a time and filled with zeros: on a CPU that took as long as a third of the objective's arithmetic.
+A training step allocates and frees the same large tensors again and again. By default glibc returns each to the system
+and requests it again, page by page and filled with zeros: on a CPU that took a third of the time of the objective.
 """
 
 import ctypes
@@ -12,9 +12,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed() -> bool:
-    """Let this process keep what it frees from now on; say whether it does: under glibc, where nobody chose otherwise.
+    """Make glibc's malloc keep freed memory; return whether it does: not where a MALLOC_* variable is set.
 
-    The peak stays what it was, but what was freed after it is not returned before the process ends.
+    It changes the whole process, so the command line calls it, not a run. The peak of memory in use does not change,
+    but freed memory is not returned to the system before the process ends.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -15,6 +15,7 @@ from neoplug.runs.directory import RunDir, chosen_output, taken, validate_output
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import difference, lock_record
 from neoplug.runs.preflight import validate_devices
+from neoplug.runs.process import isolated
 from neoplug.runs.progress import Progress, Silent
 from neoplug.runs.signals import stopping
 from neoplug.runs.trainer import Trainer
@@ -30,7 +31,8 @@ def run(
 
     Raises:
         RecipeError: the recipe cannot be run; all its mistakes at once.
-        UsageError: the output directory holds a run already, or another process is at work on it.
+        UsageError: the output directory holds a run already, another process is at work on it, or a run is in progress
+            in this process.
         RunError: the run failed on its way.
     """
     checked = recipes.load(recipe, changes=overrides)
@@ -39,7 +41,12 @@ def run(
 
 
 def execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:
-    """Run a checked recipe in the directory `output` and return what stands in its result.json."""
+    """Run a resolved recipe in the directory `output` and return the content of its result.json."""
+    with isolated():
+        return _executed(checked, output, resume, progress)
+
+
+def _executed(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:
     directory = earlier(output, checked, resume)
     if directory is not None and directory.is_finished and (result := directory.result):
         logger.info("%s is complete; nothing to do", output)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from neoplug.errors import RunError
 from neoplug.evaluation.model_selection import Best
 
+Status = Literal["completed", "interrupted", "failed"]
 EvaluationValues = dict[str, Any]  # metric of `registry.measures` -> mean; and `probes`: name -> its answer
 
 
@@ -86,7 +87,7 @@ class RunResult(Measured):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     format: Literal[1] = Field(default=1, description="version of this format")
-    status: Literal["completed", "interrupted", "failed"] = Field(description="how the run ended")
+    status: Status = Field(description="how the run ended")
     reason: str | None = Field(default=None, description="why it ended; absent if completed")
     after: EvaluationValues | None = Field(
         None,

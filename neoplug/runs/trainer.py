@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import RunInputs
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.progress import Progress
-from neoplug.runs.result import EvaluationValues, RunResult, RunState, Sample
+from neoplug.runs.result import EvaluationValues, RunResult, RunState, Sample, Status
 from neoplug.runs.saved_student import widened
 from neoplug.runs.signals import EndedNow, Stop
 from neoplug.runs.steps import count_steps, make_losses, make_sampler, training_batches
@@ -93,9 +93,7 @@ class Trainer:
         if isinstance(error, PluginError) and self.world.is_main:
             error.log = self.directory.log
         explained = isinstance(error, NeoplugError | EndedNow)
-        status: Literal["interrupted", "failed"] = (
-            "interrupted" if isinstance(error, Interrupted | EndedNow) else "failed"
-        )
+        status: Status = "interrupted" if isinstance(error, Interrupted | EndedNow) else "failed"
         reason = str(error) if explained else f"{type(error).__name__}: {error}"
         logger.debug("%s: %s", status, reason, exc_info=error.__cause__ or (None if explained else error))
         self.write(RunResult(format=1, status=status, reason=reason, **self.state.measured()))
@@ -288,7 +286,7 @@ class Trainer:
             self.state.step, self.state.seconds = step, monotonic() - self.began
             state, folder = self.state.as_dict(), self.directory.checkpoints
             checkpoint.save(folder, step, model, optimizer, schedule, self.checked.plugins, remembered, state)
-            best = None if self.state.best is None else self.state.best.step
+            best = self.state.best.step if self.state.best else None
             checkpoint.prune(folder, self.checked.recipe.train.save_total_limit, best)
         self.world.wait()
 

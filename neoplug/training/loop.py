@@ -18,7 +18,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from neoplug.data import BatchSampler, Corpus, without_answers
 from neoplug.data.batch import Batch, collate, positions_in_answers
 from neoplug.distributed.world import World
-from neoplug.environment.memory import keep_freed
 from neoplug.errors import RunError
 from neoplug.models.language_model import LanguageModel
 from neoplug.recipe import Train
@@ -97,8 +96,6 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
     module = world.wrap(bare)
     parameters = [parameter for parameter in config.student.module.parameters() if parameter.requires_grad]
     module.train()
-    if world.device.type == "cpu":
-        keep_freed()
     for step in range(first, config.total_steps):
         started = perf_counter()
         progress = step / max(1, config.total_steps - 1)

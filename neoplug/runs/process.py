@@ -1,0 +1,33 @@
+"""A run in a process of others: one at a time, and the process-global state that it changes is restored."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+from neoplug.distributed.world import accelerate_state_restored
+from neoplug.errors import UsageError
+from neoplug.seeds import generators_restored
+
+_running = Lock()
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Admit one run, or evaluation of a run, at a time; on exit restore random generators and accelerate's state.
+
+    Log levels, signal handlers and the verbosity of libraries are restored where they are changed.
+
+    Raises:
+        UsageError: a run is in progress in this process, in another thread or in the one that calls.
+    """
+    if not _running.acquire(blocking=False):
+        raise UsageError(
+            "a run is in progress in this process already\n"
+            "why: all threads of a process share random generators, the log and the devices\n"
+            "fix: start it after the first has ended, or in a separate process"
+        )
+    try:
+        with generators_restored(), accelerate_state_restored():
+            yield
+    finally:
+        _running.release()
