@@ -93,7 +93,7 @@ def sections_of(hooks: Sequence[str]) -> list[str]:
 
 def values(written: Sequence[str]) -> dict[str, Any]:
     """Read options written KEY=VALUE, the value as in a recipe. Raises RecipeError with all invalid ones."""
-    from neoplug.recipe.marks import Source, read
+    from neoplug.recipe.yaml_reader import Source, read
 
     found: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -102,7 +102,8 @@ def values(written: Sequence[str]) -> dict[str, Any]:
         if not (key.isidentifier() and equals and value.strip()):
             problems.append(Problem(f"`{text}` is not an option", fix="an option is written key=value"))
             continue
-        found[key], tree = read(Source(value, "option", Path.cwd(), f"{key}=", number))
+        tree = read(Source(value, "option", Path.cwd(), f"{key}=", number))
+        found[key] = tree.values
         problems += tree.problems
     if problems:
         raise RecipeError(problems)

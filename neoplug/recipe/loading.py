@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 from neoplug.recipe.loss_weights import Weight
-from neoplug.recipe.marks import Tree
 from neoplug.recipe.merge import from_values
 from neoplug.recipe.metric_checks import metric_problems
 from neoplug.recipe.paths import make_absolute
 from neoplug.recipe.plugin_checks import Found, asked, plugins_of, reference_paths
 from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe, default_at, keys_at
 from neoplug.recipe.source import OVERRIDE, gather, locate, may_be_inherited, origin, placed, reading_order, seen_from
+from neoplug.recipe.tree import Tree
 from neoplug.registry import CORE_KEYS, Entry, Plugins
 from neoplug.registry.nested import leaves
 from neoplug.registry.options import build, dump, fields_of, problems, unknown_key

@@ -7,7 +7,7 @@ from typing import Any
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, did_you_mean
-from neoplug.recipe.marks import Tree
+from neoplug.recipe.tree import Tree
 
 PATHS: tuple[Key, ...] = (
     ("teacher", "model"),

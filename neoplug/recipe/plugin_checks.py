@@ -12,10 +12,10 @@ from neoplug.errors import Path as Key
 from neoplug.errors import PluginError, Problem, RecipeError, did_you_mean
 from neoplug.recipe.loss_options import read_weight
 from neoplug.recipe.loss_weights import Weight
-from neoplug.recipe.marks import Tree
 from neoplug.recipe.paths import make_options_absolute
 from neoplug.recipe.schema import PLUGIN_MAPS, Recipe
 from neoplug.recipe.source import may_be_inherited, reading_order, seen_from
+from neoplug.recipe.tree import Tree
 from neoplug.registry import CORE_KEYS, SPECS, Entry, Plugins, answered, class_problems, find, path_of
 from neoplug.registry.options import build, path_fields
 

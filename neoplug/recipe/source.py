@@ -9,9 +9,10 @@ from typing import Any
 
 from neoplug.errors import Mark, Problem, RecipeError, UsageError, did_you_mean
 from neoplug.errors import Path as Key
-from neoplug.recipe.marks import BROKEN, Place, Source, Tree, read
-from neoplug.recipe.merge import assign, joined, merge, ordered, remove
+from neoplug.recipe.merge import Layers, joined
 from neoplug.recipe.schema import PLUGIN_MAPS
+from neoplug.recipe.tree import BROKEN, Node, Tree
+from neoplug.recipe.yaml_reader import Source, read
 
 OVERRIDE = "override"  # the file that marks of overrides name
 _ASSIGNMENT = re.compile(r"""((?:"[^"]*"|'[^']*'|[^="'])*)=(.*)""", re.DOTALL)
@@ -47,23 +48,20 @@ def locate(source: str | Path, folder: Path) -> tuple[Path, str]:
 def gather(path: Path, name: str, overrides: Sequence[str], changes: Tree) -> Tree:
     """Read the recipe in `path`, what it extends, `changes` and `overrides`, in that order, into one tree.
 
-    Raises RecipeError with what makes reading on pointless: text that is no YAML.
+    Raises RecipeError where the text of `path` is no YAML.
     """
     child = read_file(path, name)
-    tree = merge(_parent(child, path, name), child, whole)
-    tree = merge(tree, changes, whole)
-    tree.places[()] = child.places[()]
+    layers = Layers(replace(child.root, value={}))
+    _lay_parent(layers, child, path, name)
+    layers.lay(child)
+    layers.lay(changes)
     for number, override in enumerate(overrides, 1):
-        _apply(tree, override, number)
-    for plugin_map in PLUGIN_MAPS:
-        _empty_options(tree, plugin_map)
-    tree.values = ordered(tree.values)
+        _apply(layers, override, number)
+    tree = layers.tree()
+    for plugins in filter(None, map(tree.get, PLUGIN_MAPS)):
+        if isinstance(plugins, dict):  # `name:` is `name: {}`, a plugin without options
+            plugins |= {name: {} for name, options in plugins.items() if options is None}
     return tree
-
-
-def whole(path: Key) -> bool:
-    """Say whether what stands at `path` replaces instead of merging: a map of plugins."""
-    return path in PLUGIN_MAPS
 
 
 def read_file(path: Path, name: str) -> Tree:
@@ -74,33 +72,34 @@ def read_file(path: Path, name: str) -> Tree:
         raise RecipeError([Problem(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}")]) from error
     except OSError as error:
         raise UsageError(f"{name} cannot be read: {error.strerror}") from error
-    value, tree = read(Source(text, name, path.resolve().parent))
-    if value is BROKEN:
+    tree = read(Source(text, name, path.resolve().parent))
+    if tree.root.value is BROKEN:
         raise RecipeError(tree.problems)
-    if not isinstance(value, dict):
-        what = "the recipe is empty" if value is None else "a recipe is a map of sections"
-        raise RecipeError([Problem(what, fix="begin with `student: {model: ...}`", mark=tree.mark(()))])
+    if not isinstance(tree.root.value, dict):
+        what = "the recipe is empty" if tree.root.value is None else "a recipe is a map of sections"
+        raise RecipeError([Problem(what, fix="begin with `student: {model: ...}`", mark=tree.root.mark)])
     return tree
 
 
-def _parent(child: Tree, path: Path, name: str) -> Tree:
-    """Return the tree that `child` extends (an empty one, if none), and take `extends` out of `child`.
+def _lay_parent(layers: Layers, child: Tree, path: Path, name: str) -> None:
+    """Lay the recipe that `child` extends, if it does, and take `extends` out of `child`.
 
-    A parent that cannot be read is a problem, and leaves the whole incomplete: the child's own mistakes still show.
+    A parent that cannot be read is a problem and leaves the whole incomplete: the child's own mistakes are still found.
     """
-    if "extends" not in child.values:
-        return Tree(incomplete=child.is_broken(("extends",)))
-    named = child.values.pop("extends")
-    if named is None:
-        return Tree()
+    extends = child.root.value.pop("extends", None)
+    if extends is None or extends.value is None:
+        return
     try:
-        return _read_parent(named, path, name)
+        if extends.value is not BROKEN:
+            layers.lay(_read_parent(extends, path, name))
+            return
     except RecipeError as error:
-        mark = child.mark(("extends",), value=True)
-        return Tree(problems=[p if p.mark else replace(p, mark=mark) for p in error.problems], incomplete=True)
+        layers.problems += [p if p.mark else replace(p, mark=extends.mark) for p in error.problems]
+    layers.incomplete = True
 
 
-def _read_parent(named: Any, path: Path, name: str) -> Tree:
+def _read_parent(extends: Node, path: Path, name: str) -> Tree:
+    named = extends.value
     if not isinstance(named, str) or not named:
         raise RecipeError([Problem("`extends` names one recipe: a shipped name or a file")])
     try:
@@ -111,59 +110,52 @@ def _read_parent(named: Any, path: Path, name: str) -> Tree:
     except UsageError as error:
         what, _, fix = str(error).partition("\nfix: ")
         raise RecipeError([Problem(what, fix=fix)]) from error
-    if "extends" in parent.values or parent.is_broken(("extends",)):
+    if "extends" in parent.root.value:
         what, why = f"`{named}` extends another recipe itself", "one level reads best: each value has one of two places"
         raise RecipeError([Problem(what, why, "copy what you need from it")])
     return parent
 
 
 def may_be_inherited(tree: Tree, path: Key) -> bool:
-    """Say whether what `path` lacks might stand in the recipe that is extended, but could not be read."""
-    taken_away = any(path[:length] in tree.removed for length in range(1, len(path) + 1))
-    if not tree.incomplete or taken_away or (path in tree.places and path not in PLUGIN_MAPS):
+    """Return whether what `path` lacks may be in the recipe that is extended, which could not be read."""
+    is_removed = any(path[:length] in tree.removed for length in range(1, len(path) + 1))
+    if not tree.incomplete or is_removed or (path in tree.places and path not in PLUGIN_MAPS):
         return False
     plugin_map = next((known for known in PLUGIN_MAPS if path[: len(known)] == known), path)
-    place = tree.places.get(plugin_map)  # a file's map of plugins is whole; one made by overrides may be a part
-    return place is None or place.key.file == OVERRIDE
+    node = tree.places.get(plugin_map)  # a file's map of plugins is whole; one made by overrides may be a part
+    return node is None or node.key.file == OVERRIDE
 
 
-def _apply(tree: Tree, override: str, number: int) -> None:
-    """Lay `key.path=value` into the tree: what stands there is replaced; null takes it away."""
+def _apply(layers: Layers, override: str, number: int) -> None:
+    """Lay `key.path=value`: it replaces what is there; null removes it."""
     line = Source(override, OVERRIDE, Path.cwd(), line=number)
     match = _ASSIGNMENT.fullmatch(override) if override.isprintable() else None
     try:
         if not match or not match[1].strip():
             raise ValueError("an override is written key.path=value")
-        path = split(match[1], tree.values)
+        path = split(match[1], layers.tree().values)
         if path[0] == "extends":
             raise ValueError("`extends` cannot be overridden: write a file that extends the other recipe")
         if not match[2].strip():
-            raise ValueError(f"`{joined(path)}=` has no value; null takes the key away")
+            raise ValueError(f"`{joined(path)}=` has no value; null removes the key")
     except ValueError as error:
-        tree.problems.append(Problem(str(error), mark=line.mark(0, 0, len(override))))
+        layers.problems.append(Problem(str(error), mark=line.mark(length=len(override))))
         return
-    place = Place(line.mark(0, 0, len(match[1])), line.mark(0, len(match[1]) + 1, len(override)), line.folder)
-    value, given = read(Source(match[2], OVERRIDE, line.folder, override[: len(match[1]) + 1], number))
-    tree.problems += given.problems
-    if value is None and not _inside_options(path):
-        there = remove(tree, path, place)
-        if not there and path[:-1] in PLUGIN_MAPS and not may_be_inherited(tree, path[:-1]):
-            known = [str(name) for name in tree.get(path[:-1]) or ()]
-            what = f"there is no `{path[-1]}` to take away{did_you_mean(str(path[-1]), known)}"
-            tree.problems.append(Problem(what, mark=place.key))
-        return
-    _assign(tree, path, value, given, place)
-
-
-def _assign(tree: Tree, path: Key, value: Any, given: Tree, place: Place) -> None:
-    moved = Tree(places={path + below: inner for below, inner in given.places.items() if below})
-    moved.places |= {path[:length]: place for length in range(1, len(path) + 1)}
-    assign(tree, path, None if value is BROKEN else value, moved)
-    tree.broken |= {path + below for below in given.broken}
+    start = len(match[1]) + 1
+    given = read(Source(match[2], OVERRIDE, line.folder, override[:start], number))
+    layers.problems += given.problems
+    node = Node(given.root.value, line.mark(length=start - 1), line.mark(0, start, len(override)), line.folder)
+    if node.value is not None or _inside_options(path):
+        layers.put(path, node)
+    elif not layers.remove(path, node) and path[:-1] in PLUGIN_MAPS:
+        tree = layers.tree()
+        if not may_be_inherited(tree, path[:-1]):
+            what = f"there is no `{path[-1]}` to remove{did_you_mean(str(path[-1]), list(tree.get(path[:-1]) or ()))}"
+            layers.problems.append(Problem(what, mark=node.key))
 
 
 def _inside_options(path: Key) -> bool:
-    """Say whether `path` lies in a plugin's options, where null is a value like others."""
+    """Return whether `path` is in a plugin's options, where null is a value like others."""
     return any(len(path) > len(plugin_map) + 1 and path[: len(plugin_map)] == plugin_map for plugin_map in PLUGIN_MAPS)
 
 
@@ -197,14 +189,6 @@ def _first(text: str, values: Any) -> tuple[str, str]:
     if not part or (rest and not rest.startswith(".")):
         raise ValueError(f"`{text}` is no key: an override is written key.path=value")
     return part, rest
-
-
-def _empty_options(tree: Tree, plugin_map: Key) -> None:
-    """Read a plugin's name with nothing behind it as one without options: `name:` is `name: {}`."""
-    plugins = tree.get(plugin_map)
-    if isinstance(plugins, dict):
-        for name, options in plugins.items():
-            plugins[name] = {} if options is None and not tree.is_broken((*plugin_map, name)) else options
 
 
 def placed(tree: Tree, problem: Problem) -> Problem:

@@ -270,7 +270,7 @@ def test_a_parents_mistake_stands_in_the_parents_file(folder):
     (folder / "child.yaml").write_text("extends: [good]\nextends: 2\n")
     assert [line.partition(";")[0] for line in mistakes("child.yaml")] == [
         "child.yaml:1:10: `extends` names one recipe: a shipped name or a file",
-        "child.yaml:2:1: `extends` stands twice",
+        "child.yaml:2:1: `extends` occurs twice",
     ]
     (folder / "child.yaml").write_text("extends: !x base\n")
     assert mistakes("child.yaml") == ["child.yaml:1:10: the tag `!x` is not read"]
@@ -314,17 +314,17 @@ def test_an_override_edits_in_place(folder, override, path, value):
         ("adapter../parts.py:Rank={r: 8, q: 1}", "override:1:32: unknown key `q`"),
         ("adapter../part.py:Rank={}", "override:1:1: there is no file ./part.py"),
         ("seed=!!python/object:os.system {}", "override:1:6: the tag `!!python/object:os.system` is not read"),
-        ("train={max_steps: 1, max_steps: 2}", "override:1:22: `max_steps` stands twice; the first is in line 1"),
+        ("train={max_steps: 1, max_steps: 2}", "override:1:22: `max_steps` occurs twice; the first is in line 1"),
         ("train={max_steps: [}", "override:1:20: this is not YAML: did not find expected node content"),
         ("extends=base", "override:1:1: `extends` cannot be overridden: write a file that extends the other recipe"),
         ("train.max_steps", "override:1:1: an override is written key.path=value"),
         ("train..max_steps=1", "override:1:1: `.max_steps` is no key: an override is written key.path=value"),
         ("=1", "override:1:1: an override is written key.path=value"),
-        ("seed=", "override:1:1: `seed=` has no value; null takes the key away"),
+        ("seed=", "override:1:1: `seed=` has no value; null removes the key"),
         ("\udc80=1", "override:1:1: an override is written key.path=value"),
         ("trian.max_steps=null", "override:1:1: unknown key `trian`; did you mean `train`?"),
         ("loss../parts.py:Lables=null",
-         "override:1:1: there is no `./parts.py:Lables` to take away; did you mean `./parts.py:Labels`?"),
+         "override:1:1: there is no `./parts.py:Lables` to remove; did you mean `./parts.py:Labels`?"),
         ("train.max_steps.x=1", "override:1:1: `max_steps` is a map, but must be a whole number"),
     ],
 )  # fmt: skip
@@ -445,10 +445,10 @@ def test_numbers_of_numpy_are_plain_numbers(folder, change, value):
         ({"train": {"learning_rate": np.float64("nan")}}, "`learning_rate` is nan, but must be a finite number"),
         ({"data": {"packing": np.int64(1)}}, "`packing` is 1, but must be true or false"),
         ({"seed": np.uint64(2**64 - 1)}, "the integer is too large"),
-        ({"seed": np.array([3])}, "a ndarray cannot stand in a recipe"),
-        ({"train": {"learning_rate": Fraction(1, 3)}}, "a Fraction cannot stand in a recipe"),
-        ({"train": {"learning_rate": np.complex128(1)}}, "a complex128 cannot stand in a recipe"),
-        ({"seed": np.datetime64("2024-01-01")}, "a datetime64 cannot stand in a recipe"),
+        ({"seed": np.array([3])}, "a ndarray cannot be in a recipe"),
+        ({"train": {"learning_rate": Fraction(1, 3)}}, "a Fraction cannot be in a recipe"),
+        ({"train": {"learning_rate": np.complex128(1)}}, "a complex128 cannot be in a recipe"),
+        ({"seed": np.datetime64("2024-01-01")}, "a datetime64 cannot be in a recipe"),
     ],
 )
 def test_numbers_of_numpy_are_checked_as_strictly(folder, change, words):
@@ -466,7 +466,7 @@ def test_changes_from_python_are_checked_as_strictly(folder):
     )
     for words in (
         "unknown key `max_stepz`",
-        "a set cannot stand in a recipe",
+        "a set cannot be in a recipe",
         "24 levels",
         "too large",
         "half a character",
