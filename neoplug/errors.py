@@ -117,6 +117,17 @@ class PluginError(RunError):
         return "\n".join([self.what, *([f"at: {self.place}"] if self.place else []), f"fix: mend the plugin; {told}"])
 
 
+class OptionError(ValueError):
+    """A value of an option that a plugin refuses in its `__post_init__`; the recipe's line of the option is shown.
+
+    A plain ValueError does as well: its line is that of the first option that its message names.
+    """
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
 @contextmanager
 def blaming(plugin: str, hook: str) -> Iterator[None]:
     """Raise PluginError for whatever a plugin's hook raises that is no message of its own, `sys.exit` too."""

@@ -5,12 +5,12 @@ from typing import Any
 
 from neoplug.errors import RecipeError
 from neoplug.hookspecs import HOOKS_OF_SECTION
-from neoplug.recipe.loss_weights import SCHEDULES
+from neoplug.recipe.loss_weights import SCHEDULES, CoreKeys
 from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe
 from neoplug.registry import Entry, answered, class_problems, installed
 from neoplug.registry.options import options_model
 
-logger = logging.getLogger("neoplug")
+logger = logging.getLogger(__name__)
 _FILE_PLUGIN = r"\.py:[A-Za-z_][\w.]*(@[\w-]+)?$"
 
 
@@ -80,15 +80,16 @@ def _options(kind: str, cls: type, name: str, definitions: dict[str, Any]) -> di
         logger.warning("%s: its options are not described: %s", cls.__qualname__, error)
         options = {"type": "object"}
     if kind == "loss":
-        options["properties"] = _strength() | options.get("properties", {})
+        options["properties"] = _core_keys() | options.get("properties", {})
     options["title"] = cls.__qualname__
     if cls.__doc__:
         options["description"] = cls.__doc__.strip().splitlines()[0]
     return _nullable(options) if not options.get("required") else options
 
 
-def _strength() -> dict[str, Any]:
+def _core_keys() -> dict[str, Any]:
     """Describe the core's own keys of a loss."""
+    keys: dict[str, Any] = options_model(CoreKeys).model_json_schema()["properties"]
     maps = [
         {
             "type": "object",
@@ -98,11 +99,7 @@ def _strength() -> dict[str, Any]:
         }
         for name, cls in SCHEDULES.items()
     ]
-    return {
-        "weight": {"type": "number", "minimum": 0, "default": 1.0, "title": "weight"},
-        "schedule": {"anyOf": [{"enum": list(SCHEDULES)}, *maps], "title": "schedule"},
-        "calibrate": {"type": "string", "minLength": 1, "title": "calibrate"},
-    }
+    return keys | {"schedule": {"anyOf": [{"enum": list(SCHEDULES)}, *maps], "title": "schedule"}}
 
 
 def _nullable(described: dict[str, Any]) -> dict[str, Any]:

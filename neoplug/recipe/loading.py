@@ -1,10 +1,9 @@
 """From a recipe's name to a checked recipe, all mistakes at once."""
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,22 @@ from neoplug.recipe.loss_weights import Weight
 from neoplug.recipe.merge import from_values
 from neoplug.recipe.metric_checks import metric_problems
 from neoplug.recipe.paths import make_absolute
-from neoplug.recipe.plugin_checks import Found, asked, plugins_of, reference_paths
-from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe, default_at, keys_at
-from neoplug.recipe.source import OVERRIDE, gather, locate, may_be_inherited, origin, placed, reading_order, seen_from
+from neoplug.recipe.plugin_checks import FoundPlugins, NamedPlugin, check_problems, find_plugins
+from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe, field_at, keys_at
+from neoplug.recipe.source import (
+    OVERRIDE,
+    gather,
+    locate,
+    may_be_inherited,
+    origin,
+    placed,
+    reading_order,
+    relative_place,
+)
 from neoplug.recipe.tree import Tree
 from neoplug.registry import CORE_KEYS, Entry, Plugins
 from neoplug.registry.nested import leaves
-from neoplug.registry.options import build, dump, fields_of, problems, unknown_key
+from neoplug.registry.options import Known, UnknownKey, build, defaults, type_problems, unknown_key
 
 EITHER = (
     ("train", "max_steps", "num_train_epochs", "how long to train"),
@@ -48,8 +56,8 @@ class ResolvedRecipe:
     weights: dict[str, Weight]
     entries: dict[tuple[str, str], Entry]
     origin: dict[Key, str]
-    values: dict[str, Any] = dataclasses.field(repr=False)
-    tree: Tree = dataclasses.field(repr=False)
+    values: dict[str, Any] = field(repr=False)
+    tree: Tree = field(repr=False)
 
     @contextmanager
     def marking(self) -> Iterator[None]:
@@ -79,42 +87,45 @@ def load(
     path, name = locate(source, Path.cwd())
     given = changes if isinstance(changes, Tree) else from_values(changes or {}, OVERRIDE, Path.cwd())
     tree = gather(path, name, overrides, given)
-    found = [*tree.problems, *_removed(tree), *_both(tree), *_scored_prompts(tree), *make_absolute(tree)]
-    recipe, wrong = _typed(tree)
-    plugins = plugins_of(tree)
-    found += [*wrong, *plugins.problems]
-    found += metric_problems(recipe) if recipe else []
-    found = [problem for problem in found if problem.mark or not may_be_inherited(tree, problem.path)]
-    if recipe is None or found:
-        raise RecipeError(_sorted(found, tree))
-    manager = Plugins(plugins.instances)
-    references = Plugins({"loss": plugins.references})
-    if refused := [*asked(manager, recipe), *asked(references, recipe, reference_paths(plugins))]:
+    problems = [*tree.problems, *_removed(tree), *_both(tree), *_scored_prompts(tree), *make_absolute(tree)]
+    recipe, mistyped = _typed(tree)
+    found = find_plugins(tree)
+    problems += [*mistyped, *found.problems, *(metric_problems(recipe) if recipe else [])]
+    problems = [problem for problem in problems if problem.mark or not may_be_inherited(tree, problem.path)]
+    if recipe is None or problems:
+        raise RecipeError(_sorted(problems, tree))
+    plugins, references = _manager(found.named), _manager(found.references)
+    if refused := check_problems(found, plugins, references, recipe):
         raise RecipeError(_sorted(refused, tree))
-    values, origins = _resolve(recipe, plugins, tree)
-    return ResolvedRecipe(
-        recipe, path.stem, manager, references, plugins.weights, plugins.entries, origins, values, tree
-    )
+    values, origins = _resolve(recipe, found, tree)
+    entries = {("calibrate", plugin.name): plugin.entry for plugin in found.references}
+    entries |= {(plugin.section, plugin.name): plugin.entry for plugin in found.named}
+    return ResolvedRecipe(recipe, path.stem, plugins, references, found.weights, entries, origins, values, tree)
+
+
+def _manager(named: list[NamedPlugin]) -> Plugins:
+    sections: dict[str, dict[str, Any]] = {}
+    for plugin in named:
+        sections.setdefault(plugin.section, {})[plugin.name] = plugin.instance
+    return Plugins(sections)
 
 
 def _typed(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
     """Check sections, keys, types and ranges; plugin options are checked by their plugins."""
     try:
-        return Recipe.model_validate_json(dump(tree.values)), []
+        return Recipe.model_validate_json(json.dumps(tree.values)), []
     except ValidationError as error:
-        found = [
-            p for p in problems(error, tree.values, (), keys_at, default_at) if not tree.is_broken(p.path) or not p.path
-        ]
-        return None, [_advised(_elsewhere(problem), tree) for problem in found]
+        found = type_problems(error, tree.values, (), Known(keys_at, field_at))
+        return None, [_advised(_elsewhere(p), tree) for p in found if not p.path or not tree.is_broken(p.path)]
 
 
 def _elsewhere(problem: Problem) -> Problem:
-    """Say where an unknown key would be known."""
+    """Add to an unknown key where it would be known."""
     key = str(problem.path[-1]) if problem.path else ""
     homes = [f"under `{name}`" for name, section in SECTIONS.items() if key in section.model_fields]
     homes += ["at the top"] if key in Recipe.model_fields else []
-    if problem.what.startswith("unknown key") and homes:
-        return dataclasses.replace(problem, fix=f"`{key}` belongs {' or '.join(homes)}")
+    if isinstance(problem, UnknownKey) and homes:
+        return replace(problem, fix=f"`{key}` belongs {' or '.join(homes)}")
     return problem
 
 
@@ -127,9 +138,9 @@ def _advised(problem: Problem, tree: Tree) -> Problem:
     else:
         first = {"teacher": "model", "student": "model", "data": "source"}.get(".".join(map(str, path)))
         meant = f"{first}: {value if value is not None else '...'}" if isinstance(value, str | None) and first else ""
-    if problem.what.endswith("is missing") and meant:
-        return dataclasses.replace(problem, why="", fix=f"add `{path[0]}: {{{meant}}}`")
-    return dataclasses.replace(problem, fix=f"write {{{meant}}}") if meant else problem
+    if value is None and meant:
+        return replace(problem, why="", fix=f"add `{path[0]}: {{{meant}}}`")
+    return replace(problem, fix=f"write {{{meant}}}") if meant else problem
 
 
 def _removed(tree: Tree) -> list[Problem]:
@@ -140,7 +151,7 @@ def _removed(tree: Tree) -> list[Problem]:
         if unknown is not None and tree.get(path[: unknown + 1]) is None:
             at = path[: unknown + 1]
             problem = unknown_key(keys_at(path[:unknown]), at)
-            found.append(dataclasses.replace(_elsewhere(problem), mark=place.key))
+            found.append(replace(_elsewhere(problem), mark=place.key))
     return found
 
 
@@ -158,7 +169,7 @@ def _both(tree: Tree) -> Iterator[Problem]:
         here: list[Key] = [(section, key) for key in values if key in keys]
         first, later = sorted(here, key=lambda path: reading_order(tree.mark(path), tree))
         del values[str(later[1])]
-        earlier = seen_from(tree.mark(first), tree.mark(later))
+        earlier = relative_place(tree.mark(first), tree.mark(later))
         what = f"`{later[1]}` and `{first[1]}` ({earlier}) both say {purpose}"
         yield Problem(what, fix="keep one; null takes the other away", mark=tree.mark(later))
 
@@ -181,60 +192,46 @@ def _sorted(found: list[Problem], tree: Tree) -> list[Problem]:
     return sorted(unique.values(), key=lambda problem: reading_order(problem.mark, tree))
 
 
-def _resolve(recipe: Recipe, found: Found, tree: Tree) -> tuple[dict[str, Any], dict[Key, str]]:
-    """Write the recipe out in full, and where each value comes from."""
+def _resolve(recipe: Recipe, found: FoundPlugins, tree: Tree) -> tuple[dict[str, Any], dict[Key, str]]:
+    """Return the recipe with all defaults written out, and where each value comes from."""
     values = recipe.model_dump(mode="json", exclude_none=True)
+    written: dict[Key, Key] = {}  # path in `values` -> path in the tree
+    for path in PLUGIN_MAPS:
+        if (section := values if len(path) == 1 else values.get(path[0])) is not None:
+            section[path[-1]] = {}
+    for plugin in sorted(found.named, key=lambda plugin: plugin.path):
+        parents = plugin.path[:-1]
+        full_name = _full_name(plugin.name, plugin.entry)
+        section = values
+        for key in parents:
+            section = section[str(key)]
+        section[full_name] = _options(plugin, tree.get(plugin.path) or {}, found)
+        written[*parents, full_name] = plugin.path
     origins: dict[Key, str] = {}
-    names: dict[Key, Key] = {}  # path written out -> path in the tree
-    for path, section in PLUGIN_MAPS.items():
-        parent = values.get(path[0]) if len(path) == 2 else values
-        if parent is None:
-            continue
-        given, parent[path[-1]] = tree.get(path) or parent[path[-1]], {}
-        for name in sorted(given):
-            written = _name(name, found.entries[section, name])
-            names[*path, written] = (*path, name)
-            parent[path[-1]][written] = _options(section, name, given[name], found)
     for leaf, _ in leaves(values):
-        known = next((names[leaf[:end]] + leaf[end:] for end in (2, 3) if leaf[:end] in names), leaf)
-        place = tree.places.get(known)
-        origins[leaf] = origin(place.key) if place else "default"
+        known = next((written[leaf[:end]] + leaf[end:] for end in (2, 3) if leaf[:end] in written), leaf)
+        origins[leaf] = origin(tree.places[known].key) if known in tree.places else "default"
     return values, origins
 
 
-def _name(name: str, entry: Entry) -> str:
+def _full_name(name: str, entry: Entry) -> str:
     """Write a local plugin's name with its full path."""
     return f"{entry.target}{name[name.index('.py:') + 4 + len(entry.name) :]}" if entry.file else name
 
 
-def _options(section: str, name: str, given: dict[str, Any], found: Found) -> dict[str, Any]:
-    """Return a plugin's options with its defaults, as far as a recipe can say them."""
-    core = _core_options(name, given, found) if section == "loss" else {}
+def _options(plugin: NamedPlugin, given: dict[str, Any], found: FoundPlugins) -> dict[str, Any]:
+    """Return a plugin's options with its defaults, as far as a recipe can express them."""
+    core = {key: given[key] for key in CORE_KEYS.get(plugin.section, ()) if key in given}
     own = {key: value for key, value in given.items() if key not in core}
-    full = _defaults(found.classes[section, name]) | own
+    if plugin.section == "loss":
+        core = {"weight": found.weights[plugin.name].value, **core}
+    if other := core.get("calibrate"):
+        losses = [known for known in found.named if known.section == "loss"]
+        entries = {known.name: known.entry for known in [*found.references, *losses]}
+        core["calibrate"] = _full_name(other, entries[other])
     try:
-        build(found.classes[section, name], full)
+        full = defaults(plugin.cls) | own
+        build(plugin.cls, full)
     except RecipeError:  # a default that its own type refuses
         full = own
     return core | full
-
-
-def _core_options(name: str, given: dict[str, Any], found: Found) -> dict[str, Any]:
-    core = {"weight": found.weights[name].value, **{key: given[key] for key in CORE_KEYS["loss"][1:] if key in given}}
-    if other := core.get("calibrate"):
-        core["calibrate"] = _name(other, found.entries.get(("loss", other)) or found.entries["calibrate", other])
-    return core
-
-
-def _defaults(cls: type) -> dict[str, Any]:
-    defaults = {}
-    for name, option in fields_of(cls).items():
-        value = option.default
-        if option.default_factory is not dataclasses.MISSING:
-            value = option.default_factory()
-        if value is not dataclasses.MISSING and value is not None:
-            try:
-                defaults[name] = json.loads(json.dumps(value, allow_nan=False))
-            except (TypeError, ValueError):
-                continue
-    return defaults

@@ -1,14 +1,19 @@
-"""How strong a loss is at each step: its weight, times a factor over the run's progress.
+"""The weight of a loss at each step: a number, times a schedule over the run's progress; and the keys that set it.
 
 `progress` is 0.0 at the first optimizer step and 1.0 at the last; a run of one step is at 0.0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import cos, pi
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
+
+from neoplug.errors import Path as Key
+from neoplug.errors import Problem, RecipeError
+from neoplug.registry.options import build
+from neoplug.registry.validation import CORE_KEYS
 
 Factor = Annotated[float, Field(ge=0)]
 Schedule = Callable[[float], float]
@@ -60,17 +65,32 @@ class Step:
         return self.start if progress < self.at else self.end
 
 
-SCHEDULES: dict[str, type] = {"constant": Constant, "cosine": Cosine, "linear": Linear, "step": Step}
+Name = Literal["constant", "cosine", "linear", "step"]
+SCHEDULES: dict[str, type[Constant | Cosine | Linear | Step]] = {
+    "constant": Constant,
+    "cosine": Cosine,
+    "linear": Linear,
+    "step": Step,
+}
+
+
+@dataclass(frozen=True)
+class CoreKeys:
+    """The keys of a loss that belong to the core, next to the options of its plugin."""
+
+    weight: Factor = 1.0
+    schedule: Name | dict[Name, dict[str, Any] | None] = "constant"
+    calibrate: Annotated[str, Field(min_length=1)] | None = None
 
 
 @dataclass(frozen=True)
 class Weight:
-    """What a recipe says of a loss's strength.
+    """The weight of a loss over a run.
 
     value      the weight, before its schedule
     schedule   progress -> factor
-    calibrate  the loss whose gradient this one's shall equal at the first step, times `value`
-    measured   `value` is what calibrating made of it
+    calibrate  the loss whose gradient norm times `value` this loss's equals at the first step
+    measured   `value` is the result of the calibration
     """
 
     value: float = 1.0
@@ -83,15 +103,38 @@ class Weight:
         return self.value * self.schedule(progress)
 
     def calibrated(self, value: float) -> "Weight":
-        """Return the same with the weight that was measured."""
+        """Return the same with the weight that the calibration measured."""
         return replace(self, value=value, measured=True)
 
     @property
     def varies(self) -> bool:
-        """Tell whether the weight of a step is another than what the recipe says."""
+        """Whether the weight of a step may differ from the recipe's number."""
         return self.calibrate is not None or not isinstance(self.schedule, Constant)
 
     @property
     def ever_counts(self) -> bool:
-        """Tell whether the loss has a weight above 0 at some step: every schedule is largest at one of its ends."""
+        """Whether the weight is above 0 at some step: every schedule is largest at one of its ends."""
         return max(self.at(0.0), self.at(1.0)) > 0
+
+
+def read_weight(options: Mapping[str, Any], path: Key) -> tuple[Weight, list[Problem]]:
+    """Return the weight that a loss's options at `path` give it, and all mistakes in them."""
+    problems: list[Problem] = []
+    read: dict[str, Any] = {}
+    for key in [key for key in CORE_KEYS["loss"] if key in options]:
+        try:
+            value = getattr(build(CoreKeys, {key: options[key]}, path=path), key)
+            read[key] = _schedule(value, (*path, key)) if key == "schedule" else value
+        except RecipeError as error:
+            problems += error.problems
+    return Weight(read.pop("weight", 1.0), **read), problems
+
+
+def _schedule(named: str | dict[Name, dict[str, Any] | None], path: Key) -> Schedule:
+    if isinstance(named, str):
+        return SCHEDULES[named]()
+    if len(named) != 1:
+        what = f"`schedule` is a map of {len(named)} names, but must be one name, or a map of one name to its values"
+        raise RecipeError([Problem(what, fix="write `linear`, or `{linear: {start: 1.0, end: 0.0}}`", path=path)])
+    ((name, values),) = named.items()
+    return build(SCHEDULES[name], values or {}, path=(*path, name))

@@ -1,13 +1,14 @@
 """Local paths in a recipe: relative to the file that names them, in an override to the current folder."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, did_you_mean
 from neoplug.recipe.tree import Tree
+from neoplug.registry.options import path_fields
 
 PATHS: tuple[Key, ...] = (
     ("teacher", "model"),
@@ -24,34 +25,31 @@ _NO_PATH = re.compile(r"(pypi|python):|own$|.*\{", re.DOTALL)  # a chat template
 
 
 def make_absolute(tree: Tree) -> list[Problem]:
-    """Write local paths out in full, in place; return a problem for each that looks like one but is not there."""
-    problems = []
+    """Write local paths out in full, in place; return a problem for each that can only be a path but does not exist."""
     sources = tree.get(("data", "sources"))
-    names = sources if isinstance(sources, dict) else {}
-    for path in (*PATHS, *(("data", "sources", name, "source") for name in names)):
-        text = tree.get(path)
-        if isinstance(text, str) and text and not _NO_PATH.match(text):
-            section = tree.get(path[:-1])
-            folders = list(dict.fromkeys([tree.places[path].folder, Path.cwd()]))
-            found = _find(text, folders)
-            if found:
-                section[path[-1]] = str(found)
-            elif looks_local(text):
-                problems.append(_missing(text, folders, path))
-    return problems
+    several = [("data", "sources", name, "source") for name in sources] if isinstance(sources, dict) else []
+    texts = {path: text for path in (*PATHS, *several) if isinstance(text := tree.get(path), str)}
+    named = {path: text for path, text in texts.items() if text and not _NO_PATH.match(text)}
+    found = (_make_absolute(tree, path, text, is_path=looks_local(text)) for path, text in named.items())
+    return [problem for problem in found if problem]
 
 
-def make_options_absolute(tree: Tree, path: Key, names: Iterable[str]) -> list[Problem]:
-    """The same for those of a plugin's options, at `path`, that name files: text, or lists and maps of it."""
-    problems = []
-    for leaf in [leaf for name in names for leaf in _texts(tree.get((*path, name)), (*path, name))]:
-        text = tree.get(leaf)
-        folders = list(dict.fromkeys([_folder(tree, leaf), Path.cwd()]))
-        if found := _find(text, folders):
-            tree.get(leaf[:-1])[leaf[-1]] = str(found)
-        else:
-            problems.append(_missing(text, folders, leaf))
-    return problems
+def make_options_absolute(tree: Tree, path: Key, cls: type) -> list[Problem]:
+    """Do the same for the options, at `path`, of a plugin class that name files: text, or lists and maps of it."""
+    try:
+        names = path_fields(cls)
+    except Exception:  # types that cannot be read: building the plugin reports it
+        return []
+    texts = [leaf for name in names for leaf in _texts(tree.get((*path, name)), (*path, name))]
+    return [problem for leaf in texts if (problem := _make_absolute(tree, leaf, tree.get(leaf), is_path=True))]
+
+
+def _make_absolute(tree: Tree, path: Key, text: str, *, is_path: bool) -> Problem | None:
+    folders = list(dict.fromkeys([tree.nearest(path).folder, Path.cwd()]))
+    if found := _find(text, folders):
+        tree.get(path[:-1])[path[-1]] = str(found)
+        return None
+    return _missing(text, folders, path) if is_path else None
 
 
 def _texts(value: Any, path: Key) -> Iterator[Key]:
@@ -61,12 +59,6 @@ def _texts(value: Any, path: Key) -> Iterator[Key]:
         yield path
     for key, part in inner:
         yield from _texts(part, (*path, key))
-
-
-def _folder(tree: Tree, path: Key) -> Path:
-    """Return where relative paths start at the nearest place that is known."""
-    known = next(path[:length] for length in range(len(path), -1, -1) if path[:length] in tree.places)
-    return tree.places[known].folder
 
 
 def looks_local(text: str) -> bool:

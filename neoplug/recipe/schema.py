@@ -1,10 +1,10 @@
-"""What a recipe may say: sections, keys, types and ranges. Names and meanings are transformers' where it has them."""
+"""The schema of recipes: sections, keys, types and ranges. Names and meanings are transformers' where it has them."""
 
-import re
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from neoplug.errors import Path as Key
 from neoplug.errors import did_you_mean
@@ -14,6 +14,7 @@ Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "text"]
 
+DEVICES = ["cpu", "cuda", "cuda:0"]
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 
 # Maps of plugins. A child's replaces the parent's, and an empty value in one means "no options".
@@ -40,28 +41,21 @@ class Model(Section):
     """A model: a hub id, a folder, a GGUF file or `pypi:DIST==VERSION/FILE`; and the plugins that load it.
 
     adapter_path       a peft adapter on top, a folder or a hub id: the teacher has it, the student starts from it
-    trust_remote_code  run Python files that the model brings; needed by a family that transformers does not know
+    trust_remote_code  run Python files of the model's repository; needed by a family that transformers does not have
     """
 
     model: Text
     revision: Text | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
-    device: Text | None = None
+    device: Annotated[str, Field(pattern=r"^(cpu|(cuda|xpu|npu)(:[0-9]+)?)$")] | None = Field(None, examples=DEVICES)
     attn_implementation: Text | None = None
     adapter_path: Text | None = None
     trust_remote_code: bool = False
     load: Options = {}
 
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, device: str | None) -> str | None:
-        if device is not None and not re.fullmatch(r"(cpu|(cuda|xpu|npu)(:[0-9]+)?)", device):
-            raise ValueError(f"`device` is {device}, but must be cpu, cuda, cuda:0 or the like")
-        return device
-
 
 class Teacher(Model):
-    """The model that is learnt from. `chat_template`: its own prompts around the student's answers.
+    """The teacher. `chat_template`: how it formats the prompts around the student's answers.
 
     `own` is the template of its tokenizer; else Jinja text or the path of a file. None: it reads the student's tokens.
     """
@@ -70,49 +64,43 @@ class Teacher(Model):
 
 
 class Student(Model):
-    """The model that learns; `prepare` names what is done to it once, before it is loaded."""
+    """The student; `prepare` names plugins that change the model once, before it is loaded."""
 
     prepare: Options = {}
 
 
-def _validate_stream_has_end(streaming: bool, max_rows: int | None) -> None:
-    if streaming and max_rows is None:
-        raise ValueError("`streaming` needs `max_rows`: a stream is read so far, and then trained on")
+class SourceRows(Section):
+    """Which rows of a source are read, and how. `streaming` reads the first `max_rows` and downloads no others."""
 
-
-class Source(Section):
-    """One of several sources. `weight`: its share of an epoch's rows, beside the others'; all have one, or none has.
-
-    `streaming` reads a hub dataset's first `max_rows` rows and downloads no others.
-    """
-
-    source: Text
     split: Text = "train"
     columns: dict[Column, Text] = {}
-    weight: Annotated[float, Field(gt=0)] | None = None
     streaming: bool = False
     max_rows: Positive | None = None
 
     @model_validator(mode="after")
-    def _end_of_a_stream(self) -> Self:
-        _validate_stream_has_end(self.streaming, self.max_rows)
+    def _stream_has_an_end(self) -> Self:
+        if self.streaming and self.max_rows is None:
+            raise ValueError("`streaming` needs `max_rows`: the first rows of the stream are the training data")
         return self
 
 
-class Data(Section):
+class Source(SourceRows):
+    """One of several sources. `weight`: its share of an epoch's rows; all sources have one, or none has."""
+
+    source: Text
+    weight: Annotated[float, Field(gt=0)] | None = None
+
+
+class Data(SourceRows):
     """The text. `held_out`: rows (from 1) or a share (below 1); None is 5 % of the rows, at most 200, at least 1.
 
     One `source`, or several `sources` by names of your choice. `split`, `columns`, `streaming` and `max_rows` are those
     of the one source, and of `eval_source`, unless `eval_split` names another split; alone, that is one of the source.
-    `max_dropped_rows`: the share of a source's rows that may be of no use, from 0 to 1; more of them end the run.
+    `max_dropped_rows`: the share of a source's rows that may be unusable, from 0 to 1; more of them end the run.
     """
 
     source: Text | None
     sources: Annotated[dict[Text, Source], Field(min_length=1)] | None = None
-    split: Text = "train"
-    columns: dict[Column, Text] = {}
-    streaming: bool = False
-    max_rows: Positive | None = None
     max_length: Annotated[int, Field(ge=2)] = 1024
     packing: bool = True
     train_on: Literal["answers", "all", "last"] = "answers"
@@ -148,33 +136,32 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _whole_sources(self) -> Self:
-        _validate_stream_has_end(self.streaming, self.max_rows)
-        defaults = {name: Source.model_fields[name].default for name in ("split", "columns", "streaming", "max_rows")}
-        said = [f"`{name}`" for name, default in defaults.items() if getattr(self, name) != default]
-        if self.sources and self.eval_source is None and said:
-            raise ValueError(f"{', '.join(said)}: say it of each of the `sources`")
+        given = [f"`{name}`" for name, field in SourceRows.model_fields.items() if getattr(self, name) != field.default]
+        if self.sources and self.eval_source is None and given:
+            raise ValueError(f"{', '.join(given)}: set it for each of the `sources`")
         if self.eval_split and self.eval_source is None and (self.sources or self.eval_split == self.split):
-            other = "is not clear whose it is" if self.sources else "is the split that is trained on"
-            raise ValueError(f"`eval_split` is {self.eval_split}, which {other}; `eval_source` names what it is of")
+            which = "belongs to no one source" if self.sources else "is the split that is trained on"
+            raise ValueError(f"`eval_split` is {self.eval_split}, which {which}; `eval_source` names its source")
         return self
 
     @property
     def parts(self) -> dict[str, Source]:
-        """Return the sources by name, in the order of their names; the only one's is empty."""
+        """The sources by name, sorted; the name of an only one is empty."""
         if self.sources:
             return dict(sorted(self.sources.items()))
         return {"": self.read_like(self.source or "")}
 
     def read_like(self, source: str, split: str | None = None) -> Source:
-        """Return a source with what this section says of its only one, or another split of it."""
+        """Return a source that is read like the only one of this section, or another split of it."""
         same = {name: getattr(self, name) for name in ("columns", "streaming", "max_rows")}
         return Source(source=source, split=split or self.split, **same)
 
 
 class Train(Section):
-    """How long, how fast, how much at a time. Neither `max_steps` nor `num_train_epochs` is one epoch.
+    """The training loop. Without `max_steps` and `num_train_epochs` it runs one epoch.
 
-    `log_gradient_norms`: at logging steps, each loss's own gradient norm; costs a forward more, and a backward a loss.
+    `log_gradient_norms`: at logging steps, the gradient norm of each loss alone; takes one more forward pass, and one
+    backward pass a loss.
     """
 
     max_steps: Positive | None = None
@@ -195,7 +182,7 @@ class Train(Section):
     @classmethod
     def _share_or_steps(cls, warmup_steps: float) -> float:
         if warmup_steps > 1 and not warmup_steps.is_integer():
-            raise ValueError(f"`warmup_steps` is {warmup_steps}, but from 1 on it counts whole steps")
+            raise ValueError(f"`warmup_steps` is {warmup_steps}, but above 1 it is a whole number of steps")
         return warmup_steps
 
     @model_validator(mode="before")
@@ -205,14 +192,14 @@ class Train(Section):
             return values
         lengths = [name for name in ("max_steps", "num_train_epochs") if values.get(name) is not None]
         if len(lengths) == 2:
-            raise ValueError("`max_steps` and `num_train_epochs` both say how long to train; keep one")
+            raise ValueError("`max_steps` and `num_train_epochs` both set how long to train; keep one")
         return values if lengths else {**values, "num_train_epochs": 1.0}
 
 
 class Evaluate(Section):
-    """The fixed ruler. `eval_steps` None: before and after training only.
+    """Evaluation on held-out text. `eval_steps` None: before and after training only.
 
-    `metric_for_best_model`: a value of the ruler, or `probes.NAME.KEY`; `greater_is_better`: None is the ruler's sense.
+    `metric_for_best_model`: an evaluation metric, or `probes.NAME.KEY`; `greater_is_better`: None is the metric's own.
     """
 
     eval_steps: Positive | None = None
@@ -280,18 +267,20 @@ SECTIONS: dict[str, type[Section]] = {
 
 
 def keys_at(path: Key) -> list[str]:
-    """Return the keys that a recipe knows at `path`: of the whole, of a section, of a source, or of columns."""
-    if not path:
-        return list(Recipe.model_fields)
-    if path[0] == "data" and path[-1] == "columns":
+    """Return the keys that a recipe may have at `path`: of the whole, a section, a source, or columns."""
+    if path[:1] == ("data",) and path[-1] == "columns":
         return list(get_args(Column))
-    if path[:2] == ("data", "sources"):
-        return list(Source.model_fields) if len(path) == 3 else []
-    return list(SECTIONS[str(path[0])].model_fields) if len(path) == 1 and path[0] in SECTIONS else []
+    section = _section_at(path)
+    return list(section.model_fields) if section else []
 
 
-def default_at(path: Key) -> Any:
-    """Return the default of a key of the whole or of a section; None where it has none, or is no such key."""
-    section = Recipe if len(path) == 1 else SECTIONS.get(str(path[0])) if len(path) == 2 else None
-    known = section.model_fields.get(str(path[-1])) if section else None
-    return None if known is None or known.is_required() else known.default
+def field_at(path: Key) -> FieldInfo | None:
+    """Return the type and default of the key at `path`; None where there is no such key."""
+    section = _section_at(path[:-1])
+    return section.model_fields.get(str(path[-1])) if section else None
+
+
+def _section_at(path: Key) -> type[Section] | None:
+    if len(path) == 3 and path[:2] == ("data", "sources"):
+        return Source
+    return Recipe if not path else SECTIONS.get(str(path[0])) if len(path) == 1 else None

@@ -13,6 +13,7 @@ from neoplug.recipe.merge import Layers, joined
 from neoplug.recipe.schema import PLUGIN_MAPS
 from neoplug.recipe.tree import BROKEN, Node, Tree
 from neoplug.recipe.yaml_reader import Source, read
+from neoplug.registry.options import UnknownKey
 
 OVERRIDE = "override"  # the file that marks of overrides name
 _ASSIGNMENT = re.compile(r"""((?:"[^"]*"|'[^']*'|[^="'])*)=(.*)""", re.DOTALL)
@@ -196,7 +197,7 @@ def placed(tree: Tree, problem: Problem) -> Problem:
 
     Where nothing was written at the path, the nearest place above it is marked.
     """
-    about_key = problem.what.startswith("unknown key") or problem.path[:-1] in PLUGIN_MAPS
+    about_key = isinstance(problem, UnknownKey) or problem.path[:-1] in PLUGIN_MAPS
     value = not about_key and not isinstance(tree.get(problem.path), dict)
     return problem if problem.mark else replace(problem, mark=tree.mark(problem.path, value=value))
 
@@ -214,8 +215,8 @@ def origin(mark: Mark) -> str:
     return OVERRIDE if mark.file == OVERRIDE else f"{Path(mark.file).name}:{mark.line}"
 
 
-def seen_from(mark: Mark | None, other: Mark | None) -> str:
-    """Say where `mark` is, to somebody who looks at `other`."""
+def relative_place(mark: Mark | None, other: Mark | None) -> str:
+    """Return where `mark` is, in short where it is in the same file as `other`."""
     if mark is None:
         return "the default"
     return f"line {mark.line}" if other and mark.file == other.file else f"{mark.file}:{mark.line}"

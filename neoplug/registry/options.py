@@ -7,31 +7,27 @@ Values go through pydantic as JSON, whose strict mode still makes tuples of list
 import dataclasses
 import json
 import pathlib
-import re
-import typing
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
-from neoplug.errors import NeoplugError, Problem, RecipeError, did_you_mean
+from neoplug.errors import NeoplugError, OptionError, Problem, RecipeError, did_you_mean
 from neoplug.errors import Path as Key
-from neoplug.registry.suggestions import NO_NUMBER, instead, show
+from neoplug.registry.suggestions import NO_NUMBER, show, suggestion
 
+T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 _NAMES = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list",
     "dict": "a map", "model": "a map", "dataclass": "a map", "tuple": "a list", "set": "a list",
-    "none_required": "null",
-    "is_instance_of": "something that a recipe cannot say",
+    "none_required": "null", "finite_number": "a finite number", "string_too_short": "text that is not empty",
+    "too_short": "one that is not empty", "is_instance_of": "something that a recipe cannot express",
 }  # fmt: skip
 _LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-
-
-def dump(values: Any) -> str:
-    """Write plain values as the JSON that pydantic reads strictly (NaN included: it is refused by name)."""
-    return json.dumps(values)
 
 
 def fields_of(cls: type) -> dict[str, "dataclasses.Field[Any]"]:
@@ -41,22 +37,23 @@ def fields_of(cls: type) -> dict[str, "dataclasses.Field[Any]"]:
 
 def path_fields(cls: type) -> set[str]:
     """Return the options whose type is made of `pathlib.Path`: they name files or folders that exist."""
-    hints = typing.get_type_hints(cls)
-    return {name for name in fields_of(cls) if _holds_path(hints[name])}
+    hints = get_type_hints(cls)
+    return {name for name in fields_of(cls) if pathlib.Path in _parts(hints[name])}
 
 
-def _holds_path(hint: Any) -> bool:
-    return hint is pathlib.Path or any(_holds_path(part) for part in typing.get_args(hint))
+def _parts(hint: Any) -> list[Any]:
+    """Return a type and all types in it: the branches of a union, the items of a list, the keys of a map."""
+    return [hint, *(inner for part in get_args(hint) for inner in _parts(part))]
 
 
 def options_model(cls: type) -> type[BaseModel]:
     """Return a pydantic model of a plugin's options; its aliases are the options' names.
 
     The author's class stays untouched: the model only checks what it will be built from.
-    Raises RecipeError where a type cannot be stated in a recipe.
+    Raises RecipeError where a type cannot be expressed in a recipe.
     """
     try:
-        hints = typing.get_type_hints(cls, include_extras=True)
+        hints = get_type_hints(cls, include_extras=True)
         fields: dict[str, Any] = {
             f"option_{number}": (hints[name], Field(alias=name, title=name, **_default(field)))
             for number, (name, field) in enumerate(fields_of(cls).items())
@@ -67,42 +64,48 @@ def options_model(cls: type) -> type[BaseModel]:
         raise RecipeError([Problem(f"the options of {cls.__qualname__} cannot be read from a recipe", why)]) from error
 
 
+def defaults(cls: type) -> dict[str, Any]:
+    """Return the defaults of a plugin's options that a recipe can express, without None.
+
+    Raises RecipeError where a type cannot be expressed in a recipe.
+    """
+    found = {}
+    for field in options_model(cls).model_fields.values():
+        value = field.get_default(call_default_factory=True)
+        with suppress(TypeError, ValueError):  # of json: a required option, or no plain value
+            found[str(field.alias)] = json.loads(json.dumps(value, allow_nan=False))
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _default(field: "dataclasses.Field[Any]") -> dict[str, Any]:
-    if field.default is not dataclasses.MISSING:
-        return {"default": field.default}
-    if field.default_factory is not dataclasses.MISSING:
-        return {"default_factory": field.default_factory}
-    return {}
+    given = {"default": field.default, "default_factory": field.default_factory}
+    return {name: value for name, value in given.items() if value is not dataclasses.MISSING}
 
 
-def build(cls: type, options: Mapping[str, Any], *, path: Key = (), core: Sequence[str] = ()) -> Any:
+def build(cls: type[T], options: Mapping[str, Any], *, path: Key = (), core: Sequence[str] = ()) -> T:
     """Build a plugin from its options, strictly checked.
 
-    path  where the options stand in the recipe; problems carry it
-    core  keys beside the options that belong to the core (only for suggestions)
+    path  where the options are in the recipe; problems carry it
+    core  keys next to the options that belong to the core (only for suggestions)
     Raises RecipeError with every mistake, also what `__post_init__` refuses.
     """
     try:
         model = options_model(cls)
     except RecipeError as error:
         raise RecipeError([dataclasses.replace(problem, path=path) for problem in error.problems]) from error
-    names = [*fields_of(cls), *core]
+    fields = {field.alias or "": field for field in model.model_fields.values()}
     try:
-        checked = model.model_validate_json(dump(dict(options)))
+        checked = model.model_validate_json(json.dumps(dict(options)))
     except ValidationError as error:
-        defaults = {name: field.default for name, field in fields_of(cls).items()}
-        raise RecipeError(
-            problems(
-                error,
-                options,
-                path,
-                lambda place: [] if place else names,
-                lambda place: defaults.get(str(place[0])) if len(place) == 1 else None,
-            )
-        ) from error
-    aliases = {key: field.alias or key for key, field in model.model_fields.items()}
+        known = Known(
+            lambda place: literals(fields[str(place[0])]) if place else [*fields, *core],
+            lambda place: fields.get(str(place[0])) if len(place) == 1 else None,
+        )
+        raise RecipeError(type_problems(error, options, path, known)) from error
+    given = {field.alias or "": getattr(checked, name) for name, field in model.model_fields.items()
+             if name in checked.model_fields_set}  # fmt: skip
     try:
-        return cls(**{aliases[key]: getattr(checked, key) for key in checked.model_fields_set})
+        return cls(**given)
     except RecipeError:
         raise
     except Exception as error:
@@ -110,45 +113,49 @@ def build(cls: type, options: Mapping[str, Any], *, path: Key = (), core: Sequen
 
 
 def _refusal(cls: type, error: Exception, options: Mapping[str, Any], path: Key) -> Problem:
-    """Turn what a plugin's constructor raised into a problem at the option that the message names."""
+    """Turn what a plugin's constructor raised into a problem at the option that it is about.
+
+    A ValueError or an error of neoplug's is the author's message to the user, anything else is a fault of the plugin.
+    """
     what = str(error).strip() or type(error).__name__
     if not isinstance(error, ValueError | NeoplugError):
         what = f"{cls.__qualname__} cannot be built: {type(error).__name__}: {what}"
-    field = named(what, options)
-    return Problem(what, path=(*path, field) if field else path)
+    option = error.option if isinstance(error, OptionError) else first_named(what, options)
+    return Problem(what, path=(*path, option) if option else path)
 
 
-def named(message: str, names: Iterable[str]) -> str | None:
-    """Return the one of `names` that `message` names first as a whole word."""
-    places = {name: re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", message) for name in names if name}
-    found = {name: match.start() for name, match in places.items() if match}
-    return min(found, key=lambda name: (found[name], -len(name))) if found else None
+def first_named(message: str, names: Iterable[str]) -> str | None:
+    """Return the first whole word of `message` that is one of `names`."""
+    words = "".join(letter if letter.isidentifier() or letter.isdigit() else " " for letter in message).split()
+    return next((word for word in words if word in names), None)
 
 
-def problems(
-    error: ValidationError,
-    values: Any,
-    path: Key,
-    names: "typing.Callable[[Key], Sequence[str]]",
-    default: "typing.Callable[[Key], Any]",
-) -> list[Problem]:
-    """Turn pydantic's errors about `values` (which stand at `path`) into problems, one for each place.
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of a map of options or a section; places are paths below it.
 
-    names    the keys that are known at a place below `path`, for suggestions
-    default  the default of a key at a place below `path`, or None
+    keys   the keys that may be at a place
+    field  the type and default of the value at a place, or None
     """
+
+    keys: Callable[[Key], Sequence[str]]
+    field: Callable[[Key], FieldInfo | None]
+
+
+def type_problems(error: ValidationError, values: Any, path: Key, known: Known) -> list[Problem]:
+    """Turn pydantic's errors about `values`, which are at `path`, into problems, one for each place."""
     grouped: dict[Key, list[Any]] = {}
     for detail in error.errors(include_url=False):
         grouped.setdefault(_place(detail, values), []).append(detail)
     return [
-        _problem(details, place, path, names, default)
+        _problem(details, place, path, known)
         for place, details in grouped.items()
         if not any(_is_other_branch(details, place, other) for other in grouped)
     ]
 
 
 def _is_other_branch(details: list[Any], place: Key, other: Key) -> bool:
-    """Say whether these are branches of a union that did not fit; what is wrong lies inside of one that did."""
+    """Return whether these are branches of a union that did not fit, while the mistake is inside of one that did."""
     return other != place and other[: len(place)] == place and all(len(d["loc"]) > len(place) for d in details)
 
 
@@ -157,9 +164,9 @@ def _place(detail: Any, values: Any) -> Key:
     place: list[str | int] = []
     here = values
     for part in detail["loc"]:
-        known = isinstance(here, Mapping) and part in here
-        listed = isinstance(here, list | tuple) and isinstance(part, int) and part < len(here)
-        if known or listed:
+        is_key = isinstance(here, Mapping) and part in here
+        is_index = isinstance(here, list | tuple) and isinstance(part, int) and part < len(here)
+        if is_key or is_index:
             place.append(part)
             here = here[part]
         elif detail["type"] == "missing" and part == detail["loc"][-1]:
@@ -167,33 +174,31 @@ def _place(detail: Any, values: Any) -> Key:
     return tuple(place)
 
 
-def _problem(
-    details: list[Any],
-    place: Key,
-    path: Key,
-    names: "typing.Callable[[Key], Sequence[str]]",
-    default: "typing.Callable[[Key], Any]",
-) -> Problem:
-    kinds = {detail["type"] for detail in details}
+def _problem(details: list[Any], place: Key, path: Key, known: Known) -> Problem:
     first, full = details[0], path + place
-    key = _label(full)
-    if kinds == {"missing"}:
-        return Problem(f"`{key}` is missing", "it has no default", path=full)
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return unknown_key(names(place[:-1]), full)
-    if first["loc"][-1:] == ("[key]",):
-        return unknown_key(_literals(first), full)
-    if kinds == {"value_error"}:
+    kind, value = first["type"], first["input"]
+    if kind == "missing":
+        return Problem(f"`{_label(full)}` is missing", "it has no default", path=full)
+    if kind in ("extra_forbidden", "unexpected_keyword_argument") or first["loc"][-1:] == ("[key]",):
+        return unknown_key(known.keys(place[:-1]), full)
+    if all(detail["type"] == "value_error" for detail in details):
         return Problem(str(first["ctx"]["error"]), path=full)
-    expected = list(dict.fromkeys(_expected(detail) for detail in details))
+    field = known.field(place)
+    choices = literals(field)
+    expected = list(dict.fromkeys(_expected(detail, field) for detail in details))
     if "a number" in expected:
         expected = [words for words in expected if words != "a whole number"]
-    close = did_you_mean(str(first["input"]), [word for detail in details for word in _literals(detail)])
-    what = f"`{key}` is {show(first['input'])}, but must be {' or '.join(expected)}{close}"
-    number = isinstance(first["input"], bool) and any("number" in words for words in expected)
-    literal = any(_literals(detail) for detail in details)  # its values are named already
-    fix = "" if literal else instead(first["input"], expected, default(place))
-    return Problem(what, NO_NUMBER if number else "", fix, full)
+    close = did_you_mean(str(value), choices)
+    what = f"`{_label(full)}` is {show(value)}, but must be {' or '.join(expected)}{close}"
+    why = NO_NUMBER if isinstance(value, bool) and any("number" in words for words in expected) else ""
+    fix = "" if choices else suggestion(value, expected, field.default if field else None)
+    return Problem(what, why, fix, full)
+
+
+def literals(field: FieldInfo | None) -> list[str]:
+    """Return the values that a field's type names."""
+    named = [part for part in _parts(field.annotation) if get_origin(part) is Literal] if field else []
+    return list(dict.fromkeys(str(value) for part in named for value in get_args(part)))
 
 
 def _label(path: Key) -> str:
@@ -202,32 +207,28 @@ def _label(path: Key) -> str:
     return f"{path[keys[-1]]}{''.join(f'[{part}]' for part in path[keys[-1] + 1 :])}" if keys else "recipe"
 
 
-def unknown_key(known: Sequence[str], path: Key) -> Problem:
-    """Say that the key at `path` is none of those known there."""
+class UnknownKey(Problem):
+    """A key that is none of those known at its place."""
+
+
+def unknown_key(known: Sequence[str], path: Key) -> UnknownKey:
+    """Return the problem that the key at `path` is none of `known`."""
     fix = f"the keys here are {', '.join(known)}" if known else "remove it"
-    return Problem(f"unknown key `{path[-1]}`{did_you_mean(str(path[-1]), known)}", fix=fix, path=path)
+    return UnknownKey(f"unknown key `{path[-1]}`{did_you_mean(str(path[-1]), known)}", fix=fix, path=path)
 
 
-def _literals(detail: Any) -> list[str]:
-    return re.findall(r"'([^']*)'", detail.get("ctx", {}).get("expected", "")) if "literal" in detail["type"] else []
-
-
-def _expected(detail: Any) -> str:
-    """Say what a value must be, in words."""
+def _expected(detail: Any, field: FieldInfo | None) -> str:
+    """Return in words what a value must be."""
     kind, context = detail["type"], detail.get("ctx") or {}
     if kind == "literal_error":
-        return f"one of {', '.join(_literals(detail))}" if len(_literals(detail)) > 1 else context["expected"]
-    if kind == "finite_number":
-        return "a finite number"
-    for word, limit in _LIMITS.items():
-        if word in context:
-            bound = context[word]
-            return f"{limit} {int(bound) if bound == int(bound) else bound}"
-    if kind == "string_too_short":
-        return "text that is not empty"
-    if kind == "too_short":
-        return "one that is not empty"
+        choices = literals(field)
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else str(context["expected"])
+    if kind == "string_pattern_mismatch" and field and field.examples:
+        return f"{', '.join(map(str, field.examples))} or the like"
     if kind == "value_error":
         return str(context["error"])
+    for word, limit in _LIMITS.items():
+        if word in context:
+            return f"{limit} {context[word]:g}"
     name = kind.removesuffix("_type").removesuffix("_parsing")
     return _NAMES.get(name) or _NAMES.get(kind) or f"something else: {detail['msg'].lower()}"

@@ -1,94 +1,70 @@
-"""What to write instead of a value that does not fit: short, and only where it is sure."""
+"""What to write in place of a value of the wrong type: short, and only where it is certain."""
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, floor, isfinite
 from typing import Any
 
-_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_WORDS = {"on": "true", "yes": "true", "y": "true", "off": "false", "no": "false", "n": "false"}
-NO_NUMBER = "true and false are no numbers"
+from pydantic import TypeAdapter, ValidationError
+
+NO_NUMBER = "true and false are not numbers"
+
+# pydantic's lenient mode reads "8", 8.0, "1_000" and "yes" as what they mean.
+_LENIENT: dict[str, TypeAdapter[Any]] = {
+    "a whole number": TypeAdapter(int),
+    "a number": TypeAdapter(float),
+    "true or false": TypeAdapter(bool),
+}
 
 
 def show(value: Any) -> str:
-    """Write a value as a recipe does; text in quotes, so that "8" is not taken for 8."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
+    """Write a value as a recipe does; text in quotes, so that "8" is not read as 8."""
     if isinstance(value, Mapping):
         return "a map"
     if isinstance(value, list | tuple):
         return "a list"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+    return json.dumps(value, ensure_ascii=False) if value is None or isinstance(value, bool | str) else str(value)
 
 
-def instead(value: Any, expected: Sequence[str], default: Any = None) -> str:
-    """Return the fix for a value that must be `expected` (in words, as "a whole number"); empty where none is sure.
+def suggestion(value: Any, expected: Sequence[str], default: Any = None) -> str:
+    """Return the fix for a value that must be `expected` (in words, as "a whole number"); empty where none is certain.
 
-    default  of its key, if it has one that a recipe can say in a word
+    default  of its key, if it has one
     """
-    for words, rule in _RULES.items():
-        if words in expected and (fix := rule(value)):
+    is_scalar = isinstance(value, bool | int | float | str)
+    for words in [words for words in _LENIENT if words in expected and is_scalar]:
+        if fix := _lenient(value, words):
             return fix
+    if "a list" in expected and is_scalar:
+        return f"write [{value if isinstance(value, str) and value.isidentifier() else show(value)}]"
+    if "a map" in expected and value is not None:
+        return "a map is written {key: value}"
+    if "text" in expected and is_scalar and not isinstance(value, str):
+        return f'put it in quotes: "{show(value)}"'
     return f"leave it out for the default, {show(default)}" if isinstance(default, bool | int | float | str) else ""
 
 
-def _number(value: Any) -> str:
-    number = _meant(value)
-    if number is None or not isinstance(value, str):
+def _lenient(value: Any, words: str) -> str:
+    if isinstance(value, bool) and words != "true or false":
         return ""
-    return f"write {value} without quotes" if _NUMBER.fullmatch(value) else f"write {number}"
-
-
-def _whole_number(value: Any) -> str:
-    number = _meant(value)
-    if number is None:
-        return ""
-    if number != int(number):
-        return f"write {floor(number)} or {ceil(number)}"
-    return f"write {value} without quotes" if isinstance(value, str) and value.isdigit() else f"write {int(number)}"
-
-
-def _meant(value: Any) -> float | int | None:
-    """Return the number that a value, or a text of it, reads as: 1_000 and "8" too."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
+    if isinstance(value, float) and words == "a whole number" and isfinite(value) and value != int(value):
+        return f"write {floor(value)} or {ceil(value)}"
     try:
-        number = float(value.replace("_", "") if isinstance(value, str) else value)
-    except (ValueError, OverflowError):
-        return None
-    if not isfinite(number) or abs(number) > 2**53:  # beyond it, not all whole numbers are floats
-        return None
-    return int(number) if isinstance(value, str) and number == int(number) and "." not in value else number
+        meant = _LENIENT[words].validate_python(value)
+    except ValidationError:
+        return ""
+    if isinstance(meant, bool):
+        return f"write {show(meant)}"
+    if not abs(meant) <= 2**53:  # beyond it, not all whole numbers are floats; NaN is not a number to write
+        return ""
+    if isinstance(value, str) and _is_number(value, type(meant)):
+        return f"write {value} without quotes"
+    return f"write {int(meant) if meant == int(meant) else meant}"
 
 
-def _switch(value: Any) -> str:
-    words = {"true": "true", "false": "false", "1": "true", "0": "false", **_WORDS}
-    word = words.get(str(value).lower()) if isinstance(value, int | str) else None
-    return f"write {word}" if word else ""
-
-
-def _text(value: Any) -> str:
-    return f'put it in quotes: "{show(value)}"' if isinstance(value, bool | int | float) else ""
-
-
-def _list(value: Any) -> str:
-    return f"write [{value if _is_word(value) else show(value)}]" if isinstance(value, bool | int | float | str) else ""
-
-
-def _map(value: Any) -> str:
-    return "a map is written {key: value}" if value is not None else ""
-
-
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w./-]*", value) is not None
-
-
-_RULES: dict[str, Callable[[Any], str]] = {
-    "a whole number": _whole_number,
-    "a number": _number,
-    "true or false": _switch,
-    "a list": _list,
-    "a map": _map,
-    "text": _text,
-}
+def _is_number(text: str, kind: type) -> bool:
+    """Return whether `text` without quotes is a whole number, or one of `kind`."""
+    try:
+        return isinstance(json.loads(text), kind | int)
+    except ValueError:
+        return False

@@ -703,7 +703,7 @@ def test_sources_are_a_map_that_children_and_overrides_edit(folder):
     said = mistakes("mix.yaml", ["data.sources.a.weight=1"])
     assert said[0].endswith("of the `sources`, a has a weight and b has none")
     assert "did you mean `source`?" in mistakes("mix.yaml", ["data.sources.b.sorce=x"])[0]
-    assert "`split`: say it of each of the `sources`" in mistakes("mix.yaml", ["data.split=test"])[0]
+    assert "`split`: set it for each of the `sources`" in mistakes("mix.yaml", ["data.split=test"])[0]
     assert "needs `max_rows`" in mistakes("mix.yaml", ["data.sources.b.streaming=true"])[0]
     assert "needs `max_rows`" in mistakes("good.yaml", ["data.streaming=true"])[0]
     missing, empty = mistakes("mix.yaml", ["data.sources.a=null", "data.sources.b=null"])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neoplug.errors import RecipeError
-from neoplug.registry.options import build, named, options_model
+from neoplug.registry.options import build, first_named, options_model
 
 
 @dataclass
@@ -120,7 +120,7 @@ def test_a_wrong_option_gets_the_fix_that_is_sure(options, fix):
     (problem,) = error.value.problems
     assert problem.fix == fix
     boolean = any(value is True for value in options.values()) and "number" in problem.what
-    assert problem.why == ("true and false are no numbers" if boolean else "")
+    assert problem.why == ("true and false are not numbers" if boolean else "")
 
 
 @pytest.mark.parametrize(("wrong", "meant"), [("LEFT", "left"), ("rihgt", "right")])
@@ -200,7 +200,7 @@ def test_options_that_no_recipe_can_state_are_a_problem(cls):
     [("r is 0", "r"), ("the error: r", "r"), ("lora_r is 0", None), ("`lora_alpha` and r", "lora_alpha"), ("", None)],
 )
 def test_a_name_counts_as_a_whole_word(message, name):
-    assert named(message, ["r", "lora_alpha", ""]) == name
+    assert first_named(message, ["r", "lora_alpha", ""]) == name
 
 
 def test_the_model_lists_the_options_by_their_names():
