@@ -6,7 +6,7 @@ Everything that a third party may import is in `__all__` here or in `neoplug.tes
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from neoplug.errors import Problem, RecipeError, RunError, UsageError, did_you_mean
+from neoplug.errors import OptionError, Problem, RecipeError, RunError, UsageError, did_you_mean
 from neoplug.hookspecs import Role, hookimpl
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "Batch",
     "Divergence",
     "Document",
+    "OptionError",
     "Problem",
     "Recipe",
     "RecipeError",

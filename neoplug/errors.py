@@ -1,20 +1,20 @@
-"""Errors for people: where, what is wrong, why, and the fix. Each knows the exit code that it ends a command with."""
+"""Errors with a message for users: place, what is wrong, why, and the fix; and the exit code of each."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from traceback import extract_tb
+from traceback import walk_tb
 
 Path = tuple[str | int, ...]  # a key in a recipe
 
-CUT = " ... "  # stands for the ends of a line that is longer than the screen is wide
+CUT = " ... "  # replaces the ends of a line that is wider than the terminal
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in a text: 1-based line and column, the length of what is meant, and the whole line."""
+    """A place in a text: 1-based line and column, the length of the marked part, and the whole line."""
 
     file: str
     line: int
@@ -26,7 +26,7 @@ class Mark:
         return f"{self.file}:{self.line}:{self.column}"
 
     def excerpt(self, width: int | None = None) -> str:
-        """Return the line with a caret under what is meant; whole, or what lies around the caret in `width` columns."""
+        """Return the line with carets under the marked part; cut to `width` columns around them, if that is given."""
         number = str(self.line)
         text, start, length = self.text, self.column - 1, max(1, self.length)
         room = max(40, width - len(number) - 5 - 2 * len(CUT)) if width else len(text)
@@ -46,8 +46,8 @@ class Problem:
     what    what is wrong, one sentence without a full stop
     why     why it cannot work (may be empty)
     fix     what to do instead (may be empty)
-    path    the key in the recipe, as ("adapter", "dora", "r"); the recipe finds the line for it
-    mark    the place itself, where it is already known
+    path    the key in the recipe, as ("adapter", "dora", "r"), from which its line is found
+    mark    the line, if it is known already
     """
 
     what: str
@@ -60,7 +60,7 @@ class Problem:
         return self.shown()
 
     def shown(self, width: int | None = None) -> str:
-        """Return the mistake as people read it; its line may be cut to `width` columns, for a terminal."""
+        """Return the message; the line that it quotes is cut to `width` columns, if that is given."""
         place = f"{self.mark}: " if self.mark else f"{'.'.join(map(str, self.path))}: " if self.path else ""
         lines = [place + self.what]
         if self.mark:
@@ -70,23 +70,23 @@ class Problem:
 
 
 class NeoplugError(Exception):
-    """What ends a command with a message and no traceback."""
+    """An error that ends a command with a message and no traceback."""
 
     exit_code = 1
 
     def shown(self, width: int | None = None) -> str:
-        """Return the message; where it quotes long lines, these may be cut to `width` columns, for a terminal."""
+        """Return the message; lines that it quotes are cut to `width` columns, if that is given."""
         return str(self)
 
 
 class RunError(NeoplugError):
-    """A run that failed on its way: exit 1."""
+    """A run that failed after it began: exit 1."""
 
 
 class DiskError(RunError):
-    """A file or folder that a disk does not take.
+    """A file or folder that cannot be written.
 
-    reason  in the system's words
+    reason  the operating system's message
     """
 
     def __init__(self, path: pathlib.Path, reason: str) -> None:
@@ -94,11 +94,11 @@ class DiskError(RunError):
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"{self.path} cannot be written: {self.reason}\nfix: make room there, or choose another place"
+        return f"{self.path} cannot be written: {self.reason}\nfix: free space there, or choose another place"
 
 
 class PluginError(RunError):
-    """A hook of a plugin that crashed; what it raised is the `__cause__`.
+    """A hook of a plugin that raised an exception, which is the `__cause__`.
 
     log   the file that holds the traceback; None where there is no run directory yet
     """
@@ -109,18 +109,18 @@ class PluginError(RunError):
         super().__init__(plugin, hook)
         self.plugin = plugin
         self.what = f"the plugin `{plugin}` failed in `{hook}`: {type(error).__name__}: {error}"
-        called = extract_tb(error.__traceback__)[2:3]  # behind `blaming` and the call in it
-        self.place = f"{called[0].filename}:{called[0].lineno}" if called else ""
+        called = _lines(error)[2:3]  # after `blaming` and the call in it
+        self.place = "".join(f"{file}:{line}" for file, line in called)
 
     def __str__(self) -> str:
-        told = f"{self.log} holds the traceback" if self.log else "`neoplug --traceback ...` shows the traceback"
-        return "\n".join([self.what, *([f"at: {self.place}"] if self.place else []), f"fix: mend the plugin; {told}"])
+        more = f"{self.log} holds the traceback" if self.log else "`neoplug --traceback ...` shows the traceback"
+        return "\n".join([self.what, *([f"at: {self.place}"] if self.place else []), f"fix: fix the plugin; {more}"])
 
 
 class OptionError(ValueError):
-    """A value of an option that a plugin refuses in its `__post_init__`; the recipe's line of the option is shown.
+    """Raised in a plugin's `__post_init__` for the value of an option; the message shows the option's line.
 
-    A plain ValueError does as well: its line is that of the first option that its message names.
+    A plain ValueError is placed at the first option that its message names.
     """
 
     def __init__(self, option: str, message: str) -> None:
@@ -130,7 +130,7 @@ class OptionError(ValueError):
 
 @contextmanager
 def blaming(plugin: str, hook: str) -> Iterator[None]:
-    """Raise PluginError for whatever a plugin's hook raises that is no message of its own, `sys.exit` too."""
+    """Raise PluginError for what a plugin's hook raises, `sys.exit` too; errors of neoplug pass."""
     try:
         yield
     except NeoplugError:
@@ -139,14 +139,17 @@ def blaming(plugin: str, hook: str) -> Iterator[None]:
         raise PluginError(plugin, hook, error) from error
 
 
-def in_file(error: BaseException, file: pathlib.Path | None) -> str:
-    """Return " (mine.py, line 3)", as Python says it of a SyntaxError, where an error came through the file's lines."""
-    lines = [frame.lineno for frame in extract_tb(error.__traceback__) if file and frame.filename == str(file)]
-    return f" ({file.name}, line {lines[-1]})" if file and lines else ""
+def line_in(error: BaseException, file: str) -> int | None:
+    """Return the last line of `file` that an exception passed through; None where it did not."""
+    return next((line for name, line in reversed(_lines(error)) if name == file), None)
+
+
+def _lines(error: BaseException) -> list[tuple[str, int]]:
+    return [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
 
 
 class UsageError(NeoplugError):
-    """A command that asks for what cannot be done: exit 2."""
+    """A command that cannot be done as it is given: exit 2."""
 
     exit_code = 2
 
@@ -159,12 +162,12 @@ class RecipeError(UsageError):
         super().__init__("\n\n".join(map(str, self.problems)))
 
     def shown(self, width: int | None = None) -> str:
-        """Return all mistakes; the lines that they quote may be cut to `width` columns, for a terminal."""
+        """Return all mistakes; the lines that they quote are cut to `width` columns, if that is given."""
         return "\n\n".join(problem.shown(width) for problem in self.problems)
 
 
 class Interrupted(NeoplugError):
-    """A run that saved and stopped because a signal asked for it: exit 128 + signal."""
+    """A run that saved a checkpoint and stopped on a signal: exit 128 + signal."""
 
     def __init__(self, signal: int, message: str) -> None:
         self.exit_code = 128 + signal
@@ -173,6 +176,6 @@ class Interrupted(NeoplugError):
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:
     """Return "; did you mean `close`?" for the nearest of `names`, or an empty string."""
-    folded = {known.lower(): known for known in names}  # a name in other letters is the nearest of all
+    folded = {known.lower(): known for known in names}  # a name that differs in case only is the nearest
     close = [folded[name.lower()]] if name.lower() in folded else get_close_matches(name, names, n=1)
     return f"; did you mean `{close[0]}`?" if close else ""

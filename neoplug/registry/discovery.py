@@ -18,14 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from neoplug.errors import Problem, RecipeError, did_you_mean, in_file
+from neoplug.errors import Problem, RecipeError, did_you_mean, line_in
 
 GROUP = "neoplug"
-
-
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<attribute>[A-Za-z_][\w.]*)")
-
-
 _TAG = re.compile(r"[\w-]+")
 
 
@@ -51,7 +47,7 @@ class Entry:
         return Path(match["file"]) if match and Path(match["file"]).is_absolute() else None
 
     def load(self) -> type:
-        """Import the plugin's class. Raises RecipeError, saying what failed and whose it is."""
+        """Import the plugin's class. Raises RecipeError, which names the package or file and what failed."""
         module, _, attribute = self.target.rpartition(":")
         try:
             if not module:
@@ -61,9 +57,10 @@ class Entry:
                 found = _part(found, part, module)
         except (Exception, SystemExit) as error:
             owner = f"{self.package} {self.version}".strip()
-            why = f"{type(error).__name__}: {error}{in_file(error, self.file)}"
-            what = f"the plugin `{self.name}` of {owner} cannot be imported: {why}"
-            fix = "mend the file" if self.file else f"mend or reinstall {self.package}, or name another plugin"
+            line = line_in(error, str(self.file))
+            place = f" ({self.file.name}, line {line})" if self.file and line else ""  # as Python's of a SyntaxError
+            what = f"the plugin `{self.name}` of {owner} cannot be imported: {type(error).__name__}: {error}{place}"
+            fix = "fix the file" if self.file else f"fix or reinstall {self.package}, or name another plugin"
             raise RecipeError([Problem(what, fix=fix)]) from error
         if not inspect.isclass(found):
             raise RecipeError([Problem(f"`{self.target}` is no class", fix="a plugin is a dataclass")])
@@ -78,14 +75,14 @@ def _part(whole: Any, name: str, module: str) -> Any:
 
 
 class _SourceOnly(SourceFileLoader):
-    """Runs a file and leaves no .pyc beside it: a recipe's folder is the user's."""
+    """Runs a file and writes no .pyc next to it: a recipe's folder is the user's."""
 
     def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
         """Write nothing."""
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a local file under a name of its own; the same bytes are run once."""
+    """Import a local file under a unique module name; the same bytes are run once."""
     digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()[:16]
     name = f"neoplug_file_{digest}"
     if name in sys.modules:
@@ -111,7 +108,7 @@ def installed() -> list[Entry]:
     return list(_listed(entry_points, changed))
 
 
-@lru_cache(maxsize=1)  # every installed package is looked at for it, so only when a folder changed
+@lru_cache(maxsize=1)  # it reads every installed package, so only when a folder changed
 def _listed(entry_points: Callable[..., Any], _: tuple[tuple[Path, int], ...]) -> list[Entry]:
     points = entry_points(group=GROUP)
     owners: dict[Any, tuple[str, str]] = {}

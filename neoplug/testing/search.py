@@ -6,12 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from traceback import extract_tb
 from typing import Any, Literal
 
 from torch import Tensor
 
-from neoplug.errors import did_you_mean
+from neoplug.errors import did_you_mean, line_in
 from neoplug.testing.examples import Example, examples
 
 FEW = 5  # examples of what is slow and moved by few
@@ -192,8 +191,8 @@ def _finding(plugin: Any, kit: Kit, name: str, skipped: Mapping[str, str], caugh
 def _place(plugin: Any, error: BaseException) -> str:
     """Return the last line of the plugin's own file that a crash came through."""
     try:
-        own = inspect.getsourcefile(type(plugin))
+        own = inspect.getsourcefile(type(plugin)) or ""
     except TypeError:
-        own = None
-    lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == own]
-    return f"{own}:{lines[-1]}" if lines else ""
+        return ""
+    line = line_in(error, own)
+    return f"{own}:{line}" if line else ""

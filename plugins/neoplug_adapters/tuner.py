@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from math import gcd, inf
-from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -116,14 +115,10 @@ class Tuner:
         problems = [self._problem(option, what) for option, what in self._unmatched(model)]
         if problems:
             raise RecipeError(problems)
-        try:
-            with drawing_from(rng), quiet_peft(), self._where(model):
-                config = self._config(model, total_steps)
+        with self._refusals(ValueError, NotImplementedError), drawing_from(rng), quiet_peft(), self._where(model):
+            config = self._config(model, total_steps)
+            with self._refusals(TypeError):  # peft's error for layers of a type that it does not support
                 adapted = self._adapt(model, config, batches)
-        except (ValueError, TypeError, NotImplementedError) as error:
-            if not _is_said(error):
-                raise  # a fault in code, of which no recipe is the cause
-            raise RecipeError([self._refused(error)]) from error
         if experts := passed_by(adapted, getattr(config, "target_parameters", None)):
             log.info("%s passes by %d weights of experts, which are no linear layers", self.name, experts)
         return adapted
@@ -208,6 +203,14 @@ class Tuner:
         endings = [ending for found in left_out.values() for ending in found]
         return beside(self.exclude_modules, endings) if endings else self.exclude_modules
 
+    @contextmanager
+    def _refusals(self, *kinds: type[Exception]) -> Iterator[None]:
+        """Raise RecipeError for what peft refuses by an error of these kinds; others are faults in code."""
+        try:
+            yield
+        except kinds as error:
+            raise RecipeError([self._refused(error)]) from error
+
     def _refused(self, error: Exception) -> Problem:
         """Return what peft refuses: an option that it names, else the layers, whose kind it cannot adapt."""
         named = {field.name for field in fields(self)} & set(re.findall(r"\w+", str(error)))
@@ -231,12 +234,6 @@ def is_transposed(model: PreTrainedModel) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return any(isinstance(module, Conv1D) for module in model.modules())
-
-
-def _is_said(error: Exception) -> bool:
-    """Say whether somebody wrote what an error says: Python's own TypeErrors arise where nothing is raised."""
-    line = extract_tb(error.__traceback__)[-1].line
-    return not isinstance(error, TypeError) or line is None or line.startswith("raise")
 
 
 @contextmanager
