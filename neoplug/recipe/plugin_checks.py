@@ -115,7 +115,7 @@ def _references(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:
             yield Problem(what, why, "name another loss, or leave `calibrate` out", path)
         elif other in found.weights and (further := found.weights[other].calibrate):
             what = f"the loss `{name}` is calibrated to `{other}`, and that to `{further}`"
-            why = "calibration measures the other loss at weight 1, which is not the weight that it would get"
+            why = "the other loss is measured at weight 1, which is not the weight that it would get"
             yield Problem(what, why, "name a loss that is not calibrated itself", path)
         elif other and other not in tree.get(("loss",)) and other not in [known.name for known in found.references]:
             try:
