@@ -17,6 +17,8 @@ from typing import Any
 from adapters import FILE, QUICK, adapters
 from losses_page import between, table
 
+from neoplug import AdapterTraits
+
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "adapters.md"
 PACKAGED = FILE.with_name("adapters_packaged.json")
 SLOW = 1.5  # relative to LoRA's step: the page gives a reason from this value on
@@ -156,7 +158,7 @@ def excepted(name: str) -> Iterator[tuple[str, str]]:
     """Yield the exceptions that an adapter declares: (the exception in words, its reason)."""
     plugin = adapters()[name]
     for statement, words in STATEMENTS.items():
-        if reason := getattr(plugin, statement, ""):
+        if reason := getattr(AdapterTraits.of(plugin), statement):
             yield words, reason
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from neoplug import AdapterTraits
 from neoplug.data.batch import Batch, Document, collate
 from neoplug.errors import RecipeError, UsageError
 from neoplug.models.quiet import quiet_peft
@@ -80,7 +81,7 @@ def try_cell(adapter: Any, base: Base, text: Text) -> dict[str, int]:
     refuse_other_start(adapter, base, start)
     with stage("train"):
         train(adapter, student, text)
-    if not whole and not getattr(adapter, "changes_base", ""):
+    if not whole and not AdapterTraits.of(adapter).changes_base:
         refuse_moved_base(before)
     wanted = logits_of(student, text)
     refuse_unmoved(wanted, start)
@@ -192,7 +193,7 @@ def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def refuse_other_start(adapter: Any, base: Base, start: torch.Tensor) -> None:
     share = off(start, base.logits)
-    if share > STARTED and not getattr(adapter, "starts_elsewhere", ""):
+    if share > STARTED and not AdapterTraits.of(adapter).starts_elsewhere:
         raise Failed("attach", f"the student does not start as its base: logits are off by {share:.1g} of the largest")
 
 

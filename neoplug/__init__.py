@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from neoplug.models.quiet import quiet_peft
     from neoplug.models.stored_adapter import rename_cache_argument
     from neoplug.recipe.schema import Recipe
+    from neoplug.registry.adapter_traits import AdapterTraits
     from neoplug.runs.execute import run
     from neoplug.training.divergence import Divergence, Softened, log_mixture
 
 __all__ = [
+    "AdapterTraits",
     "Batch",
     "Divergence",
     "Document",
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 
 # Imported on first use: these import torch, which a plugin's `check(recipe)` and the command line need not wait for.
 _MODULES = {
+    "AdapterTraits": "neoplug.registry.adapter_traits",
     "Batch": "neoplug.data.batch",
     "Divergence": "neoplug.training.divergence",
     "Document": "neoplug.data.batch",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neoplug.cli.arguments import Overrides, RecipeArgument
+from neoplug.registry.adapter_traits import AdapterTraits
 
 if TYPE_CHECKING:
     from neoplug.registry import Plugins
@@ -49,6 +50,6 @@ def run(
 
 
 def why_unmerged(plugins: "Plugins") -> str:
-    """Return why the adapter of a run cannot be merged, as its class says in `cannot_merge`; nothing where it can."""
+    """Return why the adapter of a run cannot be merged, by its traits; an empty string if it can be."""
     found = (plugins.section(section)[name] for section, name in plugins.named("add_adapter"))
-    return str(getattr(next(found, None), "cannot_merge", ""))
+    return next((AdapterTraits.of(adapter).cannot_merge for adapter in found), "")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from neoplug.errors import PluginError, RecipeError, UsageError
 from neoplug.registry import Plugins
+from neoplug.registry.adapter_traits import AdapterTraits
 from neoplug.runs.size_search import nearest
 from neoplug.seeds import generator
 
@@ -101,13 +102,13 @@ def _refuse(checked: ResolvedRecipe, own: int, wanted: int) -> None:
 
 def _option(plugin: Any, name: str, count: Callable[[], int | None]) -> str:
     """Return the option that sizes an adapter. Raises UsageError where there is none."""
-    option = str(getattr(plugin, "sized_by", ""))
+    option = AdapterTraits.of(plugin).sized_by
     if is_dataclass(plugin) and option in {field.name for field in fields(plugin)}:
         return option
     has = count()
     raise UsageError(
         f"`{name}` has no option that sizes it\n"
-        f"why: it has {has or 0:,} trainable parameters here, and its class names no option in `sized_by`\n"
+        f"why: it has {has or 0:,} trainable parameters here, and its traits name no option in `sized_by`\n"
         f"fix: match the others to it, by --match parameters={has}"
     )
 

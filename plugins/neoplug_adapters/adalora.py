@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from neoplug import Problem, RecipeError, hookimpl
+from neoplug import AdapterTraits, Problem, RecipeError, hookimpl
 from neoplug_adapters.tuner import Tuner
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class AdaLoRA(Tuner):
 
     name: ClassVar[str] = "adalora"
     config: ClassVar[str] = "AdaLoraConfig"
-    sized_by: ClassVar[str] = "init_r"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(sized_by="init_r")
     positive: ClassVar[tuple[str, ...]] = ("target_r", "init_r", "lora_alpha", "deltaT", "beta1", "beta2")
     shares: ClassVar[tuple[str, ...]] = ("lora_dropout", "beta1", "beta2")
 

@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from neoplug import Problem, hookimpl
+from neoplug import AdapterTraits, Problem, hookimpl
 from neoplug_adapters.companions import key_of
 from neoplug_adapters.low_rank import write_adapter
 from neoplug_adapters.tuner import Tuner
@@ -40,9 +40,11 @@ class AdaMSS(Tuner):
 
     name: ClassVar[str] = "adamss"
     config: ClassVar[str] = "AdamssConfig"
-    sized_by: ClassVar[str] = "subspace_rank"
-    not_on_quantised: ClassVar[str] = "peft takes no singular components of integer weights"
-    shaped_by_weights: ClassVar[str] = "a group has as many rows of B as outputs that behave alike"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="subspace_rank",
+        not_on_quantised="peft takes no singular components of integer weights",
+        shaped_by_weights="a group has as many rows of B as outputs that behave alike",
+    )
     positive: ClassVar[tuple[str, ...]] = ("r", "num_subspaces", "subspace_rank")
     drawn: ClassVar[tuple[str, ...]] = ("random_seed",)
 

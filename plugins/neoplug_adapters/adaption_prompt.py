@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from neoplug import Problem, RecipeError, UsageError, hookimpl
+from neoplug import AdapterTraits, Problem, RecipeError, UsageError, hookimpl
 from neoplug_adapters.tuner import drawing_from
 
 if TYPE_CHECKING:
@@ -28,8 +28,10 @@ class AdaptionPrompt:
 
     name: ClassVar[str] = "adaption_prompt"
     config: ClassVar[str] = "AdaptionPromptConfig"
-    sized_by: ClassVar[str] = "adapter_len"
-    cannot_merge: ClassVar[str] = "a gated attention stands beside the layer's own, so that no weight holds it"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="adapter_len",
+        cannot_merge="a gated attention stands beside the layer's own, so that no weight holds it",
+    )
 
     adapter_len: int = 10  # prompts of a layer, above 0
     adapter_layers: int | None = None  # layers that get some, the last ones; left out: all
@@ -76,4 +78,5 @@ class AdaptionPrompt:
     @hookimpl
     def merge_adapter(self, model: PreTrainedModel) -> PreTrainedModel:
         """Refuse it."""
-        raise UsageError(f"a `{self.name}` adapter cannot be merged\nwhy: {self.cannot_merge}\nfix: use it with peft")
+        why = self.traits.cannot_merge
+        raise UsageError(f"a `{self.name}` adapter cannot be merged\nwhy: {why}\nfix: use it with peft")

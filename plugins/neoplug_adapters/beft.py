@@ -8,12 +8,12 @@ Source: Huang, Balashankar, Aminifar 2025, arXiv 2509.15974, who find that of th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from neoplug import UsageError, hookimpl
+from neoplug import AdapterTraits, UsageError, hookimpl
 from neoplug_adapters.tuner import Tuner
 
 if TYPE_CHECKING:
@@ -28,14 +28,16 @@ class BEFT(Tuner):
 
     name: ClassVar[str] = "beft"
     config: ClassVar[str] = "BeftConfig"
-    sized_by: ClassVar[str] = ""  # nothing but the targets
-    seedless: ClassVar[str] = "v starts at 0"
-    cannot_merge: ClassVar[str] = "the model has no biases at these layers, and v has no other place in it"
+    # no size: nothing but the targets
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        cannot_merge="the model has no biases at these layers, and v has no other place in it",
+        seedless="v starts at 0",
+    )
 
     def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
         adapted = super()._adapt(model, config, batches)
         if _have_biases(adapted):
-            self.cannot_merge = ""  # type: ignore[misc]  # of this run
+            self.traits = replace(self.traits, cannot_merge="")  # type: ignore[misc]  # of this run
         return adapted
 
     @hookimpl
@@ -43,7 +45,7 @@ class BEFT(Tuner):
         """Return the model with v in its biases. Raises UsageError where a target has none."""
         if not _have_biases(model):
             raise UsageError(
-                f"a `{self.name}` adapter cannot be merged here\nwhy: {self.cannot_merge}\nfix: use it with peft"
+                f"a `{self.name}` adapter cannot be merged here\nwhy: {self.traits.cannot_merge}\nfix: use it with peft"
             )
         merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
         return merged

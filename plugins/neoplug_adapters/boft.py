@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 if TYPE_CHECKING:
@@ -30,10 +31,9 @@ class BOFT(Tuner):
 
     name: ClassVar[str] = "boft"
     config: ClassVar[str] = "BOFTConfig"
-    sized_by: ClassVar[str] = "boft_block_size"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(sized_by="boft_block_size", seedless="Q starts at 0")
     positive: ClassVar[tuple[str, ...]] = ("boft_block_size", "boft_block_num", "boft_n_butterfly_factor")
     shares: ClassVar[tuple[str, ...]] = ("boft_dropout",)
-    seedless: ClassVar[str] = "Q starts at 0"
     on_meta: ClassVar[bool] = False  # peft reads the numbers of its permutations
 
     boft_block_size: int | None = None  # divides all targets' inputs; left out: the largest such up to 4

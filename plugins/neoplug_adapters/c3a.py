@@ -8,6 +8,7 @@ Source: Chen et al. 2024, arXiv 2407.19342.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.written_outputs import WrittenOutputs
 
 
@@ -17,9 +18,8 @@ class C3A(WrittenOutputs):
 
     name: ClassVar[str] = "c3a"
     config: ClassVar[str] = "C3AConfig"
-    sized_by: ClassVar[str] = "block_size"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(sized_by="block_size", seedless="all vectors start at 0")
     positive: ClassVar[tuple[str, ...]] = ("block_size",)
-    seedless: ClassVar[str] = "all vectors start at 0"
     fixed: ClassVar[dict[str, Any]] = {"init_weights": True}  # to peft: vectors start at 0
 
     block_size: int | None = None  # divides all targets' sizes; left out: the largest such up to 256

@@ -10,11 +10,12 @@ Source: Yang et al. 2024, arXiv 2406.05223.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from neoplug import AdapterTraits
 from neoplug_adapters.inputs import covariances
 from neoplug_adapters.taken_start import TakenStart
 
@@ -29,9 +30,12 @@ class CorDA(TakenStart):
     """CorDA from the recipe's training data, with peft's LoRA beneath."""
 
     name: ClassVar[str] = "corda"
-    seedless: ClassVar[str] = "the weights and the data decide"
-    reads_data: ClassVar[bool] = True
-    own_options: ClassVar[tuple[str, ...]] = ("corda_method", "batches")
+    traits: ClassVar[AdapterTraits] = replace(
+        TakenStart.traits,
+        seedless="the weights and the data decide",
+        reads_data=True,
+        own_options=("corda_method", "batches"),
+    )
 
     init_lora_weights: Literal["corda"] = "corda"  # fixed by the plugin
     corda_method: Literal["ipm", "kpm"] = "ipm"  # components that the data use most, or least

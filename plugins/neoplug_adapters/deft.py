@@ -9,6 +9,7 @@ Source: Kumar et al. 2025, arXiv 2509.22793.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -18,7 +19,10 @@ class DEFT(Tuner):
 
     name: ClassVar[str] = "deft"
     config: ClassVar[str] = "DeftConfig"
-    not_on_quantised: ClassVar[str] = "it projects the weights themselves, which are packed integers"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        not_on_quantised="it projects the weights themselves, which are packed integers",
+    )
     positive: ClassVar[tuple[str, ...]] = ("r", "alpha")
     shares: ClassVar[tuple[str, ...]] = ("deft_dropout",)
 

@@ -8,6 +8,7 @@ Source: Bini, Girrbach, Akata 2025, arXiv 2503.18225.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,7 +18,10 @@ class DeLoRA(Tuner):
 
     name: ClassVar[str] = "delora"
     config: ClassVar[str] = "DeloraConfig"
-    not_on_quantised: ClassVar[str] = "peft adapts no quantised layers so"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        not_on_quantised="peft adapts no quantised layers so",
+    )
     positive: ClassVar[tuple[str, ...]] = ("r", "delora_lambda")
     shares: ClassVar[tuple[str, ...]] = ("module_dropout",)
 

@@ -9,6 +9,7 @@ Source: Liu et al. 2024, arXiv 2402.09353.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.low_rank import LowRank
 
 
@@ -17,7 +18,10 @@ class DoRA(LowRank):
     """Peft's DoRA."""
 
     name: ClassVar[str] = "dora"
-    not_on_experts: ClassVar[str] = "peft keeps magnitudes of single matrices alone"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        not_on_experts="peft keeps magnitudes of single matrices alone",
+    )
 
     use_dora: bool = True
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from neoplug import AdapterTraits
 from neoplug_adapters.inputs import covariances
 from neoplug_adapters.lora import LoRA
 from neoplug_adapters.low_rank import lora_layers
@@ -31,10 +32,13 @@ class EVA(LoRA):
     name: ClassVar[str] = "eva"
     linear_alone: ClassVar[bool] = True
     takes_components: ClassVar[bool] = True
-    not_on_experts: ClassVar[str] = "they do not all read the same inputs"
-    seedless: ClassVar[str] = "the data decide"
-    reads_data: ClassVar[bool] = True
-    own_options: ClassVar[tuple[str, ...]] = ("batches",)
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        not_on_experts="they do not all read the same inputs",
+        seedless="the data decide",
+        reads_data=True,
+        own_options=("batches",),
+    )
 
     init_lora_weights: Literal["eva"] = "eva"  # fixed by the plugin
     batches: int = 16  # micro-batches of training data that the directions are taken from, above 0

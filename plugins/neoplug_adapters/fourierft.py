@@ -8,6 +8,7 @@ Source: Gao et al. 2024, arXiv 2405.03003.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,7 +18,7 @@ class FourierFT(Tuner):
 
     name: ClassVar[str] = "fourierft"
     config: ClassVar[str] = "FourierFTConfig"
-    sized_by: ClassVar[str] = "n_frequency"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(sized_by="n_frequency")
     positive: ClassVar[tuple[str, ...]] = ("n_frequency", "scaling")
     drawn: ClassVar[tuple[str, ...]] = ("random_loc_seed",)
     fixed: ClassVar[dict[str, Any]] = {"init_weights": True}  # to peft: coefficients start at 0

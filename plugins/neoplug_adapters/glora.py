@@ -8,6 +8,7 @@ Source: Chavan et al. 2023, arXiv 2306.07967.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,7 +18,10 @@ class GLoRA(Tuner):
 
     name: ClassVar[str] = "glora"
     config: ClassVar[str] = "GloraConfig"
-    not_on_quantised: ClassVar[str] = "it multiplies the weights themselves, which are packed integers"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        not_on_quantised="it multiplies the weights themselves, which are packed integers",
+    )
     positive: ClassVar[tuple[str, ...]] = ("r",)
 
     r: int = 8  # the rank of what is low-rank

@@ -8,6 +8,7 @@ Source: Yuan, Liu, Xu 2024, arXiv 2405.17484.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,7 +18,10 @@ class HRA(Tuner):
 
     name: ClassVar[str] = "hra"
     config: ClassVar[str] = "HRAConfig"
-    not_on_quantised: ClassVar[str] = "peft adapts no quantised layers so"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        not_on_quantised="peft adapts no quantised layers so",
+    )
     positive: ClassVar[tuple[str, ...]] = ("r",)
 
     r: int = 8  # reflections, above 0 and even, so that the student starts as its base

@@ -9,6 +9,7 @@ Source: Liu et al. 2022, arXiv 2205.05638.
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -18,7 +19,7 @@ class IA3(Tuner):
 
     name: ClassVar[str] = "ia3"
     config: ClassVar[str] = "IA3Config"
-    sized_by: ClassVar[str] = ""  # nothing but the targets
-    seedless: ClassVar[str] = "all vectors start at 1"
+    # no size: nothing but the targets
+    traits: ClassVar[AdapterTraits] = AdapterTraits(seedless="all vectors start at 1")
 
     feedforward_modules: list[str] = field(default_factory=list)  # name endings of targets that scale what they take in

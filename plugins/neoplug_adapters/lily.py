@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from neoplug import UsageError, hookimpl
+from neoplug import AdapterTraits, UsageError, hookimpl
 from neoplug_adapters.tuner import Tuner
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ class Lily(Tuner):
 
     name: ClassVar[str] = "lily"
     config: ClassVar[str] = "LilyConfig"
-    cannot_merge: ClassVar[str] = "the change depends on the token, so that no weight holds it"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        cannot_merge="the change depends on the token, so that no weight holds it",
+    )
     positive: ClassVar[tuple[str, ...]] = ("r", "stride_A", "num_B", "scaling")
 
     r: int = 32  # the rank, above 0
@@ -34,4 +37,5 @@ class Lily(Tuner):
     @hookimpl
     def merge_adapter(self, model: PreTrainedModel) -> PreTrainedModel:
         """Refuse it."""
-        raise UsageError(f"a `{self.name}` adapter cannot be merged\nwhy: {self.cannot_merge}\nfix: use it with peft")
+        why = self.traits.cannot_merge
+        raise UsageError(f"a `{self.name}` adapter cannot be merged\nwhy: {why}\nfix: use it with peft")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.targets import Names, chosen, unmatched
 from neoplug_adapters.tuner import Tuner
 
@@ -26,8 +27,8 @@ class LNTuning(Tuner):
 
     name: ClassVar[str] = "ln_tuning"
     config: ClassVar[str] = "LNTuningConfig"
-    sized_by: ClassVar[str] = ""  # nothing but the targets
-    seedless: ClassVar[str] = "the layers start as the base's"
+    # no size: nothing but the targets
+    traits: ClassVar[AdapterTraits] = AdapterTraits(seedless="the layers start as the base's")
 
     target_modules: str | list[str] = EVERY  # that, name endings, or a regex of names
 

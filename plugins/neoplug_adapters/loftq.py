@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from neoplug import Problem, hookimpl
+from neoplug import AdapterTraits, Problem, hookimpl
 from neoplug_adapters.lora import LoRA
 from neoplug_adapters.low_rank import lora_layers
 
@@ -34,16 +34,17 @@ class LoftQ(LoRA):
     """LoRA on a base that it rounds itself; options are LoRA's."""
 
     name: ClassVar[str] = "loftq"
-    not_on_quantised: ClassVar[str] = (
-        "it quantises the student itself, and needs the unquantised weights to compute the error"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        starts_elsewhere="A and B make up for the largest part of the rounding, not for all",
+        changes_base="the base's weights are rounded",
+        not_on_quantised="it quantises the student itself, and needs the unquantised weights to compute the error",
+        not_on_experts="it rounds and decomposes one matrix at a time",
+        seedless="the weights decide",
+        own_options=("loftq_bits", "loftq_iter"),
     )
     linear_alone: ClassVar[bool] = True
     takes_components: ClassVar[bool] = True
-    not_on_experts: ClassVar[str] = "it rounds and decomposes one matrix at a time"
-    changes_base: ClassVar[str] = "the base's weights are rounded"
-    starts_elsewhere: ClassVar[str] = "A and B make up for the largest part of the rounding, not for all"
-    seedless: ClassVar[str] = "the weights decide"
-    own_options: ClassVar[tuple[str, ...]] = ("loftq_bits", "loftq_iter")
 
     init_lora_weights: Literal["loftq"] = "loftq"  # fixed by the plugin
     loftq_bits: Literal[4, 8] = 4  # of each weight

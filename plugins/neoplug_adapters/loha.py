@@ -8,6 +8,7 @@ Source: Hyeon-Woo, Ye-Bin, Oh 2021 (FedPara), arXiv 2108.06098; Yeh et al. 2023 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,7 +18,10 @@ class LoHa(Tuner):
 
     name: ClassVar[str] = "loha"
     config: ClassVar[str] = "LoHaConfig"
-    not_on_quantised: ClassVar[str] = "peft adapts no quantised layers so"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        not_on_quantised="peft adapts no quantised layers so",
+    )
     positive: ClassVar[tuple[str, ...]] = ("r", "alpha")
     shares: ClassVar[tuple[str, ...]] = ("rank_dropout", "module_dropout")
 

@@ -8,6 +8,7 @@ Source: Yeh et al. 2023 (LyCORIS), arXiv 2309.14859.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,7 +18,10 @@ class LoKr(Tuner):
 
     name: ClassVar[str] = "lokr"
     config: ClassVar[str] = "LoKrConfig"
-    not_on_quantised: ClassVar[str] = "peft adapts no quantised layers so"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        not_on_quantised="peft adapts no quantised layers so",
+    )
     positive: ClassVar[tuple[str, ...]] = ("r", "alpha")
     shares: ClassVar[tuple[str, ...]] = ("rank_dropout", "module_dropout")
 

@@ -9,11 +9,12 @@ Source: Wang, Yu, Li 2024, arXiv 2407.05000.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from neoplug import AdapterTraits
 from neoplug_adapters.inputs import gradients
 from neoplug_adapters.taken_start import TakenStart
 
@@ -26,9 +27,12 @@ class LoRAGA(TakenStart):
     """LoRA-GA from the recipe's training data, with peft's LoRA beneath."""
 
     name: ClassVar[str] = "lora_ga"
-    seedless: ClassVar[str] = "the weights and the data decide"
-    reads_data: ClassVar[bool] = True
-    own_options: ClassVar[tuple[str, ...]] = ("direction", "stable_gamma", "batches")
+    traits: ClassVar[AdapterTraits] = replace(
+        TakenStart.traits,
+        seedless="the weights and the data decide",
+        reads_data=True,
+        own_options=("direction", "stable_gamma", "batches"),
+    )
 
     init_lora_weights: Literal["lora_ga"] = "lora_ga"  # fixed by the plugin
     direction: Literal["ArB2r", "A2rBr"] = "ArB2r"  # which of the 2 r components A and B get: A the first, or B

@@ -33,7 +33,6 @@ class LowRank(Tuner):
     """W + scale B A with trained A [r, in] and B [out, r]. Options have peft's names and meaning."""
 
     config: ClassVar[str] = "LoraConfig"
-    not_on_experts: ClassVar[str] = ""  # why it cannot adapt experts in one stack, as all-linear does; empty: it can
     linear_alone: ClassVar[bool] = False  # on embeddings peft would make it plain LoRA, in silence
     takes_components: ClassVar[bool] = False  # its start is r components of each weight, which must have them
     starts: ClassVar[tuple[bool | str, ...]] = (True, "gaussian", "orthogonal")  # that leave the base as it is
@@ -86,7 +85,7 @@ class LowRank(Tuner):
     def check(self, recipe: Recipe) -> list[Problem]:
         """Refuse a quantised student where this adapter, or its initialisation, cannot stand on one."""
         loader = quantiser(recipe.student.load)
-        if self.not_on_quantised:
+        if self.traits.not_on_quantised:
             return super().check(recipe)
         if self.init_lora_weights != "orthogonal" or loader is None:
             return []
@@ -169,12 +168,13 @@ class LowRank(Tuner):
     def _validate_shared(self, model: PreTrainedModel) -> None:
         """Refuse to change a head's weight where the embeddings share it, and would change with it."""
         head = model.get_output_embeddings()
-        if not self.changes_base or head is None or head.weight is not model.get_input_embeddings().weight:
+        if not self.traits.changes_base or head is None or head.weight is not model.get_input_embeddings().weight:
             return
         names = [] if self.target_modules == "all-linear" else self._chosen(model)
         if any(model.get_submodule(name) is head for name in names):
             what, why = f"`{self.name}` cannot adapt the head of this model", "its weight is the embeddings' too"
-            fix = f"leave the head out of target_modules, or name `lora`, which does not change it: {self.changes_base}"
+            reason = self.traits.changes_base
+            fix = f"leave the head out of target_modules, or name `lora`, which does not change it: {reason}"
             raise RecipeError([Problem(what, why, fix, ("adapter", self.name, "target_modules"))])
 
     def _validate_embeddings(self, adapted: Any) -> None:
@@ -187,15 +187,15 @@ class LowRank(Tuner):
 
     def _validate_experts(self, config: LoraConfig) -> None:
         """Refuse experts in one stack, which peft has found by now, where this adapter cannot stand on them."""
-        if not self.not_on_experts or not config.target_parameters:
+        if not self.traits.not_on_experts or not config.target_parameters:
             return
         what = f"`{self.name}` cannot adapt the experts of this model"
         fix = "name the layers to adapt, as target_modules: [k_proj, o_proj, q_proj, v_proj], or name `lora`"
-        raise RecipeError([Problem(what, self.not_on_experts, fix, ("adapter", self.name, "target_modules"))])
+        raise RecipeError([Problem(what, self.traits.not_on_experts, fix, ("adapter", self.name, "target_modules"))])
 
     def _for_peft(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the options that peft has, with an initialisation that peft has."""
-        plain = {name: value for name, value in options.items() if name not in self.own_options}
+        plain = {name: value for name, value in options.items() if name not in self.traits.own_options}
         return plain | {"init_lora_weights": True}
 
     def _validate_ranks(self, adapted: Any) -> None:

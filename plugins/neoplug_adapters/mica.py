@@ -8,6 +8,7 @@ Source: arXiv 2604.01694, by peft's account of it.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from neoplug import AdapterTraits
 from neoplug_adapters.lora import LoRA
 
 
@@ -16,10 +17,13 @@ class MiCA(LoRA):
     """Peft's MiCA."""
 
     name: ClassVar[str] = "mica"
-    not_on_quantised: ClassVar[str] = "peft takes no singular vectors of integer weights"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        not_on_quantised="peft takes no singular vectors of integer weights",
+        not_on_experts="peft takes singular vectors of single matrices alone",
+        seedless="the singular vectors of a weight are its own",
+    )
     linear_alone: ClassVar[bool] = True
-    not_on_experts: ClassVar[str] = "peft takes singular vectors of single matrices alone"
-    seedless: ClassVar[str] = "the singular vectors of a weight are its own"
 
     init_lora_weights: Literal["mica"] = "mica"  # fixed by the plugin
 

@@ -7,11 +7,12 @@ Source: Wang et al. 2024, arXiv 2406.09044.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 
+from neoplug import AdapterTraits
 from neoplug_adapters.taken_start import TakenStart
 
 
@@ -20,7 +21,10 @@ class MiLoRA(TakenStart):
     """MiLoRA, with peft's LoRA beneath."""
 
     name: ClassVar[str] = "milora"
-    seedless: ClassVar[str] = "the singular components of a weight are its own"
+    traits: ClassVar[AdapterTraits] = replace(
+        TakenStart.traits,
+        seedless="the singular components of a weight are its own",
+    )
 
     init_lora_weights: Literal["milora"] = "milora"  # fixed by the plugin
 

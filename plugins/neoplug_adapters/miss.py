@@ -8,6 +8,7 @@ Source: Kang, Yin 2024, arXiv 2409.15371.
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -19,7 +20,7 @@ class MiSS(Tuner):
     config: ClassVar[str] = "MissConfig"
     positive: ClassVar[tuple[str, ...]] = ("r", "mini_r")
     shares: ClassVar[tuple[str, ...]] = ("miss_dropout",)
-    seedless: ClassVar[str] = "the matrix starts at 0"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(sized_by="r", seedless="the matrix starts at 0")
 
     r: int | None = None  # groups; left out: 64, or the smallest target's inputs
     mini_r: int = 1  # with init_weights mini: outputs that share a row, a divisor of all targets' outputs

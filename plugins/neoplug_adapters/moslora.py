@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from neoplug import hookimpl
+from neoplug import AdapterTraits, hookimpl
 from neoplug_adapters.lora import LoRA
 from neoplug_adapters.low_rank import lora_layers, write_adapter
 
@@ -60,8 +60,11 @@ class MoSLoRA(LoRA):
 
     name: ClassVar[str] = "moslora"
     linear_alone: ClassVar[bool] = True
-    not_on_experts: ClassVar[str] = "peft reads the weight of A beside the mixer, which would not train"
-    own_options: ClassVar[tuple[str, ...]] = ("mixer",)
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        not_on_experts="peft reads the weight of A beside the mixer, which would not train",
+        own_options=("mixer",),
+    )
 
     mixer: Literal["trained", "frozen", "identity"] = "trained"  # the last two are controls: identity is plain LoRA
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from neoplug import hookimpl
+from neoplug import AdapterTraits, hookimpl
 from neoplug_adapters.lora import LoRA
 from neoplug_adapters.low_rank import write_adapter
 
@@ -33,11 +33,14 @@ if TYPE_CHECKING:
 class MovedBase(LoRA):
     """LoRA whose start is taken out of the base. Options are LoRA's; `init_lora_weights` is the variant's own."""
 
-    not_on_quantised: ClassVar[str] = "it changes the base's weights, and rounded ones would lose the change"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        changes_base="the part of each weight that A and B start with is taken out of the base",
+        not_on_quantised="it changes the base's weights, and rounded ones would lose the change",
+        not_on_experts="peft takes no part out of matrices in one stack",
+    )
     linear_alone: ClassVar[bool] = True
     takes_components: ClassVar[bool] = True
-    not_on_experts: ClassVar[str] = "peft takes no part out of matrices in one stack"
-    changes_base: ClassVar[str] = "the part of each weight that A and B start with is taken out of the base"
 
     def __post_init__(self) -> None:
         super().__post_init__()

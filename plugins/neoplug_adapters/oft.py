@@ -8,6 +8,7 @@ Source: Qiu et al. 2023, arXiv 2306.07280; Cayley-Neumann series: Qiu et al. 202
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,10 +18,9 @@ class OFT(Tuner):
 
     name: ClassVar[str] = "oft"
     config: ClassVar[str] = "OFTConfig"
-    sized_by: ClassVar[str] = "oft_block_size"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(sized_by="oft_block_size", seedless="Q starts at 0")
     positive: ClassVar[tuple[str, ...]] = ("oft_block_size", "eps", "num_cayley_neumann_terms")
     shares: ClassVar[tuple[str, ...]] = ("module_dropout",)
-    seedless: ClassVar[str] = "Q starts at 0"
     fixed: ClassVar[dict[str, Any]] = {"r": 0}  # peft takes the size of a block, or their number
 
     oft_block_size: int | None = None  # divides all targets' inputs; left out: the largest such up to 32

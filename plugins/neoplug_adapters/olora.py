@@ -5,9 +5,10 @@
 Source: Büyükakyüz 2024, arXiv 2406.01775.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from neoplug import AdapterTraits
 from neoplug_adapters.moved_base import MovedBase
 
 
@@ -16,7 +17,7 @@ class OLoRA(MovedBase):
     """Peft's OLoRA."""
 
     name: ClassVar[str] = "olora"
-    seedless: ClassVar[str] = "the decomposition of a weight is its own"
+    traits: ClassVar[AdapterTraits] = replace(MovedBase.traits, seedless="the decomposition of a weight is its own")
 
     init_lora_weights: Literal["olora"] = "olora"  # fixed by the plugin
 

@@ -8,6 +8,7 @@ Source: Nayak et al. 2025, arXiv 2504.07097.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,8 +18,10 @@ class OSF(Tuner):
 
     name: ClassVar[str] = "osf"
     config: ClassVar[str] = "OSFConfig"
-    sized_by: ClassVar[str] = "effective_rank"
-    not_on_quantised: ClassVar[str] = "peft takes no singular components of integer weights"
-    seedless: ClassVar[str] = "the singular components of a weight are its own"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="effective_rank",
+        not_on_quantised="peft takes no singular components of integer weights",
+        seedless="the singular components of a weight are its own",
+    )
 
     effective_rank: int | float | None = None  # components that stay: a number, or a share below 1; left out: half

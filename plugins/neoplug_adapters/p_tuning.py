@@ -9,9 +9,10 @@ Source: Liu et al. 2021, arXiv 2103.10385.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from neoplug import AdapterTraits
 from neoplug_adapters.virtual_tokens import VirtualTokens
 
 LAYERS = 2  # of an LSTM by default; peft's MLP takes no other number
@@ -23,7 +24,7 @@ class PTuning(VirtualTokens):
 
     name: ClassVar[str] = "p_tuning"
     config: ClassVar[str] = "PromptEncoderConfig"
-    sized_by: ClassVar[str] = "encoder_hidden_size"  # of the network, which is the most of it
+    traits: ClassVar[AdapterTraits] = replace(VirtualTokens.traits, sized_by="encoder_hidden_size")
     positive: ClassVar[tuple[str, ...]] = ("num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers")
     sized: ClassVar[tuple[str, ...]] = ("encoder_hidden_size",)
 

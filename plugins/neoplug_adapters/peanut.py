@@ -8,6 +8,7 @@ Source: Zhong et al. 2024, arXiv 2410.01870.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,7 +18,10 @@ class PEANuT(Tuner):
 
     name: ClassVar[str] = "peanut"
     config: ClassVar[str] = "PeanutConfig"
-    not_on_quantised: ClassVar[str] = "its network reads the weights themselves, which are packed integers"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        not_on_quantised="its network reads the weights themselves, which are packed integers",
+    )
     positive: ClassVar[tuple[str, ...]] = ("r", "scaling")
 
     r: int = 32  # the network's width

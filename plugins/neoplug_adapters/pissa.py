@@ -6,9 +6,10 @@ Source: Meng, Wang, Zhang 2024, arXiv 2404.02948.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.moved_base import MovedBase
 
 
@@ -17,7 +18,10 @@ class PiSSA(MovedBase):
     """Peft's PiSSA."""
 
     name: ClassVar[str] = "pissa"
-    seedless: ClassVar[str] = "the singular components of a weight are its own"
+    traits: ClassVar[AdapterTraits] = replace(
+        MovedBase.traits,
+        seedless="the singular components of a weight are its own",
+    )
 
     init_lora_weights: str = "pissa"  # pissa, or pissa_niter_16: faster, by a randomised decomposition of 16 rounds
 

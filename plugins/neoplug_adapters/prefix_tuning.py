@@ -7,9 +7,10 @@ Source: Li and Liang 2021, arXiv 2101.00190; without the projection P-tuning v2,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from neoplug import AdapterTraits
 from neoplug_adapters.virtual_tokens import VirtualTokens
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ class PrefixTuning(VirtualTokens):
 
     name: ClassVar[str] = "prefix_tuning"
     config: ClassVar[str] = "PrefixTuningConfig"
-    not_checkpointed: ClassVar[str] = "its keys and values come as a cache, which checkpointed layers do not read"
+    traits: ClassVar[AdapterTraits] = replace(
+        VirtualTokens.traits,
+        not_checkpointed="its keys and values come as a cache, which checkpointed layers do not read",
+    )
     positive: ClassVar[tuple[str, ...]] = ("num_virtual_tokens", "encoder_hidden_size")
     sized: ClassVar[tuple[str, ...]] = ("encoder_hidden_size",)
 

@@ -8,6 +8,7 @@ Source: Wu et al. 2025, openreview FSHrinMArK.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,10 +18,13 @@ class PSOFT(Tuner):
 
     name: ClassVar[str] = "psoft"
     config: ClassVar[str] = "PsoftConfig"
-    not_on_quantised: ClassVar[str] = "peft takes no singular components of integer weights"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        not_on_quantised="peft takes no singular components of integer weights",
+        seedless="R starts as the identity, and the singular components of a weight are its own",
+    )
     positive: ClassVar[tuple[str, ...]] = ("r", "psoft_alpha")
     shares: ClassVar[tuple[str, ...]] = ("psoft_dropout",)
-    seedless: ClassVar[str] = "R starts as the identity, and the singular components of a weight are its own"
 
     r: int | None = None  # singular components; left out: 32, or as many as the smallest target has
     psoft_alpha: int = 32  # as peft has it: its own scale is psoft_alpha / r

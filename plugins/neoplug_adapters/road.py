@@ -8,6 +8,7 @@ Source: Liao, Monz 2024, arXiv 2409.00119.
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,9 +18,9 @@ class RoAd(Tuner):
 
     name: ClassVar[str] = "road"
     config: ClassVar[str] = "RoadConfig"
-    sized_by: ClassVar[str] = ""  # `variant` has steps of two
+    # no size: `variant` has steps of two
+    traits: ClassVar[AdapterTraits] = AdapterTraits(seedless="all angles start at 0")
     positive: ClassVar[tuple[str, ...]] = ("group_size",)
-    seedless: ClassVar[str] = "all angles start at 0"
 
     variant: Literal["road_1", "road_2", "road_4"] = "road_1"  # 1, 2 or 4 numbers an output
     group_size: int | None = (

@@ -8,6 +8,7 @@ Source: arXiv 2607.09287.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,9 +18,11 @@ class SuperTuning(Tuner):
 
     name: ClassVar[str] = "supertuning"
     config: ClassVar[str] = "SupertuningConfig"
-    sized_by: ClassVar[str] = ""  # `sparsity` is a share, and r adds another adapter
-    not_on_quantised: ClassVar[str] = "it changes single entries of the weights, which are packed integers"
-    seedless: ClassVar[str] = "the weights decide which of their entries train"
+    # no size: `sparsity` is a share, and r adds another adapter
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        not_on_quantised="it changes single entries of the weights, which are packed integers",
+        seedless="the weights decide which of their entries train",
+    )
     positive: ClassVar[tuple[str, ...]] = ("r", "lora_alpha")
     shares: ClassVar[tuple[str, ...]] = ("sparsity", "lora_dropout")
 

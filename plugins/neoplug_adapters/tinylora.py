@@ -8,6 +8,7 @@ Source: Morris et al. 2026, arXiv 2602.04118.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,8 +18,10 @@ class TinyLoRA(Tuner):
 
     name: ClassVar[str] = "tinylora"
     config: ClassVar[str] = "TinyLoraConfig"
-    sized_by: ClassVar[str] = "u"
-    not_on_quantised: ClassVar[str] = "peft takes no singular components of integer weights"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="u",
+        not_on_quantised="peft takes no singular components of integer weights",
+    )
     positive: ClassVar[tuple[str, ...]] = ("r", "u", "init_v_bound")
     shares: ClassVar[tuple[str, ...]] = ("tinylora_dropout",)
     drawn: ClassVar[tuple[str, ...]] = ("projection_seed",)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from neoplug import Problem, RecipeError, hookimpl
+from neoplug import AdapterTraits, Problem, RecipeError, hookimpl
 from neoplug_adapters.companions import key_of, quantiser
 from neoplug_adapters.targets import (
     Names,
@@ -46,29 +46,25 @@ OF_LAYERS = {"target_modules", "exclude_modules", "layers_to_transform", "module
 class Tuner:
     """An adapter of peft's: its options are fields of peft's configuration, by their own names.
 
-    What a kind of adapter cannot do it says itself, in attributes of its class; tests hold it to the rest.
+    `traits` states what an adapter of this kind cannot do; the tests in tests/catalogue test all else.
     """
 
     name: ClassVar[str]  # the plugin's own
     config: ClassVar[str]  # the class of peft's configuration
-    not_on_quantised: ClassVar[str] = ""  # why it cannot stand on integer weights; empty: it can
-    starts_elsewhere: ClassVar[str] = ""  # why it does not start as the base; empty: it does
-    changes_base: ClassVar[str] = ""  # why the base's own weights are others while it trains; empty: they stay
-    seedless: ClassVar[str] = ""  # why all seeds start alike; empty: they do not
-    shaped_by_weights: ClassVar[str] = ""  # why the shapes of what trains are known only on real weights; empty: before
-    reads_data: ClassVar[bool] = False  # it starts from the recipe's training data
-    cannot_merge: ClassVar[str] = ""  # why no plain model computes the same; empty: one does
-    own_options: ClassVar[tuple[str, ...]] = ()  # options that peft's configuration does not have
+    traits: ClassVar[AdapterTraits] = AdapterTraits(sized_by="r")
     positive: ClassVar[tuple[str, ...]] = ()  # options that must be above 0 where they are given
     shares: ClassVar[tuple[str, ...]] = ()  # options in [0, 1)
     drawn: ClassVar[tuple[str, ...]] = ()  # options that are seeds of peft's own: drawn from the run's where left out
-    sized_by: ClassVar[str] = "r"  # the option that sets how many parameters train; empty: there is none
     on_meta: ClassVar[bool] = True  # peft makes its weights on the meta device too; else a plan takes their memory
     fixed: ClassVar[dict[str, Any]] = {}  # what peft is told whatever the recipe says
 
     target_modules: str | list[str] = "all-linear"  # that (not the head), name endings, or a regex of names
     exclude_modules: str | list[str] | None = None  # taken out of the targets again
     layers_to_transform: int | list[int] | None = None  # layers, counted from 0; target_modules must be a list
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.traits = AdapterTraits.of(cls)  # for a class that states them in the older form
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -96,11 +92,12 @@ class Tuner:
     def check(self, recipe: Recipe) -> list[Problem]:
         """Refuse a quantised student where this adapter cannot stand on one."""
         loader = quantiser(recipe.student.load)
-        if loader is None or not self.not_on_quantised:
+        if loader is None or not self.traits.not_on_quantised:
             return []
         what = f"`{self.name}` cannot stand on a student loaded by `{loader}`"
         fix = "load the student unquantised, or name `lora`, which trains beside the quantised weights"
-        return [Problem(what, self.not_on_quantised, fix, ("adapter", key_of(self.name, recipe.adapter) or self.name))]
+        path = ("adapter", key_of(self.name, recipe.adapter) or self.name)
+        return [Problem(what, self.traits.not_on_quantised, fix, path)]
 
     @hookimpl
     def add_adapter(

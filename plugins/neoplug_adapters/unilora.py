@@ -8,6 +8,7 @@ Source: Li et al. 2025, arXiv 2506.00799.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,9 +18,11 @@ class UniLoRA(Tuner):
 
     name: ClassVar[str] = "unilora"
     config: ClassVar[str] = "UniLoraConfig"
-    sized_by: ClassVar[str] = "theta_d_length"
-    starts_elsewhere: ClassVar[str] = "A and B are read from one random vector, so that B A is small, but not 0"
-    not_on_quantised: ClassVar[str] = "the gradients that peft gives it there are not those of the dequantised base"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="theta_d_length",
+        starts_elsewhere="A and B are read from one random vector, so that B A is small, but not 0",
+        not_on_quantised="the gradients that peft gives it there are not those of the dequantised base",
+    )
     on_meta: ClassVar[bool] = False
     positive: ClassVar[tuple[str, ...]] = ("r", "theta_d_length", "init_theta_d_bound")
     shares: ClassVar[tuple[str, ...]] = ("unilora_dropout",)

@@ -8,6 +8,7 @@ Source: Li, Han, Ji 2024, arXiv 2405.15179.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,7 +18,10 @@ class VBLoRA(Tuner):
 
     name: ClassVar[str] = "vblora"
     config: ClassVar[str] = "VBLoRAConfig"
-    starts_elsewhere: ClassVar[str] = "all pieces are mixed from random vectors, so that B A is small, but not 0"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="r",
+        starts_elsewhere="all pieces are mixed from random vectors, so that B A is small, but not 0",
+    )
     positive: ClassVar[tuple[str, ...]] = (
         "r",
         "num_vectors",

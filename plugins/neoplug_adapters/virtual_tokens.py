@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from neoplug import Problem, RecipeError, UsageError, hookimpl
+from neoplug import AdapterTraits, Problem, RecipeError, UsageError, hookimpl
 from neoplug_adapters.companions import key_of
 from neoplug_adapters.tuner import drawing_from
 
@@ -27,14 +27,19 @@ class VirtualTokens:
 
     name: ClassVar[str]  # the plugin's own
     config: ClassVar[str]  # the class of peft's configuration
-    starts_elsewhere: ClassVar[str] = "the text sees the virtual tokens from the first step on"
-    cannot_merge: ClassVar[str] = "its virtual tokens stand before the text, so that no weight holds them"
-    not_checkpointed: ClassVar[str] = ""  # why it cannot train with gradient checkpointing; empty: it can
-    sized_by: ClassVar[str] = "num_virtual_tokens"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        sized_by="num_virtual_tokens",
+        starts_elsewhere="the text sees the virtual tokens from the first step on",
+        cannot_merge="its virtual tokens stand before the text, so that no weight holds them",
+    )
     positive: ClassVar[tuple[str, ...]] = ("num_virtual_tokens",)  # options that must be above 0 where they are given
     sized: ClassVar[tuple[str, ...]] = ()  # options that are the model's hidden size where they are left out
 
     num_virtual_tokens: int = 20  # before each document, above 0
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.traits = AdapterTraits.of(cls)  # for a class that states them in the older form
 
     def __post_init__(self) -> None:
         for name in self.positive:
@@ -45,11 +50,11 @@ class VirtualTokens:
     @hookimpl
     def check(self, recipe: Recipe) -> list[Problem]:
         """Refuse gradient checkpointing where it would lose the virtual tokens."""
-        if not self.not_checkpointed or not recipe.train.gradient_checkpointing:
+        if not self.traits.not_checkpointed or not recipe.train.gradient_checkpointing:
             return []
         what = f"`{key_of(self.name, recipe.adapter) or self.name}` cannot train with gradient checkpointing"
         fix = "set it to false, or name `prompt_tuning`, which trains with it"
-        return [Problem(what, self.not_checkpointed, fix, ("train", "gradient_checkpointing"))]
+        return [Problem(what, self.traits.not_checkpointed, fix, ("train", "gradient_checkpointing"))]
 
     @hookimpl
     def add_adapter(self, model: PreTrainedModel, rng: torch.Generator) -> torch.nn.Module:
@@ -69,7 +74,8 @@ class VirtualTokens:
     @hookimpl
     def merge_adapter(self, model: PreTrainedModel) -> PreTrainedModel:
         """Refuse it."""
-        raise UsageError(f"a `{self.name}` adapter cannot be merged\nwhy: {self.cannot_merge}\nfix: use it with peft")
+        why = self.traits.cannot_merge
+        raise UsageError(f"a `{self.name}` adapter cannot be merged\nwhy: {why}\nfix: use it with peft")
 
     def _adapt(self, model: PreTrainedModel) -> torch.nn.Module:
         """Return the model behind its virtual tokens; a short text proves that it can read them."""

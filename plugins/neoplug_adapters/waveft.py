@@ -8,6 +8,7 @@ Source: Bilican et al. 2025, arXiv 2505.12532.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from neoplug import AdapterTraits
 from neoplug_adapters.tuner import Tuner
 
 
@@ -17,7 +18,7 @@ class WaveFT(Tuner):
 
     name: ClassVar[str] = "waveft"
     config: ClassVar[str] = "WaveFTConfig"
-    sized_by: ClassVar[str] = "n_frequency"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(sized_by="n_frequency")
     positive: ClassVar[tuple[str, ...]] = ("n_frequency", "scaling")
     drawn: ClassVar[tuple[str, ...]] = ("random_loc_seed",)
 

@@ -19,6 +19,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from torch.nn.functional import cross_entropy
 
+from neoplug import AdapterTraits
 from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError, UsageError
 from neoplug.export.lora import export_lora
@@ -46,7 +47,7 @@ pytestmark = [
 
 
 def says(adapter, statement):
-    return bool(getattr(adapter, statement, ""))
+    return bool(getattr(AdapterTraits.of(adapter), statement))
 
 
 def model_in(folder):
@@ -260,7 +261,7 @@ def test_as_a_lora_it_computes_the_same_or_says_why_not(adapter, model, tiny_stu
     run, base = kept_as_a_run(adapter, student, tiny_student, tmp_path / "run")
     if says(adapter, "cannot_merge"):
         for write in (export, export_lora):
-            with pytest.raises(UsageError, match=re.escape(adapter.cannot_merge)):
+            with pytest.raises(UsageError, match=re.escape(AdapterTraits.of(adapter).cannot_merge)):
                 write(run, tmp_path / "lora")
         return
     merged = model_in(export(run, tmp_path / "merged"))
@@ -441,7 +442,7 @@ def test_each_option_reaches_peft_or_is_refused(adapter, base, adapted):
         if getattr(now, "target_modules", None) != getattr(then, "target_modules", None):
             continue
         found = getattr(now, option, None)
-        assert option in getattr(adapter, "own_options", ()) or type(value)(found) == value, option
+        assert option in AdapterTraits.of(adapter).own_options or type(value)(found) == value, option
 
 
 @pytest.mark.slow

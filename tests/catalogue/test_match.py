@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from neoplug import AdapterTraits
 from neoplug import recipe as recipes
 from neoplug.data.batch import Document, collate
 from neoplug.errors import UsageError
@@ -76,18 +77,18 @@ def test_an_adapter_has_as_many_parameters_as_asked_for(adapter, load, counted, 
         assert found["difference"] == pytest.approx(trainable / wanted - 1)
     except UsageError as error:
         what, _, fix = str(error).splitlines()
-        if not hasattr(adapter, getattr(adapter, "sized_by", "")):
+        if not hasattr(adapter, AdapterTraits.of(adapter).sized_by):
             assert what == f"`{name}` has no option that sizes it"
             assert fix.endswith(f"--match parameters={default}")
             return
         assert what == f"`{name}` cannot have {wanted:,} trainable parameters here"
         override, trainable = fix.removeprefix("fix: ").partition(",")[0], int(fix.rpartition("=")[2])
     _, there = counted(load(f"adapter={{{name}: {{}}}}", override))
-    assert there == pytest.approx(trainable, rel=0.02 if getattr(adapter, "shaped_by_weights", "") else 0)
+    assert there == pytest.approx(trainable, rel=0.02 if AdapterTraits.of(adapter).shaped_by_weights else 0)
 
 
 def test_the_page_says_by_which_option_each_adapter_is_sized(adapter, request):
-    name, option = request.node.callspec.id, getattr(adapter, "sized_by", "")
+    name, option = request.node.callspec.id, AdapterTraits.of(adapter).sized_by
     (page,) = re.findall(r"\n## As many parameters\n(.*?)\n## ", PAGE, re.DOTALL)
     rows = re.findall(r"^\| (?:`(\w+)`|none.*?) \| (.*) \|$", page, re.MULTILINE)
     told = {adapter: option for option, adapters in rows for adapter in re.findall(r"`(\w+)`", adapters)}

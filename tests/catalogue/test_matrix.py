@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from neoplug import AdapterTraits
 from neoplug.registry import answered, installed
 from neoplug.registry.compatibility import FAILS, PLAIN, Matrix, reasons, summary
 from neoplug.testing.families import FAMILIES
@@ -54,7 +55,7 @@ def test_findings_speak_of_cells_that_there_are():
 
 def test_what_an_adapter_says_of_quantised_students_is_what_was_measured():
     for name, cls in ((name, cls) for name, cls in built_in().items() if name in SHIPPED.rows):
-        refuses = bool(getattr(cls, "not_on_quantised", "")) or not hasattr(cls, "config")
+        refuses = bool(AdapterTraits.of(cls).not_on_quantised) or not hasattr(cls, "config")
         quantised = [way for way in SHIPPED.loadings if way != PLAIN]
         assert all((SHIPPED.works(name, way) == []) == refuses for way in quantised), name
 

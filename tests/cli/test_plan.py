@@ -285,11 +285,11 @@ import logging
 from dataclasses import dataclass
 from typing import ClassVar
 import torch
-from neoplug import hookimpl
+from neoplug import AdapterTraits, hookimpl
 
 @dataclass(eq=False)
 class Vectors:
-    sized_by: ClassVar[str] = "vectors"
+    traits: ClassVar[AdapterTraits] = AdapterTraits(sized_by="vectors")
     vectors: int = 10
 
     def __post_init__(self):

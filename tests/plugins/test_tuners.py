@@ -488,8 +488,8 @@ def test_beft_merges_where_all_targets_have_biases(llama):
     biased, bare = BEFT(target_modules=["q_proj"]), BEFT(target_modules=["q_proj"])
     biased.add_adapter(Qwen2ForCausalLM(Qwen2Config(**sizes, vocab_size=64)), None, 1, torch.Generator())
     bare.add_adapter(llama, None, 1, torch.Generator())
-    assert not biased.cannot_merge
-    assert bare.cannot_merge
+    assert not biased.traits.cannot_merge
+    assert bare.traits.cannot_merge
 
 
 @pytest.mark.parametrize(("options", "steps"), [({}, 1), ({"tinit": 2}, 4), ({"tfinal": 3}, 4)])

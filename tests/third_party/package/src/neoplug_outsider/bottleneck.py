@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from neoplug import hookimpl
+from neoplug import AdapterTraits, hookimpl
 
 
 class Bottleneck(nn.Module):
@@ -43,6 +44,8 @@ class Bottleneck(nn.Module):
 @dataclass(eq=False)
 class OutputBottleneck:
     """Puts a bottleneck behind every linear layer of one of the names."""
+
+    traits: ClassVar[AdapterTraits] = AdapterTraits(sized_by="width")
 
     target_modules: list[str]
     width: int = 4  # at least 1
