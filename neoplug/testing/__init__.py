@@ -1,9 +1,9 @@
-"""Conformance kits for authors of plugins, and tiny models of many families (`neoplug.testing.families`).
+"""Conformance tests for plugin authors, and tiny models of many families (`neoplug.testing.families`).
 
 Imported by `cli`, by tests and by third parties; all names in `__all__` are public. Does not belong here: tests of
 neoplug itself.
 
-All but the single properties need hypothesis: `pip install 'neoplug[check]'`.
+`examine`, `examples`, `check_loss` and `check_token_weight` need hypothesis: `pip install 'neoplug[check]'`.
 """
 
 from neoplug.testing.conformance import (

@@ -1,12 +1,12 @@
-"""What must hold for every loss: each property is a function that raises Broken for an example that breaks it.
+"""Properties of losses: each is a function that raises Broken for an example that breaks it.
 
     from neoplug.testing import check_loss
 
     def test_jeffreys():
         check_loss(Jeffreys())
 
-N answer tokens, V vocabulary. A loss that breaks one of LOSS.exempt on purpose declares it in a class attribute or
-property, with the reason:
+N answer tokens, V vocabulary. A loss that breaks a property of LOSS.exempt on purpose declares this, with
+the reason, in a class attribute or property:
 
     exempt: ClassVar = {"finite_differences": "the weights of both directions are constants (ToDi, section 3)"}
 """
@@ -24,47 +24,47 @@ from neoplug.testing.batches import step
 from neoplug.testing.examples import Example, arguments_of, call, closed_form, extreme, gradient, hook, value
 from neoplug.testing.search import Broken, Kit
 
-ROUNDING = 1e-4  # what float32 may cost, beside values of 1
-COARSE = 1e-2  # what finite differences may be off where a loss computes in float32 whatever it is given
-EXTREME = 320  # times an example's logits
+ROUNDING = 1e-4  # tolerance of float32, relative to 1 + the size of the values
+COARSE = 1e-2  # tolerance of finite differences where a loss always computes in float32
+EXTREME = 320  # factor of an example's logits
 LARGE = 260_000  # tokens of the largest vocabularies
 
 
 def check_loss(loss: Any, *, max_examples: int = 25) -> None:
-    """Hold a loss to every property that it is not exempt from; the examples are the same each time.
+    """Test every property of losses, except those that the loss is exempt from. Examples are the same each time.
 
-    max_examples  how many examples hypothesis tries
+    max_examples  number of examples that hypothesis tries
 
-    Raises AssertionError at a property that does not hold, hypothesis' smallest example beside it.
+    Raises AssertionError for a property that does not hold, with the smallest example that hypothesis finds.
     """
     LOSS.hold(loss, max_examples)
 
 
 def check_shape(loss: Any, example: Example) -> None:
-    """It runs, under autograd too, and returns one float32 number for each token."""
+    """It returns one float32 number for each token, also under autograd."""
     one, each = list(example.labels.shape), list(example.student.shape)
-    _refuse(value(loss, example), "token_loss", one)
+    _validate_tensor(value(loss, example), "token_loss", one)
     gradient(loss, example)
     if (function := hook(loss, "token_gradient")) is not None:
         answer = torch.no_grad()(call)(function, arguments_of(example))
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise Broken(f"token_gradient returned a {type(answer).__name__}, not two tensors")
         for tensor, shape in zip(answer, (one, each), strict=True):
-            _refuse(tensor, "token_gradient", shape)
+            _validate_tensor(tensor, "token_gradient", shape)
 
 
-def _refuse(answer: Any, name: str, shape: list[int]) -> None:
-    """Refuse what is no float32 tensor of a shape."""
-    if not isinstance(answer, Tensor):
-        raise Broken(f"{name} returned a {type(answer).__name__}, not a tensor")
-    if list(answer.shape) != shape:
-        raise Broken(f"{name} returned {list(answer.shape)}, not {shape}")
-    if answer.dtype != torch.float32:
-        raise Broken(f"{name} returned {answer.dtype}, not float32")
+def _validate_tensor(value: Any, name: str, shape: list[int]) -> None:
+    """Raise Broken for anything but a float32 tensor of this shape."""
+    if not isinstance(value, Tensor):
+        raise Broken(f"{name} returned a {type(value).__name__}, not a tensor")
+    if list(value.shape) != shape:
+        raise Broken(f"{name} returned {list(value.shape)}, not {shape}")
+    if value.dtype != torch.float32:
+        raise Broken(f"{name} returned {value.dtype}, not float32")
 
 
 def check_inputs_untouched(loss: Any, example: Example) -> None:
-    """It writes into none of its inputs."""
+    """It does not write into its inputs."""
     for function, arguments in _calls(loss, example):
         before = {name: tensor.clone() for name, tensor in arguments.items() if isinstance(tensor, Tensor)}
         torch.no_grad()(call)(function, arguments)
@@ -74,24 +74,25 @@ def check_inputs_untouched(loss: Any, example: Example) -> None:
 
 
 def check_teacher_gradient(loss: Any, example: Example) -> None:
-    """Nothing of the teacher gets a gradient."""
+    """The teacher gets no gradient."""
     for function, arguments in _calls(loss, example):
         call(function, arguments)
         if arguments["teacher"].requires_grad:
-            raise Broken(f"{function.__name__} asks for a gradient of the teacher")
-    for left in step(loss, example).teacher:
-        raise Broken("a step leaves a gradient at the teacher", left)
+            raise Broken(f"{function.__name__} turns on a gradient of the teacher")
+    for teacher_gradient in step(loss, example).teacher:
+        raise Broken("a step gives the teacher a gradient", teacher_gradient)
 
 
 def check_chunks(loss: Any, example: Example) -> None:
-    """A token's loss and gradient do not depend on the tokens beside it."""
+    """A token's loss and gradient do not depend on the other tokens."""
     alone = [example.rows(slice(row, row + 1)) for row in range(len(example))]
-    for what, of in (("loss", value), ("gradient", gradient)):
-        close(torch.cat([of(loss, token) for token in alone]), of(loss, example), f"the {what} of each token alone")
+    for what, function in (("loss", value), ("gradient", gradient)):
+        separate = torch.cat([function(loss, token) for token in alone])
+        close(separate, function(loss, example), f"the {what} of each token alone")
 
 
 def check_splits(loss: Any, example: Example) -> None:
-    """Loss and gradient of a step are the same however it is split into micro-batches or ranks."""
+    """Loss and gradient of a step do not depend on its split into micro-batches or ranks."""
     whole, split = step(loss, example), step(loss, example, (slice(0), slice(0, 1), slice(1, None)))
     what = f"of a step in micro-batches of 0, 1 and {len(example) - 1} answer tokens"
     close(split.loss, whole.loss, f"the loss {what}")
@@ -100,24 +101,25 @@ def check_splits(loss: Any, example: Example) -> None:
 
 
 def check_masked(loss: Any, example: Example) -> None:
-    """A position that predicts no answer token gets exactly no gradient."""
-    found = step(loss, example).states.reshape(len(example), 3, -1)[:, 1:]  # of three tokens the first predicts one
-    if found.any():
-        raise Broken("a masked position gets a gradient", found, torch.zeros_like(found))
+    """The gradient of a position that predicts no answer token is exactly 0."""
+    masked = step(loss, example).states.reshape(len(example), 3, -1)[:, 1:]  # the first of three predicts
+    if masked.any():
+        raise Broken("a masked position gets a gradient", masked, torch.zeros_like(masked))
 
 
 def check_no_tokens(loss: Any, example: Example) -> None:
-    """A batch without an answer token costs 0 and moves nothing."""
+    """Without answer tokens, loss and gradient are 0."""
     nothing = example.rows(slice(0))
     found, none = value(loss, nothing), torch.zeros(0, example.student.shape[1])
     if found.shape != (0,):
         raise Broken(f"token_loss of no tokens returned {list(found.shape)}, not [0]")
     if (answer := closed_form(loss, nothing)) is not None and (answer[0].shape, answer[1].shape) != ((0,), none.shape):
         raise Broken("token_gradient of no tokens is not empty")
-    left = step(loss, example, [slice(0)])
-    for what, number in (("loss", left.loss), ("hidden states' gradient", left.states), ("head's gradient", left.head)):
+    empty = step(loss, example, [slice(0)])
+    numbers = {"loss": empty.loss, "hidden states' gradient": empty.states, "head's gradient": empty.head}
+    for what, number in numbers.items():
         if not torch.equal(number, torch.zeros_like(number)):
-            raise Broken(f"the {what} of a batch without an answer token", number, torch.zeros_like(number))
+            raise Broken(f"the {what} of a batch without answer tokens", number, torch.zeros_like(number))
 
 
 def check_shift(loss: Any, example: Example) -> None:
@@ -131,7 +133,7 @@ def check_shift(loss: Any, example: Example) -> None:
 
 
 def check_closed_form(loss: Any, example: Example) -> None:
-    """`token_gradient` gives the loss, and the gradient that autograd finds."""
+    """`token_gradient` returns the loss, and the gradient that autograd computes."""
     if (answer := closed_form(loss, example)) is None:
         return
     close(answer[0], value(loss, example), "the loss that token_gradient returns")
@@ -139,21 +141,21 @@ def check_closed_form(loss: Any, example: Example) -> None:
 
 
 def check_not_negative(loss: Any, example: Example) -> None:
-    """It is 0 or more."""
+    """The loss is at least 0."""
     found = value(loss, example)
     if (found < -ROUNDING).any():
         raise Broken("the loss is negative", found)
 
 
 def check_zero_where_equal(loss: Any, example: Example) -> None:
-    """Loss and gradient are 0 where the student agrees with the teacher."""
+    """Loss and gradient are 0 where the student equals the teacher."""
     equal = replace(example, student=example.teacher)
     for what, found in (("loss", value(loss, equal)), ("gradient", gradient(loss, equal))):
         close(found, torch.zeros_like(found), f"the {what} at student = teacher", equal)
 
 
 def check_finite_differences(loss: Any, example: Example) -> None:
-    """The gradient is that of the value, by finite differences in float64."""
+    """The gradient equals finite differences of the loss in float64."""
     wide = example.of(torch.float64)
     rounds = value(loss, wide).dtype != torch.float64
     width, tolerance = (2.0**-5, COARSE) if rounds else (1e-5, ROUNDING)
@@ -162,7 +164,7 @@ def check_finite_differences(loss: Any, example: Example) -> None:
     nudges = width * torch.eye(size, dtype=torch.float64).repeat(len(example), 1)  # one logit of one token in each row
     up, down = (value(loss, Example(student + side, teacher, labels, example.progress)) for side in (nudges, -nudges))
     differences = ((up - down) / (2 * width)).reshape(-1, size)
-    close(gradient(loss, wide), differences, "autograd's gradient, beside finite differences,", tolerance=tolerance)
+    close(gradient(loss, wide), differences, "autograd's gradient, against finite differences,", tolerance=tolerance)
 
 
 def check_finite(loss: Any, example: Example) -> None:
@@ -186,7 +188,7 @@ def _absent(loss: Any) -> dict[str, str]:
 
 LOSS = Kit(
     "loss",
-    quick={  # of the plugin's own functions
+    quick={  # call the plugin's functions alone
         "inputs_untouched": check_inputs_untouched,
         "shape": check_shape,
         "chunks": check_chunks,
@@ -197,44 +199,44 @@ LOSS = Kit(
         "finite_differences": check_finite_differences,
         "finite": check_finite,
     },
-    slow={  # of a batch's whole way
+    slow={  # run an optimizer step
         "splits": check_splits,
         "masked": check_masked,
         "no_tokens": check_no_tokens,
         "teacher_gradient": check_teacher_gradient,
     },
     once={"large_vocabulary": check_large_vocabulary},
-    # One that is no divergence of the teacher, a reward, detached weights.
+    # For losses that are not divergences from the teacher, for rewards, and for detached weights.
     exempt=("zero_where_equal", "not_negative", "finite_differences"),
     absent=_absent,
-    needs={"finite_differences": ("chunks", "it asks for tokens that do not depend on one another")},
+    needs={"finite_differences": ("chunks", "it needs tokens that do not depend on each other")},
 )
 
 
 def close(
     found: Tensor, expected: Tensor, what: str, example: Example | None = None, tolerance: float = ROUNDING
 ) -> None:
-    """Raise Broken unless the numbers are equal but for rounding, which grows with those of their row.
+    """Raise Broken unless the numbers are equal up to rounding, relative to the largest value of their row.
 
-    NaN is equal to NaN here: that it should not be there is another property.
+    NaN equals NaN here, since another property requires finite numbers.
     """
     same = (found == expected) | (found.isnan() & expected.isnan())
     size = expected.abs().amax(-1, keepdim=True) if expected.dim() > 1 else expected.abs()
-    apart = ((found - expected).abs() / (1 + size)).masked_fill(same, 0)
-    off = apart.max().item() if found.numel() else 0.0
-    if not off <= tolerance:
-        raise Broken(f"{what} is off by {off:.2g}", found, expected, example)
+    difference = ((found - expected).abs() / (1 + size)).masked_fill(same, 0)
+    largest = difference.max().item() if found.numel() else 0.0
+    if not largest <= tolerance:
+        raise Broken(f"{what} is off by {largest:.2g}", found, expected, example)
 
 
 def _calls(loss: Any, example: Example) -> Iterator[tuple[Callable[..., Any], dict[str, Any]]]:
-    """Yield each hook of the loss with arguments of its own."""
+    """Yield each hook of the loss with a new map of arguments."""
     for name in ("token_loss", "token_gradient"):
         if (function := hook(loss, name)) is not None:
             yield function, arguments_of(example)
 
 
 def _all(loss: Any, example: Example) -> Iterator[tuple[str, Tensor]]:
-    """Yield the loss and each gradient that it can be asked for."""
+    """Yield the loss and its gradient, by autograd and by token_gradient."""
     yield "the loss", value(loss, example)
     yield "its gradient", gradient(loss, example)
     for what, found in zip(("the loss", "the gradient"), closed_form(loss, example) or (), strict=False):

@@ -1,4 +1,4 @@
-"""What a loss is tried on, and how it is called: as neoplug calls it. N answer tokens, V vocabulary."""
+"""Examples for losses and token weights, and calls of their hooks as in a run. N answer tokens, V vocabulary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EIGHTHS = 8
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """What a loss is tried on.
+    """Logits and labels on which a loss or a token weight is tested.
 
     student, teacher  [N, V] logits of any floating dtype, not normalised
     labels            [N] int64
@@ -37,16 +37,16 @@ class Example:
         return len(self.labels)
 
     def rows(self, rows: slice) -> Example:
-        """Return some of the tokens."""
+        """Return the example restricted to some tokens."""
         return Example(self.student[rows], self.teacher[rows], self.labels[rows], self.progress)
 
     def of(self, dtype: torch.dtype) -> Example:
-        """Return the same in another dtype."""
+        """Return the example with logits of another dtype."""
         return Example(self.student.to(dtype), self.teacher.to(dtype), self.labels, self.progress)
 
 
 def examples(rows: int = 3, vocabulary: int = 6, largest: int = 30) -> SearchStrategy[Example]:
-    """Return hypothesis' strategy for examples of up to `rows` tokens and `vocabulary` logits of up to +-`largest`."""
+    """Return a hypothesis strategy: up to `rows` tokens, up to `vocabulary` logits of at most +-`largest` each."""
     from hypothesis import strategies as st
 
     shapes = st.tuples(st.integers(1, rows), st.integers(2, vocabulary))
@@ -54,9 +54,10 @@ def examples(rows: int = 3, vocabulary: int = 6, largest: int = 30) -> SearchStr
 
 
 def extreme(vocabulary: int) -> Example:
-    """Return five tokens with bf16 logits: random, twice certain of different tokens, far apart, the teacher uniform.
+    """Return five tokens with extreme bf16 logits.
 
-    Of the two certain ones the label is first the teacher's token, then the student's.
+    In order: random; teacher and student certain of different tokens, with the teacher's as label; the same with the
+    student's as label; logits in the thousands; a uniform teacher.
     """
     rng = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(5, vocabulary, generator=rng) for _ in range(2))
@@ -79,23 +80,23 @@ def _of_shape(count: int, size: int, largest: int) -> SearchStrategy[Example]:
 
 
 def call(hook: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """Call a hook as neoplug does: with those of the arguments that it asks for."""
+    """Call a hook as neoplug does, with the arguments that it takes."""
     return hook(**{name: arguments[name] for name in inspect.signature(hook).parameters})
 
 
 def hook(plugin: Any, name: str) -> Callable[..., Any] | None:
-    """Return the plugin's method that answers a hook, whatever it is called; an unmarked one by its name."""
+    """Return the method marked as a hook's implementation, else the one of that name; None where there is neither."""
     return getattr(plugin, _method(plugin.__class__, name), None)
 
 
-@cache  # each member of the class is looked at for it
+@cache  # the search reads every member of the class
 def _method(plugin: type, name: str) -> str:
     marked = answered(plugin).get(name)
     return marked.method if marked else name
 
 
 def arguments_of(example: Example) -> dict[str, Any]:
-    """Return the arguments as neoplug makes them: float32 log-probabilities, but float64 stays."""
+    """Return the arguments as neoplug passes them: log-probabilities in float32, or float64 for float64 logits."""
     wide = example.of(torch.promote_types(torch.float32, example.student.dtype))
     student, teacher = wide.student.log_softmax(-1), wide.teacher.log_softmax(-1)
     return {"student": student, "teacher": teacher, "labels": example.labels, "progress": example.progress}
@@ -108,33 +109,33 @@ def value(loss: Any, example: Example) -> Tensor:
 
 @torch.no_grad()
 def valued(loss: Any, arguments: dict[str, Any]) -> Tensor:
-    """Return `token_loss` of arguments, without gradient."""
-    found: Tensor = call(token_loss(loss), arguments)
-    return found
+    """Return `token_loss` for these arguments, [N], without gradient."""
+    losses: Tensor = call(token_loss(loss), arguments)
+    return losses
 
 
 def token_loss(loss: Any) -> Callable[..., Any]:
     """Return the loss's `token_loss`. Raises TypeError where it has none."""
-    found = hook(loss, "token_loss")
-    if found is None:
+    function = hook(loss, "token_loss")
+    if function is None:
         raise TypeError(f"{type(loss).__name__} has no `token_loss`")
-    return found
+    return function
 
 
 @torch.no_grad()
 def closed_form(loss: Any, example: Example) -> tuple[Tensor, Tensor] | None:
     """Return the loss's `token_gradient`, ([N], [N, V]); None where it has none."""
-    found = hook(loss, "token_gradient")
-    return None if found is None else call(found, arguments_of(example))
+    function = hook(loss, "token_gradient")
+    return None if function is None else call(function, arguments_of(example))
 
 
 def gradient(loss: Any, example: Example) -> Tensor:
-    """Return the gradient of `token_loss` by the student's logits, [N, V], as autograd finds it."""
+    """Return the gradient of `token_loss` with respect to the student's logits, [N, V], by autograd."""
     arguments = arguments_of(example)
     logits = example.student.detach().to(arguments["student"].dtype).requires_grad_()
     arguments["student"] = logits.log_softmax(-1)
     total = call(token_loss(loss), arguments).sum()
-    if not total.requires_grad:  # it looks at the teacher alone
+    if not total.requires_grad:  # a loss of the teacher alone
         return torch.zeros_like(logits)
-    (found,) = torch.autograd.grad(total, logits)
-    return found
+    (result,) = torch.autograd.grad(total, logits)
+    return result

@@ -1,12 +1,12 @@
-"""A tiny random model of each family, with one tokenizer: to try a plugin on what people bring, in seconds.
+"""Tiny random models of many families with a common tokenizer, to test a plugin on all of them in seconds.
 
     from neoplug.testing.families import FAMILIES, make
 
     for family in FAMILIES:
         make(family, Path("models") / family)        # student: {model: models/FAMILY}
 
-Every family keeps what is its own: soft caps, scaled logits, biases, fused or transposed layers, windows, experts. No
-weight is left at the 0 or 1 that it starts with, so that a part that is left out shows; logits are far from uniform.
+Each keeps the features of its family: soft caps, scaled logits, biases, fused or transposed layers, windows, experts.
+Weights initialised to 0 or 1 are perturbed, so that leaving out a part changes the logits, which are far from uniform.
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ USUAL: dict[str, Any] = {
 }
 ALTERNATING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 GEMMA = {"query_pre_attn_scalar": 8, "tie_word_embeddings": True, **ALTERNATING}
-NO_GROUPS = {"num_key_value_heads": None, "head_dim": None}  # as many keys as queries, of hidden size / heads
+NO_GROUPS = {
+    "num_key_value_heads": None,
+    "head_dim": None,
+}  # as many key heads as query heads
 MAMBA = {
     "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1,
     "mamba_chunk_size": 16,
 }  # fmt: skip
-# model_type -> what its configuration has beside the usual; None takes a usual option away
+# model_type -> options of its configuration besides USUAL; None removes one of these
 FAMILIES: dict[str, dict[str, Any]] = {
     "bloom": {**NO_GROUPS, "n_head": 4, "n_layer": 2, "tie_word_embeddings": True},
     "cohere": {"logit_scale": 0.25, "tie_word_embeddings": True},
@@ -68,7 +71,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of single bytes with a chat template; every family's models share it."""
+    """Return a tokenizer of single bytes with a chat template, common to all families."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -83,7 +86,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def configuration(family: str, **changes: Any) -> PretrainedConfig:
-    """Return the family's tiny configuration; `changes` are options of its own."""
+    """Return the family's tiny configuration; `changes` replace its options, None removes one."""
     from transformers import AutoConfig
 
     tokens = {"vocab_size": len(SPECIAL) + 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -92,9 +95,9 @@ def configuration(family: str, **changes: Any) -> PretrainedConfig:
 
 
 def make(family: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path:
-    """Write a random model and the tokenizer to `folder`, as `student: {model: FOLDER}` takes them; return `folder`.
+    """Write a random model and the tokenizer to `folder`, for `student: {model: FOLDER}`; return `folder`.
 
-    changes  options of the family's configuration, as num_hidden_layers or tie_word_embeddings; None takes one away
+    changes  options of the family's configuration, as num_hidden_layers or tie_word_embeddings; None removes one
     """
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""Hypothesis' search for an example that breaks a property of a plugin, and what it finds: each time the same."""
+"""Search, by hypothesis and deterministic, for the smallest example that breaks a property of a plugin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from neoplug.errors import did_you_mean, line_in
 from neoplug.testing.examples import Example, examples
 
-FEW = 5  # examples of what is slow and moved by few
+FEW = 5  # examples of slow properties
 Property = Callable[[Any, Example], None]
 Verdict = Literal["holds", "does not hold", "exempt", "not tried"]
 
@@ -21,8 +21,8 @@ Verdict = Literal["holds", "does not hold", "exempt", "not tried"]
 class Broken(AssertionError):
     """A property that does not hold.
 
-    found, expected  what the plugin gave and what it should have given; None where there is no number to it
-    example          the example, where it is another than the property was asked about
+    found, expected  the plugin's numbers and the correct ones; None where the property has none
+    example          the example that breaks it, where the property derived it from the given one
     """
 
     def __init__(
@@ -35,15 +35,15 @@ class Broken(AssertionError):
 
 @dataclass(frozen=True)
 class Kit:
-    """What must hold for every plugin of a kind. A property's title is the first line of its docstring.
+    """The properties of plugins of one kind. A property's title is the first line of its docstring.
 
-    kind     what such a plugin is called
-    quick    properties on many examples; what stands behind `shape` asks for it
-    slow     properties on few examples
-    once     properties on an example of their own
-    exempt   what a plugin may break on purpose, if its attribute `exempt` says why: {property: reason}
-    absent   says of a plugin what there is nothing to ask about: {property: reason}
-    needs    {property: (another, reason)}: not tried where the other is broken
+    kind     name of the kind, for messages
+    quick    properties that are tested on many examples; those after `shape` require it to hold
+    slow     properties that are tested on few examples
+    once     properties that make their own example
+    exempt   properties that a plugin may break, if its attribute `exempt` maps them to a reason
+    absent   plugin -> {property: reason} of those that do not apply to it
+    needs    property -> (another one, reason): not tested where the other does not hold
     """
 
     kind: str
@@ -60,20 +60,20 @@ class Kit:
         return {**self.quick, **self.slow, **self.once}
 
     def title(self, name: str) -> str:
-        """Return what a property says, in a line."""
+        """Return a property's title."""
         return (inspect.getdoc(self.properties[name]) or "").partition("\n")[0].rstrip(".")
 
     def exemptions(self, plugin: Any) -> dict[str, str]:
-        """Return {property: reason} of what it breaks on purpose. Raises ValueError for what none may break."""
+        """Return the plugin's attribute `exempt`: {property: reason}. Raises ValueError for any other one."""
         declared = dict(getattr(plugin, "exempt", {}))
         for name in declared.keys() - set(self.exempt):
-            meant = did_you_mean(name, self.exempt)
+            suggestion = did_you_mean(name, self.exempt)
             may = f"; it may name {', '.join(self.exempt)}" if self.exempt else ""
-            raise ValueError(f"{type(plugin).__name__}.exempt names `{name}`{meant}{may}")
+            raise ValueError(f"{type(plugin).__name__}.exempt names `{name}`{suggestion}{may}")
         return declared
 
     def hold(self, plugin: Any, max_examples: int) -> None:
-        """Raise at the first property that does not hold, hypothesis' smallest example beside it."""
+        """Raise AssertionError at the first property that does not hold, with the smallest example that breaks it."""
         exempt = self.exemptions(plugin)
         for properties, count in ((self.quick, max_examples), (self.slow, FEW)):
             _search(plugin, [check for name, check in properties.items() if name not in exempt], count)
@@ -83,13 +83,14 @@ class Kit:
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """What became of one property.
+    """The result of testing one property.
 
     name, title      of the property
-    why              why it is exempt or not tried; how it does not hold
+    verdict          holds, does not hold, exempt, or not tried
+    why              why it is exempt or not tried, or how it fails
     at               file:line in the plugin where it crashed
-    example          the smallest that breaks it
-    found, expected  the numbers that the plugin gave there, and those that it should have given
+    example          the smallest example that breaks it
+    found, expected  the plugin's numbers for that example, and the correct ones
     """
 
     name: str
@@ -103,24 +104,24 @@ class Finding:
 
 
 def examine(plugin: Any, kit: Kit, *, max_examples: int = 40) -> list[Finding]:
-    """Try every property, each to its smallest example, and return what became of it."""
+    """Test every property of a kit, and return a finding for each, with the smallest example where it fails."""
     skipped = {**kit.exemptions(plugin), **kit.absent(plugin)}
-    caught: dict[str, _Caught] = {}
+    caught: dict[str, _Failure] = {}
     for properties, count in ((kit.quick, max_examples), (kit.slow, FEW)):
-        asked = {name: check for name, check in properties.items() if name not in skipped}
-        while "shape" not in caught and (found := _broken(plugin, asked, count, shrink=False)):
-            alone = {found.name: asked.pop(found.name)}  # drawing costs most, so all share examples until one breaks
-            caught[found.name] = _broken(plugin, alone, count) or found
+        remaining = {name: check for name, check in properties.items() if name not in skipped}
+        while "shape" not in caught and (found := _failure(plugin, remaining, count, shrink=False)):
+            alone = {found.name: remaining.pop(found.name)}  # drawing is slow: all share examples until one fails
+            caught[found.name] = _failure(plugin, alone, count) or found
             skipped |= {name: why for name, (needed, why) in kit.needs.items() if needed in caught}
-            asked = {name: check for name, check in asked.items() if name not in skipped}
+            remaining = {name: check for name, check in remaining.items() if name not in skipped}
     if "shape" not in caught:
         caught |= {name: found for name, check in kit.once.items() if (found := _crash(plugin, name, check))}
     return [_finding(plugin, kit, name, skipped, caught) for name in kit.properties]
 
 
 @dataclass(frozen=True, eq=False)
-class _Caught:
-    """What the search for one property ended with."""
+class _Failure:
+    """The exception with which a property failed, and the example."""
 
     name: str
     error: BaseException
@@ -128,7 +129,7 @@ class _Caught:
 
 
 def _search(plugin: Any, properties: Sequence[Property], max_examples: int, shrink: bool = True) -> None:
-    """Let hypothesis look for an example that fails; the last that it fails on is the smallest."""
+    """Search for an example that fails; hypothesis runs the smallest one last. Raises what the property raised."""
     from hypothesis import HealthCheck, Phase, given, settings
 
     @settings(
@@ -143,41 +144,43 @@ def _search(plugin: Any, properties: Sequence[Property], max_examples: int, shri
     holds()
 
 
-def _broken(plugin: Any, properties: Mapping[str, Property], max_examples: int, shrink: bool = True) -> _Caught | None:
-    """Return what breaks one of the properties, on the smallest example or the first; None where all hold."""
-    last: list[_Caught] = []
+def _failure(
+    plugin: Any, properties: Mapping[str, Property], max_examples: int, shrink: bool = True
+) -> _Failure | None:
+    """Return the failure of one of the properties, on the smallest or the first example; None where all hold."""
+    last: list[_Failure] = []
 
-    def tried(name: str, check: Property) -> Property:
+    def recorded(name: str, check: Property) -> Property:
         def run(plugin: Any, example: Example) -> None:
             try:
                 check(plugin, example)
             except (Exception, SystemExit) as error:
-                last[:] = [_Caught(name, error, example)]
+                last[:] = [_Failure(name, error, example)]
                 raise
 
         return run
 
     try:
-        _search(plugin, [tried(*one) for one in properties.items()], max_examples, shrink)
-    except (Exception, SystemExit):  # hypothesis' own, where an answer changes when it is asked for again
+        _search(plugin, [recorded(*one) for one in properties.items()], max_examples, shrink)
+    except (Exception, SystemExit):  # or hypothesis' own, where a result changes between calls
         return last[0]
     return None
 
 
-def _crash(plugin: Any, name: str, check: Callable[[Any], None]) -> _Caught | None:
+def _crash(plugin: Any, name: str, check: Callable[[Any], None]) -> _Failure | None:
     try:
         check(plugin)
     except (Exception, SystemExit) as error:
-        return _Caught(name, error)
+        return _Failure(name, error)
     return None
 
 
-def _finding(plugin: Any, kit: Kit, name: str, skipped: Mapping[str, str], caught: Mapping[str, _Caught]) -> Finding:
+def _finding(plugin: Any, kit: Kit, name: str, skipped: Mapping[str, str], caught: Mapping[str, _Failure]) -> Finding:
     title = kit.title(name)
     if name in skipped:
         return Finding(name, title, "exempt" if name in kit.exemptions(plugin) else "not tried", skipped[name])
     if name not in caught and "shape" in caught:
-        return Finding(name, title, "not tried", "`shape` comes first")
+        return Finding(name, title, "not tried", "it needs `shape` to hold")
     if name not in caught:
         return Finding(name, title, "holds")
     error, example = caught[name].error, caught[name].example
@@ -189,7 +192,7 @@ def _finding(plugin: Any, kit: Kit, name: str, skipped: Mapping[str, str], caugh
 
 
 def _place(plugin: Any, error: BaseException) -> str:
-    """Return the last line of the plugin's own file that a crash came through."""
+    """Return file:line of the last frame of a crash in the plugin's own file; an empty string without one."""
     try:
         own = inspect.getsourcefile(type(plugin)) or ""
     except TypeError:

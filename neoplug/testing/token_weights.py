@@ -1,4 +1,4 @@
-"""What must hold for every token weight: each property is a function that raises Broken for an example that breaks it.
+"""Properties of token weights: each is a function that raises Broken for an example that breaks it.
 
     from neoplug.testing import check_token_weight
 
@@ -22,12 +22,17 @@ from neoplug.testing.search import Broken, Kit
 
 
 def check_token_weight(weight: Any, *, max_examples: int = 40) -> None:
-    """Hold a token weight to all that neoplug asks of one; hypothesis shows the smallest example that breaks it."""
+    """Test every property of token weights.
+
+    max_examples  number of examples that hypothesis tries
+
+    Raises AssertionError for a property that does not hold, with the smallest example that hypothesis finds.
+    """
     TOKEN_WEIGHT.hold(weight, max_examples)
 
 
 def _shape(weight: Any, example: Example) -> None:
-    """One float32 number for each token, without a gradient."""
+    """It returns one float32 number for each token, without gradient."""
     given = _arguments(example)
     given["student"].requires_grad_()
     found = _weights(weight, given)
@@ -38,11 +43,11 @@ def _shape(weight: Any, example: Example) -> None:
     if found.dtype != torch.float32:
         raise Broken(f"token_weight returned {found.dtype}, not float32")
     if found.requires_grad:
-        raise Broken("token_weight asks for a gradient: it turns autograd on by itself")
+        raise Broken("token_weight returns a tensor with gradient: it turns autograd on")
 
 
 def _inputs_untouched(weight: Any, example: Example) -> None:
-    """It writes into none of its inputs."""
+    """It does not write into its inputs."""
     given = _arguments(example)
     before = {name: value.clone() for name, value in given.items() if isinstance(value, Tensor)}
     _weights(weight, given)
@@ -59,7 +64,7 @@ def _not_negative(weight: Any, example: Example) -> None:
 
 
 def _chunks(weight: Any, example: Example) -> None:
-    """A token's weight does not depend on the tokens beside it."""
+    """A token's weight does not depend on the other tokens."""
     given = _arguments(example)
     whole = _weights(weight, given)
     alone = [
@@ -109,5 +114,5 @@ def _weights(weight: Any, arguments: dict[str, Any]) -> Tensor:
 
 
 def _arguments(example: Example) -> dict[str, Any]:
-    """Return the arguments as neoplug makes them; the places are not in the order of the rows."""
+    """Return the arguments as neoplug passes them; positions are not in the order of the rows."""
     return arguments_of(example) | {"position": torch.arange(len(example)).flip(0) * 50}

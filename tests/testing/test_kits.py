@@ -1,4 +1,4 @@
-"""The kit must turn away losses with the faults that real libraries had, and let right ones pass."""
+"""The properties reject losses with the faults of real libraries, and accept correct losses."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -10,7 +10,7 @@ from neoplug.testing import LOSS, check_loss, examine
 
 
 class Jeffreys:
-    """A right loss, without a closed form."""
+    """A correct loss without a closed form."""
 
     def token_loss(self, student, teacher):
         return ((teacher.exp() - student.exp()) * (teacher - student)).sum(-1) / 2
@@ -29,7 +29,7 @@ class InFloat32:
 
 
 class ForwardKL:
-    """What most of the faults below are variants of."""
+    """The correct loss that most of the faults below vary."""
 
     def token_loss(self, student, teacher):
         return (teacher.exp() * (teacher - student)).sum(-1)
@@ -141,7 +141,7 @@ class StopsItOnPurpose(StopsAGradient):
 
 
 class Reward:
-    """An option says what it is, so `exempt` is a property."""
+    """An option decides about it, so `exempt` is a property."""
 
     def __init__(self, sign):
         self.sign = sign
@@ -159,7 +159,7 @@ class Reward:
     [Jeffreys(), TakesAllArguments(), InFloat32(), StopsItOnPurpose(), Reward(-1), Reward(1)],
     ids=lambda value: type(value).__name__,
 )
-def test_right_losses_pass(loss):
+def test_correct_losses_pass(loss):
     check_loss(loss, max_examples=5)
 
 
@@ -186,7 +186,7 @@ FAULTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_each_fault_breaks_what_it_should_and_nothing_else(fault):
+def test_each_fault_breaks_exactly_the_expected_properties(fault):
     kit = LOSS if "large_vocabulary" in FAULTS[fault] else QUICK
     broken = {one.name: one for one in examine(fault(), kit, max_examples=8) if one.verdict == "does not hold"}
     assert set(broken) == FAULTS[fault]
@@ -195,12 +195,12 @@ def test_each_fault_breaks_what_it_should_and_nothing_else(fault):
         assert one.name == "large_vocabulary" or one.example.student.shape[1] == 2
 
 
-def test_what_changes_from_call_to_call_is_no_crash():
+def test_a_loss_that_changes_between_calls_is_reported():
     verdicts = {one.name: one.verdict for one in examine(Remembers(), QUICK, max_examples=5)}
     assert verdicts["chunks"] == verdicts["splits"] == "does not hold"
 
 
-def test_only_what_may_be_broken_can_be_declared():
+def test_only_exemptible_properties_can_be_declared():
     loss = Jeffreys()
     loss.exempt = {"finite_diferences": "it is misspelt"}
     with pytest.raises(ValueError, match="did you mean `finite_differences`"):
