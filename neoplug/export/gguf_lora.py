@@ -82,7 +82,9 @@ def _ordered(up: Tensor, name: str, config: Any) -> Tensor:
     if config.model_type not in PAIRED or layer not in ("q_proj", "k_proj"):
         return up
     heads = config.num_attention_heads if layer == "q_proj" else config.num_key_value_heads
-    return up.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)  # from halves of a head to adjacent pairs
+    return (
+        up.reshape(heads, 2, -1, up.shape[1]).transpose(1, 2).flatten(0, 2)
+    )  # from halves of a head to adjacent pairs
 
 
 def _add(writer: Any, name: str, matrix: Tensor) -> None:

@@ -85,7 +85,7 @@ class Head:
         if not weight.is_cuda:  # only CUDA multiplies 16-bit matrices into float32
             frozen = frozen.float()
         storage = frozen.new_empty(0, dtype=torch.float32).untyped_storage()
-        return lambda hidden: FrozenLinear.apply(hidden, frozen, frozen_bias, storage)
+        return lambda hidden: FrozenLinear.apply(hidden, frozen, frozen_bias, storage)  # type: ignore[no-untyped-call]
 
     def _adapted(self) -> Callable[[Tensor], Tensor]:
         """Return the function of an adapted head, 16-bit weights widened to float32 so that logits are not rounded."""
@@ -94,7 +94,8 @@ class Head:
 
         def logits_of(hidden: Tensor) -> Tensor:
             logits: Tensor = functional_call(self.module, wide, (hidden.float(),))
-            return self._rows(logits.float().t()).t() * 1  # a copy, since the objective overwrites it
+            shared: Tensor = self._rows(logits.float().t()).t() * 1  # a copy, since the objective overwrites it
+            return shared
 
         return logits_of
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
 
-from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 from transformers.utils import logging
 
 # On a CPU with bfloat16, bitsandbytes looks for a faster kernel on the hub when peft imports it, and logs a failure.

@@ -84,10 +84,11 @@ class StoredAdapter:
         from peft.utils import load_peft_weights
 
         try:
-            return load_peft_weights(str(self.folder), device="cpu")
+            weights: dict[str, Tensor] = load_peft_weights(str(self.folder), device="cpu")
         except Exception as error:  # each file format raises its own
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise self.error("has weights that cannot be read", reason) from error
+        return weights
 
     def error(self, what: str, why: str = "", fix: str = "") -> RecipeError:
         """Return the RecipeError of an adapter that cannot be used."""

@@ -63,7 +63,7 @@ def _varlen(
 
 def _split(states: Tensor, runs: Sequence[tuple[int, int]]) -> list[Tensor]:
     """[1, A, L, D] -> a view [documents, A, length, D] of each run of documents."""
-    pieces = states[0].split([length * count for length, count in runs], dim=1)
+    pieces = states[0].split([length * count for length, count in runs], dim=1)  # type: ignore[no-untyped-call]
     return [piece.unflatten(1, (count, -1)).transpose(0, 1) for piece, (_, count) in zip(pieces, runs, strict=True)]
 
 
@@ -76,12 +76,14 @@ def _mask(query: Tensor, window: int | None, explicit: bool) -> Tensor | None:
 
 
 def _sdpa(module: nn.Module, *states: Any, **settings: Any) -> tuple[Tensor, Any]:
-    return AttentionInterface()["sdpa"](module, *states, **settings)
+    attend: Attention = AttentionInterface()["sdpa"]
+    return attend(module, *states, **settings)
 
 
 def _eager(module: nn.Module, *states: Any, **settings: Any) -> tuple[Tensor, Any]:
     """Call the eager attention of the module's family, which may have soft caps and sinks."""
-    return sys.modules[type(module).__module__].eager_attention_forward(module, *states, **settings)
+    attend: Attention = sys.modules[type(module).__module__].eager_attention_forward
+    return attend(module, *states, **settings)
 
 
 for original, attend in {"sdpa": _sdpa, "eager": _eager}.items():

@@ -46,7 +46,7 @@ def head_name(model: nn.Module) -> str:
             f"{type(model).__name__} has no output head\nwhy: the objective computes logits with it\n"
             "fix: choose a model whose `get_output_embeddings` returns its head"
         )
-    return names[0]
+    return str(names[0])
 
 
 def language_model(

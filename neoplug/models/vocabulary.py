@@ -45,11 +45,13 @@ class Vocabulary:
 
     def unshared(self, input_ids: Tensor) -> list[int]:
         """Return the distinct token ids in `input_ids`, of any shape, that are not shared, ascending."""
-        distinct = torch.as_tensor(input_ids).unique().cpu()
+        distinct = torch.unique(torch.as_tensor(input_ids)).cpu()
         if self.ids is None:
-            return distinct[distinct >= self.size].tolist()
-        known = self._known[distinct.clamp(max=len(self._known) - 1)]
-        return distinct[~known | (distinct >= len(self._known))].tolist()
+            unshared = distinct >= self.size
+        else:
+            known = self._known[distinct.clamp(max=len(self._known) - 1)]
+            unshared = ~known | (distinct >= len(self._known))
+        return [int(token) for token in distinct[unshared]]
 
     @cached_property
     def _known(self) -> Tensor:
