@@ -1,4 +1,4 @@
-"""Losses of a stranger that `neoplug check` is asked about, right and wrong."""
+"""Third-party losses for the tests of `neoplug check`, correct and faulty."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from neoplug import hookimpl
 
 @dataclass(eq=False)
 class Jeffreys:
-    """A right one."""
+    """A correct loss."""
 
     scale: float = 1.0
 
@@ -54,7 +54,7 @@ class Unmarked:
 
 @dataclass(eq=False)
 class Idle:
-    """Answers nothing."""
+    """Implements no hook."""
 
 
 @dataclass(eq=False)
@@ -75,4 +75,4 @@ class Excused(Jeffreys):
 
 
 class Plain:
-    """No dataclass."""
+    """Not a dataclass."""

@@ -11,7 +11,7 @@ from neoplug.cli import main
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command gave back."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -60,7 +60,7 @@ train:
 
 @pytest.fixture
 def stranger(tmp_path, monkeypatch):
-    """Install a distribution `stranger` with a loss that works and a probe whose import fails."""
+    """Install a third-party distribution with a working loss and a probe whose import fails."""
     site = tmp_path / "site"
     (site / "stranger-1.2.dist-info").mkdir(parents=True)
     (site / "stranger-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.2\n")

@@ -30,7 +30,7 @@ print(json.dumps({"code": code, "heavy": heavy, "modules": len(sys.modules)}), f
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_quick_commands_import_little_and_no_torch(tmp_path, arguments, code):
-    """What they import is nearly all that they cost, and a count holds on every machine."""
+    """Imports take most of their time, and their number is the same on every machine."""
     (tmp_path / "broken.yaml").write_text("train: {max_steps: 3\nseed: 0\n")
     command = [sys.executable, "-c", PROBE, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
@@ -52,7 +52,7 @@ def test_help_names_every_command(neoplug):
 
 @pytest.mark.parametrize("command", [[], *([name] for name in ("run", "preview", "plugins", "recipes"))])
 def test_help_in_a_pipe_is_never_wrapped(neoplug, monkeypatch, command):
-    """Every help text stands whole in one line, however narrow the terminal says that it is."""
+    """Every help text is one line, whatever the width of the terminal."""
     monkeypatch.setenv("COLUMNS", "40")
     lines = neoplug(*command, "--help").out.splitlines()
     documented = [line for line in lines if line.startswith("  ")]
@@ -69,7 +69,7 @@ def test_a_long_line_in_error_is_whole_in_a_pipe(neoplug, tmp_path):
     assert f'`max_steps` is "{long}", but' in answer.err
 
 
-def test_text_that_a_terminal_lacks_is_written_otherwise(recipe, monkeypatch):
+def test_text_that_stdout_cannot_encode_is_escaped(recipe, monkeypatch):
     """`preview` marks with guillemets, which ASCII does not have."""
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
@@ -97,7 +97,7 @@ def test_version(neoplug):
         ["export", "a", "b", "--dtype", "x"],
     ],
 )
-def test_a_wrong_command_line_exits_2(neoplug, arguments):
+def test_an_invalid_command_line_exits_2(neoplug, arguments):
     answer = neoplug(*arguments)
     assert answer.code == 2
     assert answer.out == ""
@@ -106,7 +106,7 @@ def test_a_wrong_command_line_exits_2(neoplug, arguments):
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "preview"])
-def test_a_wrong_recipe_exits_2_with_all_mistakes_and_no_directory(neoplug, tmp_path, monkeypatch, command):
+def test_an_invalid_recipe_exits_2_with_all_problems_and_no_directory(neoplug, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.yaml").write_text("sed: 1\ntrain: {max_steps: true}\nadapter: {lorra: {}}\n")
     answer = neoplug(command, "wrong.yaml")
@@ -119,7 +119,7 @@ def test_a_wrong_recipe_exits_2_with_all_mistakes_and_no_directory(neoplug, tmp_
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_another_process_waits_for_the_first_to_tell_the_mistakes(neoplug, tmp_path, monkeypatch, rank):
+def test_other_processes_wait_while_the_first_reports_the_problems(neoplug, tmp_path, monkeypatch, rank):
     (tmp_path / "wrong.yaml").write_text("seed: few\n")
     monkeypatch.setenv("LOCAL_RANK", rank)
     waits = []
@@ -129,7 +129,7 @@ def test_another_process_waits_for_the_first_to_tell_the_mistakes(neoplug, tmp_p
     assert "`seed`" in answer.err  # nobody ended it, so it has trouble of its own
 
 
-def test_a_recipe_that_is_not_there_exits_2(neoplug):
+def test_a_missing_recipe_exits_2(neoplug):
     answer = neoplug("plan", "nowhere.yaml")
     assert answer.code == 2
     assert "nowhere.yaml" in answer.err
@@ -147,7 +147,7 @@ def test_a_run_that_fails_ends_with_its_code(neoplug, recipe, monkeypatch, error
     assert code == 130 or "the loss is NaN in step 3" in answer.err
 
 
-def test_resume_wants_to_know_which_run(neoplug, recipe):
+def test_resume_needs_the_run(neoplug, recipe):
     answer = neoplug("run", recipe, "--resume")
     assert answer.code == 2
     assert "--output" in answer.err

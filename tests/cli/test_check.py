@@ -1,4 +1,4 @@
-"""`neoplug check`: a line a property, the smallest example below one that does not hold; 0, 1 or 2 at the end."""
+"""`neoplug check`: one line for each property, the smallest example where one fails, and exit code 0, 1 or 2."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def line(text):
     return next(n for n, found in enumerate(FILE.read_text().splitlines(), 1) if text in found)
 
 
-def test_a_right_loss_holds_and_is_the_same_each_time(neoplug, monkeypatch):
+def test_a_correct_loss_passes_with_the_same_report_each_time(neoplug, monkeypatch):
     monkeypatch.chdir(FILE.parent)
     answer = neoplug("check", "./checked.py:Jeffreys", "scale=2e0")
     assert answer.code == 0
@@ -36,7 +36,7 @@ def test_a_right_loss_holds_and_is_the_same_each_time(neoplug, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_wrong_loss_is_shown_its_smallest_example(neoplug):
+def test_a_faulty_loss_is_shown_with_its_smallest_example(neoplug):
     answer = neoplug("check", f"{FILE}:Negative")
     assert answer.code == 1
     found = verdicts(answer.out)
@@ -54,7 +54,7 @@ def test_a_wrong_loss_is_shown_its_smallest_example(neoplug):
 
 
 @pytest.mark.slow
-def test_the_guide_shows_what_it_says(neoplug, monkeypatch, tmp_path):
+def test_the_guide_shows_the_real_output(neoplug, monkeypatch, tmp_path):
     guide = (Path(__file__).parents[2] / "docs" / "how-to" / "write-a-plugin.md").read_text()
     jeffreys = re.search(r'^```python\n("""Jeffreys.*?)^```', guide, re.M | re.S)[1]
     assert jeffreys.count(".sum(-1) / 2") == 1
@@ -66,7 +66,7 @@ def test_the_guide_shows_what_it_says(neoplug, monkeypatch, tmp_path):
     assert answer.code == 1
 
 
-def test_json_holds_what_is_not_finite(neoplug):
+def test_json_holds_numbers_that_are_not_finite(neoplug):
     answer = neoplug("check", f"{FILE}:Infinite", "--json")
     assert answer.code == 1
     report = json.loads(answer.out, parse_constant=pytest.fail)
@@ -76,7 +76,7 @@ def test_json_holds_what_is_not_finite(neoplug):
     assert set(finite["example"]) == {"student", "teacher", "labels", "progress"}
 
 
-def test_a_crash_is_named_with_its_line(neoplug):
+def test_a_crash_is_reported_with_its_line(neoplug):
     answer = neoplug("check", f"{FILE}:Crashes")
     assert answer.code == 1
     assert verdicts(answer.out)["shape"] == "does not hold"
@@ -104,7 +104,7 @@ def test_a_crash_is_named_with_its_line(neoplug):
         ([f"{FILE}:Jeffreys", "scale"], ["an option is written key=value"]),
     ],
 )
-def test_what_cannot_be_checked_exits_2_with_place_and_reason(neoplug, arguments, words):
+def test_an_invalid_plugin_exits_2_with_place_and_reason(neoplug, arguments, words):
     answer = neoplug("check", *arguments)
     assert (answer.code, answer.out) == (2, "")
     for word in words:
@@ -112,7 +112,7 @@ def test_what_cannot_be_checked_exits_2_with_place_and_reason(neoplug, arguments
     assert "Traceback" not in answer.err
 
 
-def test_of_another_plugin_it_is_said_what_is_not_checked(neoplug):
+def test_hooks_without_properties_are_listed_as_not_checked(neoplug):
     answer = neoplug("check", "lora", "r=4")
     assert answer.code == 0
     assert "r=4" in answer.out
@@ -120,7 +120,7 @@ def test_of_another_plugin_it_is_said_what_is_not_checked(neoplug):
     assert re.search(r"not checked\n  its behaviour in .*add_adapter", answer.out)
 
 
-def test_a_token_weight_is_held_to_its_own_list(neoplug):
+def test_a_token_weight_has_its_own_properties(neoplug):
     answer = neoplug("check", "position", "half_life=8")
     assert answer.code == 0
     assert "\nproperties of every token weight\n" in answer.out

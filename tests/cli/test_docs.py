@@ -12,7 +12,7 @@ BLOCKS = dict(re.findall(r"```console\n\$ neoplug (.*)\n([^`]*)```", TEXT))
 
 
 def letters(text):
-    """Return the text without line breaks and what typer's versions write around names: <str>, [name], {name}."""
+    """Return the text without whitespace and the brackets of typer around names: <str>, [name], {name}."""
     return re.sub(r"<[^<>]*>|[\[\]{}\s]", "", text)
 
 
@@ -21,5 +21,5 @@ def test_every_command_has_its_help_in_the_docs():
 
 
 @pytest.mark.parametrize("arguments", BLOCKS)
-def test_the_help_in_the_docs_is_the_real_one(neoplug, arguments):
+def test_the_help_in_the_docs_is_the_printed_one(neoplug, arguments):
     assert letters(BLOCKS[arguments]) == letters(neoplug(*arguments.split()).out)

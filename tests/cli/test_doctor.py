@@ -1,4 +1,4 @@
-"""`doctor`: it tries things, and whatever breaks is an answer."""
+"""`doctor`: it runs features, and a failure is part of the report."""
 
 import json
 from importlib.metadata import version
@@ -6,7 +6,7 @@ from importlib.metadata import version
 from neoplug.environment import doctor
 
 
-def test_doctor_tells_versions_machine_and_what_works(neoplug):
+def test_doctor_reports_versions_machine_and_what_works(neoplug):
     answer = neoplug("doctor", "--json")
     assert answer.code == 0
     found = json.loads(answer.out)
@@ -18,7 +18,7 @@ def test_doctor_tells_versions_machine_and_what_works(neoplug):
     assert all(trial["note"] for trial in found["works"].values())
 
 
-def test_doctor_survives_whatever_breaks(neoplug, monkeypatch):
+def test_doctor_reports_every_failure(neoplug, monkeypatch):
     def broken():
         raise RuntimeError("no such luck\nat all")
 

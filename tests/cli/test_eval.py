@@ -1,11 +1,11 @@
-"""`neoplug eval` prints a table or JSON, and says what it cannot measure."""
+"""`neoplug eval` prints a table or JSON, and refuses what it cannot evaluate."""
 
 import json
 
 import pytest
 
 
-def test_a_model_is_measured(neoplug, recipe, tiny_student, tmp_path):
+def test_a_model_is_evaluated(neoplug, recipe, tiny_student, tmp_path):
     told = neoplug("eval", tiny_student, recipe, "probes={calibration: {}}")
     assert told.code == 0, told.err
     header, *rows = told.out[told.out.index("on held-out text") :].splitlines()[1:]
@@ -26,7 +26,7 @@ def test_a_model_is_measured(neoplug, recipe, tiny_student, tmp_path):
         ("NOTHING", "`NOTHING` is not a local folder or .gguf file"),
     ],
 )
-def test_what_is_nowhere_is_refused_where_it_was_written(neoplug, recipe, target, said):
+def test_an_unknown_model_is_refused(neoplug, recipe, target, said):
     answer = neoplug("eval", target, recipe, "data.max_length=32")
     assert answer.code == 2
     assert f"RUN_OR_MODEL:1:1: {said}" in answer.err

@@ -1,4 +1,4 @@
-"""`export`: what it hands on, and what it tells."""
+"""`export`: the arguments that it passes on, and what it prints."""
 
 import sys
 from types import SimpleNamespace
@@ -7,8 +7,8 @@ import pytest
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """Put a writer of 2,500 bytes in the exporter's place; return what it was asked."""
+def calls(monkeypatch):
+    """Replace the exporter by one that writes 2,500 bytes; return its arguments."""
     calls = []
 
     def export(run_dir, out, dtype):
@@ -21,17 +21,17 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "dtype"), [([], "float32"), (["--dtype", "bfloat16"], "bfloat16")])
-def test_export_tells_what_was_written_and_how_to_load_it(neoplug, tmp_path, asked, options, dtype):
+def test_export_prints_what_was_written_and_how_to_load_it(neoplug, tmp_path, calls, options, dtype):
     run, out = tmp_path / "run", tmp_path / ("long" * 40)
     answer = neoplug("export", run, out, *options)
     assert (answer.code, answer.err) == (0, "")
-    assert asked == [(run, out, dtype)]
-    assert all(type(value) is str for _, _, value in asked)
+    assert calls == [(run, out, dtype)]
+    assert all(type(value) is str for _, _, value in calls)
     assert f"{out}: 2.5 kB, {dtype}\n" in answer.out
     assert f"from_pretrained('{out}')\n" in answer.out
 
 
-def test_export_tells_that_a_model_brings_code_of_its_own(neoplug, tmp_path, monkeypatch):
+def test_export_prints_that_a_model_needs_its_own_code(neoplug, tmp_path, monkeypatch):
     def export(run_dir, out, dtype):
         out.mkdir()
         (out / "modeling_own.py").write_text("")
@@ -42,8 +42,8 @@ def test_export_tells_that_a_model_brings_code_of_its_own(neoplug, tmp_path, mon
 
 
 @pytest.fixture
-def asked_for_a_lora(monkeypatch):
-    """Put a writer in the exporter's place that says what it was asked and how well the LoRA holds the change."""
+def lora_calls(monkeypatch):
+    """Replace the exporter by one that records its arguments and returns a fidelity."""
     from neoplug.export.low_rank import Fidelity
 
     calls = []
@@ -72,11 +72,11 @@ def asked_for_a_lora(monkeypatch):
         (["--rank", "9"], ("float32", 9, False), "vLLM: --enable-lora --max-lora-rank 16"),
     ],
 )
-def test_a_lora_is_told_with_what_it_holds_and_who_reads_it(neoplug, tmp_path, asked_for_a_lora, options, call, told):
+def test_a_lora_is_reported_with_its_error_and_its_readers(neoplug, tmp_path, lora_calls, options, call, told):
     run, out = tmp_path / "run", tmp_path / "out"
     answer = neoplug("export", run, out, "--lora", *options)
     assert (answer.code, answer.err) == (0, "")
-    assert asked_for_a_lora == [(run, out, *call)]
+    assert lora_calls == [(run, out, *call)]
     assert f"{out}: 2.5 kB, {call[0]}, rank {call[1] or 8} in each of 2 layers\n" in answer.out
     assert told in answer.out
     assert ", at most 3.0e-01 in a layer (a)\n" in answer.out
@@ -84,9 +84,9 @@ def test_a_lora_is_told_with_what_it_holds_and_who_reads_it(neoplug, tmp_path, a
 
 
 @pytest.mark.parametrize("option", [["--rank", "4"], ["--gguf"]])
-def test_what_is_said_of_a_lora_needs_one(neoplug, tmp_path, asked, option):
+def test_options_of_a_lora_need_one(neoplug, tmp_path, calls, option):
     answer = neoplug("export", tmp_path / "run", tmp_path / "out", *option)
     assert answer.code != 0
     assert f"`{option[0]}` applies only to a LoRA" in answer.err
     assert "fix: add --lora" in answer.err
-    assert asked == []
+    assert calls == []

@@ -1,4 +1,4 @@
-"""`plugins`: a list that imports nothing, and all about one."""
+"""`plugins`: a list without imports, and the description of one."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def test_the_list_imports_no_plugin(neoplug, stranger):
     assert not {"stranger_loss", "stranger_broken"} & set(sys.modules)
 
 
-def test_a_section_filters_and_leaves_broken_ones_out_with_a_word(neoplug, stranger):
+def test_a_section_filters_and_reports_plugins_that_cannot_be_imported(neoplug, stranger):
     answer = neoplug("plugins", "--section", "loss", "--json")
     names = [row["name"] for row in json.loads(answer.out)]
     assert {"hinge", "forward_kl", "jsd"} <= set(names)
@@ -74,7 +74,7 @@ def test_a_local_file_is_shown_too(neoplug, stranger, tmp_path, monkeypatch):
         (["hinge", "--section", "loss"], "not both"),
     ],
 )
-def test_what_cannot_be_shown_exits_2_with_the_reason(neoplug, stranger, arguments, reason):
+def test_an_unknown_plugin_or_section_exits_2_with_the_reason(neoplug, stranger, arguments, reason):
     answer = neoplug("plugins", *arguments)
     assert answer.code == 2
     assert answer.out == ""

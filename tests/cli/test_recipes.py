@@ -25,7 +25,7 @@ def test_the_list_describes_each_recipe_by_its_first_comment(neoplug, shipped):
         assert shipped[name].read_text().startswith(f"# {description}\n")
 
 
-def test_a_recipe_is_printed_as_it_is(neoplug, shipped):
+def test_a_recipe_is_printed_unmodified(neoplug, shipped):
     for name, file in shipped.items():
         assert neoplug("recipes", name).out == file.read_text()
 
@@ -53,7 +53,7 @@ def test_what_cannot_be_copied_exits_2(neoplug, shipped, tmp_path):
     assert f"did you mean `{name}`?" in unknown.err
 
 
-def test_the_schema_knows_the_plugins_options(neoplug):
+def test_the_schema_has_the_plugins_options(neoplug):
     answer = neoplug("schema")
     assert answer.code == 0
     schema = json.loads(answer.out)

@@ -1,4 +1,4 @@
-"""Questions made of a hand-written dictionary in WordNet's format; what is asked depends on the seed alone."""
+"""Questions made from a hand-written dictionary in WordNet's format; they depend only on the seed."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_each_word_is_asked_for_its_own_definition(folder):
+def test_each_question_has_the_words_definition_as_answer(folder):
     asked = wordnet.questions(folder, 5)
     plain = {word: NOUNS[word].partition('"')[0].rstrip(" ;:") for word in ("dog", "apple", "river", "chair", "lamp")}
     for question in asked:
@@ -55,7 +55,7 @@ def test_each_word_is_asked_for_its_own_definition(folder):
         wordnet.questions(folder, 6)
 
 
-def test_the_seed_alone_says_what_is_asked(folder, tmp_path_factory):
+def test_the_questions_depend_only_on_the_seed(folder, tmp_path_factory):
     five = wordnet.questions(folder, 5)
     assert wordnet.questions(folder, 3) == five[:3]
     others = [wordnet.questions(folder, 5, seed) for seed in range(1, 4)]
@@ -66,7 +66,7 @@ def test_the_seed_alone_says_what_is_asked(folder, tmp_path_factory):
     assert wordnet.questions(shuffled, 5) == five
 
 
-def test_the_command_writes_what_the_evaluator_reads(folder, tmp_path, monkeypatch, neoplug):
+def test_the_command_writes_a_file_that_the_probe_reads(folder, tmp_path, monkeypatch, neoplug):
     out = tmp_path / "asked" / "nouns.jsonl"
     answer = neoplug("tasks", "wordnet", out, "--dict", folder, "-n", 4)
     assert answer.code == 0, answer.err

@@ -1,4 +1,4 @@
-"""A run as a plain LoRA: peft adds to the stored base what the run changed; other readers find what they ask for."""
+"""Export as a plain LoRA: with peft it reproduces the run on the stored base, and other readers can load it."""
 
 import json
 
@@ -42,7 +42,7 @@ def train(base, options):
 
 
 def with_lora(base, folder):
-    """Return the logits of peft's own model, on the base that the folder names."""
+    """Return the logits of peft's model, on the base that the folder names."""
     from peft import AutoPeftModelForCausalLM
 
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
@@ -66,7 +66,7 @@ VARIED = {"rank_pattern": {"q_proj": 2, "down_proj": 6}, "alpha_pattern": {"k_pr
 
 
 @pytest.mark.parametrize("options", [{}, VARIED], ids=["plain", "patterns"])
-def test_what_has_low_rank_is_exact_with_one_rank_and_one_scale(tmp_path, tiny_teacher, kept, options):
+def test_a_change_of_low_rank_is_exact_with_one_rank_and_one_scale(tmp_path, tiny_teacher, kept, options):
     run, wanted = kept(tiny_teacher, **options)
     found = export_lora(run, tmp_path / "lora")
     assert found.exact
@@ -84,7 +84,7 @@ def test_what_has_low_rank_is_exact_with_one_rank_and_one_scale(tmp_path, tiny_t
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_file_is_as_other_readers_ask_for_it(tmp_path, tiny_student, kept, dtype):
+def test_the_file_has_the_format_that_other_readers_need(tmp_path, tiny_student, kept, dtype):
     run, _ = kept(tiny_student)
     export_lora(run, tmp_path / "lora", dtype, rank=8)
     base = plain(tiny_student)
@@ -102,7 +102,7 @@ def test_the_file_is_as_other_readers_ask_for_it(tmp_path, tiny_student, kept, d
     }  # fmt: skip
 
 
-def test_what_has_no_low_rank_is_told_as_what_it_is(tmp_path, tiny_teacher, kept):
+def test_a_change_of_full_rank_is_reported_as_an_approximation(tmp_path, tiny_teacher, kept):
     run, wanted = kept(tiny_teacher, "dora", use_dora=True)
     found = export_lora(run, tmp_path / "lora")
     assert (found.rank, found.needed, found.exact) == (4, 64, False)  # the adapter's own: an exact one saves nothing
@@ -132,21 +132,21 @@ def test_the_base_is_the_stored_one_not_the_quantised(tmp_path, tiny_student):
     torch.testing.assert_close(with_lora(tiny_student, tmp_path / "lora"), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_transposed_layers_are_turned(tmp_path, kept):
+def test_transposed_layers_are_transposed_back(tmp_path, kept):
     base = make("gpt2", tmp_path / "base")
     run, wanted = kept(base, fan_in_fan_out=True)
     assert export_lora(run, tmp_path / "lora").exact
     torch.testing.assert_close(with_lora(base, tmp_path / "lora"), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_few_layers_are_named_whole(tmp_path, tiny_student, kept):
+def test_a_subset_of_layers_is_listed_by_full_names(tmp_path, tiny_student, kept):
     run, wanted = kept(tiny_student, exclude_modules=r".*layers\.0\..*")
     export_lora(run, tmp_path / "lora")
     assert all(".1." in name for name in load_file(tmp_path / "lora" / "adapter_model.safetensors"))
     torch.testing.assert_close(with_lora(tiny_student, tmp_path / "lora"), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_what_no_lora_holds_is_refused(tmp_path, tiny_student, kept):
+def test_a_change_outside_linear_layers_is_refused(tmp_path, tiny_student, kept):
     run = make_run(tmp_path / "full", tiny_student, {"full": {}})
     model = plain(tiny_student)
     model.model.norm.weight.data += 0.01
@@ -161,7 +161,7 @@ def test_what_no_lora_holds_is_refused(tmp_path, tiny_student, kept):
 
 
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # of experts, passed by
-def test_experts_are_no_linear_layers(tmp_path, kept):
+def test_a_change_of_experts_is_refused(tmp_path, kept):
     run, _ = kept(make("qwen3_moe", tmp_path / "base"))
     with pytest.raises(UsageError, match=r"reaches model\.layers\.0\.mlp\.experts\.gate_up_proj and \d more"):
         export_lora(run, tmp_path / "out")
@@ -194,10 +194,8 @@ def test_the_gguf_file_has_the_matrices_of_the_folder(tmp_path, tiny_student, ke
             assert np.array_equal(tensors[f"blk.1.{theirs}.weight.lora_{side.lower()}"], ours.numpy())
 
 
-def test_added_as_llama_cpp_adds_it_the_base_in_gguf_becomes_the_student(
-    tmp_path, tiny_teacher, tiny_tokenizer, kept, monkeypatch
-):
-    """W + alpha / R B A on the tensors of a GGUF file; transformers' reader then knows nothing of a LoRA."""
+def test_the_gguf_lora_added_to_the_gguf_base_is_the_student(tmp_path, tiny_teacher, tiny_tokenizer, kept, monkeypatch):
+    """W + alpha / R B A on the tensors of a GGUF file; transformers then reads a file without LoRA."""
     run, wanted = kept(tiny_teacher)
     export_lora(run, tmp_path / "lora", gguf=True)
     fields, tensors = read(tmp_path / "lora" / "adapter.gguf")
@@ -250,7 +248,7 @@ def test_names_and_rows_are_those_that_transformers_reads_back(tmp_path, kept, f
     assert changed == {name for name in after if name in before and not torch.equal(after[name], before[name])}
 
 
-def test_a_family_that_llama_cpp_may_order_otherwise_is_refused_before_it_is_loaded(tmp_path, kept, monkeypatch):
+def test_a_family_with_unknown_order_in_llama_cpp_is_refused_before_it_is_loaded(tmp_path, kept, monkeypatch):
     run, _ = kept(make("bloom", tmp_path / "base"))
     monkeypatch.setattr("neoplug.export.merge.load_weights", None)
     with pytest.raises(UsageError, match="names and orders the weights of a `bloom`"):
@@ -258,7 +256,7 @@ def test_a_family_that_llama_cpp_may_order_otherwise_is_refused_before_it_is_loa
 
 
 @pytest.mark.filterwarnings("ignore:Model (with|has) `tie_word_embeddings=True`:UserWarning")
-def test_a_tied_head_stands_in_the_folder_but_has_no_place_in_gguf(tmp_path, tiny_student):
+def test_a_tied_head_is_in_the_folder_but_refused_for_gguf(tmp_path, tiny_student):
     from peft import LoraConfig, get_peft_model
 
     run = make_run(tmp_path / "run", tiny_student, {"lora": {}})

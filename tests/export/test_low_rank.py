@@ -1,4 +1,4 @@
-"""The difference of two models: its rank, its largest components and what is lost, against numpy in float64."""
+"""The difference of two models: its rank, its largest components and their error, against numpy in float64."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def layer(rank, outputs=20, inputs=30, size=1.0):
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3])
-def test_its_rank_is_found_beneath_the_rounding_of_a_merge(size):
+def test_the_rank_is_found_despite_the_rounding_of_a_merge(size):
     product = decompose(layer(3, size=size), most=20)
     assert product.rank == 3
     assert product.left.shape == (20, 3)
@@ -31,7 +31,7 @@ def test_its_rank_is_found_beneath_the_rounding_of_a_merge(size):
 
 
 @pytest.mark.parametrize("rank", [1, 4, 7])
-def test_what_is_lost_is_what_eckart_and_young_say(rank):
+def test_the_error_is_that_of_the_eckart_young_theorem(rank):
     layers = {"a": layer(8), "b": layer(8, outputs=12, inputs=9)}
     found = fidelity(layers, {name: decompose(each, 20) for name, each in layers.items()}, rank, torch.float32)
     spectra = {
@@ -47,7 +47,7 @@ def test_what_is_lost_is_what_eckart_and_young_say(rank):
     assert found.layers[found.worst][1] == max(error for _, error in found.layers.values())
 
 
-def test_a_type_below_float32_is_counted_among_what_is_lost():
+def test_rounding_to_16_bits_is_part_of_the_error():
     layers = {"a": layer(3)}
     products = {"a": decompose(layers["a"], 20)}
     whole, half = (fidelity(layers, products, 3, dtype) for dtype in (torch.float32, torch.bfloat16))
@@ -55,7 +55,7 @@ def test_a_type_below_float32_is_counted_among_what_is_lost():
     assert 1e-3 < half.error < 1e-2  # eight bits
 
 
-def test_a_sketch_finds_what_the_whole_decomposition_finds(monkeypatch):
+def test_a_random_projection_finds_the_components_of_the_full_decomposition(monkeypatch):
     wide = layer(5, outputs=60, inputs=70)
     exact = decompose(wide, 60)
     monkeypatch.setattr(difference, "SKETCHES", (3, 12, 50))
@@ -72,7 +72,7 @@ def test_a_sketch_finds_what_the_whole_decomposition_finds(monkeypatch):
     assert called[1:] == [(60, 70)]
 
 
-def test_a_smaller_rank_is_filled_with_nothing():
+def test_a_smaller_rank_is_padded_with_zeros():
     up, down = Product(drawn(4, 2), drawn(2, 6), 2).padded(5, torch.float16)
     assert (up.shape, down.shape, up.dtype) == ((4, 5), (5, 6), torch.float16)
     assert not up[:, 2:].any()

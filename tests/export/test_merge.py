@@ -1,4 +1,4 @@
-"""Export: the standalone model computes what base and adapter computed apart, by plain transformers and peft."""
+"""Export: the merged model equals base and adapter, as plain transformers and peft compute them."""
 
 import json
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ def logits(model):
 
 
 def make_run(path, model, adapter, **more):
-    """Make a run directory by hand, as a finished run leaves it."""
+    """Make a run directory like that of a finished run."""
     located = locate(str(model))
     resolved = {"format": 1, "student": {"model": str(model)}, "adapter": adapter, "seed": 0} | more
     record = {"source": str(model), "revision": None, "sha256": located.sha256}
@@ -128,7 +128,7 @@ def test_a_whole_model_keeps_its_weights(tmp_path, tiny_student):
 
 @dataclass(eq=False)
 class Scaled:
-    """An adapter that is no peft: one trained factor on the logits' bias-free head, folded in by its own merge."""
+    """An adapter without peft: a trained factor of the head, which its own hook merges."""
 
     @hookimpl
     def add_adapter(self, model):
@@ -144,7 +144,7 @@ class Scaled:
         return model
 
 
-def test_an_adapter_of_its_own_kind_merges_itself(tmp_path, tiny_teacher):
+def test_an_adapter_without_peft_is_merged_by_its_hook(tmp_path, tiny_teacher):
     from safetensors.torch import save_file
 
     run = make_run(tmp_path / "run", tiny_teacher, {f"{__file__}:Scaled": {}})
@@ -161,7 +161,7 @@ def test_an_adapter_of_its_own_kind_merges_itself(tmp_path, tiny_teacher):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_folder_is_a_model_and_nothing_else(tmp_path, lora_run, tiny_student, dtype):
+def test_the_folder_holds_only_a_model(tmp_path, lora_run, tiny_student, dtype):
     run, _ = lora_run
     out = export(run.path, tmp_path / "out", dtype)
     names = {file.name for file in out.iterdir()}
@@ -185,7 +185,7 @@ def test_bfloat16_rounds_once_after_the_merge(tmp_path, lora_run):
     assert all(torch.equal(whole[name].bfloat16(), half[name]) for name in whole)
 
 
-def test_what_exists_is_never_overwritten(tmp_path, lora_run):
+def test_an_existing_folder_is_not_overwritten(tmp_path, lora_run):
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(UsageError, match="exists already"):
@@ -193,7 +193,7 @@ def test_what_exists_is_never_overwritten(tmp_path, lora_run):
     assert list(out.iterdir()) == []
 
 
-def test_another_base_than_the_run_had_is_refused(tmp_path, tiny_student):
+def test_a_changed_base_is_refused(tmp_path, tiny_student):
     import shutil
 
     model = tmp_path / "model"

@@ -1,4 +1,4 @@
-"""Whole runs of every family: tiny models made once, and a recipe around them."""
+"""Complete runs of every family: tiny models made once, and a recipe for them."""
 
 import json
 import shutil
@@ -113,5 +113,5 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path, folder, chat, family):
-    """Return a lab for the family that the test is about."""
+    """Return a lab for the test's family."""
     return Lab(tmp_path, folder(family), folder(NAMES[(NAMES.index(family) + 1) % len(NAMES)]), chat)

@@ -32,7 +32,7 @@ def logits(model):
 
 
 def exported_equals_adapted(lab):
-    """Hold the exported model to base and adapter apart, and these to an adapter that did something."""
+    """Assert that the exported model equals base and adapter, and that the adapter has an effect."""
     ours = load(export(lab.path / "run", lab.path / "exported"))
     base = load(lab.student)
     bare = logits(base)
@@ -63,7 +63,7 @@ def first_step_is_right(lab):
     ],
 )
 def test_adapters_on_heads_and_embeddings(lab, adapter, targets):
-    """Of tied ones too: what is trained is the head apart, so it must not be merged into the embeddings."""
+    """Also tied ones: only the head is adapted, so it must not be merged into the embeddings."""
     tied = load(lab.student).config.tie_word_embeddings
     file = lab.recipe(adapter={adapter: {"r": 4, "target_modules": targets}})
     neoplug.run(file, output=lab.path / "run")
@@ -77,7 +77,7 @@ def test_adapters_on_heads_and_embeddings(lab, adapter, targets):
     ("family", "modules"),
     [("bloom", ["word_embeddings"]), ("gpt2", ["lm_head"]), ("gpt2", ["wte"]), ("olmo2", ["embed_tokens", "lm_head"])],
 )
-def test_modules_that_train_whole(lab, modules):
+def test_modules_that_are_trained_in_full(lab, modules):
     """Tied ones by either name: they stay tied, in the run and in what is exported."""
     base = load(lab.student)
     neoplug.run(lab.recipe(adapter={"lora": {"r": 4, "modules_to_save": modules}}), output=lab.path / "run")

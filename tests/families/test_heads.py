@@ -31,7 +31,7 @@ def as_loss(weight=1.0):
 
 
 def expected(model, rows):
-    """Return the summed loss of documents, each read alone by the model itself, with its graph."""
+    """Return the summed loss of documents, each a separate forward pass of the model, with its graph."""
     total = 0.0
     for row in rows:
         ids, scored = torch.from_numpy(row.input_ids)[None], torch.from_numpy(row.loss_mask[1:])
@@ -99,6 +99,6 @@ def own_sum(model, rows):
 
 
 def test_windows_are_the_configurations_own():
-    """A family whose window is smaller than these documents is here for what it shows."""
+    """The windows of these families are smaller than the documents."""
     found = {family for family in FAMILIES if (getattr(configuration(family), "sliding_window", None) or 99) < 30}
     assert found == WINDOWED

@@ -1,4 +1,4 @@
-"""docs/reference/families.md is what its command makes of the families that there are."""
+"""docs/reference/families.md is the output of its command."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_every_table_names_every_family():
     assert [[row[0] for row in table[2:]] for table in tables()] == [list(FAMILIES)] * 3
 
 
-def test_the_page_says_what_the_proofs_of_the_tests_find():
+def test_the_page_has_the_layouts_that_the_tests_find():
     """Both attentions take the layout that the runs of these families take; elsewhere attention is called by name."""
     head, _, *rows = tables()[0]
     taken = {
@@ -28,7 +28,7 @@ def test_the_page_says_what_the_proofs_of_the_tests_find():
     assert taken == {family: others.get(family, {"varlen"}) for family in FAMILIES}
 
 
-def test_it_says_how_it_was_made():
+def test_the_page_names_its_command():
     text = PAGE.read_text(encoding="utf-8")
     assert "python benchmarks/families.py" in text
     for package in ("torch", "transformers", "peft", "bitsandbytes"):

@@ -23,7 +23,7 @@ IDS = torch.arange(3, 43).view(2, 20)
 
 
 def load(folder):
-    """Return a model in float64, its experts computed one by one: their faster kernels know no float64."""
+    """Return a model in float64, with experts computed one by one: their faster kernels do not support float64."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, experts_implementation="eager").eval()
 
 
@@ -62,7 +62,7 @@ def test_packed_with_an_adapter(lab, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padded_and_trained_whole(lab, monkeypatch):
+def test_padded_and_trained_in_full(lab, monkeypatch):
     """The gradient of every weight counts in the norm: of tied heads and embeddings, biases, experts."""
     monkeypatch.setattr(forward, "LAYOUTS", {"padded": forward.LAYOUTS["padded"]})
     data = {"source": str(lab.chat), "held_out": 2, "max_length": 96, "packing": False}

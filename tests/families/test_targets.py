@@ -1,4 +1,4 @@
-"""What all-linear means where a family has more than linear layers: shapes alone tell, so no weights are made."""
+"""Which modules all-linear selects in families with other layers too, on the meta device."""
 
 import logging
 
@@ -23,7 +23,7 @@ def adapted(plugin, config):
 
 
 @pytest.mark.parametrize("exclude", [None, ["q_proj"], r".*\.q_proj"])
-def test_what_a_mamba_mixer_reads_without_calling_is_left_out(exclude, caplog):
+def test_layers_that_a_mamba_mixer_does_not_call_are_left_out(exclude, caplog):
     with caplog.at_level(logging.INFO, logger="neoplug"):
         names = adapted(LoRA(exclude_modules=exclude), configuration("falcon_h1"))
     assert "all-linear leaves out mamba.out_proj" in caplog.text
@@ -32,14 +32,14 @@ def test_what_a_mamba_mixer_reads_without_calling_is_left_out(exclude, caplog):
     assert any(name.endswith("q_proj") for name in names) == (exclude is None)
 
 
-def test_experts_are_adapted_where_peft_knows_them(caplog):
+def test_experts_are_adapted_where_peft_supports_them(caplog):
     with caplog.at_level(logging.INFO, logger="neoplug"):
         names = adapted(LoRA(), configuration("mixtral"))
     assert any("experts" in name for name in names)
     assert "experts" not in caplog.text
 
 
-def test_experts_that_stay_as_they_are_are_said(caplog):
+def test_experts_that_are_not_adapted_are_logged(caplog):
     config = AutoConfig.for_model("granitemoe", **USUAL, vocab_size=259, num_local_experts=4, num_experts_per_tok=2)
     with caplog.at_level(logging.INFO, logger="neoplug"):
         adapted(LoRA(), config)
@@ -47,14 +47,14 @@ def test_experts_that_stay_as_they_are_are_said(caplog):
     assert f"lora passes by {weights} weights of experts" in caplog.text
 
 
-def test_dora_cannot_stand_on_experts():
+def test_dora_on_experts_is_refused():
     with pytest.raises(RecipeError, match=r"cannot adapt the experts(.|\n)*name the layers to adapt"):
         adapted(DoRA(), configuration("mixtral"))
     names = adapted(DoRA(target_modules=["q_proj", "v_proj"]), configuration("mixtral"))
     assert {name.rpartition(".")[2] for name in names} == {"q_proj", "v_proj"}
 
 
-def test_linear_attention_that_calls_its_layers_keeps_them():
+def test_layers_that_linear_attention_calls_are_adapted():
     delta = {
         "linear_num_value_heads": 4,
         "linear_num_key_heads": 2,

@@ -50,7 +50,7 @@ def test_losses_are_those_of_plain_peft(lab, family, name):
 
 
 @pytest.mark.parametrize("family", ["opt"])
-def test_documents_need_positions_beside_virtual_tokens(lab, family, tmp_path):
+def test_documents_need_positions_after_virtual_tokens(lab, family, tmp_path):
     student = make(family, tmp_path / "student", max_position_embeddings=96)
     longest = {"source": str(lab.chat), "held_out": 2, "max_length": 96}
     file = lab.recipe(
@@ -62,7 +62,7 @@ def test_documents_need_positions_beside_virtual_tokens(lab, family, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["falcon_h1"])
-def test_a_prefix_before_a_state_is_refused_without_weights(lab, family):
+def test_a_prefix_for_a_state_space_model_is_refused_before_loading(lab, family):
     with pytest.raises(UsageError, match="layers keep a state beside keys and values"):
         neoplug.run(lab.recipe(adapter={"prefix_tuning": {}}), output=lab.path / "run")
     assert not (lab.path / "run").exists()
