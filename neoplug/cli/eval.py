@@ -1,4 +1,4 @@
-"""`neoplug eval`: a run's student, or any model, measured by a recipe."""
+"""`neoplug eval`: evaluate a run's student, or any model, by a recipe."""
 
 import json
 from typing import Annotated
@@ -16,9 +16,9 @@ def eval(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run's student, or any model.
+    """Evaluate a run's student, or any model.
 
-    Measures on the recipe's held-out text, against its teacher, with its probes. Writes nothing into the run.
+    On the recipe's held-out text, compared with its teacher, and with its probes. Writes nothing into the run.
     """
     from neoplug.runs.remeasure import checked_for, remeasure
 
@@ -30,7 +30,7 @@ def eval(
     if as_json:
         print(json.dumps(remeasure(target, checked, Silent()), indent=2))
         return
-    with watch.notes(), watch.progress(every=1) as progress:
-        found = remeasure(target, checked, progress)
+    with watch.log_to_stderr(), watch.progress(every=1) as progress:
+        metrics = remeasure(target, checked, progress)
     if watch.is_main():
-        show.measured(found, ("student", "teacher"))
+        show.print_metrics(metrics, ("student", "teacher"))

@@ -1,4 +1,4 @@
-"""`neoplug plugins --matrix`: which adapter works with which loading on which family, as it was measured."""
+"""`neoplug plugins --matrix`: print the measured compatibility of adapters, quantisations and model families."""
 
 import json
 import textwrap
@@ -11,34 +11,34 @@ from neoplug.registry import find, installed
 from neoplug.registry.compatibility import Matrix, matrices, matrix_for, measured_on, reasons, summary
 
 
-def show_matrix(name: str | None, as_json: bool) -> None:
-    """Print what the installed packages say of their adapters, or of one.
+def print_matrices(name: str | None, as_json: bool) -> None:
+    """Print the compatibility matrices of the installed packages, or the row of one adapter.
 
-    Raises UsageError where nobody says anything of it.
+    Raises UsageError for an adapter without a row.
     """
-    found = list(matrices(installed())) if name is None else [only(name)]
+    found = list(matrices(installed())) if name is None else [matrix_of(name)]
     if as_json:
         say(json.dumps([asdict(each) | {"differing": each.differing()} for each in found], indent=2))
         return
     for each in found:
-        show(each)
+        print_matrix(each)
 
 
-def only(name: str) -> Matrix:
-    """Return the matrix with the row of one adapter."""
+def matrix_of(name: str) -> Matrix:
+    """Return the matrix restricted to the row of one adapter."""
     entry = find(name, Path.cwd())
     matrix = matrix_for(entry)
     if matrix is None:
         known = sorted(adapter for each in matrices(installed()) for adapter in each.rows)
-        raise UsageError(f"nothing was measured of `{name}`\nfix: one of {', '.join(known)}")
+        raise UsageError(f"there are no measurements of `{name}`\nfix: one of {', '.join(known)}")
     return replace(matrix, rows={entry.name: matrix.rows[entry.name]})
 
 
-def show(matrix: Matrix) -> None:
-    """Print one matrix: what it was measured on, a line an adapter, and why not."""
+def print_matrix(matrix: Matrix) -> None:
+    """Print one matrix: versions, a line for each adapter, and the reasons of failures."""
     say(f"{measured_on(matrix)}; adapters without options")
-    for package, (then, here) in matrix.differing().items():
-        say(f"here {package} is {here or 'not installed'}, not {then}: what is shown may have changed")
+    for package, (measured, here) in matrix.differing().items():
+        say(f"here {package} is {here or 'not installed'}, not {measured}: the results may differ")
     say(f"families: {', '.join(matrix.families)}")
     heading("works on")
     rows = [[name, *(summary(matrix, name, loading) for loading in matrix.loadings)] for name in matrix.rows]

@@ -1,4 +1,4 @@
-"""`neoplug plan`: what a run would do and cost."""
+"""`neoplug plan`: show what a run would do, and its memory and disk use."""
 
 import json
 import re
@@ -9,10 +9,10 @@ import typer
 
 from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument
 from neoplug.cli.screen import heading, say, size, table
-from neoplug.cli.watch import notes
+from neoplug.cli.watch import log_to_stderr
 from neoplug.errors import UsageError
 
-DIGITS = 30  # of a number that somebody may mean
+DIGITS = 30  # limit of the length of a number
 Wanted = Annotated[
     str | None,
     typer.Option(
@@ -26,67 +26,67 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, match: Wanted = No
 
     Shows each value with its origin, plugins, parameters, data, steps, memory and disk. Loads no weights.
     """
-    wanted = parameters(match)
+    wanted = parameters_of(match)
     from neoplug import recipe as recipes
 
     checked = recipes.load(recipe, overrides or ())
 
-    from neoplug.runs.plan import plan as work_out
+    from neoplug.runs.plan import plan as make_plan
 
-    with checked.marking(), notes():  # what a plugin fitted to the model it says there
-        found = work_out(checked, wanted)
+    with checked.marking(), log_to_stderr():  # plugins log what they change to fit the model
+        planned = make_plan(checked, wanted)
     if as_json:
-        say(json.dumps(found, indent=2))
+        say(json.dumps(planned, indent=2))
     else:
-        show(found)
+        print_plan(planned)
 
 
-def parameters(match: str | None) -> int | None:
-    """Return the number in `parameters=N`. Raises UsageError for other words."""
+def parameters_of(match: str | None) -> int | None:
+    """Return the number in `parameters=N`. Raises UsageError for any other text."""
     if match is None:
         return None
-    found = re.fullmatch(r"parameters=([0-9]+(?:_[0-9]+)*)", match)
-    if found is None or len(found[1]) > DIGITS:
+    number = re.fullmatch(r"parameters=([0-9]+(?:_[0-9]+)*)", match)
+    if number is None or len(number[1]) > DIGITS:
         raise UsageError(
-            f"--match does not know `{match}`\n"
-            "why: what can be matched is the number of trainable parameters, a whole number\n"
+            f"--match does not support `{match}`\n"
+            "why: it matches the number of trainable parameters, an integer\n"
             "fix: --match parameters=2_000_000"
         )
-    return int(found[1])
+    return int(number[1])
 
 
-def show(found: Mapping[str, Any]) -> None:
+def print_plan(plan: Mapping[str, Any]) -> None:
     """Print a plan."""
-    heading(f"recipe {found['name']}")
-    table([[f"  {key}", value, place] for key, value, place in values(found["recipe"], found["origin"])])
+    heading(f"recipe {plan['name']}")
+    table([[f"  {key}", value, origin] for key, value, origin in values(plan["recipe"], plan["origin"])])
     heading("plugins")
-    table([[f"  {p['section']}", p["name"], f"{p['package']} {p['version']}", p["target"]] for p in found["plugins"]])
+    table([[f"  {p['section']}", p["name"], f"{p['package']} {p['version']}", p["target"]] for p in plan["plugins"]])
     heading("models")
-    table([[f"  {role}", *model_cells(model)] for role, model in found["models"].items()])
-    parameters = found["parameters"]
+    table([[f"  {role}", *model_cells(model)] for role, model in plan["models"].items()])
+    parameters = plan["parameters"]
     share = parameters["trainable"] / parameters["total"]
     say(f"  trainable: {parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.2%})")
     heading("data")
-    for line in found["data"]["lines"]:
+    for line in plan["data"]["lines"]:
         say(f"  {line}")
     heading("the run")
-    say(f"  {found['steps']:,} steps, {found['epochs']:.2f} epochs")
-    say(f"  {found['tokens']:,} tokens, {found['answer_tokens']:,} of them scored")
+    say(f"  {plan['steps']:,} steps, {plan['epochs']:.2f} epochs")
+    say(f"  {plan['tokens']:,} tokens, {plan['answer_tokens']:,} of them scored")
     for part in ("memory", "disk"):
         heading(f"{part}, estimated")
-        table([[f"  {key.replace('_', ' ')}", size(count)] for key, count in found[f"{part}_bytes"].items()])
-    if "match" in found:
+        table([[f"  {key.replace('_', ' ')}", size(count)] for key, count in plan[f"{part}_bytes"].items()])
+    if "match" in plan:
         heading("match")
-        say(f"  {found['match']['override']}")
+        say(f"  {plan['match']['override']}")
         say(
             "  "
             + "{option} {value}: {trainable:,} trainable parameters, {difference:+.2%} of {wanted:,}".format(
-                **found["match"]
+                **plan["match"]
             )
         )
-    if found["warnings"]:
+    if plan["warnings"]:
         heading("warnings")
-        for line in found["warnings"]:
+        for line in plan["warnings"]:
             say(f"  {line}")
 
 

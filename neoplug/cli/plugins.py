@@ -12,7 +12,7 @@ import typer
 
 from neoplug import hookspecs
 from neoplug.cli.arguments import AsJson
-from neoplug.cli.matrix import show_matrix
+from neoplug.cli.matrix import print_matrices
 from neoplug.cli.screen import heading, say, table
 from neoplug.errors import NeoplugError, UsageError, did_you_mean
 
@@ -51,7 +51,7 @@ def plugins(
     if section is not None and (name is not None or matrix):
         raise UsageError(f"name {'a plugin' if name else '--matrix'} or a section, not both")
     if matrix:
-        show_matrix(name, as_json)
+        print_matrices(name, as_json)
     elif name is not None:
         print_plugin(describe(name), as_json)
     else:

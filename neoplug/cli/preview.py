@@ -1,4 +1,4 @@
-"""`neoplug preview`: look at the data before paying for a run."""
+"""`neoplug preview`: show training rows as text, with their answer tokens marked, before a run."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,36 +21,36 @@ def preview(
 ) -> None:
     """Show a few rows as they are trained.
 
-    Scored tokens are coloured, or «marked» off a terminal; below stands what became of the data, what was dropped, and
-    how the teacher's tokenizer differs. Loads no model. Data that a run refuses are shown, then refused.
+    Answer tokens are coloured on a terminal, and «marked» elsewhere. Also shows counts of the data, dropped rows, and
+    differences of the teacher's tokenizer. Loads no model. Data that a run refuses are shown, then refused.
     """
     from neoplug import recipe as recipes
 
     checked = recipes.load(recipe, overrides or ())
 
-    from neoplug.runs.preview import preview as look
+    from neoplug.runs.preview import preview as make_preview
 
-    seen = look(checked, rows)
-    for number, (row, (tokens, scored)) in enumerate(zip(seen.rows, seen.tokens, strict=True), start=1):
+    shown = make_preview(checked, rows)
+    for number, (row, (tokens, scored)) in enumerate(zip(shown.rows, shown.tokens, strict=True), start=1):
         heading(f"row {number}: {tokens} tokens, {scored} scored, {len(row)} document{'s' * (len(row) != 1)}")
         for place, document in enumerate(row, start=1):
             if len(row) > 1:
                 say(f"-- document {place}")
-            show(document.student)
+            print_document(document.student)
             if document.teacher is not None:
                 say("-- the teacher reads")
-                show(document.teacher)
-    section("data", [f"{seen.total:,} training rows, {seen.held_out:,} held-out documents", *seen.report])
-    section("kinds of rows", seen.kinds)
-    section("the first row dropped for each reason", [dropped(*one) for one in seen.dropped])
-    section("what the teacher's tokenizer does otherwise", seen.differences)
-    if seen.problems:
+                print_document(document.teacher)
+    print_section("data", [f"{shown.total:,} training rows, {shown.held_out:,} held-out documents", *shown.report])
+    print_section("kinds of rows", shown.kinds)
+    print_section("the first row dropped for each reason", [dropped(*one) for one in shown.dropped])
+    print_section("differences of the teacher's tokenizer", shown.differences)
+    if shown.problems:
         with checked.marking():
-            raise RecipeError(seen.problems)
+            raise RecipeError(shown.problems)
 
 
-def section(title: str, lines: list[str]) -> None:
-    """Print lines below a heading, where there are any."""
+def print_section(title: str, lines: list[str]) -> None:
+    """Print a heading and lines; nothing without lines."""
     if lines:
         heading(title)
     for line in lines:
@@ -58,12 +58,12 @@ def section(title: str, lines: list[str]) -> None:
 
 
 def dropped(reason: str, row: int, excerpt: str) -> str:
-    """Return a dropped row in a line."""
+    """Return a line about a dropped row."""
     return f"row {row}, {reason}{': ' if excerpt else ''}{excerpt}"
 
 
-def show(document: "list[Piece]") -> None:
-    """Print a document: scored text green on a terminal, «so» elsewhere."""
+def print_document(document: "list[Piece]") -> None:
+    """Print a document; answer tokens are green on a terminal, and in «guillemets» elsewhere."""
     document = [(printable(text), scored) for text, scored in document]
     if not is_terminal():
         say("".join(f"{OPEN}{text}{CLOSE}" if scored else text for text, scored in document))

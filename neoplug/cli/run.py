@@ -1,4 +1,4 @@
-"""`neoplug run`: a recipe becomes a trained student, and what it was worth is told in a table."""
+"""`neoplug run`: train a student by a recipe, and print its metrics."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,9 +23,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in DIR from its last checkpoint.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in DIR from its last checkpoint.")] = False,
 ) -> None:
     """Distil: evaluate, train, evaluate again.
 
@@ -36,20 +34,19 @@ def run(
     from neoplug.runs.directory import chosen_output
 
     keep_freed()
-
     checked = recipes.load(recipe, overrides or ())
     folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
 
     from neoplug.cli import show, watch
     from neoplug.runs.execute import execute
 
-    with watch.notes(), watch.progress(every=checked.recipe.train.logging_steps) as progress:
+    with watch.log_to_stderr(), watch.progress(every=checked.recipe.train.logging_steps) as progress:
         result = execute(checked, folder, resume, progress)
     if watch.is_main():
-        show.result(result, folder, why_unmerged(checked.plugins))
+        show.print_result(result, folder, why_unmerged(checked.plugins))
 
 
 def why_unmerged(plugins: "Plugins") -> str:
     """Return why the adapter of a run cannot be merged, by its traits; an empty string if it can be."""
-    found = (plugins.section(section)[name] for section, name in plugins.named("add_adapter"))
-    return next((AdapterTraits.of(adapter).cannot_merge for adapter in found), "")
+    adapters = (plugins.section(section)[name] for section, name in plugins.named("add_adapter"))
+    return next((AdapterTraits.of(adapter).cannot_merge for adapter in adapters), "")

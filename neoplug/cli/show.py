@@ -1,4 +1,4 @@
-"""A result as people read it: before, after and teacher side by side, one continuation, what lies where, what next."""
+"""Printing of results: metrics before, after and of the teacher, a sample, cost, files, and the next command."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,52 +13,52 @@ from neoplug.runs.directory import RunDir
 COLUMNS = ("before", "after", "teacher")
 
 
-def result(result: Mapping[str, Any], folder: Path, cannot_merge: str = "") -> None:
-    """Show the result of a run that ended, and what it left in `folder`.
+def print_result(result: Mapping[str, Any], folder: Path, cannot_merge: str = "") -> None:
+    """Print the result of a finished run, and the files in its directory `folder`.
 
-    cannot_merge  why its adapter cannot be merged; empty: it can
+    cannot_merge  why its adapter cannot be merged; empty where it can be
     """
-    measured(result, COLUMNS)
+    print_metrics(result, COLUMNS)
     for remark in result.get("remarks") or ():
         say(f"\n{remark}")
     if sample := result.get("sample"):
-        continuation(sample)
+        print_sample(sample)
     heading("the run")
-    say(cost(result))
+    say(format_cost(result))
     if best := result.get("best"):
-        say(f"  the best of its evaluations: step {best['step']:,}, {best['metric']} {number(best['value'])}")
+        say(f"  best evaluation: step {best['step']:,}, {best['metric']} {format_number(best['value'])}")
     if stopped := result.get("stopped_early"):
-        say(f"  stopped after step {stopped:,}: the evaluations since the best brought nothing")
+        say(f"  stopped after step {stopped:,}: later evaluations did not improve on the best")
     heading(f"written to {folder}")
     table([(f"  {name}", size(count)) for name, count in RunDir(folder).contents()])
     heading("next")
     if cannot_merge:
-        say(f"  peft loads adapter/ beside its base; no export can merge it: {cannot_merge}")
+        say(f"  load adapter/ with peft on its base; it cannot be merged: {cannot_merge}")
     else:
         say(f"  neoplug export {shlex.quote(str(folder))} {shlex.quote(f'{folder}-model')}")
 
 
-def measured(result: Mapping[str, Any], columns: Sequence[str]) -> None:
-    """Show what was measured, those of the columns side by side that there are."""
-    known = [column for column in columns if result.get(column)]
-    if known:
+def print_metrics(result: Mapping[str, Any], columns: Sequence[str]) -> None:
+    """Print a table of metrics with those of `columns` that the result has."""
+    present = [column for column in columns if result.get(column)]
+    if present:
         heading("on held-out text (nats per token; agreement is with the teacher)")
-        table(list(measures(result, known)), header=("", *known), numbers=True)
+        table(list(metric_rows(result, present)), header=("", *present), numbers=True)
 
 
-def measures(result: Mapping[str, Any], measured: list[str]) -> Iterator[list[str]]:
-    """Yield a row for each measure that anybody has, then one for each number of a probe."""
+def metric_rows(result: Mapping[str, Any], columns: list[str]) -> Iterator[list[str]]:
+    """Yield a row for each metric that a column has, then one for each number of a probe."""
     for measure in MEASURES.values():
-        cells = [number(result[column].get(measure.name)) for column in measured]
-        if any(cells) and measure.name != "kd_ce_cosine":  # of use to `remarks`, not to a reader of the table
+        cells = [format_number(result[column].get(measure.name)) for column in columns]
+        if any(cells) and measure.name != "kd_ce_cosine":  # read by `remarks`, not by users
             yield [measure.title, *cells]
-    probes = [numbers(result[column].get("probes") or {}) for column in measured]
-    for key in dict.fromkeys(key for column in probes for key in column):
-        yield [key, *(number(column.get(key)) for column in probes)]
+    probes = [numbers(result[column].get("probes") or {}) for column in columns]
+    for key in dict.fromkeys(key for values in probes for key in values):
+        yield [key, *(format_number(values.get(key)) for values in probes)]
 
 
-def number(value: float | None) -> str:
-    """Return four significant digits or more; nothing for None."""
+def format_number(value: float | None) -> str:
+    """Return a number with four decimals, or one from 100 on; an empty string for None."""
     if value is None:
         return ""
     if isinstance(value, int):
@@ -66,16 +66,16 @@ def number(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
-def continuation(sample: Mapping[str, str]) -> None:
-    """Show how the student goes on after one prompt, before and after training."""
+def print_sample(sample: Mapping[str, str]) -> None:
+    """Print the student's continuation of a prompt before and after training."""
     heading("one prompt, continued")
     for name in ("prompt", "before", "after"):
         if sample.get(name) is not None:
             say(f"  {name + ':':8} {printable(' '.join(sample[name].split()))}")
 
 
-def cost(result: Mapping[str, Any]) -> str:
-    """Return steps, tokens, time, memory and parameters in one line, as far as they are known."""
+def format_cost(result: Mapping[str, Any]) -> str:
+    """Return a line with those of steps, tokens, time, memory and parameters that the result has."""
     parts = []
     if (steps := result.get("steps")) is not None:
         parts.append(f"{steps:,} steps")

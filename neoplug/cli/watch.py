@@ -1,4 +1,4 @@
-"""A run as it goes: a bar on a terminal, elsewhere a plain line every few steps. The notes of the log go to stderr."""
+"""Progress of a run: a bar on a terminal, elsewhere a plain line every few steps; log records go to stderr."""
 
 import logging
 import os
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def is_main() -> bool:
-    """Say whether this process speaks for all: torchrun numbers the others."""
+    """Return whether this is the main process, by the rank that torchrun sets."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def progress(every: int) -> Iterator["Progress"]:
-    """Yield what shows a run: a bar on a terminal, otherwise lines, one every `every` steps; nothing on other ranks."""
+    """Yield a progress display: a bar on a terminal, else a line every `every` steps; none on other ranks."""
     if not is_main():
         yield Silent()
         return
@@ -37,8 +37,8 @@ def progress(every: int) -> Iterator["Progress"]:
 
 
 @contextmanager
-def notes() -> Iterator[None]:
-    """Show the notes of the run on stderr while this context lasts."""
+def log_to_stderr() -> Iterator[None]:
+    """Print log records of neoplug on stderr inside the block: info and above, on other ranks warnings and above."""
     handler = _ToStderr(logging.INFO if is_main() else logging.WARNING)
     handler.setFormatter(_Plain())
     logger = logging.getLogger("neoplug")
@@ -53,14 +53,14 @@ def notes() -> Iterator[None]:
 
 
 class _ToStderr(logging.Handler):
-    """Writes to what stderr is now: a live bar puts itself in its place."""
+    """Writes to the current sys.stderr, which a live bar replaces."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _Plain(logging.Formatter):
-    """A note is its text; what is worse than a note says so."""
+    """Formats an info record as its text, a more severe one with its level in front."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -68,7 +68,7 @@ class _Plain(logging.Formatter):
 
 
 class Clock:
-    """How long the remaining steps take, judged by those of this session."""
+    """Estimate of the remaining time, from the steps of this process."""
 
     def __init__(self, total: int, done: int) -> None:
         self.total, self.done = total, done
@@ -89,29 +89,29 @@ class Lines:
         self.clock = Clock(0, 0)
 
     def started(self, total_steps: int, done: int) -> None:
-        """Say how far it has to go."""
+        """Print the number of steps."""
         self.clock = Clock(total_steps, done)
-        say(f"training: {total_steps} steps" + (f", going on after step {done}" if done else ""))
+        say(f"training: {total_steps} steps" + (f", continued after step {done}" if done else ""))
 
     def step(self, metrics: Mapping[str, Any]) -> None:
-        """Print every so many steps, and the last."""
+        """Print every `every` steps, and the last one."""
         number, total = metrics["step"], self.clock.total
         if number % self.every and number != total:
             return
-        parts = [f"step {number}/{total}", *measures(metrics)]
+        parts = [f"step {number}/{total}", *format_metrics(metrics)]
         left = self.clock.left(number)
         say("  ".join(parts if left is None else [*parts, f"{duration(left)} left"]))
 
     def phase(self, text: str) -> None:
-        """Print what goes on now."""
+        """Print the current phase."""
         say(text)
 
     def finished(self, result: Mapping[str, Any]) -> None:
-        """Leave the result to the table."""
+        """Do nothing: the result is printed as a table."""
 
 
 class Bar:
-    """A live bar: what goes on, step, time left; below it the losses and the speed."""
+    """A live bar with phase, step and time left; below it losses and speed."""
 
     def __init__(self, console: "Console") -> None:
         from rich.console import Group
@@ -124,19 +124,19 @@ class Bar:
         ]
         self.bar = Progress(SpinnerColumn(), texts[0], BarColumn(bar_width=20), *texts[1:], console=console)
         self.task = self.bar.add_task("starting", total=None, step="", left="")
-        self.below = Text()
-        self.display = Live(Group(self.bar, self.below), console=console, refresh_per_second=4)
+        self.details = Text()
+        self.display = Live(Group(self.bar, self.details), console=console, refresh_per_second=4)
         self.clock = Clock(0, 0)
 
     def started(self, total_steps: int, done: int) -> None:
-        """Give the bar its length."""
+        """Set the length of the bar."""
         self.clock = Clock(total_steps, done)
         self.bar.update(
             self.task, description="training", total=total_steps, completed=done, step=f"{done}/{total_steps}"
         )
 
     def step(self, metrics: Mapping[str, Any]) -> None:
-        """Move on, and show the losses of this step."""
+        """Advance the bar, and show the losses of this step."""
         number, left = metrics["step"], self.clock.left(metrics["step"])
         self.bar.update(
             self.task,
@@ -145,22 +145,22 @@ class Bar:
             step=f"{number}/{self.clock.total}",
             left="" if left is None else f"{duration(left)} left",
         )
-        self.below.plain = "  ".join(measures(metrics))
+        self.details.plain = "  ".join(format_metrics(metrics))
 
     def phase(self, text: str) -> None:
-        """Show what goes on now beside the bar, which keeps its place."""
+        """Show the current phase; the bar does not move."""
         self.bar.update(self.task, description=text)
 
     def finished(self, result: Mapping[str, Any]) -> None:
-        """Leave the full bar on the screen."""
+        """Mark the bar as done."""
         self.bar.update(self.task, description="done", left="")
 
 
-def measures(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the losses and the speed of a step: the weighted sum unless one loss says the same, then each loss."""
+def format_metrics(metrics: Mapping[str, Any]) -> list[str]:
+    """Return losses and speed of a step: the weighted sum, unless it equals the only loss, then each loss."""
     losses = metrics.get("losses") or {}
-    same = list(losses.values()) == [metrics["loss"]]
-    parts = [] if same else [f"loss {metrics['loss']:.4f}"]
+    equal = list(losses.values()) == [metrics["loss"]]
+    parts = [] if equal else [f"loss {metrics['loss']:.4f}"]
     parts += [f"{name} {value:.4f}" for name, value in losses.items()]
     if "penalty" in metrics:
         parts.append(f"penalty {metrics['penalty']:.4g}")

@@ -65,7 +65,7 @@ class World:
         """Return the concatenated values of all ranks, in the order of ranks."""
         return values if self.size == 1 else gather_object(values)
 
-    def agree(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """Return the main process's `value` on every rank."""
         values = [value]
         if self.size > 1:

@@ -60,7 +60,7 @@ def _executed(checked: ResolvedRecipe, output: Path, resume: bool, progress: Pro
         if directory is not None:
             validate_same_lock(directory, checked, parts)
         else:
-            directory = write_directory(Path(world.agree(str(output))), checked, parts, world)
+            directory = write_directory(Path(world.broadcast(str(output))), checked, parts, world)
             if world.is_main:
                 until_the_end.enter_context(directory.held())
         if world.is_main:

@@ -1,36 +1,36 @@
-"""What a run tells whoever watches it: the command line shows it, Python code mostly keeps silent."""
+"""The interface by which a run reports progress, and an implementation that ignores it."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """Listens to a run. Called on the main process only, between steps, never inside one; must not raise."""
+    """Receives the progress of a run. Called on the main process, between steps; must not raise."""
 
     def started(self, total_steps: int, done: int) -> None:
-        """Training begins: `total_steps` optimizer steps in all, `done` of them in an earlier session."""
+        """Called when training starts: `total_steps` optimizer steps in total, `done` of them before a resume."""
 
     def step(self, metrics: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, after it was flushed to disk; lines of a flush arrive one after the other."""
+        """Called for each line of metrics.jsonl after it is written."""
 
     def phase(self, text: str) -> None:
-        """Say what goes on now, as "evaluating the student"."""
+        """Called when a phase starts; `text` names it, as "evaluating the student"."""
 
     def finished(self, result: Mapping[str, Any]) -> None:
-        """The run is over, and `result` is what stands in result.json."""
+        """Called when the run has ended; `result` is the content of result.json."""
 
 
 class Silent:
-    """The listener of a run that nobody watches."""
+    """Ignores the progress of a run."""
 
     def started(self, total_steps: int, done: int) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def step(self, metrics: Mapping[str, Any]) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def phase(self, text: str) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def finished(self, result: Mapping[str, Any]) -> None:
-        """Ignore it."""
+        """Do nothing."""

@@ -295,7 +295,7 @@ class Trainer:
 
         Nothing is remembered but the evaluations themselves, which checkpoints carry: so a resumed run judges the same.
         """
-        self.state.evaluations = [*self.state.evaluations, self.world.agree({"step": step, **measured})]
+        self.state.evaluations = [*self.state.evaluations, self.world.broadcast({"step": step, **measured})]
         self.report_evaluation(f"step-{step}", step, measured)
         logger.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float)))
         if self.criterion is None:
@@ -352,7 +352,7 @@ class Trainer:
         recipe, folder = self.checked.recipe, self.directory
         if self.criterion is None:
             return after
-        evaluations = [*self.state.evaluations, self.world.agree({"step": done, **after})]
+        evaluations = [*self.state.evaluations, self.world.broadcast({"step": done, **after})]
         best = self.state.best = self.criterion.standing(evaluations).best
         if self.world.is_main:
             checkpoint.prune(folder.checkpoints, recipe.train.save_total_limit, best.step)

@@ -1,4 +1,4 @@
-"""`plugins --matrix`, and `plan` where the matrix knows that a pair does not work."""
+"""`plugins --matrix`, and `plan` for a pair that fails by the matrix."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_the_table_has_a_row_for_each_adapter_and_the_versions(neoplug):
         assert f"{package} {version}" in lines[0]
 
 
-def test_other_versions_than_those_measured_are_told(neoplug, monkeypatch):
+def test_other_versions_than_the_measured_ones_are_printed(neoplug, monkeypatch):
     monkeypatch.setattr(matrix, "version_of", lambda package: None if package == "peft" else "7.7")
     out = neoplug("plugins", "--matrix").out
     assert f"here torch is 7.7, not {SHIPPED.versions['torch']}" in out
@@ -43,16 +43,16 @@ def test_one_adapter_is_shown_alone(neoplug):
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
-    [(["jsd", "--matrix"], "nothing was measured of `jsd`"), (["--section", "loss", "--matrix"], "not both")],
+    [(["jsd", "--matrix"], "there are no measurements of `jsd`"), (["--section", "loss", "--matrix"], "not both")],
 )
-def test_what_has_no_matrix_exits_2(neoplug, arguments, reason):
+def test_an_adapter_without_measurements_exits_2(neoplug, arguments, reason):
     answer = neoplug("plugins", *arguments)
     assert answer.code == 2
     assert reason in answer.err
 
 
 def known_failures():
-    """Yield pairs that only the measurement knows: they fail on real weights, or train wrongly in silence."""
+    """Yield pairs that only a measurement shows: they fail on real weights, or train wrongly without an error."""
     for name, row in SHIPPED.rows.items():
         for found in row.findings:
             if found.at != REFUSED and PLAIN in found.where:

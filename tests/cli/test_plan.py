@@ -308,8 +308,8 @@ class Vectors:
 @pytest.mark.parametrize(
     ("wanted", "overrides", "said"),
     [
-        ("rank=4", [], "--match does not know `rank=4`"),
-        ("parameters=2e6", [], "--match does not know `parameters=2e6`"),
+        ("rank=4", [], "--match does not support `rank=4`"),
+        ("parameters=2e6", [], "--match does not support `parameters=2e6`"),
         ("parameters=0", [], "the student has 60,144 parameters itself"),
         ("parameters=" + "9" * 25, [], "fix: ask for a number from 1 to 60144"),
         ("parameters=100", [], "with r 1 it has 336, the fewest that its other options allow"),

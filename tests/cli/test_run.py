@@ -1,4 +1,4 @@
-"""`run`: what it hands to the runner, and how a result reads."""
+"""`run`: the arguments that it passes on, and how a result is printed."""
 
 import os
 import pty
@@ -11,6 +11,7 @@ import pytest
 from neoplug import recipe as recipes
 from neoplug.cli import show
 from neoplug.cli.run import why_unmerged
+from neoplug.registry.measures import MEASURES
 from neoplug.runs.directory import RunDir
 
 RESULT = {
@@ -41,7 +42,7 @@ RESULT = {
 
 @pytest.fixture
 def finished(tmp_path):
-    """Return a run directory whose name is longer than any screen is wide."""
+    """Return a run directory with a name longer than a line of a terminal."""
     run = RunDir.create(tmp_path / ("long" * 40), {"seed": 0}, {"format": 1})
     run.adapter.mkdir()
     (run.adapter / "adapter_model.safetensors").write_bytes(b"x" * 1500)
@@ -49,7 +50,7 @@ def finished(tmp_path):
 
 
 def test_a_result_is_a_table_of_before_after_and_teacher(capsys, finished):
-    show.result(RESULT, finished.path)
+    show.print_result(RESULT, finished.path)
     lines = capsys.readouterr().out.splitlines()
     table = {line[:16].strip(): line[16:].split() for line in lines if line}
     assert table["forward KL"] == ["11.5000", "2.5000"]
@@ -62,8 +63,8 @@ def test_a_result_is_a_table_of_before_after_and_teacher(capsys, finished):
     assert header.index("after") + len("after") == perplexity.index("20.2500") + len("20.2500")
 
 
-def test_a_result_tells_the_sample_the_files_and_the_next_command(capsys, finished):
-    show.result(RESULT, finished.path)
+def test_a_result_has_the_sample_the_files_and_the_next_command(capsys, finished):
+    show.print_result(RESULT, finished.path)
     printed = capsys.readouterr().out
     for line in ("  prompt:  The sky", "  before:  the the", "  after:   is blue"):
         assert f"{line}\n" in printed
@@ -74,32 +75,32 @@ def test_a_result_tells_the_sample_the_files_and_the_next_command(capsys, finish
     assert "\x1b" not in printed
 
 
-def test_an_adapter_that_no_export_merges_is_not_sent_to_export(capsys, finished):
-    show.result(RESULT, finished.path, "it depends on the token")
+def test_export_is_not_suggested_for_an_adapter_that_cannot_be_merged(capsys, finished):
+    show.print_result(RESULT, finished.path, "it depends on the token")
     printed = capsys.readouterr().out
     assert "neoplug export" not in printed
-    assert printed.endswith("peft loads adapter/ beside its base; no export can merge it: it depends on the token\n")
+    assert printed.endswith("load adapter/ with peft on its base; it cannot be merged: it depends on the token\n")
 
 
 @pytest.mark.parametrize(("adapter", "merges"), [("lora", True), ("full", True), ("lily", False), ("p_tuning", False)])
-def test_whether_an_adapter_merges_its_plugin_says(recipe, adapter, merges):
+def test_the_traits_of_an_adapter_state_whether_it_can_be_merged(recipe, adapter, merges):
     checked = recipes.load(recipe, [f"adapter={{{adapter}: {{}}}}"])
     assert bool(why_unmerged(checked.plugins)) != merges
 
 
-def test_a_continuation_does_not_steer_the_terminal(capsys, finished):
-    show.result({"sample": {"prompt": "a\x1b[31mb", "before": "c\x07", "after": "\x9bd"}}, finished.path)
+def test_a_continuation_cannot_control_the_terminal(capsys, finished):
+    show.print_result({"sample": {"prompt": "a\x1b[31mb", "before": "c\x07", "after": "\x9bd"}}, finished.path)
     printed = capsys.readouterr().out
     assert "a\\x1b[31mb" in printed
     assert not set("\x1b\x07\x9b") & set(printed)
 
 
-def test_a_result_without_measures_or_sample_is_still_told(capsys, finished):
-    show.result({"status": "completed", "sample": {"prompt": "x", "before": None}, "after": {}}, finished.path)
+def test_a_result_without_metrics_or_sample_is_printed(capsys, finished):
+    show.print_result({"status": "completed", "sample": {"prompt": "x", "before": None}, "after": {}}, finished.path)
     assert "None" not in capsys.readouterr().out
 
 
-def test_run_hands_recipe_folder_and_progress_to_the_runner(neoplug, recipe, tmp_path, monkeypatch):
+def test_run_passes_recipe_folder_and_progress_on(neoplug, recipe, tmp_path, monkeypatch):
     asked = {}
 
     def execute(checked, output, resume, progress):
@@ -127,7 +128,7 @@ from neoplug.cli import show, watch
 with watch.progress(1) as progress:
     progress.started(2, 0)
     progress.step({"step": 1, "loss": 1.0, "losses": {"forward_kl": 2.0}, "tokens_per_second": 10.0})
-show.result({"before": {"forward_kl": 1.0}, "after": {"forward_kl": 0.5}}, Path(sys.argv[1]))
+show.print_result({"before": {"forward_kl": 1.0}, "after": {"forward_kl": 0.5}}, Path(sys.argv[1]))
 """
 
 
@@ -150,7 +151,7 @@ def test_a_terminal_gets_a_bar(finished):
 
 
 def read(terminal):
-    """Return what the terminal holds; nothing when the other end is closed."""
+    """Return what was written to the terminal; nothing when the other end is closed."""
     try:
         return os.read(terminal, 65536)
     except OSError:  # how Linux says that
@@ -163,8 +164,8 @@ def test_a_real_run(neoplug, recipe, tmp_path):
     answer = neoplug("run", recipe, "--output", output)
     assert answer.code == 0, answer.err
     assert "step 5/5" in answer.out
-    for title in show.ROWS.values():
-        assert f"\n{title} " in answer.out
+    for measure in MEASURES.values():
+        assert (f"\n{measure.title} " in answer.out) == (measure.name != "kd_ce_cosine")
     assert f"neoplug export {output} {output}-model" in answer.out
     assert Path(output, "adapter", "adapter_model.safetensors").is_file()
     exported = neoplug("export", output, tmp_path / "model")

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on."""
+"""Display of a run's progress."""
 
 import io
 import logging
@@ -20,7 +20,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_lines_come_every_so_many_steps_and_at_the_end(capsys, clock):
+def test_lines_are_printed_every_few_steps_and_at_the_end(capsys, clock):
     lines = watch.Lines(every=2)
     lines.started(5, 0)
     for step in range(1, 6):
@@ -32,7 +32,7 @@ def test_lines_come_every_so_many_steps_and_at_the_end(capsys, clock):
     assert printed[-1].endswith("0:00 left")
 
 
-def test_time_left_is_judged_by_this_session_alone(clock):
+def test_time_left_is_estimated_from_this_process(clock):
     remaining = watch.Clock(total=100, done=90)
     assert remaining.left(90) is None
     clock[0] = 8.0
@@ -54,19 +54,19 @@ def test_the_bar_shows_step_losses_speed_and_time_left(clock):
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_one_loss_is_named_once():
-    assert watch.measures({"loss": 1.0, "losses": {"forward_kl": 1.0}}) == ["forward_kl 1.0000"]
-    assert watch.measures({"loss": 0.5, "losses": {"forward_kl": 1.0}, "penalty": 0.25}) == [
+def test_a_single_loss_is_printed_once():
+    assert watch.format_metrics({"loss": 1.0, "losses": {"forward_kl": 1.0}}) == ["forward_kl 1.0000"]
+    assert watch.format_metrics({"loss": 0.5, "losses": {"forward_kl": 1.0}, "penalty": 0.25}) == [
         "loss 0.5000",
         "forward_kl 1.0000",
         "penalty 0.25",
     ]
 
 
-def test_notes_go_to_stderr_and_leave_the_logger_as_it_was(capsys):
+def test_log_records_go_to_stderr_and_the_logger_is_restored(capsys):
     logger = logging.getLogger("neoplug")
     before = (logger.level, list(logger.handlers))
-    with watch.notes():
+    with watch.log_to_stderr():
         logger.info("packed into 3 rows")
         logger.warning("padded batches")
     captured = capsys.readouterr()
@@ -75,9 +75,9 @@ def test_notes_go_to_stderr_and_leave_the_logger_as_it_was(capsys):
     assert (logger.level, list(logger.handlers)) == before
 
 
-def test_other_ranks_keep_silent(capsys, monkeypatch):
+def test_other_ranks_print_nothing(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    with watch.progress(1) as shown, watch.notes():
+    with watch.progress(1) as shown, watch.log_to_stderr():
         shown.phase("loading")
         shown.started(2, 0)
         shown.step({"step": 1, **METRICS})
