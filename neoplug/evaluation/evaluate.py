@@ -125,7 +125,7 @@ def _document_sums(student: LanguageModel, teacher: Teacher | None, batch: Batch
         parts = [token_diagnostics(log_q, log_p, labels[rows])]
         values[rows] = torch.cat(parts if log_p is None else [*parts, _divergences(log_p, log_q)], -1)
     counts = [document.answer_tokens for document in batch.documents]
-    return torch.stack([part.sum(0, dtype=torch.float64) for part in values.split(counts)])
+    return torch.stack([part.sum(0, dtype=torch.float64) for part in torch.split(values, counts)])
 
 
 def _divergences(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -119,12 +119,14 @@ class RunDir:
     @property
     def resolved(self) -> dict[str, Any]:
         """The recipe that the run was started with."""
-        return yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe: dict[str, Any] = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        return recipe
 
     @property
     def lock(self) -> dict[str, Any]:
-        """What the run stood on, as `lock_record` wrote it."""
-        return json.loads((self.path / "lock.json").read_text(encoding="utf-8"))
+        """The lock of the run, as `build_lock` made it."""
+        lock: dict[str, Any] = json.loads((self.path / "lock.json").read_text(encoding="utf-8"))
+        return lock
 
     @property
     def metrics(self) -> MetricsFile:

@@ -120,7 +120,9 @@ def _counter(checked: ResolvedRecipe, skeleton: nn.Module, steps: int, name: str
         rng = generator(checked.recipe.seed, "rehearsal")
         try:
             alone = Plugins({"adapter": {name: plugin}})
-            model = alone.one("add_adapter", model=deepcopy(skeleton), batches=None, total_steps=steps, rng=rng)
+            model: nn.Module = alone.one(
+                "add_adapter", model=deepcopy(skeleton), batches=None, total_steps=steps, rng=rng
+            )
         except (RecipeError, PluginError):
             return None
         return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)

@@ -115,10 +115,11 @@ def _warnings(planned: Mapping[str, Any], output: Path) -> Iterator[str]:
 
 
 def _memory_of(device: str) -> int | None:
-    """Return the bytes of a device's memory, None where nobody says."""
+    """Return the bytes of a device's memory; None where they are unknown."""
     if device == "cpu":
-        return hardware()["memory_bytes"]
-    return torch.cuda.get_device_properties(device).total_memory if device.startswith("cuda") else None
+        memory: int | None = hardware()["memory_bytes"]
+        return memory
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.startswith("cuda") else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +185,7 @@ def _bytes(checked: ResolvedRecipe, role: Role, skeleton: PreTrainedModel, dtype
     """Return the bytes of the weights; what a `load` plugin quantises is asked of transformers' own quantiser."""
     kwargs = plugin_kwargs(checked.plugins, role)
     if "quantization_config" not in kwargs:
-        return sum(weight.numel() for weight in skeleton.parameters()) * dtype.itemsize
+        return float(sum(weight.numel() for weight in skeleton.parameters()) * dtype.itemsize)
     return _quantised_bytes(deepcopy(skeleton), kwargs["quantization_config"], dtype)
 
 
@@ -194,9 +195,11 @@ def _quantised_bytes(skeleton: PreTrainedModel, config: Any, dtype: torch.dtype)
     quantiser = AutoHfQuantizer.from_config(config)
     skeleton = skeleton.to(dtype)
     quantiser.preprocess_model(skeleton, dtype=dtype, device_map=None)
-    return sum(
-        weight.numel() * quantiser.param_element_size(skeleton, name, weight)
-        for name, weight in skeleton.named_parameters()
+    return float(
+        sum(
+            weight.numel() * quantiser.param_element_size(skeleton, name, weight)
+            for name, weight in skeleton.named_parameters()
+        )
     )
 
 
@@ -258,7 +261,7 @@ def _activations(student: _Skeleton, train: Train, longest_row: int) -> int:
     numbers = layers * hidden + layer if train.gradient_checkpointing else layers * layer
     # A block of the teacher's logits and one of the student's, which their gradient overwrites.
     logits = min(tokens * text.vocab_size, BLOCK) * FLOAT32 * 2
-    return tokens * numbers * student.dtype.itemsize + logits
+    return int(tokens * numbers * student.dtype.itemsize + logits)
 
 
 def _measured(checked: ResolvedRecipe) -> int:

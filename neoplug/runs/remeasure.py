@@ -22,7 +22,7 @@ from neoplug.runs.preflight import validate_devices
 from neoplug.runs.progress import Progress
 from neoplug.runs.saved_student import adapter_plugins, as_trained, base_of, is_peft, widened, with_peft
 
-logger = logging.getLogger("neoplug")
+logger = logging.getLogger(__name__)
 TARGET = "RUN_OR_MODEL"  # where mistakes are that stand in the target, not in the recipe
 
 
@@ -98,5 +98,6 @@ def _trained(bare: nn.Module, directory: RunDir) -> nn.Module:
 
 def _with_adapter(bare: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:
     if is_peft(directory) and not plugins.implements("save_adapter"):
-        return with_peft(bare, directory.adapter)
+        adapted: nn.Module = with_peft(bare, directory.adapter)
+        return adapted
     return as_trained(bare, directory, plugins)

@@ -72,7 +72,9 @@ def as_trained(model: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Modu
     torch.manual_seed(derive(seed, name))
     steps = checkpoint.read_state(newest)["step"]
     model.requires_grad_(False)
-    trained = plugins.one("add_adapter", model=model, batches=None, total_steps=steps, rng=generator(seed, name))
+    trained: nn.Module = plugins.one(
+        "add_adapter", model=model, batches=None, total_steps=steps, rng=generator(seed, name)
+    )
     _put(load_file(newest / "trainable.safetensors"), widened(trained), newest)
     return trained.eval()
 

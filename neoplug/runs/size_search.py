@@ -1,7 +1,8 @@
-"""The whole number at which a count comes nearest to what is wanted; each look at the count is dear.
+"""The integer size at which a parameter count is nearest to a wanted one, with few evaluations of the count.
 
-The count need not rise: it may fall, or stay. It is monotone for the most part, and not every number is legal: divisors
-only, even ones, none above a limit. Which are, only the count knows: it answers None.
+For most adapters the count is a straight line, a + b size: two evaluations give a and b, a third verifies the solution.
+Any other count is searched. It is mostly monotone, rising or falling, and may be constant; some sizes may be illegal
+(not a divisor, odd, above a limit), for which the count returns None.
 """
 
 from __future__ import annotations
@@ -11,23 +12,23 @@ from itertools import pairwise
 from math import exp, log
 
 Point = tuple[int, int]  # a size, its count
-LOOKS = 40  # at legal sizes, at most; 4 to 8 are usual
-BESIDE = 8  # whole numbers that are tried on each side of one that is refused
-STRIDE = 16  # times further at most, where nothing is known yet
-SAME = 3  # sizes with one count: it does not depend on the size
+EVALUATIONS = 40  # of the search at legal sizes, at most; 4 to 8 are usual
+NEIGHBOURS = 8  # integers that are tried on each side of an illegal one
+STRIDE = 16  # largest factor between an extrapolated size and the last one
+SAME = 3  # sizes with the same count, after which it is taken as constant
 CEILING = 2**40
 
 
 def nearest(count: Callable[[int], int | None], wanted: int, start: int, likely: Collection[int] = ()) -> list[Point]:
-    """Return the sizes that were looked at and are legal, with their counts, the nearest to `wanted` first.
+    """Return the evaluated legal sizes with their counts, the nearest to `wanted` first.
 
-    count   size -> its count, None where the size is refused
-    start   where to begin
-    likely  sizes to try where one is refused, such as divisors
+    count   size -> its count, None where the size is illegal
+    start   the first size to try
+    likely  sizes to try where one is illegal, such as divisors
     """
     found = _Found(count, likely)
     found.near(start, 0, CEILING)
-    for look in range(LOOKS):
+    for look in range(0 if _by_line(found, wanted) else EVALUATIONS):
         points = found.points()
         if not points or any(value == wanted for _, value in points):
             break
@@ -36,8 +37,26 @@ def nearest(count: Callable[[int], int | None], wanted: int, start: int, likely:
     return sorted(found.points(), key=lambda point: (abs(point[1] - wanted), point))
 
 
+def _by_line(found: _Found, wanted: int) -> bool:
+    """Evaluate the size at which a straight line through two counts has `wanted`; return whether the count is there."""
+    if not (points := found.points()) or not found.near(2 * points[0][0], points[0][0], CEILING):
+        return False
+    (size, first), (other, second) = found.points()
+    if first == second:
+        return False
+    slope = (second - first) / (other - size)
+    solution = size + (wanted - first) / slope
+    if solution < 1 or not found.near(solution, 0, CEILING):
+        return False
+    return any(
+        abs(at - solution) <= NEIGHBOURS and value == first + slope * (at - size)
+        for at, value in found.points()
+        if at not in (size, other) or abs(at - solution) <= 0.5
+    )
+
+
 class _Found:
-    """What is known of the sizes: each is looked at once.
+    """The sizes evaluated so far, each once.
 
     floor, ceiling  no legal size is at or beyond
     closed          pairs of legal sizes with none between them
@@ -50,14 +69,15 @@ class _Found:
         self.closed: set[Point] = set()
 
     def points(self) -> list[Point]:
-        """Return the legal sizes so far and their counts, by size."""
+        """Return the legal sizes evaluated so far with their counts, in ascending order."""
         return sorted((size, count) for size, count in self._counts.items() if count is not None)
 
-    def near(self, guess: int, low: int, high: int) -> bool:
-        """Look for a legal size about `guess`, between `low` and `high`; say whether there was one."""
-        beside = sorted(range(guess - BESIDE, guess + BESIDE + 1), key=lambda size: abs(size - guess))
+    def near(self, guess: float, low: int, high: int) -> bool:
+        """Evaluate sizes between `low` and `high`, the nearest to `guess` first; return whether one is legal."""
+        middle = round(guess)
+        around = sorted(range(middle - NEIGHBOURS, middle + NEIGHBOURS + 1), key=lambda size: abs(size - guess))
         likely = sorted(self._likely, key=lambda size: abs(size - guess))
-        return any(self._is_legal(size) for size in (*beside, *likely) if low < size < high)
+        return any(self._is_legal(size) for size in (*around, *likely) if low < size < high)
 
     def _is_legal(self, size: int) -> bool:
         if size not in self._counts:
@@ -71,7 +91,7 @@ def _around(points: list[Point], wanted: int) -> list[tuple[Point, Point]]:
 
 
 def _closer(found: _Found, points: list[Point], wanted: int, look: int) -> bool:
-    """Look between two neighbours; say whether there was anything to see."""
+    """Evaluate a size between two neighbours; return whether there was one."""
     for below, above in _around(points, wanted):
         low, high = below[0], above[0]
         if (low, high) in found.closed:
@@ -85,7 +105,7 @@ def _closer(found: _Found, points: list[Point], wanted: int, look: int) -> bool:
 
 
 def _outward(found: _Found, points: list[Point], wanted: int) -> bool:
-    """Look beyond the sizes so far, on the side where `wanted` should be; say whether there may be more to see."""
+    """Evaluate a size beyond those so far, on the side of `wanted`; return whether there may be more."""
     (_, first), (_, last) = points[0], points[-1]
     if first == last:
         return _anywhere(found, points, wanted)
@@ -102,7 +122,7 @@ def _outward(found: _Found, points: list[Point], wanted: int) -> bool:
 
 
 def _anywhere(found: _Found, points: list[Point], wanted: int) -> bool:
-    """Look for another count than the only one so far: where it should be, then at both ends."""
+    """Search for a count other than the only one so far: where it is expected, then at both ends."""
     (first, _), (last, only) = points[0], points[-1]
     if len(points) > SAME:
         return False
@@ -115,7 +135,7 @@ def _anywhere(found: _Found, points: list[Point], wanted: int) -> bool:
 
 
 def _beyond(inner: Point, outer: Point, wanted: int, up: bool) -> int:
-    """Return where the power law through two points reaches `wanted`; with one point, the count is as the size."""
+    """Return where the power law through two points reaches `wanted`; with one, it is proportional to the size."""
     steep = 1.0 if inner == outer else _log(outer[1], inner[1]) / _log(outer[0], inner[0])
     further = log(2) if steep == 0 else min(log(STRIDE), abs(_log(wanted, outer[1]) / steep))
     return round(outer[0] * exp(further if up else -further))
@@ -124,7 +144,7 @@ def _beyond(inner: Point, outer: Point, wanted: int, up: bool) -> int:
 def _on_line(below: Point, above: Point, wanted: int) -> float:
     """Return the size at which the power law through two points has the count `wanted`."""
     share = _log(wanted, below[1]) / _log(above[1], below[1])
-    return below[0] * (above[0] / below[0]) ** share
+    return float(below[0] * (above[0] / below[0]) ** share)
 
 
 def _log(one: int, other: int) -> float:

@@ -13,7 +13,7 @@ from neoplug.registry.nested import leaves, numbers
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
-logger = logging.getLogger("neoplug")
+logger = logging.getLogger(__name__)
 
 PROJECT = "neoplug"
 

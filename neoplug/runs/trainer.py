@@ -42,7 +42,7 @@ from neoplug.training.loop import LoopConfig, LoopEvents, Verdict, distil
 from neoplug.training.metrics import Metrics, peak_memory
 from neoplug.training.optim import make_optimizer, make_schedule
 
-logger = logging.getLogger("neoplug")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -261,8 +261,8 @@ class Trainer:
         return self.decode(found[0, len(prompt) :].tolist())
 
     def decode(self, ids: list[int]) -> str:
-        """Return text for people."""
-        return self.parts.tokenizer.decode(ids, skip_special_tokens=True)
+        """Return the text of tokens, without special tokens."""
+        return str(self.parts.tokenizer.decode(ids, skip_special_tokens=True))
 
     def stop_asked(self) -> bool:
         """Tell whether any rank was asked to stop."""
@@ -379,10 +379,10 @@ def count_parameters(module: Any) -> int:
     """Return how many parameters a model has; transformers knows how many a 4-bit weight holds."""
     count = getattr(module, "num_parameters", None)
     if count is None:
-        return sum(parameter.numel() for parameter in module.parameters())
+        return sum(int(parameter.numel()) for parameter in module.parameters())
     inside = getattr(count, "__self__", module)  # an adapter may stand around the model that counts
     counted = {id(parameter) for parameter in inside.parameters()}
-    return int(count()) + sum(p.numel() for p in module.parameters() if id(p) not in counted)
+    return int(count()) + sum(int(p.numel()) for p in module.parameters() if id(p) not in counted)
 
 
 def sample_prompt(parts: RunInputs, tokens: int = 32) -> list[int]:
@@ -390,4 +390,4 @@ def sample_prompt(parts: RunInputs, tokens: int = 32) -> list[int]:
     document = parts.corpus.held_out[0]
     scored = document.loss_mask.nonzero()[0]
     start = int(scored[0]) if len(scored) and scored[0] > 1 else min(tokens, max(1, len(document) // 2))
-    return document.input_ids[:start].tolist()
+    return [int(token) for token in document.input_ids[:start]]

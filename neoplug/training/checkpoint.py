@@ -29,7 +29,7 @@ from neoplug.errors import RunError, blaming
 from neoplug.files import folder_atomically
 from neoplug.registry import Plugins
 
-logger = logging.getLogger("neoplug")
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -42,7 +42,7 @@ def save(
     schedule: LRScheduler,
     plugins: Plugins,
     remembered: Sequence[bytes],
-    state: dict,
+    state: dict[str, Any],
 ) -> Path:
     """Write `folder/step-N`; `remembered` is what `pack` gave on each rank, in their order. `state` becomes JSON."""
     path = at(folder, step)
@@ -126,7 +126,7 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         RunError: the checkpoint was written in another format.
     """
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if state["format"] != FORMAT:
         raise RunError(f"{path} has format {state['format']}; this neoplug reads format {FORMAT}")
     return state

@@ -63,7 +63,8 @@ def token_diagnostics(student: Tensor, teacher: Tensor | None, labels: Tensor) -
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a, b)[:, None]
+    dot: Tensor = torch.linalg.vecdot(a, b)
+    return dot[:, None]
 
 
 def means(sums: Sequence[float], tokens: int) -> dict[str, float]:

@@ -74,7 +74,7 @@ def objective(
     token_weights  multiplies loss and gradient of each token, where it is given
     returns        scalar float32 with gradient to `hidden` and to a trainable head; [K, N] float32 nats without
     """
-    weighted, values = _Objective.apply(
+    weighted, values = _Objective.apply(  # type: ignore[no-untyped-call]
         hidden, losses, head, signal, labels, progress, diagnosis, token_weights, *head.parameters()
     )
     return weighted, values

@@ -31,7 +31,8 @@ def make_optimizer(model: nn.Module, plugins: Plugins, learning_rate: float) -> 
     groups = [{"lr": learning_rate, **group, "params": list(group["params"])} for group in groups]
     groups = [group for group in groups if group["params"]]
     _cover(groups, trainable)
-    return plugins.one("make_optimizer", groups=groups, model=model)
+    optimizer: Optimizer = plugins.one("make_optimizer", groups=groups, model=model)
+    return optimizer
 
 
 def make_schedule(optimizer: Optimizer, train: Train, total_steps: int) -> LRScheduler:
@@ -40,7 +41,8 @@ def make_schedule(optimizer: Optimizer, train: Train, total_steps: int) -> LRSch
 
     warmup = train.warmup_steps if train.warmup_steps >= 1 else ceil(train.warmup_steps * total_steps)
     name = "constant_with_warmup" if train.lr_scheduler_type == "constant" else train.lr_scheduler_type
-    return get_scheduler(name, optimizer, num_warmup_steps=int(warmup), num_training_steps=total_steps)
+    schedule: LRScheduler = get_scheduler(name, optimizer, num_warmup_steps=int(warmup), num_training_steps=total_steps)
+    return schedule
 
 
 def _cover(groups: list[dict[str, Any]], trainable: dict[int, str]) -> None:

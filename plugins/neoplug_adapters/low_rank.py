@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from neoplug import Batch, Recipe
 
-log = logging.getLogger("neoplug")
+log = logging.getLogger("neoplug")  # the run's log has its handlers there
 
 VARIANTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")  # peft's others: separate adapters here
 

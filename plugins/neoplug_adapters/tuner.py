@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from neoplug import Batch, Recipe
 
-log = logging.getLogger("neoplug")
+log = logging.getLogger("neoplug")  # the run's log has its handlers there
 
 # Options that peft names in complaints of layers too.
 OF_LAYERS = {"target_modules", "exclude_modules", "layers_to_transform", "modules_to_save", "bias"}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from neoplug import Batch
 
-log = logging.getLogger("neoplug")
+log = logging.getLogger("neoplug")  # the run's log has its handlers there
 
 CALIBRATION_TOKENS = {"block_influence": 4096, "greedy": 512}
 NUMBERS = ("layer_idx", "layer_id", "layer_index")  # how a part of a layer may call its layer's number

@@ -1,4 +1,4 @@
-"""The search for a size, held to a look at every size."""
+"""The search for a size, compared with the counts of all sizes."""
 
 import pytest
 from hypothesis import given
@@ -40,5 +40,13 @@ def test_no_size_is_nearer(name, wanted, start):
     assert len(found) <= 20
 
 
-def test_nothing_is_found_where_all_is_refused():
+@pytest.mark.parametrize("name", ["LoRA", "with an offset"])
+@given(wanted=st.integers(9_305, 300_000), start=st.integers(1, 300))
+def test_a_straight_line_takes_three_evaluations(name, wanted, start):
+    evaluated = []
+    nearest(lambda size: evaluated.append(size) or COUNTS[name](size), wanted, start, DIVISORS)
+    assert len(evaluated) <= 3
+
+
+def test_nothing_is_found_where_every_size_is_illegal():
     assert nearest(lambda size: None, 100, 8) == []
