@@ -35,7 +35,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Criterion:
-    """What tells evaluations apart; names and meanings are those of transformers' EarlyStoppingCallback."""
+    """The metric that ranks evaluations; names and meanings are those of transformers' EarlyStoppingCallback."""
 
     metric: str
     greater: bool
@@ -70,7 +70,7 @@ class Criterion:
 
 
 def criterion(section: Evaluate) -> Criterion | None:
-    """Return what the recipe tells evaluations apart by, if it does."""
+    """Return the recipe's criterion for the best evaluation, if it has one."""
     metric, greater = section.metric_for_best_model, section.greater_is_better
     if metric is None:
         return None

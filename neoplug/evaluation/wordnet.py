@@ -1,4 +1,4 @@
-"""Questions made of WordNet's own files: which of four definitions is that of a word?
+"""Multiple-choice questions from WordNet's files: which of four definitions is that of a word?
 
 Reads the database files of WordNet (wndb(5WN)), `index.POS` and `data.POS`, from a folder. Takes words of one part that
 occur in the texts that WordNet's authors counted senses in, each by its most frequent sense; the other definitions are
@@ -16,7 +16,7 @@ from pathlib import Path
 from neoplug.errors import UsageError
 from neoplug.seeds import derive
 
-PARTS = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}  # as in file names; as people say
+PARTS = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}  # as in file names; in English
 CHOICES = 4
 LONGEST = 60  # characters of a definition: a question is read four times
 _WORD = re.compile(r"[a-z]{3,}")
@@ -78,7 +78,7 @@ def _question(sense: Sense, pools: Mapping[str, list[Sense]], seed: int) -> dict
     wrong = dict.fromkeys(other.definition for other in drawn if not set(other.synsets) & set(sense.synsets))
     others = list(wrong)[: CHOICES - 1]
     if len(others) < CHOICES - 1:
-        raise UsageError(f"too few words beside `{sense.word}` to make wrong answers of")
+        raise UsageError(f"too few words other than `{sense.word}` to make wrong answers from")
     gold = rng.randrange(CHOICES)
     choices = [*others[:gold], sense.definition, *others[gold:]]
     return {"query": f'The {PARTS[sense.part]} "{sense.word}" means:', "choices": choices, "gold": gold}
@@ -107,7 +107,7 @@ def _senses(index: Path, data: Path) -> Iterator[Sense]:
 
 
 def _is_fair(word: str, definition: str) -> bool:
-    """Say whether a definition can be asked for: short to read, and without a word of the same stem, as far as seen."""
+    """Return whether a definition makes a fair question: short, and without a word of the same stem."""
     return 0 < len(definition) <= LONGEST and word[:5] not in definition.lower()
 
 

@@ -18,7 +18,7 @@ _DEFINITIONS = {name: section.__name__ for name, section in SECTIONS.items()}
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema. Imports every installed plugin; a broken one is left out with a word in the log."""
+    """Return the JSON schema. Imports every installed plugin; a broken one is left out with a warning."""
     plugins = _usable(installed())
     found: dict[str, Any] = Recipe.model_json_schema()
     definitions = found["$defs"]
@@ -35,7 +35,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _usable(entries: list[Entry]) -> list[tuple[Entry, type]]:
-    """Import what can be imported, and say what cannot."""
+    """Import the plugins; log those that cannot be imported."""
     usable = []
     for entry in entries:
         try:
@@ -76,7 +76,7 @@ def _options(kind: str, cls: type, name: str, definitions: dict[str, Any]) -> di
     try:
         options = options_model(cls).model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
         definitions |= {f"{name}.{inner}": schema for inner, schema in options.pop("$defs", {}).items()}
-    except Exception as error:  # a default or a type that JSON cannot say: it is still checked on loading
+    except Exception as error:  # a default or type without a JSON form: it is still checked on loading
         logger.warning("%s: its options are not described: %s", cls.__qualname__, error)
         options = {"type": "object"}
     if kind == "loss":

@@ -130,7 +130,7 @@ def _elsewhere(problem: Problem) -> Problem:
 
 
 def _advised(problem: Problem, tree: Tree) -> Problem:
-    """Write out the map that was meant where a name, or a list of names, stands in its place."""
+    """Suggest the map that was meant where a name, or a list of names, is in its place."""
     path, value = problem.path, tree.get(problem.path)
     if path in PLUGIN_MAPS and isinstance(value, str | list):
         names = [value] if isinstance(value, str) else value
@@ -144,7 +144,7 @@ def _advised(problem: Problem, tree: Tree) -> Problem:
 
 
 def _removed(tree: Tree) -> list[Problem]:
-    """Refuse nulls for keys that nobody knows: they would hide a misspelling."""
+    """Refuse nulls for unknown keys: they would hide a misspelling."""
     found = []
     for path, place in tree.removed.items():
         unknown = next((end for end in range(len(path)) if not _is_known(path[:end], path[end])), None)

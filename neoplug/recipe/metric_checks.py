@@ -14,7 +14,7 @@ def plain(metric: str) -> str:
 
 
 def metric_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Say what of `evaluate` cannot be: no metric, a metric that nobody measures, or that is never measured."""
+    """Yield the mistakes in `evaluate`: a missing metric, an unknown metric, or one that is never measured."""
     section, metric = recipe.evaluate, recipe.evaluate.metric_for_best_model
     if metric is None:
         given = ("load_best_model_at_end", "early_stopping_patience", "early_stopping_threshold", "greater_is_better")

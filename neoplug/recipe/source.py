@@ -163,7 +163,7 @@ def _inside_options(path: Key) -> bool:
 def split(text: str, values: Any) -> Key:
     """Split `key.path` at its dots, given the values it is a path in.
 
-    A part in quotes is taken as it is; else the longest key that stands there already; else a plugin of the form
+    A part in quotes is taken as it is; else the longest existing key; else a plugin of the form
     `./file.py:Class`; else all up to the next dot. So dots in known names need no quotes, in new ones they do.
     Raises ValueError where a part is empty.
     """

@@ -1,6 +1,6 @@
 """What was measured of adapters: with which loading, on which family of models, each works; and what that forbids.
 
-A package of plugins may ship a file `matrix.json` beside them. It is read without importing the package, and what it
+A package of plugins may include a file `matrix.json`. It is read without importing the package, and what it
 knows not to work is refused before a model is loaded. What it does not name is not known, and may be tried.
 """
 
@@ -114,7 +114,7 @@ class Matrix:
 
 @cache
 def matrix_of(package: str) -> Matrix | None:
-    """Return what a top-level package says of its adapters; it is found, not imported."""
+    """Return the matrix of a top-level package, which is found without importing it."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -125,7 +125,7 @@ def matrix_of(package: str) -> Matrix | None:
 
 
 def matrix_for(entry: Entry) -> Matrix | None:
-    """Return what a plugin's package says of it, None where it says nothing."""
+    """Return the matrix row of a plugin, None where its package has none."""
     found = None if entry.file else matrix_of(entry.target.partition(":")[0].partition(".")[0])
     return found if found and entry.name in found.rows else None
 
@@ -141,7 +141,7 @@ def matrices(entries: Iterable[Entry]) -> Iterator[Matrix]:
 
 
 def validate_compatibility(checked: ResolvedRecipe, family: str) -> None:
-    """Refuse an adapter that was measured not to work on such a student; what it refuses itself it says better.
+    """Refuse an adapter that was measured not to work on such a student; the adapter's own refusals are left to it.
 
     family  the `model_type` of the student's configuration
     Raises RecipeError.

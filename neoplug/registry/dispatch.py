@@ -14,7 +14,7 @@ from neoplug.registry.validation import SPECS, class_problems
 
 
 def path_of(section: str, name: str) -> Key:
-    """Return where a plugin stands in a recipe: ("student", "load", NAME) for section "student.load"."""
+    """Return the path of a plugin in a recipe: ("student", "load", NAME) for section "student.load"."""
     return (*section.split("."), name)
 
 
@@ -30,7 +30,7 @@ class _Bound:
     arguments: Sequence[str]
 
     def __call__(self, **arguments: Any) -> Any:
-        """Call it with those of the hook's arguments that it asks for; `name` is its own. Raises PluginError."""
+        """Call it with the hook's arguments that it takes; `name` is its name in the recipe. Raises PluginError."""
         with blaming(self.label, self.hook):
             return self.function(*[self.name if name == "name" else arguments[name] for name in self.arguments])
 
@@ -79,13 +79,13 @@ class Plugins:
     def each(self, hook: str, /, *, section: str | None = None, **arguments: Any) -> dict[str, Any]:
         """Call every plugin that answers `hook` (of one section, if given) and return {name in the recipe: answer}.
 
-        Each gets only the arguments it asks for; None is kept as an answer. Where the same name stands in two sections
+        Each gets only the arguments that it takes; None is kept as an answer. Where the same name is in two sections
         and no section is given, the key is `section.name`.
         """
         return {(call.name if section else call.label): call(**arguments) for call in self._of(hook, section)}
 
     def one(self, hook: str, /, **arguments: Any) -> Any:
-        """Return the only answer to `hook`, or None where nobody implements it. Raises RecipeError for several."""
+        """Return the only answer to `hook`, or None if no plugin implements it. Raises RecipeError for several."""
         calls = self._calls[hook]
         if len(calls) > 1:
             names = ", ".join(call.label for call in calls)
@@ -133,6 +133,6 @@ class Plugins:
         return found
 
 
-def _is(section: str, asked: str) -> bool:
+def _is(section: str, wanted: str) -> bool:
     """Say whether `section` is meant: "prepare" means "student.prepare", where only the student has one."""
-    return section == asked or section.rpartition(".")[2] == asked == "prepare"
+    return section == wanted or section.rpartition(".")[2] == wanted == "prepare"

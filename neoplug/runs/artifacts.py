@@ -39,7 +39,7 @@ def save_student(
 
 
 def _ship_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, directory: RunDir) -> None:
-    """Write student/ where the adapter stands on another base than the one that came: prepared, or changed by it."""
+    """Write student/ if the adapter's base is not the original model: it was prepared, or changed by the adapter."""
     if checked.plugins.implements("base_weights"):
         weights = checked.plugins.one("base_weights", model=model)
         with folder_atomically(_cleared(directory.student)) as draft:
@@ -50,13 +50,13 @@ def _ship_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokeniz
 
 
 def write_card(directory: RunDir, result: RunResult) -> None:
-    """Write the model card beside what was trained; it takes the place of peft's empty form."""
+    """Write the model card into the folder of the trained weights, in place of peft's empty template."""
     folder = directory.adapter if directory.adapter.is_dir() else directory.model
     write_atomically(folder / "README.md", card(directory, result))
 
 
 def _cleared(path: Path) -> Path:
-    """Remove what a session that was killed while it finished left: it was never told to anybody."""
+    """Remove what an interrupted attempt to finish left; no result refers to it."""
     if path.exists():
         shutil.rmtree(path)
     return path
@@ -69,7 +69,7 @@ def _is_peft(model: nn.Module) -> bool:
 
 
 def _name_base(model: Any, base: str, revision: str | None) -> None:
-    """Let the adapter's configuration say what it stands on."""
+    """Write the adapter's base model into its configuration."""
     for config in model.peft_config.values():
         config.base_model_name_or_path, config.revision = base, revision
 
@@ -84,7 +84,7 @@ def _save_peft(model: Any, path: Path) -> None:
 def _save_whole(
     model: Any, path: Path, base: ResolvedModel, tokenizer: Any, weights: dict[str, Tensor] | None = None
 ) -> None:
-    """Write a model with its tokenizer; `weights` are what is written in place of its own."""
+    """Write a model with its tokenizer; `weights` replace its own."""
     if not hasattr(model, "save_pretrained"):
         raise RunError(
             f"{type(model).__name__} cannot be saved: it is neither a PeftModel nor a transformers model\n"

@@ -1,6 +1,6 @@
-"""The run directory: what a run was asked, what it stood on, what it measured, what it leaves.
+"""The run directory: recipe, lock, metrics, result, checkpoints and trained weights of a run.
 
-    recipe.yaml      the resolved recipe; running it again asks the same
+    recipe.yaml      the resolved recipe, which can be run again
     lock.json        versions, hashes of models, data and in-recipe plugin files, seed, hardware
     metrics.jsonl    a line each optimizer step
     result.json      how it ended
@@ -45,7 +45,7 @@ def chosen_output(output: Path | str | None, output_dir: str | None, name: str, 
     """Return where a run is written: `output`, else the recipe's `output_dir`, else a new folder under runs/.
 
     Raises:
-        UsageError: a run shall be resumed, and nobody says which.
+        UsageError: a run is to be resumed, and no directory is given.
     """
     chosen = output or output_dir
     if resume and not chosen:
@@ -64,7 +64,7 @@ class RunDir:
         """Make the directory in one move, recipe and lock in it.
 
         Raises:
-            UsageError: something stands at `path`; a run is never overwritten.
+            UsageError: `path` exists; a run is never overwritten.
         """
         target = Path(path)
         validate_output_path(target)
@@ -113,7 +113,7 @@ class RunDir:
 
     @staticmethod
     def is_run(path: Path | str) -> bool:
-        """Say whether a run directory stands at `path`."""
+        """Return whether `path` is a run directory."""
         return all((Path(path) / name).is_file() for name in ("recipe.yaml", "lock.json"))
 
     @property
@@ -242,7 +242,7 @@ def validate_output_path(path: Path) -> None:
     """Refuse a place where no run directory can be made; an empty folder is a good one.
 
     Raises:
-        UsageError: something stands there, or it cannot be written.
+        UsageError: it exists, or it cannot be written.
     """
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
         raise taken(path)
@@ -253,7 +253,7 @@ def validate_output_path(path: Path) -> None:
 
 
 def taken(path: Path) -> UsageError:
-    """Return the error for a place where something stands already."""
+    """Return the error for a path that exists."""
     if RunDir.is_run(path):
         return UsageError(
             f"{path} holds a run already\n"

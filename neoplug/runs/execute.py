@@ -1,4 +1,4 @@
-"""A recipe becomes a run: refused, begun or continued, in a directory of its own."""
+"""Execution of a recipe: start or resume a run in its directory."""
 
 import logging
 from collections.abc import Iterator
@@ -74,7 +74,7 @@ def earlier(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir | Non
     """Return the run to go on with; None where there is none yet.
 
     Raises:
-        UsageError: a run stands there and shall not be resumed, or its recipe was another.
+        UsageError: the directory holds a run and `resume` is False, or the recipe has changed.
     """
     if not RunDir.is_run(output):
         validate_output_path(output)
@@ -100,7 +100,7 @@ def write_directory(output: Path, checked: ResolvedRecipe, parts: RunInputs, wor
 
 
 def validate_same_lock(directory: RunDir, checked: ResolvedRecipe, parts: RunInputs) -> None:
-    """Refuse to go on where models or data are other than they were; tell of other plugin files and versions.
+    """Refuse to resume if models or data have changed; warn of changed plugin files and versions.
 
     Raises:
         UsageError: the recipe is the same, but what it names is not.
@@ -142,7 +142,7 @@ def kept_notes() -> Iterator[MemoryHandler]:
 
 
 class _Log(logging.FileHandler):
-    """The file of a run's notes. A full disk cuts it short; what the run itself writes then says so."""
+    """The log file of a run. A full disk truncates it silently; the run's own files report the full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass

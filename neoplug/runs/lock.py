@@ -23,7 +23,7 @@ FORMAT = 1
 def lock_record(
     checked: ResolvedRecipe, models: Mapping[str, ResolvedModel | None], fingerprint: str
 ) -> dict[str, Any]:
-    """Return what a run stands on: `models` by role, `fingerprint` of the tokenised data. Order of maps is no part."""
+    """Return a run's lock: versions, hardware, plugins, `models` by role, `fingerprint` of the tokenised data."""
     return {
         "format": FORMAT,
         "versions": versions(),

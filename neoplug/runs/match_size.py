@@ -1,7 +1,7 @@
 """Fair by construction: the size at which a recipe's adapter has as many trainable parameters as another.
 
-An adapter says in an attribute of its class, `sized_by`, which of its options sizes it: a rank, a block. Sizes are
-tried on the student's skeleton, so no weights are loaded; which are legal the adapter says itself, by refusing.
+An adapter's trait `sized_by` names the option that sets its size: a rank, a block. Parameters are counted on the meta
+device; a size is illegal if the adapter refuses it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from neoplug.recipe import ResolvedRecipe
 
 START = 8  # where the recipe names no size, since the plugin fits one to the model
-OFF = 0.05  # of what was asked for: an end of the sizes that is further away is no match
+OFF = 0.05  # relative to the wanted count: the smallest or largest size is no match if it is further away
 
 
 @dataclass(frozen=True)
 class Match:
     """A size found.
 
-    wanted      trainable parameters asked for
+    wanted      wanted trainable parameters
     option      by which the adapter is sized
     value       of that option
     trainable   parameters that it gives
@@ -90,7 +90,7 @@ def _refuse(checked: ResolvedRecipe, own: int, wanted: int) -> None:
         raise UsageError(
             f"{wanted:,} trainable parameters cannot be matched\n"
             f"why: the student has {own:,} parameters itself, and an adapter is to have fewer\n"
-            f"fix: ask for a number from 1 to {own}"
+            f"fix: choose a number from 1 to {own}"
         )
     if checked.recipe.student.adapter_path is not None:
         raise UsageError(
@@ -114,7 +114,7 @@ def _option(plugin: Any, name: str, count: Callable[[], int | None]) -> str:
 
 
 def _counter(checked: ResolvedRecipe, skeleton: nn.Module, steps: int, name: str) -> Callable[[Any], int | None]:
-    """Return a function that says how many parameters of the student train with an adapter, None if it is refused."""
+    """Return a function that counts the trainable parameters with an adapter; None if it is refused."""
 
     def count(plugin: Any) -> int | None:
         rng = generator(checked.recipe.seed, "rehearsal")
@@ -156,7 +156,7 @@ def _out_of_reach(best: Match, name: str, most: bool) -> UsageError:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Hold back what plugins say of each size that is tried."""
+    """Suppress the log of plugins while sizes are tried."""
     logger = logging.getLogger("neoplug")
     level = logger.level
     logger.setLevel(logging.ERROR)

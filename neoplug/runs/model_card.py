@@ -31,7 +31,7 @@ def card(run: RunDir, result: RunResult, repository: str | None = None) -> str:
 
 
 def nameless(value: Any) -> Any:
-    """Return recipe or lock with local paths cut to their last name: where files lay tells nobody else anything."""
+    """Return a recipe or lock with local paths cut to their last component, so that no private path is published."""
     if isinstance(value, Mapping):
         return {nameless(key): nameless(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -40,7 +40,7 @@ def nameless(value: Any) -> Any:
 
 
 def _facts(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], result: RunResult) -> str:
-    """Return the card's metadata. Only what lies on the hub is named there as base or data set."""
+    """Return the card's metadata. Base and data set are named only if they are on the hub."""
     from huggingface_hub import EvalResult, ModelCardData
 
     student, data = lock["models"]["student"], run.resolved["data"]
@@ -77,7 +77,7 @@ def _summary(recipe: Mapping[str, Any], result: RunResult) -> str:
 
 
 def _use(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], repository: str | None) -> str:
-    """Return the lines that load it; a base that only neoplug can make is said in words."""
+    """Return the code that loads the model, or a sentence where plain libraries cannot load its base."""
     where = repository or run.path.absolute().name
     student = lock["models"]["student"]
     trust = ", trust_remote_code=True" if recipe["student"].get("trust_remote_code") else ""
@@ -120,7 +120,7 @@ def _number(value: float | None) -> str:
 
 
 def _origins(lock: Mapping[str, Any]) -> str:
-    """Return what the run stood on, a line each."""
+    """Return models, data, seed, versions and hardware of the run, a line each."""
     return "".join(f"- {line}\n" for line in _locked(lock))
 
 

@@ -46,7 +46,7 @@ class ModelLoader:
         )
 
     def dtype(self, role: Role) -> torch.dtype:
-        """Return what a model computes in: as its section says, else bfloat16 where its device has it natively."""
+        """Return a model's compute type: its section's, else bfloat16 if its device supports it natively."""
         section = getattr(self.checked.recipe, role)
         return resolve_dtype(section.dtype, section.device or self.world.device)
 

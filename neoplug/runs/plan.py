@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 FLOAT32 = 4  # bytes
 MANY_EPOCHS = 1000  # more than anybody trains for
 # Numbers that a layer keeps for backward, per token: of its hidden size and of its MLP's (counted on Llama by
-# autograd's saved tensors; no attention matrix, which sdpa computes anew). Checkpointing keeps a layer's input.
+# autograd's saved tensors; no attention matrix, which sdpa recomputes). Checkpointing keeps a layer's input.
 KEPT_HIDDEN, KEPT_MLP = 9, 4
 
 
@@ -59,7 +59,7 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
     name, recipe (resolved), origin (dotted key -> place), plugins (section, name, package, version, target),
     models (role -> source, revision, adapter, device, dtype, parameters, bytes), parameters (trainable, total),
     data (counts), steps, tokens_per_step, memory_bytes, disk_bytes, warnings (lines on what the teacher's tokenizer
-    does otherwise, what this machine cannot hold, or nobody wants); with `wanted`, match (see
+    does differently, what exceeds this machine, or is hardly intended); with `wanted`, match (see
     `neoplug.runs.match_size.Match`).
 
     Raises:
@@ -124,7 +124,7 @@ def _memory_of(device: str) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class _Skeleton:
-    """A model without its weights: where it lies, and how it would be loaded."""
+    """A model without its weights: its location, and how it would be loaded."""
 
     located: ResolvedModel
     device: str
@@ -182,7 +182,7 @@ def _model(checked: ResolvedRecipe, role: Role, located: ResolvedModel) -> _Skel
 
 
 def _bytes(checked: ResolvedRecipe, role: Role, skeleton: PreTrainedModel, dtype: torch.dtype) -> float:
-    """Return the bytes of the weights; what a `load` plugin quantises is asked of transformers' own quantiser."""
+    """Return the bytes of the weights; for a `load` plugin that quantises, transformers' quantiser computes them."""
     kwargs = plugin_kwargs(checked.plugins, role)
     if "quantization_config" not in kwargs:
         return float(sum(weight.numel() for weight in skeleton.parameters()) * dtype.itemsize)

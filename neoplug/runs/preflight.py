@@ -36,7 +36,7 @@ META = re.compile(r"\bmeta\b|incompatible tensor type", re.IGNORECASE)
 
 
 def find_model(section: Model, role: Role) -> ResolvedModel:
-    """Return where a section's model stands, and its adapter."""
+    """Return a section's resolved model, with its adapter."""
     located = locate(section.model, section.revision, (role, "model"), trust_remote_code=section.trust_remote_code)
     if section.adapter_path is None:
         return located
@@ -162,7 +162,7 @@ def adapted(checked: ResolvedRecipe, model: Any, steps: int, student: ResolvedMo
 
 
 def validate_devices(recipe: Recipe) -> None:
-    """Refuse devices and attention that a model asks for and this machine does not have."""
+    """Refuse devices and attention implementations that a section names and this machine does not have."""
     from transformers.utils import is_flash_attn_2_available
 
     problems = []
@@ -180,9 +180,9 @@ def validate_devices(recipe: Recipe) -> None:
 
 
 def validate_document_lengths(corpus: Corpus, models: Mapping[Role, ResolvedModel | None], before: int = 0) -> None:
-    """Refuse documents longer than a model has positions; where positions are rotary, it is only told.
+    """Refuse documents longer than a model has positions; with rotary positions, only warn.
 
-    before  tokens of an adapter's own that stand before each document
+    before  virtual tokens of an adapter before each document
     """
     for role, located in models.items():
         longest = corpus.longest[role]
@@ -190,8 +190,8 @@ def validate_document_lengths(corpus: Corpus, models: Mapping[Role, ResolvedMode
         positions = getattr(config, "max_position_embeddings", None) or longest + before
         if positions >= longest + before:
             continue
-        beside = f", and {before} virtual ones before it" if before else ""
-        what = f"the longest document has {longest} tokens{beside}, but the {role} was made for {positions}"
+        virtual = f", and {before} virtual ones before it" if before else ""
+        what = f"the longest document has {longest} tokens{virtual}, but the {role} was made for {positions}"
         if getattr(config, "rope_parameters", None):
             logger.warning("%s", what)
             continue

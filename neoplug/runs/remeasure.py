@@ -1,4 +1,4 @@
-"""A student measured anew: that of a finished run, or any model, by a recipe's text, teacher and probes."""
+"""Evaluation of the student of a finished run, or of any model, by a recipe's held-out text, teacher and probes."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ from neoplug.runs.progress import Progress
 from neoplug.runs.saved_student import adapter_plugins, as_trained, base_of, is_peft, widened, with_peft
 
 logger = logging.getLogger(__name__)
-TARGET = "RUN_OR_MODEL"  # where mistakes are that stand in the target, not in the recipe
+TARGET = "RUN_OR_MODEL"  # place of mistakes that come from the target, not from the recipe
 
 
 def checked_for(target: str, recipe: str | Path, overrides: Sequence[str] = ()) -> ResolvedRecipe:
-    """Return the recipe with the student that is to be measured in place of its own; overrides come last.
+    """Return the recipe with the student to evaluate in place of its own; overrides are applied last.
 
     target  the directory of a finished run, or a model as recipes name them
 
@@ -40,7 +40,7 @@ def checked_for(target: str, recipe: str | Path, overrides: Sequence[str] = ()) 
             f"{target} is neither a run nor a model: it has no recipe.yaml and lock.json, and no config.json\n"
             "fix: name the folder of a finished run, or one that `save_pretrained` wrote"
         )
-    placed = ("dtype", "device", "attn_implementation")  # how it computes is still the recipe's to say
+    placed = ("dtype", "device", "attn_implementation")  # how it computes is still set by the recipe
     others = dict.fromkeys(key for key in Student.model_fields if key not in placed)
     changes = {"student": {**others, "model": target}}
     return recipes.load(recipe, overrides, from_word(changes, TARGET, target, Path.cwd()))
@@ -49,7 +49,7 @@ def checked_for(target: str, recipe: str | Path, overrides: Sequence[str] = ()) 
 def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[str, Any]:
     """Measure `target` by the recipe of `checked_for`; writes nothing into a run.
 
-    Returns {format, target, student: {ruler's values, probes}, teacher: the same, empty without one}.
+    Returns {format, target, student: {metrics, probes}, teacher: the same, empty without one}.
     """
     directory = RunDir.open(target) if RunDir.is_run(target) else None
     with checked.marking():

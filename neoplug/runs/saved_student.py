@@ -59,7 +59,7 @@ def with_peft(model: nn.Module, adapter: Path) -> Any:
 
 
 def as_trained(model: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:
-    """Add the adapter anew and put what a checkpoint holds into it: for adapters that only their plugin can read.
+    """Add the adapter again and load a checkpoint into it: for adapters that only their plugin can read.
 
     Raises:
         UsageError: no checkpoint is left.
@@ -88,7 +88,7 @@ def _checkpoint(directory: RunDir) -> Path | None:
 
 
 def widened(model: nn.Module) -> nn.Module:
-    """Make float32 of what trains."""
+    """Convert trainable parameters to float32."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

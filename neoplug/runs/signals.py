@@ -21,12 +21,12 @@ class EndedNow(BaseException):
 
 @dataclass
 class Stop:
-    """Which signal asked the run to end, if any did; `deferred` while the loop will ask for it and save."""
+    """The signal that requested the end of the run, if one did; `deferred` while the loop polls it and saves."""
 
     signal: int | None = None
     deferred: bool = False
 
-    def asked(self, number: int, frame: FrameType | None) -> None:
+    def request(self, number: int, frame: FrameType | None) -> None:
         """Note the signal, or end at once."""
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -36,7 +36,7 @@ class Stop:
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """Let signals wait until the loop asks for them."""
+        """Defer signals until the loop polls them."""
         self.deferred = True
         try:
             yield
@@ -53,7 +53,7 @@ def stopping() -> Iterator[Stop]:
     """
     stop = Stop()
     try:
-        before = {number: signal.signal(number, stop.asked) for number in CAUGHT}
+        before = {number: signal.signal(number, stop.request) for number in CAUGHT}
     except ValueError:
         before = {}
     try:

@@ -20,7 +20,7 @@ def make_sampler(checked: ResolvedRecipe, corpus: Corpus, world: int) -> BatchSa
 
 
 def training_batches(checked: ResolvedRecipe, corpus: Corpus) -> Iterator[Batch]:
-    """Yield training micro-batches in the recipe's order, without end, for hooks that ask for `batches`."""
+    """Yield training micro-batches in the recipe's order, without end, for hooks that take `batches`."""
     sampler = make_sampler(checked, corpus, 1)
     for step in count():
         for rows in sampler.micro_batches(step, 0):
@@ -33,7 +33,7 @@ def count_steps(train: Train, steps_per_epoch: int) -> int:
 
 
 def make_losses(plugins: Plugins) -> list[Loss]:
-    """Return the losses among the plugins, in the order of their names; what each weighs is said at each step."""
+    """Return the losses among the plugins, in the order of their names; their weights are set at each step."""
     values = plugins.functions("token_loss", section="loss")
     gradients = plugins.functions("token_gradient", section="loss")
     return [Loss(name, 1.0, value, gradients.get(name)) for name, value in sorted(values.items())]

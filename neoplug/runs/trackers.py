@@ -1,6 +1,6 @@
 """Trackers show a run elsewhere; accelerate speaks to them. metrics.jsonl stays the source of truth.
 
-A tracker never ends a run: one that fails is told of and left out from then on.
+A tracker never ends a run: one that fails is logged and left out from then on.
 """
 
 import logging
@@ -22,7 +22,7 @@ class Trackers:
     """The trackers that a recipe reports to, on the main process.
 
     names   tensorboard, trackio, wandb, mlflow
-    run     the run's directory: its name is the run's, and what a tracker keeps in files lies in it
+    run     the run's directory: its name is the run's, and files of a tracker are written into it
     config  the resolved recipe
     """
 

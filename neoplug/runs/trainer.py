@@ -138,7 +138,7 @@ class Trainer:
         self.progress.started(total, first)
         with self.stop.deferring():
             done = first if self.state.stopped_early else distil(config, events, first)
-            stopped = self.stop_asked()  # one rank alone may have been, after the loop asked for the last time
+            stopped = self.stop_asked()  # a signal may have reached one rank after the loop polled for the last time
         if stopped or done < (self.state.stopped_early or total):
             signal = self.stop.signal or 15
             raise Interrupted(signal, f"stopped by a signal after step {done} of {total}; go on with --resume")
@@ -200,7 +200,7 @@ class Trainer:
         self.progress.phase(text)
 
     def add_adapter(self, bare: Any, total_steps: int) -> nn.Module:
-        """Let the recipe's adapter change the student, from a stored one where it names one; what trains is float32."""
+        """Add the recipe's adapter, with the weights of a stored one if named; what is trainable becomes float32."""
         recipe, plugins = self.checked.recipe, self.checked.plugins
         (name,) = plugins.implements("add_adapter")
         self.phase("adding the adapter")
@@ -244,7 +244,7 @@ class Trainer:
     def continuation(self, student: LanguageModel, prompt: list[int], tokens: int = 32) -> str | None:
         """Return how the student goes on, greedily; None where the model cannot generate.
 
-        Virtual tokens are read anew for each token: beside a cache of transformers', peft gets them wrong.
+        Virtual tokens are processed again for each token: with a cache of transformers, peft computes them wrongly.
         """
         module: Any = student.module
         if not hasattr(module, "generate"):
@@ -265,7 +265,7 @@ class Trainer:
         return str(self.parts.tokenizer.decode(ids, skip_special_tokens=True))
 
     def stop_asked(self) -> bool:
-        """Tell whether any rank was asked to stop."""
+        """Return whether any rank received a signal to stop."""
         asked = torch.tensor(int(self.stop.signal is not None), device=self.world.device)
         return bool(self.stop.signal) if self.world.size == 1 else bool(self.world.sum(asked))
 
@@ -291,9 +291,9 @@ class Trainer:
         self.world.wait()
 
     def judge(self, step: int, measured: EvaluationValues) -> Verdict:
-        """Keep an evaluation on the way for the result; say whether it is the best so far, and the last that is needed.
+        """Store an evaluation during training; return whether it is the best so far, and whether training should stop.
 
-        Nothing is remembered but the evaluations themselves, which checkpoints carry: so a resumed run judges the same.
+        The verdict depends only on the evaluations, which checkpoints carry, so a resumed run gets the same.
         """
         self.state.evaluations = [*self.state.evaluations, self.world.broadcast({"step": step, **measured})]
         self.report_evaluation(f"step-{step}", step, measured)
@@ -347,7 +347,7 @@ class Trainer:
     def at_its_best(
         self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int
     ) -> EvaluationValues:
-        """Measure the student as it is; put the weights of the best step back and measure these, if the recipe asks."""
+        """Evaluate the student; if the recipe says so, restore the weights of the best step and evaluate these."""
         after = self.stored("after", self.roles.measured(student, teacher, batches))
         recipe, folder = self.checked.recipe, self.directory
         if self.criterion is None:
@@ -380,7 +380,7 @@ def count_parameters(module: Any) -> int:
     count = getattr(module, "num_parameters", None)
     if count is None:
         return sum(int(parameter.numel()) for parameter in module.parameters())
-    inside = getattr(count, "__self__", module)  # an adapter may stand around the model that counts
+    inside = getattr(count, "__self__", module)  # an adapter may wrap the model that counts
     counted = {id(parameter) for parameter in inside.parameters()}
     return int(count()) + sum(int(p.numel()) for p in module.parameters() if id(p) not in counted)
 

@@ -1,6 +1,6 @@
 """Save and resume. A checkpoint is a folder, renamed into place when it is whole; resumed runs repeat bit for bit.
 
-    trainable.safetensors   what trains
+    trainable.safetensors   trainable parameters
     training.pt             the optimizer and the schedule
     plugins-RANK.pt         what the plugins of each rank remember
     state.json              the step, and what the session measured so far
@@ -59,7 +59,7 @@ def save(
 
 
 def latest(folder: Path) -> Path | None:
-    """Return the newest usable checkpoint, if there is one; a damaged one is passed over, and told."""
+    """Return the newest usable checkpoint, if there is one; a damaged one is skipped with a warning."""
     for path in sorted(folder.glob("step-*"), key=_step, reverse=True):
         try:
             json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ def load(
 
 
 def restore(path: Path, model: nn.Module, plugins: Plugins, rank: int = 0) -> None:
-    """Put back what trains and what plugins remember, but no optimizer: to measure or save the model as it was.
+    """Restore trainable parameters and plugin states, but no optimizer: to evaluate or save the model as it was.
 
     Raises:
         RunError: the checkpoint holds other parameters than the model trains.
@@ -133,7 +133,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def at(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of a step stands."""
+    """Return the path of a step's checkpoint."""
     return folder / f"step-{step}"
 
 
@@ -144,7 +144,7 @@ def as_named_now(name: str, names: list[str]) -> str:
 
 
 def prune(folder: Path, limit: int | None, best: int | None = None) -> None:
-    """Keep the newest `limit` checkpoints, and beside them that of step `best`."""
+    """Keep the newest `limit` checkpoints, and that of step `best`."""
     found = sorted(folder.glob("step-*"), key=_step)
     for path in found[:-limit] if limit else []:
         if _step(path) != best:

@@ -86,7 +86,7 @@ class LoopEvents:
 
 
 def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
-    """Train from step `first` to the end, until a signal asks to stop or an evaluation ends it; return the steps done.
+    """Train from step `first` to the end, until a signal or an evaluation ends it; return the steps done.
 
     Raises:
         RunError: a loss or gradient is not finite.
@@ -172,7 +172,7 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
 def micro_batches(config: LoopConfig, step: int, progress: float) -> Iterator[tuple[Batch, bool]]:
     """Yield this rank's micro-batches of a step on the CPU, as the treatments leave them.
 
-    False beside one: this rank has no rows left, and runs a document without answers to keep in step with the others.
+    False with a batch: this rank has no rows left, and runs a document without answers to stay in step with the others.
     """
     edits, weighed = config.plugins.functions("edit_batch"), config.plugins.named("token_weight")
     for number, rows in enumerate(config.sampler.micro_batches(step, config.world.rank)):

@@ -1,4 +1,4 @@
-"""The student and its objective in one module, and how strongly each loss pulls at what trains."""
+"""The student with its objective as one module, and the gradient norm of each loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from neoplug.training.objective import Loss, TokenWeights, objective
 class Watched:
     """A token weight, and whether it gave one that is below 0 or infinite: on the device, for a flush to read.
 
-    NaN tells nothing of it: a student that is lost makes NaN of any weight.
+    NaN does not count: a student with NaN logits makes any weight NaN.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
@@ -32,13 +32,13 @@ class Watched:
     def __call__(self, **arguments: Any) -> Tensor:
         """Return what it gives."""
         found = self.function(**arguments)
-        if isinstance(found, Tensor):  # whoever asked refuses anything else
+        if isinstance(found, Tensor):  # the caller refuses anything else
             self.unsound = self.unsound | ((found < 0) | found.isinf()).any()
         return found
 
 
 class StudentWithObjective(nn.Module):
-    """The student and its objective in one forward: what a wrapper for several ranks sees is what trains."""
+    """The student and its objective in one forward: a wrapper for several ranks sees the trainable parameters."""
 
     def __init__(self, student: LanguageModel, token_weights: Mapping[str, Callable[..., Tensor]]) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class StudentWithObjective(nn.Module):
         self.token_weights = {name: Watched(function) for name, function in token_weights.items()}
 
     def unsound(self) -> dict[str, Tensor | bool]:
-        """Tell of each token weight whether it ever gave one that is below 0 or infinite."""
+        """Return for each token weight whether it was ever below 0 or infinite."""
         return {name: weight.unsound for name, weight in self.token_weights.items()}
 
     def forward(

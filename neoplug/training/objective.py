@@ -153,7 +153,7 @@ def _tile(
 
 
 def _put(total: Tensor, gradient: Tensor, weight: float, first: bool) -> None:
-    """Add `weight * gradient` to a total [t, V] in place; the first overwrites what stands there."""
+    """Add `weight * gradient` to a total [t, V] in place; the first overwrites it."""
     if first:
         torch.mul(gradient, weight, out=total)
     else:
