@@ -16,7 +16,7 @@ import typer
 
 from neoplug.cli.arguments import AsJson
 from neoplug.cli.plugins import json_ready
-from neoplug.cli.screen import columns, heading, printable, say, table
+from neoplug.cli.screen import columns, echo, heading, printable, table
 from neoplug.errors import Mark, Problem, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def check(
         "not_checked": [hook for hook in hooks if hook not in TESTED],
     }
     if as_json:
-        say(json.dumps(report, indent=2, allow_nan=False))
+        echo(json.dumps(report, indent=2, allow_nan=False))
     else:
         print_report(report)
     if any(one["verdict"] == "does not hold" for one in report["properties"]):
@@ -180,18 +180,18 @@ def plain(tensor: "Tensor") -> Any:
 def print_report(report: dict[str, Any]) -> None:
     """Print a report, one line for each property."""
     options = [f"{name}={json.dumps(value)}" for name, value in report["options"].items()]
-    say("  ".join([report["plugin"], *options]))
-    say(f"implements {', '.join(report['hooks'])}; fits under {', '.join(report['sections'])}")
+    echo("  ".join([report["plugin"], *options]))
+    echo(f"implements {', '.join(report['hooks'])}; fits under {', '.join(report['sections'])}")
     for kind, of_kind in groupby(report["properties"], itemgetter("of")):
         heading(f"properties of every {kind}")
         properties = list(of_kind)
         lines = columns([[f"  {one['verdict']}", one["name"], explanation(one)] for one in properties])
         for line, one in zip(lines, properties, strict=True):
-            say(printable(line))
+            echo(printable(line))
             print_example(one)
     if report["not_checked"]:
         heading("not checked")
-        say(f"  its behaviour in {', '.join(report['not_checked'])}; run a recipe with it for two steps")
+        echo(f"  its behaviour in {', '.join(report['not_checked'])}; run a recipe with it for two steps")
 
 
 def explanation(one: dict[str, Any]) -> str:
@@ -204,9 +204,9 @@ def print_example(one: dict[str, Any]) -> None:
     """Print how a property fails, and the smallest example that breaks it."""
     if one["verdict"] != "does not hold":
         return
-    say(printable(f"    {one['why']}"))
+    echo(printable(f"    {one['why']}"))
     if one["at"]:
-        say(f"    at {one['at']}")
+        echo(f"    at {one['at']}")
     numbers = {**one.get("example", {}), **{name: one[name] for name in ("found", "expected") if name in one}}
     if numbers:
         table([[f"    {name}", json.dumps(value).replace('"', "")] for name, value in numbers.items()])

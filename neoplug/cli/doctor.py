@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from neoplug.cli.arguments import AsJson
-from neoplug.cli.screen import heading, say, size, table
+from neoplug.cli.screen import echo, heading, size, table
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -13,7 +13,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     report = examine()
     if as_json:
-        say(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
     else:
         print_report(report)
 

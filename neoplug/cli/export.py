@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from neoplug.cli.screen import say, size
+from neoplug.cli.screen import echo, size
 from neoplug.errors import UsageError
 
 
@@ -54,9 +54,9 @@ def _merged(run: Path, out: Path, dtype: str) -> None:
     from neoplug.export.merge import export as write
 
     write(run, out, dtype)
-    say(f"{out}: {_size(out)}, {dtype}")
+    echo(f"{out}: {_size(out)}, {dtype}")
     trust = ", trust_remote_code=True" if any(out.glob("*.py")) else ""
-    say(f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}{trust})")
+    echo(f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}{trust})")
 
 
 def _as_lora(run: Path, out: Path, dtype: str, rank: int | None, gguf: bool) -> None:
@@ -64,13 +64,13 @@ def _as_lora(run: Path, out: Path, dtype: str, rank: int | None, gguf: bool) -> 
     from neoplug.export.peft_files import describe, limit_for_vllm
 
     fidelity = export_lora(run, out, dtype, rank, gguf)
-    say(f"{out}: {_size(out)}, {dtype}, rank {fidelity.rank} in each of {len(fidelity.layers)} layers")
-    say(describe(fidelity))
-    say(f"load it on its base: peft.AutoPeftModelForCausalLM.from_pretrained({str(out)!r})")
+    echo(f"{out}: {_size(out)}, {dtype}, rank {fidelity.rank} in each of {len(fidelity.layers)} layers")
+    echo(describe(fidelity))
+    echo(f"load it on its base: peft.AutoPeftModelForCausalLM.from_pretrained({str(out)!r})")
     limit = limit_for_vllm(fidelity.rank)
-    say(f"vLLM: --enable-lora --max-lora-rank {limit}" if limit else f"vLLM does not support rank {fidelity.rank}")
+    echo(f"vLLM: --enable-lora --max-lora-rank {limit}" if limit else f"vLLM does not support rank {fidelity.rank}")
     if gguf:
-        say(f"llama.cpp: --lora {shlex.quote(str(out / 'adapter.gguf'))}")
+        echo(f"llama.cpp: --lora {shlex.quote(str(out / 'adapter.gguf'))}")
 
 
 def _size(folder: Path) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from neoplug.cli.screen import say
+from neoplug.cli.screen import echo
 
 
 def push(
@@ -20,4 +20,4 @@ def push(
     """
     from neoplug.export.hub import push as upload
 
-    say(upload(run, repository, private=private))
+    echo(upload(run, repository, private=private))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from neoplug.cli.screen import say, table
+from neoplug.cli.screen import echo, table
 from neoplug.errors import UsageError, did_you_mean
 
 
@@ -27,7 +27,7 @@ def recipes(
         what = f"there is no shipped recipe {name}{did_you_mean(name, list(shipped))}"
         raise UsageError(f"{what}\nfix: one of {', '.join(shipped)}")
     elif copy is None:
-        say(shipped[name].rstrip("\n"))
+        echo(shipped[name].rstrip("\n"))
     else:
         write(shipped[name], copy)
 
@@ -56,4 +56,4 @@ def write(text: str, target: Path) -> None:
         raise UsageError(f"{target} exists\nwhy: nothing is overwritten\nfix: choose another file") from None
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror}") from None
-    say(f"{target}: {len(text.encode())} bytes; change it, then: neoplug run {target}")
+    echo(f"{target}: {len(text.encode())} bytes; change it, then: neoplug run {target}")

@@ -2,7 +2,7 @@
 
 import json
 
-from neoplug.cli.screen import say
+from neoplug.cli.screen import echo
 
 
 def schema() -> None:
@@ -12,4 +12,4 @@ def schema() -> None:
     """
     from neoplug import recipe
 
-    say(json.dumps(recipe.json_schema(), indent=2))
+    echo(json.dumps(recipe.json_schema(), indent=2))

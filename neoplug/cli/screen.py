@@ -24,7 +24,7 @@ def console() -> "Console":
     return Console(highlight=False, soft_wrap=True)
 
 
-def say(text: str = "") -> None:
+def echo(text: str = "") -> None:
     """Print a line and flush stdout, so that a pipe receives it at once."""
     print(text, flush=True)
 
@@ -36,11 +36,11 @@ def printable(text: str) -> str:
 
 def heading(text: str) -> None:
     """Print a heading after an empty line."""
-    say()
+    echo()
     if is_terminal():
         console().print(text, style="bold", markup=False)
     else:
-        say(text)
+        echo(text)
 
 
 def table(rows: Sequence[Cells], *, header: Cells = (), numbers: bool = False) -> None:
@@ -49,7 +49,7 @@ def table(rows: Sequence[Cells], *, header: Cells = (), numbers: bool = False) -
         if header and number == 0 and is_terminal():
             console().print(line, style="bold", markup=False)
         else:
-            say(line)
+            echo(line)
 
 
 def columns(rows: Sequence[Cells], *, numbers: bool = False) -> list[str]:

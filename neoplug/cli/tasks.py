@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from neoplug.cli.screen import say
+from neoplug.cli.screen import echo
 
 
 class Maker(StrEnum):
@@ -39,5 +39,5 @@ def tasks(
     folder = wordnet.find(dict)
     written = wordnet.questions(folder, number, seed)
     write_atomically(out, "".join(json.dumps(question, ensure_ascii=False) + "\n" for question in written))
-    say(f"{out}: {number} questions from {folder}; the accuracy of chance is 1 in {wordnet.CHOICES}")
-    say("next: name the file under `probes`, as docs/how-to/evaluate.md shows")
+    echo(f"{out}: {number} questions from {folder}; the accuracy of chance is 1 in {wordnet.CHOICES}")
+    echo("next: name the file under `probes`, as docs/how-to/evaluate.md shows")

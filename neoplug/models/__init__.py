@@ -36,7 +36,7 @@ MOVED = {
 
 
 def __getattr__(name: str) -> Any:
-    """Return a name that moved, with a DeprecationWarning that says where it is now."""
+    """Return a name that moved, with a DeprecationWarning that names its new place."""
     if name not in MOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, new_name = MOVED[name]
