@@ -38,21 +38,19 @@ def nearest(count: Callable[[int], int | None], wanted: int, start: int, likely:
 
 
 def _by_line(found: _Found, wanted: int) -> bool:
-    """Evaluate the size at which a straight line through two counts has `wanted`; return whether the count is there."""
+    """Evaluate where a straight line through two counts has `wanted`; return whether a third count is on the line."""
     if not (points := found.points()) or not found.near(2 * points[0][0], points[0][0], CEILING):
         return False
     (size, first), (other, second) = found.points()
-    if first == second:
-        return False
     slope = (second - first) / (other - size)
-    solution = size + (wanted - first) / slope
+    solution = size + (wanted - first) / slope if slope else 0.0
     if solution < 1 or not found.near(solution, 0, CEILING):
         return False
-    return any(
-        abs(at - solution) <= NEIGHBOURS and value == first + slope * (at - size)
-        for at, value in found.points()
-        if at not in (size, other) or abs(at - solution) <= 0.5
-    )
+    if len(found.points()) == 2:  # one of the two is the nearest, if the line holds
+        found.near(size + other, other, CEILING)
+    third = [point for point in found.points() if point[0] not in (size, other)]
+    is_near = any(abs(at - solution) <= NEIGHBOURS for at, _ in found.points())
+    return is_near and any(count == first + slope * (at - size) for at, count in third)
 
 
 class _Found:

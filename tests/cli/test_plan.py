@@ -311,7 +311,7 @@ class Vectors:
         ("rank=4", [], "--match does not support `rank=4`"),
         ("parameters=2e6", [], "--match does not support `parameters=2e6`"),
         ("parameters=0", [], "the student has 60,144 parameters itself"),
-        ("parameters=" + "9" * 25, [], "fix: ask for a number from 1 to 60144"),
+        ("parameters=" + "9" * 25, [], "fix: choose a number from 1 to 60144"),
         ("parameters=100", [], "with r 1 it has 336, the fewest that its other options allow"),
         ("parameters=3000", ["adapter={ia3: {}}"], "fix: match the others to it, by --match parameters="),
         ("parameters=3000", ["adapter={shira: {target_modules: [k_proj]}}"], "the most that its other options allow"),
