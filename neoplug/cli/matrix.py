@@ -5,7 +5,7 @@ import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from neoplug.cli.screen import heading, say, table
+from neoplug.cli.screen import echo, heading, table
 from neoplug.errors import UsageError
 from neoplug.registry import find, installed
 from neoplug.registry.compatibility import Matrix, matrices, matrix_for, measured_on, reasons, summary
@@ -18,7 +18,7 @@ def print_matrices(name: str | None, as_json: bool) -> None:
     """
     found = list(matrices(installed())) if name is None else [matrix_of(name)]
     if as_json:
-        say(json.dumps([asdict(each) | {"differing": each.differing()} for each in found], indent=2))
+        echo(json.dumps([asdict(each) | {"differing": each.differing()} for each in found], indent=2))
         return
     for each in found:
         print_matrix(each)
@@ -36,14 +36,14 @@ def matrix_of(name: str) -> Matrix:
 
 def print_matrix(matrix: Matrix) -> None:
     """Print one matrix: versions, a line for each adapter, and the reasons of failures."""
-    say(f"{measured_on(matrix)}; adapters without options")
+    echo(f"{measured_on(matrix)}; adapters without options")
     for package, (measured, here) in matrix.differing().items():
-        say(f"here {package} is {here or 'not installed'}, not {measured}: the results may differ")
-    say(f"families: {', '.join(matrix.families)}")
+        echo(f"here {package} is {here or 'not installed'}, not {measured}: the results may differ")
+    echo(f"families: {', '.join(matrix.families)}")
     heading("works on")
     rows = [[name, *(summary(matrix, name, loading) for loading in matrix.loadings)] for name in matrix.rows]
     table(rows, header=("adapter", *matrix.loadings))
     heading("why not")
     lines = [f"{name} {line}" for name in matrix.rows for line in reasons(matrix, name)]
     for line in lines or ["nothing fails"]:
-        say(textwrap.indent(line, "  "))
+        echo(textwrap.indent(line, "  "))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument
-from neoplug.cli.screen import heading, say, size, table
+from neoplug.cli.screen import echo, heading, size, table
 from neoplug.cli.watch import log_to_stderr
 from neoplug.errors import UsageError
 
@@ -36,7 +36,7 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, match: Wanted = No
     with checked.marking(), log_to_stderr():  # plugins log what they change to fit the model
         planned = make_plan(checked, wanted)
     if as_json:
-        say(json.dumps(planned, indent=2))
+        echo(json.dumps(planned, indent=2))
     else:
         print_plan(planned)
 
@@ -65,20 +65,20 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     table([[f"  {role}", *model_cells(model)] for role, model in plan["models"].items()])
     parameters = plan["parameters"]
     share = parameters["trainable"] / parameters["total"]
-    say(f"  trainable: {parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.2%})")
+    echo(f"  trainable: {parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.2%})")
     heading("data")
     for line in plan["data"]["lines"]:
-        say(f"  {line}")
+        echo(f"  {line}")
     heading("the run")
-    say(f"  {plan['steps']:,} steps, {plan['epochs']:.2f} epochs")
-    say(f"  {plan['tokens']:,} tokens, {plan['answer_tokens']:,} of them scored")
+    echo(f"  {plan['steps']:,} steps, {plan['epochs']:.2f} epochs")
+    echo(f"  {plan['tokens']:,} tokens, {plan['answer_tokens']:,} of them scored")
     for part in ("memory", "disk"):
         heading(f"{part}, estimated")
         table([[f"  {key.replace('_', ' ')}", size(count)] for key, count in plan[f"{part}_bytes"].items()])
     if "match" in plan:
         heading("match")
-        say(f"  {plan['match']['override']}")
-        say(
+        echo(f"  {plan['match']['override']}")
+        echo(
             "  "
             + "{option} {value}: {trainable:,} trainable parameters, {difference:+.2%} of {wanted:,}".format(
                 **plan["match"]
@@ -87,7 +87,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     if plan["warnings"]:
         heading("warnings")
         for line in plan["warnings"]:
-            say(f"  {line}")
+            echo(f"  {line}")
 
 
 def model_cells(model: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ import typer
 from neoplug import hookspecs
 from neoplug.cli.arguments import AsJson
 from neoplug.cli.matrix import print_matrices
-from neoplug.cli.screen import heading, say, table
+from neoplug.cli.screen import echo, heading, table
 from neoplug.errors import NeoplugError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def plugins(
         entries = installed() if section is None else list(plugins_of(section))
         rows = [{key: getattr(entry, key) for key in HEADER} for entry in entries]
         if as_json:
-            say(json.dumps(rows, indent=2))
+            echo(json.dumps(rows, indent=2))
         else:
             table([[str(row[key]) for key in HEADER] for row in rows], header=HEADER)
 
@@ -152,18 +152,18 @@ def source(plugin: type) -> str | None:
 def print_plugin(plugin: dict[str, Any], as_json: bool) -> None:
     """Print one plugin."""
     if as_json:
-        say(json.dumps(plugin, indent=2))
+        echo(json.dumps(plugin, indent=2))
         return
-    say(f"{plugin['name']}  {plugin['package']} {plugin['version']}  {plugin['target']}")
-    say(f"sections: {', '.join(plugin['sections']) or 'none'}")
-    say(f"source: {plugin['source']}")
+    echo(f"{plugin['name']}  {plugin['package']} {plugin['version']}  {plugin['target']}")
+    echo(f"sections: {', '.join(plugin['sections']) or 'none'}")
+    echo(f"source: {plugin['source']}")
     heading("options")
     table([[f"  {option['name']}", option["type"], default(option)] for option in plugin["options"]] or [["  none"]])
     heading("hooks")
     table([[f"  {hook}", f"implemented by {rule}"] for hook, rule in plugin["hooks"].items()] or [["  none"]])
     if plugin["docstring"]:
         heading("description")
-        say(plugin["docstring"])
+        echo(plugin["docstring"])
 
 
 def default(option: dict[str, Any]) -> str:

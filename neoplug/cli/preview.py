@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neoplug.cli.arguments import Overrides, RecipeArgument
-from neoplug.cli.screen import console, heading, is_terminal, printable, say
+from neoplug.cli.screen import console, echo, heading, is_terminal, printable
 from neoplug.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ def preview(
         heading(f"row {number}: {tokens} tokens, {scored} scored, {len(row)} document{'s' * (len(row) != 1)}")
         for place, document in enumerate(row, start=1):
             if len(row) > 1:
-                say(f"-- document {place}")
+                echo(f"-- document {place}")
             print_document(document.student)
             if document.teacher is not None:
-                say("-- the teacher reads")
+                echo("-- the teacher reads")
                 print_document(document.teacher)
     print_section("data", [f"{shown.total:,} training rows, {shown.held_out:,} held-out documents", *shown.report])
     print_section("kinds of rows", shown.kinds)
@@ -54,7 +54,7 @@ def print_section(title: str, lines: list[str]) -> None:
     if lines:
         heading(title)
     for line in lines:
-        say(f"  {printable(line)}")
+        echo(f"  {printable(line)}")
 
 
 def dropped(reason: str, row: int, excerpt: str) -> str:
@@ -66,7 +66,7 @@ def print_document(document: "list[Piece]") -> None:
     """Print a document; answer tokens are green on a terminal, and in «guillemets» elsewhere."""
     document = [(printable(text), scored) for text, scored in document]
     if not is_terminal():
-        say("".join(f"{OPEN}{text}{CLOSE}" if scored else text for text, scored in document))
+        echo("".join(f"{OPEN}{text}{CLOSE}" if scored else text for text, scored in document))
         return
     from rich.text import Text
 

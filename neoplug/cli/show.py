@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neoplug.cli.screen import duration, heading, printable, say, size, table
+from neoplug.cli.screen import duration, echo, heading, printable, size, table
 from neoplug.registry.measures import MEASURES
 from neoplug.registry.nested import numbers
 from neoplug.runs.directory import RunDir
@@ -20,22 +20,22 @@ def print_result(result: Mapping[str, Any], folder: Path, cannot_merge: str = ""
     """
     print_metrics(result, COLUMNS)
     for remark in result.get("remarks") or ():
-        say(f"\n{remark}")
+        echo(f"\n{remark}")
     if sample := result.get("sample"):
         print_sample(sample)
     heading("the run")
-    say(format_cost(result))
+    echo(format_cost(result))
     if best := result.get("best"):
-        say(f"  best evaluation: step {best['step']:,}, {best['metric']} {format_number(best['value'])}")
+        echo(f"  best evaluation: step {best['step']:,}, {best['metric']} {format_number(best['value'])}")
     if stopped := result.get("stopped_early"):
-        say(f"  stopped after step {stopped:,}: later evaluations did not improve on the best")
+        echo(f"  stopped after step {stopped:,}: later evaluations did not improve on the best")
     heading(f"written to {folder}")
     table([(f"  {name}", size(count)) for name, count in RunDir(folder).contents()])
     heading("next")
     if cannot_merge:
-        say(f"  load adapter/ with peft on its base; it cannot be merged: {cannot_merge}")
+        echo(f"  load adapter/ with peft on its base; it cannot be merged: {cannot_merge}")
     else:
-        say(f"  neoplug export {shlex.quote(str(folder))} {shlex.quote(f'{folder}-model')}")
+        echo(f"  neoplug export {shlex.quote(str(folder))} {shlex.quote(f'{folder}-model')}")
 
 
 def print_metrics(result: Mapping[str, Any], columns: Sequence[str]) -> None:
@@ -71,7 +71,7 @@ def print_sample(sample: Mapping[str, str]) -> None:
     heading("one prompt, continued")
     for name in ("prompt", "before", "after"):
         if sample.get(name) is not None:
-            say(f"  {name + ':':8} {printable(' '.join(sample[name].split()))}")
+            echo(f"  {name + ':':8} {printable(' '.join(sample[name].split()))}")
 
 
 def format_cost(result: Mapping[str, Any]) -> str:

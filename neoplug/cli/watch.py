@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from neoplug.cli.screen import console, duration, is_terminal, say
+from neoplug.cli.screen import console, duration, echo, is_terminal
 from neoplug.runs.progress import Silent
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Lines:
     def started(self, total_steps: int, done: int) -> None:
         """Print the number of steps."""
         self.clock = Clock(total_steps, done)
-        say(f"training: {total_steps} steps" + (f", continued after step {done}" if done else ""))
+        echo(f"training: {total_steps} steps" + (f", continued after step {done}" if done else ""))
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """Print every `every` steps, and the last one."""
@@ -100,11 +100,11 @@ class Lines:
             return
         parts = [f"step {number}/{total}", *format_metrics(metrics)]
         left = self.clock.left(number)
-        say("  ".join(parts if left is None else [*parts, f"{duration(left)} left"]))
+        echo("  ".join(parts if left is None else [*parts, f"{duration(left)} left"]))
 
     def phase(self, text: str) -> None:
         """Print the current phase."""
-        say(text)
+        echo(text)
 
     def finished(self, result: Mapping[str, Any]) -> None:
         """Do nothing: the result is printed as a table."""
