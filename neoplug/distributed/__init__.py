@@ -1,5 +1,5 @@
 """Processes of one run: rank, device, and collective operations, by accelerate.
 
-Imported by `training` and what lies above it. Does not belong here: what a rank computes, or what the main process
+Imported by `training` and the layers above it. Does not belong here: what a rank computes, or what the main process
 writes.
 """

@@ -54,7 +54,7 @@ def open_for_push(run: Path) -> tuple[RunDir, RunResult]:
     directory = RunDir.open(run)
     result = directory.result if directory.is_finished else None
     if result is None:
-        raise UsageError(f"{run} is not finished\nwhy: its student is not what the recipe asked for\nfix: --resume it")
+        raise UsageError(f"{run} is not finished\nwhy: its student is not fully trained\nfix: --resume it")
     return directory, result
 
 

@@ -55,7 +55,7 @@ def open_for_export(run: Path, out: Path, dtype: str) -> RunDir:
     directory = RunDir.open(run)
     if not directory.is_finished:
         raise UsageError(
-            f"{run} is not finished\nwhy: its student is not what the recipe asked for\n"
+            f"{run} is not finished\nwhy: its student is not fully trained\n"
             "fix: continue it with `neoplug run RECIPE --output RUN --resume`"
         )
     return directory

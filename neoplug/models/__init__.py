@@ -1,6 +1,6 @@
 """Models: resolved from their names, loaded, verified; the output head as a function, and stored adapters.
 
-Imported by `teachers` and what lies above it. Does not belong here: the teacher's signal (`teachers`), adapters under
+Imported by `teachers` and the layers above it. Does not belong here: the teacher's signal (`teachers`), adapters under
 training (plugins), merged or exported models (`export`).
 """
 
