@@ -1,4 +1,4 @@
-"""What makes one evaluation better than another: the recipe's metric, and which way is up."""
+"""Selection of the best evaluation: the recipe's metric, its direction, and early stopping."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Criterion:
-    """The metric that ranks evaluations; names and meanings are those of transformers' EarlyStoppingCallback."""
+    """How evaluations are compared; names and meanings are those of transformers' EarlyStoppingCallback."""
 
     metric: str
     greater: bool
@@ -56,21 +56,21 @@ class Criterion:
         """Return the metric's value.
 
         Raises:
-            RunError: nothing of that name was measured, or it is no finite number.
+            RunError: the evaluation has no metric of that name, or its value is not finite.
         """
         values = {plain(name): value for name, value in numbers(measured).items() if name != "step"}
-        found = values.get(plain(self.metric))
-        if found is None or not isfinite(found):
+        value = values.get(plain(self.metric))
+        if value is None or not isfinite(value):
             raise RunError(
-                f"evaluate.metric_for_best_model is {self.metric}, but that measured {found}"
-                f"{did_you_mean(self.metric, [*values])}\nwhy: the best of several evaluations has the best number\n"
+                f"evaluate.metric_for_best_model is {self.metric}, but the evaluation measured {value}"
+                f"{did_you_mean(self.metric, [*values])}\nwhy: the best evaluation is the one with the best value\n"
                 f"fix: choose one of {', '.join(sorted(values))}"
             )
-        return float(found)
+        return float(value)
 
 
 def criterion(section: Evaluate) -> Criterion | None:
-    """Return the recipe's criterion for the best evaluation, if it has one."""
+    """Return the criterion of a recipe; None if it names no metric."""
     metric, greater = section.metric_for_best_model, section.greater_is_better
     if metric is None:
         return None

@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 
 from neoplug.errors import Path as Key
 from neoplug.errors import did_you_mean
+from neoplug.registry.measures import RANKING
 
 Options = dict[str, dict[str, Any]]  # a plugin map: name in the recipe -> options
 Positive = Annotated[int, Field(ge=1)]
@@ -15,6 +16,11 @@ Text = Annotated[str, Field(min_length=1)]
 Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "text"]
 
 DEVICES = ["cpu", "cuda", "cuda:0"]
+RANKED = "; ".join(
+    f"{name}: {measure.title}, {'greater' if measure.greater_is_better else 'smaller'} is better"
+    + (", needs a teacher" if measure.needs_teacher else "")
+    for name, measure in RANKING.items()
+)
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 
 # Maps of plugins. A child's replaces the parent's, and an empty value in one means "no options".
@@ -204,7 +210,7 @@ class Evaluate(Section):
 
     eval_steps: Positive | None = None
     per_device_eval_batch_size: Positive = 4
-    metric_for_best_model: Text | None = None
+    metric_for_best_model: Text | None = Field(default=None, examples=[*RANKING, "probes.NAME.KEY"], description=RANKED)
     greater_is_better: bool | None = None
     load_best_model_at_end: bool = False
     early_stopping_patience: Positive | None = None

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from neoplug.registry.measures import MEASURES
 from neoplug.runs.directory import RunDir, as_yaml
 from neoplug.runs.result import RunResult
 
@@ -53,9 +54,9 @@ def _facts(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], resu
         tags=["neoplug", "knowledge-distillation", *recipe["adapter"], *recipe["loss"]],
         model_name=run.path.absolute().name,
         eval_results=[
-            EvalResult("text-generation", "text", "held-out text", name, value)
-            for name, value in (result.after or {}).items()
-            if isinstance(value, float)
+            EvalResult("text-generation", "text", "held-out text", name, value, metric_name=measure.title)
+            for name, measure in MEASURES.items()
+            if isinstance(value := (result.after or {}).get(name), float)
         ],
     )
     return str(facts.to_yaml()) + "\n"
@@ -105,12 +106,13 @@ def _python(*lines: str) -> str:
 
 
 def _table(result: RunResult) -> str:
-    evaluations = {name: found for name in COLUMNS if (found := getattr(result, name))}
-    names = dict.fromkeys(
-        key for found in evaluations.values() for key, value in found.items() if isinstance(value, float)
-    )
+    """Return the metrics of each evaluation as a Markdown table, and the remarks."""
+    evaluations = {name: values for name in COLUMNS if (values := getattr(result, name))}
     rows = [["", *evaluations], ["---"] * (len(evaluations) + 1)]
-    rows += [[name, *(_number(found.get(name)) for found in evaluations.values())] for name in names]
+    for measure in MEASURES.values():
+        cells = [_number(values.get(measure.name)) for values in evaluations.values()]
+        if any(cells):
+            rows.append([f"{measure.title} ({measure.unit})" if measure.unit else measure.title, *cells])
     remarks = "".join(f"\n{remark}\n" for remark in result.remarks)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n{remarks}"
 

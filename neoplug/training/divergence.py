@@ -1,4 +1,4 @@
-"""What divergences of teacher p and student q share: the temperature.
+"""Base classes of losses that compare the distributions of teacher p and student q at a temperature.
 
 Both distributions are softened to softmax(z / T), and the value is multiplied by T^2 before backward, so that gradients
 keep their scale (Hinton, Vinyals, Dean 2015, arXiv 1503.02531). N answer tokens, V vocabulary.
@@ -25,7 +25,7 @@ class Softened:
             raise ValueError(f"temperature is {self.temperature}, but must be a finite number above 0")
 
     def _soften(self, log_probabilities: Tensor) -> Tensor:
-        if self.temperature == 1:  # they arrive normalised
+        if self.temperature == 1:  # already normalised
             return log_probabilities
         return (log_probabilities / self.temperature).log_softmax(-1)
 
@@ -54,10 +54,13 @@ class Divergence(Softened, ABC):
 
     @abstractmethod
     def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """Return fresh tensors: the divergence [N] and its gradient [N, V] by the logits of q. Few of size V."""
+        """Return new tensors: the divergence [N] and its gradient [N, V] by the logits of q.
+
+        Intermediate tensors of size [N, V] dominate the time and memory of a step: use few, and operate in place.
+        """
 
 
 def log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
-    """Return log(share p + (1 - share) q) as a fresh tensor [N, V]; share in (0, 1)."""
+    """Return log(share p + (1 - share) q) as a new tensor [N, V]; share in (0, 1)."""
     first, second = log_p + log(share), log_q + log1p(-share)
     return torch.logaddexp(first, second, out=None if second.requires_grad else first)

@@ -1,7 +1,8 @@
 """The distillation loop: one function that reads from top to bottom.
 
-It knows no plugin by name and no file: it is handed models, hooks, and what to do with lines, saves and evaluations.
-The objective is an exact sum over answer tokens, divided once by the answer tokens of all micro-batches and ranks.
+It names no plugin and opens no file: `LoopConfig` holds the models and plugins, `LoopEvents` the callbacks for metrics,
+checkpoints and evaluations. The objective is an exact sum over answer tokens, divided once by the number of answer
+tokens of all micro-batches and ranks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,12 +28,16 @@ from neoplug.seeds import derive, generator
 from neoplug.teachers.base import Teacher
 from neoplug.training.diagnostics import Diagnosis
 from neoplug.training.metrics import Metrics, Step, merge, peak_memory
-from neoplug.training.module import StudentWithObjective, gradient_norms, remembering
+from neoplug.training.module import StudentWithObjective, gradient_norms, plugin_state_restored
 from neoplug.training.objective import Loss
 
 
 class Verdict(NamedTuple):
-    """What an evaluation means for the run: the best so far, to be saved; no better for long enough, to end with."""
+    """The consequence of an evaluation.
+
+    improved  it is the best so far: save a checkpoint
+    enough    early stopping: end the run
+    """
 
     improved: bool
     enough: bool
@@ -86,14 +91,14 @@ class LoopEvents:
 
 
 def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
-    """Train from step `first` to the end, until a signal or an evaluation ends it; return the steps done.
+    """Train from step `first` to the end, a request to stop or early stopping; return the number of steps done.
 
     Raises:
         RunError: a loss or gradient is not finite.
     """
     settings, world, weights = config.settings, config.world, dict(config.weights)
-    bare = StudentWithObjective(config.student, config.plugins.functions("token_weight"))
-    module = world.wrap(bare)
+    unwrapped = StudentWithObjective(config.student, config.plugins.functions("token_weight"))
+    module = world.wrap(unwrapped)
     parameters = [parameter for parameter in config.student.module.parameters() if parameter.requires_grad]
     module.train()
     for step in range(first, config.total_steps):
@@ -103,19 +108,19 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
         batches = list(micro_batches(config, step, progress))
         counts = torch.tensor([sum(b.answer_tokens for b, _ in batches), sum(b.tokens for b, real in batches if real)])
         counts = world.sum(counts.to(world.device, non_blocking=True))
-        scale = world.size / counts[0].clamp(min=1)  # a wrapper averages gradients over ranks; they are to add up
+        scale = world.size / counts[0].clamp(min=1)  # a wrapper averages gradients over ranks, where a sum is needed
 
         done = step + 1
         logs, ends = done % settings.logging_steps == 0, done == config.total_steps
         diagnosis = Diagnosis(world.device) if logs or ends else None
         if step == 0 and any(weight.calibrate and not weight.measured for weight in weights.values()):
             losses = [*config.losses, *config.references]
-            weights = calibrate(weights, measure(config, bare, losses, batches, step, progress))
+            weights = calibrate(weights, measure(config, unwrapped, losses, batches, step, progress))
             events.on_calibrated({name: weight.value for name, weight in weights.items()})
         losses = [replace(loss, weight=weights[loss.name].at(progress)) for loss in config.losses]
         norms = {}
         if (logs or ends) and settings.log_gradient_norms:
-            norms = measure(config, bare, losses, batches, step, progress)
+            norms = measure(config, unwrapped, losses, batches, step, progress)
         values = []
         for number, (batch, _) in enumerate(batches):
             signal = None if config.teacher is None else config.teacher.signal(batch)  # it may be on another device
@@ -151,7 +156,7 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
         rows = [(rows, each.isfinite().all(0)) for rows, each in values]
         diagnosed = None if diagnosis is None else world.sum(diagnosis.sums)
         used = {loss.name: loss.weight for loss in losses}
-        events.metrics.add(Step(known, counts, sums, extras, rows, diagnosed, used, norms, bare.unsound()))
+        events.metrics.add(Step(known, counts, sums, extras, rows, diagnosed, used, norms, unwrapped.invalid_weights()))
 
         stops = (world.size == 1 or logs) and events.stop_requested()  # several ranks synchronise for it
         saves = done % settings.save_steps == 0 or ends or stops
@@ -170,61 +175,61 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
 
 
 def micro_batches(config: LoopConfig, step: int, progress: float) -> Iterator[tuple[Batch, bool]]:
-    """Yield this rank's micro-batches of a step on the CPU, as the treatments leave them.
+    """Yield this rank's micro-batches of a step on the CPU, after the treatments, each with whether it has rows.
 
-    False with a batch: this rank has no rows left, and runs a document without answers to stay in step with the others.
+    A rank without rows left runs a document without answer tokens, so that all ranks take part in every reduction.
     """
-    edits, weighed = config.plugins.functions("edit_batch"), config.plugins.named("token_weight")
+    edits, weighted = config.plugins.functions("edit_batch"), config.plugins.named("token_weight")
     for number, rows in enumerate(config.sampler.micro_batches(step, config.world.rank)):
         documents = [document for row in rows for document in config.corpus.rows[row]]
         real, documents = bool(documents), documents or [without_answers(config.corpus.rows[0][0])]
         batch = collate(documents)
         for name, edit in edits.items() if real else ():
             edit(batch=batch, progress=progress, rng=generator(config.seed, name, step, number, config.world.rank))
-        if weighed:
+        if weighted:
             batch.in_answer = positions_in_answers(documents)[batch.positions]
         yield batch, real
 
 
 def measure(
-    config: LoopConfig, bare: StudentWithObjective, losses: Sequence[Loss], batches: Sequence[tuple[Batch, bool]],
+    config: LoopConfig, module: StudentWithObjective, losses: Sequence[Loss], batches: Sequence[tuple[Batch, bool]],
     step: int, progress: float,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Return the gradient norm of each loss in a step that is yet to be taken, and leave everything as it was."""
-    with remembering(config.plugins):
-        found = gradient_norms(bare, config.teacher, losses, [batch for batch, _ in batches], progress, config.world)
+    """Return the gradient norm of each loss before a step is taken; restores plugins and the random state."""
+    with plugin_state_restored(config.plugins):
+        norms = gradient_norms(module, config.teacher, losses, [batch for batch, _ in batches], progress, config.world)
     torch.manual_seed(derive(config.seed, "step", step, config.world.rank))
-    return {loss.name: norm for loss, norm in zip(losses, found, strict=True)}
+    return {loss.name: norm for loss, norm in zip(losses, norms, strict=True)}
 
 
 def calibrate(weights: Mapping[str, Weight], norms: Mapping[str, Tensor]) -> dict[str, Weight]:
     """Return the weights, with `weight * |g_other| / |g_this|` for each loss that is calibrated to another.
 
     Raises:
-        RunError: one of the two has no gradient, or none that is finite.
+        RunError: the gradient norm of one of the two is 0 or not finite.
     """
-    found = {name: float(norm) for name, norm in norms.items()}
+    values = {name: float(norm) for name, norm in norms.items()}
     calibrated = dict(weights)
     for name, weight in weights.items():
         if weight.calibrate is not None:
-            for asked in (name, weight.calibrate):
-                validate_gradient_norm(asked, found[asked], name)
-            calibrated[name] = weight.calibrated(weight.value * found[weight.calibrate] / found[name])
+            for loss in (name, weight.calibrate):
+                validate_gradient_norm(loss, values[loss], name)
+            calibrated[name] = weight.calibrated(weight.value * values[weight.calibrate] / values[name])
     return calibrated
 
 
 def validate_gradient_norm(loss: str, norm: float, calibrated: str) -> None:
-    """Refuse to measure a weight by a gradient that is 0 or not finite."""
+    """Refuse to calibrate a weight by a gradient norm that is 0 or not finite."""
     if not isfinite(norm) or norm == 0:
         raise RunError(
             f"the weight of `{calibrated}` cannot be calibrated: at the first step the gradient of `{loss}` is {norm}\n"
             "why: weights are the ratio of the two gradients' norms, over the rows of the first step\n"
-            f"fix: give `{calibrated}` a weight and no `calibrate`; where student and teacher are alike, nothing pulls"
+            f"fix: give `{calibrated}` a weight and no `calibrate`; a student that equals its teacher has no gradient"
         )
 
 
 def add_penalty(penalties: dict[str, Tensor], parameters: list[nn.Parameter]) -> Tensor:
-    """Add the gradient of the summed penalties to what the objective left; return their sum."""
+    """Add the gradient of the sum of the penalties to `.grad` of the parameters; return the sum, detached."""
     total = torch.stack([penalty.reshape(()) for penalty in penalties.values()]).sum()
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):

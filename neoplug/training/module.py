@@ -1,4 +1,4 @@
-"""The student with its objective as one module, and the gradient norm of each loss."""
+"""The student and its objective as one module, and the gradient norm of each loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,36 +19,36 @@ from neoplug.training.diagnostics import Diagnosis
 from neoplug.training.objective import Loss, TokenWeights, objective
 
 
-class Watched:
-    """A token weight, and whether it gave one that is below 0 or infinite: on the device, for a flush to read.
+class ValidatedTokenWeight:
+    """A token weight that records on the device whether it returned a value below 0 or infinite.
 
-    NaN does not count: a student with NaN logits makes any weight NaN.
+    NaN is not recorded: any weight is NaN once the student's logits are.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
-        self.unsound: Tensor | bool = False
+        self.invalid: Tensor | bool = False
 
     def __call__(self, **arguments: Any) -> Tensor:
-        """Return what it gives."""
-        found = self.function(**arguments)
-        if isinstance(found, Tensor):  # the caller refuses anything else
-            self.unsound = self.unsound | ((found < 0) | found.isinf()).any()
-        return found
+        """Return the weights of the plugin, unchanged."""
+        weight = self.function(**arguments)
+        if isinstance(weight, Tensor):  # the caller refuses anything else
+            self.invalid = self.invalid | ((weight < 0) | weight.isinf()).any()
+        return weight
 
 
 class StudentWithObjective(nn.Module):
-    """The student and its objective in one forward: a wrapper for several ranks sees the trainable parameters."""
+    """The student and its objective in one forward, as wrappers for several ranks require it."""
 
     def __init__(self, student: LanguageModel, token_weights: Mapping[str, Callable[..., Tensor]]) -> None:
         super().__init__()
         self.module = student.module
         self.student = student
-        self.token_weights = {name: Watched(function) for name, function in token_weights.items()}
+        self.token_weights = {name: ValidatedTokenWeight(function) for name, function in token_weights.items()}
 
-    def unsound(self) -> dict[str, Tensor | bool]:
-        """Return for each token weight whether it was ever below 0 or infinite."""
-        return {name: weight.unsound for name, weight in self.token_weights.items()}
+    def invalid_weights(self) -> dict[str, Tensor | bool]:
+        """Return for each token weight whether it ever returned a value below 0 or infinite."""
+        return {name: weight.invalid for name, weight in self.token_weights.items()}
 
     def forward(
         self,
@@ -58,7 +58,7 @@ class StudentWithObjective(nn.Module):
         progress: float,
         diagnosis: Diagnosis | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the weighted sum over answer tokens, and [K, N] each loss of each token."""
+        """Return the weighted sum over answer tokens, and each loss of each token, [K, N]."""
         return self.score(losses, self.student.hidden(batch), batch, signal, progress, diagnosis)
 
     def score(
@@ -70,37 +70,40 @@ class StudentWithObjective(nn.Module):
         progress: float,
         diagnosis: Diagnosis | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the same of hidden states [N, H] that are at hand."""
+        """Return the same from the student's hidden states [N, H]."""
         weights = None if batch.in_answer is None else TokenWeights(self.token_weights, batch.in_answer)
         return objective(losses, hidden, self.student.head, signal, batch.labels, progress, diagnosis, weights)
 
 
 def gradient_norms(
-    distillation: StudentWithObjective,
+    module: StudentWithObjective,
     teacher: Teacher | None,
     losses: Sequence[Loss],
     batches: Sequence[Batch],
     progress: float,
     world: World,
 ) -> Tensor:
-    """Return [K] float32: each loss's gradient norm by all that trains, unweighted, per answer token of all ranks.
+    """Return [K] float32: the norm of each loss's gradient by all trainable parameters, without the loss's weight.
 
-    batches  this rank's micro-batches of a step, as the treatments left them
+    The loss is the mean over the answer tokens of all ranks.
 
-    Costs a forward and K backwards, and holds K gradients. No `.grad` is touched, so a wrapper does not notice.
+    batches  this rank's micro-batches of a step, after the treatments
+
+    Takes one forward and K backwards per micro-batch, and memory for K gradients. `.grad` is not changed, and a wrapper
+    for several ranks is not involved.
     """
-    student = distillation.student
-    alone = [replace(loss, weight=1.0) for loss in losses]
+    student = module.student
+    unweighted = [replace(loss, weight=1.0) for loss in losses]
     trained = [parameter for parameter in student.module.parameters() if parameter.requires_grad]
     sums = [[torch.zeros_like(parameter) for parameter in trained] for _ in losses]
     for batch in batches:
         signal = None if teacher is None else teacher.signal(batch)
         batch = batch.to(world.device)
         hidden = student.hidden(batch)
-        for loss, sum_of in zip(alone, sums, strict=True):
-            total, _ = distillation.score([loss], hidden, batch, signal, progress)
-            found = torch.autograd.grad(total, trained, retain_graph=loss is not alone[-1], allow_unused=True)
-            for gradient, part in zip(sum_of, found, strict=True):
+        for loss, sum_of in zip(unweighted, sums, strict=True):
+            total, _ = module.score([loss], hidden, batch, signal, progress)
+            parts = torch.autograd.grad(total, trained, retain_graph=loss is not unweighted[-1], allow_unused=True)
+            for gradient, part in zip(sum_of, parts, strict=True):
                 if part is not None:
                     gradient.add_(part)
     answers = world.sum(torch.tensor(sum(batch.answer_tokens for batch in batches)).to(world.device, non_blocking=True))
@@ -109,14 +112,14 @@ def gradient_norms(
 
 
 @contextmanager
-def remembering(plugins: Plugins) -> Iterator[None]:
-    """Give plugins back, at the end, what they remember now: what is computed inside is no part of training."""
+def plugin_state_restored(plugins: Plugins) -> Iterator[None]:
+    """Restore the state of all plugins at the end: what runs inside does not belong to training."""
     stateful = {name: plugin for name, plugin in plugins.everyone().items() if hasattr(plugin, "state_dict")}
-    kept = {}
+    states = {}
     for name, plugin in stateful.items():
         with blaming(name, "state_dict"):
-            kept[name] = deepcopy(plugin.state_dict())
+            states[name] = deepcopy(plugin.state_dict())
     yield
-    for name, state in kept.items():
+    for name, state in states.items():
         with blaming(name, "load_state_dict"):
             stateful[name].load_state_dict(state)

@@ -1,11 +1,11 @@
-"""Hidden states of answer tokens in, loss and gradient out; the vocabulary exists one block at a time.
+"""The objective: from hidden states of answer tokens to losses and their gradient, one block of logits at a time.
 
 N answer tokens of a micro-batch, n of one block, t of one tile, H hidden size, V shared vocabulary, K losses.
-Matrix products want many rows, elementwise work wants rows that stay in the cache: so a block of logits is made by one
-product and then worked through in tiles, each tile's logits being overwritten by their gradient.
+Matrix products are fast with many rows, elementwise operations with rows that stay in the cache: a block of logits is
+computed by one product and then processed in tiles, whose gradient overwrites their logits.
 
-Knows the hooks `token_loss`, `token_gradient` and `token_weight`; knows no loss by name, no mask (data drops it) and no
-mean (the loop divides).
+Calls the hooks `token_loss`, `token_gradient` and `token_weight`. The mask is applied before (`data`), the division by
+the number of answer tokens after (`training.loop`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,24 +41,24 @@ class Loss:
 
 @dataclass(frozen=True, eq=False)
 class TokenWeights:
-    """What multiplies loss and gradient of each token, of all losses alike: the product of all that is named.
+    """The factor of each token's losses and gradient: the product of all token weights of the recipe.
 
     functions  name -> (student, teacher, labels, position, progress) -> [t]
-    position   [N] int64: each answer token's place in its answer, from 0
+    position   [N] int64: each answer token's position in its answer, from 0
     """
 
     functions: Mapping[str, Callable[..., Tensor]]
     position: Tensor
 
     def of(self, rows: slice, **arguments: Any) -> Tensor:
-        """Return the weights of a tile's tokens, [t]. One below 0 becomes NaN: the next flush refuses it."""
+        """Return the weights [t] of a tile's tokens. One below 0 becomes NaN, which the next flush refuses."""
         position = self.position[rows]
         product = torch.ones(position.shape, device=position.device)
         for name, function in self.functions.items():
-            found = function(position=position, **arguments)
-            _validate_shape(f"the token weight `{name}`", "token_weight", found, position.shape)
-            product = product * found
-            product = product.masked_fill(found < 0, torch.nan)
+            weight = function(position=position, **arguments)
+            _validate_shape(f"the token weight `{name}`", "token_weight", weight, position.shape)
+            product = product * weight
+            product = product.masked_fill(weight < 0, torch.nan)
         return product
 
 
@@ -69,10 +69,14 @@ def objective(
     """Return the weighted sum over losses and answer tokens, and each loss of each token.
 
     hidden         [N, H] the student's hidden states; they carry the gradient
-    labels         [N] int64, as the tokenizer numbers them
-    diagnosis      sees every tile, where one is given
-    token_weights  multiplies loss and gradient of each token, where it is given
-    returns        scalar float32 with gradient to `hidden` and to a trainable head; [K, N] float32 nats without
+    signal         the teacher's signal with logits; None without a teacher
+    labels         [N] int64 token ids
+    diagnosis      adds up every tile, if given
+    token_weights  multiplies loss and gradient of each token, if given
+    returns        float32 scalar with a gradient to `hidden` and a trainable head; [K, N] float32 nats without gradient
+
+    Raises:
+        RunError: a plugin returns another shape or writes into its inputs, or the signal has no logits.
     """
     weighted, values = _Objective.apply(  # type: ignore[no-untyped-call]
         hidden, losses, head, signal, labels, progress, diagnosis, token_weights, *head.parameters()
@@ -81,7 +85,7 @@ def objective(
 
 
 class _Objective(torch.autograd.Function):
-    """Computes the gradient in the forward pass, while a block's logits are at hand; backward only scales it."""
+    """Computes the gradient in the forward pass, while a block's logits exist; backward only scales it."""
 
     @staticmethod
     def forward(
@@ -93,23 +97,23 @@ class _Objective(torch.autograd.Function):
         gradients = [torch.empty_like(hidden), *map(torch.zeros_like, parameters)]
         with torch.autocast(hidden.device.type, enabled=False):
             logits_of = head.prepare_logits_fn()
-            theirs_of = None if signal is None else require_logits(signal).logits
+            teacher_logits = None if signal is None else require_logits(signal).logits
             for rows in blocks(len(hidden), head.vocabulary.size):
                 states = hidden[rows].detach().requires_grad_()
                 with torch.enable_grad():
                     logits = logits_of(states)
-                block = logits.detach()  # shares the memory: each tile's logits give way to their gradient
-                teacher = None if theirs_of is None else theirs_of(rows).to(hidden.device)
+                block = logits.detach()  # shares the memory: the gradient overwrites the logits tile by tile
+                teacher = None if teacher_logits is None else teacher_logits(rows).to(hidden.device)
                 for tile in tiles(block):
-                    theirs = None if teacher is None else torch.log_softmax(teacher[tile], -1, out=teacher[tile])
+                    log_p = None if teacher is None else torch.log_softmax(teacher[tile], -1, out=teacher[tile])
                     at = slice(rows.start + tile.start, rows.start + tile.stop)
                     weigh = None if token_weights is None else partial(token_weights.of, at)
-                    values[:, at] = _tile(losses, block[tile], theirs, labels[at], progress, diagnosis, weigh)
-                found = torch.autograd.grad(logits, [states, *parameters], block)
-                gradients[0][rows] = found[0]
-                for total, part in zip(gradients[1:], found[1:], strict=True):
+                    values[:, at] = _tile(losses, block[tile], log_p, labels[at], progress, diagnosis, weigh)
+                parts = torch.autograd.grad(logits, [states, *parameters], block)
+                gradients[0][rows] = parts[0]
+                for total, part in zip(gradients[1:], parts[1:], strict=True):
                     total += part
-                del logits, block, teacher, theirs, found  # before the next block is made: one at a time
+                del logits, block, teacher, log_p, parts  # freed before the next block is computed
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(values)
         weights = torch.tensor([loss.weight for loss in losses]).to(hidden.device, non_blocking=True)
@@ -130,19 +134,19 @@ def _tile(
     if diagnosis is not None:
         diagnosis.add(student, teacher, labels)
     arguments = {"teacher": teacher, "labels": labels, "progress": progress}
-    untouched = _watching(student=student, teacher=teacher, labels=labels)
+    validate_unchanged = _validator_of_inputs(student=student, teacher=teacher, labels=labels)
     values: dict[str, Tensor] = {}
     for loss in losses:
         if loss.token_gradient is not None:
-            found, gradient = loss.token_gradient(student=student, **arguments)
-            untouched(loss.name, "token_gradient")
-            _validate_shape(f"the loss `{loss.name}`", "token_gradient", found, labels.shape)
+            value, gradient = loss.token_gradient(student=student, **arguments)
+            validate_unchanged(loss.name, "token_gradient")
+            _validate_shape(f"the loss `{loss.name}`", "token_gradient", value, labels.shape)
             _validate_shape(f"the loss `{loss.name}`", "token_gradient", gradient, logits.shape)
-            _put(logits, gradient, loss.weight, first=not values)
-            values[loss.name] = found
+            _accumulate(logits, gradient, loss.weight, first=not values)
+            values[loss.name] = value
     if without := [loss for loss in losses if loss.token_gradient is None]:
-        differentiated, gradient = _differentiate(without, student, arguments, untouched)
-        _put(logits, gradient, 1.0, first=not values)
+        differentiated, gradient = _differentiate(without, student, arguments, validate_unchanged)
+        _accumulate(logits, gradient, 1.0, first=not values)
         values |= differentiated
     each = torch.stack([values[loss.name] for loss in losses])
     if weigh is None:
@@ -152,8 +156,8 @@ def _tile(
     return each * factor
 
 
-def _put(total: Tensor, gradient: Tensor, weight: float, first: bool) -> None:
-    """Add `weight * gradient` to a total [t, V] in place; the first overwrites it."""
+def _accumulate(total: Tensor, gradient: Tensor, weight: float, first: bool) -> None:
+    """Add `weight * gradient` to `total` [t, V] in place; the first one overwrites it."""
     if first:
         torch.mul(gradient, weight, out=total)
     else:
@@ -161,47 +165,50 @@ def _put(total: Tensor, gradient: Tensor, weight: float, first: bool) -> None:
 
 
 def _differentiate(
-    losses: Sequence[Loss], student: Tensor, arguments: dict[str, Any], untouched: Callable[[str, str], None]
+    losses: Sequence[Loss],
+    student: Tensor,
+    arguments: dict[str, Any],
+    validate_unchanged: Callable[[str, str], None],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return losses without a closed form, [t] each, and the gradient [t, V] of their weighted sum by the logits."""
     leaf = student.detach().requires_grad_()
     with torch.enable_grad():
-        found = {}
+        values = {}
         for loss in losses:
-            found[loss.name] = loss.token_loss(student=leaf, **arguments)
-            untouched(loss.name, "token_loss")
-            _validate_shape(f"the loss `{loss.name}`", "token_loss", found[loss.name], leaf.shape[:1])
-        total = torch.stack([loss.weight * found[loss.name].sum() for loss in losses]).sum()
+            values[loss.name] = loss.token_loss(student=leaf, **arguments)
+            validate_unchanged(loss.name, "token_loss")
+            _validate_shape(f"the loss `{loss.name}`", "token_loss", values[loss.name], leaf.shape[:1])
+        total = torch.stack([loss.weight * values[loss.name].sum() for loss in losses]).sum()
     gradient = torch.zeros_like(leaf)
-    if total.requires_grad:  # a loss may look at the teacher alone
+    if total.requires_grad:  # a loss may read the teacher alone
         (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True, materialize_grads=True)
     gradient = gradient.addcmul(student.exp(), gradient.sum(-1, keepdim=True), value=-1)  # through log-softmax
-    return {name: value.detach() for name, value in found.items()}, gradient
+    return {name: value.detach() for name, value in values.items()}, gradient
 
 
-def _watching(**inputs: Tensor | None) -> Callable[[str, str], None]:
-    """Return what refuses a loss that wrote into one of these: whatever comes after it would see something else."""
+def _validator_of_inputs(**inputs: Tensor | None) -> Callable[[str, str], None]:
+    """Return a function of a loss and its hook that raises RunError if one of the inputs has been written into."""
     before = {name: (tensor, tensor._version) for name, tensor in inputs.items() if tensor is not None}
 
-    def refuse(loss: str, hook: str) -> None:
+    def validate(loss: str, hook: str) -> None:
         for name, (tensor, version) in before.items():
             if tensor._version != version:
                 raise RunError(
                     f"the loss `{loss}` wrote into `{name}` in `{hook}`\n"
                     "why: other losses and the gradient are computed from the same numbers\n"
-                    "fix: use operators that make a tensor of their own, as `exp()` and not `exp_()`"
+                    "fix: use operators that return a new tensor, as `exp()` and not `exp_()`"
                 )
 
-    return refuse
+    return validate
 
 
-def _validate_shape(who: str, hook: str, answer: Any, shape: torch.Size) -> None:
-    """Refuse what would broadcast in silence: shapes are known on the host, so this waits for nothing."""
+def _validate_shape(plugin: str, hook: str, answer: Any, shape: torch.Size) -> None:
+    """Refuse an answer that is not a tensor of this shape, which might broadcast; needs no synchronisation."""
     if not isinstance(answer, Tensor) or answer.shape != shape:
         what = f"shape {list(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
         raise RunError(
-            f"{who} answered `{hook}` with {what}, where a tensor {list(shape)} was asked\n"
-            "why: a plugin says what each token costs or weighs; only the loop sums and divides\n"
+            f"{plugin} answered `{hook}` with {what}, where a tensor of shape {list(shape)} is expected\n"
+            "why: a plugin returns the loss or weight of each token; only the loop sums and divides\n"
             "fix: return one value for each token, without a mean or a sum over tokens"
         )
 
@@ -212,10 +219,10 @@ def log_probabilities(
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Yield rows with the student's and the teacher's log-probabilities [t, V] in float32, tile by tile."""
     logits_of = head.prepare_logits_fn()
-    theirs_of = None if signal is None else require_logits(signal).logits
+    teacher_logits = None if signal is None else require_logits(signal).logits
     for rows in blocks(len(hidden), head.vocabulary.size):
         logits = logits_of(hidden[rows])
-        teacher = None if theirs_of is None else theirs_of(rows).to(hidden.device)
+        teacher = None if teacher_logits is None else teacher_logits(rows).to(hidden.device)
         for tile in tiles(logits):
             log_p = None if teacher is None else torch.log_softmax(teacher[tile], -1)
             yield slice(rows.start + tile.start, rows.start + tile.stop), torch.log_softmax(logits[tile], -1), log_p

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from neoplug.errors import RunError
-from neoplug.training.module import Watched
+from neoplug.training.module import ValidatedTokenWeight
 
 WITNESS = """
 @dataclass(eq=False)
@@ -117,7 +117,7 @@ def test_a_weight_that_is_none_is_reported_by_its_name(lab, kind):
 
 def test_a_weight_is_not_blamed_for_a_student_that_is_lost():
     """NaN comes out of any weight that looks at it."""
-    watched = Watched(lambda student: student)
-    for value, unsound in ((1.0, False), (torch.nan, False), (-0.5, True), (1.0, True)):
-        watched(student=torch.tensor([1.0, value]))
-        assert bool(watched.unsound) is unsound
+    weight = ValidatedTokenWeight(lambda student: student)
+    for value, invalid in ((1.0, False), (torch.nan, False), (-0.5, True), (1.0, True)):
+        weight(student=torch.tensor([1.0, value]))
+        assert bool(weight.invalid) is invalid
