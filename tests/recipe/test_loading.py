@@ -21,6 +21,7 @@ from neoplug.recipe.merge import joined
 from neoplug.recipe.schema import Recipe
 from neoplug.recipe.source import split
 from neoplug.registry import Entry
+from neoplug.registry.measures import RANKING
 from neoplug.registry.nested import leaves
 
 BROKEN = Path(__file__).parent / "broken"
@@ -709,3 +710,11 @@ def test_sources_are_a_map_that_children_and_overrides_edit(folder):
     missing, empty = mistakes("mix.yaml", ["data.sources.a=null", "data.sources.b=null"])
     assert missing.endswith("`source` is missing")
     assert empty.endswith("`sources` is a map, but must be one that is not empty")
+
+
+def test_editors_suggest_the_metrics_that_rank_checkpoints():
+    described = recipe.json_schema()["$defs"]["Evaluate"]["properties"]["metric_for_best_model"]
+    assert described["examples"] == [*RANKING, "probes.NAME.KEY"]
+    for name, measure in RANKING.items():
+        direction = "greater" if measure.greater_is_better else "smaller"
+        assert f"{name}: {measure.title}, {direction} is better" in described["description"]

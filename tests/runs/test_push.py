@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 
 from neoplug.errors import RunError, UsageError
 from neoplug.export.hub import push
+from neoplug.registry.measures import MEASURES
 from neoplug.runs.directory import RunDir
 from neoplug.runs.model_card import card
 
@@ -138,7 +139,11 @@ def test_the_card_says_what_it_is_in_the_hubs_format(hub, pruned, tiny_student):
     assert card.data.library_name == "peft"
     assert {"neoplug", "lora", "forward_kl"} <= set(card.data.tags)
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert found["forward_kl"] == pruned.result["after"]["forward_kl"]
+    assert found == {name: pruned.result["after"][name] for name in MEASURES}
+    titles = {result.metric_type: result.metric_name for result in card.data.eval_results}
+    assert titles == {name: measure.title for name, measure in MEASURES.items()}
+    rows = [line.split("|")[1].strip() for line in card.text.splitlines() if line.startswith("| ")]
+    assert {"forward KL (nats)", "perplexity", "top-1 agreement (share)"} <= set(rows)
     for said in (
         "subfolder='student'",
         "'me/student'",
