@@ -20,9 +20,9 @@ def eval(
 
     On the recipe's held-out text, compared with its teacher, and with its probes. Writes nothing into the run.
     """
-    from neoplug.runs.remeasure import checked_for, remeasure
+    from neoplug.runs.remeasure import recipe_for_target, remeasure
 
-    checked = checked_for(target, recipe, overrides or ())
+    checked = recipe_for_target(target, recipe, overrides or ())
 
     from neoplug.cli import show, watch
     from neoplug.runs.progress import Silent

@@ -9,7 +9,7 @@ from typing import Any
 from neoplug.errors import RunError, UsageError
 from neoplug.files import write_atomically
 from neoplug.runs.directory import RunDir, as_json, as_yaml
-from neoplug.runs.model_card import card, nameless
+from neoplug.runs.model_card import card, without_local_paths
 from neoplug.runs.result import RunResult
 
 
@@ -70,8 +70,8 @@ def stage(run: RunDir, result: RunResult, folder: Path, repository: str) -> None
     else:
         shutil.copytree(run.adapter if run.adapter.is_dir() else run.model, folder, dirs_exist_ok=True)
     (folder / "README.md").write_text(card(run, result, repository), encoding="utf-8")
-    (folder / "recipe.yaml").write_text(as_yaml(nameless(run.resolved)), encoding="utf-8")
-    for name, value in (("lock.json", nameless(run.lock)), ("result.json", result.as_dict())):
+    (folder / "recipe.yaml").write_text(as_yaml(without_local_paths(run.resolved)), encoding="utf-8")
+    for name, value in (("lock.json", without_local_paths(run.lock)), ("result.json", result.as_dict())):
         write_atomically(folder / name, as_json(value))
     shutil.copy(run.path / "metrics.jsonl", folder)
 

@@ -1,4 +1,4 @@
-"""What a run leaves: the adapter in its library's own files, or the whole model; and a base that only the run has."""
+"""Saving of the trained student: the adapter in its library's format, with its base if changed, or the whole model."""
 
 import shutil
 import warnings
@@ -21,28 +21,28 @@ from neoplug.runs.result import RunResult
 def save_student(
     model: nn.Module, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, directory: RunDir
 ) -> None:
-    """Write adapter/ (and student/, a base that only this run has), or model/ for a model that was trained whole."""
-    _ship_base(model, checked, base, tokenizer, directory)
+    """Write adapter/, and student/ if its base is not the original model; or model/, for a model without an adapter."""
+    _save_base(model, checked, base, tokenizer, directory)
     if _is_peft(model):
-        shipped = directory.student.exists()
-        where = str(directory.student.absolute()) if shipped else base.path
-        _name_base(model, where, None if shipped else base.revision)
+        has_base = directory.student.exists()
+        source = str(directory.student.absolute()) if has_base else base.path
+        _set_base(model, source, None if has_base else base.revision)
     if checked.plugins.implements("save_adapter"):
-        with folder_atomically(_cleared(directory.adapter)) as draft:
+        with folder_atomically(_removed(directory.adapter)) as draft:
             checked.plugins.one("save_adapter", model=model, path=draft)
     elif _is_peft(model):
-        with folder_atomically(_cleared(directory.adapter)) as draft:
+        with folder_atomically(_removed(directory.adapter)) as draft:
             _save_peft(model, draft)
     else:
-        with folder_atomically(_cleared(directory.model)) as draft:
+        with folder_atomically(_removed(directory.model)) as draft:
             _save_whole(model, draft, base, tokenizer)
 
 
-def _ship_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, directory: RunDir) -> None:
+def _save_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, directory: RunDir) -> None:
     """Write student/ if the adapter's base is not the original model: it was prepared, or changed by the adapter."""
     if checked.plugins.implements("base_weights"):
         weights = checked.plugins.one("base_weights", model=model)
-        with folder_atomically(_cleared(directory.student)) as draft:
+        with folder_atomically(_removed(directory.student)) as draft:
             _save_whole(model.get_base_model() if _is_peft(model) else model, draft, base, tokenizer, weights)
     elif base.kind == "prepared" and not directory.student.exists():
         with folder_atomically(directory.student) as draft:
@@ -55,8 +55,8 @@ def write_card(directory: RunDir, result: RunResult) -> None:
     write_atomically(folder / "README.md", card(directory, result))
 
 
-def _cleared(path: Path) -> Path:
-    """Remove what an interrupted attempt to finish left; no result refers to it."""
+def _removed(path: Path) -> Path:
+    """Remove the folder, which an interrupted attempt to save may have left, and return its path."""
     if path.exists():
         shutil.rmtree(path)
     return path
@@ -68,14 +68,14 @@ def _is_peft(model: nn.Module) -> bool:
     return isinstance(model, PeftModel)
 
 
-def _name_base(model: Any, base: str, revision: str | None) -> None:
-    """Write the adapter's base model into its configuration."""
+def _set_base(model: Any, base: str, revision: str | None) -> None:
+    """Set the path or hub id of the base model in the adapter's configuration."""
     for config in model.peft_config.values():
         config.base_model_name_or_path, config.revision = base, revision
 
 
 def _save_peft(model: Any, path: Path) -> None:
-    with warnings.catch_warnings():  # it stores embeddings that carry an adapter: as it should
+    with warnings.catch_warnings():  # peft warns that it stores adapted embeddings, which is intended
         warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`", UserWarning)
         warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`", UserWarning)
         model.save_pretrained(path)
@@ -84,14 +84,14 @@ def _save_peft(model: Any, path: Path) -> None:
 def _save_whole(
     model: Any, path: Path, base: ResolvedModel, tokenizer: Any, weights: dict[str, Tensor] | None = None
 ) -> None:
-    """Write a model with its tokenizer; `weights` replace its own."""
+    """Write a model with its tokenizer; `weights`, if given, are written in place of its own."""
     if not hasattr(model, "save_pretrained"):
         raise RunError(
             f"{type(model).__name__} cannot be saved: it is neither a PeftModel nor a transformers model\n"
-            "fix: let the adapter plugin answer `save_adapter`"
+            "fix: implement `save_adapter` in the adapter plugin"
         )
     original = load_config(base)
     dropout.restore(model.config, original)
-    model.config.use_cache = original.use_cache  # training had switched both off
+    model.config.use_cache = original.use_cache  # training set both dropout and cache to off
     model.save_pretrained(path, state_dict=weights)
     tokenizer.save_pretrained(path)

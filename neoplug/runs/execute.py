@@ -27,13 +27,15 @@ def run(
     recipe: str | Path, *, output: str | Path | None = None, resume: bool = False, progress: Progress | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run a recipe, a file or a shipped name, and return its result; `train={"max_steps": 2}` edits it in place.
+    """Run a recipe, given as a file or by the name of a shipped one, and return the content of its result.json.
+
+    Keyword arguments override sections of the recipe: `train={"max_steps": 2}`.
 
     Raises:
-        RecipeError: the recipe cannot be run; all its mistakes at once.
+        RecipeError: the recipe cannot be run; the message lists all mistakes.
         UsageError: the output directory holds a run already, another process is at work on it, or a run is in progress
             in this process.
-        RunError: the run failed on its way.
+        RunError: the run failed.
     """
     checked = recipes.load(recipe, changes=overrides)
     folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
@@ -43,38 +45,39 @@ def run(
 def execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:
     """Run a resolved recipe in the directory `output` and return the content of its result.json."""
     with isolated():
-        return _executed(checked, output, resume, progress)
+        return _execute(checked, output, resume, progress)
 
 
-def _executed(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:
-    directory = earlier(output, checked, resume)
+def _execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:
+    directory = run_to_resume(output, checked, resume)
     if directory is not None and directory.is_finished and (result := directory.result):
         logger.info("%s is complete; nothing to do", output)
         return result.as_dict()
-    with stopping() as stop, checked.marking(), kept_notes() as notes, ExitStack() as until_the_end:
+    with stopping() as stop, checked.marking(), buffered_log() as log_buffer, ExitStack() as cleanup:
         validate_devices(checked.recipe)
         world = World(checked.recipe.student.device)
         if directory is not None and world.is_main:
-            until_the_end.enter_context(directory.held())
-        parts = prepare_student(checked, resolve_inputs(checked, progress), progress)
+            cleanup.enter_context(directory.held())
+        inputs = prepare_student(checked, resolve_inputs(checked, progress), progress)
         if directory is not None:
-            validate_same_lock(directory, checked, parts)
+            validate_same_lock(directory, checked, inputs)
         else:
-            directory = write_directory(Path(world.broadcast(str(output))), checked, parts, world)
+            directory = create_directory(Path(world.broadcast(str(output))), checked, inputs, world)
             if world.is_main:
-                until_the_end.enter_context(directory.held())
+                cleanup.enter_context(directory.held())
         if world.is_main:
-            notes.setTarget(_to_file(directory.log))
-        result = Trainer(checked, parts, directory, world, progress, stop).run()
+            log_buffer.setTarget(_log_file_handler(directory.log))
+        result = Trainer(checked, inputs, directory, world, progress, stop).run()
         world.end()
         return result.as_dict()
 
 
-def earlier(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir | None:
-    """Return the run to go on with; None where there is none yet.
+def run_to_resume(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir | None:
+    """Return the run in the directory `output`; None where the run is a new one.
 
     Raises:
-        UsageError: the directory holds a run and `resume` is False, or the recipe has changed.
+        UsageError: there is a run and `resume` is False, or its recipe differs from `checked`; or `output` cannot be
+            created.
     """
     if not RunDir.is_run(output):
         validate_output_path(output)
@@ -91,41 +94,41 @@ def earlier(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir | Non
     return directory
 
 
-def write_directory(output: Path, checked: ResolvedRecipe, parts: RunInputs, world: World) -> RunDir:
-    """Make the run directory on the main process; the others wait for it."""
+def create_directory(output: Path, checked: ResolvedRecipe, inputs: RunInputs, world: World) -> RunDir:
+    """Create the run directory on the main process; the other processes wait for it."""
     if world.is_main:
-        RunDir.create(output, checked.resolved(), build_lock(checked, parts))
+        RunDir.create(output, checked.resolved(), build_lock(checked, inputs))
     world.wait()
     return RunDir.open(output)
 
 
-def validate_same_lock(directory: RunDir, checked: ResolvedRecipe, parts: RunInputs) -> None:
+def validate_same_lock(directory: RunDir, checked: ResolvedRecipe, inputs: RunInputs) -> None:
     """Refuse to resume if models or data have changed; warn of changed plugin files and versions.
 
     Raises:
-        UsageError: the recipe is the same, but what it names is not.
+        UsageError: the files of a model or the tokenised data differ from those of the earlier process.
     """
-    before, now = directory.lock, build_lock(checked, parts)
-    parts_that_count = ("models", "data")
-    if changed := difference(*({name: record[name] for name in parts_that_count} for record in (before, now))):
+    before, now = directory.lock, build_lock(checked, inputs)
+    must_match = ("models", "data")
+    if changed := difference(*({name: record[name] for name in must_match} for record in (before, now))):
         lines = "\n".join(f"  {line}" for line in changed)
         raise UsageError(
             f"models or data changed since {directory.path} was started:\n{lines}\n"
             "why: a resumed run continues what was begun, bit for bit\nfix: bring them back, or start a new run"
         )
     for line in difference(before, now):
-        logger.warning("going on although this changed since the run was started: %s", line)
+        logger.warning("resuming although this changed since the run was started: %s", line)
 
 
-def build_lock(checked: ResolvedRecipe, parts: RunInputs) -> dict[str, Any]:
-    """Return the lock of a run on these parts."""
-    models = {"student": parts.student, "teacher": parts.teacher}
-    return lock_record(checked, models, parts.corpus.fingerprint)
+def build_lock(checked: ResolvedRecipe, inputs: RunInputs) -> dict[str, Any]:
+    """Return the lock of a run with these inputs."""
+    models = {"student": inputs.student, "teacher": inputs.teacher}
+    return lock_record(checked, models, inputs.corpus.fingerprint)
 
 
 @contextmanager
-def kept_notes() -> Iterator[MemoryHandler]:
-    """Keep the run's notes until they have a log to go to."""
+def buffered_log() -> Iterator[MemoryHandler]:
+    """Buffer the package's log records from DEBUG up; they go to the handler's target as soon as it is set."""
     handler = MemoryHandler(capacity=1, flushLevel=logging.DEBUG)
     level = logger.level
     logger.addHandler(handler)
@@ -141,8 +144,8 @@ def kept_notes() -> Iterator[MemoryHandler]:
             target.close()
 
 
-class _Log(logging.FileHandler):
-    """The log file of a run. A full disk truncates it silently; the run's own files report the full disk."""
+class _LogFile(logging.FileHandler):
+    """The log file of a run. Its write errors are ignored: the run's other files report a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -152,7 +155,7 @@ class _Log(logging.FileHandler):
             super().close()
 
 
-def _to_file(log: Path) -> logging.FileHandler:
-    handler = _Log(log, encoding="utf-8")
+def _log_file_handler(log: Path) -> logging.FileHandler:
+    handler = _LogFile(log, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     return handler

@@ -4,7 +4,7 @@ Run, plan, preview and eval resolve them here, each up to the stage that it need
 
     models = find_models(recipe)                    located, nothing loaded
     text = resolve_text(recipe, models, progress)   tokenizers and data                           preview stops here
-    inputs = validate_inputs(checked, text)         refuses what the models cannot read           plan and eval
+    inputs = validate_inputs(checked, text)         data and teacher fit the student              plan and eval
     inputs = prepare_student(checked, inputs, ...)  dry run on the meta device, prepared weights  run
 """
 
@@ -44,9 +44,9 @@ class TextInputs:
 
     tokenizer          of the student
     teacher_tokenizer  the same one where the recipe has no teacher
-    prompt             writes the prompts that the teacher reads; None where it reads the student's tokens
+    prompt             writes prompts in the teacher's chat template; None where the teacher reads the student's tokens
     differences        a line for each difference of the teacher's tokenizer and chat template
-    problems           of the data, for which a run is refused
+    problems           problems of the data, for which a run is refused
     """
 
     student: ResolvedModel
@@ -63,9 +63,9 @@ class TextInputs:
 class RunInputs(TextInputs):
     """The resolved inputs of a run.
 
-    base          the prepared student, or the unmodified one where nothing prepares it
-    trains_whole  every weight of the base trains, unquantised: it is loaded in float32, so that training starts from
-                  the stored weights; None: this is not known before the adapter is added
+    base          the prepared student, or the unmodified one where the recipe does not prepare it
+    trains_whole  whether every weight of the base is trained: it is then loaded in float32, so that training starts
+                  from the stored weights; False for a quantised student; None: unknown until the adapter is added
     """
 
     vocabulary: Vocabulary
@@ -74,12 +74,12 @@ class RunInputs(TextInputs):
 
 
 def resolve_inputs(checked: ResolvedRecipe, progress: Progress) -> RunInputs:
-    """Locate the models, tokenise the data and compare the vocabularies; log what became of the data.
+    """Locate the models, tokenise the data and compare the vocabularies; log the report of the data.
 
     Raises:
         RecipeError: a model or the data cannot be used.
     """
-    progress.phase("looking for the models")
+    progress.phase("locating the models")
     text = resolve_text(checked.recipe, find_models(checked.recipe), progress)
     if not text.problems:
         _log_data(text)
@@ -87,10 +87,10 @@ def resolve_inputs(checked: ResolvedRecipe, progress: Progress) -> RunInputs:
 
 
 def find_models(recipe: Recipe) -> dict[Role, ResolvedModel]:
-    """Return where the student, the teacher and their adapters are; refuse a data source that cannot be read.
+    """Return the resolved student and teacher with their adapters; refuse local data that cannot be read.
 
     Raises:
-        RecipeError: one of them is not found.
+        RecipeError: one of these is not found.
     """
     if problems := check_source(recipe.data):
         raise RecipeError(problems)
@@ -125,11 +125,11 @@ def resolve_text(recipe: Recipe, models: Mapping[Role, ResolvedModel], progress:
 
 
 def validate_inputs(checked: ResolvedRecipe, text: TextInputs) -> RunInputs:
-    """Refuse data and a teacher that do not fit the student; the base is the unmodified student.
+    """Refuse data or a teacher that do not fit the student; return the inputs with the unmodified student as base.
 
     Raises:
-        RecipeError: of dropped rows, tokens that the teacher does not know, documents that are too long, or a teacher
-            that cannot be loaded as the recipe wants it.
+        RecipeError: the data have problems, tokens that the teacher's vocabulary lacks, or documents that are too long;
+            or the teacher cannot be loaded with its section of the recipe.
     """
     if text.problems:
         raise RecipeError(text.problems)
@@ -144,7 +144,7 @@ def validate_inputs(checked: ResolvedRecipe, text: TextInputs) -> RunInputs:
 
 
 def prepare_student(checked: ResolvedRecipe, inputs: RunInputs, progress: Progress) -> RunInputs:
-    """Try the student with its adapter on the meta device, then prepare its weights, if the recipe says so.
+    """Dry-run the student with its adapter on the meta device; then run the recipe's `prepare` plugins, if any.
 
     Raises:
         RecipeError: the recipe does not fit the student.
@@ -169,5 +169,5 @@ def _log_data(text: TextInputs) -> None:
 
 
 def _vocabulary_size(model: ResolvedModel, role: Role) -> int:
-    """Return how many rows a model's head has."""
+    """Return the vocabulary size in a model's configuration: the number of rows of its head."""
     return int(load_config(model, (role, "model")).get_text_config().vocab_size)

@@ -1,4 +1,4 @@
-"""The lock of a run: versions, hardware, content hashes of models, data and plugin files; and how two locks differ."""
+"""The lock of a run: versions, hardware, content hashes of models, data and plugin files; and how two differ."""
 
 from __future__ import annotations
 
@@ -30,35 +30,37 @@ def lock_record(
         "platform": platform.platform(),
         "hardware": hardware(),
         "seed": checked.recipe.seed,
-        "plugins": {f"{section}.{name}": _plugin(entry) for (section, name), entry in sorted(checked.entries.items())},
-        "models": {role: _model(located) for role, located in sorted(models.items()) if located},
+        "plugins": {
+            f"{section}.{name}": _plugin_record(entry) for (section, name), entry in sorted(checked.entries.items())
+        },
+        "models": {role: _model_record(located) for role, located in sorted(models.items()) if located},
         "data": {"fingerprint": fingerprint},
     }
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return a line for each value that differs, as "train.max_steps: 10 -> 20"; the order of keys is no difference."""
-    before, after = ({".".join(map(str, path)): value for path, value in leaves(lock)} for lock in (old, new))
+    """Return a line for each value that differs, such as "train.max_steps: 10 -> 20"; the order of keys is ignored."""
+    before, after = ({".".join(map(str, path)): value for path, value in leaves(record)} for record in (old, new))
     return [
-        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
+        f"{key}: {_as_json(before, key)} -> {_as_json(after, key)}"
         for key in sorted(before.keys() | after.keys())
-        if _shown(before, key) != _shown(after, key)
+        if _as_json(before, key) != _as_json(after, key)
     ]
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
+def _as_json(values: Mapping[str, Any], key: str) -> str:
     return json.dumps(values[key], ensure_ascii=False) if key in values else "(absent)"
 
 
-def _plugin(entry: Entry) -> dict[str, Any]:
+def _plugin_record(entry: Entry) -> dict[str, Any]:
     record: dict[str, Any] = {"package": entry.package, "version": entry.version, "target": entry.target}
     if entry.file:
         record["sha256"] = sha256_of(entry.file)
     return record
 
 
-def _model(located: ResolvedModel) -> dict[str, Any]:
+def _model_record(located: ResolvedModel) -> dict[str, Any]:
     record: dict[str, Any] = {"source": located.source, "revision": located.revision, "sha256": located.sha256}
-    if found := located.adapter:
-        record["adapter"] = {"source": found.source, "revision": found.revision, "sha256": found.sha256}
+    if adapter := located.adapter:
+        record["adapter"] = {"source": adapter.source, "revision": adapter.revision, "sha256": adapter.sha256}
     return record

@@ -1,4 +1,4 @@
-"""The model card of what a run trained, in the hub's format: what it is, how to load it, how good, made by what."""
+"""The model card of a trained student in the hub's format: description, code to load it, metrics, and origin."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,17 +12,17 @@ COLUMNS = ("before", "after", "teacher")
 
 
 def card(run: RunDir, result: RunResult, repository: str | None = None) -> str:
-    """Return the text of README.md: YAML for the hub, then Markdown for people.
+    """Return the text of README.md: metadata in YAML, then Markdown.
 
     result      of a completed run
-    repository  where it is pushed; None for the card in the run directory
+    repository  hub id that the model is pushed to; None for the card in the run directory
     """
-    recipe, lock = nameless(run.resolved), nameless(run.lock)
+    recipe, lock = without_local_paths(run.resolved), without_local_paths(run.lock)
     parts = [
-        f"---\n{_facts(run, recipe, lock, result)}---\n",
+        f"---\n{_metadata(run, recipe, lock, result)}---\n",
         f"# {run.path.absolute().name}\n",
         _summary(recipe, result),
-        f"## Use\n\n{_use(run, recipe, lock, repository)}",
+        f"## Use\n\n{_usage(run, recipe, lock, repository)}",
         f"## On held-out text\n\n{_table(result)}",
         f"## What made it\n\n{_origins(lock)}",
         f"```yaml\n{as_yaml(recipe)}```\n",
@@ -31,22 +31,22 @@ def card(run: RunDir, result: RunResult, repository: str | None = None) -> str:
     return "\n".join(parts)
 
 
-def nameless(value: Any) -> Any:
+def without_local_paths(value: Any) -> Any:
     """Return a recipe or lock with local paths cut to their last component, so that no private path is published."""
     if isinstance(value, Mapping):
-        return {nameless(key): nameless(inner) for key, inner in value.items()}
+        return {without_local_paths(key): without_local_paths(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [nameless(inner) for inner in value]
+        return [without_local_paths(inner) for inner in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _facts(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], result: RunResult) -> str:
-    """Return the card's metadata. Base and data set are named only if they are on the hub."""
+def _metadata(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], result: RunResult) -> str:
+    """Return the card's metadata as YAML; base model and data sets are named only if they are on the hub."""
     from huggingface_hub import EvalResult, ModelCardData
 
     student, data = lock["models"]["student"], run.resolved["data"]
     sources = [data.get("source"), *(part["source"] for part in (data.get("sources") or {}).values())]
-    facts = ModelCardData(
+    metadata = ModelCardData(
         base_model=student["source"] if student["revision"] else None,
         datasets=[source for source in sources if _is_hub_id(source)] or None,
         library_name="peft" if run.adapter.is_dir() else "transformers",
@@ -59,7 +59,7 @@ def _facts(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], resu
             if isinstance(value := (result.after or {}).get(name), float)
         ],
     )
-    return str(facts.to_yaml()) + "\n"
+    return str(metadata.to_yaml()) + "\n"
 
 
 def _is_hub_id(source: Any) -> bool:
@@ -77,8 +77,8 @@ def _summary(recipe: Mapping[str, Any], result: RunResult) -> str:
     )
 
 
-def _use(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], repository: str | None) -> str:
-    """Return the code that loads the model, or a sentence where plain libraries cannot load its base."""
+def _usage(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], repository: str | None) -> str:
+    """Return Python code that loads the model; or a sentence where the base cannot be loaded by a hub id."""
     where = repository or run.path.absolute().name
     student = lock["models"]["student"]
     trust = ", trust_remote_code=True" if recipe["student"].get("trust_remote_code") else ""
@@ -122,11 +122,11 @@ def _number(value: float | None) -> str:
 
 
 def _origins(lock: Mapping[str, Any]) -> str:
-    """Return models, data, seed, versions and hardware of the run, a line each."""
-    return "".join(f"- {line}\n" for line in _locked(lock))
+    """Return models, data, seed, versions and hardware of the run as a Markdown list."""
+    return "".join(f"- {line}\n" for line in _origin_lines(lock))
 
 
-def _locked(lock: Mapping[str, Any]) -> Iterator[str]:
+def _origin_lines(lock: Mapping[str, Any]) -> Iterator[str]:
     for role, model in lock["models"].items():
         stamp = f"revision {model['revision']}" if model["revision"] else f"sha256 {model['sha256']}"
         yield f"{role}: `{model['source']}`, {stamp}"

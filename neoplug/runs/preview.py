@@ -1,4 +1,4 @@
-"""Rows as they are trained: what the models read, and which of it is scored."""
+"""Preview of training rows: the text that each model reads, with the parts that have a loss marked."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A document as stretches of text: as the student reads it, and as the teacher does where that is otherwise."""
+class DocumentText:
+    """The text of a document in pieces, as the student reads it and as the teacher does; None: as the student does."""
 
     student: list[Piece]
     teacher: list[Piece] | None
@@ -27,20 +27,20 @@ class Shown:
 
 @dataclass(frozen=True)
 class Preview:
-    """A few training rows, and what became of all.
+    """The first training rows, and a summary of all the data.
 
     rows         the documents of each row
-    tokens       of each row, how many tokens it has and how many of them are scored
-    total        how many training rows there are
-    held_out     how many held-out documents there are
-    report       what loading the data counted, for people
-    kinds        the same of each kind of row
-    dropped      the first row that was dropped for each reason: the reason, its number, how it begins
-    differences  what the teacher's tokenizer and template do otherwise
-    problems     what of all this ends a run
+    tokens       for each row, the number of its tokens and of its answer tokens
+    total        number of all training rows
+    held_out     number of held-out documents
+    report       lines of the data report: rows read, dropped, cut and split
+    kinds        lines of the data report for each kind of row
+    dropped      for each reason, the first row that was dropped: the reason, the number and the beginning of the row
+    differences  a line for each difference of the teacher's tokenizer and chat template
+    problems     problems of the data, for which a run is refused
     """
 
-    rows: list[list[Shown]]
+    rows: list[list[DocumentText]]
     tokens: list[tuple[int, int]]
     total: int
     held_out: int
@@ -52,10 +52,10 @@ class Preview:
 
 
 def preview(checked: ResolvedRecipe, rows: int) -> Preview:
-    """Return the first `rows` training rows of the recipe; loads tokenizers and the data, no model.
+    """Return the first `rows` training rows and a summary of the data; loads tokenizers and data, no model.
 
     Raises:
-        RecipeError: model or data do not fit the recipe.
+        RecipeError: a model is not found or has no tokenizer, or the data cannot be read.
     """
     recipe = checked.recipe
     with checked.marking():
@@ -63,7 +63,7 @@ def preview(checked: ResolvedRecipe, rows: int) -> Preview:
     corpus, report = text.corpus, text.corpus.report
     first = corpus.rows[:rows]
     return Preview(
-        rows=[[shown(document, text.tokenizer, text.teacher_tokenizer) for document in row] for row in first],
+        rows=[[document_text(document, text.tokenizer, text.teacher_tokenizer) for document in row] for row in first],
         tokens=[(sum(map(len, row)), sum(document.answer_tokens for document in row)) for row in first],
         total=len(corpus.rows),
         held_out=len(corpus.held_out),
@@ -75,13 +75,15 @@ def preview(checked: ResolvedRecipe, rows: int) -> Preview:
     )
 
 
-def shown(document: Document, ours: Any, theirs: Any) -> Shown:
-    """Return a document as text, by the tokenizers of the student and of the teacher."""
-    same = document.teacher_ids is None
-    return Shown(joined(pieces(document, ours)), None if same else joined(pieces(document.as_teacher(), theirs)))
+def document_text(document: Document, tokenizer: Any, teacher_tokenizer: Any) -> DocumentText:
+    """Return a document as text, decoded by the tokenizers of the student and of the teacher."""
+    student = merge_pieces(pieces(document, tokenizer))
+    if document.teacher_ids is None:
+        return DocumentText(student, None)
+    return DocumentText(student, merge_pieces(pieces(document.as_teacher(), teacher_tokenizer)))
 
 
-def joined(found: Iterable[Piece]) -> list[Piece]:
-    """Join neighbours that are both scored, or both not."""
-    groups = groupby(found, key=lambda piece: piece[1])
+def merge_pieces(tokens: Iterable[Piece]) -> list[Piece]:
+    """Concatenate successive pieces that all have a loss, or all have none."""
+    groups = groupby(tokens, key=lambda piece: piece[1])
     return [("".join(text for text, _ in members), scored) for scored, members in groups]

@@ -1,4 +1,4 @@
-"""A run in a process of others: one at a time, and the process-global state that it changes is restored."""
+"""Isolation of the runs of one process: one runs at a time, and restores the process-global state that it changes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ _running = Lock()
 def isolated() -> Iterator[None]:
     """Admit one run, or evaluation of a run, at a time; on exit restore random generators and accelerate's state.
 
-    Log levels, signal handlers and the verbosity of libraries are restored where they are changed.
+    Log levels, signal handlers and the verbosity of libraries are restored by the functions that change them.
 
     Raises:
-        UsageError: a run is in progress in this process, in another thread or in the one that calls.
+        UsageError: a run is in progress in this process, in this or another thread.
     """
     if not _running.acquire(blocking=False):
         raise UsageError(

@@ -14,7 +14,7 @@ class Progress(Protocol):
         """Called for each line of metrics.jsonl after it is written."""
 
     def phase(self, text: str) -> None:
-        """Called when a phase starts; `text` names it, as "evaluating the student"."""
+        """Called when a phase starts; `text` names it, such as "evaluating the student"."""
 
     def finished(self, result: Mapping[str, Any]) -> None:
         """Called when the run has ended; `result` is the content of result.json."""

@@ -1,4 +1,4 @@
-"""Evaluation of the student of a finished run, or of any model, by a recipe's held-out text, teacher and probes."""
+"""Evaluation of the student of a finished run, or of any model, with a recipe's held-out text, teacher and probes."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,51 +26,55 @@ logger = logging.getLogger(__name__)
 TARGET = "RUN_OR_MODEL"  # place of mistakes that come from the target, not from the recipe
 
 
-def checked_for(target: str, recipe: str | Path, overrides: Sequence[str] = ()) -> ResolvedRecipe:
-    """Return the recipe with the student to evaluate in place of its own; overrides are applied last.
+def recipe_for_target(target: str, recipe: str | Path, overrides: Sequence[str] = ()) -> ResolvedRecipe:
+    """Return the recipe with its student replaced by `target`; overrides are applied last.
 
-    target  the directory of a finished run, or a model as recipes name them
+    target  the directory of a finished run, or a model, named as in recipes
 
-    Raises UsageError where there is neither, RecipeError for what is wrong with the recipe.
+    Raises:
+        UsageError: `target` is a folder with neither of them, or its run has not finished.
+        RecipeError: the recipe with this student is not valid.
     """
     if RunDir.is_run(target):
-        return recipes.load(recipe, overrides, from_word(_student_of(RunDir.open(target)), TARGET, target, Path.cwd()))
+        return recipes.load(
+            recipe, overrides, from_word(_student_and_adapter(RunDir.open(target)), TARGET, target, Path.cwd())
+        )
     if Path(target).is_dir() and not (Path(target) / "config.json").is_file():
         raise UsageError(
             f"{target} is neither a run nor a model: it has no recipe.yaml and lock.json, and no config.json\n"
             "fix: name the folder of a finished run, or one that `save_pretrained` wrote"
         )
-    placed = ("dtype", "device", "attn_implementation")  # how it computes is still set by the recipe
-    others = dict.fromkeys(key for key in Student.model_fields if key not in placed)
+    computation = ("dtype", "device", "attn_implementation")  # the recipe still sets these
+    others = dict.fromkeys(key for key in Student.model_fields if key not in computation)
     changes = {"student": {**others, "model": target}}
     return recipes.load(recipe, overrides, from_word(changes, TARGET, target, Path.cwd()))
 
 
 def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[str, Any]:
-    """Measure `target` by the recipe of `checked_for`; writes nothing into a run.
+    """Evaluate `target` with the recipe that `recipe_for_target` returned; nothing is written.
 
-    Returns {format, target, student: {metrics, probes}, teacher: the same, empty without one}.
+    Returns {format, target, student: its metrics and `probes`, teacher: the same, empty without one}.
     """
     directory = RunDir.open(target) if RunDir.is_run(target) else None
     with checked.marking():
         validate_devices(checked.recipe)
-        parts = resolve_inputs(checked, progress)
+        inputs = resolve_inputs(checked, progress)
         if directory is not None:
             whole = directory.model.is_dir()
-            parts = replace(parts, trains_whole=whole, base=parts.base if whole else base_of(directory))
-        roles = ModelLoader(checked, parts, World(checked.recipe.student.device))
+            inputs = replace(inputs, trains_whole=whole, base=inputs.base if whole else base_of(directory))
+        loader = ModelLoader(checked, inputs, World(checked.recipe.student.device))
         progress.phase("loading the models")
-        teacher = roles.teacher()
-        bare = roles.load("student", parts.base)
-        name = head_name(bare)
-        student = roles.student(bare if directory is None else _trained(bare, directory), name)
+        teacher = loader.teacher()
+        base = loader.load("student", inputs.base)
+        name = head_name(base)
+        student = loader.student(base if directory is None else _trained_student(base, directory), name)
         progress.phase("evaluating the student and the teacher" if teacher else "evaluating the student")
-        ours, theirs = roles.measured_both(student, teacher, roles.held_out())
+        ours, theirs = loader.measured_both(student, teacher, loader.held_out())
     return {"format": 1, "target": target, "student": ours.values, "teacher": theirs.values if theirs else {}}
 
 
-def _student_of(directory: RunDir) -> Mapping[str, Any]:
-    """Return a run's student and adapter as changes of another recipe.
+def _student_and_adapter(directory: RunDir) -> Mapping[str, Any]:
+    """Return the sections `student` and `adapter` of a run's recipe, to be merged into another recipe.
 
     Raises:
         UsageError: the run has not finished.
@@ -78,7 +82,7 @@ def _student_of(directory: RunDir) -> Mapping[str, Any]:
     if not directory.is_finished:
         raise UsageError(
             f"{directory.path} is not finished, so there is no student to measure\n"
-            "fix: go on with `neoplug run RECIPE --output RUN --resume`"
+            "fix: resume it with `neoplug run RECIPE --output RUN --resume`"
         )
     resolved = directory.resolved
     student = dict.fromkeys(Student.model_fields) | resolved["student"] | {"prepare": None, "adapter_path": None}
@@ -88,16 +92,16 @@ def _student_of(directory: RunDir) -> Mapping[str, Any]:
     return {"student": student, "adapter": resolved["adapter"]}
 
 
-def _trained(bare: nn.Module, directory: RunDir) -> nn.Module:
-    """Return a run's student: its base with the adapter as it was trained, or the whole model that it left."""
+def _trained_student(base: nn.Module, directory: RunDir) -> nn.Module:
+    """Return a run's student: the base with its trained adapter, or `base` itself where it is a model trained whole."""
     if directory.model.is_dir():
-        return bare
+        return base
     plugins = adapter_plugins(directory)
-    return widened(_with_adapter(bare, directory, plugins)).eval()
+    return widened(_with_adapter(base, directory, plugins)).eval()
 
 
-def _with_adapter(bare: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:
+def _with_adapter(base: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:
     if is_peft(directory) and not plugins.implements("save_adapter"):
-        adapted: nn.Module = with_peft(bare, directory.adapter)
+        adapted: nn.Module = with_peft(base, directory.adapter)
         return adapted
-    return as_trained(bare, directory, plugins)
+    return as_trained(base, directory, plugins)

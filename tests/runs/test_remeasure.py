@@ -8,7 +8,7 @@ import pytest
 
 from neoplug.errors import RecipeError, UsageError
 from neoplug.runs.progress import Silent
-from neoplug.runs.remeasure import checked_for, remeasure
+from neoplug.runs.remeasure import recipe_for_target, remeasure
 
 OWN = """
 @dataclass(eq=False)
@@ -29,7 +29,7 @@ class Own:
 
 
 def anew(target, recipe, *overrides):
-    return remeasure(str(target), checked_for(str(target), recipe, overrides), Silent())
+    return remeasure(str(target), recipe_for_target(str(target), recipe, overrides), Silent())
 
 
 def listing(folder):

@@ -13,7 +13,7 @@ from neoplug.data import load_corpus
 from neoplug.errors import UsageError
 from neoplug.export.merge import export
 from neoplug.runs.progress import Silent
-from neoplug.runs.remeasure import checked_for, remeasure
+from neoplug.runs.remeasure import recipe_for_target, remeasure
 from neoplug.runs.steps import make_sampler
 
 pytestmark = [
@@ -88,7 +88,7 @@ def test_a_run_is_saved_measured_told_and_resumed(lab, name, tiny_student, tiny_
     corpus, _ = read(lab, "run")
     after = answers(tiny_student, whole.path / "adapter", tiny_teacher, corpus.held_out)
     assert [result["after"][key] for key in ("cross_entropy", "forward_kl")] == pytest.approx(after, rel=1e-3)
-    again = remeasure(str(whole.path), checked_for(str(whole.path), lab.folder / "run-recipe.yaml", []), Silent())
+    again = remeasure(str(whole.path), recipe_for_target(str(whole.path), lab.folder / "run-recipe.yaml", []), Silent())
     assert again["student"]["cross_entropy"] == pytest.approx(after[0], rel=1e-3)
     assert result["sample"]["after"] == greedy(tiny_student, whole, result["sample"]["prompt"])
     with pytest.raises(UsageError, match=f"a `{name}` adapter cannot be merged\nwhy: its virtual tokens"):
