@@ -59,12 +59,12 @@ class Trainer:
     def __post_init__(self) -> None:
         self.roles = ModelLoader(self.checked, self.parts, self.world)
         self.criterion = criterion(self.checked.recipe.evaluate)
+        self.state = RunState(step=0, world=self.world.size, seconds=0.0)
 
     def run(self) -> RunResult:
         """Train and evaluate; write the result, also that of a run that failed or was interrupted."""
         started = monotonic()
         earlier = checkpoint.latest(self.directory.checkpoints)
-        self.state = RunState(step=0, world=self.world.size, seconds=0.0)
         if earlier is not None:
             self.state = RunState.read(checkpoint.read_state(earlier), earlier / "state.json")
             self.validate_world_size(self.state.world)
