@@ -43,9 +43,9 @@ def work(name: str, changes: dict[str, Any], line: Connection) -> None:
     keep_freed()  # as `neoplug run` does
     with tempfile.TemporaryDirectory() as folder, quiet():
         checked = recipe.load("llm_neo_tiny", changes=as_measured(name, changes))
-        parts = prepare_student(checked, resolve_inputs(checked, Silent()), Silent())
+        inputs = prepare_student(checked, resolve_inputs(checked, Silent()), Silent())
         directory = RunDir(Path(folder))
-        train(Trainer(checked, parts, directory, World("cpu"), Silent(), Stop()), line)
+        train(Trainer(checked, inputs, directory, World("cpu"), Silent(), Stop()), line)
 
 
 def as_measured(name: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -57,21 +57,21 @@ def as_measured(name: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 def train(session: Trainer, line: Connection) -> None:
     """Train as a run does, for as long as steps are requested; then save."""
-    base = in_memory(session.roles.load("student", session.parts.base))
+    base = in_memory(session.loader.load("student", session.inputs.base))
     name, turns = head_name(base), Turns(line, resident("VmRSS"))
     started = perf_counter()
     module = session.add_adapter(base, STEPS)
     trained = sum(each.numel() for each in module.parameters() if each.requires_grad)
     line.send({"begin_seconds": perf_counter() - started, "parameters": trained})
-    student, checked = session.roles.student(module, name), session.checked
+    student, checked = session.loader.verify_student(module, name), session.checked
     optimizer = make_optimizer(module, checked.plugins, checked.recipe.train.learning_rate)
     schedule = make_schedule(optimizer, checked.recipe.train, STEPS)
-    config = session.loop_config(student, None, FullRows(session.parts.corpus), ENDLESS, optimizer, schedule)
+    config = session.loop_config(student, None, FullRows(session.inputs.corpus), ENDLESS, optimizer, schedule)
     metrics = Metrics(weights_vary=False, write=lambda lines: None)
     events = replace(session.loop_events(config, []), metrics=metrics, save=lambda step: None, stop_requested=turns)
     turns.wait()
     distil(config, events)
-    line.send({"disk_bytes": saved(module, checked, session.parts, session.directory)})
+    line.send({"disk_bytes": saved(module, checked, session.inputs, session.directory)})
 
 
 def in_memory(model: Any) -> Any:
@@ -116,8 +116,8 @@ class FullRows:
         yield [self.rows[step % len(self.rows)]]
 
 
-def saved(module: nn.Module, checked: ResolvedRecipe, parts: RunInputs, directory: RunDir) -> int:
+def saved(module: nn.Module, checked: ResolvedRecipe, inputs: RunInputs, directory: RunDir) -> int:
     """Save as a run does, less the base; return the bytes of the weights."""
-    save_student(module, checked, replace(parts.base, kind="local"), parts.tokenizer, directory)
+    save_student(module, checked, replace(inputs.base, kind="local"), inputs.tokenizer, directory)
     folders = (directory.adapter, directory.model)
     return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))

@@ -15,7 +15,7 @@ from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.models.reference import ResolvedModel
 from neoplug.registry import Plugins
 from neoplug.runs.directory import RunDir
-from neoplug.runs.saved_student import adapter_plugins, as_trained, base_of, is_peft, with_peft
+from neoplug.runs.saved_student import adapter_plugins, base_of, is_peft, with_peft, with_plugin_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +67,7 @@ def standalone(directory: RunDir, base: ResolvedModel) -> "PreTrainedModel":
     if is_peft(directory):
         return _merged(with_peft(unquantised(base), directory.adapter), plugins)
     if plugins.implements("merge_adapter"):
-        return _merged(as_trained(unquantised(base), directory, plugins), plugins)
+        return _merged(with_plugin_adapter(unquantised(base), directory, plugins), plugins)
     if directory.model.is_dir():
         return unquantised(replace(base, path=str(directory.model), revision=None, kind="local"))
     raise UsageError(

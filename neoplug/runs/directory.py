@@ -2,13 +2,13 @@
 
     recipe.yaml      the resolved recipe, which can be run again
     lock.json        versions, hashes of models, data and in-recipe plugin files, seed, hardware
-    metrics.jsonl    a line each optimizer step
-    result.json      how it ended
+    metrics.jsonl    a line for each optimizer step
+    result.json      how the run ended, and what it measured
     evaluation/      NAME.parquet: the sums per held-out document of each evaluation (`neoplug.evaluation.evaluate`)
     adapter/ student/ model/ checkpoints/step-N/ log.txt
-    .lock            held by the process at work; gone when it ends
+    .lock            locked by the process that runs; removed when it ends
 
-It appears all at once, with recipe and lock in it: a folder without them is no run.
+It is created atomically with recipe and lock in it: a folder without them is not a run directory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def default_output(name: str) -> Path:
-    """Return runs/NAME-DATE-TIME in the current folder, with a number behind it where that is taken."""
+    """Return runs/NAME-DATE-TIME in the current folder, with a number appended where that exists."""
     stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     names = chain([stem], (f"{stem}-{number}" for number in count(2)))
     return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
@@ -45,7 +45,7 @@ def chosen_output(output: Path | str | None, output_dir: str | None, name: str, 
     """Return where a run is written: `output`, else the recipe's `output_dir`, else a new folder under runs/.
 
     Raises:
-        UsageError: a run is to be resumed, and no directory is given.
+        UsageError: `resume` is True and no directory is given.
     """
     chosen = output or output_dir
     if resume and not chosen:
@@ -61,7 +61,7 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path | str, resolved: Mapping[str, Any], lock: Mapping[str, Any]) -> RunDir:
-        """Make the directory in one move, recipe and lock in it.
+        """Create the directory atomically, with recipe and lock in it.
 
         Raises:
             UsageError: `path` exists; a run is never overwritten.
@@ -76,8 +76,8 @@ class RunDir:
                 write_atomically(folder / "recipe.yaml", as_yaml(resolved))
                 write_atomically(folder / "lock.json", as_json(lock))
         except OSError as error:
-            if target.exists():  # another run was quicker
-                raise taken(target) from error
+            if target.exists():  # another process created it in the meantime
+                raise path_exists_error(target) from error
             raise
         return cls(target)
 
@@ -86,7 +86,7 @@ class RunDir:
         """Open the directory of an earlier run.
 
         Raises:
-            UsageError: there is none at `path`.
+            UsageError: `path` is no run directory.
         """
         target = Path(path)
         if not cls.is_run(target):
@@ -96,18 +96,18 @@ class RunDir:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from going on with this run while this context lasts.
+        """Lock the run against other processes while this context lasts.
 
         Raises:
-            UsageError: another one is at work on it.
+            UsageError: another process holds the lock.
         """
-        with ExitStack() as until_the_end:
+        with ExitStack() as lock:
             try:
-                until_the_end.enter_context(exclusive_lock(self.path / ".lock"))
+                lock.enter_context(exclusive_lock(self.path / ".lock"))
             except BlockingIOError as error:
                 raise UsageError(
                     f"another process is at work on {self.path}\n"
-                    "why: two would write into each other's files\nfix: let it end or stop it, then go on with --resume"
+                    "why: both would write to the same files\nfix: wait for it or stop it, then resume with --resume"
                 ) from error
             yield
 
@@ -158,7 +158,7 @@ class RunDir:
         return saved and (result is None or result.status == "completed")
 
     def write_evaluation(self, name: str, documents: pyarrow.Table) -> None:
-        """Write evaluation/NAME.parquet in one move; equal tables give equal files.
+        """Write evaluation/NAME.parquet atomically; equal tables give equal files.
 
         name       before, after, teacher or step-N
         documents  sums per document; `neoplug.evaluation.evaluate` has the schema
@@ -177,7 +177,7 @@ class RunDir:
 
     @property
     def student(self) -> Path:
-        """The folder of the base under the adapter, where preparation or the adapter itself made one."""
+        """The folder of the adapter's base; it exists only if preparation or the adapter changed the base."""
         return self.path / "student"
 
     @property
@@ -187,12 +187,12 @@ class RunDir:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of step-N/."""
+        """The folder of the checkpoints, step-N/."""
         return self.path / "checkpoints"
 
     @property
     def log(self) -> Path:
-        """The file of the run's notes."""
+        """The log file."""
         return self.path / "log.txt"
 
     def contents(self) -> list[tuple[str, int]]:
@@ -211,7 +211,7 @@ class MetricsFile:
     path: Path
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Append in one write and wait until it is on disk: what a checkpoint follows must not be lost."""
+        """Append in one write and wait until it is on disk: a checkpoint written next relies on these lines."""
         text = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
         with disk_errors(self.path), self.path.open("ab") as file:
             file.write(text.encode())
@@ -219,11 +219,11 @@ class MetricsFile:
             os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all whole lines; a last line that a kill tore is left out."""
+        """Return all lines, without a last one that is incomplete because the process was killed."""
         return list(self._lines())
 
     def cut(self, after_step: int) -> None:
-        """Drop all lines of later steps than `after_step`, and a torn last line."""
+        """Drop all lines of later steps than `after_step`, and an incomplete last one."""
         if not self.path.exists():
             return
         kept = [json.dumps(line) + "\n" for line in self._lines() if line["step"] <= after_step]
@@ -239,20 +239,20 @@ class MetricsFile:
 
 
 def validate_output_path(path: Path) -> None:
-    """Refuse a place where no run directory can be made; an empty folder is a good one.
+    """Refuse a path where no run directory can be created; an empty folder is accepted.
 
     Raises:
-        UsageError: it exists, or it cannot be written.
+        UsageError: the path exists, or its parent cannot be written to.
     """
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
-        raise taken(path)
+        raise path_exists_error(path)
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         why = "is no folder" if not parent.is_dir() else "cannot be written"
-        raise UsageError(f"{path} cannot be made\nwhy: {parent} {why}\nfix: choose another --output")
+        raise UsageError(f"{path} cannot be created\nwhy: {parent} {why}\nfix: choose another --output")
 
 
-def taken(path: Path) -> UsageError:
+def path_exists_error(path: Path) -> UsageError:
     """Return the error for a path that exists."""
     if RunDir.is_run(path):
         return UsageError(
@@ -269,7 +269,7 @@ def _sizes(path: Path) -> Iterator[int]:
 
 
 def _finite(value: Any) -> Any:
-    """Return the value with null for what JSON has no number for."""
+    """Return the value with None in place of infinity and NaN, which JSON cannot represent."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -278,10 +278,10 @@ def _finite(value: Any) -> Any:
 
 
 def as_json(value: Any) -> str:
-    """Return the text of a file of the run: lock.json, result.json."""
+    """Return the value as the text of a JSON file; infinity and NaN become null."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def as_yaml(value: Mapping[str, Any]) -> str:
-    """Return a recipe as text, its keys in their order."""
+    """Return a recipe as YAML, its keys in their order."""
     return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=1000)

@@ -11,7 +11,7 @@ from neoplug import recipe as recipes
 from neoplug.distributed.world import World
 from neoplug.errors import UsageError
 from neoplug.recipe import ResolvedRecipe
-from neoplug.runs.directory import RunDir, chosen_output, taken, validate_output_path
+from neoplug.runs.directory import RunDir, chosen_output, path_exists_error, validate_output_path
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import difference, lock_record
 from neoplug.runs.preflight import validate_devices
@@ -83,7 +83,7 @@ def run_to_resume(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir
         validate_output_path(output)
         return None
     if not resume:
-        raise taken(output)
+        raise path_exists_error(output)
     directory = RunDir.open(output)
     if changed := difference(directory.resolved, checked.resolved()):
         lines = "\n".join(f"  {line}" for line in changed)

@@ -1,4 +1,4 @@
-"""Fair by construction: the size at which a recipe's adapter has as many trainable parameters as another.
+"""Matching of adapter sizes: the size at which a recipe's adapter has a wanted number of trainable parameters.
 
 An adapter's trait `sized_by` names the option that sets its size: a rank, a block. Parameters are counted on the meta
 device; a size is illegal if the adapter refuses it.
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
     from neoplug.recipe import ResolvedRecipe
 
-START = 8  # where the recipe names no size, since the plugin fits one to the model
-OFF = 0.05  # relative to the wanted count: the smallest or largest size is no match if it is further away
+START = 8  # first size to try where the recipe sets none, since the plugin chooses one by the model
+TOLERANCE = 0.05  # largest relative difference at which the smallest or the largest size still counts as a match
 
 
 @dataclass(frozen=True)
 class Match:
-    """A size found.
+    """The size at which an adapter is nearest to a wanted number of trainable parameters.
 
-    wanted      wanted trainable parameters
-    option      by which the adapter is sized
-    value       of that option
-    trainable   parameters that it gives
-    difference  of these from `wanted`, as a share of it
-    override    what to write behind the recipe on the command line
+    wanted      the wanted number
+    option      the option that sets the size
+    value       the size: the value of this option
+    trainable   trainable parameters at this size
+    difference  (trainable - wanted) / wanted
+    override    the override that sets the size on the command line, such as adapter.lora.r=8
     """
 
     wanted: int
@@ -49,78 +49,86 @@ class Match:
     override: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it JSON-ready."""
+        """Return the match as plain data for JSON."""
         return asdict(self)
 
 
 def match(checked: ResolvedRecipe, skeleton: nn.Module, steps: int, wanted: int) -> Match:
-    """Return the size at which the recipe's adapter has nearest to `wanted` trainable parameters.
+    """Return the size at which the number of the adapter's trainable parameters is nearest to `wanted`.
 
-    skeleton  the prepared student without its adapter, on the meta device; stays as it is
-    steps     of the run
-    Raises UsageError where the adapter has no size, or none near `wanted`.
+    skeleton  the prepared student without its adapter, on the meta device; not modified
+    steps     optimizer steps of the run
+
+    Raises:
+        UsageError: no option sets the adapter's size, or no size comes near `wanted`.
     """
-    own = sum(weight.numel() for weight in skeleton.parameters())
-    _refuse(checked, own, wanted)
+    student_parameters = sum(weight.numel() for weight in skeleton.parameters())
+    _validate_request(checked, student_parameters, wanted)
     ((section, name),) = checked.plugins.named("add_adapter")
     plugin = checked.plugins.section(section)[name]
-    count = _counter(checked, skeleton, steps, name)
-    option = _option(plugin, name, lambda: count(plugin))
+    count = _parameter_counter(checked, skeleton, steps, name)
+    option = _size_option(plugin, name, lambda: count(plugin))
     given = getattr(plugin, option)
     with _silent():
         found = nearest(
-            lambda size: _sized(plugin, option, size, count), wanted, given if type(given) is int else START,
+            lambda size: _count_at_size(plugin, option, size, count), wanted, given if type(given) is int else START,
             _divisors(skeleton),
         )  # fmt: skip
     found = [(size, parameters) for size, parameters in found if parameters]
     if not found:
-        raise UsageError(f"no {option} of `{name}` that was tried fits the student, so that none can be matched")
+        raise UsageError(f"no {option} of `{name}` that was tried fits the student")
     value, trainable = found[0]
     key = f"{section}.{name}.{option}"
     best = Match(wanted, option, value, trainable, trainable / wanted - 1, shlex.quote(f"{key}={value}"))
     ends = min(count for _, count in found), max(count for _, count in found)
-    if not ends[0] <= wanted <= ends[1] and abs(best.difference) > OFF:
+    if not ends[0] <= wanted <= ends[1] and abs(best.difference) > TOLERANCE:
         raise _out_of_reach(best, name, most=wanted > ends[1])
     return best
 
 
-def _refuse(checked: ResolvedRecipe, own: int, wanted: int) -> None:
-    """Refuse what has no answer, before anything is tried."""
-    if not 1 <= wanted <= own:
+def _validate_request(checked: ResolvedRecipe, student_parameters: int, wanted: int) -> None:
+    """Refuse a number that no adapter can have, and an adapter that starts from stored weights."""
+    if not 1 <= wanted <= student_parameters:
         raise UsageError(
             f"{wanted:,} trainable parameters cannot be matched\n"
-            f"why: the student has {own:,} parameters itself, and an adapter is to have fewer\n"
-            f"fix: choose a number from 1 to {own}"
+            f"why: the student has {student_parameters:,} parameters itself, and an adapter may not have more\n"
+            f"fix: choose a number from 1 to {student_parameters}"
         )
     if checked.recipe.student.adapter_path is not None:
         raise UsageError(
             "an adapter that starts from a stored one has no size to choose\n"
             "why: student.adapter_path names it, and its weights have the size that they have\n"
-            "fix: take student.adapter_path away, or match the others to this one"
+            "fix: remove student.adapter_path, or match the others to this one"
         )
 
 
-def _option(plugin: Any, name: str, count: Callable[[], int | None]) -> str:
-    """Return the option that sizes an adapter. Raises UsageError where there is none."""
+def _size_option(plugin: Any, name: str, count: Callable[[], int | None]) -> str:
+    """Return the name of the option that sets an adapter's size.
+
+    Raises:
+        UsageError: there is none.
+    """
     option = AdapterTraits.of(plugin).sized_by
     if is_dataclass(plugin) and option in {field.name for field in fields(plugin)}:
         return option
-    has = count()
+    trainable = count()
     raise UsageError(
         f"`{name}` has no option that sizes it\n"
-        f"why: it has {has or 0:,} trainable parameters here, and its traits name no option in `sized_by`\n"
-        f"fix: match the others to it, by --match parameters={has}"
+        f"why: it has {trainable or 0:,} trainable parameters here, and its traits name no option in `sized_by`\n"
+        f"fix: match the others to it, by --match parameters={trainable}"
     )
 
 
-def _counter(checked: ResolvedRecipe, skeleton: nn.Module, steps: int, name: str) -> Callable[[Any], int | None]:
-    """Return a function that counts the trainable parameters with an adapter; None if it is refused."""
+def _parameter_counter(
+    checked: ResolvedRecipe, skeleton: nn.Module, steps: int, name: str
+) -> Callable[[Any], int | None]:
+    """Return a function adapter -> trainable parameters of the skeleton with it; None if adding it fails."""
 
     def count(plugin: Any) -> int | None:
         rng = generator(checked.recipe.seed, "rehearsal")
         try:
-            alone = Plugins({"adapter": {name: plugin}})
-            model: nn.Module = alone.one(
+            adapter = Plugins({"adapter": {name: plugin}})
+            model: nn.Module = adapter.one(
                 "add_adapter", model=deepcopy(skeleton), batches=None, total_steps=steps, rng=rng
             )
         except (RecipeError, PluginError):
@@ -130,8 +138,8 @@ def _counter(checked: ResolvedRecipe, skeleton: nn.Module, steps: int, name: str
     return count
 
 
-def _sized(plugin: Any, option: str, size: int, count: Callable[[Any], int | None]) -> int | None:
-    """Return the count of an adapter at another size, None where its own checks refuse that."""
+def _count_at_size(plugin: Any, option: str, size: int, count: Callable[[Any], int | None]) -> int | None:
+    """Return the count with the adapter at another size; None where the adapter refuses the size."""
     try:
         return count(replace(plugin, **{option: size}))
     except (ValueError, TypeError, RecipeError):
@@ -139,7 +147,7 @@ def _sized(plugin: Any, option: str, size: int, count: Callable[[Any], int | Non
 
 
 def _divisors(skeleton: nn.Module) -> set[int]:
-    """Return what divides a size in the model: an adapter in blocks takes nothing else."""
+    """Return the divisors of all dimensions of the weights: the size of a block is legal only if it is one of them."""
     sizes = {size for weight in skeleton.parameters() for size in weight.shape}
     return {part for size in sizes for small in range(1, int(size**0.5) + 1) if size % small == 0
             for part in (small, size // small)}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Teacher and student as the recipe wants them: loaded, proved, measured."""
+"""Loading, verification and evaluation of a recipe's teacher and student."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,18 +26,18 @@ from neoplug.teachers.live import LiveTeacher
 
 @dataclass(eq=False)
 class ModelLoader:
-    """Teacher and student as the recipe wants them, and their evaluation on held-out text."""
+    """Loads the teacher and the student of a recipe, and evaluates them on the held-out text."""
 
     checked: ResolvedRecipe
-    parts: RunInputs
+    inputs: RunInputs
     world: World
 
     def load(self, role: Role, located: ResolvedModel) -> Any:
-        """Load a model as its section of the recipe wants it."""
+        """Load the weights of a model with the settings of its section of the recipe."""
         section = getattr(self.checked.recipe, role)
         return load_model(
             located,
-            dtype=self.dtype(role) if role == "teacher" or self.parts.trains_whole is False else torch.float32,
+            dtype=self.dtype(role) if role == "teacher" or self.inputs.trains_whole is False else torch.float32,
             device=torch.device(section.device or self.world.device),
             attn_implementation=section.attn_implementation,
             plugins=self.checked.plugins,
@@ -50,29 +50,32 @@ class ModelLoader:
         section = getattr(self.checked.recipe, role)
         return resolve_dtype(section.dtype, section.device or self.world.device)
 
-    def teacher(self) -> Teacher | None:
+    def load_teacher(self) -> Teacher | None:
         """Load the teacher, if the recipe has one."""
-        if self.parts.teacher is None:
+        if self.inputs.teacher is None:
             return None
-        module = self.load("teacher", self.parts.teacher)
+        module = self.load("teacher", self.inputs.teacher)
         name, longest = head_name(module), self.checked.recipe.data.max_length
-        if stored := self.parts.teacher.adapter:
+        if stored := self.inputs.teacher.adapter:
             module = load_adapter(module, stored)
-        return LiveTeacher(language_model(module, name, self.parts.vocabulary, role="teacher", longest=longest))
+        return LiveTeacher(language_model(module, name, self.inputs.vocabulary, role="teacher", longest=longest))
 
-    def student(self, module: nn.Module, name: str) -> LanguageModel:
-        """Prove the student's head and layout; it computes in its own dtype, trainable weights staying float32."""
+    def verify_student(self, module: nn.Module, name: str) -> LanguageModel:
+        """Verify head and layout of the loaded student; return it with autocast to its dtype.
+
+        name  of the head, as `head_name` returns it
+        """
         dtype = self.dtype("student")
         autocast = None if dtype == torch.float32 else dtype
         longest = self.checked.recipe.data.max_length
-        return language_model(module, name, self.parts.vocabulary, autocast=autocast, longest=longest)
+        return language_model(module, name, self.inputs.vocabulary, autocast=autocast, longest=longest)
 
-    def round_frozen(self, weights: Iterable[nn.Parameter]) -> None:
-        """Round those weights of the student that do not train to its dtype, if it was loaded in float32 to find out.
+    def round_frozen_weights(self, weights: Iterable[nn.Parameter]) -> None:
+        """Convert frozen weights to the student's dtype, if it was loaded in float32 because these were not yet known.
 
-        weights  of the base, after the adapter was added
+        weights  the weights of the base, after the adapter was added
         """
-        if self.parts.trains_whole is None:
+        if self.inputs.trains_whole is None:
             for weight in weights:
                 if not weight.requires_grad and weight.dtype == torch.float32:
                     weight.data = weight.data.to(self.dtype("student"))
@@ -80,19 +83,19 @@ class ModelLoader:
     def held_out(self) -> list[Batch]:
         """Return the held-out text in batches on the student's device."""
         size = self.checked.recipe.evaluate.per_device_eval_batch_size
-        return held_out_batches(self.parts.corpus.held_out, size, self.world.device)
+        return held_out_batches(self.inputs.corpus.held_out, size, self.world.device)
 
-    def measured(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> Evaluation:
+    def evaluate_student(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> Evaluation:
         """Return the evaluation of the student, probes included. Every rank calls it with all batches."""
         ours, _ = evaluate(student, teacher, batches, self.world)
         return Evaluation({**means(ours), "probes": self._probes(student, teacher, batches)}, ours)
 
-    def measured_both(
+    def evaluate_both(
         self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]
     ) -> tuple[Evaluation, Evaluation | None]:
         """Return the evaluations of the student and of the teacher, if there is one.
 
-        The teacher's has no probes where it has no model in memory.
+        The teacher's has no probes if the teacher is not a model in memory.
         """
         ours, theirs = evaluate(student, teacher, batches, self.world)
         of_teacher = None if theirs is None else Evaluation(means(theirs), theirs)
@@ -103,4 +106,4 @@ class ModelLoader:
 
     def _probes(self, model: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> dict[str, Any]:
         live = None if teacher is None else teacher.model
-        return probe(self.checked.plugins, model, live, batches, self.parts.tokenizer)
+        return probe(self.checked.plugins, model, live, batches, self.inputs.tokenizer)

@@ -1,4 +1,4 @@
-"""What a run would do, without its weights: models are skeletons on torch's meta device, data are tokenised for real.
+"""The plan of a run: its steps, sizes, memory and disk, from models on the meta device and from the tokenised data.
 
 Everything under "memory_bytes" and "disk_bytes" is an estimate for one process.
 """
@@ -24,9 +24,9 @@ from neoplug.models.load import load_meta_model, plugin_kwargs
 from neoplug.runs.inputs import find_models, resolve_text, validate_inputs
 from neoplug.runs.match_size import match
 from neoplug.runs.preflight import (
-    adapted,
+    adapt_skeleton,
     is_impossible_on_meta,
-    prepared,
+    prepare_skeleton,
     validate_room_for_virtual_tokens,
 )
 from neoplug.runs.progress import Silent
@@ -45,36 +45,36 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FLOAT32 = 4  # bytes
-MANY_EPOCHS = 1000  # more than anybody trains for
+MANY_EPOCHS = 1000  # more are reported as a probable mistake
 # Numbers that a layer keeps for backward, per token: of its hidden size and of its MLP's (counted on Llama by
 # autograd's saved tensors; no attention matrix, which sdpa recomputes). Checkpointing keeps a layer's input.
 KEPT_HIDDEN, KEPT_MLP = 9, 4
 
 
 def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
-    """Return what a run of the recipe would do, JSON-ready.
+    """Return the plan of a run of the recipe as plain data for JSON, without loading weights.
 
-    wanted  trainable parameters to find the adapter's size for; the recipe itself is planned as it is
+    wanted  trainable parameters to match the adapter's size to; the rest of the plan is of the unmodified recipe
 
-    name, recipe (resolved), origin (dotted key -> place), plugins (section, name, package, version, target),
+    Keys: name, recipe (resolved), origin (dotted key -> place), plugins (section, name, package, version, target),
     models (role -> source, revision, adapter, device, dtype, parameters, bytes), parameters (trainable, total),
     data (counts), steps, tokens_per_step, memory_bytes, disk_bytes, warnings (lines on what the teacher's tokenizer
-    does differently, what exceeds this machine, or is hardly intended); with `wanted`, match (see
+    does differently, what exceeds this machine, and what is probably a mistake); with `wanted`, match (see
     `neoplug.runs.match_size.Match`).
 
     Raises:
         RecipeError: model, data or plugins do not fit the recipe.
-        UsageError: no size of the adapter has as many parameters as wanted.
+        UsageError: no size of the adapter comes near `wanted`.
     """
     recipe = checked.recipe
     located = find_models(recipe)
     inputs = validate_inputs(checked, resolve_text(recipe, located, Silent()))
     corpus = inputs.corpus
-    found = {role: _model(checked, role, model) for role, model in located.items()}
-    student = found["student"]
-    run = _length(checked, corpus)
+    skeletons = {role: _load_skeleton(checked, role, model) for role, model in located.items()}
+    student = skeletons["student"]
+    run = _data_and_steps(checked, corpus)
     matched = match(checked, student.skeleton, run["steps"], wanted).as_dict() if wanted is not None else None
-    trained = adapted(checked, student.skeleton, run["steps"], student.located)
+    trained = adapt_skeleton(checked, student.skeleton, run["steps"], student.located)
     validate_room_for_virtual_tokens(corpus, student.located, trained)
     sizes = _trained_sizes(checked, trained)
     activations = _activations(student, recipe.train, run["data"]["longest_row"])
@@ -83,11 +83,11 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
         "recipe": checked.resolved(),
         "origin": {".".join(map(str, path)): place for path, place in checked.origin.items()},
         "plugins": _plugins(checked),
-        "models": {role: model.facts() for role, model in found.items()},
+        "models": {role: model.facts() for role, model in skeletons.items()},
         "parameters": {"trainable": sizes.trainable, "total": sizes.total},
         **run,
-        "memory_bytes": _memory(found, sizes, activations, _measured(checked)),
-        "disk_bytes": _disk(checked.recipe, student, sizes, run["steps"]),
+        "memory_bytes": _memory_bytes(skeletons, sizes, activations, _measured_gradients(checked)),
+        "disk_bytes": _disk_bytes(checked.recipe, student, sizes, run["steps"]),
     }
     warnings = [
         *map(TEACHER.format, inputs.differences),
@@ -97,12 +97,12 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
 
 
 def _warnings(planned: Mapping[str, Any], output: Path) -> Iterator[str]:
-    """Yield a line for each size that this machine cannot hold, or that can hardly be meant."""
-    own = planned["models"]["student"]["device"]
-    elsewhere = [f"{role}_weights" for role, model in planned["models"].items() if model["device"] != own]
+    """Yield a warning for each resource that this machine lacks, and for each setting that is probably a mistake."""
+    device = planned["models"]["student"]["device"]
+    elsewhere = [f"{role}_weights" for role, model in planned["models"].items() if model["device"] != device]
     needed = planned["memory_bytes"]["total"] - sum(planned["memory_bytes"].get(part, 0) for part in elsewhere)
-    if (room := _memory_of(own)) is not None and needed > room:
-        yield f"about {needed / 1e9:,.1f} GB of memory are needed, but {own} has {room / 1e9:,.1f} GB"
+    if (room := _memory_of(device)) is not None and needed > room:
+        yield f"about {needed / 1e9:,.1f} GB of memory are needed, but {device} has {room / 1e9:,.1f} GB"
     folder = next(path for path in (output, *output.parents) if os.path.isdir(path))  # noqa: PTH112  names of any length
     written, free = planned["disk_bytes"]["total"], shutil.disk_usage(folder).free
     if written > free:
@@ -124,7 +124,11 @@ def _memory_of(device: str) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class _Skeleton:
-    """A model without its weights: its location, and how it would be loaded."""
+    """A model on the meta device, with the device and dtype that its weights are to be loaded with.
+
+    parameters  number of its parameters
+    bytes       size of its weights once loaded, quantised or not
+    """
 
     located: ResolvedModel
     device: str
@@ -151,7 +155,7 @@ class _Skeleton:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Parameters of the model that trains, and the bytes of its optimizer's state."""
+    """Numbers of parameters of the student with its adapter, and the bytes of the optimizer's state."""
 
     trainable: int
     total: int
@@ -169,19 +173,19 @@ def _plugins(checked: ResolvedRecipe) -> list[dict[str, Any]]:
     ]
 
 
-def _model(checked: ResolvedRecipe, role: Role, located: ResolvedModel) -> _Skeleton:
-    """Return a model's skeleton, prepared, and how many bytes its weights take as they are loaded, quantised or not."""
+def _load_skeleton(checked: ResolvedRecipe, role: Role, located: ResolvedModel) -> _Skeleton:
+    """Return a model on the meta device, the student as its plugins prepare it."""
     section = getattr(checked.recipe, role)
     device = section.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype(section.dtype, device)
     skeleton = load_meta_model(located, role, section.attn_implementation)
     if role == "student":
-        prepared(checked, skeleton)
+        prepare_skeleton(checked, skeleton)
     parameters = sum(weight.numel() for weight in skeleton.parameters())
-    return _Skeleton(located, device, dtype, skeleton, parameters, round(_bytes(checked, role, skeleton, dtype)))
+    return _Skeleton(located, device, dtype, skeleton, parameters, round(_weight_bytes(checked, role, skeleton, dtype)))
 
 
-def _bytes(checked: ResolvedRecipe, role: Role, skeleton: PreTrainedModel, dtype: torch.dtype) -> float:
+def _weight_bytes(checked: ResolvedRecipe, role: Role, skeleton: PreTrainedModel, dtype: torch.dtype) -> float:
     """Return the bytes of the weights; for a `load` plugin that quantises, transformers' quantiser computes them."""
     kwargs = plugin_kwargs(checked.plugins, role)
     if "quantization_config" not in kwargs:
@@ -203,8 +207,8 @@ def _quantised_bytes(skeleton: PreTrainedModel, config: Any, dtype: torch.dtype)
     )
 
 
-def _length(checked: ResolvedRecipe, corpus: Corpus) -> dict[str, Any]:
-    """Return data, steps and tokens of a run in one process."""
+def _data_and_steps(checked: ResolvedRecipe, corpus: Corpus) -> dict[str, Any]:
+    """Return the counts of the data, and steps, epochs and tokens of a run in a single process."""
     sampler = make_sampler(checked, corpus, 1)
     steps = count_steps(checked.recipe.train, sampler.steps_per_epoch)
     shares = [(read, read.epoch_rows / read.training_rows) for read in corpus.report.read.values()]
@@ -237,7 +241,7 @@ def _trained_sizes(checked: ResolvedRecipe, model: torch.nn.Module) -> _Sizes:
 
 
 def _optimizer_bytes(checked: ResolvedRecipe, model: torch.nn.Module, trainable: list[torch.nn.Parameter]) -> int:
-    """Return the bytes of the state after a step on the meta device; of Adam's two moments where that is impossible."""
+    """Return the bytes of the optimizer's state after a step on the meta device; if it cannot step, those of Adam's."""
     for weight in trainable:
         weight.grad = torch.empty_like(weight)
     try:
@@ -249,7 +253,7 @@ def _optimizer_bytes(checked: ResolvedRecipe, model: torch.nn.Module, trainable:
         if not is_impossible_on_meta(error):
             raise
         (name,) = checked.plugins.implements("make_optimizer")
-        logger.warning("`%s` makes no step on the meta device (%s): its state is estimated as Adam's", name, error)
+        logger.warning("`%s` cannot step on the meta device (%s): its state is estimated as Adam's", name, error)
         return 2 * FLOAT32 * sum(weight.numel() for weight in trainable)
 
 
@@ -264,29 +268,31 @@ def _activations(student: _Skeleton, train: Train, longest_row: int) -> int:
     return int(tokens * numbers * student.dtype.itemsize + logits)
 
 
-def _measured(checked: ResolvedRecipe) -> int:
-    """Return how many losses' own gradients a run holds side by side: all, where it measures one of them."""
+def _measured_gradients(checked: ResolvedRecipe) -> int:
+    """Return of how many losses a run holds a separate gradient to measure its norm; 0 if it measures none."""
     calibrates = any(weight.calibrate for weight in checked.weights.values())
     if not (calibrates or checked.recipe.train.log_gradient_norms):
         return 0
     return len(checked.weights) + len(checked.references.implements("token_loss"))
 
 
-def _memory(found: Mapping[Role, _Skeleton], sizes: _Sizes, activations: int, measured: int) -> dict[str, int]:
-    parts = {f"{role}_weights": model.bytes for role, model in found.items()}
+def _memory_bytes(
+    skeletons: Mapping[Role, _Skeleton], sizes: _Sizes, activations: int, gradients: int
+) -> dict[str, int]:
+    parts = {f"{role}_weights": model.bytes for role, model in skeletons.items()}
     if sizes.whole:  # the weights themselves are the trainable ones
         del parts["student_weights"]
     parts |= {
         "trainable_weights": sizes.trainable * FLOAT32,
         "gradients": sizes.trainable * FLOAT32,
-        **({"measured_gradients": measured * sizes.trainable * FLOAT32} if measured else {}),
+        **({"measured_gradients": gradients * sizes.trainable * FLOAT32} if gradients else {}),
         "optimizer": sizes.optimizer,
         "activations": activations,
     }
     return parts | {"total": sum(parts.values())}
 
 
-def _disk(recipe: Recipe, student: _Skeleton, sizes: _Sizes, steps: int) -> dict[str, int]:
+def _disk_bytes(recipe: Recipe, student: _Skeleton, sizes: _Sizes, steps: int) -> dict[str, int]:
     weights = sizes.trainable * FLOAT32
     kept = math.ceil(steps / recipe.train.save_steps)
     if recipe.train.save_total_limit is not None:

@@ -1,4 +1,4 @@
-"""Preflight checks: what cannot work is refused before any weight is loaded, by dry runs on the meta device."""
+"""Preflight checks: recipes that cannot run are refused before weights are loaded, by dry runs on the meta device."""
 
 import logging
 import re
@@ -32,11 +32,11 @@ from neoplug.seeds import generator
 from neoplug.training.optim import make_optimizer
 
 logger = logging.getLogger(__name__)
-META = re.compile(r"\bmeta\b|incompatible tensor type", re.IGNORECASE)
+META_ERROR = re.compile(r"\bmeta\b|incompatible tensor type", re.IGNORECASE)
 
 
 def find_model(section: Model, role: Role) -> ResolvedModel:
-    """Return a section's resolved model, with its adapter."""
+    """Return the resolved model of a recipe's section `student` or `teacher`, with its stored adapter, if any."""
     located = locate(section.model, section.revision, (role, "model"), trust_remote_code=section.trust_remote_code)
     if section.adapter_path is None:
         return located
@@ -44,9 +44,9 @@ def find_model(section: Model, role: Role) -> ResolvedModel:
 
 
 def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Corpus) -> bool | None:
-    """Prepare and adapt the student on the meta device, so that what does not fit the model is refused without weights.
+    """Prepare the student and add its adapter on the meta device, to refuse a misfit before weights are loaded.
 
-    Returns whether every weight of the base trains; None where the plugins or the model cannot work on the meta device.
+    Returns whether every weight of the base is trained; None where plugins or the model cannot run on the meta device.
 
     Raises:
         RecipeError: the recipe does not fit the model.
@@ -55,25 +55,25 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
     steps = count_steps(checked.recipe.train, make_sampler(checked, corpus, 1).steps_per_epoch)
     whole = None
     plugin_kwargs(checked.plugins, "student")
-    with meta_device("student", "the student is loaded in float32, until it is known which of its weights train"):
+    with meta_device("student", "the student is loaded in float32 until its trainable weights are known"):
         base = load_meta_model(student, "student", checked.recipe.student.attn_implementation)
-        base = prepared(checked, base)
+        base = prepare_skeleton(checked, base)
         weights = list(base.parameters())
-        model = adapted(checked, base, steps, student)
+        model = adapt_skeleton(checked, base, steps, student)
         whole = all(weight.requires_grad for weight in weights)
     if whole is not None:
         validate_room_for_virtual_tokens(corpus, student, model)
-        with meta_device("student", "the optimizer is made without having been tried"):
+        with meta_device("student", "the optimizer is made without a dry run"):
             make_optimizer(model, checked.plugins, checked.recipe.train.learning_rate)
     return whole
 
 
 def dry_run_teacher(checked: ResolvedRecipe, section: Model, teacher: ResolvedModel) -> None:
-    """Refuse `load` plugins at odds, an attention it cannot run, an adapter that does not fit, without weights."""
+    """Refuse conflicting `load` plugins, and an attention or a stored adapter that does not fit the teacher."""
     plugin_kwargs(checked.plugins, "teacher")
     if section.attn_implementation is None and teacher.adapter is None:
         return
-    with meta_device("teacher", "the teacher is loaded without having been tried"):
+    with meta_device("teacher", "the teacher is loaded without a dry run"):
         skeleton = load_meta_model(teacher, "teacher", section.attn_implementation)
         if teacher.adapter is not None:
             warn_other_base(teacher.adapter, teacher)
@@ -82,9 +82,9 @@ def dry_run_teacher(checked: ResolvedRecipe, section: Model, teacher: ResolvedMo
 
 @contextmanager
 def meta_device(role: Role, consequence: str) -> Iterator[None]:
-    """Run code on the meta device; where that is not possible, skip the rest of it with a warning.
+    """Run code that uses the meta device; if it cannot, leave the context early with a warning.
 
-    consequence  what the run does then, for the warning
+    consequence  what the run does instead, for the warning
 
     Raises:
         RunError: code of the model failed for any other reason; a plugin's failure is a PluginError already.
@@ -96,7 +96,7 @@ def meta_device(role: Role, consequence: str) -> Iterator[None]:
             culprit = f"`{error.plugin}`" if isinstance(error, PluginError) else f"the {role}'s model"
             cause = error.__cause__ if isinstance(error, PluginError) else error
             reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
-            logger.warning("%s cannot work on the meta device (%s): %s", culprit, reason, consequence)
+            logger.warning("%s cannot run on the meta device (%s): %s", culprit, reason, consequence)
         elif isinstance(error, NeoplugError):
             raise
         else:
@@ -113,11 +113,11 @@ def is_impossible_on_meta(error: BaseException) -> bool:
     cause = error.__cause__ if isinstance(error, PluginError) else error
     if isinstance(cause, NotImplementedError):
         return True
-    return isinstance(cause, RuntimeError | TypeError) and bool(META.search(str(cause)))
+    return isinstance(cause, RuntimeError | TypeError) and bool(META_ERROR.search(str(cause)))
 
 
-def prepared(checked: ResolvedRecipe, model: Any) -> Any:
-    """Return a student's skeleton as its plugins prepare it."""
+def prepare_skeleton(checked: ResolvedRecipe, model: Any) -> Any:
+    """Prepare a student on the meta device with the recipe's `prepare` plugins, in place; return it."""
     validate_quantised_student(checked.recipe.student, model.config)
     rng = generator(checked.recipe.seed, "rehearsal")
     checked.plugins.each("prepare_student", section="prepare", model=model, batches=None, rng=rng)
@@ -125,7 +125,7 @@ def prepared(checked: ResolvedRecipe, model: Any) -> Any:
 
 
 def validate_quantised_student(section: Student, config: Any) -> None:
-    """Refuse a student whose stored weights are quantised: to prepare it, or with no plugin to set them up."""
+    """Refuse to prepare a student with quantised stored weights, and to load it without a plugin under `load`."""
     stored = getattr(config, "quantization_config", None) or {}
     if stored and section.prepare:
         what = f"the weights of `{section.model}` are stored quantised, and cannot be prepared"
@@ -135,18 +135,19 @@ def validate_quantised_student(section: Student, config: Any) -> None:
         return
     problem = Problem(
         what=f"the weights of `{section.model}` are stored quantised, and no plugin under `load` sets them up",
-        why="as they come, such layers lose gradients on some CPUs and evaluate otherwise than they train",
+        why="without one, such layers lose gradients on some CPUs and evaluate otherwise than they train",
         fix="name under `student.load` the plugin that quantises so, or take the unquantised model",
         path=("student", "model"),
     )
     raise RecipeError([problem])
 
 
-def adapted(checked: ResolvedRecipe, model: Any, steps: int, student: ResolvedModel) -> nn.Module:
-    """Return a skeleton with the recipe's adapter.
+def adapt_skeleton(checked: ResolvedRecipe, model: Any, steps: int, student: ResolvedModel) -> nn.Module:
+    """Return a student on the meta device with the recipe's adapter.
 
-    Raises RecipeError where the pair is known not to work, nothing trains, or the adapter shall start from one of
-    another form.
+    Raises:
+        RecipeError: the adapter is known not to work with this kind of model, has no trainable parameter, or differs
+            in form from the stored adapter that it is to start from.
     """
     validate_compatibility(checked, model.config.get_text_config().model_type)
     rng = generator(checked.recipe.seed, "rehearsal")
@@ -182,7 +183,7 @@ def validate_devices(recipe: Recipe) -> None:
 def validate_document_lengths(corpus: Corpus, models: Mapping[Role, ResolvedModel | None], before: int = 0) -> None:
     """Refuse documents longer than a model has positions; with rotary positions, only warn.
 
-    before  virtual tokens of an adapter before each document
+    before  number of virtual tokens that an adapter puts before each document
     """
     for role, located in models.items():
         longest = corpus.longest[role]
@@ -199,20 +200,20 @@ def validate_document_lengths(corpus: Corpus, models: Mapping[Role, ResolvedMode
         raise RecipeError([Problem(what, why, fix, ("data", "max_length"))])
 
 
-def validate_room_for_virtual_tokens(corpus: Corpus, student: ResolvedModel, adapted: nn.Module) -> None:
-    """Refuse documents for which the student has positions only without the virtual tokens of its adapter."""
-    if tokens := virtual_tokens(adapted):
+def validate_room_for_virtual_tokens(corpus: Corpus, student: ResolvedModel, model: nn.Module) -> None:
+    """Refuse documents too long for the student once the adapter of `model` adds its virtual tokens."""
+    if tokens := virtual_tokens(model):
         validate_document_lengths(corpus, {"student": student}, tokens)
 
 
 def validate_shared_vocabulary(corpus: Corpus, vocabulary: Vocabulary, tokenizer: Any) -> None:
-    """Refuse text with tokens that only one of the models knows."""
-    strange = vocabulary.unshared(torch.from_numpy(corpus.used.copy()))
-    if strange:
-        named = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in sorted(strange)[:5])
+    """Refuse text with tokens that the teacher's vocabulary lacks."""
+    unshared = vocabulary.unshared(torch.from_numpy(corpus.used.copy()))
+    if unshared:
+        named = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in sorted(unshared)[:5])
         problem = Problem(
-            what=f"the text has {len(strange)} tokens that the teacher does not know, as {named}",
-            why="the teacher cannot read them, so it has nothing to teach there",
+            what=f"the text has {len(unshared)} tokens that the teacher's vocabulary lacks, such as {named}",
+            why="the teacher cannot read them",
             fix="use a teacher with the student's vocabulary, or text without these tokens",
             path=("data", "source"),
         )

@@ -20,7 +20,14 @@ from neoplug.runs.inputs import resolve_inputs
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.progress import Progress
-from neoplug.runs.saved_student import adapter_plugins, as_trained, base_of, is_peft, widened, with_peft
+from neoplug.runs.saved_student import (
+    adapter_plugins,
+    base_of,
+    is_peft,
+    trainable_as_float32,
+    with_peft,
+    with_plugin_adapter,
+)
 
 logger = logging.getLogger(__name__)
 TARGET = "RUN_OR_MODEL"  # place of mistakes that come from the target, not from the recipe
@@ -64,12 +71,12 @@ def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[
             inputs = replace(inputs, trains_whole=whole, base=inputs.base if whole else base_of(directory))
         loader = ModelLoader(checked, inputs, World(checked.recipe.student.device))
         progress.phase("loading the models")
-        teacher = loader.teacher()
+        teacher = loader.load_teacher()
         base = loader.load("student", inputs.base)
         name = head_name(base)
-        student = loader.student(base if directory is None else _trained_student(base, directory), name)
+        student = loader.verify_student(base if directory is None else _trained_student(base, directory), name)
         progress.phase("evaluating the student and the teacher" if teacher else "evaluating the student")
-        ours, theirs = loader.measured_both(student, teacher, loader.held_out())
+        ours, theirs = loader.evaluate_both(student, teacher, loader.held_out())
     return {"format": 1, "target": target, "student": ours.values, "teacher": theirs.values if theirs else {}}
 
 
@@ -97,11 +104,11 @@ def _trained_student(base: nn.Module, directory: RunDir) -> nn.Module:
     if directory.model.is_dir():
         return base
     plugins = adapter_plugins(directory)
-    return widened(_with_adapter(base, directory, plugins)).eval()
+    return trainable_as_float32(_with_adapter(base, directory, plugins)).eval()
 
 
 def _with_adapter(base: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:
     if is_peft(directory) and not plugins.implements("save_adapter"):
         adapted: nn.Module = with_peft(base, directory.adapter)
         return adapted
-    return as_trained(base, directory, plugins)
+    return with_plugin_adapter(base, directory, plugins)

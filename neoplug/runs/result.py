@@ -13,7 +13,7 @@ from neoplug.errors import RunError
 from neoplug.evaluation.model_selection import Best
 
 Status = Literal["completed", "interrupted", "failed"]
-EvaluationValues = dict[str, Any]  # metric of `registry.measures` -> mean; and `probes`: name -> its answer
+EvaluationValues = dict[str, Any]  # metric of `registry.measures` -> mean; and `probes`: probe -> its answer
 
 
 class Sample(BaseModel):
@@ -65,12 +65,12 @@ class Measured(BaseModel):
             raise RunError(
                 f"{file}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}\n"
                 "why: the file was changed, or another version of neoplug wrote it\n"
-                "fix: restore it; or remove it, a checkpoint with its folder, and go on with --resume"
+                "fix: restore it; or remove it (of a checkpoint, the whole folder) and resume with --resume"
             ) from error
 
 
 class RunState(Measured):
-    """What a checkpoint carries in state.json besides tensors. Together with the checkpoint it continues the run."""
+    """The content of a checkpoint's state.json, from which a resumed run continues its measurements."""
 
     step: int = Field(description="optimizer steps done")
     world: int = Field(description="processes that trained; a resumed run needs as many")

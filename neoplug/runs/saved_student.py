@@ -1,4 +1,4 @@
-"""What a run left, read back: the base that it began with, and its adapter on it."""
+"""Loading of a run's student from its directory: the base, and the adapter on it."""
 
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from neoplug.training import checkpoint
 
 
 def base_of(directory: RunDir) -> ResolvedModel:
-    """Return the student without its adapter, as the run began with it.
+    """Return the base of a run's student: prepared if the run prepared it, without the adapter.
 
     Raises:
-        UsageError: its files are not those that they were.
+        UsageError: the files of the base have changed since the run.
     """
     section, locked = directory.resolved["student"], directory.lock["models"]["student"]
     trust = section.get("trust_remote_code", False)
@@ -33,20 +33,21 @@ def base_of(directory: RunDir) -> ResolvedModel:
     if base.sha256 != locked["sha256"]:
         raise UsageError(
             f"{section['model']} is not the model that the run {directory.path} was trained on\n"
-            f"why: its files have sha256 {base.sha256}, then they had {locked['sha256']}\nfix: put the old files back"
+            f"why: its files have sha256 {base.sha256}, those of the run had {locked['sha256']}\n"
+            "fix: restore the files of the run"
         )
     return base
 
 
 def is_peft(directory: RunDir) -> bool:
-    """Say whether the run's adapter is in peft's own files."""
+    """Return whether the run's adapter is stored in peft's format."""
     return (directory.adapter / "adapter_config.json").is_file()
 
 
 def with_peft(model: nn.Module, adapter: Path) -> Any:
-    """Return the model with an adapter in peft's own files; what was trained has `requires_grad`.
+    """Return the model with the adapter in the folder `adapter`, stored in peft's format; its weights are trainable.
 
-    Virtual tokens have not: peft stores what they became, not what trained them.
+    Virtual tokens are frozen: peft stores the computed embeddings, not the weights that were trained.
     """
     from peft import PeftConfig, PeftModel
 
@@ -58,44 +59,46 @@ def with_peft(model: nn.Module, adapter: Path) -> Any:
         )
 
 
-def as_trained(model: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:
-    """Add the adapter again and load a checkpoint into it: for adapters that only their plugin can read.
+def with_plugin_adapter(model: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:
+    """Return the model with its adapter added by the plugin, and its weights loaded from a checkpoint of the run.
+
+    This is for adapters that are not stored in peft's format.
 
     Raises:
-        UsageError: no checkpoint is left.
-        RunError: it holds what the model has not.
+        UsageError: the run has no checkpoint.
+        RunError: the checkpoint has a tensor that the model lacks.
     """
     newest = _checkpoint(directory)
     (name,), seed = plugins.implements("add_adapter"), directory.resolved.get("seed", 0)
     if newest is None:
-        raise UsageError(f"{directory.checkpoints} is empty\nwhy: only checkpoints hold what `{name}` trained")
+        raise UsageError(f"{directory.checkpoints} is empty\nwhy: only checkpoints hold the weights of `{name}`")
     torch.manual_seed(derive(seed, name))
     steps = checkpoint.read_state(newest)["step"]
     model.requires_grad_(False)
     trained: nn.Module = plugins.one(
         "add_adapter", model=model, batches=None, total_steps=steps, rng=generator(seed, name)
     )
-    _put(load_file(newest / "trainable.safetensors"), widened(trained), newest)
+    _copy_into(load_file(newest / "trainable.safetensors"), trainable_as_float32(trained), newest)
     return trained.eval()
 
 
 def _checkpoint(directory: RunDir) -> Path | None:
-    """Return the checkpoint that holds the run's student: the best one where it went back to it, else the last."""
+    """Return the checkpoint of the run's student: the best one if the recipe says to restore it, else the last."""
     best = directory.result and directory.result.best
     if best and directory.resolved.get("evaluate", {}).get("load_best_model_at_end"):
         return checkpoint.at(directory.checkpoints, best.step)
     return checkpoint.latest(directory.checkpoints)
 
 
-def widened(model: nn.Module) -> nn.Module:
-    """Convert trainable parameters to float32."""
+def trainable_as_float32(model: nn.Module) -> nn.Module:
+    """Convert the trainable parameters to float32, in place; return the model."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
 
 
-def _put(stored: dict[str, torch.Tensor], model: nn.Module, where: Path) -> None:
+def _copy_into(stored: dict[str, torch.Tensor], model: nn.Module, where: Path) -> None:
     present = dict(model.named_parameters()) | dict(model.named_buffers())
     if odd := sorted(stored.keys() - present.keys()):
         raise RunError(f"{where} does not fit the model: it has no {odd[0]}")
@@ -105,7 +108,7 @@ def _put(stored: dict[str, torch.Tensor], model: nn.Module, where: Path) -> None
 
 
 def adapter_plugins(directory: RunDir) -> Plugins:
-    """Build the recipe's adapter plugins alone: whatever else it names need not be here any more."""
+    """Return the adapter plugins of a run's recipe; its other plugins need not be installed."""
     named = directory.resolved.get("adapter") or {}
     return Plugins({"adapter": {name: _plugin(name, options, directory.path) for name, options in named.items()}})
 

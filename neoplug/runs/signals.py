@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: while a run trains, save first, then end; elsewhere end at once, as a second SIGINT does."""
+"""SIGINT and SIGTERM: during training, save a checkpoint, then end; otherwise, and at a second SIGINT, end at once."""
 
 import signal
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from neoplug.errors import Interrupted
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
-class EndedNow(BaseException):
-    """Raised where a signal finds the run. No Exception: libraries catch those and make errors of their own."""
+class ImmediateStop(BaseException):
+    """Raised by a signal outside training. A BaseException, because libraries catch Exception and raise others."""
 
     def __init__(self, number: int) -> None:
         self.signal = number
@@ -21,22 +21,31 @@ class EndedNow(BaseException):
 
 @dataclass
 class Stop:
-    """The signal that requested the end of the run, if one did; `deferred` while the loop polls it and saves."""
+    """The request to stop a run.
+
+    signal    number of the first signal received; None before that
+    deferred  whether the training loop polls `signal` and ends by itself, so that signals raise nothing
+    """
 
     signal: int | None = None
     deferred: bool = False
 
-    def request(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal, or end at once."""
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: record it.
+
+        Raises:
+            ImmediateStop: signals are not deferred.
+            KeyboardInterrupt: it is SIGINT and not the first signal.
+        """
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = self.signal or number
         if not self.deferred:
-            raise EndedNow(number)
+            raise ImmediateStop(number)
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """Defer signals until the loop polls them."""
+        """Set `deferred` while this context lasts."""
         self.deferred = True
         try:
             yield
@@ -46,19 +55,19 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Catch the signals while this context lasts; outside the main thread, where Python cannot, catch nothing.
+    """Handle the signals while this context lasts; outside the main thread, where Python cannot, leave them alone.
 
     Raises:
-        Interrupted: a signal came while nothing had to be saved.
+        Interrupted: a signal was received outside training.
     """
     stop = Stop()
     try:
-        before = {number: signal.signal(number, stop.request) for number in CAUGHT}
+        before = {number: signal.signal(number, stop.handle) for number in CAUGHT}
     except ValueError:
         before = {}
     try:
         yield stop
-    except EndedNow as ended:
+    except ImmediateStop as ended:
         raise Interrupted(ended.signal, str(ended)) from None
     finally:
         for number, handler in before.items():

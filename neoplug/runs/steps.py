@@ -12,7 +12,7 @@ from neoplug.training.objective import Loss
 
 
 def make_sampler(checked: ResolvedRecipe, corpus: Corpus, world: int) -> BatchSampler:
-    """Return which rows each step holds."""
+    """Return the sampler that draws the rows of each step, for `world` processes."""
     train, mixture = checked.recipe.train, corpus.mixture
     rows = len(corpus.rows) if mixture is None else sum(mixture.shown)
     batch, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
@@ -33,7 +33,7 @@ def count_steps(train: Train, steps_per_epoch: int) -> int:
 
 
 def make_losses(plugins: Plugins) -> list[Loss]:
-    """Return the losses among the plugins, in the order of their names; their weights are set at each step."""
+    """Return the losses among the plugins, sorted by name, with weight 1; the loop sets the weights at each step."""
     values = plugins.functions("token_loss", section="loss")
     gradients = plugins.functions("token_gradient", section="loss")
     return [Loss(name, 1.0, value, gradients.get(name)) for name, value in sorted(values.items())]

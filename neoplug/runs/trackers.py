@@ -1,6 +1,6 @@
-"""Trackers show a run elsewhere; accelerate speaks to them. metrics.jsonl stays the source of truth.
+"""Reporting to experiment trackers through accelerate; metrics.jsonl remains the complete record.
 
-A tracker never ends a run: one that fails is logged and left out from then on.
+A tracker never ends a run: if one fails, the error is logged and nothing more is reported to it.
 """
 
 import logging
@@ -22,7 +22,7 @@ class Trackers:
     """The trackers that a recipe reports to, on the main process.
 
     names   tensorboard, trackio, wandb, mlflow
-    run     the run's directory: its name is the run's, and files of a tracker are written into it
+    run     the run directory: its name is the run's name in each tracker; trackers write files into it
     config  the resolved recipe
     """
 
@@ -40,12 +40,12 @@ class Trackers:
         """Report a line of metrics.jsonl."""
         self._log({key: value for key, value in line.items() if key != "step"}, line["step"])
 
-    def evaluation(self, step: int, measured: Mapping[str, Any], whose: str = "held_out") -> None:
-        """Report what was measured after `step` optimizer steps."""
-        self._log({whose: measured}, step)
+    def evaluation(self, step: int, measured: Mapping[str, Any], prefix: str = "held_out") -> None:
+        """Report an evaluation after `step` optimizer steps, its metrics named PREFIX/METRIC."""
+        self._log({prefix: measured}, step)
 
     def finish(self) -> None:
-        """Let all trackers write what they still hold."""
+        """Close all trackers, which write what they have buffered."""
         for name, tracker in list(self.running.items()):
             self._guarded(name, tracker.finish)
 
@@ -61,6 +61,7 @@ class Trackers:
             self._guarded(name, lambda tracker=tracker: tracker.log(shown, step=step))  # type: ignore[misc]
 
     def _guarded(self, name: str, act: Callable[[], None]) -> None:
+        """Call `act`; if it fails, log the error and drop the tracker."""
         try:
             act()
         except Exception as error:  # whatever a server or a library of a tracker may raise

@@ -1,4 +1,4 @@
-"""One process at work on a run: from loading the models to the result."""
+"""The training run in one process: loads the models, evaluates, trains, saves the student, writes the result."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -31,8 +31,8 @@ from neoplug.runs.inputs import RunInputs
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.progress import Progress
 from neoplug.runs.result import EvaluationValues, RunResult, RunState, Sample, Status
-from neoplug.runs.saved_student import widened
-from neoplug.runs.signals import EndedNow, Stop
+from neoplug.runs.saved_student import trainable_as_float32
+from neoplug.runs.signals import ImmediateStop, Stop
 from neoplug.runs.steps import count_steps, make_losses, make_sampler, training_batches
 from neoplug.runs.trackers import Trackers
 from neoplug.seeds import derive, generator
@@ -47,17 +47,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Trainer:
-    """One process at work on a run: from loading the models to the result."""
+    """A training run in one process. Every rank has one; files are written by the main process."""
 
     checked: ResolvedRecipe
-    parts: RunInputs
+    inputs: RunInputs
     directory: RunDir
     world: World
     progress: Progress
     stop: Stop
 
     def __post_init__(self) -> None:
-        self.roles = ModelLoader(self.checked, self.parts, self.world)
+        self.loader = ModelLoader(self.checked, self.inputs, self.world)
         self.criterion = criterion(self.checked.recipe.evaluate)
         self.state = RunState(step=0, world=self.world.size, seconds=0.0)
 
@@ -75,55 +75,53 @@ class Trainer:
         reported = self.checked.recipe.trackers if self.world.is_main else []
         self.trackers = Trackers(reported, self.directory.path, self.checked.resolved())
         try:
-            return self.work(earlier)
-        except SystemExit as error:  # a plugin's: the run must not look as if it had ended well
-            failure = RunError(
-                f"something that the recipe names called sys.exit({error.code}) in the middle of the run"
-            )
-            self.note_end(failure)
+            return self.train_and_evaluate(earlier)
+        except SystemExit as error:  # raised by a plugin: the run has failed, whatever the exit code
+            failure = RunError(f"a plugin or a model of the recipe called sys.exit({error.code}) during the run")
+            self.write_failure(failure)
             raise failure from error
-        except (Exception, EndedNow) as error:
-            self.note_end(error)
+        except (Exception, ImmediateStop) as error:
+            self.write_failure(error)
             raise
         finally:
             self.trackers.finish()
 
-    def note_end(self, error: BaseException) -> None:
-        """Write down how a run ended that did not complete."""
+    def write_failure(self, error: BaseException) -> None:
+        """Write the result of a run that failed or was interrupted."""
         if isinstance(error, PluginError) and self.world.is_main:
             error.log = self.directory.log
-        explained = isinstance(error, NeoplugError | EndedNow)
-        status: Status = "interrupted" if isinstance(error, Interrupted | EndedNow) else "failed"
+        explained = isinstance(error, NeoplugError | ImmediateStop)
+        status: Status = "interrupted" if isinstance(error, Interrupted | ImmediateStop) else "failed"
         reason = str(error) if explained else f"{type(error).__name__}: {error}"
         logger.debug("%s: %s", status, reason, exc_info=error.__cause__ or (None if explained else error))
-        self.write(RunResult(format=1, status=status, reason=reason, **self.state.measured()))
+        self.write_result(RunResult(format=1, status=status, reason=reason, **self.state.measured()))
 
     def validate_world_size(self, size: int) -> None:
-        """Refuse to go on with another number of processes: a step would hold other rows."""
+        """Refuse to resume with another number of processes: each step would train on other rows."""
         if size != self.world.size:
             raise UsageError(
                 f"{self.directory.path} was trained by {size} processes, and there are {self.world.size} now\n"
-                "why: a step holds the rows of all processes, so the run would go on with other steps\n"
-                f"fix: go on with {size}, or start a new run"
+                "why: a step trains on the rows of all processes, so the steps would differ\n"
+                f"fix: resume with {size}, or start a new run"
             )
 
-    def work(self, earlier: Path | None) -> RunResult:
-        """Load, measure, train, measure again, save."""
+    def train_and_evaluate(self, earlier: Path | None) -> RunResult:
+        """Load the models, evaluate, train from the checkpoint `earlier` or from the start, evaluate again, save."""
         recipe, plugins = self.checked.recipe, self.checked.plugins
-        sampler = make_sampler(self.checked, self.parts.corpus, self.world.size)
+        sampler = make_sampler(self.checked, self.inputs.corpus, self.world.size)
         total = count_steps(recipe.train, sampler.steps_per_epoch)
-        batches = self.roles.held_out()
+        batches = self.loader.held_out()
         self.phase("loading the models")
-        teacher = self.roles.teacher()
+        teacher = self.loader.load_teacher()
         if teacher is not None:
             logger.debug("teacher: %s", teacher.describe())
-        bare = self.roles.load("student", self.parts.base)
-        name, continues = head_name(bare), self.parts.base.adapter is not None
+        base = self.loader.load("student", self.inputs.base)
+        name, continues = head_name(base), self.inputs.base.adapter is not None
         if earlier is None and not continues:
-            self.measure_before(self.roles.student(bare, name), teacher, batches)
-        student = self.roles.student(self.add_adapter(bare, total), name)
-        if earlier is None and continues:  # what the student was before is its adapter's work too
-            self.measure_before(student, teacher, batches)
+            self.evaluate_before(self.loader.verify_student(base, name), teacher, batches)
+        student = self.loader.verify_student(self.add_adapter(base, total), name)
+        if earlier is None and continues:  # the student before training includes its stored adapter
+            self.evaluate_before(student, teacher, batches)
         optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
         schedule = make_schedule(optimizer, recipe.train, total)
         if earlier is not None:
@@ -132,13 +130,13 @@ class Trainer:
         if not recipe.data.packing and any(
             model and model.layout == "padded" for model in (student, teacher and teacher.model)
         ):
-            sampler = replace(sampler, lengths=self.parts.corpus.row_lengths)
+            sampler = replace(sampler, lengths=self.inputs.corpus.row_lengths)
         config = self.loop_config(student, teacher, sampler, total, optimizer, schedule)
         events = self.loop_events(config, batches)
         self.progress.started(total, first)
         with self.stop.deferring():
             done = first if self.state.stopped_early else distil(config, events, first)
-            stopped = self.stop_asked()  # a signal may have reached one rank after the loop polled for the last time
+            stopped = self.stop_requested()  # a rank may receive a signal after the last poll of the loop
         if stopped or done < (self.state.stopped_early or total):
             signal = self.stop.signal or 15
             raise Interrupted(signal, f"stopped by a signal after step {done} of {total}; go on with --resume")
@@ -148,16 +146,16 @@ class Trainer:
         self, student: LanguageModel, teacher: Teacher | None, sampler: BatchSampler, total: int,
         optimizer: Optimizer, schedule: LRScheduler,
     ) -> LoopConfig:  # fmt: skip
-        """Return everything the loop reads."""
+        """Return the models, plugins and settings that the loop reads."""
         recipe, plugins = self.checked.recipe, self.checked.plugins
         return LoopConfig(
             student=student,
             teacher=teacher,
             losses=make_losses(plugins),
             references=make_losses(self.checked.references),
-            weights=self.weights(),
+            weights=self.loss_weights(),
             plugins=plugins,
-            corpus=self.parts.corpus,
+            corpus=self.inputs.corpus,
             sampler=sampler,
             optimizer=optimizer,
             schedule=schedule,
@@ -169,67 +167,68 @@ class Trainer:
         )
 
     def loop_events(self, config: LoopConfig, batches: list[Batch]) -> LoopEvents:
-        """Return what the loop calls: metrics, checkpoints and evaluations of this run."""
+        """Return the callbacks of the loop, which write metrics and checkpoints and run evaluations."""
         student, varies = config.student, any(weight.varies for weight in config.weights.values())
         return LoopEvents(
-            metrics=Metrics(varies, self.write_lines, self.world.gather, self.parts.corpus.report.named),
-            on_calibrated=self.note_weights,
+            metrics=Metrics(varies, self.write_lines, self.world.gather, self.inputs.corpus.report.named),
+            on_calibrated=self.record_calibrated_weights,
             save=lambda step: self.save_checkpoint(step, student.module, config.optimizer, config.schedule),
-            evaluate=lambda step: self.judge(
-                step, self.stored(f"step-{step}", self.roles.measured(student, config.teacher, batches))
+            evaluate=lambda step: self.record_evaluation(
+                step,
+                self.store_evaluation(f"step-{step}", self.loader.evaluate_student(student, config.teacher, batches)),
             ),
-            stop_requested=self.stop_asked,
+            stop_requested=self.stop_requested,
         )
 
-    def weights(self) -> dict[str, Weight]:
-        """Return each loss's strength; what was calibrated before a resume is not measured again."""
+    def loss_weights(self) -> dict[str, Weight]:
+        """Return each loss's weight; weights that were calibrated before a resume are restored."""
         weights = dict(self.checked.weights)
         for name, value in self.state.weights.items():
             now = checkpoint.as_named_now(name, list(weights))
             weights[now] = weights[now].calibrated(value)
         return weights
 
-    def note_weights(self, weights: dict[str, float]) -> None:
-        """Keep calibrated weights for the result and for checkpoints."""
+    def record_calibrated_weights(self, weights: dict[str, float]) -> None:
+        """Record calibrated weights for the result and for checkpoints, and log them."""
         self.state.weights = weights
         logger.info("calibrated: %s", ", ".join(f"{name} has weight {weight:.6g}" for name, weight in weights.items()))
 
     def phase(self, text: str) -> None:
-        """Say what goes on now, also to the log."""
+        """Log the start of a phase and report it to `progress`."""
         logger.debug(text)
         self.progress.phase(text)
 
-    def add_adapter(self, bare: Any, total_steps: int) -> nn.Module:
-        """Add the recipe's adapter, with the weights of a stored one if named; what is trainable becomes float32."""
+    def add_adapter(self, base: Any, total_steps: int) -> nn.Module:
+        """Add the recipe's adapter, with stored weights if the recipe names them; trainable weights become float32."""
         recipe, plugins = self.checked.recipe, self.checked.plugins
         (name,) = plugins.implements("add_adapter")
         self.phase("adding the adapter")
         torch.manual_seed(derive(recipe.seed, name))
         if recipe.train.gradient_checkpointing:
-            enable = getattr(bare, "activation_checkpointing_enable", None)  # its newer name
-            (enable or bare.gradient_checkpointing_enable)({"use_reentrant": False})
-        weights = list(bare.parameters())
+            enable = getattr(base, "activation_checkpointing_enable", None)  # its newer name
+            (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
+        weights = list(base.parameters())
         model = plugins.one(
             "add_adapter",
-            model=bare,
-            batches=training_batches(self.checked, self.parts.corpus),
+            model=base,
+            batches=training_batches(self.checked, self.inputs.corpus),
             total_steps=total_steps,
             rng=generator(recipe.seed, name),
         )
-        if stored := self.parts.base.adapter:
+        if stored := self.inputs.base.adapter:
             load_adapter_weights(model, stored, name)
-        self.roles.round_frozen(weights)
-        return widened(model)
+        self.loader.round_frozen_weights(weights)
+        return trainable_as_float32(model)
 
-    def measure_before(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> None:
-        """Measure the student that was not trained, and the teacher."""
+    def evaluate_before(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> None:
+        """Evaluate the untrained student and the teacher, and generate a sample; record all in `state`."""
         self.phase("evaluating the student before training, and the teacher")
-        evaluation, teachers = self.roles.measured_both(student, teacher, batches)
-        before = self.stored("before", evaluation)
-        of_teacher = {} if teachers is None else self.stored("teacher", teachers)
+        evaluation, teachers = self.loader.evaluate_both(student, teacher, batches)
+        before = self.store_evaluation("before", evaluation)
+        of_teacher = {} if teachers is None else self.store_evaluation("teacher", teachers)
         if self.criterion is not None:
-            self.criterion.value(before)  # a probe's number that is not there is better missed now than in an hour
-        prompt = sample_prompt(self.parts)
+            self.criterion.value(before)  # fail before training if the metric is absent
+        prompt = sample_prompt(self.inputs)
         sample = Sample(prompt=self.decode(prompt), before=self.continuation(student, prompt))
         self.report_evaluation("before", 0, before)
         self.state.before, self.state.sample = before, sample
@@ -238,11 +237,11 @@ class Trainer:
             self.state.teacher = of_teacher
 
     def report_evaluation(self, name: str, step: int, evaluation: EvaluationValues) -> None:
-        """Report an evaluation after `step` optimizer steps; `name` is before, teacher, step-N or after."""
+        """Report the evaluation after `step` steps to the trackers; `name` is before, teacher, step-N or after."""
         self.trackers.evaluation(step, evaluation, "teacher" if name == "teacher" else "held_out")
 
     def continuation(self, student: LanguageModel, prompt: list[int], tokens: int = 32) -> str | None:
-        """Return how the student goes on, greedily; None where the model cannot generate.
+        """Return the student's greedy continuation of a prompt as text; None where the model cannot generate.
 
         Virtual tokens are processed again for each token: with a cache of transformers, peft computes them wrongly.
         """
@@ -262,15 +261,15 @@ class Trainer:
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of tokens, without special tokens."""
-        return str(self.parts.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.inputs.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def stop_asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Return whether any rank received a signal to stop."""
         asked = torch.tensor(int(self.stop.signal is not None), device=self.world.device)
         return bool(self.stop.signal) if self.world.size == 1 else bool(self.world.sum(asked))
 
     def write_lines(self, lines: list[dict[str, Any]]) -> None:
-        """Write lines of metrics, then show them."""
+        """Write lines to metrics.jsonl, then report them to log, progress and trackers; on the main process only."""
         if not self.world.is_main:
             return
         self.directory.metrics.append(lines)
@@ -280,18 +279,18 @@ class Trainer:
             self.trackers.step(line)
 
     def save_checkpoint(self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
-        """Write a checkpoint on the main process, with what the plugins of all ranks remember."""
-        remembered = self.world.gather([checkpoint.pack(self.checked.plugins)])
+        """Write a checkpoint on the main process, with the plugin states of all ranks."""
+        plugin_states = self.world.gather([checkpoint.pack(self.checked.plugins)])
         if self.world.is_main:
             self.state.step, self.state.seconds = step, monotonic() - self.began
             state, folder = self.state.as_dict(), self.directory.checkpoints
-            checkpoint.save(folder, step, model, optimizer, schedule, self.checked.plugins, remembered, state)
+            checkpoint.save(folder, step, model, optimizer, schedule, self.checked.plugins, plugin_states, state)
             best = self.state.best.step if self.state.best else None
             checkpoint.prune(folder, self.checked.recipe.train.save_total_limit, best)
         self.world.wait()
 
-    def judge(self, step: int, measured: EvaluationValues) -> Verdict:
-        """Store an evaluation during training; return whether it is the best so far, and whether training should stop.
+    def record_evaluation(self, step: int, measured: EvaluationValues) -> Verdict:
+        """Record an evaluation during training; return whether it is the best so far, and whether training should stop.
 
         The verdict depends only on the evaluations, which checkpoints carry, so a resumed run gets the same.
         """
@@ -306,16 +305,16 @@ class Trainer:
         enough = patience is not None and standing.waited >= patience
         if enough:
             self.state.stopped_early = step
-            logger.info("no better in %d evaluations: training ends", standing.waited)
+            logger.info("no improvement in %d evaluations: training ends", standing.waited)
         return Verdict(improved=standing.best.step == step, enough=enough)
 
     def finish(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int) -> RunResult:
         """Evaluate the trained student, save it, write the result."""
         self.phase("evaluating the student after training")
-        after = self.at_its_best(student, teacher, batches, done)
+        after = self.evaluate_best(student, teacher, batches, done)
         self.report_evaluation("after", done, after)
         if self.state.sample:
-            self.state.sample.after = self.continuation(student, sample_prompt(self.parts))
+            self.state.sample.after = self.continuation(student, sample_prompt(self.inputs))
         module, lines = student.module, self.directory.metrics.read()
         measured = {
             "format": 1,
@@ -331,7 +330,7 @@ class Trainer:
         }
         if self.world.is_main:
             self.phase("saving the student")
-            save_student(module, self.checked, self.parts.base, self.parts.tokenizer, self.directory)
+            save_student(module, self.checked, self.inputs.base, self.inputs.tokenizer, self.directory)
         measured["remarks"] = remarks(measured)
         for remark in measured["remarks"]:
             logger.debug(remark)
@@ -339,16 +338,16 @@ class Trainer:
         result = RunResult(**measured, seconds=monotonic() - self.began)
         if self.world.is_main:
             write_card(self.directory, result)
-        self.write(result)
+        self.write_result(result)
         self.progress.finished(result.as_dict())
         self.world.wait()
         return result
 
-    def at_its_best(
+    def evaluate_best(
         self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int
     ) -> EvaluationValues:
-        """Evaluate the student; if the recipe says so, restore the weights of the best step and evaluate these."""
-        after = self.stored("after", self.roles.measured(student, teacher, batches))
+        """Evaluate the student; if the recipe says so, restore the best step and evaluate that instead."""
+        after = self.store_evaluation("after", self.loader.evaluate_student(student, teacher, batches))
         recipe, folder = self.checked.recipe, self.directory
         if self.criterion is None:
             return after
@@ -358,25 +357,25 @@ class Trainer:
             checkpoint.prune(folder.checkpoints, recipe.train.save_total_limit, best.step)
         if best.step == done or not recipe.evaluate.load_best_model_at_end:
             return after
-        self.phase(f"going back to the best step, {best.step}")
+        self.phase(f"restoring the best step, {best.step}")
         kept = checkpoint.at(folder.checkpoints, best.step)
         checkpoint.restore(kept, student.module, self.checked.plugins, self.world.rank)
-        return self.stored("after", self.roles.measured(student, teacher, batches))
+        return self.store_evaluation("after", self.loader.evaluate_student(student, teacher, batches))
 
-    def stored(self, name: str, evaluation: Evaluation) -> EvaluationValues:
+    def store_evaluation(self, name: str, evaluation: Evaluation) -> EvaluationValues:
         """Write the sums per document of an evaluation on the main process; return its metrics and probes."""
         if self.world.is_main:
             self.directory.write_evaluation(name, evaluation.documents)
         return evaluation.values
 
-    def write(self, result: RunResult) -> None:
+    def write_result(self, result: RunResult) -> None:
         """Write result.json on the main process."""
         if self.world.is_main:
             self.directory.write_result(result)
 
 
 def count_parameters(module: Any) -> int:
-    """Return how many parameters a model has; transformers knows how many a 4-bit weight holds."""
+    """Return how many parameters a model has; transformers' own count includes all values of 4-bit weights."""
     count = getattr(module, "num_parameters", None)
     if count is None:
         return sum(int(parameter.numel()) for parameter in module.parameters())
@@ -385,9 +384,9 @@ def count_parameters(module: Any) -> int:
     return int(count()) + sum(int(p.numel()) for p in module.parameters() if id(p) not in counted)
 
 
-def sample_prompt(parts: RunInputs, tokens: int = 32) -> list[int]:
-    """Return how a held-out document begins: up to its first answer token, or its first few tokens."""
-    document = parts.corpus.held_out[0]
+def sample_prompt(inputs: RunInputs, tokens: int = 32) -> list[int]:
+    """Return the beginning of the first held-out document: up to its first answer token, or at most `tokens` tokens."""
+    document = inputs.corpus.held_out[0]
     scored = document.loss_mask.nonzero()[0]
     start = int(scored[0]) if len(scored) and scored[0] > 1 else min(tokens, max(1, len(document) // 2))
     return [int(token) for token in document.input_ids[:start]]

@@ -109,7 +109,7 @@ def test_a_signal_in_the_last_step_leaves_only_the_end_to_do(signalled, lab):
 
 def test_a_signal_that_another_rank_alone_got_after_the_last_step_ends_this_one_too(lab, monkeypatch):
     asked = iter([False, True])  # in the loop; behind it
-    monkeypatch.setattr(Trainer, "stop_asked", lambda _: next(asked))
+    monkeypatch.setattr(Trainer, "stop_requested", lambda _: next(asked))
     with pytest.raises(Interrupted, match="after step 1 of 1"):
         lab.run("run", train={"max_steps": 1})
     assert lab.at("run").result["status"] == "interrupted"

@@ -65,7 +65,7 @@ TEMPLATE = "Be wise.\n{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }
 @pytest.mark.parametrize("template", [None, TEMPLATE], ids=["the student's prompt", "a prompt for the teacher"])
 def test_stored_logits_train_as_the_live_teacher_does(lab, monkeypatch, template):
     stored = {}
-    live = ModelLoader.teacher
+    live = ModelLoader.load_teacher
     sections = {
         "loss": {"cross_entropy": {"weight": 0.5}, "reverse_kl": {"weight": 2.0, "calibrate": "forward_kl"}},
         "token_weights": {"teacher_entropy": {}},
@@ -73,10 +73,10 @@ def test_stored_logits_train_as_the_live_teacher_does(lab, monkeypatch, template
         "teacher": {"chat_template": template} if template else {},
         "evaluate": {"eval_steps": 3},
     }
-    monkeypatch.setattr(ModelLoader, "teacher", lambda self: Recorder(live(self), stored))
+    monkeypatch.setattr(ModelLoader, "load_teacher", lambda self: Recorder(live(self), stored))
     expected = lab.run("live", **sections)
     served = Stored(stored)
-    monkeypatch.setattr(ModelLoader, "teacher", lambda self: served)
+    monkeypatch.setattr(ModelLoader, "load_teacher", lambda self: served)
     found = lab.run("stored", **sections)
     assert found.facts == expected.facts
     assert found.adapter_bytes == expected.adapter_bytes
@@ -87,12 +87,12 @@ def test_stored_logits_train_as_the_live_teacher_does(lab, monkeypatch, template
 
 def test_the_loop_prefetches_the_next_micro_batch(lab, monkeypatch):
     stored = {}
-    live = ModelLoader.teacher
-    monkeypatch.setattr(ModelLoader, "teacher", lambda self: Recorder(live(self), stored))
+    live = ModelLoader.load_teacher
+    monkeypatch.setattr(ModelLoader, "load_teacher", lambda self: Recorder(live(self), stored))
     sections = {"train": {"gradient_accumulation_steps": 3, "max_steps": 2}}
     lab.run("live", **sections)
     served = Stored(stored)
-    monkeypatch.setattr(ModelLoader, "teacher", lambda self: served)
+    monkeypatch.setattr(ModelLoader, "load_teacher", lambda self: served)
     lab.run("stored", **sections)
     announced = [at for at, (what, _) in enumerate(served.events) if what == "prefetch"]
     assert len(announced) == 2 * 2  # two steps of three micro-batches each: all but the first of a step
