@@ -58,7 +58,7 @@ def test_what_cannot_work_on_the_meta_device_is_reported_with_the_plugins_name(l
     with caplog.at_level(logging.WARNING, "neoplug"):
         lab.run("run", adapter={"./whole.py:Whole": {}}, train={"max_steps": 1})
     (line,) = [record.getMessage() for record in caplog.records if "meta device" in record.getMessage()]
-    assert line.startswith("`./whole.py:Whole` cannot work on the meta device (RuntimeError: Tensor.item() cannot")
+    assert line.startswith("`./whole.py:Whole` cannot run on the meta device (RuntimeError: Tensor.item() cannot")
     assert "loaded in float32" in line
 
 
