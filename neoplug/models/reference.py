@@ -1,4 +1,4 @@
-"""A reference to a model that transformers can load: a local folder, or a hub id pinned to a commit."""
+"""References to what transformers and peft can load: a model, a local folder or a hub id at a commit; an adapter."""
 
 import json
 from dataclasses import dataclass
@@ -6,12 +6,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from torch import Tensor
+
+from neoplug.errors import Path as Key
+from neoplug.errors import Problem, RecipeError
 from neoplug.files import content_hash, sha256_of
+from neoplug.models.quiet import quiet_peft
 
 if TYPE_CHECKING:
-    from neoplug.models.stored_adapter import StoredAdapter
+    from peft import PeftConfig
 
 Kind = Literal["hub", "local", "gguf", "pypi", "prepared"]
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in the order in which peft looks for them
 RECORD = "neoplug.json"  # next to a model in neoplug's cache: what it was made from
 CONTENT = (
     ".json",
@@ -21,6 +28,58 @@ CONTENT = (
     ".safetensors",
     ".bin",
 )  # of the files that a folder's hash covers
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter in peft's file format.
+
+    folder    the folder of its files
+    source    the adapter as the recipe names it
+    revision  commit on the hub; None for a folder
+    path      its key in the recipe
+    """
+
+    folder: Path
+    source: str
+    revision: str | None
+    path: Key
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of its configuration and weights."""
+        files = [self.folder / name for name in (CONFIG, *WEIGHTS)]
+        return content_hash({file.name: sha256_of(file) for file in files if file.is_file()})
+
+    @property
+    def config(self) -> "PeftConfig":
+        """Its configuration, read at each access because peft changes the one that it uses.
+
+        Raises RecipeError where peft cannot read it.
+        """
+        from peft import PeftConfig
+
+        try:
+            with quiet_peft():
+                return PeftConfig.from_pretrained(str(self.folder))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.error(f"has no {CONFIG} that peft can read", f"{type(error).__name__}: {error}") from error
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Its weights on the CPU, by peft's names. Raises RecipeError for files that cannot be read."""
+        from peft.utils import load_peft_weights
+
+        try:
+            weights: dict[str, Tensor] = load_peft_weights(str(self.folder), device="cpu")
+        except Exception as error:  # each file format raises its own
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise self.error("has weights that cannot be read", reason) from error
+        return weights
+
+    def error(self, what: str, why: str = "", fix: str = "") -> RecipeError:
+        """Return the RecipeError of an adapter that cannot be used."""
+        return RecipeError([Problem(f"the adapter `{self.source}` {what}", why, fix, self.path)])
 
 
 @dataclass(frozen=True)
@@ -40,7 +99,7 @@ class ResolvedModel:
     source: str
     kind: Kind
     trust_remote_code: bool = False
-    adapter: "StoredAdapter | None" = None
+    adapter: StoredAdapter | None = None
 
     @cached_property
     def sha256(self) -> str | None:

@@ -6,8 +6,6 @@ weights, so the configuration that the plugin builds must equal the stored one.
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +15,14 @@ from torch import Tensor, nn
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
-from neoplug.files import content_hash, sha256_of
 from neoplug.models.quiet import quiet, quiet_peft
-from neoplug.models.reference import ResolvedModel
+from neoplug.models.reference import CONFIG, WEIGHTS, ResolvedModel, StoredAdapter
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in the order in which peft looks for them
 TARGETS = (
     "target_modules",
     "exclude_modules",
@@ -41,58 +36,6 @@ HISTORY = (
     "prompt_tuning_init_text", "tokenizer_name_or_path",
 )  # fmt: skip
 STARTS = (True, False, "gaussian", "orthogonal", "eva")  # values of init_* that do not change the base model
-
-
-@dataclass(frozen=True)
-class StoredAdapter:
-    """An adapter in peft's file format.
-
-    folder    the folder of its files
-    source    the adapter as the recipe names it
-    revision  commit on the hub; None for a folder
-    path      its key in the recipe
-    """
-
-    folder: Path
-    source: str
-    revision: str | None
-    path: Key
-
-    @cached_property
-    def sha256(self) -> str:
-        """The hash of its configuration and weights."""
-        files = [self.folder / name for name in (CONFIG, *WEIGHTS)]
-        return content_hash({file.name: sha256_of(file) for file in files if file.is_file()})
-
-    @property
-    def config(self) -> "PeftConfig":
-        """Its configuration, read at each access because peft changes the one that it uses.
-
-        Raises RecipeError where peft cannot read it.
-        """
-        from peft import PeftConfig
-
-        try:
-            with quiet_peft():
-                return PeftConfig.from_pretrained(str(self.folder))
-        except (ValueError, KeyError, TypeError) as error:
-            raise self.error(f"has no {CONFIG} that peft can read", f"{type(error).__name__}: {error}") from error
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """Its weights on the CPU, by peft's names. Raises RecipeError for files that cannot be read."""
-        from peft.utils import load_peft_weights
-
-        try:
-            weights: dict[str, Tensor] = load_peft_weights(str(self.folder), device="cpu")
-        except Exception as error:  # each file format raises its own
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise self.error("has weights that cannot be read", reason) from error
-        return weights
-
-    def error(self, what: str, why: str = "", fix: str = "") -> RecipeError:
-        """Return the RecipeError of an adapter that cannot be used."""
-        return RecipeError([Problem(f"the adapter `{self.source}` {what}", why, fix, self.path)])
 
 
 def virtual_tokens(model: nn.Module) -> int:
