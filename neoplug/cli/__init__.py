@@ -18,7 +18,7 @@ from neoplug import __version__
 from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
 from neoplug.errors import NeoplugError, UsageError
 
-WAIT = 20.0  # seconds in which a machine's first process finds the same error
+WAIT = 20.0  # seconds, enough for a machine's first process to find and print the same error
 UNLIMITED = 1_000_000  # columns of a help text that is not on a terminal, where nothing is wrapped or cut
 app = typer.Typer(
     name="neoplug",
@@ -81,10 +81,11 @@ def main() -> None:
 
 
 def wait_for_first_process(error: NeoplugError) -> None:
-    """Wait after a usage error, except in a machine's first process, so that this one reports it.
+    """After a usage error, wait in every process but a machine's first, so that only the first prints the error.
 
-    All processes find the same usage error. torchrun ends all of them when one exits, which could be before the first
-    has printed its message. A process that is not ended while it waits had another error.
+    All processes find the same usage error. torchrun ends the others as soon as one exits: without this wait, possibly
+    before the first has printed. If torchrun does not end the process during the wait, the first process did not fail;
+    this one then prints its error.
     """
     if isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(WAIT)

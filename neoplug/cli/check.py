@@ -76,12 +76,12 @@ def build(name: str, written: Sequence[str]) -> Any:
     hooks = registry.answered(cls) if not problems else {}
     if not problems and not sections_of(list(hooks)):
         what = f"{', '.join(hooks)}, but no hook" if hooks else "no hook"
-        problems = [Problem(f"{cls.__qualname__} answers {what} of any section", fix="write one, marked @hookimpl")]
+        problems = [Problem(f"{cls.__qualname__} implements {what} of any section", fix="write one, marked @hookimpl")]
     if "token_loss" in hooks:
         problems += registry.class_problems(cls, "loss")
     if problems:
-        raise RecipeError([replace(problem, mark=place(cls, problem.what)) for problem in problems])
-    return options.build(cls, values(written))
+        raise RecipeError([replace(problem, mark=source_mark(cls, problem.what)) for problem in problems])
+    return options.build(cls, parse_options(written))
 
 
 def sections_of(hooks: Sequence[str]) -> list[str]:
@@ -91,11 +91,14 @@ def sections_of(hooks: Sequence[str]) -> list[str]:
     return [section for section, wanted in HOOKS_OF_SECTION.items() if set(wanted) & set(hooks)]
 
 
-def values(written: Sequence[str]) -> dict[str, Any]:
-    """Read options written KEY=VALUE, the value as in a recipe. Raises RecipeError with all invalid ones."""
+def parse_options(written: Sequence[str]) -> dict[str, Any]:
+    """Return option name -> value of options written KEY=VALUE, each value parsed as in a recipe.
+
+    Raises RecipeError that lists all invalid options.
+    """
     from neoplug.recipe.yaml_reader import Source, read
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     problems: list[Problem] = []
     for number, text in enumerate(written, start=1):
         key, equals, value = text.partition("=")
@@ -103,15 +106,18 @@ def values(written: Sequence[str]) -> dict[str, Any]:
             problems.append(Problem(f"`{text}` is not an option", fix="an option is written key=value"))
             continue
         tree = read(Source(value, "option", Path.cwd(), f"{key}=", number))
-        found[key] = tree.values
+        values[key] = tree.values
         problems += tree.problems
     if problems:
         raise RecipeError(problems)
-    return found
+    return values
 
 
-def place(cls: type, what: str) -> Mark | None:
-    """Return the line of the method that a problem names, else of the class; None without source code."""
+def source_mark(cls: type, what: str) -> Mark | None:
+    """Return the source line of the method that the message `what` starts with, else of the class.
+
+    Returns None where there is no source code.
+    """
     method = re.match(rf"{re.escape(cls.__qualname__)}\.(\w+)", what)
     try:
         wanted = inspect.getattr_static(cls, method[1]) if method else cls
@@ -134,7 +140,10 @@ def options_of(built: Any) -> Iterator[str]:
 
 
 def findings(built: Any, hooks: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the finding of each property of a loss or a token weight. Raises UsageError without hypothesis."""
+    """Test the properties of a loss or a token weight; return a map for each, with the property and the result.
+
+    Returns an empty list for other plugins. Raises UsageError where hypothesis is not installed.
+    """
     if not set(TESTED) & set(hooks):
         return []
     if find_spec("hypothesis") is None:
@@ -148,7 +157,7 @@ def findings(built: Any, hooks: Sequence[str]) -> list[dict[str, Any]]:
         for kit in kits:
             kit.exemptions(built)
     except (TypeError, ValueError) as error:
-        raise RecipeError([Problem(str(error), mark=place(type(built), ""))]) from error
+        raise RecipeError([Problem(str(error), mark=source_mark(type(built), ""))]) from error
     return [{"of": kit.kind, **as_json_map(finding)} for kit in kits for finding in examine(built, kit)]
 
 
@@ -158,12 +167,13 @@ def as_json_map(finding: "Finding") -> dict[str, Any]:
     numbers = {"found": finding.found, "expected": finding.expected}
     if (example := finding.example) is not None:
         given = {"student": example.student, "teacher": example.teacher, "labels": example.labels}
-        entry["example"] = {name: plain(tensor) for name, tensor in given.items()} | {"progress": example.progress}
-    return entry | {name: plain(tensor) for name, tensor in numbers.items() if tensor is not None}
+        entry["example"] = {name: json_numbers(tensor) for name, tensor in given.items()}
+        entry["example"]["progress"] = example.progress
+    return entry | {name: json_numbers(tensor) for name, tensor in numbers.items() if tensor is not None}
 
 
-def plain(tensor: "Tensor") -> Any:
-    """Return a tensor as lists of numbers of six digits; infinities and NaN become text."""
+def json_numbers(tensor: "Tensor") -> Any:
+    """Return a tensor as nested lists of numbers rounded to six significant digits; infinities and NaN become text."""
 
     def item(value: Any) -> Any:
         if isinstance(value, list):

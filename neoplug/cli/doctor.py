@@ -23,13 +23,16 @@ def print_report(report: dict[str, Any]) -> None:
     heading("versions")
     table([[f"  {name}", version or "not installed"] for name, version in report["versions"].items()])
     heading("machine")
-    table([[f"  {name}", value] for name, value in machine(report)])
+    table([[f"  {name}", value] for name, value in machine_rows(report)])
     heading("what works")
     table([[f"  {name}", "yes" if trial["ok"] else "no", trial["note"]] for name, trial in report["works"].items()])
 
 
-def machine(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return name and value of each part; of a part that could not be read, the value is the reason."""
+def machine_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return rows (name, value): cpu, cores, memory, gpus, devices and cache.
+
+    A value that could not be determined is replaced by the reason.
+    """
     rows = []
     hardware = report["hardware"]
     if isinstance(hardware, dict):

@@ -18,7 +18,8 @@ def eval(
 ) -> None:
     """Evaluate a run's student, or any model.
 
-    On the recipe's held-out text, compared with its teacher, and with its probes. Writes nothing into the run.
+    Computes the metrics on the recipe's held-out text, those of the recipe's teacher for comparison, and the recipe's
+    probes. Writes nothing into the run.
     """
     from neoplug.runs.remeasure import recipe_for_target, remeasure
 

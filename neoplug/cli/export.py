@@ -25,14 +25,14 @@ def export(
     dtype: Annotated[Dtype, typer.Option(help="The dtype of the weights; 16-bit types round them.")] = Dtype.float32,
     lora: Annotated[
         bool,
-        typer.Option("--lora", help="Write only the change of the base, as a plain LoRA, not a whole model."),
+        typer.Option("--lora", help="Write only the change of the base weights, as a plain LoRA, not a whole model."),
     ] = False,
     rank: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="R",
-            help="The LoRA's rank; by default the smallest exact one, if that is smaller than the weights.",
+            help="The LoRA's rank; by default the smallest exact one, if the LoRA is then no larger than the weights.",
         ),
     ] = None,
     gguf: Annotated[bool, typer.Option("--gguf", help="Also write the LoRA in llama.cpp's format.")] = False,
@@ -40,17 +40,19 @@ def export(
     """Write a run's student as a standalone model, or as a plain LoRA.
 
     The adapter is merged in float32 into the stored weights; plain transformers loads the result, tokenizer and all.
-    With --lora the change of any adapter is written as a LoRA for peft, vLLM and llama.cpp (--gguf).
+    With --lora the change of the base weights, by any adapter, is written as a LoRA for peft, vLLM and llama.cpp
+    (--gguf).
     """
     if not lora and (rank or gguf):
         raise UsageError(f"`--{'rank' if rank else 'gguf'}` applies only to a LoRA\nfix: add --lora")
     if lora:
-        _as_lora(run, out, str(dtype), rank, gguf)
+        _export_lora(run, out, str(dtype), rank, gguf)
     else:
-        _merged(run, out, str(dtype))
+        _export_model(run, out, str(dtype))
 
 
-def _merged(run: Path, out: Path, dtype: str) -> None:
+def _export_model(run: Path, out: Path, dtype: str) -> None:
+    """Write the merged model, and print its size and how to load it."""
     from neoplug.export.merge import export as write
 
     write(run, out, dtype)
@@ -59,19 +61,21 @@ def _merged(run: Path, out: Path, dtype: str) -> None:
     echo(f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}{trust})")
 
 
-def _as_lora(run: Path, out: Path, dtype: str, rank: int | None, gguf: bool) -> None:
+def _export_lora(run: Path, out: Path, dtype: str, rank: int | None, gguf: bool) -> None:
+    """Write the LoRA, and print its size, its error and how to load it."""
     from neoplug.export.lora import export_lora
-    from neoplug.export.peft_files import describe, limit_for_vllm
+    from neoplug.export.peft_files import describe, vllm_max_lora_rank
 
     fidelity = export_lora(run, out, dtype, rank, gguf)
     echo(f"{out}: {_size(out)}, {dtype}, rank {fidelity.rank} in each of {len(fidelity.layers)} layers")
     echo(describe(fidelity))
     echo(f"load it on its base: peft.AutoPeftModelForCausalLM.from_pretrained({str(out)!r})")
-    limit = limit_for_vllm(fidelity.rank)
+    limit = vllm_max_lora_rank(fidelity.rank)
     echo(f"vLLM: --enable-lora --max-lora-rank {limit}" if limit else f"vLLM does not support rank {fidelity.rank}")
     if gguf:
         echo(f"llama.cpp: --lora {shlex.quote(str(out / 'adapter.gguf'))}")
 
 
 def _size(folder: Path) -> str:
+    """Return the size of all files below a folder as text."""
     return size(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))

@@ -12,7 +12,7 @@ from neoplug.cli.screen import echo, heading, size, table
 from neoplug.cli.watch import log_to_stderr
 from neoplug.errors import UsageError
 
-DIGITS = 30  # limit of the length of a number
+DIGITS = 30  # longest number that --match accepts
 Wanted = Annotated[
     str | None,
     typer.Option(
@@ -58,7 +58,7 @@ def parameters_of(match: str | None) -> int | None:
 def print_plan(plan: Mapping[str, Any]) -> None:
     """Print a plan."""
     heading(f"recipe {plan['name']}")
-    table([[f"  {key}", value, origin] for key, value, origin in values(plan["recipe"], plan["origin"])])
+    table([[f"  {key}", value, origin] for key, value, origin in recipe_rows(plan["recipe"], plan["origin"])])
     heading("plugins")
     table([[f"  {p['section']}", p["name"], f"{p['package']} {p['version']}", p["target"]] for p in plan["plugins"]])
     heading("models")
@@ -91,17 +91,17 @@ def print_plan(plan: Mapping[str, Any]) -> None:
 
 
 def model_cells(model: Mapping[str, Any]) -> list[str]:
-    """Return source, parameters, dtype and device, bytes."""
+    """Return the cells of a model's row: source, number of parameters, dtype and device, size in memory."""
     placed = f"{model['dtype']} on {model['device']}"
     source = f"{model['source']} with the adapter {model['adapter']}" if model["adapter"] else model["source"]
     return [source, f"{model['parameters']:,} parameters", placed, size(model["bytes"])]
 
 
-def values(recipe: Mapping[str, Any], origin: Mapping[str, str], path: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield each value of the resolved recipe: dotted key, value, and where it came from."""
+def recipe_rows(recipe: Mapping[str, Any], origin: Mapping[str, str], path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield a row for each value of the resolved recipe: dotted key, value as JSON, and its origin."""
     for key, value in recipe.items():
         name = f"{path}.{key}" if path else str(key)
         if isinstance(value, Mapping) and value:
-            yield from values(value, origin, name)
+            yield from recipe_rows(value, origin, name)
         else:
             yield name, json.dumps(value, ensure_ascii=False), origin.get(name, "default")

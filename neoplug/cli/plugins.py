@@ -99,7 +99,7 @@ def describe(name: str) -> dict[str, Any]:
         "options": list(options(plugin)),
         "hooks": {hook: getattr(hookspecs, hook).answers for hook in answers},
         "docstring": docstring(plugin),
-        "source": source(plugin),
+        "source": source_file(plugin),
     }
 
 
@@ -119,7 +119,7 @@ def options(plugin: type) -> Iterator[dict[str, Any]]:
 
 
 def type_name(annotation: Any) -> str:
-    """Return a type as it is written in an annotation."""
+    """Return an option's type as text: the class name, or the annotation."""
     plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
     return annotation.__name__ if plain else str(annotation).replace("typing.", "")
 
@@ -137,11 +137,11 @@ def docstring(plugin: type) -> str:
     """Return a plugin's documentation: the docstring of its module, then that of its class."""
     module = inspect.getdoc(sys.modules.get(plugin.__module__)) or ""
     own = inspect.cleandoc(plugin.__doc__ or "")
-    written = not own.startswith(f"{plugin.__name__}(")  # the docstring that dataclasses generate is the signature
-    return "\n\n".join(filter(None, [module, own if written else ""]))
+    generated = own.startswith(f"{plugin.__name__}(")  # by dataclasses, for a class without docstring: its signature
+    return "\n\n".join(filter(None, [module, "" if generated else own]))
 
 
-def source(plugin: type) -> str | None:
+def source_file(plugin: type) -> str | None:
     """Return the file that defines a class; None without one."""
     try:
         return inspect.getsourcefile(plugin)

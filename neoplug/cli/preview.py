@@ -19,10 +19,11 @@ def preview(
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=0, help="How many training rows to show.", metavar="K")] = 3,
 ) -> None:
-    """Show a few rows as they are trained.
+    """Show a few training rows as text.
 
     Answer tokens are coloured on a terminal, and «marked» elsewhere. Also shows counts of the data, dropped rows, and
-    differences of the teacher's tokenizer. Loads no model. Data that a run refuses are shown, then refused.
+    how the teacher's tokenizer differs from the student's. Loads no model. Where a run would end with an error in the
+    data, the preview is shown first, then the error.
     """
     from neoplug import recipe as recipes
 
@@ -42,7 +43,7 @@ def preview(
                 print_document(document.teacher)
     print_section("data", [f"{shown.total:,} training rows, {shown.held_out:,} held-out documents", *shown.report])
     print_section("kinds of rows", shown.kinds)
-    print_section("the first row dropped for each reason", [dropped(*one) for one in shown.dropped])
+    print_section("the first row dropped for each reason", [dropped_line(*one) for one in shown.dropped])
     print_section("differences of the teacher's tokenizer", shown.differences)
     if shown.problems:
         with checked.marking():
@@ -57,8 +58,8 @@ def print_section(title: str, lines: list[str]) -> None:
         echo(f"  {printable(line)}")
 
 
-def dropped(reason: str, row: int, excerpt: str) -> str:
-    """Return a line about a dropped row."""
+def dropped_line(reason: str, row: int, excerpt: str) -> str:
+    """Return the line about a dropped row: its number, the reason, and the beginning of the row."""
     return f"row {row}, {reason}{': ' if excerpt else ''}{excerpt}"
 
 

@@ -47,10 +47,10 @@ def print_metrics(result: Mapping[str, Any], columns: Sequence[str]) -> None:
 
 
 def metric_rows(result: Mapping[str, Any], columns: list[str]) -> Iterator[list[str]]:
-    """Yield a row for each metric that a column has, then one for each number of a probe."""
+    """Yield a row for each metric that at least one column has, then one for each number of a probe."""
     for measure in MEASURES.values():
         cells = [format_number(result[column].get(measure.name)) for column in columns]
-        if any(cells) and measure.name != "kd_ce_cosine":  # read by `remarks`, not by users
+        if any(cells) and measure.name != "kd_ce_cosine":  # an input of the remarks
             yield [measure.title, *cells]
     probes = [numbers(result[column].get("probes") or {}) for column in columns]
     for key in dict.fromkeys(key for values in probes for key in values):
@@ -58,7 +58,10 @@ def metric_rows(result: Mapping[str, Any], columns: list[str]) -> Iterator[list[
 
 
 def format_number(value: float | None) -> str:
-    """Return a number with four decimals, or one from 100 on; an empty string for None."""
+    """Return an integer with thousands separators, any other number with four decimals; "" for None.
+
+    Numbers of 100 or more have one decimal.
+    """
     if value is None:
         return ""
     if isinstance(value, int):

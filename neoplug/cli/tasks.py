@@ -28,7 +28,7 @@ def tasks(
 ) -> None:
     """Write multiple-choice questions to a file.
 
-    With wordnet as MAKER a question asks for the definition of a word among four.
+    With wordnet as MAKER a question is a word, and its choices are four definitions.
     """
     from neoplug.errors import UsageError
     from neoplug.evaluation import wordnet
@@ -39,5 +39,5 @@ def tasks(
     folder = wordnet.find(dict)
     written = wordnet.questions(folder, number, seed)
     write_atomically(out, "".join(json.dumps(question, ensure_ascii=False) + "\n" for question in written))
-    echo(f"{out}: {number} questions from {folder}; the accuracy of chance is 1 in {wordnet.CHOICES}")
+    echo(f"{out}: {number} questions from {folder}; the accuracy of guessing is 1 in {wordnet.CHOICES}")
     echo("next: name the file under `probes`, as docs/how-to/evaluate.md shows")

@@ -75,14 +75,14 @@ class Clock:
         self.start = time.monotonic()
 
     def left(self, step: int) -> float | None:
-        """Return the seconds left after `step`; None before the first."""
+        """Return the estimated seconds left after `step`; None before the first step of this process."""
         if step <= self.done:
             return None
         return (time.monotonic() - self.start) / (step - self.done) * (self.total - step)
 
 
 class Lines:
-    """Plain lines for files and pipes."""
+    """Progress as plain lines, for files and pipes."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -111,7 +111,7 @@ class Lines:
 
 
 class Bar:
-    """A live bar with phase, step and time left; below it losses and speed."""
+    """Progress as a live bar with phase, step and time left; below it losses and speed."""
 
     def __init__(self, console: "Console") -> None:
         from rich.console import Group
@@ -157,7 +157,10 @@ class Bar:
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> list[str]:
-    """Return losses and speed of a step: the weighted sum, unless it equals the only loss, then each loss."""
+    """Return the parts of a step's line: the weighted sum of the losses, each loss, the penalty and tokens per second.
+
+    The sum is left out where there is one loss and the sum equals it.
+    """
     losses = metrics.get("losses") or {}
     equal = list(losses.values()) == [metrics["loss"]]
     parts = [] if equal else [f"loss {metrics['loss']:.4f}"]

@@ -38,7 +38,7 @@ def validate_targets(config: Any) -> None:
         raise UsageError(
             f"neoplug does not know how llama.cpp names and orders the weights of a `{config.model_type}`\n"
             "why: rows in another order would change the wrong outputs, without an error\n"
-            "fix: leave --gguf out, and convert the folder with llama.cpp's convert_lora_to_gguf.py; known are "
+            "fix: leave --gguf out, and convert the folder with llama.cpp's convert_lora_to_gguf.py; supported are "
             + ", ".join(sorted(PLAIN | PAIRED))
         )
 
@@ -69,6 +69,7 @@ def write_gguf(matrices: Mapping[str, tuple[Tensor, Tensor]], rank: int, config:
 
 
 def _tensor_name(name: str, names: Any, config: Any) -> str:
+    """Return llama.cpp's name of the layer `name`. Raises UsageError where a GGUF has no such layer."""
     tensor = names.get_name(name)
     if tensor is None or (tensor == "output" and config.tie_word_embeddings):
         why = "it has no such layer" if tensor is None else "a GGUF of a model with tied embeddings has no head"
@@ -82,15 +83,15 @@ def _ordered(up: Tensor, name: str, config: Any) -> Tensor:
     if config.model_type not in PAIRED or layer not in ("q_proj", "k_proj"):
         return up
     heads = config.num_attention_heads if layer == "q_proj" else config.num_key_value_heads
-    return (
-        up.reshape(heads, 2, -1, up.shape[1]).transpose(1, 2).flatten(0, 2)
-    )  # from halves of a head to adjacent pairs
+    # Rotary pairs: transformers stores the two rows of a pair in the two halves of a head, GGUF next to each other.
+    return up.reshape(heads, 2, -1, up.shape[1]).transpose(1, 2).flatten(0, 2)
 
 
 def _add(writer: Any, name: str, matrix: Tensor) -> None:
+    """Add a matrix to the file in its dtype."""
     import gguf
 
-    if matrix.dtype == torch.bfloat16:  # not a type of numpy
+    if matrix.dtype == torch.bfloat16:  # numpy has no bfloat16
         bits = matrix.contiguous().view(torch.uint8).numpy()
         writer.add_tensor(name, bits, raw_dtype=gguf.GGMLQuantizationType.BF16)
     else:

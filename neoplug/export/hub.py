@@ -42,6 +42,7 @@ def push(run: Path, repository: str, *, private: bool = False) -> str:
 
 
 def _fix(error: Exception) -> str:
+    """Return what a user can do about a failed upload."""
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     if isinstance(error, LocalTokenNotFoundError | HfHubHTTPError):
@@ -50,7 +51,7 @@ def _fix(error: Exception) -> str:
 
 
 def open_for_push(run: Path) -> tuple[RunDir, RunResult]:
-    """Return a finished run and its result. Raises UsageError for any other."""
+    """Return a finished run and its result. Raises UsageError where `run` is not a finished run."""
     directory = RunDir.open(run)
     result = directory.result if directory.is_finished else None
     if result is None:
@@ -61,7 +62,8 @@ def open_for_push(run: Path) -> tuple[RunDir, RunResult]:
 def stage(run: RunDir, result: RunResult, folder: Path, repository: str) -> None:
     """Write the files to upload to `folder`: the model or the adapter, card, recipe, lock, result and metrics.
 
-    An adapter whose base is uploaded too is in a subfolder, since transformers would load it with that base.
+    Where the adapter's base is uploaded too, both are in subfolders: transformers would apply an adapter at the root
+    of the repository to the base that it loads from there.
     """
     if run.adapter.is_dir() and run.student.is_dir():
         shutil.copytree(run.adapter, folder / "adapter", ignore=shutil.ignore_patterns("README.md"))

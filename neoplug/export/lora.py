@@ -1,4 +1,4 @@
-"""Export of the change of a run's base as a plain LoRA for peft, vLLM and llama.cpp, whatever adapter was trained."""
+"""Export of the change that a run made to its base as a plain LoRA for peft, vLLM and llama.cpp, for any adapter."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from pathlib import Path
 from neoplug.environment.dtypes import DTYPES
 from neoplug.export.gguf_lora import validate_targets, write_gguf
 from neoplug.export.low_rank import Fidelity, Product, changed_layers, decompose, fidelity, largest_saving_rank
-from neoplug.export.merge import open_for_export, standalone, unquantised
+from neoplug.export.merge import load_unquantised, open_for_export, standalone_model
 from neoplug.export.peft_files import write_folder
 from neoplug.files import folder_atomically
 from neoplug.models.load import load_config
@@ -16,18 +16,18 @@ from neoplug.runs.saved_student import base_of
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_RANK = 16  # where the change has no low rank, and its adapter's configuration no rank
+DEFAULT_RANK = 16  # where the exact rank is too large, and the adapter's configuration has no rank `r`
 
 
 def export_lora(run: Path, out: Path, dtype: str = "float32", rank: int | None = None, gguf: bool = False) -> Fidelity:
-    """Write the change of the finished run `run` to the new folder `out`, as a LoRA in peft's format.
+    """Write the change that the finished run `run` made to its base to the new folder `out`, as a LoRA for peft.
 
     The change is the difference between the merged and the stored weights in float32, so any adapter that can be merged
     can be exported: exactly where the change has low rank, else by its largest components.
 
     dtype  of the matrices: float32, bfloat16 or float16
-    rank   of all layers; None: the smallest that is exact up to rounding, where the LoRA is then no larger than the
-           weights that it changes; else the `r` of the adapter, or 16
+    rank   of all layers; None: the smallest that is exact up to rounding, if the LoRA is then no larger than the
+           weights that it changes; else the `r` of the adapter, or 16, limited to that size
     gguf   also write adapter.gguf
 
     Returns how closely the LoRA represents the change. Raises UsageError where `out` exists, `run` is not a finished
@@ -37,12 +37,12 @@ def export_lora(run: Path, out: Path, dtype: str = "float32", rank: int | None =
     base = base_of(directory)
     if gguf:
         validate_targets(load_config(base).get_text_config())
-    after, before = standalone(directory, base), unquantised(base)
+    after, before = standalone_model(directory, base), load_unquantised(base)
     layers = changed_layers(after, before)
     logger.info("decomposing the change of %d layers", len(layers))
     most = largest_saving_rank(layers)
     products = {name: decompose(layer, max(rank or most, 1)) for name, layer in layers.items()}
-    chosen = rank or _rank(products, most, directory)
+    chosen = rank or _default_rank(products, most, directory)
     measured = fidelity(layers, products, chosen, DTYPES[dtype])
     matrices = {name: product.padded(chosen, DTYPES[dtype]) for name, product in products.items()}
     with folder_atomically(out) as draft:
@@ -52,8 +52,8 @@ def export_lora(run: Path, out: Path, dtype: str = "float32", rank: int | None =
     return measured
 
 
-def _rank(products: dict[str, Product], most: int, directory: RunDir) -> int:
-    """Return the smallest exact rank if it is at most `most`, else the adapter's rank or the default."""
+def _default_rank(products: dict[str, Product], most: int, directory: RunDir) -> int:
+    """Return the smallest exact rank if it is at most `most`; else the adapter's rank or 16, limited to `most`."""
     needed = max(product.rank for product in products.values())
     if needed <= most:
         return max(needed, 1)

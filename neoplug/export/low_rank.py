@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from neoplug.errors import UsageError
 
-ROUNDING = (
-    2 * torch.finfo(torch.float32).eps
-)  # relative to a weight: smaller differences are rounding errors, not changes
+# Relative to a weight: smaller differences are rounding errors, not changes.
+ROUNDING = 2 * torch.finfo(torch.float32).eps
 SKETCHES = (64, 256)  # sizes of random projections, tried before a full decomposition of larger layers
 
 
@@ -80,7 +79,7 @@ def changed_layers(after: nn.Module, before: nn.Module) -> dict[str, Layer]:
 
     Raises UsageError where none differs, or other parameters differ too.
     """
-    layers = dict(_linear(after, before))
+    layers = dict(_changed_linear_layers(after, before))
     original = dict(before.named_parameters(remove_duplicate=False))
     elsewhere = [
         name
@@ -105,8 +104,8 @@ def _same(weight: Tensor, other: Tensor | None) -> bool:
     return other is not None and torch.equal(weight, other)
 
 
-def _linear(after: nn.Module, before: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """Yield each linear layer whose weight differs."""
+def _changed_linear_layers(after: nn.Module, before: nn.Module) -> Iterator[tuple[str, Layer]]:
+    """Yield name and weights of each linear layer whose weight differs."""
     from transformers.pytorch_utils import Conv1D
 
     for name, module in after.named_modules():
@@ -118,7 +117,7 @@ def _linear(after: nn.Module, before: nn.Module) -> Iterator[tuple[str, Layer]]:
 
 
 def largest_saving_rank(layers: Mapping[str, Layer]) -> int:
-    """Return the largest rank at which a LoRA has no more numbers than the weights that it changes; at least 1."""
+    """Return the largest rank at which a LoRA has no more parameters than the weights that it changes; at least 1."""
     shapes = [layer.after.shape for layer in layers.values()]
     return max(1, sum(outputs * inputs for outputs, inputs in shapes) // sum(map(sum, shapes)))
 
@@ -134,11 +133,15 @@ def decompose(layer: Layer, most: int) -> Product:
 
 
 def _components(change: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U [O, n], singular values [n] and V^T [n, I] of a change, up to an error of `noise`."""
+    """Return U [O, n], singular values [n] and V^T [n, I] of a change, up to an error of `noise`.
+
+    A large change is first projected onto the space that it maps random vectors to; where the rest is larger than
+    `noise`, it is decomposed in full.
+    """
     for width in SKETCHES:
         if min(change.shape) <= 4 * width:
             break
-        basis = torch.linalg.qr(change @ _probes(change.shape[1], width)).Q  # [O, width]
+        basis = torch.linalg.qr(change @ _random_projection(change.shape[1], width)).Q  # [O, width]
         projected = basis.T @ change
         if (change - basis @ projected).norm() <= noise:
             left, sizes, right = torch.linalg.svd(projected, full_matrices=False)
@@ -147,12 +150,13 @@ def _components(change: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor]:
     return left, sizes, right
 
 
-def _probes(inputs: int, width: int) -> Tensor:
+def _random_projection(inputs: int, width: int) -> Tensor:
+    """Return a random matrix [I, width], the same at each call."""
     return torch.randn(inputs, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def fidelity(layers: Mapping[str, Layer], products: Mapping[str, Product], rank: int, dtype: torch.dtype) -> Fidelity:
-    """Return the error of the matrices as they are written, at `rank` and rounded to `dtype`."""
+    """Return the error of the LoRA as it is written: at `rank`, with matrices rounded to `dtype`."""
     error, norm, per_layer = 0.0, 0.0, {}
     for name, layer in layers.items():
         up, down = products[name].padded(rank, dtype)

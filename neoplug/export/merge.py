@@ -32,7 +32,7 @@ def export(run: Path, out: Path, dtype: str = "float32") -> Path:
     """
     directory = open_for_export(run, out, dtype)
     base = base_of(directory)
-    model = standalone(directory, base)
+    model = standalone_model(directory, base)
     with folder_atomically(out) as draft, quiet():
         model.to(DTYPES[dtype]).save_pretrained(draft)
         load_tokenizer(base).save_pretrained(draft)
@@ -40,7 +40,7 @@ def export(run: Path, out: Path, dtype: str = "float32") -> Path:
 
 
 def open_for_export(run: Path, out: Path, dtype: str) -> RunDir:
-    """Return the run that is to be exported.
+    """Return the run to export, after a check of all arguments.
 
     Raises UsageError where `dtype` is unknown, `out` exists, or `run` is not a finished run.
     """
@@ -61,15 +61,15 @@ def open_for_export(run: Path, out: Path, dtype: str) -> RunDir:
     return directory
 
 
-def standalone(directory: RunDir, base: ResolvedModel) -> "PreTrainedModel":
+def standalone_model(directory: RunDir, base: ResolvedModel) -> "PreTrainedModel":
     """Return the trained student as a plain model in float32. Raises UsageError where its adapter cannot be merged."""
     plugins = adapter_plugins(directory)
     if is_peft(directory):
-        return _merged(with_peft(unquantised(base), directory.adapter), plugins)
+        return _merged(with_peft(load_unquantised(base), directory.adapter), plugins)
     if plugins.implements("merge_adapter"):
-        return _merged(with_plugin_adapter(unquantised(base), directory, plugins), plugins)
+        return _merged(with_plugin_adapter(load_unquantised(base), directory, plugins), plugins)
     if directory.model.is_dir():
-        return unquantised(replace(base, path=str(directory.model), revision=None, kind="local"))
+        return load_unquantised(replace(base, path=str(directory.model), revision=None, kind="local"))
     raise UsageError(
         f"{directory.adapter} cannot be merged\n"
         "why: peft cannot read its files, and the adapter's plugin does not implement `merge_adapter`\n"
@@ -77,7 +77,7 @@ def standalone(directory: RunDir, base: ResolvedModel) -> "PreTrainedModel":
     )
 
 
-def unquantised(located: ResolvedModel) -> "PreTrainedModel":
+def load_unquantised(located: ResolvedModel) -> "PreTrainedModel":
     """Return the model in float32 on the CPU, dequantised where its stored weights are quantised."""
     model = load_weights(located, dtype=torch.float32, device_map={"": "cpu"})
     if getattr(model.config, "quantization_config", None) is not None:
@@ -87,6 +87,7 @@ def unquantised(located: ResolvedModel) -> "PreTrainedModel":
 
 
 def _merged(model: Any, plugins: Plugins) -> "PreTrainedModel":
+    """Return the plain model with the adapter merged, by the adapter's `merge_adapter` hook or by peft."""
     with torch.no_grad(), quiet_peft():
         if plugins.implements("merge_adapter"):
             return plugins.one("merge_adapter", model=model)

@@ -50,20 +50,21 @@ def write_folder(
 
 
 def _targets(base: nn.Module, names: set[str]) -> list[str]:
-    """Return the last parts of the layers' names where these identify the layers; else the full names."""
+    """Return peft's `target_modules`: the last parts of the names if no other module has them, else the full names."""
     ends = {name.rpartition(".")[2] for name in names}
     matched = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in ends}
     return sorted(ends if matched == names else names)
 
 
 def _record(fidelity: Fidelity) -> str:
+    """Return the content of export.json."""
     layers = {name: {"rank": rank, "relative_error": error} for name, (rank, error) in fidelity.layers.items()}
     record = {"format": 1, "rank": fidelity.rank, "exact": fidelity.exact, "exact_rank": fidelity.needed}
     return json.dumps(record | {"relative_error": fidelity.error, "layers": layers}, indent=2) + "\n"
 
 
 def describe(fidelity: Fidelity) -> str:
-    """Return how closely a LoRA represents the change, in a sentence."""
+    """Return a phrase about how closely a LoRA represents the change: exact or approximate, ranks and errors."""
     largest = f"{fidelity.layers[fidelity.worst][1]:.1e} in a layer ({fidelity.worst})"
     errors = f"relative error {fidelity.error:.1e}, at most {largest}"
     if fidelity.exact:
@@ -71,8 +72,8 @@ def describe(fidelity: Fidelity) -> str:
     return f"an approximation: rank {fidelity.rank}, and the change has rank {fidelity.needed}; {errors}"
 
 
-def limit_for_vllm(rank: int) -> int | None:
-    """Return the smallest --max-lora-rank that includes this rank; None where there is none."""
+def vllm_max_lora_rank(rank: int) -> int | None:
+    """Return the smallest value of vLLM's --max-lora-rank that allows `rank`; None where no value does."""
     return next((limit for limit in VLLM_RANKS if limit >= rank), None)
 
 
@@ -81,12 +82,11 @@ def _model_card(fidelity: Fidelity, located: ResolvedModel) -> str:
     facts = "library_name: peft\npipeline_tag: text-generation\ntags: [neoplug]\n"
     if located.revision:
         facts += f"base_model: {located.path}\n"
-    limit = limit_for_vllm(fidelity.rank)
+    limit = vllm_max_lora_rank(fidelity.rank)
     served = f"vLLM needs `--max-lora-rank {limit}`" if limit else "Its rank is larger than vLLM supports"
     name = Path(located.source).name if Path(located.source).is_absolute() else located.source
-    name = (
-        f"student/` of a run on `{name}" if located.kind == "prepared" else name
-    )  # a base that only the run directory has
+    if located.kind == "prepared":  # the base is not public: only the run directory has it
+        name = f"student/` of a run on `{name}"
     return (
         f"---\n{facts}---\n\n# A LoRA of `{name}`\n\n"
         f"The change of a base model by a run of neoplug, as a LoRA of rank {fidelity.rank}: {describe(fidelity)}.\n"

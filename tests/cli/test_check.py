@@ -89,10 +89,10 @@ def test_a_crash_is_reported_with_its_line(neoplug):
         (["jefreys"], ["no plugin is named `jefreys`; did you mean `jeffreys`?"]),
         ([f"{FILE}:Jefreys"], ["did you mean `Jeffreys`?"]),
         ([f"{FILE}:Plain"], ["checked.py:{class Plain}:1: Plain is no dataclass"]),
-        ([f"{FILE}:Idle"], ["checked.py:{class Idle}:1: Idle answers no hook"]),
+        ([f"{FILE}:Idle"], ["checked.py:{class Idle}:1: Idle implements no hook"]),
         (
             [f"{FILE}:GradientAlone"],
-            ["GradientAlone answers token_gradient, but no hook of any section", "fix: write one, marked @hookimpl"],
+            ["GradientAlone implements token_gradient, but no hook of any section", "fix: write one, marked @hookimpl"],
         ),
         (
             [f"{FILE}:Unmarked"],
