@@ -84,7 +84,7 @@ class World:
 
 @contextmanager
 def accelerate_state_restored() -> Iterator[None]:
-    """Restore accelerate's process-global state on exit; processes of a launcher keep it, as they stay one world."""
+    """Restore accelerate's process-global state on exit; processes of a launcher keep it, since they stay connected."""
     shared = () if "WORLD_SIZE" in os.environ else (PartialState, AcceleratorState, GradientState)
     before = [dict(state._shared_state) for state in shared]
     try:

@@ -114,7 +114,7 @@ def _columns(teacher: Teacher | None) -> tuple[str, ...]:
 
 
 def _document_sums(student: LanguageModel, teacher: Teacher | None, batch: Batch) -> Tensor:
-    """Return [D, C] float64 on the student's device, without waiting for it.
+    """Return the sums of each document, [D, C] float64 on the student's device, without a synchronisation.
 
     Each document is summed alone, in place of one `index_add_`, whose order of additions on a GPU is not deterministic.
     """
@@ -129,7 +129,7 @@ def _document_sums(student: LanguageModel, teacher: Teacher | None, batch: Batch
 
 
 def _divergences(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """[t, V], [t, V] log-probabilities of teacher and student -> [t, 3] in the order of DIVERGENCES."""
+    """Return [t, 3] in the order of DIVERGENCES from log-probabilities [t, V] of teacher and student."""
     p, q, difference = log_p.exp(), log_q.exp(), log_p - log_q
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     forward, reverse = (p * difference).sum(-1), -(q * difference).sum(-1)
@@ -138,7 +138,7 @@ def _divergences(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _table(documents: Sequence[Document], sums: Mapping[str, Any], world: World) -> pyarrow.Table:
-    """Return the table of all ranks' documents."""
+    """Return the table of the documents of all ranks, given those of this rank with their sums."""
     import pyarrow
 
     own = pyarrow.table(

@@ -26,7 +26,7 @@ class Standing:
     """A comparison of evaluations.
 
     best    the best of them
-    waited  how many in a row after the last improvement were not better by more than the threshold
+    waited  number of last evaluations in a row of which none beat the best before it by more than the threshold
     """
 
     best: Best
@@ -35,10 +35,13 @@ class Standing:
 
 @dataclass(frozen=True)
 class Criterion:
-    """How evaluations are compared; names and meanings are those of transformers' EarlyStoppingCallback."""
+    """How evaluations are compared.
+
+    `greater_is_better` and `threshold` have the meaning that they have for transformers' EarlyStoppingCallback.
+    """
 
     metric: str
-    greater: bool
+    greater_is_better: bool
     threshold: float
 
     def standing(self, evaluations: Sequence[Mapping[str, Any]]) -> Standing:
@@ -46,7 +49,7 @@ class Criterion:
         best, waited = Best(evaluations[0]["step"], self.metric, self.value(evaluations[0])), 0
         for measured in evaluations[1:]:
             value = self.value(measured)
-            gain = (value - best.value) * (1 if self.greater else -1)
+            gain = (value - best.value) * (1 if self.greater_is_better else -1)
             waited = 0 if gain > self.threshold else waited + 1
             if gain > 0:
                 best = Best(measured["step"], self.metric, value)
@@ -71,9 +74,9 @@ class Criterion:
 
 def criterion(section: Evaluate) -> Criterion | None:
     """Return the criterion of a recipe; None if it names no metric."""
-    metric, greater = section.metric_for_best_model, section.greater_is_better
+    metric, greater_is_better = section.metric_for_best_model, section.greater_is_better
     if metric is None:
         return None
-    if greater is None:
-        greater = metric not in RANKING or bool(RANKING[metric].greater_is_better)
-    return Criterion(metric, greater, section.early_stopping_threshold)
+    if greater_is_better is None:
+        greater_is_better = metric not in RANKING or bool(RANKING[metric].greater_is_better)
+    return Criterion(metric, greater_is_better, section.early_stopping_threshold)

@@ -1,4 +1,4 @@
-"""Explanations of a finished run in plain sentences: whether the teacher could help, and whether it did."""
+"""Remarks on a finished run, as sentences: whether its teacher could improve the student, and whether it did."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

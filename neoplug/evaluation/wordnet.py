@@ -1,9 +1,9 @@
-"""Multiple-choice questions from WordNet's files: which of four definitions is that of a word?
+"""Multiple-choice questions from WordNet's files: which of four definitions is that of a given word?
 
-Reads the database files of WordNet (wndb(5WN)), `index.POS` and `data.POS`, from a folder. Takes words of one part that
-occur in the texts that WordNet's authors counted senses in, each by its most frequent sense; the other definitions are
-those of other such words of the same part of speech. Which words, which definitions and in which order is a function of
-the seed alone: a smaller number gives the beginning of the same list.
+Reads the database files of WordNet (wndb(5WN)), `index.POS` and `data.POS`, from a folder. A question asks
+for a word without spaces or hyphens that occurs in WordNet's sense-tagged texts; the right answer is the definition of
+its most frequent sense, the wrong ones are those of other such words of the same part of speech. Choice and order of
+the questions depend only on the seed: a smaller number of them is the beginning of the same list.
 """
 
 import os
@@ -16,9 +16,14 @@ from pathlib import Path
 from neoplug.errors import UsageError
 from neoplug.seeds import derive
 
-PARTS = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}  # as in file names; in English
+PARTS = {
+    "noun": "noun",
+    "verb": "verb",
+    "adj": "adjective",
+    "adv": "adverb",
+}  # suffix of file names -> English name
 CHOICES = 4
-LONGEST = 60  # characters of a definition: a question is read four times
+LONGEST = 60  # characters of a definition; a model reads each question once for each choice
 _WORD = re.compile(r"[a-z]{3,}")
 
 
@@ -36,10 +41,10 @@ class Sense:
 
 
 def find(folder: Path | None) -> Path:
-    """Return the folder of WordNet's files: `folder`, else where they usually are.
+    """Return the folder of WordNet's files: `folder`, or else the first usual place that has them.
 
     Raises:
-        UsageError: they are not there.
+        UsageError: the files are not there.
     """
     home = os.environ.get("WNHOME")
     usual = [
@@ -62,7 +67,7 @@ def questions(folder: Path, number: int, seed: int = 0) -> list[dict[str, object
     """Return `number` questions as {query, choices, gold}.
 
     Raises:
-        UsageError: the files hold fewer usable words, or none that can be read.
+        UsageError: the files have fewer usable words, or are not WordNet's.
     """
     pools = {part: list(_senses(*files)) for part in PARTS if (files := _files(folder, part))}
     pools = {part: pool for part, pool in pools.items() if len(pool) >= CHOICES}
@@ -73,6 +78,7 @@ def questions(folder: Path, number: int, seed: int = 0) -> list[dict[str, object
 
 
 def _question(sense: Sense, pools: Mapping[str, list[Sense]], seed: int) -> dict[str, object]:
+    """Return the question about a word, with wrong answers from the `pools` of its part of speech."""
     rng = random.Random(derive(seed, "choices", sense.part, sense.word))
     drawn = rng.sample(pools[sense.part], min(64, len(pools[sense.part])))
     wrong = dict.fromkeys(other.definition for other in drawn if not set(other.synsets) & set(sense.synsets))
@@ -112,7 +118,7 @@ def _is_fair(word: str, definition: str) -> bool:
 
 
 def _definitions(data: Path) -> Iterator[tuple[str, str]]:
-    """Yield each synset's offset and definition, without the examples that follow it; an empty one for a name."""
+    """Yield each synset's offset and definition without its examples; an empty definition for a proper name."""
     for line in data.read_text(encoding="utf-8").splitlines():
         fields, _, gloss = line.partition(" | ")
         if not line.startswith("  "):

@@ -15,49 +15,53 @@ Point = tuple[int, int]  # a size, its count
 EVALUATIONS = 40  # of the search at legal sizes, at most; 4 to 8 are usual
 NEIGHBOURS = 8  # integers that are tried on each side of an illegal one
 STRIDE = 16  # largest factor between an extrapolated size and the last one
-SAME = 3  # sizes with the same count, after which it is taken as constant
+CONSTANT_AFTER = 3  # sizes with the same count, after which it is taken as constant
 CEILING = 2**40
 
 
 def nearest(count: Callable[[int], int | None], wanted: int, start: int, likely: Collection[int] = ()) -> list[Point]:
     """Return the evaluated legal sizes with their counts, the nearest to `wanted` first.
 
-    count   size -> its count, None where the size is illegal
+    count   function size -> its count, None where the size is illegal
     start   the first size to try
     likely  sizes to try where one is illegal, such as divisors
     """
-    found = _Found(count, likely)
-    found.near(start, 0, CEILING)
-    for look in range(0 if _by_line(found, wanted) else EVALUATIONS):
-        points = found.points()
+    evaluated = _Evaluations(count, likely)
+    evaluated.near(start, 0, CEILING)
+    for attempt in range(0 if _by_line(evaluated, wanted) else EVALUATIONS):
+        points = evaluated.points()
         if not points or any(value == wanted for _, value in points):
             break
-        if not (_closer(found, points, wanted, look) if _around(points, wanted) else _outward(found, points, wanted)):
+        if _bracketing_pairs(points, wanted):
+            goes_on = _search_between(evaluated, points, wanted, attempt)
+        else:
+            goes_on = _search_beyond(evaluated, points, wanted)
+        if not goes_on:
             break
-    return sorted(found.points(), key=lambda point: (abs(point[1] - wanted), point))
+    return sorted(evaluated.points(), key=lambda point: (abs(point[1] - wanted), point))
 
 
-def _by_line(found: _Found, wanted: int) -> bool:
+def _by_line(evaluated: _Evaluations, wanted: int) -> bool:
     """Evaluate where a straight line through two counts has `wanted`; return whether a third count is on the line."""
-    if not (points := found.points()) or not found.near(2 * points[0][0], points[0][0], CEILING):
+    if not (points := evaluated.points()) or not evaluated.near(2 * points[0][0], points[0][0], CEILING):
         return False
-    (size, first), (other, second) = found.points()
+    (size, first), (other, second) = evaluated.points()
     slope = (second - first) / (other - size)
     solution = size + (wanted - first) / slope if slope else 0.0
-    if solution < 1 or not found.near(solution, 0, CEILING):
+    if solution < 1 or not evaluated.near(solution, 0, CEILING):
         return False
-    if len(found.points()) == 2:  # one of the two is the nearest, if the line holds
-        found.near(size + other, other, CEILING)
-    third = [point for point in found.points() if point[0] not in (size, other)]
-    is_near = any(abs(at - solution) <= NEIGHBOURS for at, _ in found.points())
+    if len(evaluated.points()) == 2:  # one of the two is the nearest, if the line holds
+        evaluated.near(size + other, other, CEILING)
+    third = [point for point in evaluated.points() if point[0] not in (size, other)]
+    is_near = any(abs(at - solution) <= NEIGHBOURS for at, _ in evaluated.points())
     return is_near and any(count == first + slope * (at - size) for at, count in third)
 
 
-class _Found:
+class _Evaluations:
     """The sizes evaluated so far, each once.
 
-    floor, ceiling  no legal size is at or beyond
-    closed          pairs of legal sizes with none between them
+    floor, ceiling  no legal size is at or below the floor, at or above the ceiling
+    closed          pairs of legal sizes with no legal size between them
     """
 
     def __init__(self, count: Callable[[int], int | None], likely: Collection[int]) -> None:
@@ -83,67 +87,67 @@ class _Found:
         return self._counts[size] is not None
 
 
-def _around(points: list[Point], wanted: int) -> list[tuple[Point, Point]]:
+def _bracketing_pairs(points: list[Point], wanted: int) -> list[tuple[Point, Point]]:
     """Return the pairs of neighbours with `wanted` between their counts."""
     return [pair for pair in pairwise(points) if min(pair[0][1], pair[1][1]) < wanted < max(pair[0][1], pair[1][1])]
 
 
-def _closer(found: _Found, points: list[Point], wanted: int, look: int) -> bool:
-    """Evaluate a size between two neighbours; return whether there was one."""
-    for below, above in _around(points, wanted):
+def _search_between(evaluated: _Evaluations, points: list[Point], wanted: int, attempt: int) -> bool:
+    """Evaluate a size between two neighbours with `wanted` between their counts; return whether one was legal."""
+    for below, above in _bracketing_pairs(points, wanted):
         low, high = below[0], above[0]
-        if (low, high) in found.closed:
+        if (low, high) in evaluated.closed:
             continue
-        bent = look % 3 == 2 or not (below[1] and above[1])  # a bent line would stick to an end
-        guess = (low * high) ** 0.5 if bent else _on_line(below, above, wanted)
-        if high - low > 1 and found.near(min(max(round(guess), low + 1), high - 1), low, high):
+        bisects = attempt % 3 == 2 or not (below[1] and above[1])  # interpolation alone may move one end only
+        guess = (low * high) ** 0.5 if bisects else _interpolate(below, above, wanted)
+        if high - low > 1 and evaluated.near(min(max(round(guess), low + 1), high - 1), low, high):
             return True
-        found.closed.add((low, high))
+        evaluated.closed.add((low, high))
     return False
 
 
-def _outward(found: _Found, points: list[Point], wanted: int) -> bool:
-    """Evaluate a size beyond those so far, on the side of `wanted`; return whether there may be more."""
+def _search_beyond(evaluated: _Evaluations, points: list[Point], wanted: int) -> bool:
+    """Evaluate a size outside those so far, on the side of `wanted`; return False if none can come nearer to it."""
     (_, first), (_, last) = points[0], points[-1]
     if first == last:
-        return _anywhere(found, points, wanted)
+        return _search_other_count(evaluated, points, wanted)
     up = (last > first) == (wanted > last)
     inner, outer = points[-2:] if up else points[1::-1]
-    low, high = (outer[0], found.ceiling) if up else (found.floor, outer[0])
-    if inner[1] == outer[1] or high - low < 2:  # further out nothing changes, or is legal
+    low, high = (outer[0], evaluated.ceiling) if up else (evaluated.floor, outer[0])
+    if inner[1] == outer[1] or high - low < 2:  # the count is constant there, or no size is left
         return False
-    refused = found.ceiling < CEILING if up else found.floor > 0
-    guess = (low + high) // 2 if refused else min(max(_beyond(inner, outer, wanted, up), low + 1), high - 1)
-    if not found.near(guess, low, high):
-        found.floor, found.ceiling = (found.floor, guess) if up else (guess, found.ceiling)
+    has_limit = evaluated.ceiling < CEILING if up else evaluated.floor > 0
+    guess = (low + high) // 2 if has_limit else min(max(_extrapolate(inner, outer, wanted, up), low + 1), high - 1)
+    if not evaluated.near(guess, low, high):
+        evaluated.floor, evaluated.ceiling = (evaluated.floor, guess) if up else (guess, evaluated.ceiling)
     return True
 
 
-def _anywhere(found: _Found, points: list[Point], wanted: int) -> bool:
-    """Search for a count other than the only one so far: where it is expected, then at both ends."""
+def _search_other_count(evaluated: _Evaluations, points: list[Point], wanted: int) -> bool:
+    """Search for a size with another count than the only one so far: by extrapolation, then at both ends."""
     (first, _), (last, only) = points[0], points[-1]
-    if len(points) > SAME:
+    if len(points) > CONSTANT_AFTER:
         return False
-    there = _beyond(points[0], points[0], wanted, up=wanted > only)
+    there = _extrapolate(points[0], points[0], wanted, up=wanted > only)
     for guess in (*([there] if len(points) == 1 else []), 1, last * STRIDE, last + 1):
-        low, high = (found.floor, first) if guess < first else (last, found.ceiling)
-        if low < guess < high and found.near(guess, low, high):
+        low, high = (evaluated.floor, first) if guess < first else (last, evaluated.ceiling)
+        if low < guess < high and evaluated.near(guess, low, high):
             return True
     return False
 
 
-def _beyond(inner: Point, outer: Point, wanted: int, up: bool) -> int:
-    """Return where the power law through two points reaches `wanted`; with one, it is proportional to the size."""
-    steep = 1.0 if inner == outer else _log(outer[1], inner[1]) / _log(outer[0], inner[0])
-    further = log(2) if steep == 0 else min(log(STRIDE), abs(_log(wanted, outer[1]) / steep))
+def _extrapolate(inner: Point, outer: Point, wanted: int, up: bool) -> int:
+    """Return the size at which the power law through two points has the count `wanted`; a single point: a proportion."""
+    exponent = 1.0 if inner == outer else _log_ratio(outer[1], inner[1]) / _log_ratio(outer[0], inner[0])
+    further = log(2) if exponent == 0 else min(log(STRIDE), abs(_log_ratio(wanted, outer[1]) / exponent))
     return round(outer[0] * exp(further if up else -further))
 
 
-def _on_line(below: Point, above: Point, wanted: int) -> float:
-    """Return the size at which the power law through two points has the count `wanted`."""
-    share = _log(wanted, below[1]) / _log(above[1], below[1])
+def _interpolate(below: Point, above: Point, wanted: int) -> float:
+    """Return the size between two points at which the power law through them has the count `wanted`."""
+    share = _log_ratio(wanted, below[1]) / _log_ratio(above[1], below[1])
     return float(below[0] * (above[0] / below[0]) ** share)
 
 
-def _log(one: int, other: int) -> float:
+def _log_ratio(one: int, other: int) -> float:
     return log(max(one, 1) / max(other, 1))

@@ -184,7 +184,7 @@ class Trainer:
         """Return each loss's weight; weights that were calibrated before a resume are restored."""
         weights = dict(self.checked.weights)
         for name, value in self.state.weights.items():
-            now = checkpoint.as_named_now(name, list(weights))
+            now = checkpoint.current_name(name, list(weights))
             weights[now] = weights[now].calibrated(value)
         return weights
 
@@ -298,15 +298,15 @@ class Trainer:
         self.report_evaluation(f"step-{step}", step, measured)
         logger.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float)))
         if self.criterion is None:
-            return Verdict(improved=False, enough=False)
+            return Verdict(improved=False, stop=False)
         standing = self.criterion.standing(self.state.evaluations)
         self.state.best = standing.best
         patience = self.checked.recipe.evaluate.early_stopping_patience
-        enough = patience is not None and standing.waited >= patience
-        if enough:
+        stop = patience is not None and standing.waited >= patience
+        if stop:
             self.state.stopped_early = step
             logger.info("no improvement in %d evaluations: training ends", standing.waited)
-        return Verdict(improved=standing.best.step == step, enough=enough)
+        return Verdict(improved=standing.best.step == step, stop=stop)
 
     def finish(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int) -> RunResult:
         """Evaluate the trained student, save it, write the result."""

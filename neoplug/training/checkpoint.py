@@ -1,12 +1,12 @@
-"""Save and resume. A checkpoint is a folder, renamed into place when it is whole; resumed runs repeat bit for bit.
+"""Checkpoints: each a folder that is written atomically, from which a run resumes bit for bit.
 
-    trainable.safetensors   trainable parameters
+    trainable.safetensors   trainable parameters and persistent buffers
     training.pt             the optimizer and the schedule
-    plugins-RANK.pt         what the plugins of each rank remember
-    state.json              the step, and what the session measured so far
-    and what plugins write  (`on_save`)
+    plugins-RANK.pt         the state dicts of the plugins of each rank
+    state.json              the step, and what the run has measured so far
+    and files of plugins    (`on_save`)
 
-Random numbers and the order of the data are functions of (seed, step), so neither needs a place in a checkpoint.
+Random numbers and the order of the data are functions of (seed, step), so checkpoints contain neither.
 """
 
 import json
@@ -41,17 +41,17 @@ def save(
     optimizer: Optimizer,
     schedule: LRScheduler,
     plugins: Plugins,
-    remembered: Sequence[bytes],
+    plugin_states: Sequence[bytes],
     state: dict[str, Any],
 ) -> Path:
-    """Write `folder/step-N`; `remembered` is what `pack` gave on each rank, in their order. `state` becomes JSON."""
+    """Write `folder/step-N` and return it; `plugin_states` are the results of `pack` by rank, `state` becomes JSON."""
     path = at(folder, step)
     if path.exists():
         return path
     with folder_atomically(path) as draft:
-        save_file(_trained(model), draft / "trainable.safetensors")
+        save_file(_trained_tensors(model), draft / "trainable.safetensors")
         torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, draft / "training.pt")
-        for rank, packed in enumerate(remembered):
+        for rank, packed in enumerate(plugin_states):
             (draft / f"plugins-{rank}.pt").write_bytes(packed)
         plugins.each("on_save", model=model, path=draft)
         (draft / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}), encoding="utf-8")
@@ -59,7 +59,7 @@ def save(
 
 
 def latest(folder: Path) -> Path | None:
-    """Return the newest usable checkpoint, if there is one; a damaged one is skipped with a warning."""
+    """Return the newest undamaged checkpoint, None if there is none; damaged ones are skipped with a warning."""
     for path in sorted(folder.glob("step-*"), key=_step, reverse=True):
         try:
             json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -74,54 +74,54 @@ def latest(folder: Path) -> Path | None:
 def load(
     path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, plugins: Plugins, rank: int = 0
 ) -> None:
-    """Put a checkpoint back in place; the plugins get what those of their own rank remembered.
+    """Load a checkpoint into model, optimizer and schedule, and the plugin states of `rank` into the plugins.
 
     Raises:
         RunError: the checkpoint holds other parameters than the model trains.
     """
     restore(path, model, plugins, rank)
-    moving = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(moving["optimizer"])
-    schedule.load_state_dict(moving["schedule"])
+    training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(training["optimizer"])
+    schedule.load_state_dict(training["schedule"])
 
 
 def restore(path: Path, model: nn.Module, plugins: Plugins, rank: int = 0) -> None:
-    """Restore trainable parameters and plugin states, but no optimizer: to evaluate or save the model as it was.
+    """Load only the trainable parameters and the plugin states, to evaluate or save the model of that step.
 
     Raises:
         RunError: the checkpoint holds other parameters than the model trains.
     """
-    stored, present = load_file(path / "trainable.safetensors"), _trained(model)
+    stored, present = load_file(path / "trainable.safetensors"), _trained_tensors(model)
     if stored.keys() != present.keys():
         odd = sorted(stored.keys() ^ present.keys())
-        raise RunError(f"{path} does not fit the model: {len(odd)} names differ, as {odd[0]}")
+        raise RunError(f"{path} does not fit the model: {len(odd)} names differ, such as {odd[0]}")
     with torch.no_grad():
         for name, tensor in present.items():
             tensor.copy_(stored[name])
-    remembered = torch.load(path / f"plugins-{rank}.pt", map_location="cpu", weights_only=True)
+    plugin_states = torch.load(path / f"plugins-{rank}.pt", map_location="cpu", weights_only=True)
     present_plugins = plugins.everyone()
-    for name, state in remembered.items():
+    for name, state in plugin_states.items():
         with blaming(name, "load_state_dict"):
-            present_plugins[as_named_now(name, list(present_plugins))].load_state_dict(state)
+            present_plugins[current_name(name, list(present_plugins))].load_state_dict(state)
 
 
 def pack(plugins: Plugins) -> bytes:
-    """Return what the plugins of this rank remember, as torch.save writes it.
+    """Return the state dicts of this rank's plugins, serialised by torch.save.
 
     Raises:
-        RunError: a state_dict holds what no checkpoint could give back.
+        RunError: a state dict has data that cannot be loaded again.
     """
-    found = {}
+    states = {}
     for name, plugin in plugins.everyone().items():
         if hasattr(plugin, "state_dict"):
             with blaming(name, "state_dict"):
-                found[name] = plugin.state_dict()
-            _prove_loadable(name, _saved(found[name]))
-    return _saved(found)
+                states[name] = plugin.state_dict()
+            _validate_loadable(name, _serialised(states[name]))
+    return _serialised(states)
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return what `save` was given as `state`, and the step.
+    """Return the content of state.json: `format`, `step`, and the `state` that `save` received.
 
     Raises:
         RunError: the checkpoint was written in another format.
@@ -137,16 +137,16 @@ def at(folder: Path, step: int) -> Path:
     return folder / f"step-{step}"
 
 
-def as_named_now(name: str, names: list[str]) -> str:
-    """Return how the recipe names a plugin now: the resolved recipe writes the whole path of a file."""
+def current_name(name: str, names: list[str]) -> str:
+    """Return the one of `names` that a checkpoint calls `name`: paths of plugin files may be written differently."""
     alike = [other for other in names if other.rpartition("/")[2] == name.rpartition("/")[2]]
     return alike[0] if name not in names and len(alike) == 1 else name
 
 
 def prune(folder: Path, limit: int | None, best: int | None = None) -> None:
-    """Keep the newest `limit` checkpoints, and that of step `best`."""
-    found = sorted(folder.glob("step-*"), key=_step)
-    for path in found[:-limit] if limit else []:
+    """Remove all checkpoints but the newest `limit` and that of step `best`; none if `limit` is None."""
+    paths = sorted(folder.glob("step-*"), key=_step)
+    for path in paths[:-limit] if limit else []:
         if _step(path) != best:
             shutil.rmtree(path)
 
@@ -155,22 +155,22 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a run changes: trainable parameters, and buffers that a state dict keeps."""
+def _trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that training changes: trainable parameters and persistent buffers."""
     buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
-    changed: dict[str, Tensor] = {name: found for name, found in model.named_parameters() if found.requires_grad}
+    changed: dict[str, Tensor] = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     changed |= {name: buffer for name, buffer in model.named_buffers() if name in buffers}
     return {name: tensor.detach().contiguous() for name, tensor in changed.items()}
 
 
-def _saved(state: Any) -> bytes:
+def _serialised(state: Any) -> bytes:
     buffer = BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def _prove_loadable(name: str, packed: bytes) -> None:
-    """Refuse now what a resume could not read: nothing but plain data is unpickled there."""
+def _validate_loadable(name: str, packed: bytes) -> None:
+    """Refuse a state dict that a resumed run could not load, because only plain data is unpickled."""
     try:
         torch.load(BytesIO(packed), weights_only=True)
     except UnpicklingError as error:

@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 class Diagnosis:
-    """Sums over answer tokens, on the device where they are computed: adding a tile does not wait for it."""
+    """Sums over answer tokens, on the device where they are computed: adding a tile does not synchronise."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(COLUMNS), dtype=torch.float64, device=device)
@@ -33,13 +33,13 @@ class Diagnosis:
 
 
 def token_diagnostics(student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-    """Return [t, 10] in the order of COLUMNS; [t, 2], the first two of them, without a teacher.
+    """Return each quantity of each token: [t, 10] in the order of COLUMNS; without a teacher [t, 2], the first two.
 
     student  [t, V] log-probabilities at temperature 1
     teacher  the same of the teacher, or None
     labels   [t] the answer tokens, as columns of the two
 
-    kd_ce_dot, kd_squared_norm and ce_squared_norm are the products of the gradients by the student's logits: q - p of
+    kd_ce_dot, kd_squared_norm and ce_squared_norm are inner products of the gradients by the student's logits: q - p of
     forward KL and q - y of cross-entropy.
     """
     q, answers = student.exp(), labels[:, None]

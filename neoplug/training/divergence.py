@@ -32,7 +32,7 @@ class Softened:
 
 @dataclass(eq=False)
 class Divergence(Softened, ABC):
-    """A divergence of p and q; subclasses state, at temperature 1, its value and its gradient."""
+    """A divergence of p and q; subclasses implement its value and gradient at temperature 1."""
 
     @hookimpl
     def token_loss(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -27,27 +27,27 @@ from neoplug.registry import Plugins
 from neoplug.seeds import derive, generator
 from neoplug.teachers.base import Teacher
 from neoplug.training.diagnostics import Diagnosis
-from neoplug.training.metrics import Metrics, Step, merge, peak_memory
+from neoplug.training.metrics import Metrics, StepValues, add_plugin_metrics, peak_memory
 from neoplug.training.module import StudentWithObjective, gradient_norms, plugin_state_restored
 from neoplug.training.objective import Loss
 
 
 class Verdict(NamedTuple):
-    """The consequence of an evaluation.
+    """What the loop does after an evaluation.
 
-    improved  it is the best so far: save a checkpoint
-    enough    early stopping: end the run
+    improved  the evaluation is the best so far: save a checkpoint
+    stop      early stopping: save a checkpoint and end
     """
 
     improved: bool
-    enough: bool
+    stop: bool
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LoopConfig:
-    """Everything the loop reads; nothing in it is replaced while it runs.
+    """The models, plugins and settings of the loop; the loop assigns none of the fields.
 
-    losses       minimised, in the order in which metrics list them
+    losses       losses that are minimised, in the order in which metrics list them
     references   losses that others are calibrated to and that are not minimised
     weights      loss name -> its weight; weights to calibrate are calibrated at the first step
     settings     section `train` of the recipe
@@ -74,13 +74,13 @@ class LoopConfig:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LoopEvents:
-    """What the loop calls. `step` is the number of optimizer steps done.
+    """The callbacks of the loop; those with an argument `step` receive the number of optimizer steps done.
 
-    metrics         collects the values of each step; flushed after `logging_steps`, and before a save or an evaluation
+    metrics         collects the values of each step; flushed every `logging_steps`, and before a save or an evaluation
     on_calibrated   called once with the weights of all losses, at the first step, where one is calibrated
-    save            saves a checkpoint: called after `save_steps`, at the end, and where an evaluation is an improvement
-    evaluate        evaluates the student: called after `eval_steps`; returns whether to save now, and whether to end
-    stop_requested  returns whether training is to end after this step, equal on all ranks
+    save            saves a checkpoint: called every `save_steps`, at the end or a stop, and after an improvement
+    evaluate        evaluates the student: called every `eval_steps`; returns whether to save now, and whether to end
+    stop_requested  returns whether training is to end after this step, the same on all ranks
     """
 
     metrics: Metrics
@@ -91,7 +91,7 @@ class LoopEvents:
 
 
 def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
-    """Train from step `first` to the end, a request to stop or early stopping; return the number of steps done.
+    """Train from step `first` until the last step, a requested stop or early stopping; return the steps done.
 
     Raises:
         RunError: a loss or gradient is not finite.
@@ -115,12 +115,12 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
         diagnosis = Diagnosis(world.device) if logs or ends else None
         if step == 0 and any(weight.calibrate and not weight.measured for weight in weights.values()):
             losses = [*config.losses, *config.references]
-            weights = calibrate(weights, measure(config, unwrapped, losses, batches, step, progress))
+            weights = calibrate(weights, measure_gradient_norms(config, unwrapped, losses, batches, step, progress))
             events.on_calibrated({name: weight.value for name, weight in weights.items()})
         losses = [replace(loss, weight=weights[loss.name].at(progress)) for loss in config.losses]
         norms = {}
         if (logs or ends) and settings.log_gradient_norms:
-            norms = measure(config, unwrapped, losses, batches, step, progress)
+            norms = measure_gradient_norms(config, unwrapped, losses, batches, step, progress)
         values = []
         for number, (batch, _) in enumerate(batches):
             signal = None if config.teacher is None else config.teacher.signal(batch)  # it may be on another device
@@ -149,35 +149,37 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
             "on_step_end", step=done, progress=progress, model=config.student.module, metrics=seen
         )
         for name, answer in answers.items():
-            merge(extras, name, answer or {})
+            add_plugin_metrics(extras, name, answer or {})
         config.optimizer.zero_grad()
-        known = {"step": done, "started": started, "learning_rate": rate, "seconds": perf_counter() - started}
-        known["peak_memory_bytes"] = peak_memory(world.device)
+        host_values = {"step": done, "started": started, "learning_rate": rate, "seconds": perf_counter() - started}
+        host_values["peak_memory_bytes"] = peak_memory(world.device)
         rows = [(rows, each.isfinite().all(0)) for rows, each in values]
         diagnosed = None if diagnosis is None else world.sum(diagnosis.sums)
         used = {loss.name: loss.weight for loss in losses}
-        events.metrics.add(Step(known, counts, sums, extras, rows, diagnosed, used, norms, unwrapped.invalid_weights()))
+        events.metrics.add(
+            StepValues(host_values, counts, sums, extras, rows, diagnosed, used, norms, unwrapped.invalid_weights())
+        )
 
         stops = (world.size == 1 or logs) and events.stop_requested()  # several ranks synchronise for it
         saves = done % settings.save_steps == 0 or ends or stops
         evaluates = config.eval_steps is not None and done % config.eval_steps == 0 and not ends
         if logs or saves or evaluates:
             events.metrics.flush()
-        verdict = Verdict(improved=False, enough=False)
+        verdict = Verdict(improved=False, stop=False)
         if evaluates:
             verdict = events.evaluate(done)
             module.train()
         if saves or any(verdict):
             events.save(done)
-        if stops or verdict.enough:
+        if stops or verdict.stop:
             return done
     return config.total_steps
 
 
 def micro_batches(config: LoopConfig, step: int, progress: float) -> Iterator[tuple[Batch, bool]]:
-    """Yield this rank's micro-batches of a step on the CPU, after the treatments, each with whether it has rows.
+    """Yield this rank's micro-batches of a step on the CPU, after `edit_batch`, each with whether it has rows.
 
-    A rank without rows left runs a document without answer tokens, so that all ranks take part in every reduction.
+    A rank without rows left processes a document without answer tokens, so that all ranks take part in every reduction.
     """
     edits, weighted = config.plugins.functions("edit_batch"), config.plugins.named("token_weight")
     for number, rows in enumerate(config.sampler.micro_batches(step, config.world.rank)):
@@ -191,11 +193,11 @@ def micro_batches(config: LoopConfig, step: int, progress: float) -> Iterator[tu
         yield batch, real
 
 
-def measure(
+def measure_gradient_norms(
     config: LoopConfig, module: StudentWithObjective, losses: Sequence[Loss], batches: Sequence[tuple[Batch, bool]],
     step: int, progress: float,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Return the gradient norm of each loss before a step is taken; restores plugins and the random state."""
+    """Return the gradient norm of each loss at this step by name; plugin states and the random state are restored."""
     with plugin_state_restored(config.plugins):
         norms = gradient_norms(module, config.teacher, losses, [batch for batch, _ in batches], progress, config.world)
     torch.manual_seed(derive(config.seed, "step", step, config.world.rank))
@@ -203,7 +205,7 @@ def measure(
 
 
 def calibrate(weights: Mapping[str, Weight], norms: Mapping[str, Tensor]) -> dict[str, Weight]:
-    """Return the weights, with `weight * |g_other| / |g_this|` for each loss that is calibrated to another.
+    """Return the weights, those to calibrate multiplied by |gradient of the other loss| / |gradient of this loss|.
 
     Raises:
         RunError: the gradient norm of one of the two is 0 or not finite.

@@ -25,26 +25,26 @@ FIELDS = (
 
 
 @dataclass(eq=False)
-class Step:
+class StepValues:
     """The values of one optimizer step, kept until the next flush.
 
-    known    values on the host: step, started, learning_rate, seconds, peak_memory_bytes
+    host_values    values on the host: step, started, learning_rate, seconds, peak_memory_bytes
     counts   [2] answer tokens and tokens, over all ranks
     sums     [K] each loss summed over answer tokens, over all ranks
     extras   scalars by name: grad_norm, penalty, the metrics of plugins
     rows     for each micro-batch of this rank: the source rows [N] of its answer tokens, and [N] bool: finite losses
-    sums_of_diagnosis  [COLUMNS] over all ranks, at a step with a diagnosis
+    diagnosis_sums  [COLUMNS] over all ranks, at a step with a diagnosis
     weights  each loss's weight at this step
     norms    scalars: each loss's gradient norm, at a step that measures them
     invalid_weights  token weight -> whether it returned a value below 0 or infinite on this rank
     """
 
-    known: dict[str, Any]
+    host_values: dict[str, Any]
     counts: Tensor
     sums: Tensor
     extras: dict[str, Any]
     rows: list[tuple[Tensor, Tensor]]
-    sums_of_diagnosis: Tensor | None
+    diagnosis_sums: Tensor | None
     weights: dict[str, float]
     norms: dict[str, Tensor] = field(default_factory=dict)
     invalid_weights: dict[str, Tensor | bool] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Step:
 class Metrics:
     """Collects steps; `flush` converts them to lines and writes them.
 
-    weights_vary  whether lines have the losses' weights
+    weights_vary  whether the losses' weights vary, so that lines contain them
     write         called with the lines of a flush
     gather        returns the values of all ranks
     row_name      returns the name of a source row for error messages
@@ -64,10 +64,10 @@ class Metrics:
     write: Callable[[list[dict[str, Any]]], None]
     gather: Callable[[list[int]], list[int]] = list
     row_name: Callable[[int], str] = str
-    pending: list[Step] = field(default_factory=list)
+    pending: list[StepValues] = field(default_factory=list)
 
-    def add(self, step: Step) -> None:
-        """Keep a step for the next flush."""
+    def add(self, step: StepValues) -> None:
+        """Add the values of a step to those that the next flush writes."""
         self.pending.append(step)
 
     def flush(self) -> None:
@@ -94,37 +94,37 @@ class Metrics:
             line = self._line(step, values)
             if fault := _not_finite(line):
                 self.write(lines)
-                raise RunError(self._explain(fault, step))
+                raise RunError(self._error_message(fault, step))
             lines.append(line)
         self.write(lines)
 
-    def _line(self, step: Step, values: Sequence[float]) -> dict[str, Any]:
+    def _line(self, step: StepValues, values: Sequence[float]) -> dict[str, Any]:
         answers, tokens = (int(value) for value in values[:2])
         rest = iter(values[2:])
         losses = {name: next(rest) / max(answers, 1) for name in step.weights}
         named = {name: next(rest) for name, value in step.extras.items() if isinstance(value, Tensor)}
         norms = {name: next(rest) for name in step.norms}
-        diagnostics = {} if step.sums_of_diagnosis is None else {"diagnostics": means(list(rest), answers)}
-        seconds = step.known["seconds"]
+        diagnostics = {} if step.diagnosis_sums is None else {"diagnostics": means(list(rest), answers)}
+        seconds = step.host_values["seconds"]
         return {
-            "step": step.known["step"],
+            "step": step.host_values["step"],
             "tokens": tokens,
             "answer_tokens": answers,
             "loss": sum(weight * losses[name] for name, weight in step.weights.items()),
             "losses": losses,
             **({"weights": step.weights} if self.weights_vary else {}),
-            "learning_rate": step.known["learning_rate"],
+            "learning_rate": step.host_values["learning_rate"],
             **step.extras,
             **named,
             **({"gradient_norms": norms} if norms else {}),
             **diagnostics,
             "tokens_per_second": tokens / seconds,
-            "peak_memory_bytes": step.known["peak_memory_bytes"],
+            "peak_memory_bytes": step.host_values["peak_memory_bytes"],
             "seconds": seconds,
         }
 
-    def _explain(self, fault: str, step: Step) -> str:
-        """Return the error message, with rows of all ranks. Every rank has the same fault, so every rank gathers."""
+    def _error_message(self, fault: str, step: StepValues) -> str:
+        """Return the error message with the rows of all ranks; every rank has the same fault and calls this."""
         faulty = sorted(set(self.gather([int(row) for rows, finite in step.rows for row in rows[~finite]])))
         role = "rows at fault" if faulty else "rows of this step"
         faulty = faulty or sorted(set(self.gather([int(row) for rows, _ in step.rows for row in rows])))
@@ -139,7 +139,7 @@ class Metrics:
             fault = f"{' and '.join(f'`{name}`' for name in plugins)} gave a token a weight below 0, or an infinite one"
             fix = f"fix the token weight; `neoplug check {plugins[0]}` finds the smallest example"
         return (
-            f"step {step.known['step']}: {fault}\n{role} (numbered from 0 in the source): {listed}\n"
+            f"step {step.host_values['step']}: {fault}\n{role} (numbered from 0 in the source): {listed}\n"
             "why: the update would make every trainable parameter NaN or infinite; nothing of this step was saved\n"
             f"fix: {fix}"
         )
@@ -155,7 +155,7 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def merge(extras: dict[str, Any], plugin: str, answer: dict[str, Any]) -> None:
+def add_plugin_metrics(extras: dict[str, Any], plugin: str, answer: dict[str, Any]) -> None:
     """Add a plugin's metrics to a step's, in place.
 
     Raises:
@@ -175,19 +175,19 @@ def merge(extras: dict[str, Any], plugin: str, answer: dict[str, Any]) -> None:
         extras[name] = value
 
 
-def _share_time(steps: Sequence[Step]) -> None:
+def _share_time(steps: Sequence[StepValues]) -> None:
     """Divide the time since the first step equally: on a GPU the host queues the work and waits at the flush only."""
-    elapsed = perf_counter() - steps[0].known["started"]
+    elapsed = perf_counter() - steps[0].host_values["started"]
     for step in steps:
-        step.known["seconds"] = elapsed / len(steps)
+        step.host_values["seconds"] = elapsed / len(steps)
 
 
 def _tensors(extras: dict[str, Any]) -> list[Tensor]:
     return [value for value in extras.values() if isinstance(value, Tensor)]
 
 
-def _diagnosis(step: Step) -> list[Tensor]:
-    return [] if step.sums_of_diagnosis is None else list(step.sums_of_diagnosis)
+def _diagnosis(step: StepValues) -> list[Tensor]:
+    return [] if step.diagnosis_sums is None else list(step.diagnosis_sums)
 
 
 def _not_finite(line: dict[str, Any]) -> str:

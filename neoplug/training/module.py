@@ -70,7 +70,7 @@ class StudentWithObjective(nn.Module):
         progress: float,
         diagnosis: Diagnosis | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the same from the student's hidden states [N, H]."""
+        """Return what `forward` returns, given the student's hidden states [N, H]."""
         weights = None if batch.in_answer is None else TokenWeights(self.token_weights, batch.in_answer)
         return objective(losses, hidden, self.student.head, signal, batch.labels, progress, diagnosis, weights)
 
@@ -87,7 +87,7 @@ def gradient_norms(
 
     The loss is the mean over the answer tokens of all ranks.
 
-    batches  this rank's micro-batches of a step, after the treatments
+    batches  this rank's micro-batches of a step, after `edit_batch`
 
     Takes one forward and K backwards per micro-batch, and memory for K gradients. `.grad` is not changed, and a wrapper
     for several ranks is not involved.
@@ -113,7 +113,7 @@ def gradient_norms(
 
 @contextmanager
 def plugin_state_restored(plugins: Plugins) -> Iterator[None]:
-    """Restore the state of all plugins at the end: what runs inside does not belong to training."""
+    """Restore the state dicts of all plugins on exit, so that calls in this context have no effect on training."""
     stateful = {name: plugin for name, plugin in plugins.everyone().items() if hasattr(plugin, "state_dict")}
     states = {}
     for name, plugin in stateful.items():

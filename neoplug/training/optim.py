@@ -14,15 +14,15 @@ from neoplug.registry import Plugins
 
 
 def make_optimizer(model: nn.Module, plugins: Plugins, learning_rate: float) -> Optimizer:
-    """Return the optimizer of the recipe over all that trains.
+    """Return the recipe's optimizer over all trainable parameters.
 
     Raises:
-        RunError: nothing trains, or a plugin's groups do not cover each trainable parameter exactly once.
+        RunError: there is no trainable parameter, or a plugin's groups do not contain each of them exactly once.
     """
     trainable = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise RunError(
-            "nothing trains\nwhy: the adapter left no parameter with requires_grad\n"
+            "the model has no trainable parameter\nwhy: the adapter left no parameter with requires_grad\n"
             "fix: check its target_modules, or name another adapter"
         )
     groups = plugins.one("param_groups", model=model, learning_rate=learning_rate)
@@ -30,7 +30,7 @@ def make_optimizer(model: nn.Module, plugins: Plugins, learning_rate: float) -> 
         groups = [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
     groups = [{"lr": learning_rate, **group, "params": list(group["params"])} for group in groups]
     groups = [group for group in groups if group["params"]]
-    _cover(groups, trainable)
+    _validate_groups(groups, trainable)
     optimizer: Optimizer = plugins.one("make_optimizer", groups=groups, model=model)
     return optimizer
 
@@ -45,7 +45,8 @@ def make_schedule(optimizer: Optimizer, train: Train, total_steps: int) -> LRSch
     return schedule
 
 
-def _cover(groups: list[dict[str, Any]], trainable: dict[int, str]) -> None:
+def _validate_groups(groups: list[dict[str, Any]], trainable: dict[int, str]) -> None:
+    """Refuse parameter groups that do not contain each trainable parameter exactly once and nothing else."""
     grouped = Counter(id(parameter) for group in groups for parameter in group["params"])
     missing = [name for key, name in trainable.items() if key not in grouped]
     twice = [trainable.get(key, "a frozen parameter") for key, times in grouped.items() if times > 1]
