@@ -44,10 +44,14 @@ def save(
     plugin_states: Sequence[bytes],
     state: dict[str, Any],
 ) -> Path:
-    """Write `folder/step-N` and return it; `plugin_states` are the results of `pack` by rank, `state` becomes JSON."""
+    """Write `folder/step-N` and return it; `plugin_states` are the results of `pack` by rank, `state` becomes JSON.
+
+    Checkpoints of this and later steps, which a resumed run skipped because they are damaged, are removed.
+    """
     path = at(folder, step)
-    if path.exists():
-        return path
+    for damaged in folder.glob("step-*"):
+        if _step(damaged) >= step:  # `latest` skipped it, so a resumed run repeats its steps
+            shutil.rmtree(damaged)
     with folder_atomically(path) as draft:
         save_file(_trained_tensors(model), draft / "trainable.safetensors")
         torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, draft / "training.pt")
