@@ -137,7 +137,7 @@ def _search_other_count(evaluated: _Evaluations, points: list[Point], wanted: in
 
 
 def _extrapolate(inner: Point, outer: Point, wanted: int, up: bool) -> int:
-    """Return the size at which the power law through two points has the count `wanted`; a single point: a proportion."""
+    """Return the size at which the power law through two points has the count `wanted`; if equal, a proportion."""
     exponent = 1.0 if inner == outer else _log_ratio(outer[1], inner[1]) / _log_ratio(outer[0], inner[0])
     further = log(2) if exponent == 0 else min(log(STRIDE), abs(_log_ratio(wanted, outer[1]) / exponent))
     return round(outer[0] * exp(further if up else -further))

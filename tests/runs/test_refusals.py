@@ -75,7 +75,7 @@ def test_a_gradient_of_another_shape(lab):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("loss", "`loss`, which is taken"),
+        ("loss", "`loss` from `on_step_end`, a name that is taken"),
         ("shape", r"`norms` of .* has shape \[3\]"),
         ("exit", "`on_step_end`: SystemExit: 0"),
         ("exit later", r"sys.exit\(0\)"),
