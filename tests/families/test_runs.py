@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 import neoplug
 from neoplug import recipe
 from neoplug.export.merge import export
-from neoplug.models import language_model as forward
+from neoplug.models import verify
 from neoplug.runs.plan import plan
 from neoplug.testing.families import FAMILIES
 
@@ -64,7 +64,7 @@ def test_packed_with_an_adapter(lab, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padded_and_trained_in_full(lab, monkeypatch):
     """The gradient of every weight counts in the norm: of tied heads and embeddings, biases, experts."""
-    monkeypatch.setattr(forward, "LAYOUTS", {"padded": forward.LAYOUTS["padded"]})
+    monkeypatch.setattr(verify, "LAYOUTS", {"padded": verify.LAYOUTS["padded"]})
     data = {"source": str(lab.chat), "held_out": 2, "max_length": 96, "packing": False}
     _, line = finish(lab, lab.recipe(data=data, adapter={"full": {}}), "model/model.safetensors")
     cross_entropy, divergence, student = lab.expected()

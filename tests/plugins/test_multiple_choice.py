@@ -55,7 +55,7 @@ def asked(plugin, model, tokenizer):
 def test_it_is_what_lm_eval_measures(file, model, tokenizer, peer, monkeypatch):
     kept = []
     monkeypatch.setattr(
-        "neoplug_probes.multiple_choice.loss_mask",
+        "neoplug_probes.multiple_choice.scored",
         lambda questions, scores: kept.append(scores) or scored(questions, scores),
     )
     (found,) = asked(MultipleChoice(tasks=file, batch_size=5), model, tokenizer).values()

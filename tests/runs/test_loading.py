@@ -173,7 +173,7 @@ def test_a_student_with_code_of_its_own_brings_it_along(lab, own_family):
 
     folder, ran = own_family
     student = {"model": str(folder), "prepare": {"prune_depth": {"layers": [0]}}}
-    with pytest.raises(RecipeError, match=r"`trust_remote_code: true` in `student` runs them"):
+    with pytest.raises(RecipeError, match=r"set `trust_remote_code: true` in `student`"):
         lab.run("refused", student=student)
     assert not ran.exists()
     run = lab.run("run", student=student | {"trust_remote_code": True}, **steps(1))

@@ -159,5 +159,5 @@ def test_a_stored_adapter_trains_on(lab, name):
 @pytest.mark.parametrize(("name", "options"), [("p_tuning", {}), ("prefix_tuning", {"prefix_projection": True})])
 def test_what_a_network_made_does_not_train_on(lab, name, options):
     first = lab.run("first", adapter={name: options}, train={"max_steps": 1})
-    with pytest.raises(UsageError, match="not the network that they came out of"):
+    with pytest.raises(UsageError, match="not the network that computed them"):
         lab.run("second", student={"adapter_path": str(first.path / "adapter")}, adapter={name: options})
