@@ -1,1 +1,1 @@
-"""Losses: one file each, one number per answer token. `neoplug.Divergence` is the base of those with a temperature."""
+"""Losses, one file each: one number per answer token. `neoplug.Softened` is the base of those with a temperature."""

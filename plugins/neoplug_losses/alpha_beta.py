@@ -1,4 +1,4 @@
-"""Alpha-beta divergence of teacher p and student q: one family between covering the teacher's modes and seeking them.
+"""Alpha-beta divergence of teacher p and student q: a family that ranges from mode-covering to mode-seeking.
 
     -1/(a b) sum [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)],  a = alpha, b = beta;  0 at p = q
 
@@ -15,12 +15,15 @@ from torch import Tensor
 
 from neoplug import Divergence
 
-LEAST = 0.01  # differences of powers are divided by alpha and by beta: below, float32 has too few digits left for it
+LEAST = 0.01  # a difference of powers is divided by alpha and by beta: for smaller ones float32 is not precise enough
 
 
 @dataclass(eq=False)
 class AlphaBeta(Divergence):
-    """Computed as sum(U + W) / (a + b), U = (q^(a+b) - p^a q^b) / a and W = (p^(a+b) - p^a q^b) / b."""
+    """Alpha-beta divergence of teacher p and student q.
+
+    Computed as sum(U + W) / (a + b), U = (q^(a+b) - p^a q^b) / a and W = (p^(a+b) - p^a q^b) / b.
+    """
 
     alpha: float = 0.5  # 0, or at least 0.01; not 0 together with beta
     beta: float = 0.5  # 0, or at least 0.01
@@ -32,24 +35,24 @@ class AlphaBeta(Divergence):
                 limits = "alpha 1 and beta 0 are forward_kl, alpha 0 and beta 1 reverse_kl"
                 raise ValueError(f"{name} is {power}, but must be 0, or finite and at least {LEAST}; {limits}")
         if self.alpha == self.beta == 0:
-            raise ValueError("alpha is 0 and so is beta, but one must be above 0; logit_mse is what then comes closest")
+            raise ValueError("alpha is 0 and so is beta, but one must be above 0; the closest loss is logit_mse")
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return the divergence."""
-        by_q, by_p = self._parts(log_p, log_q)
-        return (by_q + by_p).sum(-1) / (self.alpha + self.beta)
+        u, w = self._parts(log_p, log_q)
+        return (u + w).sum(-1) / (self.alpha + self.beta)
 
     def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient is U - q sum U."""
-        by_q, by_p = self._parts(log_p, log_q)
-        value = by_p.add_(by_q).sum(-1).div_(self.alpha + self.beta)
-        q = torch.exp(log_q, out=by_p)
-        return value, by_q.addcmul_(q, by_q.sum(-1, keepdim=True), value=-1)
+        u, w = self._parts(log_p, log_q)
+        value = w.add_(u).sum(-1).div_(self.alpha + self.beta)
+        q = torch.exp(log_q, out=w)
+        return value, u.addcmul_(q, u.sum(-1, keepdim=True), value=-1)
 
     def _parts(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """Return U and W, [N, V] each; where a power is 0 its limit, with a logarithm in place of the difference."""
+        """Return U and W, [N, V] each. Where alpha or beta is 0, its quotient is replaced by the limit, a logarithm."""
         overlap = torch.add(log_p * self.alpha, log_q, alpha=self.beta).exp()
         total = self.alpha + self.beta
-        by_q = ((log_q * total).exp() - overlap) / self.alpha if self.alpha else overlap * (log_q - log_p)
-        by_p = ((log_p * total).exp() - overlap) / self.beta if self.beta else overlap * (log_p - log_q)
-        return by_q, by_p
+        u = ((log_q * total).exp() - overlap) / self.alpha if self.alpha else overlap * (log_q - log_p)
+        w = ((log_p * total).exp() - overlap) / self.beta if self.beta else overlap * (log_p - log_q)
+        return u, w

@@ -4,9 +4,9 @@
 
 E1 and E2 are means under the weights w1 and w2: `student`, `teacher` or `uniform`. Student weights emphasise
 the student's own mass (mode-seeking), teacher weights the teacher's (mode-covering); uniform ones give twice logit_mse.
-Convention: weights are detached, as in the paper, so with the student's the gradient is not that of the value; both are
-the student's by default, as in its main results. `temperature` softens the weights alone, so there is no T^2. The
-gradient of the paper's code is a quarter of this one.
+Convention: the weights are detached, as in the paper, so with student weights the gradient is not the derivative of the
+value. By default both are student weights, as in the paper's main results. `temperature` softens only the weights, so
+there is no factor T^2. The gradient of the paper's code is a quarter of this one.
 Source: CSD, arXiv 2509.25837.
 """
 
@@ -22,7 +22,7 @@ Weights = Literal["student", "teacher", "uniform"]
 
 @dataclass(eq=False)
 class ConcreteScore(Softened):
-    """Weighted squares of all pairs of differences, in one pass over the vocabulary."""
+    """Weighted squared differences of the log-ratios of all pairs of vocabulary entries, in one pass over these."""
 
     w1: Weights = "student"
     w2: Weights = "student"
@@ -44,7 +44,7 @@ class ConcreteScore(Softened):
 
     @hookimpl
     def token_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return E1 d^2 + E2 d^2 - 2 E1 d E2 d, [N]; the last is 0 where d is centred by E1."""
+        """Return E1 d^2 + E2 d^2 - 2 E1 d E2 d, [N]; the last term is 0, since d is centred by E1 first."""
         w1, w2 = self._weights(student, teacher)
         difference = student - teacher
         difference = difference - (w1 * difference).sum(-1, keepdim=True)
@@ -62,12 +62,13 @@ class ConcreteScore(Softened):
         return value, gradient.addcmul_(w1.expand_as(gradient), mean, value=-1).mul_(2)
 
     def _weights(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Return w1 and w2, [N, V] or [1, 1]: one tensor where they are the same."""
-        of = {"student": student, "teacher": teacher}
-        found = {name: self._weight(of.get(name), student) for name in {self.w1, self.w2}}
-        return found[self.w1], found[self.w2]
+        """Return w1 and w2, each [N, V], or [1, 1] if uniform; the same tensor where they are equal."""
+        log_probabilities = {"student": student, "teacher": teacher}
+        weights = {name: self._weight(log_probabilities.get(name), student) for name in {self.w1, self.w2}}
+        return weights[self.w1], weights[self.w2]
 
     def _weight(self, log_probabilities: Tensor | None, like: Tensor) -> Tensor:
+        """Return softened probabilities, [N, V], or without log-probabilities the uniform weight 1 / V, [1, 1]."""
         if log_probabilities is None:
             return like.new_full((1, 1), 1 / like.shape[-1])
         return self._soften(log_probabilities.detach()).exp()

@@ -2,8 +2,8 @@
 
     (1 - e) (-log q(y)) + e mean over the vocabulary of -log q;  e = label_smoothing, y the answer token, nats per token
 
-Convention: torch's, so each of the V tokens has e/V of the target that student and teacher share, y among them.
-With hard labels (e = 0) it is -log q(y). The teacher is not used.
+Convention: torch's, so the target of each of the V tokens is e/V, plus 1 - e for y. V is the vocabulary that student
+and teacher share. With hard labels (e = 0) it is -log q(y). The teacher is not used.
 Source of the smoothing: Szegedy et al. 2015, arXiv 1512.00567.
 """
 
@@ -25,7 +25,7 @@ class CrossEntropy:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
-                f"label_smoothing is {self.label_smoothing}, but must lie in [0, 1); at 1 no label would be left"
+                f"label_smoothing is {self.label_smoothing}, but must lie in [0, 1); at 1 the label has no effect"
             )
 
     exempt: ClassVar = {"zero_where_equal": "it compares with the data, not with the teacher"}

@@ -1,11 +1,11 @@
-"""Decoupled KL of teacher p and student q: the target against the rest, and the rest among itself, weighted separately.
+"""Decoupled KL of teacher p and student q: separate weights for the answer token and for the other tokens.
 
     alpha KL(b_p, b_q) + beta KL(p^, q^);  0 at p = q, in nats per token
 
-b = (p(y), 1 - p(y)) for the answer token y; p^ is p without y, renormalised. Forward KL is this with alpha = 1 and
-beta = 1 - p(y): where the teacher is certain of the target, the other tokens hardly count.
-Convention: times T^2, and y is the label, whether or not the teacher agrees. log(1 - p(y)) is summed up from the
-others, which stays exact where p(y) rounds to 1.
+b_p = (p(y), 1 - p(y)) for the answer token y; p^ is p without y, renormalised. Forward KL is this with alpha = 1 and
+beta = 1 - p(y): where the teacher is certain of the answer token, the other tokens hardly count.
+Convention: times T^2, and y is the label, whether or not the teacher agrees. log(1 - p(y)) is computed as a sum over
+the other tokens, which stays exact where p(y) rounds to 1.
 Source: DKD, arXiv 2203.08679 (there beta up to 10, T = 4, on images).
 """
 
@@ -19,10 +19,10 @@ from neoplug import Softened, hookimpl
 
 @dataclass(eq=False)
 class DecoupledKL(Softened):
-    """KL on target against rest, and KL among the rest."""
+    """KL of the answer token against all others, plus KL among the others, each with its own weight."""
 
-    alpha: float = 1.0  # 0 or more; weighs target against rest
-    beta: float = 0.5  # 0 or more; weighs the rest among itself
+    alpha: float = 1.0  # 0 or more; weight of the KL of the answer token against all others
+    beta: float = 0.5  # 0 or more; weight of the KL among the others
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +44,7 @@ class DecoupledKL(Softened):
     def token_gradient(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient is alpha (q(y) - p(y)) at y and beta (q^ - p^) - alpha (q(y) - p(y)) q^ elsewhere, times T."""
         y, log_p, log_q = labels[:, None], self._soften(teacher), self._soften(student)
-        (log_p_rest, p), (log_q_rest, q) = _without(y, log_p), _without(y, log_q)
+        (log_p_rest, p), (log_q_rest, q) = _exclude(y, log_p), _exclude(y, log_q)
         target = _terms(log_p.gather(-1, y), log_q.gather(-1, y)) + _terms(log_p_rest, log_q_rest)
         others = (log_p - log_q).sub_(log_p_rest - log_q_rest).mul_(p).sum(-1)
         by_target = (log_p_rest.exp() - log_q_rest.exp()) * self.alpha  # q(y) - p(y)
@@ -53,8 +53,8 @@ class DecoupledKL(Softened):
         return value.mul_(self.temperature**2), gradient.mul_(self.temperature)
 
 
-def _without(y: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log(1 - p(y)), [N, 1], and p^, [N, V], 0 at y, by one exponential."""
+def _exclude(y: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log(1 - p(y)), [N, 1], and p^, [N, V], 0 at y, with a single exponential over the vocabulary."""
     others = log_p.scatter(-1, y, -inf)
     largest = others.amax(-1, keepdim=True)
     total = others.sub_(largest).exp_().sum(-1, keepdim=True)
@@ -62,4 +62,5 @@ def _without(y: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _terms(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return p log(p / q) element by element."""
     return log_p.exp() * (log_p - log_q)

@@ -1,14 +1,14 @@
-"""DistiLLM-2's pair: skew forward and skew reverse KL of teacher p and student q, without rollouts.
+"""DistiLLM-2: skew forward and skew reverse KL of teacher p and student q, without rollouts.
 
     (1 - s) KL(p, alpha p + (1 - alpha) q) + s KL(q, (1 - alpha) p + alpha q);  0 at p = q, in nats per token
 
-s is 1/2. With `gradual_beta` it grows with the run from 1/2 to 3/4 at half time and stays there, so that the reverse KL
-comes to lead: the paper's curriculum, which its released code has as this option, off by default. Left out, because it
-needs rollouts: the paper takes the forward term on answers of the teacher and the reverse term on answers of the
-student, and so is contrastive; here both use the same answer tokens. Its rule for alpha is left out too: it compares
-the probabilities of an answer with their mean gap over the data, which is not known for a single token.
-Convention: the mean of the pair (its code sums it). The gradient goes through both mixtures, as in the formula; the
-paper's code stops it in the second.
+s is 1/2. With `gradual_beta` it grows linearly from 1/2 to 3/4 in the first half of the run and stays there, which
+favours the reverse KL: the paper's curriculum, off by default as in its code. Two parts of the paper are not
+implemented. Its contrastive data: the forward term on answers of the teacher and the reverse term on answers of the
+student, which needs rollouts; here both terms use the same answer tokens. Its rule for alpha, which compares the
+probabilities of a whole answer with their mean gap over the data: a loss reads single tokens.
+Convention: the mean of both KLs (the paper's code sums them). The gradient goes through both mixtures, as in the
+formula; the paper's code stops it in the second.
 Source: DistiLLM-2, arXiv 2503.07067.
 """
 
@@ -23,7 +23,7 @@ from neoplug_losses.skew_reverse_kl import SkewReverseKL
 
 @dataclass(eq=False)
 class DistiLLM2(Softened):
-    """Both skew KLs; with `gradual_beta` the weight of the reverse one grows during the run."""
+    """Mean of skew forward and skew reverse KL; with `gradual_beta` the reverse one's weight grows during the run."""
 
     alpha: float = 0.1  # share of the first argument in the mixture, in (0, 1)
     gradual_beta: bool = False  # increase the weight of the reverse KL during the run
@@ -32,7 +32,7 @@ class DistiLLM2(Softened):
         super().__post_init__()
         if not 0 < self.alpha < 1:
             raise ValueError(
-                f"alpha is {self.alpha}, but must lie in (0, 1); at 0 it is the mean of both KLs, jeffreys"
+                f"alpha is {self.alpha}, but must lie in (0, 1); at 0 it is jeffreys, the mean of both KLs"
             )
         self._forward = SkewForwardKL(self.temperature, self.alpha)
         self._reverse = SkewReverseKL(self.temperature, self.alpha)
@@ -46,11 +46,12 @@ class DistiLLM2(Softened):
 
     @hookimpl
     def token_gradient(self, student: Tensor, teacher: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        """Return the value, [N], and the same mix of their gradients, [N, V]."""
+        """Return the value, [N], and the same mix of both gradients, [N, V]."""
         share = self._share_of_reverse(progress)
         value, gradient = (part.mul_(1 - share) for part in self._forward.token_gradient(student, teacher))
-        of_reverse, by_reverse = self._reverse.token_gradient(student, teacher)
-        return value.add_(of_reverse, alpha=share), gradient.add_(by_reverse, alpha=share)
+        reverse_value, reverse_gradient = self._reverse.token_gradient(student, teacher)
+        return value.add_(reverse_value, alpha=share), gradient.add_(reverse_gradient, alpha=share)
 
     def _share_of_reverse(self, progress: float) -> float:
+        """Return s at this progress of the run."""
         return 0.5 + 0.25 * min(1.0, 2 * progress) if self.gradual_beta else 0.5

@@ -17,9 +17,9 @@ from neoplug import Divergence
 
 @dataclass(eq=False)
 class ForwardKL(Divergence):
-    """KL from the teacher to the student."""
+    """KL from the teacher to the student: mass-covering."""
 
-    omit_teacher_entropy: bool = False  # report -sum p log q, as torchtune's and DistiLLM's code does
+    omit_teacher_entropy: bool = False  # report -sum p log q, as the code of torchtune and DistiLLM does
 
     @property
     def exempt(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ from neoplug import Divergence
 
 @dataclass(eq=False)
 class Hellinger(Divergence):
-    """Half the squared distance of the square roots."""
+    """Half the squared Euclidean distance between the square roots of teacher p and student q."""
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return 1/2 sum (sqrt(p) - sqrt(q))^2."""

@@ -1,8 +1,8 @@
-"""Jeffreys divergence of teacher p and student q: a weighted mean of both Kullback-Leibler divergences.
+"""Jeffreys divergence of teacher p and student q: a weighted mean of forward and reverse Kullback-Leibler divergence.
 
     l KL(p, q) + (1 - l) KL(q, p),  l = forward_share;  0 at p = q, in nats per token
 
-Convention: the mean of both by default, half of Jeffreys' own sum; l weighs KL(p, q), which covers the teacher's modes.
+Convention: a mean; Jeffreys has the sum, twice the default. l weighs KL(p, q), which covers the teacher's modes.
 Source: Jeffreys 1946, doi 10.1098/rspa.1946.0056.
 """
 
@@ -35,13 +35,13 @@ class Jeffreys(Divergence):
 
 
 def both_ways(log_p: Tensor, log_q: Tensor, share: float | Tensor) -> Tensor:
-    """Return share KL(p, q) + (1 - share) KL(q, p), [N]; a share per token is a tensor [N]."""
+    """Return share KL(p, q) + (1 - share) KL(q, p), [N]; share is a number, or a tensor [N]."""
     difference = log_p - log_q
     return share * (log_p.exp() * difference).sum(-1) - (1 - share) * (log_q.exp() * difference).sum(-1)
 
 
 def both_ways_and_gradient(log_p: Tensor, log_q: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Return `both_ways` and its gradient [N, V] by the logits of q, the share being a constant."""
+    """Return `both_ways`, [N], and its gradient with respect to the logits of q, [N, V], at constant share."""
     terms, p = log_q - log_p, log_p.exp()
     forward = (terms * p).sum(-1).neg_()
     q = log_q.exp()

@@ -2,9 +2,9 @@
 
     beta KL(p, m) + (1 - beta) KL(q, m),  m = beta p + (1 - beta) q;  0 at p = q, at most ln 2 nats per token (at T = 1)
 
-Convention: beta weighs the teacher. It vanishes at both ends: tune the weight with beta.
-TRL's GKDTrainer mixed m = (1 - beta) p + beta q under the same weights until March 2025 (its pull request 3043), which
-tends to reverse KL at 0 and to forward KL at 1 and agrees with the above at .5: `swap_beta` does so too.
+Convention: beta weighs the teacher. The loss vanishes as beta nears 0 or 1: tune its weight together with beta.
+Until March 2025 (its pull request 3043) TRL's GKDTrainer took m = (1 - beta) p + beta q with the same weights, which
+tends to reverse KL at 0 and to forward KL at 1 and agrees with the above at .5: `swap_beta` does the same.
 Source: GKD, arXiv 2306.13649.
 """
 
@@ -18,7 +18,7 @@ from neoplug import Divergence, log_mixture
 
 @dataclass(eq=False)
 class JensenShannon(Divergence):
-    """Both KLs to the mixture m."""
+    """Weighted mean of the KLs from teacher and student to their mixture."""
 
     beta: float = 0.5  # the teacher's share of the mixture, in (0, 1)
     swap_beta: bool = False  # the teacher's share is 1 - beta, the weights of the KLs stay: TRL until March 2025
@@ -35,14 +35,14 @@ class JensenShannon(Divergence):
         return terms.sum(-1)
 
     def value_and_gradient(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient is (1 - beta) q (log(q / m) - KL(q, m)): what m contributes cancels, unless beta is swapped."""
+        """The gradient is (1 - beta) q (log(q / m) - KL(q, m)): that through m cancels, unless beta is swapped."""
         log_m = log_mixture(log_p, log_q, self._share)
         terms, p = log_p - log_m, log_p.exp()
-        to_teacher = terms.mul_(p).sum(-1)
-        q = torch.exp(log_q, out=p)  # each of the three buffers serves twice
-        to_student = torch.sub(log_q, log_m, out=terms).mul_(q).sum(-1)
-        value = to_teacher.mul_(self.beta).add_(to_student, alpha=1 - self.beta)
-        gradient = terms.addcmul_(q, to_student[:, None], value=-1).mul_(1 - self.beta)
+        kl_teacher = terms.mul_(p).sum(-1)
+        q = torch.exp(log_q, out=p)  # each of the three buffers is used twice
+        kl_student = torch.sub(log_q, log_m, out=terms).mul_(q).sum(-1)
+        value = kl_teacher.mul_(self.beta).add_(kl_student, alpha=1 - self.beta)
+        gradient = terms.addcmul_(q, kl_student[:, None], value=-1).mul_(1 - self.beta)
         if self.swap_beta:
             over_m = log_m.neg_().add_(log_q, alpha=2).exp_()  # q^2 / m
             over_m.addcmul_(q, over_m.sum(-1, keepdim=True), value=-1)
@@ -51,5 +51,5 @@ class JensenShannon(Divergence):
 
     @property
     def _share(self) -> float:
-        """The teacher's share of the mixture."""
+        """Return the teacher's share of the mixture."""
         return 1 - self.beta if self.swap_beta else self.beta

@@ -2,9 +2,9 @@
 
     mean (d - mean d)^2 over the vocabulary, d = z_q - z_p;  0 at p = q, in squared nats per token
 
-Convention: centred, as logits are defined up to a shift, and log-probabilities are logits up to a shift: so this is
-exact whatever shift a model's head has. Every entry of the vocabulary counts alike, also those with almost no mass
-under both models, and the gradient 2 (d - mean d) / V shrinks with the vocabulary: tune the weight with it.
+Convention: centred, since logits, and log-probabilities as well, are defined up to a shift per token: a shift in either
+model's logits changes nothing. Every entry of the vocabulary counts alike, also those with almost no mass under both
+models, and the gradient 2 (d - mean d) / V shrinks as V grows: tune the weight for the vocabulary.
 Source: Kim et al. 2021, arXiv 2105.08919 (there not centred).
 """
 
@@ -17,7 +17,7 @@ from neoplug import hookimpl
 
 @dataclass(eq=False)
 class LogitMSE:
-    """Variance of the difference of logits."""
+    """Variance, over the vocabulary, of the difference of student and teacher logits."""
 
     @hookimpl
     def token_loss(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from neoplug import Divergence
 
 @dataclass(eq=False)
 class ReverseKL(Divergence):
-    """KL from the student to the teacher."""
+    """KL from the student to the teacher: mode-seeking."""
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return sum q log(q / p)."""

@@ -1,8 +1,8 @@
-"""Skew forward Kullback-Leibler divergence: from the teacher p to a mixture of the student q with p.
+"""Skew forward Kullback-Leibler divergence: from the teacher p to a mixture of p and the student q.
 
     KL(p, m),  m = alpha p + (1 - alpha) q;  0 at p = q, at most -ln(alpha) nats per token (at T = 1)
 
-Convention: DistiLLM's, so alpha is the share of the *first* argument in the mixture: small, and forward_kl at 0.
+Convention: DistiLLM's, so alpha is the share of KL's first argument, p, in the mixture. At alpha = 0 it is forward_kl.
 Unlike forward_kl it stays bounded where the student misses what the teacher finds likely.
 Source: DistiLLM, arXiv 2402.03898 (its code leaves out the teacher's entropy, which is included here).
 """
@@ -16,14 +16,14 @@ from neoplug import Divergence, log_mixture
 
 @dataclass(eq=False)
 class SkewForwardKL(Divergence):
-    """KL from the teacher to the mixture."""
+    """KL from the teacher to a mixture of teacher and student."""
 
     alpha: float = 0.1  # the teacher's share of the mixture, in (0, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha is {self.alpha}, but must lie in (0, 1); it is forward_kl at 0, and nothing at 1")
+            raise ValueError(f"alpha is {self.alpha}, but must lie in (0, 1); at 0 it is forward_kl, at 1 always 0")
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return sum p log(p / m)."""

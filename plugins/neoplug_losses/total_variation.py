@@ -2,8 +2,8 @@
 
     1/2 sum |p - q|;  0 at p = q, at most 1 (at T = 1)
 
-Convention: with the half. The gradient through an entry with p = q is taken as 0; through the others it does not fade
-as q nears p, and it vanishes for tokens to which the student gives no mass.
+Convention: with the half. Entries with p = q count as gradient 0; for the others the gradient does not shrink as q
+nears p, and it vanishes for tokens to which the student gives no mass.
 Source: f-DISTILL, arXiv 2307.15190; DistiLLM's code has it as tv_distance.
 """
 
@@ -17,7 +17,7 @@ from neoplug import Divergence
 
 @dataclass(eq=False)
 class TotalVariation(Divergence):
-    """Half the L1 distance."""
+    """Half the L1 distance of teacher and student."""
 
     exempt: ClassVar = {"finite_differences": "it has a kink wherever an entry of p equals that of q"}
 

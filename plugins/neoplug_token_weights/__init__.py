@@ -1,1 +1,1 @@
-"""Token weights: factors of each answer token's loss and gradient, for all losses alike; one file each."""
+"""Token weights, one file each: a factor for each answer token's loss and gradient, the same for all losses."""

@@ -18,10 +18,10 @@ from neoplug import hookimpl
 
 @dataclass(eq=False)
 class Position:
-    """Exponential decay or growth along the answer."""
+    """Weight answer tokens by position: a weight that decays from 1, or rises to 1, exponentially."""
 
     more_on: Literal["early", "late"] = "early"
-    half_life: float = 64.0  # answer tokens after which the weight, or what it lacks to 1, has halved
+    half_life: float = 64.0  # answer tokens in which the weight (early), or its distance to 1 (late), halves
 
     def __post_init__(self) -> None:
         if not self.half_life > 0:

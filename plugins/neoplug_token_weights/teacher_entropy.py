@@ -3,8 +3,8 @@
     h = H(p) / ln V in [0, 1];   weight h^gamma (more on uncertain) or (1 - h)^gamma (more on certain)
 
 At uncertain positions the teacher carries more information than the label; at certain ones it is least likely to err.
-A large vocabulary keeps h small (2 nats of V = 49,152 are 0.19): under `uncertain` the losses shrink by as much, so
-tune the learning rate of each arm.
+A large vocabulary keeps h small (an entropy of 2 nats at V = 49,152 is h = 0.19): with `uncertain` the losses shrink by
+the same factor, so tune the learning rate of each arm.
 Source: EA-KD, arXiv 2311.13621, which weighs by the entropies of teacher and student, with more on the uncertain;
 the teacher's entropy alone, its normalisation by ln V, and the other direction are neoplug's additions.
 """
@@ -21,7 +21,7 @@ from neoplug import hookimpl
 
 @dataclass(eq=False)
 class TeacherEntropy:
-    """A power of the teacher's normalised entropy, or of 1 minus it."""
+    """Weight answer tokens by a power of the teacher's normalised entropy h, or of 1 - h."""
 
     more_on: Literal["uncertain", "certain"] = "uncertain"
     gamma: float = 1.0  # above 0; larger is sharper

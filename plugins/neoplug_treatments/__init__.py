@@ -1,1 +1,1 @@
-"""Treatments: interventions on the training data or the model, for any arm; one file each."""
+"""Treatments, one file each: interventions on the training data or the model, for any arm."""

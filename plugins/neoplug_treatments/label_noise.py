@@ -1,9 +1,9 @@
 """Symmetric label noise: measures how much a method depends on clean labels.
 
 Each label is replaced, with a given probability, independently, by another token drawn uniformly from the distinct
-answer tokens of the same micro-batch. Every drawn token therefore occurs in the data; where a micro-batch has only one
-distinct answer token, it stays. The text that the models read is not changed, only the labels: cross-entropy is
-affected, a divergence from the teacher is not.
+answer tokens of the same micro-batch, so every drawn token occurs in the data. A micro-batch with only one distinct
+answer token stays unchanged. The text that the models read is not changed, only the labels: cross-entropy is affected,
+a divergence from the teacher is not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class LabelNoise:
-    """Replaces labels at random."""
+    """Replace training labels at random by other answer tokens of the micro-batch."""
 
     probability: float  # of each label, in [0, 1]
 

@@ -245,7 +245,7 @@ def test_closed_forms_hold_at_limits_and_away_from_the_middle(loss):
         (Renyi, {"alpha": 1.0}, "forward_kl"),
         (Renyi, {"alpha": 0.0}, "forward_kl"),
         (AdaptiveKL, {"mu": 1.0}, "forward_kl"),
-        (CrossEntropy, {"label_smoothing": 1.0}, "no label"),
+        (CrossEntropy, {"label_smoothing": 1.0}, "no effect"),
         (Jeffreys, {"forward_share": 1.0}, "reverse_kl and forward_kl"),
         (SkewForwardKL, {"alpha": 0.0}, "forward_kl"),
         (SkewReverseKL, {"alpha": float("nan")}, "reverse_kl"),
