@@ -12,13 +12,12 @@ from pydantic import ValidationError
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 from neoplug.recipe.loss_weights import Weight
-from neoplug.recipe.merge import from_values
 from neoplug.recipe.metric_checks import metric_problems
 from neoplug.recipe.paths import make_absolute
 from neoplug.recipe.plugin_checks import FoundPlugins, NamedPlugin, check_problems, find_plugins
 from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe, field_at, keys_at
 from neoplug.recipe.source import (
-    OVERRIDE,
+    from_values,
     gather,
     locate,
     may_be_inherited,
@@ -85,7 +84,7 @@ def load(
     Raises RecipeError with every mistake, UsageError where there is no such recipe.
     """
     path, name = locate(source, Path.cwd())
-    given = changes if isinstance(changes, Tree) else from_values(changes or {}, OVERRIDE, Path.cwd())
+    given = changes if isinstance(changes, Tree) else from_values(changes or {})
     tree = gather(path, name, overrides, given)
     problems = [*tree.problems, *_removed(tree), *_both(tree), *_scored_prompts(tree), *make_absolute(tree)]
     recipe, mistyped = _typed(tree)

@@ -1,7 +1,7 @@
 """Where a recipe's text comes from: a file or a shipped name, what it extends, and overrides, laid into one tree."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -9,9 +9,9 @@ from typing import Any
 
 from neoplug.errors import Mark, Problem, RecipeError, UsageError, did_you_mean
 from neoplug.errors import Path as Key
-from neoplug.recipe.merge import Layers, joined
+from neoplug.recipe.python_values import to_yaml
 from neoplug.recipe.schema import PLUGIN_MAPS
-from neoplug.recipe.tree import BROKEN, Node, Tree
+from neoplug.recipe.tree import BROKEN, Node, Tree, lay
 from neoplug.recipe.yaml_reader import Source, read
 from neoplug.registry.options import UnknownKey
 
@@ -52,17 +52,26 @@ def gather(path: Path, name: str, overrides: Sequence[str], changes: Tree) -> Tr
     Raises RecipeError where the text of `path` is no YAML.
     """
     child = read_file(path, name)
-    layers = Layers(replace(child.root, value={}))
-    _lay_parent(layers, child, path, name)
-    layers.lay(child)
-    layers.lay(changes)
+    parent = _parent_of(child, path, name)
+    tree = Tree(replace(child.root, value={}), incomplete=parent.incomplete)
+    for upper in (parent, child, changes):
+        tree.problems += upper.problems
+        tree = replace(tree, root=lay(tree.root, upper.root, tree.removed))
     for number, override in enumerate(overrides, 1):
-        _apply(layers, override, number)
-    tree = layers.tree()
+        tree = _overridden(tree, override, number)
     for plugins in filter(None, map(tree.get, PLUGIN_MAPS)):
         if isinstance(plugins, dict):  # `name:` is `name: {}`, a plugin without options
             plugins |= {name: {} for name, options in plugins.items() if options is None}
     return tree
+
+
+def from_values(values: Mapping[str, Any], file: str = OVERRIDE, word: str = "") -> Tree:
+    """Make a tree of plain Python values; relative paths start at the current folder.
+
+    word  the word of a command line that they come from, if they do: it is their place in messages
+    Raises RecipeError where they cannot be read as a recipe's map of sections.
+    """
+    return _read_map(Source(to_yaml(values), file, Path.cwd(), word=word))
 
 
 def read_file(path: Path, name: str) -> Tree:
@@ -73,7 +82,11 @@ def read_file(path: Path, name: str) -> Tree:
         raise RecipeError([Problem(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}")]) from error
     except OSError as error:
         raise UsageError(f"{name} cannot be read: {error.strerror}") from error
-    tree = read(Source(text, name, path.resolve().parent))
+    return _read_map(Source(text, name, path.resolve().parent))
+
+
+def _read_map(source: Source) -> Tree:
+    tree = read(source)
     if tree.root.value is BROKEN:
         raise RecipeError(tree.problems)
     if not isinstance(tree.root.value, dict):
@@ -82,21 +95,21 @@ def read_file(path: Path, name: str) -> Tree:
     return tree
 
 
-def _lay_parent(layers: Layers, child: Tree, path: Path, name: str) -> None:
-    """Lay the recipe that `child` extends, if it does, and take `extends` out of `child`.
+def _parent_of(child: Tree, path: Path, name: str) -> Tree:
+    """Return the recipe that `child` extends, else an empty one, and take `extends` out of `child`.
 
     A parent that cannot be read is a problem and leaves the whole incomplete: the child's own mistakes are still found.
     """
+    nothing = Tree(replace(child.root, value={}))
     extends = child.root.value.pop("extends", None)
     if extends is None or extends.value is None:
-        return
+        return nothing
     try:
         if extends.value is not BROKEN:
-            layers.lay(_read_parent(extends, path, name))
-            return
+            return _read_parent(extends, path, name)
     except RecipeError as error:
-        layers.problems += [p if p.mark else replace(p, mark=extends.mark) for p in error.problems]
-    layers.incomplete = True
+        nothing.problems += [p if p.mark else replace(p, mark=extends.mark) for p in error.problems]
+    return replace(nothing, incomplete=True)
 
 
 def _read_parent(extends: Node, path: Path, name: str) -> Tree:
@@ -127,37 +140,38 @@ def may_be_inherited(tree: Tree, path: Key) -> bool:
     return node is None or node.key.file == OVERRIDE
 
 
-def _apply(layers: Layers, override: str, number: int) -> None:
-    """Lay `key.path=value`: it replaces what is there; null removes it."""
+def _overridden(tree: Tree, override: str, number: int) -> Tree:
+    """Return `tree` with `key.path=value` laid over it: the value replaces what is there; null removes it."""
     line = Source(override, OVERRIDE, Path.cwd(), line=number)
     match = _ASSIGNMENT.fullmatch(override) if override.isprintable() else None
     try:
         if not match or not match[1].strip():
             raise ValueError("an override is written key.path=value")
-        path = split(match[1], layers.tree().values)
+        path = split(match[1], tree.values)
         if path[0] == "extends":
             raise ValueError("`extends` cannot be overridden: write a file that extends the other recipe")
         if not match[2].strip():
             raise ValueError(f"`{joined(path)}=` has no value; null removes the key")
     except ValueError as error:
-        layers.problems.append(Problem(str(error), mark=line.mark(length=len(override))))
-        return
+        tree.problems.append(Problem(str(error), mark=line.mark(length=len(override))))
+        return tree
     start = len(match[1]) + 1
     given = read(Source(match[2], OVERRIDE, line.folder, override[:start], number))
-    layers.problems += given.problems
-    node = Node(given.root.value, line.mark(length=start - 1), line.mark(0, start, len(override)), line.folder)
-    if node.value is not None or _inside_options(path):
-        layers.put(path, node)
-    elif not layers.remove(path, node) and path[:-1] in PLUGIN_MAPS:
-        tree = layers.tree()
-        if not may_be_inherited(tree, path[:-1]):
-            what = f"there is no `{path[-1]}` to remove{did_you_mean(str(path[-1]), list(tree.get(path[:-1]) or ()))}"
-            layers.problems.append(Problem(what, mark=node.key))
+    key, value = line.mark(length=start - 1), line.mark(0, start, len(override))
+    node = Node(given.root.value, key, value, line.folder)
+    tree.problems += given.problems
+    is_there = path in tree.places or path[:-1] not in PLUGIN_MAPS or may_be_inherited(tree, path[:-1])
+    if node.value is None and not is_there:
+        what = f"there is no `{path[-1]}` to remove{did_you_mean(str(path[-1]), list(tree.get(path[:-1]) or ()))}"
+        tree.problems.append(Problem(what, mark=key))
+    for name in reversed(path):
+        node = replace(node, value={name: node})
+    return replace(tree, root=lay(tree.root, node, tree.removed, override=path))
 
 
-def _inside_options(path: Key) -> bool:
-    """Return whether `path` is in a plugin's options, where null is a value like others."""
-    return any(len(path) > len(plugin_map) + 1 and path[: len(plugin_map)] == plugin_map for plugin_map in PLUGIN_MAPS)
+def joined(path: Sequence[str | int]) -> str:
+    """Write a path as an override does: parts with a dot or other unusual letters are quoted."""
+    return ".".join(str(key) if re.fullmatch(r"[\w@-]+", str(key)) else f'"{key}"' for key in path)
 
 
 def split(text: str, values: Any) -> Key:

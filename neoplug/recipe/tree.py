@@ -1,11 +1,12 @@
 """A recipe as a tree of values, each with the place where it is written; and the same as plain values."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from neoplug.errors import Mark, Problem
 from neoplug.errors import Path as Key
+from neoplug.recipe.schema import PLUGIN_MAPS
 
 MAX_DEPTH = 24
 MAX_INTEGER = 2**63 - 1
@@ -85,3 +86,33 @@ class Tree:
     def is_broken(self, path: Key) -> bool:
         """Return whether something at, above or below `path` has a problem already."""
         return any(path[: len(bad)] == bad or bad[: len(path)] == path for bad in self.broken)
+
+
+def lay(lower: Node, upper: Node, removed: dict[Key, Node], *, path: Key = (), override: Key = ()) -> Node:
+    """Return the map `lower` with the map `upper` laid over it: maps merge key by key, a null removes a key.
+
+    A map of plugins replaces that below, unless `upper` is the one value at the path `override`, which replaces.
+
+    removed   takes the paths that a null removed, and the null
+    path      where both are
+    """
+    value = dict(lower.value)
+    for key, node in upper.value.items():
+        here = (*path, key)
+        if node.value is None and not (override and is_option(here)):
+            value.pop(key, None)
+            removed[here] = node
+        elif isinstance(node.value, dict) and (len(here) < len(override) if override else here not in PLUGIN_MAPS):
+            below = value.get(key)
+            below = below if below and isinstance(below.value, dict) else replace(node, value={})
+            merged = lay(below, node, removed, path=here, override=override)
+            if merged.value or key in value or not override:
+                value[key] = merged
+        else:
+            value[key] = node
+    return replace(lower, value=value)
+
+
+def is_option(path: Key) -> bool:
+    """Return whether `path` is in a plugin's options, where null is a value like others."""
+    return any(len(path) > len(plugin_map) + 1 and path[: len(plugin_map)] == plugin_map for plugin_map in PLUGIN_MAPS)

@@ -1,19 +1,17 @@
 """YAML as a tree of values with their places.
 
-Text is composed to nodes and never constructed: no tag runs code, no alias loops or explodes, no key is lost.
+Text is parsed to events and never constructed: no tag runs code, no alias loops or explodes, no key is lost.
 Scalars follow YAML 1.2's core schema: `1e-4` is a number, only `true` and `false` are booleans, `on` and `no` are text.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
-from yaml.composer import Composer
-from yaml.resolver import BaseResolver
 
 from neoplug.errors import Mark, Problem
 from neoplug.recipe.tree import BROKEN, MAX_DEPTH, MAX_INTEGER, Node, Tree
@@ -36,13 +34,21 @@ _WORDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A text to read: its name in messages, where its relative paths start, and what precedes it on its line."""
+    """A text to read, or one that a word of a command line stands for.
+
+    file    its name in messages
+    folder  where its relative paths start
+    lead    what precedes it on its line
+    line    the number of its first line
+    word    the place of all its values, where they come from one word of a command line
+    """
 
     text: str
     file: str
     folder: Path
     lead: str = ""
     line: int = 1
+    word: str = ""
 
     @cached_property
     def lines(self) -> list[str]:
@@ -54,6 +60,8 @@ class Source:
 
     def mark(self, line: int = 0, column: int = 0, length: int = 1) -> Mark:
         """Make a mark from a 0-based line and column of `text`."""
+        if self.word:
+            return Mark(self.file, 1, 1, len(self.word), self.word)
         line = min(line, len(self.lines) - 1)
         column += len(self.lead) if line == 0 else 0
         whole = self.lines[line]
@@ -101,108 +109,85 @@ class _Stop(Exception):
         self.what, self.problem = what, Problem(subject + what, fix=fix, mark=mark)
 
 
-@dataclass
-class _Alias:
-    """An alias; `value` is the composed node that it names, None where there is none."""
-
-    event: Any
-    value: Any
-
-
-class _Composer(Composer, BaseResolver):
-    """yaml's composer on libyaml's events. A node keeps its event, an alias stays an alias, and depth is bounded."""
-
-    def __init__(self, source: Source) -> None:
-        Composer.__init__(self)
-        BaseResolver.__init__(self)
-        events = _LOADER(source.text)
-        self.check_event, self.get_event, self.peek_event = events.check_event, events.get_event, events.peek_event
-        self.source, self.depth = source, 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose the next node."""
-        event = self.peek_event()
-        if self.depth > MAX_DEPTH:
-            raise _Stop(f"more than {MAX_DEPTH} levels deep", self.source.span(event.start_mark, event.end_mark))
-        if isinstance(event, yaml.AliasEvent):
-            self.get_event()
-            return _Alias(event, self.anchors.get(event.anchor))
-        self.anchors.pop(event.anchor, None)  # YAML allows an anchor's name to be used again
-        self.depth += 1
-        node: Any = super().compose_node(parent, index)
-        self.depth -= 1
-        node.event = event
-        return node
-
-
 class _Reader:
-    """Makes a tree of composed nodes; what cannot be in a recipe becomes a problem and a BROKEN node."""
+    """Makes a tree of libyaml's events; what cannot be in a recipe becomes a problem and a BROKEN node."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.events: Iterator[Any] = yaml.parse(source.text, Loader=_LOADER)
         self.problems: list[Problem] = []
+        self.anchors: dict[str | None, Node | None] = {}  # a node is None until it is complete
         self.count = 0
-        self.open: list[Any] = []  # composed nodes around the current one
 
     def document(self) -> Node:
         if len(self.source.text) > MAX_CHARACTERS:
             raise _Stop(f"the text has more than {MAX_CHARACTERS:,} characters", self.source.mark())
-        composer = _Composer(self.source)
-        if not composer.check_node():
-            return Node(None, self.source.mark(), self.source.mark(), self.source.folder)
-        composed = composer.get_node()
-        if composer.check_node():
-            mark = self.mark(composer.peek_event())
-            raise _Stop("a second document begins here", mark, "keep one document in a file")
-        root = self.node(composed)
-        root.key = root.mark = self.source.mark()
+        next(self.events)  # the start of the stream
+        is_empty = isinstance(next(self.events), yaml.StreamEndEvent)
+        root = Node(None, self.source.mark(), self.source.mark(), self.source.folder)
+        if not is_empty:
+            root = replace(root, value=self.node(0).value)
+            next(self.events)  # the end of the document
+            event = next(self.events)
+            if not isinstance(event, yaml.StreamEndEvent):
+                raise _Stop("a second document begins here", self.mark(event), "keep one document in a file")
         return root
 
-    def node(self, composed: Any, key: Mark | None = None) -> Node:
-        mark = self.mark(composed.event)
+    def node(self, depth: int, key: Mark | None = None, event: Any = None) -> Node:
+        """Read the node that `event`, else the next event, begins. `key`: the place of its key."""
+        event = event or next(self.events)
+        mark = self.mark(event)
+        self.check_limits(depth, mark)
+        if isinstance(event, yaml.AliasEvent):
+            return Node(self.alias(event.anchor, depth, mark), key or mark, mark, self.source.folder)
+        self.anchors[event.anchor] = None  # without an anchor, under None: no alias has this name
+        node = Node(self.content(event, depth, mark), key or mark, mark, self.source.folder)
+        if event.tag is not None:
+            tag = (mark.text[mark.column - 1 :].split() or ["!"])[0]
+            why = "a recipe holds maps, lists, text, numbers, true, false and null; a tag could run code"
+            node.value = self.refuse(f"`{tag}` cannot be in a recipe", mark, why, "write the plain value")
+        self.anchors[event.anchor] = node
+        return node
+
+    def check_limits(self, depth: int, mark: Mark) -> None:
         self.count += 1
         if self.count > MAX_NODES:
             raise _Stop(f"more than {MAX_NODES:,} values", mark)
-        if len(self.open) > MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise _Stop(f"more than {MAX_DEPTH} levels deep", mark)
-        if isinstance(composed, _Alias):
-            value = self.alias(composed, mark)
-        elif composed.event.tag is not None:
-            tag = (mark.text[mark.column - 1 :].split() or ["!"])[0]
-            why, fix = "a recipe is text: a tag could call code", "write the plain value"
-            value = self.refuse(f"the tag `{tag}` is not read", mark, why, fix)
-        else:
-            value = self.content(composed, mark)
-        return Node(value, key or mark, mark, self.source.folder)
 
-    def content(self, composed: Any, mark: Mark) -> Any:
-        if isinstance(composed, yaml.ScalarNode):
-            return self.scalar(composed, mark)
-        self.open.append(composed)
-        is_map = isinstance(composed, yaml.MappingNode)
-        value = dict(self.items(composed)) if is_map else [self.node(inner) for inner in composed.value]
-        self.open.pop()
-        return value
+    def content(self, event: Any, depth: int, mark: Mark) -> Any:
+        if isinstance(event, yaml.ScalarEvent):
+            return self.scalar(event, mark)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return [self.node(depth + 1, event=first) for first in self.until(yaml.SequenceEndEvent)]
+        return dict(self.items(depth + 1))
 
-    def items(self, composed: Any) -> Iterator[tuple[str, Node]]:
-        first: dict[str, Mark] = {}
-        for named, inner in composed.value:
-            mark, key = self.mark(named.event), named.value
-            properties = named.event.anchor or named.event.tag is not None
-            if properties or not isinstance(named, yaml.ScalarNode):
+    def until(self, end: type) -> Iterator[Any]:
+        while not isinstance(event := next(self.events), end):
+            yield event
+
+    def items(self, depth: int) -> Iterator[tuple[str, Node]]:
+        marks: dict[str, Mark] = {}
+        for event in self.until(yaml.MappingEndEvent):
+            mark, key = self.mark(event), getattr(event, "value", "")
+            if event.anchor or not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
                 self.refuse("a key must be plain text", mark, fix="write a word, without tag, anchor or brackets")
+                self.node(depth, event=event)
             elif key == "<<":
                 self.refuse("`<<` is not read", mark, fix="use `extends`, or write the keys out")
-            elif key in first:
-                what = f"`{key}` occurs twice; the first is in line {first[key].line}"
+            elif key in marks:
+                what = f"`{key}` occurs twice; the first is in line {marks[key].line}"
                 self.refuse(what, mark, fix="keep one of them")
             else:
-                first[key] = mark
-                yield key, self.node(inner, mark)
+                marks[key] = mark
+                yield key, self.node(depth, mark)
+                continue
+            self.node(depth)  # the refused key's value
 
-    def scalar(self, composed: Any, mark: Mark) -> Any:
-        text = composed.value
-        if composed.style:  # in quotes, or a block of text
+    def scalar(self, event: Any, mark: Mark) -> Any:
+        text = event.value
+        if event.style:  # in quotes, or a block of text
             return text
         if text in _WORDS:
             return _WORDS[text]
@@ -217,17 +202,24 @@ class _Reader:
         what, why = f"an integer of {len(text.lstrip('+-'))} digits is too large", "whole numbers have 64 bits here"
         return self.refuse(what, mark, why, f"write at most {MAX_INTEGER}; a name made of digits is written in quotes")
 
-    def alias(self, composed: _Alias, mark: Mark) -> Any:
+    def alias(self, name: str | None, depth: int, mark: Mark) -> Any:
         """Return a copy of the value that an alias names."""
-        name = composed.event.anchor
-        if composed.value is None:
+        if name not in self.anchors:
             return self.refuse(f"there is no anchor `&{name}` above", mark)
-        if any(composed.value is node for node in self.open):
+        if (node := self.anchors[name]) is None:
             return self.refuse(f"the alias `*{name}` is inside of what it names", mark)
         try:
-            return self.node(composed.value).value
+            return self.copy(node, depth).value
         except _Stop as stop:
             raise _Stop(stop.what, mark, subject=f"the alias `*{name}` makes ") from None
+
+    def copy(self, node: Node, depth: int) -> Node:
+        self.check_limits(depth, node.mark)
+        if isinstance(node.value, dict):
+            return replace(node, value={key: self.copy(inner, depth + 1) for key, inner in node.value.items()})
+        if isinstance(node.value, list):
+            return replace(node, value=[self.copy(inner, depth + 1) for inner in node.value])
+        return node
 
     def refuse(self, what: str, mark: Mark, why: str = "", fix: str = "") -> Any:
         self.problems.append(Problem(what, why, fix, mark=mark))

@@ -13,7 +13,7 @@ from neoplug.distributed.world import World
 from neoplug.errors import UsageError
 from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe, Student
-from neoplug.recipe.merge import from_word
+from neoplug.recipe.source import from_values
 from neoplug.registry import Plugins
 from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import resolve_inputs
@@ -43,9 +43,7 @@ def recipe_for_target(target: str, recipe: str | Path, overrides: Sequence[str] 
         RecipeError: the recipe with this student is not valid.
     """
     if RunDir.is_run(target):
-        return recipes.load(
-            recipe, overrides, from_word(_student_and_adapter(RunDir.open(target)), TARGET, target, Path.cwd())
-        )
+        return recipes.load(recipe, overrides, from_values(_student_and_adapter(RunDir.open(target)), TARGET, target))
     if Path(target).is_dir() and not (Path(target) / "config.json").is_file():
         raise UsageError(
             f"{target} is neither a run nor a model: it has no recipe.yaml and lock.json, and no config.json\n"
@@ -54,7 +52,7 @@ def recipe_for_target(target: str, recipe: str | Path, overrides: Sequence[str] 
     computation = ("dtype", "device", "attn_implementation")  # the recipe still sets these
     others = dict.fromkeys(key for key in Student.model_fields if key not in computation)
     changes = {"student": {**others, "model": target}}
-    return recipes.load(recipe, overrides, from_word(changes, TARGET, target, Path.cwd()))
+    return recipes.load(recipe, overrides, from_values(changes, TARGET, target))
 
 
 def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def test_a_duplicate_key_is_refused_however_it_is_written():
 def test_tags_are_text_never_executed(tag, tmp_path):
     value, tree = parse(f"a: {tag} [touch {tmp_path}/pwned]\nb: 1")
     assert value == {"b": 1}
-    assert [problem.what for problem in tree.problems] == [f"the tag `{tag}` is not read"]
+    assert [problem.what for problem in tree.problems] == [f"`{tag}` cannot be in a recipe"]
     assert tree.is_broken(("a",))
     assert tree.is_broken(("a", "below"))
     assert not tree.is_broken(("b",))
