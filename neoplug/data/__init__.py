@@ -5,7 +5,7 @@ here (`batch`), but which of them a model supports is verified in `models`.
 """
 
 from neoplug.data.batch import Batch, Document, Layout, collate
-from neoplug.data.dataset import Corpus, check_source, load_corpus, read_corpus
+from neoplug.data.dataset import Corpus, check_local_sources, load_corpus, load_unvalidated_corpus
 from neoplug.data.encode.lengths import without_answers
 from neoplug.data.encode.teacher_prompt import teacher_prompt
 from neoplug.data.ingest.report import Report
@@ -19,11 +19,11 @@ __all__ = [
     "Document",
     "Layout",
     "Report",
-    "check_source",
+    "check_local_sources",
     "collate",
     "load_corpus",
+    "load_unvalidated_corpus",
     "pieces",
-    "read_corpus",
     "teacher_prompt",
     "without_answers",
 ]

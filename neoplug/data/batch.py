@@ -51,7 +51,7 @@ class Document:
         return int(np.count_nonzero(self.loss_mask[1:]))
 
     @property
-    def longest(self) -> int:
+    def max_text_length(self) -> int:
         """Return the length in tokens of the student's or the teacher's text, whichever is longer."""
         return max(len(self), 0 if self.teacher_ids is None else len(self.teacher_ids))
 
@@ -65,9 +65,9 @@ class Document:
         [L - 1]. A change of this format needs a new number in it, since stored data is found by this hash.
         """
         digest = hashlib.sha256(b"neoplug.Document 1")
-        texts = dict.fromkeys(_content(text) for text in (self, self.as_teacher()))
-        for part in texts:
-            digest.update(part)
+        distinct_texts = dict.fromkeys(_hashed_bytes(text) for text in (self, self.as_teacher()))
+        for text in distinct_texts:
+            digest.update(text)
         return digest.hexdigest()
 
     def as_teacher(self) -> "Document":
@@ -129,8 +129,8 @@ class Batch:
     def document_index(self) -> Tensor:
         """Return [N] int64: for each answer token the index in `documents` of the document that it belongs to.
 
-        It is computed from the current `positions`, and therefore right after a plugin dropped answer tokens; on the
-        batch's device, without a synchronisation.
+        It is computed from the current `positions`, and is therefore still correct after a plugin has removed answer
+        tokens. It is on the batch's device and needs no synchronisation.
         """
         return self._document_of_token()[self.positions]
 
@@ -169,13 +169,13 @@ class Batch:
         """
         if name == "padded":
             return self._padded(pad_token_id)
-        starts = [torch.arange(length, device=self.input_ids.device) for length in self.lengths]
+        position_ids = torch.cat([torch.arange(length, device=self.input_ids.device) for length in self.lengths])
         mask: Tensor | dict[str, Tensor] | None = None
         if name == "varlen":
             mask = torch.tensor(self.lengths)[None, None, None]
         elif name == "block":
             mask = self._block_masks(windows, dtype)
-        inputs = {"input_ids": self.input_ids[None], "position_ids": torch.cat(starts)[None], "use_cache": False}
+        inputs = {"input_ids": self.input_ids[None], "position_ids": position_ids[None], "use_cache": False}
         return {**inputs, "attention_mask": mask}, self.positions
 
     def _padded(self, pad_token_id: int) -> tuple[dict[str, Any], Tensor]:
@@ -228,8 +228,8 @@ def collate(documents: Sequence[Document]) -> Batch:
     )
 
 
-def _content(document: Document) -> bytes:
-    """Return the bytes of a text for its content hash, without the first token's mask, which is ignored everywhere."""
+def _hashed_bytes(document: Document) -> bytes:
+    """Return the bytes of the student's text that enter the content hash; the first token's mask is not among them."""
     ids, mask = document.input_ids.astype("<i8"), document.loss_mask[1:].astype("u1")
     return len(document).to_bytes(8, "little") + ids.tobytes() + mask.tobytes()
 
@@ -244,7 +244,7 @@ def positions_in_answers(documents: Sequence[Document]) -> Tensor:
 
 
 def _index_in_run(mask: np.ndarray) -> np.ndarray:
-    """Return [L] int64: the distance of each True of `mask` [L] from the first of its run of Trues."""
+    """Return [L] int64: for each True of `mask` [L], its index within its run of consecutive Trues; -1 elsewhere."""
     indices = np.arange(len(mask))
     return indices - np.maximum.accumulate(np.where(mask, 0, indices + 1))
 

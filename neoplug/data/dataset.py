@@ -1,6 +1,6 @@
 """The tokenised data of a run: training rows and held-out documents, made from the recipe's `data` section.
 
-Rows are tokenised once: the tokens are stored in the cache, under a hash of everything that they depend on.
+Rows are tokenised once: their tokens are stored in the cache, under a hash of everything that they depend on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from neoplug.files import PARTIAL, cache_root, lock
 if TYPE_CHECKING:
     from neoplug.recipe import Data
 
-# Keys of `data` that the cache key leaves out: it has the content behind them, or tokens do not depend on them.
+# Settings of `data` that are not part of the cache key: it has the content that they name, or no token depends on them.
 NOT_IN_KEY = {"source", "sources", "eval_source", "chat_template", "max_dropped_rows"}
 
 
@@ -42,14 +42,14 @@ NOT_IN_KEY = {"source", "sources", "eval_source", "chat_template", "max_dropped_
 class Corpus:
     """The tokenised data of a run, with R training rows. Documents are read from the token store on access.
 
-    rows         the training rows, the units of a batch: several documents each with packing, else exactly one
+    rows         the training rows, of which batches are made; a row has one document, with packing several
     held_out     documents that are never trained on and never packed
     mixture      selects the rows of an epoch; None where an epoch has all rows
-    report       counts of what became of the sources' rows
-    fingerprint  sha256 of all tokens and masks above, in hexadecimal
-    row_lengths  [R] int64: tokens of each training row
-    longest      tokens of the longest document, as the `student` and as the `teacher` reads it
-    used         [U] int64: every token id that both models read, ascending
+    report       counts of the sources' rows: how many are read, dropped, cut, trained on and held out
+    fingerprint  sha256 of the tokens and loss masks of `rows` and `held_out`, in hexadecimal
+    row_lengths  [R] int64: the student's tokens of each training row
+    longest      `student` and `teacher` -> tokens of the longest document as this model reads it
+    ids_read_by_both  [U] int64: every token id that both models read, ascending
     """
 
     rows: Sequence[list[Document]]
@@ -59,24 +59,30 @@ class Corpus:
     fingerprint: str
     row_lengths: np.ndarray
     longest: Mapping[str, int]
-    used: np.ndarray
+    ids_read_by_both: np.ndarray
 
 
 def load_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None = None) -> Corpus:
-    """Return the tokenised data of a recipe, from the cache where an earlier run tokenised it.
+    """Return the tokenised data of a recipe whose report has no problem.
 
-    teacher  renders the teacher's prompts, where they are not the student's
-    raises   RecipeError where the source, its columns or the split cannot be used, no row is left, or more rows are
-             dropped than the recipe allows
+    raises  RecipeError as `load_unvalidated_corpus`, and where the report has a problem: more rows are dropped than
+            the recipe allows, or the teacher has a chat template and no row is a conversation
     """
-    corpus = read_corpus(data, tokenizer, teacher)
+    corpus = load_unvalidated_corpus(data, tokenizer, teacher)
     if problems := corpus.report.problems(data.max_dropped_rows, has_prompts=teacher is not None):
         raise RecipeError(problems)
     return corpus
 
 
-def read_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None = None) -> Corpus:
-    """Return the same, however many rows were dropped: `neoplug preview` shows the rest."""
+def load_unvalidated_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None = None) -> Corpus:
+    """Return the tokenised data of a recipe, whatever the problems in its report: `neoplug preview` shows both.
+
+    It is tokenised here, or read from the cache where an earlier run stored it.
+
+    teacher  renders conversations for a teacher with its own chat template; None: it reads the student's tokens
+    raises   RecipeError where a source, its columns or the split cannot be used, or no row is left; UsageError where
+             the tokens cannot be stored
+    """
     training, evaluation, template = training_sources(data), eval_source_of(data), template_text(data.chat_template)
     depends = data.model_dump(exclude=NOT_IN_KEY) | {
         "sources": [[name, dict(source.columns), source.reader.identity()] for name, source in training.items()],
@@ -98,8 +104,11 @@ def read_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None 
     return _corpus(store, data)
 
 
-def check_source(data: Data) -> list[Problem]:
-    """Return the problems in the columns of local sources, by their first rows; needs no tokenizer and no model."""
+def check_local_sources(data: Data) -> list[Problem]:
+    """Return the problems of local sources: no such source, no readable row among the first, unknown columns.
+
+    It needs no tokenizer, no model and no network. Sources on the Hugging Face hub are left out.
+    """
     problems = []
     for source in [*training_sources(data).values(), eval_source_of(data)]:
         if source is None or not is_local(source.name):
@@ -112,26 +121,26 @@ def check_source(data: Data) -> list[Problem]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a damaged store, and partial ones that killed processes left behind."""
+    """Remove a damaged store, and the incomplete ones of processes that were killed while they wrote it."""
     for path in [folder, *folder.parent.glob(f".{folder.name}.*{PARTIAL}")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _corpus(store: Store, data: Data) -> Corpus:
-    """Return a store's content, with what of the recipe is not part of a store: the sources' paths and weights."""
+    """Return a store's content, with the locations and weights of the recipe's sources, which it does not have."""
     report = TypeAdapter(Report).validate_python(store.record["report"])
     rows = {name: counts.training_rows for name, counts in report.read.items()}
     weights = {name: source.weight for name, source in data.parts.items() if source.weight is not None}
-    shown = epoch_rows(rows, weights) if weights else rows
+    in_epoch = epoch_rows(rows, weights) if weights else rows
     for name, source in data.parts.items():
-        report.read[name].source, report.read[name].epoch_rows = source.source, shown[name]
+        report.read[name].source, report.read[name].epoch_rows = source.source, in_epoch[name]
     return Corpus(
         rows=store.rows,
         held_out=store.held_out,
-        mixture=Mixture(tuple(rows), tuple(rows.values()), tuple(shown.values())) if weights else None,
+        mixture=Mixture(tuple(rows), tuple(rows.values()), tuple(in_epoch.values())) if weights else None,
         report=report,
         fingerprint=store.record["fingerprint"],
         row_lengths=store.row_lengths,
         longest=store.longest,
-        used=store.used,
+        ids_read_by_both=store.used,
     )

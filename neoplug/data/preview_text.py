@@ -11,9 +11,9 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder returns for an incomp
 
 
 def pieces(document: Document, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Yield the text of each token and its loss mask; tokens that are parts of one character are one piece.
+    """Yield the text of each token and its loss mask; the tokens of one character are one piece, with the last's mask.
 
-    A token is decoded together with the piece before it, since some decoders drop the space before a first token.
+    A token is decoded together with the piece before it, since some decoders remove the space before the first token.
     """
     before: list[int] = []
     text_before = ""

@@ -2,8 +2,8 @@
 
 A new permutation each epoch, drawn from Philox keyed by (seed, epoch). The rows of a step depend only on the seed and
 on the number of rows in a step, not on how they are distributed over ranks and micro-batches. Where rows are padded,
-those of a step are distributed by length, the longest first: rows of the same micro-batch, and of micro-batches that
-ranks run at the same time, are then of nearly equal length.
+those of a step are distributed by length, the longest first, so that the rows of a micro-batch, and of micro-batches
+that the ranks run at the same time, have nearly equal lengths.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from neoplug.data.mixture import Mixture, permutation
 
 @dataclass(frozen=True, eq=False)
 class BatchSampler:
-    """Returns the row numbers of any step without running those before it.
+    """Computes the row numbers of any step, independently of the steps before it.
 
     rows          number of rows in an epoch
     batch_size    maximum number of rows in a micro-batch of one rank

@@ -1,7 +1,7 @@
 """The split into training and held-out rows: those with the smallest content hashes are held out.
 
 The split needs no seed, does not depend on the order of rows, and never puts identical rows on both sides. A share
-holds out the rows whose hash is below that share of the hash range, so that added rows do not move existing ones.
+holds out the rows whose hash is below that share of the hash range, so that adding rows moves no row to the other side.
 """
 
 import numpy as np

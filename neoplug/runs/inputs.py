@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from neoplug.data import Corpus, check_source, read_corpus
+from neoplug.data import Corpus, check_local_sources, load_unvalidated_corpus
 from neoplug.data.encode.differences import TEACHER, differences, templates_of
 from neoplug.data.encode.teacher_prompt import TeacherPrompt, teacher_prompt
 from neoplug.errors import Problem, RecipeError
@@ -92,7 +92,7 @@ def find_models(recipe: Recipe) -> dict[Role, ResolvedModel]:
     Raises:
         RecipeError: one of these is not found.
     """
-    if problems := check_source(recipe.data):
+    if problems := check_local_sources(recipe.data):
         raise RecipeError(problems)
     models: dict[Role, ResolvedModel] = {"student": find_model(recipe.student, "student")}
     if recipe.teacher:
@@ -111,7 +111,7 @@ def resolve_text(recipe: Recipe, models: Mapping[Role, ResolvedModel], progress:
     theirs = load_tokenizer(teacher, ("teacher", "model")) if teacher else tokenizer
     progress.phase("reading the data")
     prompt = teacher_prompt(recipe.teacher.chat_template, theirs) if recipe.teacher else None
-    corpus = read_corpus(recipe.data, tokenizer, prompt)
+    corpus = load_unvalidated_corpus(recipe.data, tokenizer, prompt)
     return TextInputs(
         student=student,
         teacher=teacher,

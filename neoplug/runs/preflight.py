@@ -208,7 +208,7 @@ def validate_room_for_virtual_tokens(corpus: Corpus, student: ResolvedModel, mod
 
 def validate_shared_vocabulary(corpus: Corpus, vocabulary: Vocabulary, tokenizer: Any) -> None:
     """Refuse text with tokens that the teacher's vocabulary lacks."""
-    unshared = vocabulary.unshared(torch.from_numpy(corpus.used.copy()))
+    unshared = vocabulary.unshared(torch.from_numpy(corpus.ids_read_by_both.copy()))
     if unshared:
         named = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in sorted(unshared)[:5])
         problem = Problem(

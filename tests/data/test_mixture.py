@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoplug.data import BatchSampler, check_source, load_corpus, read_corpus
+from neoplug.data import BatchSampler, check_local_sources, load_corpus, load_unvalidated_corpus
 from neoplug.data.mixture import Mixture, epoch_rows
 from neoplug.errors import RecipeError
 
@@ -82,7 +82,7 @@ def several(files, held_out=4, **weights):
 
 def test_a_packed_row_has_documents_of_one_source(files, tiny_tokenizer):
     data = several(files, prose=1, chat=3)
-    assert check_source(data) == []
+    assert check_local_sources(data) == []
     corpus = load_corpus(data, tiny_tokenizer)
     read = corpus.report.read
     assert list(read) == ["chat", "prose"]
@@ -93,7 +93,7 @@ def test_a_packed_row_has_documents_of_one_source(files, tiny_tokenizer):
     document = corpus.rows[-1][0]
     number = int(corpus.report.named(document.row).partition(" ")[0])
     assert tiny_tokenizer.decode(document.input_ids).startswith(f"prose {number} and")
-    assert corpus.mixture.shown == (read["chat"].training_rows, read["prose"].epoch_rows)
+    assert corpus.mixture.epoch_rows == (read["chat"].training_rows, read["prose"].epoch_rows)
     assert read["prose"].epoch_rows == read["chat"].training_rows // 3
     assert f"of {read['prose'].training_rows} of prose" in corpus.report.lines()[-1].replace("the ", "")
     assert read["prose"].tokens + read["chat"].tokens == corpus.report.train.tokens
@@ -110,7 +110,7 @@ def test_other_weights_use_the_cached_tokens(files, tiny_tokenizer, monkeypatch)
 
 
 def test_what_one_source_holds_out_no_other_trains_on(files, tiny_tokenizer):
-    corpus = read_corpus(several(files, prose=1, twins=1, held_out=3), tiny_tokenizer)
+    corpus = load_unvalidated_corpus(several(files, prose=1, twins=1, held_out=3), tiny_tokenizer)
     trained = {tiny_tokenizer.decode(document.input_ids) for row in corpus.rows for document in row}
     kept = {tiny_tokenizer.decode(document.input_ids) for document in corpus.held_out}
     assert not trained & kept
@@ -121,11 +121,11 @@ def test_what_one_source_holds_out_no_other_trains_on(files, tiny_tokenizer):
 def test_mistakes_name_the_source(files, tiny_tokenizer, tmp_path):
     data = several(files, prose=1, chat=1)
     data.sources["prose"].columns.clear()
-    (problem,) = check_source(data)
+    (problem,) = check_local_sources(data)
     assert problem.path == ("data", "sources", "prose", "source")
     assert problem.what.endswith("in prose")
     data.sources["prose"].columns["prompt"] = "body"  # half of a kind
-    (problem,) = check_source(data)
+    (problem,) = check_local_sources(data)
     assert problem.path == ("data", "sources", "prose", "columns")
     with pytest.raises(RecipeError, match="leaves no row to train on in chat"):
         load_corpus(several(files, prose=1, chat=1, held_out=30), tiny_tokenizer)

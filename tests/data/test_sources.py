@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from neoplug.data import check_source, load_corpus
+from neoplug.data import check_local_sources, load_corpus
 from neoplug.data.ingest.sources import files_of_split, open_source
 from neoplug.errors import RecipeError
 
@@ -134,7 +134,7 @@ def test_a_dataset_saved_to_disk(tmp_path):
 )
 def test_a_file_that_is_not_what_its_name_says(tmp_path, section, name, text, said):
     (tmp_path / name).write_text(text, encoding="utf-8")
-    problem = check_source(section(tmp_path / name))[0]
+    problem = check_local_sources(section(tmp_path / name))[0]
     assert said in problem.what
     assert problem.path == ("data", "source")
 
@@ -142,12 +142,12 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path, section, name, text, sa
 def test_columns_of_one_name_are_refused_in_parquet_too(tmp_path, section):
     names = ["text", "n", "text"]
     parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["one"])] * 3, names), tmp_path / "a.parquet")
-    assert "`text` names several columns" in check_source(section(tmp_path / "a.parquet"))[0].what
+    assert "`text` names several columns" in check_local_sources(section(tmp_path / "a.parquet"))[0].what
 
 
 def test_text_in_another_encoding_is_refused(tmp_path, section):
     (tmp_path / "a.txt").write_bytes("é".encode("latin-1"))
-    assert "can be read; the first is not UTF-8" in check_source(section(tmp_path / "a.txt"))[0].what
+    assert "can be read; the first is not UTF-8" in check_local_sources(section(tmp_path / "a.txt"))[0].what
 
 
 LATIN = "é".encode("latin-1")
@@ -180,7 +180,7 @@ def test_an_invalid_line_does_not_end_the_reading(tmp_path, name, content, rows)
 
 def test_a_file_that_the_system_cannot_read(tmp_path, section):
     (tmp_path / "a.txt").symlink_to("/proc/self/mem")  # a file for everybody, but without a readable first page
-    assert "cannot be read: [Errno" in check_source(section(tmp_path / "a.txt"))[0].what
+    assert "cannot be read: [Errno" in check_local_sources(section(tmp_path / "a.txt"))[0].what
 
 
 def test_a_line_of_a_megabyte_loses_no_token(tmp_path, section, tiny_tokenizer):
@@ -203,23 +203,23 @@ def test_parquet_with_broken_text_loses_only_its_row(tmp_path):
 
 def test_a_missing_file_or_folder_is_reported(tmp_path, section):
     written(tmp_path, ".jsonl")
-    missing = check_source(section(tmp_path / "row.jsonl", eval_source=str(tmp_path / "no" / "x.json")))
+    missing = check_local_sources(section(tmp_path / "row.jsonl", eval_source=str(tmp_path / "no" / "x.json")))
     assert "did you mean `rows.jsonl`?" in missing[0].what
     assert [problem.path for problem in missing] == [("data", "source"), ("data", "eval_source")]
     assert "no folder" in missing[1].fix
-    assert "cannot be imported" in check_source(section("python:no_such_module"))[0].what
-    assert "no map of texts named `json`" in check_source(section("python:json"))[0].what
+    assert "cannot be imported" in check_local_sources(section("python:no_such_module"))[0].what
+    assert "no map of texts named `json`" in check_local_sources(section("python:json"))[0].what
 
 
 def test_a_single_file_has_one_split(tmp_path, section):
     file = written(tmp_path, ".jsonl")
-    assert check_source(section(file, split="test"))[0].path == ("data", "split")
-    assert check_source(section(file)) == []
+    assert check_local_sources(section(file, split="test"))[0].path == ("data", "split")
+    assert check_local_sources(section(file)) == []
 
 
 def test_a_hub_id_is_not_requested_by_check_source_and_fails_with_a_problem(section):
     source = section("nobody/has-such-a-dataset")
-    assert check_source(source) == []
+    assert check_local_sources(source) == []
     with pytest.raises(RecipeError, match=r"nobody/has-such-a-dataset \(split train\) cannot be loaded"):
         open_source(source.source)
 
@@ -309,7 +309,7 @@ def test_eval_split_is_another_split_of_the_source(tmp_path, section, tiny_token
 def test_a_missing_eval_split_is_refused(tmp_path, section):
     (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
     for source, said in ((tmp_path, "has no split `test`"), (tmp_path / "train.jsonl", "has one split, `train`")):
-        (problem,) = check_source(section(source, eval_split="test"))
+        (problem,) = check_local_sources(section(source, eval_split="test"))
         assert said in problem.what
         assert problem.path == ("data", "eval_split")
     with pytest.raises(ValueError, match="is the split that is trained on"):

@@ -73,7 +73,7 @@ def test_what_is_stored_is_what_a_computation_in_memory_gives(home, tmp_path, te
     assert packed.fingerprint == sha256([*rows, held_out])
     assert packed.row_lengths.tolist() == [sum(map(len, row)) for row in rows]
     assert packed.longest["student"] == max(map(len, training + held_out))
-    assert packed.used.tolist() == sorted({token for ids in training + held_out for token in ids})
+    assert packed.ids_read_by_both.tolist() == sorted({token for ids in training + held_out for token in ids})
     assert packed.rows[-1][0].input_ids.tolist() == rows[-1][0]
     assert len(packed.rows[2:5]) == 3
     with pytest.raises(IndexError):

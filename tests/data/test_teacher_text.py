@@ -101,7 +101,7 @@ def test_student_and_teacher_texts_are_truncated_after_the_same_answer_token(our
     assert fitted.cut == (max(len(whole.input_ids), len(whole.teacher_ids)) > max_length)
     assert len(fitted.documents) == (kept > 0)
     for cut in fitted.documents:
-        assert cut.longest <= max_length
+        assert cut.max_text_length <= max_length
         assert cut.input_ids[cut.loss_mask].tolist() == answers[:kept].tolist()
         assert cut.teacher_ids[cut.teacher_loss_mask].tolist() == answers[:kept].tolist()
         assert cut.input_ids.tolist() == whole.input_ids[: len(cut)].tolist()

@@ -1,9 +1,9 @@
 """Rendering of conversations by a chat template, and the spans of the text that are assistant turns.
 
-A template that marks the assistant's text with {% generation %} gives the spans itself. With any other, the span of a
-turn is what the template adds to the conversation before it (rendered with a generation prompt) once the turn is there.
-That requires that the text of a conversation starts with the text of its beginning, which is verified for each turn of
-each row.
+A template that marks the assistant's text with {% generation %} gives the spans itself. With any other, a conversation
+is rendered twice for each assistant turn: with the messages before the turn and a generation prompt, and with the turn.
+The turn's span is the text that only the second has. That requires that a template renders earlier messages the same
+when messages are added, which is verified for each turn of each row.
 """
 
 import re
@@ -29,11 +29,11 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class UnstableTemplate(Exception):
-    """The rendered text of a conversation does not start with the rendered text of its beginning."""
+    """Adding a message to a conversation changes the text of the messages before it, so that no span can be found."""
 
 
 class RenderError(Exception):
-    """The template cannot render a conversation: the message that it raises, or the error inside it."""
+    """The template cannot render a conversation; the text is that of the exception raised by or in the template."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ChatTemplate:
     """Renders conversations with one chat template."""
 
     def __init__(self, tokenizer: Tokenizer, template: str | None, key: Key = STUDENT_KEY) -> None:
-        """Use the tokenizer's template where `template` is None.
+        """Use the tokenizer's template where `template`, Jinja text, is None.
 
         key     the recipe's key of the template, for errors
         raises  RecipeError where there is no template, or it is not valid Jinja
@@ -75,10 +75,10 @@ class ChatTemplate:
             text = self._text(messages, tools)
             return Rendered(text, [(0, len(text))])
         if GENERATION.search(self.template):
-            text, spans = self._marked(messages, tools)
+            text, spans = self._text_and_marked_spans(messages, tools)
         else:
             text = self._text(messages, tools)
-            spans = list(self._turns(messages, tools, text, only_last=turns == "last"))
+            spans = list(self._turn_spans(messages, tools, text, only_last=turns == "last"))
         return Rendered(text, spans[-1:] if turns == "last" else spans)
 
     def _text(self, messages: Sequence[Message], tools: Tools = None, *, generation_prompt: bool = False) -> str:
@@ -92,7 +92,7 @@ class ChatTemplate:
             )
             return text
 
-    def _marked(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
+    def _text_and_marked_spans(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
         """Return the text and the spans inside {% generation %}, each with the end token that follows it."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -107,8 +107,8 @@ class ChatTemplate:
         end = self.tokenizer.eos_token or ""
         return texts[0], [(a, b + len(end) if end and texts[0].startswith(end, b) else b) for a, b in spans[0] if b > a]
 
-    def _turns(self, messages: Sequence[Message], tools: Tools, text: str, *, only_last: bool) -> Iterator[Span]:
-        """Yield the span of each assistant turn by rendering the conversation up to it and including it."""
+    def _turn_spans(self, messages: Sequence[Message], tools: Tools, text: str, *, only_last: bool) -> Iterator[Span]:
+        """Yield the span of each assistant turn; `text` is that of the whole conversation."""
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         for index in turns[-1:] if only_last else turns:
             answered = text if index + 1 == len(messages) else self._text(messages[: index + 1], tools)
@@ -118,7 +118,10 @@ class ChatTemplate:
             yield start, self._end_of_turn(answered)
 
     def _prompt(self, before: Sequence[Message], tools: Tools, answered: str) -> str:
-        """Return the text up to the answer; `answered` is the text of the same conversation with the answer."""
+        """Return the text before an answer: the messages `before` it and the generation prompt.
+
+        answered  the text of the same conversation with the answer
+        """
         if before:
             prompt = self._text(before, tools, generation_prompt=True)
             if not answered.startswith(prompt):
@@ -127,7 +130,10 @@ class ChatTemplate:
         return self._prompt_of_first_turn(answered)
 
     def _prompt_of_first_turn(self, answered: str) -> str:
-        """Return the text up to an answer that is the first message; templates do not render an empty conversation."""
+        """Return the text before an answer that is the first message.
+
+        Templates render no empty conversation, so the generation prompt is taken from a sample and located in the text.
+        """
         prompted = self._text(SAMPLE_USER_TURN, generation_prompt=True)
         header = prompted.removeprefix(self._text(SAMPLE_USER_TURN))
         at = answered.find(header)
@@ -136,14 +142,15 @@ class ChatTemplate:
         return answered[: at + len(header)]
 
     def _end_of_turn(self, answered: str) -> int:
-        """Return the end of the turn: after its end token, since whitespace behind that is never generated."""
+        """Return the end of the turn's span: whitespace after the end token is left out, since it is not generated."""
         stripped = answered.rstrip()
         return len(stripped) if stripped.endswith(self._end_tokens) else len(answered)
 
 
-def _difference(whole: str, beginning: str) -> str:
-    at = next((n for n, (a, b) in enumerate(zip(whole, beginning, strict=False)) if a != b), len(whole))
-    return f"at character {at}: {beginning[at : at + 40]!r} became {whole[at : at + 40]!r}"
+def _difference(longer: str, shorter: str) -> str:
+    """Return where the text of a conversation first differs from that of its first messages."""
+    at = next((n for n, (a, b) in enumerate(zip(longer, shorter, strict=False)) if a != b), len(longer))
+    return f"at character {at}: {shorter[at : at + 40]!r} became {longer[at : at + 40]!r}"
 
 
 @contextmanager
@@ -157,7 +164,7 @@ def _render_errors() -> Iterator[None]:
         raise RenderError(f"{type(error).__name__}: {error}") from error
 
 
-def unstable(error: UnstableTemplate, row: int, key: Key = STUDENT_KEY) -> RecipeError:
+def unstable_template_error(error: UnstableTemplate, row: int, key: Key = STUDENT_KEY) -> RecipeError:
     """Return the error about a row in whose rendered text the assistant turns cannot be located."""
     template = "chat template" if key == STUDENT_KEY else "teacher's chat template"
     return RecipeError(

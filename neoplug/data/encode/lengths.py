@@ -36,7 +36,7 @@ def fit(row: EncodedRow, max_length: int) -> Fitted:
     cut = [_truncated(text, max_length, kept) for text in texts]
     document = Document(*cut[0], row.row, *(cut[1] if len(cut) > 1 else ()))
     lost = int(row.loss_mask.sum()) - kept
-    return Fitted([document] if document.answer_tokens else [], lost, whole.longest > max_length)
+    return Fitted([document] if document.answer_tokens else [], lost, whole.max_text_length > max_length)
 
 
 def _truncated(document: Document, max_length: int, kept: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from neoplug.data.encode.chat import STUDENT_KEY, ChatTemplate, Rendered, RenderError, UnstableTemplate, unstable
+from neoplug.data.encode.chat import (
+    STUDENT_KEY,
+    ChatTemplate,
+    Rendered,
+    RenderError,
+    UnstableTemplate,
+    unstable_template_error,
+)
 from neoplug.data.encode.teacher_prompt import Answer, TeacherPrompt, answers_of
 from neoplug.data.encode.text_encoder import EncodedText, TextEncoder, Tokenizer
 from neoplug.data.ingest.columns import Content
@@ -144,7 +151,7 @@ def _rendered(
         try:
             rendered[content.number] = chat.render(messages_of(content), train_on, content.values.get("tools"))
         except UnstableTemplate as error:
-            raise unstable(error, content.number, chat.key) from error
+            raise unstable_template_error(error, content.number, chat.key) from error
         except RenderError as error:
             on_drop(content.number, f"refused by {template}: {error}")
     return rendered
