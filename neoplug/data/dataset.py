@@ -134,6 +134,9 @@ def _corpus(store: Store, data: Data) -> Corpus:
     in_epoch = epoch_rows(rows, weights) if weights else rows
     for name, source in data.parts.items():
         report.read[name].source, report.read[name].epoch_rows = source.source, in_epoch[name]
+    evaluation = eval_source_of(data)
+    if report.eval_read and evaluation:
+        report.eval_read.source = evaluation.name
     return Corpus(
         rows=store.rows,
         held_out=store.held_out,

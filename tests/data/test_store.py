@@ -93,6 +93,16 @@ def test_a_second_load_tokenises_nothing_and_has_the_same_report(
     assert again.fingerprint == first.fingerprint
 
 
+def test_the_report_names_the_evaluation_file_of_this_recipe_where_the_tokens_are_cached(
+    home, tmp_path, texts, tiny_tokenizer, section
+):
+    file, evaluation = written(tmp_path, "rows.jsonl", texts), written(tmp_path, "evaluation.jsonl", texts[:3])
+    load_corpus(section(file, eval_source=str(evaluation)), tiny_tokenizer)
+    moved = evaluation.rename(tmp_path / "moved.jsonl")
+    assert load_corpus(section(file, eval_source=str(moved)), tiny_tokenizer).report.eval_read.source == str(moved)
+    assert len([folder for folder in home.iterdir() if folder.is_dir()]) == 1
+
+
 def test_a_change_of_anything_tokens_depend_on_makes_another_store(
     home, tmp_path, texts, tiny_tokenizer, llama_tokenizer, section
 ):
