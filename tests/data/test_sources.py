@@ -85,6 +85,16 @@ def test_a_csv_field_may_be_a_whole_document(tmp_path):
     assert list(read_rows(str(file))) == [{"text": long}]
 
 
+def test_a_csv_field_may_be_empty_or_absent(tmp_path, section, tiny_tokenizer):
+    file = tmp_path / "rows.csv"
+    file.write_text('instruction,input,output\nadd 1 and 2,,3\nadd,"",4\nname a colour,of the sky,blue\nname,it\n')
+    rows = list(read_rows(str(file)))
+    assert [row["input"] for row in rows] == ["", "", "of the sky", "it"]
+    assert rows[3]["output"] is None
+    data = section(file, held_out=1, max_dropped_rows=0.25)
+    assert load_corpus(data, tiny_tokenizer).report.dropped.keys() == {"no output"}
+
+
 def test_a_folder_is_its_files_by_split(tmp_path):
     (tmp_path / "README.md").write_text("About these data.", encoding="utf-8")
     (tmp_path / "test").mkdir()

@@ -82,7 +82,7 @@ def _parsed(line: bytes) -> Row | Reason:
 def _as_row(row: Any, escapes: bool) -> Row | Reason:
     if not isinstance(row, dict):
         return f"{type(row).__name__}, but a row is an object of columns"
-    return UNPAIRED if escapes and _is_broken(json.dumps(row, ensure_ascii=False)) else row
+    return UNPAIRED if escapes and _has_surrogate(json.dumps(row, ensure_ascii=False)) else row
 
 
 def _parquet_rows(path: Path) -> Iterator[Row | Reason]:
@@ -163,14 +163,16 @@ class _CsvLines:
 def _csv_row(row: dict[Any, Any]) -> Row | Reason:
     if None in row:
         return "more fields than the header"
-    return NOT_UTF8 if any(map(_is_broken, row.values())) else row
+    return NOT_UTF8 if any(map(_has_surrogate, row.values())) else row
 
 
-def _is_broken(text: str | None) -> bool:
+def _has_surrogate(text: str | None) -> bool:
+    """Return whether the text has an unpaired surrogate, which UTF-8 cannot encode; None is an absent field."""
     try:
-        return text is not None and not text.encode()
+        (text or "").encode()
     except UnicodeEncodeError:
         return True
+    return False
 
 
 def _text_rows(path: Path) -> Iterator[Row | Reason]:
