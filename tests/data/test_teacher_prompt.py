@@ -126,6 +126,17 @@ def test_rows_that_the_teachers_template_refuses_are_dropped_with_a_reason(tiny_
     ]
 
 
+def test_a_row_whose_teacher_text_starts_with_an_answer_is_dropped_with_a_reason(tiny_tokenizer):
+    reasons = []
+    messages = [{"role": "assistant", "content": "Hello."}, *TURNS[1:]]
+    template = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    row = read(tiny_tokenizer, {"messages": messages}, None, template, refused=lambda *why: reasons.append(why))
+    assert row is None
+    assert reasons == [(0, "the teacher's template has no text before the first answer")]
+    row = read(tiny_tokenizer, {"messages": messages}, None, "<|im_end|>" + template)
+    assert texts(tiny_tokenizer, row).startswith("<|im_end|>[Hello.<|im_end|>]What is 2 + 2?")
+
+
 def test_errors_have_the_key_of_the_teachers_template(tiny_tokenizer, llama_tokenizer):
     with pytest.raises(RecipeError, match="the teacher's tokenizer has no chat template") as caught:
         TeacherPrompt(llama_tokenizer, None)

@@ -134,6 +134,10 @@ class RowEncoder:
                 del rendered[number]
         texts = teacher.encode(list(rendered.values()), [answers[number] for number in rendered])
         text_of = dict(zip(rendered, texts, strict=True))
+        for number, (_, is_answer) in list(text_of.items()):
+            if is_answer[:1].any():  # nothing predicts the first token
+                on_drop(number, "the teacher's template has no text before the first answer")
+                del text_of[number]
         dropped = {content.number for content in conversations} - text_of.keys()
         for row in rows:
             if row.row not in dropped:
