@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from neoplug.data import Corpus, check_local_sources, load_unvalidated_corpus
-from neoplug.data.encode.differences import TEACHER, differences, templates_of
+from neoplug.data.encode.differences import DIFFERENCE, differences, templates_of
 from neoplug.data.encode.teacher_prompt import TeacherPrompt, teacher_prompt
 from neoplug.errors import Problem, RecipeError
 from neoplug.hookspecs import Role
@@ -165,7 +165,7 @@ def _log_data(text: TextInputs) -> None:
     for line in text.corpus.report.lines():
         logger.info(line)
     for line in text.differences:
-        logger.warning("%s", TEACHER.format(line))
+        logger.warning("%s", DIFFERENCE.format(line))
 
 
 def _vocabulary_size(model: ResolvedModel, role: Role) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from neoplug.data.encode.differences import TEACHER
+from neoplug.data.encode.differences import DIFFERENCE
 from neoplug.environment.dtypes import resolve_dtype
 from neoplug.environment.info import hardware
 from neoplug.models.load import load_meta_model, plugin_kwargs
@@ -90,7 +90,7 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
         "disk_bytes": _disk_bytes(checked.recipe, student, sizes, run["steps"]),
     }
     warnings = [
-        *map(TEACHER.format, inputs.differences),
+        *map(DIFFERENCE.format, inputs.differences),
         *_warnings(planned, Path(recipe.output_dir or "runs").absolute()),
     ]
     return planned | {"warnings": warnings} | ({"match": matched} if matched else {})

@@ -170,7 +170,7 @@ class Trainer:
         """Return the callbacks of the loop, which write metrics and checkpoints and run evaluations."""
         student, varies = config.student, any(weight.varies for weight in config.weights.values())
         return LoopEvents(
-            metrics=Metrics(varies, self.write_lines, self.world.gather, self.inputs.corpus.report.named),
+            metrics=Metrics(varies, self.write_lines, self.world.gather, self.inputs.corpus.report.row_label),
             on_calibrated=self.record_calibrated_weights,
             save=lambda step: self.save_checkpoint(step, student.module, config.optimizer, config.schedule),
             evaluate=lambda step: self.record_evaluation(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neoplug.data import collate, without_answers
-from neoplug.data.encode.lengths import fit, windows
+from neoplug.data.encode.lengths import fit, split_into_windows
 from neoplug.data.encode.row_encoder import EncodedRow
 
 
@@ -19,7 +19,7 @@ def row(length, scored_from=1, *, windowed=False):
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(2, 40))
 def test_every_token_of_a_text_but_its_first_is_in_the_loss_once(length, max_length):
-    found = windows(row(length, windowed=True), max_length)
+    found = split_into_windows(row(length, windowed=True), max_length)
     scored = np.concatenate([document.input_ids[document.loss_mask] for document in found])
     assert scored.tolist() == list(range(1, length))  # each token is its own number
     assert all(len(document) <= max_length and not document.loss_mask[0] for document in found)

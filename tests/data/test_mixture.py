@@ -88,10 +88,10 @@ def test_a_packed_row_has_documents_of_one_source(files, tiny_tokenizer):
     assert list(read) == ["chat", "prose"]
     assert [r.rows for r in read.values()] == [30, 40]
     assert corpus.report.held_out.rows == 8
-    homes = [{corpus.report.named(document.row).partition(" of ")[2] for document in row} for row in corpus.rows]
+    homes = [{corpus.report.row_label(document.row).partition(" of ")[2] for document in row} for row in corpus.rows]
     assert homes == [{"chat"}] * read["chat"].training_rows + [{"prose"}] * read["prose"].training_rows
     document = corpus.rows[-1][0]
-    number = int(corpus.report.named(document.row).partition(" ")[0])
+    number = int(corpus.report.row_label(document.row).partition(" ")[0])
     assert tiny_tokenizer.decode(document.input_ids).startswith(f"prose {number} and")
     assert corpus.mixture.epoch_rows == (read["chat"].training_rows, read["prose"].epoch_rows)
     assert read["prose"].epoch_rows == read["chat"].training_rows // 3

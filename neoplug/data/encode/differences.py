@@ -26,16 +26,16 @@ SAMPLE: list[Message] = [
     {"role": "user", "content": "Are you sure?"},
     {"role": "assistant", "content": ANSWER},
 ]
-TEACHER = "the teacher's tokenizer is not the student's: {}"  # a sentence about one difference
+DIFFERENCE = "the teacher's tokenizer is not the student's: {}"  # around each sentence of `differences`
 SHOWN = 40  # characters of each text after the first difference
 
 
 @dataclass(frozen=True)
 class Templates:
-    """The chat templates of a run.
+    """The chat templates of a run, as Jinja text.
 
-    student  None: the template of its tokenizer
-    teacher  None: it reads the student's text, and the template of its tokenizer is compared with that
+    student  None: the template of the student's tokenizer
+    teacher  None: the teacher reads the student's text; the template of its tokenizer is then only compared
     """
 
     student: str | None
@@ -43,7 +43,10 @@ class Templates:
 
 
 def differences(student: Tokenizer, teacher: Tokenizer, templates: Templates | None) -> list[str]:
-    """Return each difference as a sentence about the teacher; `templates` is None where no row is a conversation."""
+    """Return each difference as a sentence about the teacher.
+
+    templates  None where no row is a conversation: only special tokens are compared
+    """
     special = [
         f"its {name} is {of_teacher!r}, the student's is {of_student!r}"
         for name in SPECIAL
@@ -88,7 +91,7 @@ def _first_difference(of_teacher: str, of_student: str) -> str:
 
 
 def _end_of_answer(rendered: Rendered) -> str:
-    """Return the text of the sample's first turn after its content."""
+    """Return what a template puts after the content of an answer, such as an end token; read from the sample."""
     start, end = rendered.spans[0]
     return rendered.text[start:end].partition(ANSWER)[2]
 

@@ -1,4 +1,4 @@
-"""Tokenisation of rows: the tokens of a row and its loss mask, at full length."""
+"""Tokenisation of rows: the tokens and the loss mask of a row at full length, before it is cut to documents."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from neoplug.data.ingest.columns import Content
 TrainOn = Literal["answers", "all", "last"]
 OnDrop = Callable[[int, str], Any]  # takes the number of a row that is dropped, and the reason
 
-ROWS_AT_ONCE = 512  # in one call of the tokenizer
+ROWS_AT_ONCE = 512  # rows in one call of the tokenizer
 
 ALPACA = (
     "Below is an instruction that describes a task{also}. "
@@ -32,15 +32,16 @@ ALPACA_ALSO = ", paired with an input that provides further context"
 
 @dataclass(frozen=True, eq=False)
 class EncodedRow:
-    """A whole row as tokens.
+    """The tokens of a whole row.
 
     row             index of the row in its source
     input_ids       [L] int64
     loss_mask       [L] bool: the answer tokens; False for the first token
-    windowed        whether a row that is too long is split into windows; else it is truncated
+    windowed        whether the row is split into windows where it is too long; else it is truncated
     teacher_ids     [M] int64: the teacher's input where it has its own chat template; None where it is `input_ids`
     teacher_loss_mask  [M] bool: the same answer tokens in `teacher_ids`, one for one
-    answers         the assistant turns of a conversation, or the completion of a prompt
+    answers         the assistant turns of a conversation, or the completion of a prompt, for the teacher's text; () for
+                    plain text, and for a conversation where the teacher reads the student's tokens
     """
 
     row: int
@@ -53,9 +54,10 @@ class EncodedRow:
 
 
 class RowEncoder:
-    """Tokenises rows of any kind with one tokenizer, chat template and `train_on`.
+    """Tokenises rows of any kind for the student, and conversations also for a teacher with its own chat template.
 
-    teacher  renders conversations for a teacher with its own chat template; None: it reads the student's tokens
+    template  the student's chat template, Jinja text; None: that of the tokenizer
+    teacher   None: the teacher reads the student's tokens
     """
 
     def __init__(
@@ -68,7 +70,12 @@ class RowEncoder:
         self._chat: ChatTemplate | None = None
 
     def encode(self, contents: Sequence[Content], on_drop: OnDrop) -> Iterator[EncodedRow]:
-        """Yield each row's tokens, in order; call on_drop(row, reason) for a row that a chat template cannot render."""
+        """Yield the tokens of the rows in order, without those that a chat template cannot render.
+
+        on_drop  is called with the number of each row that is left out, and the reason
+        raises   RecipeError where a row is a conversation and there is no chat template, or where the template is not
+                 valid or changes earlier text when a turn is added
+        """
         for first in range(0, len(contents), ROWS_AT_ONCE):
             batch = contents[first : first + ROWS_AT_ONCE]
             texts = [content for content in batch if content.kind == "text"]
@@ -79,7 +86,7 @@ class RowEncoder:
             yield from rows if self._teacher is None else self._with_teacher(self._teacher, batch, rows, on_drop)
 
     def is_chat(self, content: Content) -> bool:
-        """Return whether a chat template renders the row: conversations, and Alpaca rows where there is a template."""
+        """Return whether the row is rendered by a chat template: any conversation, Alpaca's if there is a template."""
         has_template = self._template is not None or bool(self._text_encoder.tokenizer.chat_template)
         return content.kind == "messages" or (content.kind == "alpaca" and has_template)
 
@@ -87,22 +94,22 @@ class RowEncoder:
         encoder = self._text_encoder
         texts = self._text_encoder.encode([content.values["text"] for content in contents])
         for content, text in zip(contents, texts, strict=True):
-            ids = _with_end([*encoder.prefix, *text, *encoder.suffix], encoder.end)
+            ids = _with_end([*encoder.prefix, *text, *encoder.suffix], encoder.eos)
             yield _encoded(content, ids, prompt_tokens=0, windowed=True)
 
     def _completions(self, contents: Sequence[Content]) -> Iterator[EncodedRow]:
-        """Yield the tokens of prompt and completion. Those of the prompt are the ones that generation starts from.
+        """Yield the tokens of prompt and completion. The prompt has the tokens that generation starts from.
 
-        Where a token of the joined text spans the border, the completion is tokenised separately.
+        Where a token of the joined text would span the border, the completion is tokenised separately.
         """
-        pairs = [_pair(content) for content in contents]
+        pairs = [_prompt_and_completion(content) for content in contents]
         prompts = self._text_encoder.encode([prompt for prompt, _ in pairs])
         joined = self._text_encoder.encode([prompt + completion for prompt, completion in pairs])
         for content, (_, text), prompt, whole in zip(contents, pairs, prompts, joined, strict=True):
-            stable = whole[: len(prompt)] == prompt
-            completion = whole[len(prompt) :] if stable else self._text_encoder.encode_continuation(text)
+            border_is_kept = whole[: len(prompt)] == prompt
+            completion = whole[len(prompt) :] if border_is_kept else self._text_encoder.encode_continuation(text)
             opening = [*self._text_encoder.prefix, *prompt]
-            ids = _with_end([*opening, *completion], self._text_encoder.end)
+            ids = _with_end([*opening, *completion], self._text_encoder.eos)
             row = _encoded(content, ids, 0 if self._train_on == "all" else len(opening), windowed=False)
             end_token = self._text_encoder.tokenizer.eos_token or ""
             answer = Answer(row.input_ids[row.loss_mask], text + end_token, content=text)
@@ -123,7 +130,7 @@ class RowEncoder:
     def _with_teacher(
         self, teacher: TeacherPrompt, contents: Sequence[Content], rows: Sequence[EncodedRow], on_drop: OnDrop
     ) -> Iterator[EncodedRow]:
-        """Yield the rows, conversations with the teacher's text; drop those that its template cannot render."""
+        """Yield the rows, with the teacher's text for conversations; drop those whose teacher text cannot be made."""
         answers = {row.row: row.answers for row in rows}
         conversations = [c for c in contents if c.kind in ("messages", "alpaca") and c.number in answers]
         rendered = _rendered(teacher.chat, conversations, self._train_on, on_drop)
@@ -148,7 +155,7 @@ class RowEncoder:
 def _rendered(
     chat: ChatTemplate, contents: Iterable[Content], train_on: TrainOn, on_drop: OnDrop
 ) -> dict[int, Rendered]:
-    """Return each conversation as the template renders it, by row number; drop those that it cannot render."""
+    """Return row number -> the rendered conversation; drop the rows that the template cannot render."""
     rendered = {}
     template = "the chat template" if chat.key == STUDENT_KEY else "the teacher's chat template"
     for content in contents:
@@ -175,16 +182,18 @@ def _loss_mask(tokens: EncodedText, rendered: Rendered) -> np.ndarray:
 
 
 def _encoded(content: Content, ids: list[int], prompt_tokens: int, *, windowed: bool) -> EncodedRow:
+    """Return a row whose answer tokens are all those after the prompt's."""
     loss_mask = np.arange(len(ids)) >= max(1, prompt_tokens)
     return EncodedRow(content.number, np.array(ids, np.int64), loss_mask, windowed)
 
 
 def _with_end(ids: list[int], end: list[int]) -> list[int]:
+    """Return the tokens with the end token, which some tokenizers have added already."""
     return ids if not end or ids[-1:] == end else ids + end
 
 
 def messages_of(content: Content) -> list[dict[str, Any]]:
-    """Return the conversation of a row of messages or of Alpaca's columns."""
+    """Return the messages of a conversation, or an Alpaca row as one user turn and one assistant turn."""
     if content.kind == "messages":
         messages: list[dict[str, Any]] = content.values["messages"]
         return messages
@@ -192,7 +201,7 @@ def messages_of(content: Content) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": content.values["output"]}]
 
 
-def _pair(content: Content) -> tuple[str, str]:
+def _prompt_and_completion(content: Content) -> tuple[str, str]:
     """Return prompt and completion; Alpaca rows get the prompt template of the Alpaca model."""
     if content.kind == "completion":
         return content.values["prompt"], content.values["completion"]

@@ -26,7 +26,7 @@ class Answer:
 
     tokens   [n] int64: its answer tokens
     text     the text of these tokens
-    skipped  characters of the turn before them: where a token of the prompt ends inside the turn, it covers these
+    skipped  number of the content's first characters that are not in `text`, since a token of the prompt has them
     content  the message's content in the row
     """
 
@@ -49,19 +49,19 @@ def answers_of(
     """Yield an answer for each span of a conversation; `loss_mask` [L] bool marks the answer tokens."""
     borders = np.append(tokens.starts, len(rendered.text))
     contents = [message.get("content") or "" for message in messages if message["role"] == "assistant"]
-    latest = ([""] * len(rendered.spans) + contents)[len(contents) :]  # spans are those of the last turns
-    for (start, end), content in zip(rendered.spans, latest, strict=True):
+    of_spans = ([""] * len(rendered.spans) + contents)[len(contents) :]  # the last turns': `last` has only one span
+    for (start, end), content in zip(rendered.spans, of_spans, strict=True):
         inside = np.flatnonzero(loss_mask & (tokens.starts >= start) & (tokens.starts < end))
         if not len(inside):
             yield Answer(tokens.input_ids[:0], "", end - start)
             continue
         first, after = int(borders[inside[0]]), int(borders[inside[-1] + 1])
-        skipped = max(0, first - _begin(rendered.text, start, end, content))
+        skipped = max(0, first - _content_start(rendered.text, start, end, content))
         yield Answer(tokens.input_ids[inside], rendered.text[first:after], skipped, content)
 
 
 class TeacherPrompt:
-    """Encodes conversations with the teacher's template and tokenizer, and the student's answer tokens."""
+    """Encodes conversations for the teacher: prompts by its template and tokenizer, answers in the student's tokens."""
 
     def __init__(self, tokenizer: Tokenizer, template: str | None) -> None:
         """Use the tokenizer's template where `template` is None; RecipeError where it cannot be used."""
@@ -69,7 +69,11 @@ class TeacherPrompt:
         self.chat = ChatTemplate(tokenizer, template, KEY)
 
     def encode(self, rendered: Sequence[Rendered], answers: Sequence[Sequence[Answer]]) -> list[MaskedIds]:
-        """Return the teacher's tokens and loss mask of each conversation; each has as many answers as spans."""
+        """Return the teacher's tokens and loss mask of each conversation.
+
+        rendered  the conversations, rendered by the teacher's template
+        answers   the answers of each, one for each of its spans
+        """
         encoded = self._text_encoder.encode_with_starts([conversation.text for conversation in rendered])
         conversations = zip(rendered, encoded, answers, strict=True)
         return [_concatenated(list(self._pieces(*conversation))) for conversation in conversations]
@@ -77,18 +81,18 @@ class TeacherPrompt:
     def _pieces(
         self, rendered: Rendered, tokens: EncodedText, answers: Sequence[Answer]
     ) -> Iterator[tuple[np.ndarray, bool]]:
-        """Yield prompt tokens and answer tokens alternately, each with whether they are answer tokens."""
+        """Yield the pieces of a conversation in order: tokens, and whether they are answer tokens."""
         text, at = rendered.text, 0
         for (start, end), answer in zip(rendered.spans, answers, strict=True):
             if len(answer.tokens):
-                begin = min(_begin(text, start, end, answer.content) + answer.skipped, end)
+                begin = min(_content_start(text, start, end, answer.content) + answer.skipped, end)
                 yield self._between(text, tokens, at, begin), False
                 yield answer.tokens, True
                 at = begin + len(answer.text) if text.startswith(answer.text, begin) else end
         yield self._between(text, tokens, at, len(text)), False
 
     def _between(self, text: str, tokens: EncodedText, start: int, end: int) -> np.ndarray:
-        """Return the tokens of text[start:end]: those of the whole text if token borders fall on both ends."""
+        """Return the tokens of text[start:end], from `tokens` of the whole text if no token spans `start` or `end`."""
         borders = [*tokens.starts.tolist(), len(text)]
         first, after = np.searchsorted(borders, [start, end])
         if borders[first] == start and borders[after] == end:
@@ -99,8 +103,11 @@ class TeacherPrompt:
         return np.array(self._text_encoder.encode_continuation(text[start:]), np.int64)
 
 
-def _begin(text: str, start: int, end: int, content: str) -> int:
-    """Return where a turn's content begins: without a generation prompt in the template, its span has the header."""
+def _content_start(text: str, start: int, end: int, content: str) -> int:
+    """Return where the content of the turn text[start:end] starts; `start` if it is not found.
+
+    The span of a turn includes its header where the template has no generation prompt.
+    """
     matches = [text.find(searched, start, end) for searched in (content, content.strip()) if searched]
     return next((match for match in matches if match >= 0), start)
 

@@ -1,8 +1,9 @@
 """Tokenisation of texts without special tokens, with the exact offset at which each token starts.
 
-Many byte-level tokenizers report offsets without the spaces that belong to a token, so that a token of a prompt's last
-space and an answer's first letters would seem to start in the answer. Their post-processor trims the offsets; a copy of
-the tokenizer without it keeps them exact and gives the same tokens. Special tokens are added in this module instead.
+Many byte-level tokenizers report the offset of a token without its leading space, so that a token of the prompt's last
+space and the answer's first letters would seem to start in the answer. Their post-processor trims the offsets: a copy
+of the tokenizer without post-processor gives the same tokens with exact offsets. The special tokens that the
+post-processor adds are available as `prefix` and `suffix`.
 """
 
 import copy
@@ -30,7 +31,7 @@ class EncodedText:
 
 
 class TextEncoder:
-    """Tokenises texts.
+    """Tokenises texts with one tokenizer, without special tokens.
 
     prefix  special tokens that the tokenizer adds before a text
     suffix  special tokens that the tokenizer adds after a text
@@ -42,21 +43,22 @@ class TextEncoder:
         self._backend = _exact_backend(tokenizer) if tokenizer.is_fast else None
 
     @property
-    def end(self) -> list[int]:
+    def eos(self) -> list[int]:
         """Return the end-of-sequence token in a list; an empty list where the tokenizer has none."""
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of each text, without special tokens added."""
+        """Return the tokens of each text."""
         if self._backend is None:
             return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_continuation(self, text: str) -> list[int]:
-        """Return the tokens of a text that continues another one, without merging across the border.
+        """Return the tokens of a text that follows another one, when no token spans the border between them.
 
-        Alone, the text would get the space that SentencePiece tokenizers add before every text.
+        The text is tokenised after a character that does not merge with it, since SentencePiece tokenizers add a space
+        at the beginning of what they tokenise.
         """
         for before in ("\n", "|"):
             prefix, joined = self.encode([before, before + text])
@@ -65,9 +67,9 @@ class TextEncoder:
         return self.encode([text])[0]
 
     def encode_with_starts(self, texts: Sequence[str]) -> list[EncodedText]:
-        """Return the tokens of each text and the characters at which they start, without special tokens added.
+        """Return the tokens of each text and the characters at which they start.
 
-        raises  RecipeError where the tokenizer is not a fast one, which alone has offsets
+        raises  RecipeError where the tokenizer is not a fast one, since only these report offsets
         """
         if self._backend is None:
             what = f"{type(self.tokenizer).__name__} does not report which part of a text a token covers"

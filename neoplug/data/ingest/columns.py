@@ -6,8 +6,8 @@
     instruction (+ input) + output  Alpaca's three texts
     text                            one text
 
-The rows of a source may be of several kinds. A row with all columns of its kind becomes a `Content`; of a broken row
-only the reason is returned, to be counted.
+The rows of a source may be of several kinds. A row with all columns of its kind becomes a `Content`; for any other row,
+the reason why it cannot be used is returned, to be counted.
 """
 
 import json
@@ -30,16 +30,16 @@ NEEDED: dict[Kind, tuple[str, ...]] = {
 OPTIONAL: dict[Kind, tuple[str, ...]] = {"messages": ("tools",), "completion": (), "alpaca": ("input",), "text": ()}
 KNOWN = tuple(name for kind in NEEDED for name in (*NEEDED[kind], *OPTIONAL[kind]))
 MAY_BE_EMPTY = ("prompt", "input")
-ALIASES = {"messages": "conversations"}  # other names of columns that are recognised without a map
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # other roles have the same names as here
+ALIASES = {"messages": "conversations"}  # neoplug's column name -> another name under which it is recognised
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # the other roles have the same names in both formats
 
 
 @dataclass(frozen=True)
 class Content:
-    """The values of a row that are trained on. Rows of equal `values` are identical, whatever their other columns.
+    """The columns of a row that neoplug uses. Rows of equal `values` are identical, whatever their other columns.
 
     number  index of the row in its source
-    values  by neoplug's column names; messages without keys whose value is None
+    values  neoplug's column name -> value; messages have no keys whose value is None
     digest  sha256 of the values, in hexadecimal: it decides whether the row is held out
     """
 
@@ -54,11 +54,11 @@ class Columns:
     """The mapping of a source's columns: for each kind of row, neoplug's column name -> the source's.
 
     kinds  the first is the main kind of the source
-    seen   the source's columns that are part of the main kind
+    used   the source's columns that belong to the main kind
     """
 
     kinds: Mapping[Kind, Mapping[str, str]]
-    seen: Sequence[str]
+    used: Sequence[str]
 
     @property
     def main(self) -> Kind:
@@ -66,7 +66,7 @@ class Columns:
         return next(iter(self.kinds))
 
     def content(self, row: Row, number: int) -> Content | Reason:
-        """Return the content of the row, or the reason why it is broken."""
+        """Return the content of the row, or the reason why it cannot be used."""
         values: dict[str, Any] = {}
         kind = self._kind_of(row)
         for column, source_column in self.kinds[kind].items():
@@ -83,7 +83,8 @@ class Columns:
     def _kind_of(self, row: Row) -> Kind:
         """Return the first kind whose columns all have a value in the row; else the first with any value.
 
-        A `text` next to the columns of another kind is not a kind: it is the same row, already formatted.
+        `text` is the kind of a row only if no column of another kind has a value: next to these, it usually is the same
+        row, already formatted.
         """
         filled = {
             kind: [row[columns[name]] is not None for name in NEEDED[kind]]
@@ -100,7 +101,8 @@ def recognise(names: Sequence[str], mapping: Mapping[Any, str]) -> Columns:
 
     names    the source's columns
     mapping  the recipe's `columns`: neoplug's column name -> the source's
-    raises   RecipeError that lists the source's columns, where they match no kind of row or a mapped one is missing
+    raises   RecipeError that lists the source's columns, where these match no kind of row, or the recipe maps a column
+             that the source does not have
     """
     problems = [
         Problem(f"{name} is not a column name of neoplug{did_you_mean(name, KNOWN)}", path=("data", "columns", name))
@@ -157,7 +159,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _parsed_tools(value: Any) -> Any:
-    """Return the tools parsed if they are a JSON string, as data sets store them; an empty string is None."""
+    """Return tools from a JSON string, as many datasets store them, and other values unmodified; "" becomes None."""
     try:
         return json.loads(value or "null") if isinstance(value, str) else value
     except ValueError:
@@ -165,7 +167,7 @@ def _parsed_tools(value: Any) -> Any:
 
 
 def _roles_and_contents(value: Any) -> Any:
-    """Return messages with the keys `role` and `content`; ShareGPT has `from` and `value`."""
+    """Return messages with the keys `role` and `content`, also where they have ShareGPT's `from` and `value`."""
     if not isinstance(value, list):
         return value
     return [
@@ -176,7 +178,7 @@ def _roles_and_contents(value: Any) -> Any:
     ]
 
 
-NORMALISE = {"tools": _parsed_tools, "messages": _roles_and_contents}  # columns with several formats
+NORMALISE = {"tools": _parsed_tools, "messages": _roles_and_contents}  # for columns that have several formats
 
 
 def _fault(value: Any, name: str) -> Reason:
@@ -213,7 +215,7 @@ def _messages_fault(value: Any) -> Reason:
 
 
 def _plain(messages: Any) -> list[dict[str, Any]]:
-    """Return messages without keys of value None, which parquet adds, and with content in parts joined to one text."""
+    """Return messages without keys whose value is None, which parquet adds, and with a content in parts as one text."""
     return [_without_none({**message, "content": _joined_parts(message.get("content"))}) for message in messages]
 
 

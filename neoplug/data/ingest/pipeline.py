@@ -1,4 +1,4 @@
-"""The ingest pipeline: rows of a source are parsed, tokenised and cut to documents, in batches, into the spool."""
+"""The ingest pipeline: rows of a source are parsed, tokenised, cut to documents and added to the spool, in batches."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
     from neoplug.recipe import Data
 
 INSPECTED_ROWS = 1000  # first rows of a source, by which its columns are recognised
-CHARACTERS_AT_ONCE = 2**22  # of one call of the tokenizer, which bounds its memory
+CHARACTERS_AT_ONCE = 2**22  # in one call of the tokenizer; the limit bounds its memory
 
 
 @dataclass(frozen=True, eq=False)
 class IngestPipeline:
-    """Brings the rows of a recipe's sources to the spool, and counts what is dropped and cut in the report."""
+    """Adds the rows of a recipe's sources to the spool; the report counts what is dropped and cut."""
 
     data: Data
     encoder: RowEncoder
     spool: Spool
     report: Report
 
-    def ingest(self, source: RecipeSource, counts: SourceCounts, first: int = 0) -> slice:
+    def ingest(self, source: RecipeSource, counts: SourceCounts, first_row: int = 0) -> slice:
         """Add a source's rows to the spool; return the range of their indices in the spool.
 
-        counts  filled in by this call
-        first   index of its first row among the rows of all sources
-        raises  RecipeError where it has no rows, or none that can be used
+        counts     counts of the source's rows, which this call increases
+        first_row  index of the source's first row among the rows of all sources
+        raises     RecipeError where the source has no rows, or none that can be used
         """
         rows, before = source.reader.rows(), self.spool.rows
         inspected = list(islice(rows, INSPECTED_ROWS))
         columns = recognise_columns(inspected, source)
-        counts.columns = list(columns.seen)
+        counts.columns = list(columns.used)
         for batch in _batches(self._contents(chain(inspected, rows), columns, counts)):
             with source.labelled_errors():
                 fitted = self._fit(batch, counts)
             for content in batch:
                 documents = fitted.get(content.number)
-                self.spool.add(content.digest, documents, first)
+                self.spool.add(content.digest, documents, first_row)
                 self.report.count(content.kind, documents)
         added = slice(before, self.spool.rows)
         if added.start == added.stop:
-            raise RecipeError([self.nothing_left(f"all {counts.rows} rows are broken", source)])
+            raise RecipeError([self.no_row_left(f"all {counts.rows} rows are broken", source)])
         counts.without_answer = self.spool.split_counts(added).rows_without_answer
         return added
 
@@ -60,27 +60,27 @@ class IngestPipeline:
         """Yield the content of each usable row; count each unusable one with its reason."""
         for number, row in enumerate(rows):
             counts.rows += 1
-            content = _content(row, number, columns, self.data)
-            if isinstance(content, Content):
-                yield content
+            content_or_reason = _content(row, number, columns, self.data)
+            if isinstance(content_or_reason, Content):
+                yield content_or_reason
             else:
-                counts.drop(number, content, row)
+                counts.drop(number, content_or_reason, row)
 
     def _fit(self, batch: Sequence[Content], counts: SourceCounts) -> dict[int, Fitted]:
-        """Tokenise rows and cut them to documents, by row number; count each row that a template does not render."""
+        """Return row number -> the row's documents; count each row that a chat template does not render."""
         values = {content.number: content.values for content in batch}
         encoded = self.encoder.encode(batch, lambda row, reason: counts.drop(row, reason, values[row]))
         return {row.row: fit(row, self.data.max_length) for row in encoded}
 
-    def nothing_left(self, what: str, source: RecipeSource) -> Problem:
-        """Return the problem that no row of a source is left, with the counts of why."""
+    def no_row_left(self, what: str, source: RecipeSource) -> Problem:
+        """Return the problem that no row of a source can be used; `what` says for what, the report's lines say why."""
         why = "; ".join(self.report.lines()[len(self.report.read) :])
         fix = "fix the rows or the chat template, or set a larger data.max_length"
         return Problem(what + source.suffix, why, fix, source.key)
 
 
 def recognise_columns(rows: Sequence[Row | Reason], source: RecipeSource) -> Columns:
-    """Return the meaning of a source's columns, by its first rows.
+    """Return the mapping of a source's columns, recognised by its first rows.
 
     raises  RecipeError where there is no row, or the columns match no kind of row
     """
@@ -105,7 +105,7 @@ def _content(row: Row | Reason, number: int, columns: Columns, data: Data) -> Co
 
 
 def _nothing_to_train_on(content: Content, data: Data) -> Reason:
-    """Return the reason why a conversation has no token to train on; empty where it has."""
+    """Return the reason why a conversation has no token to train on; an empty string where it has."""
     if content.kind != "messages" or data.train_on == "all":
         return ""
     roles = [message["role"] for message in content.values["messages"]]
@@ -113,7 +113,7 @@ def _nothing_to_train_on(content: Content, data: Data) -> Reason:
 
 
 def _batches(contents: Iterable[Content]) -> Iterator[list[Content]]:
-    """Yield contents in batches for one call of the tokenizer each."""
+    """Yield the contents in batches, each for one call of the tokenizer."""
     batch: list[Content] = []
     characters = 0
     for content in contents:

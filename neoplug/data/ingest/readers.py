@@ -1,6 +1,6 @@
 """Readers of data files, one for each format; they yield rows one at a time where the format allows it.
 
-A line that is not a valid row does not end the reading: a reason is yielded in its place, to be counted.
+An invalid row does not end the reading: in its place, the reason why it cannot be used is yielded, to be counted.
 """
 
 import csv
@@ -15,7 +15,7 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 
 Row: TypeAlias = dict[str, Any]
-Reason: TypeAlias = str  # why a row cannot be used; the same for all such rows, since reasons are counted
+Reason: TypeAlias = str  # why a row cannot be used; equal for all rows with the same fault, since it is counted
 
 NOT_UTF8 = "not UTF-8"
 UNPAIRED = "half a character (an unpaired surrogate)"
@@ -26,7 +26,7 @@ PARQUET_ROWS = 1024  # rows in memory at once
 def read_file(path: Path, key: Key) -> Iterator[Row | Reason]:
     """Yield the rows of one data file.
 
-    raises  RecipeError at `key` where the format is unknown or the file as a whole is not valid
+    raises  RecipeError with the recipe's `key` where the format is unknown, or the whole file cannot be read
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -39,7 +39,7 @@ def read_file(path: Path, key: Key) -> Iterator[Row | Reason]:
 
 
 def _json_rows(path: Path) -> Iterator[Row | Reason]:
-    """Yield the rows of a JSON array or object, which is read as a whole, or of JSON lines."""
+    """Yield the rows of JSON lines, or of a JSON array or object, which is read into memory as a whole."""
     if _is_lines(path):
         yield from _jsonl_rows(path)
         return
@@ -61,7 +61,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row | Reason]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Yield lines as bytes, so that a line that is not UTF-8 affects no other line."""
+    """Yield lines as bytes, so that a line that is not UTF-8 affects no other line; without a byte order mark."""
     with path.open("rb") as file:
         for number, line in enumerate(file):
             yield line if number else line.removeprefix(b"\xef\xbb\xbf")
@@ -79,10 +79,11 @@ def _parsed(line: bytes) -> Row | Reason:
         return f"not JSON: {error}"
 
 
-def _as_row(row: Any, escapes: bool) -> Row | Reason:
+def _as_row(row: Any, has_escapes: bool) -> Row | Reason:
+    """Return a JSON value if it is a row; only in a text that has escapes, unpaired surrogates are searched for."""
     if not isinstance(row, dict):
         return f"{type(row).__name__}, but a row is an object of columns"
-    return UNPAIRED if escapes and _has_surrogate(json.dumps(row, ensure_ascii=False)) else row
+    return UNPAIRED if has_escapes and _has_surrogate(json.dumps(row, ensure_ascii=False)) else row
 
 
 def _parquet_rows(path: Path) -> Iterator[Row | Reason]:
@@ -98,7 +99,7 @@ def _parquet_rows(path: Path) -> Iterator[Row | Reason]:
 
 
 def _validate_column_names(names: Sequence[str]) -> None:
-    """Raise ValueError where columns share a name: a row would have only one of their values."""
+    """Raise ValueError where several columns have one name: a row would contain only one of their values."""
     repeated = [name for name, times in Counter(names).items() if name and times > 1]
     if repeated:
         raise ValueError(f"{' and '.join(f'`{name}`' for name in repeated)} names several columns; rename all but one")
@@ -113,7 +114,7 @@ def _arrow_row(row: Any) -> Row | Reason:
 
 
 def _csv_rows(path: Path) -> Iterator[Row | Reason]:
-    """Yield rows whose values are all text, unmodified: `007` does not become a number."""
+    """Yield rows whose values are unmodified texts: `007` does not become a number."""
     csv.field_size_limit(2**31 - 1)  # documents exceed the default limit of 128 KiB
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = _CsvLines(file)
@@ -132,9 +133,10 @@ def _csv_rows(path: Path) -> Iterator[Row | Reason]:
 
 
 class _CsvLines:
-    """The lines of a csv file, which can be read again after a broken row.
+    """The lines of a CSV file, to which the reader can return after a broken row.
 
-    An unclosed quote would make the rest of the file one row; with this class it costs only the line it is in.
+    An unclosed quote makes the rest of the file part of one row. After `end_broken_row`, only the line with the quote
+    is lost, and the lines after it are read again.
     """
 
     def __init__(self, lines: Iterator[str]) -> None:
@@ -156,7 +158,7 @@ class _CsvLines:
         self._row.clear()
 
     def end_broken_row(self) -> None:
-        """Continue with the line after the first line of the broken row."""
+        """Continue with the second line of the broken row, as the beginning of a new row."""
         self._again += reversed(self._row[1:])
 
 
@@ -176,7 +178,7 @@ def _has_surrogate(text: str | None) -> bool:
 
 
 def _text_rows(path: Path) -> Iterator[Row | Reason]:
-    """Yield one row per paragraph, or one per line where no blank line separates lines."""
+    """Yield one row per paragraph, or one per line in a file without blank lines between its lines."""
     has_paragraphs = sum(filled for filled, _ in groupby(_texts(path), _is_filled)) > 1
     paragraphs = (list(lines) for filled, lines in groupby(_texts(path), _is_filled) if filled)
     lines = ([line] for line in _texts(path) if _is_filled(line))
@@ -185,7 +187,10 @@ def _text_rows(path: Path) -> Iterator[Row | Reason]:
 
 
 def _texts(path: Path) -> Iterator[str | None]:
-    """Yield lines without trailing whitespace, the file without leading whitespace; None for a line not in UTF-8."""
+    """Yield lines without trailing whitespace; None for a line that is not UTF-8.
+
+    The first line that is not blank has no leading whitespace either.
+    """
     started = False
     for line in _lines(path):
         try:
@@ -197,6 +202,7 @@ def _texts(path: Path) -> Iterator[str | None]:
 
 
 def _is_filled(line: str | None) -> bool:
+    """Return whether a line is not blank; None is a line that is not UTF-8."""
     return line != ""
 
 

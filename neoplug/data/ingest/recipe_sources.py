@@ -1,4 +1,4 @@
-"""The data sources that a recipe names, each with its key in the recipe and its label in messages."""
+"""The data sources of a recipe, each with its key in the recipe and its name in error messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RecipeSource:
 
     settings  its settings in the recipe
     key       its key in the recipe
-    suffix    appended to messages about its rows, as " in eval_source"; empty where the recipe has a single source
+    suffix    what errors about its rows end with, such as " in eval_source"; empty for the only training source
     """
 
     settings: Source
@@ -31,7 +31,7 @@ class RecipeSource:
 
     @property
     def name(self) -> str:
-        """Return what the recipe names it by: `python:MODULE`, a path or a hub id."""
+        """Return the source as the recipe has it: `python:MODULE`, a path or a hub id."""
         return self.settings.source
 
     @property
@@ -56,8 +56,8 @@ class RecipeSource:
     def _labelled(self, problem: Problem) -> Problem:
         path = problem.path
         if path[:2] == ("data", "columns"):
-            mapped = self.columns or len(path) > 2  # else the recipe has no line about columns
-            path = (*self.key[:-1], *path[1:]) if mapped else self.key
+            in_recipe = self.columns or len(path) > 2
+            path = (*self.key[:-1], *path[1:]) if in_recipe else self.key
         return replace(problem, what=problem.what + self.suffix, path=path)
 
 
@@ -72,7 +72,7 @@ def training_sources(data: Data) -> dict[str, RecipeSource]:
 
 
 def eval_source_of(data: Data) -> RecipeSource | None:
-    """Return the evaluation source; None where the recipe has none, and training rows are held out."""
+    """Return the evaluation source; None where the recipe has none, so that training rows are held out."""
     name = data.eval_source or (data.source if data.eval_split else None)
     if name is None:
         return None

@@ -1,4 +1,4 @@
-"""The data report: counts of rows read, dropped with reasons, cut and split."""
+"""The data report: counts of the rows that are read, dropped (with reasons), cut, trained on and held out."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,12 @@ EXCERPT = 100  # characters shown of a row
 
 @dataclass
 class Dropped:
-    """Rows that are dropped for one reason: their count, the numbers of the first ones, the beginning of the first."""
+    """The rows of a source that are dropped for one reason.
+
+    rows     how many
+    first    the numbers of the first ones
+    excerpt  the beginning of the first one; empty for a row that could not be read
+    """
 
     rows: int = 0
     first: list[int] = field(default_factory=list)
@@ -28,13 +33,14 @@ class Dropped:
 class SourceCounts:
     """Counts of one source's rows.
 
-    columns         the columns that are used
+    columns         the source's columns that are used
     rows            rows read
     dropped         reason -> the rows (numbered from 0) that are dropped for it
-    without_answer  rows of which no answer token is left after cutting
-    training_rows   rows as training counts them: packed ones with packing
-    epoch_rows      how many of these are in an epoch
-    tokens          of all its training rows; answer_tokens are those in the loss
+    without_answer  rows that have no answer token left after cutting; they are not in `dropped`
+    training_rows   rows to train on: packed rows with packing, else documents
+    epoch_rows      how many of `training_rows` are in an epoch
+    tokens          the student's tokens of all training rows
+    answer_tokens   how many of `tokens` are in the loss
     """
 
     source: str
@@ -48,14 +54,14 @@ class SourceCounts:
     answer_tokens: int = 0
 
     def drop(self, row: int, reason: str, content: Any = None) -> None:
-        """Count a dropped row; `content` gives the excerpt of the first one."""
+        """Count a dropped row; the first one for a reason gives the excerpt, from its `content`."""
         dropped = self.dropped.setdefault(reason, Dropped(excerpt="" if reason in self.dropped else _excerpt(content)))
         dropped.rows += 1
         if len(dropped.first) < EXAMPLES:
             dropped.first.append(row)
 
     def lost(self) -> dict[str, Dropped]:
-        """Return reason -> the rows that are not used, including those without an answer token."""
+        """Return reason -> all rows that are not used: those in `dropped`, and those without an answer token."""
         without = {"no answer token left within max_length": Dropped(self.without_answer)}
         return self.dropped | (without if self.without_answer else {})
 
@@ -71,11 +77,14 @@ class KindCounts:
 
 @dataclass
 class SplitCounts:
-    """Counts of the training rows, or of the held-out rows.
+    """Counts of the training rows, or of the held-out rows, before packing.
 
-    rows_cut          rows truncated at `max_length`, which loses `answer_tokens_lost`
-    rows_in_windows   rows split into several windows
-    teacher_tokens    tokens that the teacher reads in place of the student's, with its own chat template
+    tokens              the student's tokens
+    answer_tokens       how many of `tokens` are in the loss
+    rows_cut            rows truncated to `max_length`
+    answer_tokens_lost  answer tokens that are cut off from these
+    rows_in_windows     rows split into several windows
+    teacher_tokens      the teacher's tokens of rows that it reads in its own chat template
     """
 
     rows: int = 0
@@ -110,10 +119,12 @@ class SplitCounts:
 class Report:
     """Counts of all data of a run.
 
-    read       name of each training source -> its counts; a single source has an empty name
+    read       name of each training source -> its counts; the name of an only source is empty
     eval_read  counts of the evaluation source; None where rows are held out of the training sources
     kinds      kind of row -> its counts
-    leaked     evaluation rows that are also training rows
+    leaked     number of rows of the evaluation source that are also in a training source
+    train      counts of the training rows of all sources
+    held_out   counts of the rows that are evaluated on
     """
 
     max_length: int
@@ -126,7 +137,7 @@ class Report:
     packing: bool = True
 
     def count(self, kind: Kind, fitted: Fitted | None) -> None:
-        """Count a row of a kind, and its documents."""
+        """Count a row of a kind, and the tokens of its documents; `fitted` is None for a row that is dropped."""
         counts = self.kinds.setdefault(kind, KindCounts())
         documents = fitted.documents if fitted else []
         counts.rows += 1
@@ -135,7 +146,7 @@ class Report:
 
     @property
     def sources(self) -> dict[Key, SourceCounts]:
-        """Return the recipe's key of each source -> its counts, the evaluation source included."""
+        """Return the key in the recipe -> the counts, of each training source and of the evaluation source."""
         counts: dict[Key, SourceCounts] = {
             ("data", "sources", name) if name else ("data", "source"): read for name, read in self.read.items()
         }
@@ -152,11 +163,11 @@ class Report:
 
     @property
     def packed_rows(self) -> int:
-        """Return the number of training rows, which with packing are packed rows."""
+        """Return the number of training rows of all sources: with packing, of packed rows."""
         return sum(read.training_rows for read in self.read.values())
 
-    def named(self, row: int) -> str:
-        """Return a label of a training row: its number within its source, and the source's name."""
+    def row_label(self, row: int) -> str:
+        """Return how messages name a row, which is numbered over all training sources: "3 of chat", or "3"."""
         for name, read in self.read.items():
             if row < read.rows:
                 return f"{row} of {name}" if name else str(row)
@@ -164,9 +175,9 @@ class Report:
         raise ValueError(f"the row is {row} rows after the end of the last source")
 
     def problems(self, allowed: float, *, has_prompts: bool) -> list[Problem]:
-        """Return the problems in the counts that end a run.
+        """Return the problems that end a run: too many rows of a source are unused, or no row needs the teacher's template.
 
-        allowed      the share of a source's rows that may be dropped
+        allowed      the share of a source's rows that may be unused
         has_prompts  whether the recipe gives the teacher its own chat template
         """
         problems = [
@@ -182,7 +193,7 @@ class Report:
 
     @property
     def fill(self) -> float:
-        """Return the share of the packed rows' capacity that is filled with tokens."""
+        """Return the share of the positions in packed rows (`max_length` each) that have a token."""
         return self.train.tokens / (self.packed_rows * self.max_length) if self.packed_rows else 0.0
 
     def lines(self) -> list[str]:
@@ -214,7 +225,7 @@ class Report:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the counts in JSON types; of dropped rows their number for each reason."""
+        """Return the counts in JSON types; `dropped` holds the number of rows for each reason."""
         counted = asdict(self)
         counted["dropped"] = {reason: dropped.rows for reason, dropped in self.dropped.items()}
         return counted | {"packed_rows": self.packed_rows, "fill": self.fill}
@@ -227,7 +238,7 @@ def _read_line(name: str, read: SourceCounts) -> str:
 
 
 def _reasons(dropped: Mapping[str, Dropped]) -> list[str]:
-    """Return one line for each reason of dropping rows, the most frequent first."""
+    """Return one line for each reason, the most frequent first; one line for all after the first REASONS."""
     ordered = sorted(dropped.items(), key=lambda item: -item[1].rows)
     lines = [_reason(reason, rows) for reason, rows in ordered[:REASONS]]
     rest = ordered[REASONS:]
@@ -255,7 +266,7 @@ def _too_many(key: Key, read: SourceCounts, allowed: float) -> Problem:
 
 
 def _excerpt(content: Any) -> str:
-    """Return the beginning of a row as JSON; an empty string for a row that could not be read."""
+    """Return the beginning of a row as JSON; an empty string for a Reason in its place."""
     if content is None or isinstance(content, str):
         return ""
     text = json.dumps(content, ensure_ascii=False, default=str)
@@ -263,4 +274,5 @@ def _excerpt(content: Any) -> str:
 
 
 def _count(number: int, noun: str) -> str:
+    """Return the number with its noun, in the plural where it is not 1."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,7 +1,7 @@
 """Data sources: a module of texts, a local file or folder, or a dataset of the Hugging Face hub.
 
-A row is a dict of the source's columns, which `columns` maps to their meaning; a row of plain text has the one column
-`text`. Local files are read directly: no network, no cache, no second copy on disk.
+A row is a dict of the source's columns, which `columns` maps to neoplug's; a row of plain text has the one column
+`text`. Local files are read directly, without a network, a cache or a copy on disk.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.files import content_hash, sha256_of
 from neoplug.recipe.paths import looks_local
 
-SPLITS = {
+SPLITS = {  # word in a file's name, or in a recipe -> split
     "train": "train",
     "training": "train",
     "validation": "validation",
@@ -39,10 +39,10 @@ class RowSource(Protocol):
     """Reads the rows of one source."""
 
     def rows(self) -> Iterator[Row | Reason]:
-        """Yield all rows, from the first at each call; RecipeError where a file is not valid."""
+        """Yield all rows; each call starts again at the first. RecipeError where a file cannot be read."""
 
     def identity(self) -> Any:
-        """Return hashes of all that the rows depend on, in JSON types; not the location of the source."""
+        """Return hashes of everything that the rows depend on, in JSON types; a local path is not part of it."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,10 @@ class Texts:
 
 @dataclass(frozen=True)
 class Files:
-    """Data files; `key` is the recipe's key of the source, for errors."""
+    """Local data files.
+
+    key  the recipe's key of the source, for errors
+    """
 
     files: list[Path]
     key: Key
@@ -72,7 +75,7 @@ class Files:
         return (row for file in self.files for row in read_file(file, self.key))
 
     def identity(self) -> Any:
-        """Return the hash of each file, and the suffix that selects its reader."""
+        """Return the suffix of each file, which selects its reader, and its hash."""
         try:
             return [[file.suffix.lower(), sha256_of(file)] for file in self.files]
         except OSError as error:
@@ -99,7 +102,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Stream:
-    """A dataset of the hub that is streamed, not downloaded."""
+    """A dataset of the hub that is read while it is received, and not stored on disk."""
 
     name: str
     builder: Any
@@ -114,7 +117,7 @@ class Stream:
             raise RecipeError([_not_loaded(self.name, self.split, error, self.key)]) from error
 
     def identity(self) -> Any:
-        """Return the dataset's commit and the hub's metadata of its files; no row is read."""
+        """Return name, split, commit, and the hub's metadata of the dataset's files; no row is read."""
         files = getattr(self.builder.config, "data_files", None) or {}
         origin = {str(split): getattr(found, "origin_metadata", None) for split, found in files.items()}
         return [self.name, self.split, self.builder.hash, repr(origin)]
@@ -132,14 +135,14 @@ class FirstRows:
         return islice(self.source.rows(), self.count)
 
     def identity(self) -> Any:
-        """Return the count and the identity of the other source."""
+        """Return the count and the identity of `source`."""
         return [self.count, self.source.identity()]
 
 
 def open_source(
     source: str, split: str = "train", key: Key = ("data", "source"), *, streaming: bool = False
 ) -> RowSource:
-    """Return the reader of `source`; it keeps the order of the rows.
+    """Return the reader of `source`, which yields the rows in their order in the source.
 
     source     `python:MODULE`, a file, a folder, or a hub id
     key        the recipe's key of the source, for errors
@@ -147,45 +150,48 @@ def open_source(
     raises     RecipeError where there is no such source or split
     """
     if source.startswith("python:"):
-        _only_train(source, split, key)
+        _require_train_split(source, split, key)
         return Texts(_module_texts(source.removeprefix("python:"), key))
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder(path, split, key)
     if path.is_file():
-        _only_train(source, split, key)
+        _require_train_split(source, split, key)
         return Files([path], key)
     if looks_local(source):
-        raise RecipeError([missing(path, key)])
+        raise RecipeError([_missing(path, key)])
     return _from_hub(source, split, key, streaming=streaming)
 
 
 def is_local(source: str) -> bool:
-    """Return whether reading `source` needs no network."""
+    """Return whether `source` is read without the Hugging Face hub."""
     return source.startswith("python:") or looks_local(source) or Path(source).expanduser().exists()
 
 
-def missing(path: Path, key: Key) -> Problem:
-    """Return the problem of a missing file or folder, with the most similar name in its folder."""
+def _missing(path: Path, key: Key) -> Problem:
+    """Return the problem of a missing file or folder, which names the most similar one in its folder."""
     names = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
     fix = "" if names else f"there is no folder {path.parent} either"
     return Problem(f"there is no file or folder {path}{did_you_mean(path.name, names)}", fix=fix, path=key)
 
 
-def _only_train(source: str, split: str, key: Key) -> None:
-    """Raise RecipeError where a source without splits has `split` set; the key does not apply to an `eval_source`."""
+def _require_train_split(source: str, split: str, key: Key) -> None:
+    """Raise RecipeError where `split` is not `train` for a source that has no other split.
+
+    An `eval_source` without `eval_split` gets the `split` of the training source, which then is ignored.
+    """
     if split != "train" and key[-1] != "eval_source":
         what, path = f"{source} has one split, `train`, but the recipe names `{split}`", _key_of_split(key)
         raise RecipeError([Problem(what, fix=f"remove `{path[-1]}`", path=path)])
 
 
 def _key_of_split(key: Key) -> Key:
-    """Return the recipe's key of the split of the source at `key`."""
+    """Return the recipe's key of the split, given that of the source."""
     return key if key[-1] == "eval_split" else (*key[:-1], "split")
 
 
 def _module_texts(name: str, key: Key) -> list[str]:
-    """Return the texts of a module with a {title: text} map named as the module, as in pydoc_data.topics."""
+    """Return the texts of a module that has a {title: text} map of the module's name, like pydoc_data.topics."""
     try:
         module = importlib.import_module(name)
     except Exception as error:
@@ -202,15 +208,15 @@ def _module_texts(name: str, key: Key) -> list[str]:
 
 def _folder(folder: Path, split: str, key: Key) -> RowSource:
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        return _saved(folder, split, key)
+        return _saved_dataset(folder, split, key)
     return Files(files_of_split(folder, split, key), key)
 
 
 def files_of_split(folder: Path, split: str, key: Key = ("data", "source")) -> list[Path]:
     """Return the data files below `folder` that belong to `split`, sorted by name.
 
-    If any name contains a split (train.jsonl, test/part-0.parquet), files without one are ignored; else all files are
-    `train`. Text files are used only where there is no other data file, so that a README next to the data is ignored.
+    Where the path of any file contains a split (train.jsonl, test/part-0.parquet), files without one are ignored; else
+    all files are `train`. Text files are used only where there is no other data file, so that a README is ignored.
     """
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix.lower() in READERS]
     files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
@@ -224,17 +230,17 @@ def files_of_split(folder: Path, split: str, key: Key = ("data", "source")) -> l
     if list(by_split) == [""]:
         by_split = {"train": files}
     by_split.pop("", None)
-    return _pick(by_split, split, str(folder), key)
+    return _of_split(by_split, split, str(folder), key)
 
 
 def _split_of(file: Path) -> str:
-    """Return the split that the file's name or folders contain, the innermost first; else an empty string."""
+    """Return the split that a file's path contains, the last one of several; an empty string where it has none."""
     words = SPLIT_WORD.findall(file.with_suffix("").as_posix().lower())
     return SPLITS[words[-1]] if words else ""
 
 
-def _pick(by_split: Mapping[str, T], split: str, source: str, key: Key) -> T:
-    """Return the value of a split, also by another usual name of it; RecipeError where there is none."""
+def _of_split(by_split: Mapping[str, T], split: str, source: str, key: Key) -> T:
+    """Return the value of `split`, or of the split that SPLITS has for this word; RecipeError where there is none."""
     wanted = split if split in by_split else SPLITS.get(split, split)
     if wanted not in by_split:
         what = f"{source} has no split `{split}`{did_you_mean(split, list(by_split))}"
@@ -242,15 +248,15 @@ def _pick(by_split: Mapping[str, T], split: str, source: str, key: Key) -> T:
     return by_split[wanted]
 
 
-def _saved(folder: Path, split: str, key: Key) -> RowSource:
-    """Return the reader of a dataset that save_to_disk of `datasets` wrote."""
+def _saved_dataset(folder: Path, split: str, key: Key) -> RowSource:
+    """Return the reader of a dataset that was written by `save_to_disk` of the library `datasets`."""
     import datasets
 
     saved = datasets.load_from_disk(str(folder))
     if not isinstance(saved, Mapping):
-        _only_train(str(folder), split, key)
+        _require_train_split(str(folder), split, key)
         return Table(saved, "train")
-    return Table(_pick(saved, split, str(folder), key), "train")
+    return Table(_of_split(saved, split, str(folder), key), "train")
 
 
 def _from_hub(name: str, split: str, key: Key, *, streaming: bool) -> RowSource:

@@ -49,7 +49,7 @@ def make_store(
             report.train, report.held_out = spool.split_counts(~held_out), spool.split_counts(held_out)
             if not report.held_out.documents:
                 source = evaluation or next(iter(training.values()))
-                raise RecipeError([pipeline.nothing_left("no evaluation row is left", source)])
+                raise RecipeError([pipeline.no_row_left("no evaluation row is left", source)])
             fingerprint = spool.write(target, *_store_order(pipeline, training, rows_of, held_out))
         write_record(target, fingerprint=fingerprint, report=TypeAdapter(Report).dump_python(report, mode="json"))
 
@@ -100,7 +100,7 @@ def _store_order(
         chosen[rows] = ~held_out[rows]
         documents, counts = spool.documents_of(chosen), pipeline.report.read[name]
         if not len(documents):
-            raise RecipeError([pipeline.nothing_left("no row to train on is left", source)])
+            raise RecipeError([pipeline.no_row_left("no row to train on is left", source)])
         order, row_bounds = np.arange(len(documents)), np.arange(len(documents) + 1)
         if data.packing:
             order, row_bounds = pack(spool.lengths[documents], data.max_length)
