@@ -1,1 +1,4 @@
-"""Adapters: one file each. `tuner` holds what peft's adapters share, `low_rank` LoRA's kin, `targets` finds names."""
+"""Adapters, one file each. Bases: `tuner` for adapters of peft, `low_rank` for LoRA and its variants, `virtual_tokens`.
+
+`targets` finds the modules that an adapter's options name.
+"""

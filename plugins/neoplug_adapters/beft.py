@@ -1,8 +1,9 @@
-"""BEFT: biases train, and nothing else; a layer that has none gets one.
+"""BEFT: only biases train; a layer without bias gets one.
 
-    W x + b + v,  v from 0
+    W x + b + v,  v starts at 0
 
-Source: Huang, Balashankar, Aminifar 2025, arXiv 2509.15974, who find that of the attention's the values' counts most.
+Source: Huang, Balashankar, Aminifar 2025, arXiv 2509.15974, who find that among the biases of
+attention that of the values matters most.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class BEFT(Tuner):
-    """Peft's BEFT."""
+    """Trains only the biases of the targets, and adds those that are missing (peft's BEFT)."""
 
     name: ClassVar[str] = "beft"
     config: ClassVar[str] = "BeftConfig"
-    # no size: nothing but the targets
+    # no `sized_by`: only the targets set the number of parameters
     traits: ClassVar[AdapterTraits] = AdapterTraits(
-        cannot_merge="the model has no biases at these layers, and v has no other place in it",
+        cannot_merge="the model has no biases in these layers, into which v could be merged",
         seedless="v starts at 0",
     )
 
     def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
         adapted = super()._adapt(model, config, batches)
         if _have_biases(adapted):
-            self.traits = replace(self.traits, cannot_merge="")  # type: ignore[misc]  # of this run
+            self.traits = replace(self.traits, cannot_merge="")  # type: ignore[misc]  # for this model
         return adapted
 
     @hookimpl
@@ -52,5 +53,6 @@ class BEFT(Tuner):
 
 
 def _have_biases(model: Any) -> bool:
+    """Return whether all targets have a bias in the base."""
     layers = (layer for layer in model.modules() if hasattr(layer, "beft_bias"))
     return all(layer.get_base_layer().bias is not None for layer in layers)

@@ -1,8 +1,9 @@
-"""BOFT: each weight's inputs are turned by an orthogonal matrix, a product of sparse ones as in the Fourier transform.
+"""BOFT: each weight's inputs are rotated by an orthogonal matrix, a product of sparse ones (butterfly factors).
 
-    s W R,  R = R_1 ... R_k;  R_i permuted blocks (1 - Q) (1 + Q)^-1 with Q skew, from 0;  s a scale an output, from 1
+    s W R,  R = R_1 ... R_k;  R_i permuted blocks (1 - Q) (1 + Q)^-1, Q skew, starts at 0
+    s one scale per output, starts at 1
 
-Convention: one factor, peft's usual choice, is OFT with these blocks and a trained scale.
+Convention: one factor, peft's default, is OFT with these blocks and a trained scale.
 Source: Liu et al. 2024, arXiv 2311.06243.
 """
 
@@ -27,17 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class BOFT(Tuner):
-    """Peft's BOFT."""
+    """Rotation of each weight's inputs by sparse orthogonal matrices, with a scale per output (peft's BOFT)."""
 
     name: ClassVar[str] = "boft"
     config: ClassVar[str] = "BOFTConfig"
     traits: ClassVar[AdapterTraits] = AdapterTraits(sized_by="boft_block_size", seedless="Q starts at 0")
     positive: ClassVar[tuple[str, ...]] = ("boft_block_size", "boft_block_num", "boft_n_butterfly_factor")
     shares: ClassVar[tuple[str, ...]] = ("boft_dropout",)
-    on_meta: ClassVar[bool] = False  # peft reads the numbers of its permutations
+    on_meta: ClassVar[bool] = False  # peft reads the values of its permutations
 
-    boft_block_size: int | None = None  # divides all targets' inputs; left out: the largest such up to 4
-    boft_block_num: int | None = None  # blocks of each target, in place of their size; divides all targets' inputs
+    boft_block_size: int | None = None  # must divide the inputs of all targets; left out: the largest divisor up to 4
+    boft_block_num: int | None = None  # blocks per target, in place of their size; must divide all inputs
     boft_n_butterfly_factor: int = 1  # factors of R; 2 and more need a CUDA GPU and its compiler
     boft_dropout: float = 0.0  # in [0, 1), on blocks
 
@@ -60,18 +61,18 @@ class BOFT(Tuner):
         if not torch.cuda.is_available() or not get_fbd_cuda():
             what = f"boft_n_butterfly_factor is {self.boft_n_butterfly_factor}, but peft can compute only 1 here"
             fix = "1, or a machine with a CUDA GPU, nvcc and ninja, from which peft builds its extension"
-            raise self._unfit("boft_n_butterfly_factor", what, fix)
+            raise self._option_error("boft_n_butterfly_factor", what, fix)
         return super()._adapt(model, config, batches)
 
 
 @contextmanager
 def _without_extension() -> Iterator[None]:
-    """Let peft find no CUDA extension for a while: one factor needs none, and peft tries to build it for each layer."""
+    """Keep peft from building its CUDA extension, for each layer again: one factor does not need it."""
     from peft.tuners.boft import layer
 
-    found = layer._FBD_CUDA
-    layer._FBD_CUDA = False  # None would mean that it has not checked yet
+    previous = layer._FBD_CUDA
+    layer._FBD_CUDA = False  # None would mean "not tried yet"
     try:
         yield
     finally:
-        layer._FBD_CUDA = found
+        layer._FBD_CUDA = previous

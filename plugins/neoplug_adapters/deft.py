@@ -1,7 +1,7 @@
-"""DEFT: a few output directions of each weight are removed and trained from scratch.
+"""DEFT: r output directions of each weight are removed, and their replacement is trained.
 
-    (1 - P relu(P)^T) W + alpha / r P R, or with qr (1 - Q Q^T) W + alpha / r Q R, Q of P's decomposition
-    P random;  R starts as what puts back what was taken
+    (1 - P relu(P)^T) W + alpha / r P R, or with qr (1 - Q Q^T) W + alpha / r Q R, Q from P's QR decomposition
+    P random;  R starts as the removed part, so that the initial weight is W
 
 Source: Kumar et al. 2025, arXiv 2509.22793.
 """
@@ -15,7 +15,7 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class DEFT(Tuner):
-    """Peft's DEFT."""
+    """Replaces r output directions of each weight by trained ones (peft's DEFT)."""
 
     name: ClassVar[str] = "deft"
     config: ClassVar[str] = "DeftConfig"
@@ -27,6 +27,6 @@ class DEFT(Tuner):
     shares: ClassVar[tuple[str, ...]] = ("deft_dropout",)
 
     r: int = 8  # directions, above 0
-    decomposition_method: Literal["relu", "qr"] = "relu"  # relu as it is, qr makes the directions orthogonal
-    alpha: int | None = None  # the scale is alpha / r; left out: 1
+    decomposition_method: Literal["relu", "qr"] = "relu"  # relu: directions relu(P); qr: orthonormal ones
+    alpha: int | None = None  # scale is alpha / r; left out: the scale is 1
     deft_dropout: float = 0.0  # in [0, 1), on the inputs

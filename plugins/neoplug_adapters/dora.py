@@ -1,8 +1,8 @@
-"""DoRA: LoRA moves the direction of each target's rows, a trained magnitude their lengths.
+"""DoRA: LoRA changes the direction of each weight's rows, a trained magnitude their length.
 
     m (W + scale B A) / ||W + scale B A||  with one m and one norm for each output row;  m starts as ||W||
 
-Options are LoRA's. The norm takes no gradient, as the paper's section 4.3 has it.
+Options are LoRA's. No gradient runs through the norm, as in section 4.3 of the paper.
 Source: Liu et al. 2024, arXiv 2402.09353.
 """
 
@@ -15,12 +15,12 @@ from neoplug_adapters.low_rank import LowRank
 
 @dataclass(eq=False)
 class DoRA(LowRank):
-    """Peft's DoRA."""
+    """LoRA for the direction of each weight's rows, with trained lengths (peft's DoRA); options are LoRA's."""
 
     name: ClassVar[str] = "dora"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         sized_by="r",
-        not_on_experts="peft keeps magnitudes of single matrices alone",
+        not_on_experts="peft has magnitudes only for single matrices",
     )
 
     use_dora: bool = True

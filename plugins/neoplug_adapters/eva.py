@@ -1,8 +1,8 @@
-"""EVA: A starts as the r directions in which what the layer reads varies most; B at 0.
+"""EVA: A starts as the r directions in which the layer's inputs vary most; B starts at 0.
 
     W + scale B A,  A the first r eigenvectors of E[x x^T]
 
-Convention: every target gets r; peft's redistribution of ranks among targets is off, as by its rho = 1.
+Convention: every target gets r; peft's redistribution of ranks among targets is off (rho = 1).
 Source: Paischer et al. 2024, arXiv 2410.07170.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from neoplug import AdapterTraits
-from neoplug_adapters.inputs import covariances
+from neoplug_adapters.data_statistics import covariances
 from neoplug_adapters.lora import LoRA
 from neoplug_adapters.low_rank import lora_layers
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class EVA(LoRA):
-    """EVA from the recipe's training data, with peft's LoRA beneath."""
+    """LoRA whose A starts as the main directions of each layer's inputs on the training data (EVA)."""
 
     name: ClassVar[str] = "eva"
-    linear_alone: ClassVar[bool] = True
+    linear_only: ClassVar[bool] = True
     takes_components: ClassVar[bool] = True
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         sized_by="r",
-        not_on_experts="they do not all read the same inputs",
+        not_on_experts="each expert reads other inputs",
         seedless="the data decide",
         reads_data=True,
         own_options=("batches",),
     )
 
     init_lora_weights: Literal["eva"] = "eva"  # fixed by the plugin
-    batches: int = 16  # micro-batches of training data that the directions are taken from, above 0
+    batches: int = 16  # micro-batches of training data for the directions, above 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,7 +49,7 @@ class EVA(LoRA):
             raise ValueError(f"batches is {self.batches}, but must be above 0")
 
     def _check_start(self) -> None:
-        """Accept it: there is one."""
+        """Accept `init_lora_weights`: its type has a single value."""
 
     def _options(self, model: PreTrainedModel) -> dict[str, Any]:
         return self._for_peft(super()._options(model))
@@ -59,9 +59,9 @@ class EVA(LoRA):
         self._validate_ranks(adapted)
         if model.device.type == "meta":
             return adapted
-        found = covariances(adapted, batches, self.batches, self.name)
+        statistics = covariances(adapted, batches, self.batches, self.name)
         with torch.no_grad():
             for name, layer in lora_layers(adapted):
-                vectors = torch.linalg.eigh(found[name].double()).eigenvectors  # [in, in], the largest last
+                vectors = torch.linalg.eigh(statistics[name].double()).eigenvectors  # [in, in], the largest last
                 layer.lora_A["default"].weight.copy_(vectors[:, -layer.r["default"] :].flip(-1).T)
         return adapted

@@ -1,4 +1,4 @@
-"""Full fine-tuning: no adapter, every weight of the student trains."""
+"""Full fine-tuning: no adapter, every weight of the student is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Full:
-    """Every parameter trains, the head and the embeddings too."""
+    """Trains every parameter of the student, head and embeddings included."""
 
     @hookimpl
     def check(self, recipe: Recipe) -> list[Problem]:
@@ -28,12 +28,12 @@ class Full:
             Problem(
                 f"`full` cannot train a student loaded by `{loader}`",
                 "quantised weights are integers, which take no gradient",
-                "load the student unquantised, or name `lora`, which trains beside the quantised weights",
+                "load the student unquantised, or name `lora`, which does not change the quantised weights",
                 ("adapter", key_of("full", recipe.adapter) or "full"),
             )
         ]
 
     @hookimpl
     def add_adapter(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Return the model itself, all of it trainable."""
+        """Return the model itself, with all parameters trainable."""
         return model.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""GLoRA: a low-rank factor and a low-rank term for each weight; biases are scaled, shifted and fed from the weight.
+"""GLoRA: each weight is scaled and shifted by low-rank matrices, each bias by numbers and a term from the weight.
 
     W (1 + A) + B, element by element;  b (1 + D) + E + W C where there is a bias;  all start at 0
 
@@ -14,7 +14,7 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class GLoRA(Tuner):
-    """Peft's GLoRA."""
+    """Scales and shifts each weight by low-rank matrices, and each bias (peft's GLoRA)."""
 
     name: ClassVar[str] = "glora"
     config: ClassVar[str] = "GloraConfig"
@@ -24,7 +24,7 @@ class GLoRA(Tuner):
     )
     positive: ClassVar[tuple[str, ...]] = ("r",)
 
-    r: int = 8  # the rank of what is low-rank
-    config_A_B: Literal["lora", "vector", "constant", "none"] = "lora"  # A and B: low-rank, a number a row, one, or 0
+    r: int = 8  # rank of the low-rank matrices
+    config_A_B: Literal["lora", "vector", "constant", "none"] = "lora"  # A and B: low-rank, a number per row, one, or 0
     config_C: Literal["lora", "vector", "none"] = "lora"  # C, where there is a bias
     config_D_E: Literal["vector", "constant", "none"] = "constant"  # D and E, where there is a bias

@@ -1,6 +1,6 @@
-"""HiRA: a low-rank product, element by element with the weight: a change of high rank.
+"""HiRA: the change is the weight times a low-rank product, element by element, which has a high rank.
 
-    W + W * (B A)
+    W + W * (B A),  * element by element
 
 Source: Huang et al. 2025, openreview TwJrTz9cRS.
 """
@@ -13,7 +13,7 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class HiRA(Tuner):
-    """Peft's HiRA."""
+    """A change of high rank: the weight times a low-rank product, element by element (peft's HiRA)."""
 
     name: ClassVar[str] = "hira"
     config: ClassVar[str] = "HiraConfig"

@@ -1,6 +1,6 @@
-"""HRA: r reflections, one after the other, of each weight's inputs; an orthogonal change of rank r.
+"""HRA: each weight's inputs are reflected r times: an orthogonal change of rank r.
 
-    W (1 - 2 u1 u1^T) ... (1 - 2 ur ur^T);  the vectors start in equal pairs, which undo each other
+    W (1 - 2 u1 u1^T) ... (1 - 2 ur ur^T);  the vectors start in equal pairs, whose reflections cancel
 
 Source: Yuan, Liu, Xu 2024, arXiv 2405.17484.
 """
@@ -14,18 +14,18 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class HRA(Tuner):
-    """Peft's HRA."""
+    """Orthogonal change of each weight by r trained reflections of its inputs (peft's HRA)."""
 
     name: ClassVar[str] = "hra"
     config: ClassVar[str] = "HRAConfig"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         sized_by="r",
-        not_on_quantised="peft adapts no quantised layers so",
+        not_on_quantised="peft does not implement it on quantised layers",
     )
     positive: ClassVar[tuple[str, ...]] = ("r",)
 
     r: int = 8  # reflections, above 0 and even, so that the student starts as its base
-    apply_GS: bool = False  # make the vectors orthogonal, by Gram and Schmidt
+    apply_GS: bool = False  # make the vectors orthogonal (Gram-Schmidt)
 
     def __post_init__(self) -> None:
         super().__post_init__()

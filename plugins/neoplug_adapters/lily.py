@@ -1,6 +1,6 @@
-"""Lily: layers share low-rank matrices; a router mixes the shared ones for each token.
+"""Lily: neighbouring layers share A, and a router mixes shared matrices B for each token.
 
-    W + scaling B_x A_l,  A_l of a few neighbouring layers, B_x a mix of num_B matrices by a router of x
+    W + scaling B_x A_l,  A_l shared by stride_A layers, B_x a mix of num_B matrices by a router that reads x
 
 Source: Zhong et al. 2024, arXiv 2407.09946.
 """
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Lily(Tuner):
-    """Peft's Lily."""
+    """LoRA whose A is shared by neighbouring layers, and B mixed for each token by a router (peft's Lily)."""
 
     name: ClassVar[str] = "lily"
     config: ClassVar[str] = "LilyConfig"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         sized_by="r",
-        cannot_merge="the change depends on the token, so that no weight holds it",
+        cannot_merge="the change depends on the token, so no weight can represent it",
     )
     positive: ClassVar[tuple[str, ...]] = ("r", "stride_A", "num_B", "scaling")
 
     r: int = 32  # the rank, above 0
     stride_A: int = 1  # neighbouring layers that share an A
     num_B: int = 2  # matrices B that are mixed, 2 or more
-    scaling: float = 1.0  # of the change
+    scaling: float = 1.0  # factor of the change
 
     @hookimpl
     def merge_adapter(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Refuse it."""
+        """Raise UsageError: it cannot be merged."""
         why = self.traits.cannot_merge
         raise UsageError(f"a `{self.name}` adapter cannot be merged\nwhy: {why}\nfix: use it with peft")

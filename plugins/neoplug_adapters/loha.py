@@ -1,4 +1,4 @@
-"""LoHa: the product, element by element, of two low-rank products: rank up to r^2.
+"""LoHa: the change is the product, element by element, of two low-rank products, of rank up to r^2.
 
     W + alpha / r (B1 A1) * (B2 A2)
 
@@ -14,13 +14,13 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class LoHa(Tuner):
-    """Peft's LoHa."""
+    """A change of rank up to r^2: two low-rank products, multiplied element by element (peft's LoHa)."""
 
     name: ClassVar[str] = "loha"
     config: ClassVar[str] = "LoHaConfig"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         sized_by="r",
-        not_on_quantised="peft adapts no quantised layers so",
+        not_on_quantised="peft does not implement it on quantised layers",
     )
     positive: ClassVar[tuple[str, ...]] = ("r", "alpha")
     shares: ClassVar[tuple[str, ...]] = ("rank_dropout", "module_dropout")

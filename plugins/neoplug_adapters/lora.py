@@ -1,4 +1,4 @@
-"""LoRA: the base stays as it is, a low-rank product is added to each target.
+"""LoRA: a trained low-rank product is added to each target; the base is frozen.
 
     W + scale B A,  scale = lora_alpha / r
 
@@ -13,7 +13,7 @@ from neoplug_adapters.low_rank import LowRank
 
 @dataclass(eq=False)
 class LoRA(LowRank):
-    """Peft's LoRA. DoRA, PiSSA and other variants are plugins of their own."""
+    """Adds a trained low-rank product to each target (peft's LoRA); its variants are separate plugins."""
 
     name: ClassVar[str] = "lora"
 

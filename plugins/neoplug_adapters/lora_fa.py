@@ -1,6 +1,6 @@
-"""LoRA-FA: A stays as it was drawn, B alone trains: half the parameters, and A's input need not be kept.
+"""LoRA-FA: A stays at its random initial values and only B trains, so A's inputs need not be kept for backward.
 
-    W + scale B A,  A frozen
+    W + scale B A,  A frozen: half of LoRA's parameters
 
 Convention: the paper's method; LoRA-FA in peft.optimizers is an optimizer that also rescales B's gradient.
 Source: Zhang et al. 2023, arXiv 2308.03303.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class LoRAFA(LoRA):
-    """LoRA with A frozen."""
+    """LoRA with A frozen at its random initial values: half the parameters and less memory."""
 
     name: ClassVar[str] = "lora_fa"
 

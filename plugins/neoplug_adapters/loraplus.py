@@ -1,10 +1,10 @@
-"""LoRA+: B learns faster than A, since B starts at zero and its best rate grows with the width.
+"""LoRA+: B has a higher learning rate than A, since B starts at 0 and its best rate grows with the width.
 
-    rate of B = lr_ratio x learning_rate;  of A = learning_rate;  of adapters on embeddings = lr_embedding
+    lr of B = lr_ratio x learning_rate;  of A = learning_rate;  of adapters on embeddings = lr_embedding
 
-Convention: peft.optimizers.create_loraplus_optimizer's groups; vectors, as DoRA's magnitude and biases, get B's rate.
-The groups set no weight decay: the optimizer decays them as it decays plain LoRA's, so that a ratio of 1 is
-plain LoRA bit for bit (where no embedding is adapted).
+Convention: the groups of peft.optimizers.create_loraplus_optimizer; vectors, as DoRA's magnitude and biases, get B's
+rate. The groups set no weight decay, so the optimizer's applies as to plain LoRA, and a ratio of 1 is plain LoRA bit
+for bit (where no embedding is adapted).
 Source: Hayou, Ghosh, Yu 2024, arXiv 2402.12354.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class LoRAPlus:
-    """Learning rates for a low-rank adapter that is named with it: `adapter: {dora: {}, loraplus: {lr_ratio: 16}}`."""
+    """A higher learning rate for B of the adapter named with it: `adapter: {dora: {}, loraplus: {lr_ratio: 16}}`."""
 
     lr_ratio: float = 16.0  # 1 or more; peft's loraplus_lr_ratio
     lr_embedding: float = 1e-6  # above 0; peft's loraplus_lr_embedding, for adapters on embedding layers
@@ -38,13 +38,17 @@ class LoRAPlus:
 
     @hookimpl
     def check(self, recipe: Recipe) -> list[Problem]:
-        """Refuse a recipe without a low-rank adapter; one not recognised here is checked in `param_groups`."""
+        """Refuse a recipe without another adapter or with `full`; `param_groups` checks that there are B matrices."""
         mine = key_of("loraplus", recipe.adapter) or "loraplus"
-        beside = [key for key in recipe.adapter if key != mine]
-        full = key_of("full", beside)
-        if beside and full is None:
+        others = [key for key in recipe.adapter if key != mine]
+        full = key_of("full", others)
+        if others and full is None:
             return []
-        what = f"`{mine}` has no B matrices to speed up with `{full}`" if full else f"`{mine}` adds no adapter itself"
+        what = (
+            f"`{mine}` has no effect with `{full}`, which has no B matrices"
+            if full
+            else f"`{mine}` adds no adapter itself"
+        )
         return [
             Problem(what, WHY, "name `lora` or `dora` with it, as adapter: {lora: {}, loraplus: {}}", ("adapter", mine))
         ]

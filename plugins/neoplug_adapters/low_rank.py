@@ -1,4 +1,4 @@
-"""What LoRA and its variants share: peft's options for low-rank matrices, checked."""
+"""Base of LoRA and its variants: peft's options for low-rank matrices, and their checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from neoplug import Problem, RecipeError, hookimpl
 from neoplug_adapters.companions import key_of, quantiser
-from neoplug_adapters.targets import chosen, sizes, unmatched, validate_regexes
+from neoplug_adapters.targets import linear_sizes, target_names, unmatched, validate_regexes
 from neoplug_adapters.tuner import Tuner, is_transposed
 
 if TYPE_CHECKING:
@@ -25,25 +25,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("neoplug")  # the run's log has its handlers there
 
-VARIANTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")  # peft's others: separate adapters here
+# Initialisations of peft that are separate plugins.
+VARIANTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")
 
 
 @dataclass(eq=False)
 class LowRank(Tuner):
-    """W + scale B A with trained A [r, in] and B [out, r]. Options have peft's names and meaning."""
+    """W + scale B A with trained A [r, in] and B [out, r]; options have peft's names and meaning."""
 
     config: ClassVar[str] = "LoraConfig"
-    linear_alone: ClassVar[bool] = False  # on embeddings peft would make it plain LoRA, in silence
-    takes_components: ClassVar[bool] = False  # its start is r components of each weight, which must have them
-    starts: ClassVar[tuple[bool | str, ...]] = (True, "gaussian", "orthogonal")  # that leave the base as it is
+    linear_only: ClassVar[bool] = False  # refuses embeddings, on which peft would train plain LoRA without a warning
+    takes_components: ClassVar[bool] = False  # it starts from r components of each weight, so r is at most their number
+    starts: ClassVar[tuple[bool | str, ...]] = (True, "gaussian", "orthogonal")  # values of init_lora_weights
 
     r: int = 8  # the rank, above 0; scale is lora_alpha / r
     lora_alpha: int = 16  # peft's default is 8 at r = 8; 2 r is the usual choice
     lora_dropout: float = 0.0  # in [0, 1), on what A reads
-    rank_pattern: dict[str, int] = field(default_factory=dict)  # module name or regex -> its own r
-    alpha_pattern: dict[str, int] = field(default_factory=dict)  # module name or regex -> its own lora_alpha
-    modules_to_save: list[str] | None = None  # name endings of modules that train whole; tied weights stay tied
-    bias: Literal["none", "all", "lora_only"] = "none"  # which biases of the base train too
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # module name or regex -> r of these modules
+    alpha_pattern: dict[str, int] = field(default_factory=dict)  # module name or regex -> lora_alpha of these modules
+    modules_to_save: list[str] | None = None  # name endings of modules to train fully; tied weights stay tied
+    bias: Literal["none", "all", "lora_only"] = "none"  # which biases of the base are trained
     use_rslora: bool = False  # scale is lora_alpha / sqrt(r)
     init_lora_weights: bool | str = True  # true (A uniform, B zero), gaussian (A normal, B zero), orthogonal (even r)
     use_dora: bool = False  # fixed by the plugin: true for dora, else false
@@ -83,7 +84,7 @@ class LowRank(Tuner):
 
     @hookimpl
     def check(self, recipe: Recipe) -> list[Problem]:
-        """Refuse a quantised student where this adapter, or its initialisation, cannot stand on one."""
+        """Refuse a quantised student if this adapter, or its initialisation, does not support one."""
         loader = quantiser(recipe.student.load)
         if self.traits.not_on_quantised:
             return super().check(recipe)
@@ -91,7 +92,7 @@ class LowRank(Tuner):
             return []
         return [
             Problem(
-                f"init_lora_weights: orthogonal cannot stand on a student loaded by `{loader}`",
+                f"init_lora_weights: orthogonal does not support a student loaded by `{loader}`",
                 "peft gives the new matrices the integer type of the quantised weights, which takes no gradient",
                 "leave init_lora_weights out, or load the student unquantised",
                 ("adapter", key_of(self.name, recipe.adapter) or self.name, "init_lora_weights"),
@@ -101,55 +102,57 @@ class LowRank(Tuner):
     def _unmatched(self, model: PreTrainedModel) -> Iterator[tuple[str, str]]:
         yield from super()._unmatched(model)
         yield from unmatched(model, {"modules_to_save": self.modules_to_save}, None, {})
-        yield from self._quantised(model)
+        yield from self._quantised_modules_to_save(model)
         yield from unmatched(model, {}, None, {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern})
 
-    def _whole(self, model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
-        """Return the modules that train whole, with their names: those that peft takes."""
+    def _modules_to_save(self, model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
+        """Return the modules that `modules_to_save` names, with their full names."""
         ends = tuple(self.modules_to_save or ())
         return [(name, module) for name, module in model.named_modules() if name.endswith(ends)] if ends else []
 
-    def _quantised(self, model: PreTrainedModel) -> Iterator[tuple[str, str]]:
-        for name, module in self._whole(model):
+    def _quantised_modules_to_save(self, model: PreTrainedModel) -> Iterator[tuple[str, str]]:
+        """Yield (option, what is wrong with it) for each quantised module that should be fully trained."""
+        for name, module in self._modules_to_save(model):
             if not all(weight.is_floating_point() for weight in module.parameters()):
                 yield "modules_to_save", f"`{name}` is quantised, and such weights take no gradient"
 
-    def _tied_whole(self, model: PreTrainedModel) -> list[str] | None:
-        """Return the modules that train whole, if a head that shares its weight with embeddings is among them.
+    def _tied_modules_to_save(self, model: PreTrainedModel) -> list[str] | None:
+        """Return `modules_to_save` by full names if they include embeddings or a head that share their weight.
 
-        The pair goes by the head's name: peft ties embeddings to it in every family, but knows them by few names.
+        Of these two only the head is listed: peft ties the embeddings to it in every family, but finds embeddings only
+        under a few names. None without such a pair.
         """
         embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-        whole = self._whole(model)
-        pair = [module for _, module in whole if module in (embeddings, head)]
+        saved = self._modules_to_save(model)
+        pair = [module for _, module in saved if module in (embeddings, head)]
         if not pair or head is None or embeddings.weight is not head.weight:
             return None
-        named = {name for name, module in model.named_modules() if module is head}
-        return sorted(named | {name for name, module in whole if module not in pair})
+        heads = {name for name, module in model.named_modules() if module is head}
+        return sorted(heads | {name for name, module in saved if module not in pair})
 
     def _options(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Return the arguments of peft's configuration; weights that are tied and trained whole stay tied."""
-        tied = self._tied_whole(model)
+        """Return the arguments of peft's configuration; fully trained weights that are tied stay tied."""
+        tied = self._tied_modules_to_save(model)
         return super()._options(model) | ({"ensure_weight_tying": True, "modules_to_save": tied} if tied else {})
 
     def _config(self, model: PreTrainedModel, total_steps: int) -> Any:
         from peft import LoraConfig
 
         options = self._options(model)
-        if self.target_modules == "all-linear":  # peft's own, which knows fused experts too
+        if self.target_modules == "all-linear":  # peft's own all-linear, which also finds fused experts
             options["exclude_modules"] = self._excluded(model)
         if self.takes_components and self.r == type(self).r and not self.rank_pattern:
-            targets = chosen(model, self.target_modules, options["exclude_modules"], self.layers_to_transform)
+            targets = target_names(model, self.target_modules, options["exclude_modules"], self.layers_to_transform)
             options |= self._fitted_ranks(model, targets)
         return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=is_transposed(model), **options)
 
     def _fitted_ranks(self, model: PreTrainedModel, targets: list[str]) -> dict[str, Any]:
-        """Return separate ranks for targets that have fewer components than r, with the same scale."""
-        most = {name: min(size) for name in targets for size in sizes(model, [name])}
+        """Return lower ranks, with the same scale, for targets that have fewer than r components."""
+        most = {name: min(size) for name in targets for size in linear_sizes(model, [name])}
         small = {name: rank for name, rank in most.items() if rank < self.r}
         if small:
-            told = ", ".join(sorted({f"{name.rpartition('.')[2]} ({rank})" for name, rank in small.items()}))
-            log.info("%s: r is not %d where a target has fewer components: %s", self.name, self.r, told)
+            ranks = ", ".join(sorted({f"{name.rpartition('.')[2]} ({rank})" for name, rank in small.items()}))
+            log.info("%s: r is not %d where a target has fewer components: %s", self.name, self.r, ranks)
         power = 0.5 if self.use_rslora else 1
         alphas = {name: self.lora_alpha * (rank / self.r) ** power for name, rank in small.items()}
         return {"rank_pattern": small, "alpha_pattern": alphas | self.alpha_pattern}
@@ -166,11 +169,11 @@ class LowRank(Tuner):
         return adapted
 
     def _validate_shared(self, model: PreTrainedModel) -> None:
-        """Refuse to change a head's weight where the embeddings share it, and would change with it."""
+        """Refuse to change the weight of a head that shares it with the embeddings."""
         head = model.get_output_embeddings()
         if not self.traits.changes_base or head is None or head.weight is not model.get_input_embeddings().weight:
             return
-        names = [] if self.target_modules == "all-linear" else self._chosen(model)
+        names = [] if self.target_modules == "all-linear" else self._target_names(model)
         if any(model.get_submodule(name) is head for name in names):
             what, why = f"`{self.name}` cannot adapt the head of this model", "its weight is the embeddings' too"
             reason = self.traits.changes_base
@@ -178,15 +181,15 @@ class LowRank(Tuner):
             raise RecipeError([Problem(what, why, fix, ("adapter", self.name, "target_modules"))])
 
     def _validate_embeddings(self, adapted: Any) -> None:
-        """Refuse embeddings where peft adapts them, but not in this adapter's way."""
-        for name, layer in adapted.get_base_model().named_modules() if self.linear_alone else ():
+        """Refuse embeddings that peft adapts by plain LoRA in place of this variant."""
+        for name, layer in adapted.get_base_model().named_modules() if self.linear_only else ():
             if "default" in getattr(layer, "lora_embedding_A", {}):
                 what, why = f"`{self.name}` cannot adapt `{name}`", "peft starts and trains it as plain LoRA there"
-                fix = "name linear layers alone, or name `lora`"
+                fix = "name only linear layers, or name `lora`"
                 raise RecipeError([Problem(what, why, fix, ("adapter", self.name, "target_modules"))])
 
     def _validate_experts(self, config: LoraConfig) -> None:
-        """Refuse experts in one stack, which peft has found by now, where this adapter cannot stand on them."""
+        """Refuse experts stored in one tensor, which peft's configuration lists by now, if they are not supported."""
         if not self.traits.not_on_experts or not config.target_parameters:
             return
         what = f"`{self.name}` cannot adapt the experts of this model"
@@ -194,22 +197,22 @@ class LowRank(Tuner):
         raise RecipeError([Problem(what, self.traits.not_on_experts, fix, ("adapter", self.name, "target_modules"))])
 
     def _for_peft(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options that peft has, with an initialisation that peft has."""
+        """Return the options that peft has, with its default initialisation in place of the variant's."""
         plain = {name: value for name, value in options.items() if name not in self.traits.own_options}
         return plain | {"init_lora_weights": True}
 
     def _validate_ranks(self, adapted: Any) -> None:
-        """Refuse a rank above what a weight has."""
+        """Refuse a rank above the number of a weight's components."""
         for name, layer in lora_layers(adapted):
             r, most = layer.r["default"], min(layer.in_features, layer.out_features)
             if r > most:
                 what = f"r is {r}, but `{name}` has only {most} components to take"
-                fix = f"an r up to {most}, or an own one for it in rank_pattern"
+                fix = f"an r up to {most}, or a lower one for it in rank_pattern"
                 raise RecipeError([Problem(what, fix=fix, path=("adapter", self.name, "r"))])
 
 
 def write_adapter(config: LoraConfig, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Write peft's own two files."""
+    """Write an adapter in peft's two files, configuration and weights."""
     from safetensors.torch import save_file
 
     plain = deepcopy(config)
@@ -219,7 +222,7 @@ def write_adapter(config: LoraConfig, weights: dict[str, torch.Tensor], path: Pa
 
 
 def lora_layers(adapted: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each linear layer with matrices A and B, by the base's name for it."""
+    """Yield each linear layer that has matrices A and B, with its name in the base."""
     for name, layer in adapted.get_base_model().named_modules():
         if "default" in getattr(layer, "lora_A", {}):
             yield name, layer

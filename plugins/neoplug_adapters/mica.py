@@ -1,8 +1,8 @@
-"""MiCA: B is each weight's r minor left singular vectors, frozen; A starts at 0 and trains.
+"""MiCA: B is frozen as the left singular vectors of each weight's r smallest singular values; A starts at 0.
 
     W + scale U[:, -r:] A
 
-Source: arXiv 2604.01694, by peft's account of it.
+Source: arXiv 2604.01694, as peft describes it.
 """
 
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from neoplug_adapters.lora import LoRA
 
 @dataclass(eq=False)
 class MiCA(LoRA):
-    """Peft's MiCA."""
+    """LoRA with B frozen as each weight's r smallest left singular vectors; A trains from 0 (peft's MiCA)."""
 
     name: ClassVar[str] = "mica"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         sized_by="r",
-        not_on_quantised="peft takes no singular vectors of integer weights",
-        not_on_experts="peft takes singular vectors of single matrices alone",
-        seedless="the singular vectors of a weight are its own",
+        not_on_quantised="peft computes no singular vectors of integer weights",
+        not_on_experts="peft computes singular vectors only of single matrices",
+        seedless="the weights decide",
     )
-    linear_alone: ClassVar[bool] = True
+    linear_only: ClassVar[bool] = True
 
     init_lora_weights: Literal["mica"] = "mica"  # fixed by the plugin
 
     def _check_start(self) -> None:
-        """Accept it: there is one."""
+        """Accept `init_lora_weights`: its type has a single value."""

@@ -1,4 +1,4 @@
-"""MiLoRA: A and B start as each weight's r smallest singular components, which the base gives up.
+"""MiLoRA: A and B start as each weight's r smallest singular components, which are removed from the base.
 
     W = U S V;  A = sqrt(S[-r:] / scale) V[-r:],  B = U[:, -r:] sqrt(S[-r:] / scale)
 
@@ -13,23 +13,23 @@ from typing import ClassVar, Literal
 import torch
 
 from neoplug import AdapterTraits
-from neoplug_adapters.taken_start import TakenStart
+from neoplug_adapters.computed_start import ComputedStart
 
 
 @dataclass(eq=False)
-class MiLoRA(TakenStart):
-    """MiLoRA, with peft's LoRA beneath."""
+class MiLoRA(ComputedStart):
+    """LoRA that starts as each weight's r smallest singular components, removed from the base (MiLoRA)."""
 
     name: ClassVar[str] = "milora"
     traits: ClassVar[AdapterTraits] = replace(
-        TakenStart.traits,
-        seedless="the singular components of a weight are its own",
+        ComputedStart.traits,
+        seedless="the weights decide",
     )
 
     init_lora_weights: Literal["milora"] = "milora"  # fixed by the plugin
 
-    def _taken(
-        self, weight: torch.Tensor, r: int, scale: float, read: torch.Tensor | None
+    def _initial_matrices(
+        self, weight: torch.Tensor, r: int, scale: float, statistics: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         left, values, right = torch.linalg.svd(weight, full_matrices=False)
         root = (values[-r:] / scale).sqrt()

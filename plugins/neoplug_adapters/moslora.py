@@ -1,9 +1,9 @@
-"""MoSLoRA: a trained mixer between A and B, so that each column of B meets each row of A.
+"""MoSLoRA: a trained mixer between A and B, which combines each column of B with each row of A.
 
     W + scale B M A,  M [r, r];  A and M start uniform (Kaiming), B at 0
 
-M A is a matrix of A's shape, so a run saves plain LoRA; checkpoints keep the three. The controls of a fair comparison:
-M frozen as it was drawn, M = 1 (plain LoRA), and LoRA with as many parameters.
+M A has A's shape, so a run saves plain LoRA; checkpoints hold A, M and B. Controls of a fair comparison: M frozen at
+its random initial values, M = 1 (plain LoRA), and LoRA with as many parameters.
 Source: Wu, Wang, Zhao, Wong 2024, arXiv 2406.11909.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Mixed(nn.Module):
-    """A and M after it, in the place of peft's A."""
+    """The module that replaces peft's A: x -> M A x."""
 
     def __init__(self, down: nn.Linear, kind: str) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Mixed(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """M A [r, in], as peft reads A to merge it."""
+        """M A [r, in]: peft reads it as A when it merges."""
         with torch.no_grad():
             return self.mixer.weight @ self.down.weight
 
@@ -56,17 +56,17 @@ class Mixed(nn.Module):
 
 @dataclass(eq=False)
 class MoSLoRA(LoRA):
-    """LoRA with a mixer; options are LoRA's."""
+    """LoRA with a trained r x r mixer between A and B; options are LoRA's."""
 
     name: ClassVar[str] = "moslora"
-    linear_alone: ClassVar[bool] = True
+    linear_only: ClassVar[bool] = True
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         sized_by="r",
-        not_on_experts="peft reads the weight of A beside the mixer, which would not train",
+        not_on_experts="peft reads the weight of A without calling it, so the mixer would not train",
         own_options=("mixer",),
     )
 
-    mixer: Literal["trained", "frozen", "identity"] = "trained"  # the last two are controls: identity is plain LoRA
+    mixer: Literal["trained", "frozen", "identity"] = "trained"  # frozen and identity (plain LoRA) are controls
 
     def _options(self, model: PreTrainedModel) -> dict[str, Any]:
         return self._for_peft(super()._options(model)) | {"init_lora_weights": self.init_lora_weights}
@@ -79,7 +79,7 @@ class MoSLoRA(LoRA):
 
     @hookimpl
     def save_adapter(self, model: PeftModel, path: Path) -> None:
-        """Write plain LoRA, M A in the place of A."""
+        """Write plain LoRA in peft's files, with M A in place of A."""
         from peft import get_peft_model_state_dict
 
         weights = get_peft_model_state_dict(model, save_embedding_layers=False)

@@ -1,4 +1,4 @@
-"""OLoRA: A and B start as the first r parts of each weight's QR decomposition, which the base gives up.
+"""OLoRA: A and B start as the first r parts of each weight's QR decomposition, which are removed from the base.
 
     W = Q R;  A = R[:r],  B = Q[:, :r],  whose columns are orthonormal
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from neoplug import AdapterTraits
-from neoplug_adapters.moved_base import MovedBase
+from neoplug_adapters.residual_base import ResidualBase
 
 
 @dataclass(eq=False)
-class OLoRA(MovedBase):
-    """Peft's OLoRA."""
+class OLoRA(ResidualBase):
+    """LoRA that starts as the first r parts of each weight's QR decomposition, removed from the base (OLoRA)."""
 
     name: ClassVar[str] = "olora"
-    traits: ClassVar[AdapterTraits] = replace(MovedBase.traits, seedless="the decomposition of a weight is its own")
+    traits: ClassVar[AdapterTraits] = replace(ResidualBase.traits, seedless="the weights decide")
 
     init_lora_weights: Literal["olora"] = "olora"  # fixed by the plugin
 
     def _check_start(self) -> None:
-        """Accept it: there is one."""
+        """Accept `init_lora_weights`: its type has a single value."""

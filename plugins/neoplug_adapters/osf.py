@@ -1,6 +1,6 @@
-"""OSF: full fine-tuning of each weight but in the directions of its largest singular components, which are frozen.
+"""OSF: full fine-tuning of each weight except its largest singular components, which are frozen.
 
-    U S V of W: the first effective_rank components stay, the rest train, their gradients orthogonal to the first
+    W = U S V: the first effective_rank components are frozen, the rest train, with gradients orthogonal to the first
 
 Source: Nayak et al. 2025, arXiv 2504.07097.
 """
@@ -14,14 +14,14 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class OSF(Tuner):
-    """Peft's OSF."""
+    """Full fine-tuning except for each weight's largest singular components, which are frozen (peft's OSF)."""
 
     name: ClassVar[str] = "osf"
     config: ClassVar[str] = "OSFConfig"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         sized_by="effective_rank",
-        not_on_quantised="peft takes no singular components of integer weights",
-        seedless="the singular components of a weight are its own",
+        not_on_quantised="peft computes no singular components of integer weights",
+        seedless="the weights decide",
     )
 
-    effective_rank: int | float | None = None  # components that stay: a number, or a share below 1; left out: half
+    effective_rank: int | float | None = None  # frozen components: a number, or a share below 1; left out: half

@@ -1,9 +1,8 @@
-"""P-tuning: embeddings computed by a small trained network are put before those of the text.
+"""P-tuning: trained embeddings, computed by a small network, are put before those of the text.
 
-    [f(P); E(text)],  P [num_virtual_tokens, hidden], f an MLP of three layers or an LSTM with an MLP on it
+    [f(P); E(text)],  P [num_virtual_tokens, hidden], f an MLP of three layers, or an LSTM followed by an MLP
 
-What is saved is f(P), so an adapter that was saved cannot train on; a run that was stopped can.
-
+The saved adapter holds f(P), so it cannot be trained further; an interrupted run can be resumed.
 Source: Liu et al. 2021, arXiv 2103.10385.
 """
 
@@ -15,12 +14,12 @@ from typing import ClassVar, Literal
 from neoplug import AdapterTraits
 from neoplug_adapters.virtual_tokens import VirtualTokens
 
-LAYERS = 2  # of an LSTM by default; peft's MLP takes no other number
+LAYERS = 2  # default of encoder_num_layers, which peft's MLP ignores
 
 
 @dataclass(eq=False)
 class PTuning(VirtualTokens):
-    """Peft's p-tuning."""
+    """Trained embeddings before the text, computed by a small MLP or LSTM (peft's p-tuning)."""
 
     name: ClassVar[str] = "p_tuning"
     config: ClassVar[str] = "PromptEncoderConfig"
@@ -29,7 +28,7 @@ class PTuning(VirtualTokens):
     sized: ClassVar[tuple[str, ...]] = ("encoder_hidden_size",)
 
     encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
-    encoder_hidden_size: int | None = None  # of the network; left out, the model's
+    encoder_hidden_size: int | None = None  # hidden size of the network; left out: the model's
     encoder_num_layers: int = LAYERS  # of the LSTM, above 0
     encoder_dropout: float = 0.0  # between the LSTM's layers, in [0, 1)
 

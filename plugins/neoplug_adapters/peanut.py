@@ -1,4 +1,4 @@
-"""PEANuT: each change is a small network of the weight itself.
+"""PEANuT: each change is the output of a small trained network that reads the weight.
 
     W + scaling f(W),  f: A, then depth layers down and up with act_fn between, then B, which starts at 0
 
@@ -14,7 +14,7 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class PEANuT(Tuner):
-    """Peft's PEANuT."""
+    """A change computed by a small trained network that reads the weight itself (peft's PEANuT)."""
 
     name: ClassVar[str] = "peanut"
     config: ClassVar[str] = "PeanutConfig"
@@ -24,7 +24,7 @@ class PEANuT(Tuner):
     )
     positive: ClassVar[tuple[str, ...]] = ("r", "scaling")
 
-    r: int = 32  # the network's width
+    r: int = 32  # width of the network
     depth: int = 0  # layers on either side of the middle, 0 or more
-    act_fn: str = "relu"  # between layers, by transformers' names
-    scaling: float = 1.0  # of the change, above 0
+    act_fn: str = "relu"  # activation function, by its name in transformers
+    scaling: float = 1.0  # factor of the change, above 0

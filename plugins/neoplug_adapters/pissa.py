@@ -1,4 +1,4 @@
-"""PiSSA: A and B start as each weight's r largest singular components, which the base gives up.
+"""PiSSA: A and B start as each weight's r largest singular components, which are removed from the base.
 
     W = U S V;  A = sqrt(S[:r] / scale) V[:r],  B = U[:, :r] sqrt(S[:r] / scale)
 
@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from neoplug import AdapterTraits
-from neoplug_adapters.moved_base import MovedBase
+from neoplug_adapters.residual_base import ResidualBase
 
 
 @dataclass(eq=False)
-class PiSSA(MovedBase):
-    """Peft's PiSSA."""
+class PiSSA(ResidualBase):
+    """LoRA that starts as each weight's r largest singular components, removed from the base (PiSSA)."""
 
     name: ClassVar[str] = "pissa"
     traits: ClassVar[AdapterTraits] = replace(
-        MovedBase.traits,
-        seedless="the singular components of a weight are its own",
+        ResidualBase.traits,
+        seedless="the weights decide",
     )
 
-    init_lora_weights: str = "pissa"  # pissa, or pissa_niter_16: faster, by a randomised decomposition of 16 rounds
+    init_lora_weights: str = "pissa"  # pissa, or pissa_niter_16: a faster randomised decomposition, 16 iterations
 
     def _check_start(self) -> None:
         if not re.fullmatch(r"pissa(_niter_\d+)?", self.init_lora_weights):

@@ -1,4 +1,4 @@
-"""Prefix tuning: each layer's attention sees trained keys and values before the text's own.
+"""Prefix tuning: in each layer, trained keys and values are put before those of the text.
 
     attention(q, [P_k; K], [P_v; V]),  P_k and P_v [num_virtual_tokens, key-value heads x head size] of each layer
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class PrefixTuning(VirtualTokens):
-    """Peft's prefix tuning."""
+    """Trained keys and values before those of the text in each layer (peft's prefix tuning)."""
 
     name: ClassVar[str] = "prefix_tuning"
     config: ClassVar[str] = "PrefixTuningConfig"
     traits: ClassVar[AdapterTraits] = replace(
         VirtualTokens.traits,
-        not_checkpointed="its keys and values come as a cache, which checkpointed layers do not read",
+        not_checkpointed="its keys and values are passed as a cache, which checkpointed layers do not read",
     )
     positive: ClassVar[tuple[str, ...]] = ("num_virtual_tokens", "encoder_hidden_size")
     sized: ClassVar[tuple[str, ...]] = ("encoder_hidden_size",)
 
-    prefix_projection: bool = False  # a trained MLP makes keys and values; what is saved then cannot train on
-    encoder_hidden_size: int | None = None  # of that MLP; left out, the model's
-    init_weights: Literal["zero"] | None = None  # keys and values start at 0; left out, at random
+    prefix_projection: bool = False  # an MLP computes them; the saved adapter cannot be trained further
+    encoder_hidden_size: int | None = None  # hidden size of that MLP; left out: the model's
+    init_weights: Literal["zero"] | None = None  # zero: keys and values start at 0; left out: at random
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,8 @@
 
     [P; E(text)],  P [num_virtual_tokens, hidden]
 
-Source: Lester et al. 2021, arXiv 2104.08691, where P that starts as embeddings of the vocabulary does best.
+Source: Lester et al. 2021, arXiv 2104.08691, who find initialisation with embeddings of the
+vocabulary best.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class PromptTuning(VirtualTokens):
-    """Peft's prompt tuning."""
+    """Trained embeddings before those of the text (peft's prompt tuning)."""
 
     name: ClassVar[str] = "prompt_tuning"
     config: ClassVar[str] = "PromptTuningConfig"
 
-    prompt_tuning_init: Literal["SAMPLE_VOCAB", "TEXT", "RANDOM"] = "SAMPLE_VOCAB"  # how the tokens start
+    prompt_tuning_init: Literal["SAMPLE_VOCAB", "TEXT", "RANDOM"] = "SAMPLE_VOCAB"  # how the tokens are initialised
     prompt_tuning_init_text: str | None = None  # for TEXT: cut, or repeated, to num_virtual_tokens
-    tokenizer_name_or_path: str | None = None  # for TEXT; left out, the student's own
+    tokenizer_name_or_path: str | None = None  # for TEXT; left out: the student's
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,6 @@
-"""PSOFT: OFT inside each weight's r largest singular components.
+"""PSOFT: OFT restricted to each weight's r largest singular components.
 
-    W - B A + B diag(b) R diag(a) A,  B A the truncated decomposition of W, R orthogonal, from the identity
+    W - B A + B diag(b) R diag(a) A,  B A the truncated decomposition (SVD) of W, R orthogonal, starts as 1
 
 Source: Wu et al. 2025, openreview FSHrinMArK.
 """
@@ -14,25 +14,25 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class PSOFT(Tuner):
-    """Peft's PSOFT."""
+    """OFT restricted to each weight's r largest singular components (peft's PSOFT)."""
 
     name: ClassVar[str] = "psoft"
     config: ClassVar[str] = "PsoftConfig"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         sized_by="r",
-        not_on_quantised="peft takes no singular components of integer weights",
-        seedless="R starts as the identity, and the singular components of a weight are its own",
+        not_on_quantised="peft computes no singular components of integer weights",
+        seedless="R starts as the identity, and the weights decide the rest",
     )
     positive: ClassVar[tuple[str, ...]] = ("r", "psoft_alpha")
     shares: ClassVar[tuple[str, ...]] = ("psoft_dropout",)
 
-    r: int | None = None  # singular components; left out: 32, or as many as the smallest target has
-    psoft_alpha: int = 32  # as peft has it: its own scale is psoft_alpha / r
+    r: int | None = None  # singular components; left out: 32, or if less those of the smallest target
+    psoft_alpha: int = 32  # peft's scale is psoft_alpha / r
     psoft_dropout: float = 0.0  # in [0, 1), on what A reads
     psoft_orth: bool = True  # keep R orthogonal; false: any matrix
     psoft_mag_b: bool = True  # train b
     psoft_mag_a: bool = True  # train a
-    use_cayley_neumann: bool = False  # a series in place of the inverse
+    use_cayley_neumann: bool = False  # a truncated series in place of the matrix inverse
 
     def _fitted(self, targets: list[tuple[int, int]], total_steps: int) -> dict[str, Any]:
         return {"r": self._up_to("r", min(size for target in targets for size in target), 32)}

@@ -1,4 +1,4 @@
-"""PVeRA: VeRA whose inner activations are drawn from a normal distribution in training; mean and spread train.
+"""PVeRA: VeRA whose inner activations are sampled in training, from a normal distribution with trained mean and spread.
 
     W + diag(b) B z,  z ~ N(mean, spread) with mean and log-spread parts of diag(d) A x;  in evaluation z is the mean
 
@@ -13,7 +13,7 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class PVeRA(Tuner):
-    """Peft's PVeRA."""
+    """VeRA with inner activations sampled from a trained normal distribution (peft's PVeRA)."""
 
     name: ClassVar[str] = "pvera"
     config: ClassVar[str] = "PveraConfig"
@@ -23,6 +23,6 @@ class PVeRA(Tuner):
 
     r: int = 256  # the rank of the shared pair, above 0
     pvera_dropout: float = 0.0  # in [0, 1), on what A reads
-    d_initial: float = 0.1  # what d starts with
-    projection_prng_key: int | None = None  # the seed of the shared pair; left out: drawn from the run's
+    d_initial: float = 0.1  # initial value of d
+    projection_prng_key: int | None = None  # the seed of the shared pair; left out: drawn from the run's seed
     save_projection: bool = True  # store the shared pair; false: it is drawn again from its seed

@@ -1,4 +1,4 @@
-"""SHiRA: a few entries of each weight train, at random places: a sparse change of high rank.
+"""SHiRA: a few entries of each weight train, at random positions: a sparse change of high rank.
 
     W + S,  S sparse with r (in + out) entries, as many as LoRA of rank r has
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class SHiRA(Tuner):
-    """Peft's SHiRA with random places."""
+    """Trains a few entries of each weight at random positions (peft's SHiRA)."""
 
     name: ClassVar[str] = "shira"
     config: ClassVar[str] = "ShiraConfig"
     positive: ClassVar[tuple[str, ...]] = ("r",)
     drawn: ClassVar[tuple[str, ...]] = ("random_seed",)
 
-    r: int | None = None  # as many entries as LoRA of this rank; left out: 32, or what the smallest target can hold
-    random_seed: int | None = None  # the seed of the places; left out: drawn from the run's
+    r: int | None = None  # as many entries as LoRA of this rank; left out: 32, or if less the smallest target's
+    random_seed: int | None = None  # the seed of the positions; left out: drawn from the run's seed
 
     def _fitted(self, targets: list[tuple[int, int]], total_steps: int) -> dict[str, Any]:
         most = min(inputs * outputs // (inputs + outputs) for inputs, outputs in targets)
         return {"r": self._up_to("r", most, 32)}
 
     def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
-        torch.sparse.check_sparse_tensor_invariants.disable()  # torch's default; said so, it warns at no step
-        if model.device.type == "meta":  # a skeleton has no places
+        torch.sparse.check_sparse_tensor_invariants.disable()  # torch's default; without it torch warns at each step
+        if model.device.type == "meta":  # meta tensors have no positions
             config.mask_fn = None
         return super()._adapt(model, config, batches)

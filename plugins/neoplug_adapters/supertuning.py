@@ -1,6 +1,6 @@
-"""Super-Tuning: the largest entries of each weight are trained, all others are frozen; with r, also a LoRA (Supra).
+"""Super-Tuning: the largest entries of each weight are trained, all others are frozen; with r, a LoRA is added (Supra).
 
-    W + S + lora_alpha / r B A,  S sparse, at the places of the (1 - sparsity) largest entries of W, from 0
+    W + S + lora_alpha / r B A,  S sparse, at the (1 - sparsity) largest entries of W, starts at 0
 
 Source: arXiv 2607.09287.
 """
@@ -14,11 +14,11 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class SuperTuning(Tuner):
-    """Peft's Super-Tuning."""
+    """Trains the largest entries of each weight, and with `r` also a LoRA (peft's Super-Tuning)."""
 
     name: ClassVar[str] = "supertuning"
     config: ClassVar[str] = "SupertuningConfig"
-    # no size: `sparsity` is a share, and r adds another adapter
+    # no `sized_by`: `sparsity` is not an integer, and r adds another adapter
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         not_on_quantised="it changes single entries of the weights, which are packed integers",
         seedless="the weights decide which of their entries train",
@@ -26,10 +26,10 @@ class SuperTuning(Tuner):
     positive: ClassVar[tuple[str, ...]] = ("r", "lora_alpha")
     shares: ClassVar[tuple[str, ...]] = ("sparsity", "lora_dropout")
 
-    sparsity: float = 0.99  # share of entries that stay, in [0, 1)
+    sparsity: float = 0.99  # share of frozen entries, in [0, 1)
     select_top: bool = True  # the largest train; false: the smallest
     r: int | None = None  # the rank of an additional LoRA; left out: none
-    lora_alpha: float | None = None  # its scale is lora_alpha / r; left out: 2 r
+    lora_alpha: float | None = None  # scale of that LoRA is lora_alpha / r; left out: 2 r
     lora_dropout: float = 0.0  # in [0, 1), on what A reads
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Names in an adapter's options that match nothing in the model. Peft ignores most of these in silence."""
+"""The modules of a model that an adapter's options name, and names that match none: peft ignores most of these."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def unmatched(
     layers: int | list[int] | None,
     patterns: Mapping[str, Iterable[str]],
 ) -> Iterator[tuple[str, str]]:
-    """Yield (option, what is wrong with it).
+    """Yield (option, what is wrong with it) for each name, regex or layer number that matches nothing in the model.
 
     targets   option -> names, name endings or a regex of whole names, as peft reads `target_modules`
     layers    peft's `layers_to_transform`
@@ -31,36 +31,36 @@ def unmatched(
     names = [name for name, _ in model.named_modules() if name]
     for option, wanted in targets.items():
         for target in _missing(wanted, names):
-            yield option, f"`{target}` matches no module of the model{_near(target, names)}"
+            yield option, f"`{target}` matches no module of the model{_suggestion(target, names)}"
     for option, keys in patterns.items():
         for key in keys:
             if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
-                yield option, f"`{key}` matches no module of the model{_near(key, names)}"
+                yield option, f"`{key}` matches no module of the model{_suggestion(key, names)}"
     count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     for layer in [layers] if isinstance(layers, int) else layers or []:
         if count is not None and not 0 <= layer < count:
             yield "layers_to_transform", f"there is no layer {layer}: the model has {count}, counted from 0"
 
 
-def chosen(
+def target_names(
     model: PreTrainedModel, targets: str | list[str], excluded: Names, layers: int | list[int] | None
 ) -> list[str]:
-    """Return the names of the modules that an adapter's options name, in the model's order; all-linear has no head."""
+    """Return the names of the modules to adapt, in the model's order; all-linear does not include the head."""
     names = [name for name, module in model.named_modules() if name and not list(module.children())]
     if targets == "all-linear":
         head = model.get_output_embeddings()
-        taken = [name for name in names if _is_linear(found := model.get_submodule(name)) and found is not head]
+        matching = [name for name in names if _is_linear(module := model.get_submodule(name)) and module is not head]
     else:
-        taken = [name for name in names if _matches(name, targets)]
+        matching = [name for name in names if _matches(name, targets)]
     wanted = {layers} if isinstance(layers, int) else set(layers or ())
     return [
-        name for name in taken
+        name for name in matching
         if not (excluded and _matches(name, excluded)) and (not wanted or _layer_of(name) in wanted)
     ]  # fmt: skip
 
 
-def sizes(model: PreTrainedModel, names: list[str]) -> list[tuple[int, int]]:
-    """Return inputs and outputs of each of the modules that are linear layers."""
+def linear_sizes(model: PreTrainedModel, names: list[str]) -> list[tuple[int, int]]:
+    """Return (inputs, outputs) of those of the modules that are linear layers."""
     modules = [model.get_submodule(name) for name in names]
     return [
         (module.in_features, module.out_features) if hasattr(module, "in_features") else (module.nx, module.nf)
@@ -68,15 +68,15 @@ def sizes(model: PreTrainedModel, names: list[str]) -> list[tuple[int, int]]:
     ]  # fmt: skip
 
 
-def beside(names: Names, endings: list[str]) -> Names:
-    """Return names or a regex of names that mean these endings too."""
+def with_endings(names: Names, endings: list[str]) -> Names:
+    """Return the names, a list or a regex, extended by name endings."""
     if isinstance(names, str):
         return "|".join([f"(?:{names})", *(rf".*\.{re.escape(ending)}" for ending in endings)])
     return [*(names or []), *endings]
 
 
 def validate_regexes(options: Mapping[str, Iterable[str]]) -> None:
-    """Raise ValueError for the first regex of an option that is none."""
+    """Raise ValueError for the first string that is not a valid regular expression. options: {name: strings}."""
     for name, regexes in options.items():
         for regex in regexes:
             try:
@@ -86,50 +86,53 @@ def validate_regexes(options: Mapping[str, Iterable[str]]) -> None:
 
 
 def _is_linear(module: torch.nn.Module) -> bool:
-    """Say whether a module is a matrix to peft: torch's, bitsandbytes' (which inherit torch's) or GPT-2's."""
+    """Return whether a module is a linear layer: torch's, bitsandbytes' (which inherit torch's) or GPT-2's Conv1D."""
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _matches(name: str, wanted: str | list[str]) -> bool:
+    """Return whether a module's name matches a regex as a whole, or ends with one of a list of names."""
     if isinstance(wanted, str):
         return re.fullmatch(wanted, name) is not None
     return any(f".{name}".endswith(f".{ending}") for ending in wanted)
 
 
 def _layer_of(name: str) -> int | None:
+    """Return the number of the layer in a module's name, None without one."""
     found = re.match(r".*\.[^.]*\.(\d+)\.", name)
     return int(found[1]) if found else None
 
 
-def bypassed(model: torch.nn.Module) -> list[str]:
-    """Return endings of linear layers whose weights a model reads without calling them, as mamba's fused kernels do.
+def uncalled_layers(model: torch.nn.Module) -> list[str]:
+    """Return name endings of linear layers whose weights a model reads without calling them, as mamba's fused kernels.
 
-    An adapter on such a layer would take no part, in silence; peft refuses some of them, by the model's type.
+    An adapter on such a layer would have no effect, without a warning; peft refuses some, by the model's type.
     """
-    mamba = ("conv1d", "D", "out_proj")  # what such a mixer has, and other linear attention has not
+    mamba = ("conv1d", "D", "out_proj")  # attributes that such a mixer has, but no other linear attention
     mixers = {name.rpartition(".")[2] for name, part in model.named_modules() if all(hasattr(part, at) for at in mamba)}
     return sorted(f"{mixer}.out_proj" for mixer in mixers)
 
 
-def vectors(model: torch.nn.Module) -> list[str]:
-    """Return endings of linear layers of one output, as the gate of Qwen2-MoE's shared expert: no matrix to adapt."""
-    found = (name for name, module in model.named_modules() if getattr(module, "out_features", None) == 1)
-    return sorted({".".join(name.split(".")[-2:]) for name in found})
+def single_output_layers(model: torch.nn.Module) -> list[str]:
+    """Return name endings of linear layers with one output, as the gate of Qwen2-MoE's shared expert."""
+    names = (name for name, module in model.named_modules() if getattr(module, "out_features", None) == 1)
+    return sorted({".".join(name.split(".")[-2:]) for name in names})
 
 
-def passed_by(model: torch.nn.Module, target_parameters: Collection[str] | None) -> int:
-    """Count the weights of experts that no adapter reached: matrices in one stack are no linear layers to peft.
+def unadapted_expert_weights(model: torch.nn.Module, target_parameters: Collection[str] | None) -> int:
+    """Return the number of expert weights without adapter: those in one 3-dimensional tensor, which is no linear layer.
 
-    target_parameters   what peft adapts of them: by itself it does so in the families of Mixtral and Qwen
+    target_parameters   expert tensors that peft adapts, as it does by default in the families of Mixtral and Qwen
     """
     if target_parameters:
         return 0
     modules = [module for module in model.modules() if not isinstance(module, torch.nn.modules.conv._ConvNd)]
-    weights = [w for module in modules for w in module.parameters(recurse=False) if not w.requires_grad]  # the base's
+    weights = [w for module in modules for w in module.parameters(recurse=False) if not w.requires_grad]  # of the base
     return sum(weight.numel() for weight in weights if weight.ndim == 3 and min(weight.shape) > 1)
 
 
 def _missing(wanted: Names, names: list[str]) -> list[str]:
+    """Return those of the wanted names, or the regex, that match no module."""
     if wanted is None:
         return []
     if isinstance(wanted, str):
@@ -139,7 +142,7 @@ def _missing(wanted: Names, names: list[str]) -> list[str]:
     return [target for target in wanted if not any(_matches(name, [target]) for name in names)]
 
 
-def _near(name: str, names: list[str]) -> str:
-    """Suggest the nearest last part of a module's name, or list all of them but numbers."""
+def _suggestion(name: str, names: list[str]) -> str:
+    """Return the end of an error message: the most similar last part of a module's name, or all of them but numbers."""
     parts = sorted({part for full in names if not (part := full.rpartition(".")[2]).isdigit()})
     return did_you_mean(name, parts) or f"; its modules are named {', '.join(parts)}"

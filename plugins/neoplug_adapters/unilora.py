@@ -1,6 +1,6 @@
-"""Uni-LoRA: all entries of all A and B are read from one trained vector, by a fixed random map.
+"""Uni-LoRA: all entries of all A and B are entries of one trained vector, assigned by a fixed random map.
 
-    vec(A, B of all targets) = P theta,  P has one entry a row;  theta of theta_d_length numbers
+    vec(A, B of all targets) = P theta,  P has one nonzero entry per row;  theta has theta_d_length numbers
 
 Source: Li et al. 2025, arXiv 2506.00799.
 """
@@ -14,7 +14,7 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class UniLoRA(Tuner):
-    """Peft's UniLoRA."""
+    """LoRA whose matrices are all read from one trained vector by a fixed random map (peft's Uni-LoRA)."""
 
     name: ClassVar[str] = "unilora"
     config: ClassVar[str] = "UniLoraConfig"
@@ -29,8 +29,8 @@ class UniLoRA(Tuner):
     drawn: ClassVar[tuple[str, ...]] = ("proj_seed",)
 
     r: int = 4  # the rank, above 0
-    theta_d_length: int = 256  # numbers that train
+    theta_d_length: int = 256  # trained numbers in all
     unilora_dropout: float = 0.0  # in [0, 1), on what A reads
-    init_theta_d_bound: float = 0.02  # they start in +- this
-    proj_seed: int | None = None  # the seed of the map; left out: drawn from the run's
+    init_theta_d_bound: float = 0.02  # they start uniform in +- this
+    proj_seed: int | None = None  # the seed of the map; left out: drawn from the run's seed
     save_indices: bool = False  # store the map; false: it is drawn again from its seed

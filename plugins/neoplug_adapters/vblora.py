@@ -1,4 +1,4 @@
-"""VB-LoRA: the rows of all A and B are mixed from one shared bank of trained vectors.
+"""VB-LoRA: pieces of all A and B are mixed from one shared bank of trained vectors.
 
     W + B A, each piece of vector_length numbers a weighted sum of the topk vectors that its logits choose
 
@@ -14,7 +14,7 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class VBLoRA(Tuner):
-    """Peft's VBLoRA."""
+    """LoRA whose matrices are all mixed from one shared bank of trained vectors (peft's VB-LoRA)."""
 
     name: ClassVar[str] = "vblora"
     config: ClassVar[str] = "VBLoRAConfig"
@@ -34,11 +34,11 @@ class VBLoRA(Tuner):
 
     r: int = 4  # the rank, above 0
     num_vectors: int = 256  # in the bank
-    vector_length: int | None = None  # divides all targets' sizes; left out: the largest such up to 256
+    vector_length: int | None = None  # must divide all sizes of the targets; left out: the largest divisor up to 256
     topk: int = 2  # vectors in a mix
     vblora_dropout: float = 0.0  # in [0, 1), on what A reads
-    init_vector_bank_bound: float = 0.02  # the bank starts in +- this
-    init_logits_std: float = 0.1  # of the logits' start
+    init_vector_bank_bound: float = 0.02  # the bank starts uniform in +- this
+    init_logits_std: float = 0.1  # standard deviation of the initial logits
 
     def _fitted(self, targets: list[tuple[int, int]], total_steps: int) -> dict[str, Any]:
         return {"vector_length": self._dividing("vector_length", (size for target in targets for size in target), 256)}

@@ -1,4 +1,4 @@
-"""VeRA: all targets share one frozen random pair of matrices; two vectors a target train.
+"""VeRA: all targets share one frozen random pair of matrices; two vectors per target train.
 
     W + diag(b) B diag(d) A,  A and B frozen and shared;  b starts at 0, d at d_initial
 
@@ -13,7 +13,7 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class VeRA(Tuner):
-    """Peft's VeRA."""
+    """LoRA with one frozen random pair A, B for all targets and two trained vectors per target (peft's VeRA)."""
 
     name: ClassVar[str] = "vera"
     config: ClassVar[str] = "VeraConfig"
@@ -23,6 +23,6 @@ class VeRA(Tuner):
 
     r: int = 256  # the rank of the shared pair, above 0
     vera_dropout: float = 0.0  # in [0, 1), on what A reads
-    d_initial: float = 0.1  # what d starts with
-    projection_prng_key: int | None = None  # the seed of the shared pair; left out: drawn from the run's
+    d_initial: float = 0.1  # initial value of d
+    projection_prng_key: int | None = None  # the seed of the shared pair; left out: drawn from the run's seed
     save_projection: bool = True  # store the shared pair; false: it is drawn again from its seed

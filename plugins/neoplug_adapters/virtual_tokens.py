@@ -1,6 +1,6 @@
-"""Base of adapters with virtual tokens: trained columns are put before each row, and no layer changes.
+"""Base of adapters with virtual tokens: trained vectors are put before each document, and no layer changes.
 
-Each document must attend to them from its first position on, so each has a separate row.
+Every document must attend to them from its first position on, so each has a separate row.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class VirtualTokens:
-    """A prompt method of peft's: its options are fields of peft's configuration, by their own names."""
+    """An adapter of peft with virtual tokens; options are fields of peft's configuration, under the same names."""
 
-    name: ClassVar[str]  # the plugin's own
+    name: ClassVar[str]  # of the plugin
     config: ClassVar[str]  # the class of peft's configuration
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         sized_by="num_virtual_tokens",
-        starts_elsewhere="the text sees the virtual tokens from the first step on",
-        cannot_merge="its virtual tokens stand before the text, so that no weight holds them",
+        starts_elsewhere="the text attends to the virtual tokens from the first step on",
+        cannot_merge="its virtual tokens precede the text, and no weight can represent them",
     )
-    positive: ClassVar[tuple[str, ...]] = ("num_virtual_tokens",)  # options that must be above 0 where they are given
-    sized: ClassVar[tuple[str, ...]] = ()  # options that are the model's hidden size where they are left out
+    positive: ClassVar[tuple[str, ...]] = ("num_virtual_tokens",)  # options that must be above 0 if given
+    sized: ClassVar[tuple[str, ...]] = ()  # options whose default is the model's hidden size
 
     num_virtual_tokens: int = 20  # before each document, above 0
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.traits = AdapterTraits.of(cls)  # for a class that states them in the older form
+        cls.traits = AdapterTraits.of(cls)  # reads the older form, class variables
 
     def __post_init__(self) -> None:
         for name in self.positive:
@@ -58,9 +58,9 @@ class VirtualTokens:
 
     @hookimpl
     def add_adapter(self, model: PreTrainedModel, rng: torch.Generator) -> torch.nn.Module:
-        """Return the PeftModel. Same seed, same start; torch's own generators are left as they were.
+        """Return the PeftModel, initialised from `rng`; the state of torch's global generators does not change.
 
-        Raises RecipeError where peft cannot put virtual tokens before what the model reads.
+        Raises RecipeError where peft does not support the model.
         """
         from neoplug import quiet_peft
 
@@ -73,12 +73,12 @@ class VirtualTokens:
 
     @hookimpl
     def merge_adapter(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Refuse it."""
+        """Raise UsageError: virtual tokens cannot be merged."""
         why = self.traits.cannot_merge
         raise UsageError(f"a `{self.name}` adapter cannot be merged\nwhy: {why}\nfix: use it with peft")
 
     def _adapt(self, model: PreTrainedModel) -> torch.nn.Module:
-        """Return the model behind its virtual tokens; a short text proves that it can read them."""
+        """Return the PeftModel; a forward pass on two tokens checks that the model accepts the virtual tokens."""
         import peft
 
         from neoplug import rename_cache_argument

@@ -1,4 +1,4 @@
-"""WaveFT: the change is the inverse wavelet transform of a few trained coefficients at random places.
+"""WaveFT: the change is the inverse wavelet transform of a few trained coefficients at random positions.
 
     W + scaling IDWT2(C),  C sparse: n_frequency entries
 
@@ -14,7 +14,7 @@ from neoplug_adapters.tuner import Tuner
 
 @dataclass(eq=False)
 class WaveFT(Tuner):
-    """Peft's WaveFT."""
+    """A change given by a few trained wavelet coefficients at random positions (peft's WaveFT)."""
 
     name: ClassVar[str] = "waveft"
     config: ClassVar[str] = "WaveFTConfig"
@@ -22,11 +22,11 @@ class WaveFT(Tuner):
     positive: ClassVar[tuple[str, ...]] = ("n_frequency", "scaling")
     drawn: ClassVar[tuple[str, ...]] = ("random_loc_seed",)
 
-    n_frequency: int | None = None  # coefficients a target; left out: 2592, or as many as the smallest has
+    n_frequency: int | None = None  # coefficients per target; left out: 2592, or if less the size of the smallest
     scaling: float = 25.0  # of the change
-    wavelet_family: str = "db1"  # as pywavelets names it
+    wavelet_family: str = "db1"  # by its name in pywavelets
     use_idwt: bool = True  # false: the coefficients are the change itself
-    random_loc_seed: int | None = None  # the seed of their places; left out: drawn from the run's
+    random_loc_seed: int | None = None  # the seed of the positions; left out: drawn from the run's seed
     proportional_parameters: bool = False  # more coefficients for larger targets
 
     def _fitted(self, targets: list[tuple[int, int]], total_steps: int) -> dict[str, Any]:

@@ -343,7 +343,7 @@ def test_beft_is_merged_into_biases_and_nowhere_else():
         if layers == ["q_proj"]:
             torch.testing.assert_close(adapter.merge_adapter(student)(input_ids=ids).logits, wanted)
             continue
-        with pytest.raises(UsageError, match="the model has no biases at these layers"):
+        with pytest.raises(UsageError, match="the model has no biases in these layers"):
             adapter.merge_adapter(student)
 
 
@@ -391,7 +391,7 @@ def test_adaption_prompts_attend_beside_the_layers_own_attention():
 
 
 def test_adaption_prompts_refuse_what_peft_computes_wrongly():
-    with pytest.raises(RecipeError, match="4 heads of size 8, but peft takes 48 / 4"):
+    with pytest.raises(RecipeError, match="4 heads of size 8, but peft computes 48 / 4"):
         prompted(real(head_dim=8))
     with pytest.raises(RecipeError, match="Unsupported model type"):
         prompted(
@@ -494,7 +494,7 @@ def test_beft_merges_where_all_targets_have_biases(llama):
 
 @pytest.mark.parametrize(("options", "steps"), [({}, 1), ({"tinit": 2}, 4), ({"tfinal": 3}, 4)])
 def test_adalora_needs_steps_to_choose_ranks_in(llama, options, steps):
-    with pytest.raises(RecipeError, match=f"a run of {steps} steps leaves none to choose ranks in"):
+    with pytest.raises(RecipeError, match=f"a run of {steps} steps has none left to choose ranks in"):
         AdaLoRA(**options).add_adapter(llama, None, steps, torch.Generator())
 
 

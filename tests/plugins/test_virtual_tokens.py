@@ -133,7 +133,7 @@ def test_a_prefix_is_refused_where_layers_keep_a_state(device):
 
 @pytest.mark.parametrize("plugin", [PromptTuning(), PrefixTuning(), PTuning()])
 def test_none_is_merged(plugin, adapted):
-    with pytest.raises(UsageError, match="no weight holds them"):
+    with pytest.raises(UsageError, match="no weight can represent them"):
         plugin.merge_adapter(adapted(plugin))
 
 

@@ -1,6 +1,6 @@
-"""The recipe's training data through a model, for starts that depend on them: what layers read, and gradients.
+"""Statistics of the training data for initialisations that depend on data: covariances of inputs, and gradients.
 
-Documents run one by one, so no family's padding or packing is in the way.
+Documents run through the model one by one, so the statistics do not depend on padding or packing.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ if TYPE_CHECKING:
 
 
 def covariances(adapted: Any, batches: Iterable[Batch] | None, count: int, name: str) -> dict[str, Tensor]:
-    """Return the mean of x x^T [in, in] over what each target reads, float32, by the base's name for it."""
+    """Return the mean of x x^T over each target's inputs x: {name in the base: [in, in] float32}.
+
+    Raises UsageError where there are no data; `count` micro-batches are read, `name` is the adapter's.
+    """
     sums: dict[str, Tensor] = {}
     tokens = 0
 
-    def keep(target: str) -> Any:
+    def add_inputs_of(target: str) -> Any:
         def hook(_: Any, inputs: tuple[Tensor, ...]) -> None:
             states = inputs[0].detach().flatten(0, -2).float()
             sums[target] = sums.get(target, 0) + states.T @ states
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(keep(target)) for target, layer in lora_layers(adapted)]
+    handles = [layer.register_forward_pre_hook(add_inputs_of(target)) for target, layer in lora_layers(adapted)]
     with torch.no_grad():
         for ids, _ in documents(adapted, batches, count, name):
             adapted(input_ids=ids, use_cache=False)
@@ -43,7 +46,10 @@ def covariances(adapted: Any, batches: Iterable[Batch] | None, count: int, name:
 
 
 def gradients(adapted: Any, batches: Iterable[Batch] | None, count: int, name: str) -> dict[str, Tensor]:
-    """Return the gradient of the mean cross-entropy of answer tokens by each target's weight, [out, in]."""
+    """Return the gradient of the answer tokens' mean cross-entropy: {target's name in the base: [out, in] float32}.
+
+    Raises UsageError where there are no data; `count` micro-batches are read, `name` is the adapter's.
+    """
     transposed = {target for target, layer in lora_layers(adapted) if layer.fan_in_fan_out}
     weights = {target: layer.get_base_layer().weight for target, layer in lora_layers(adapted)}
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
@@ -69,10 +75,10 @@ def gradients(adapted: Any, batches: Iterable[Batch] | None, count: int, name: s
 def documents(adapted: Any, batches: Iterable[Batch] | None, count: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the documents of `count` micro-batches: input_ids [1, L], and positions [n] that predict answer tokens.
 
-    Raises UsageError where there are none.
+    Raises UsageError where there are no data.
     """
     if batches is None:
-        raise UsageError(f"{name} starts from training data, and there are none here\nfix: name `lora` for other use")
+        raise UsageError(f"{name} is initialised from training data, and there are none here\nfix: name `lora` instead")
     training, device = adapted.training, adapted.device
     adapted.eval()
     for batch in islice(batches, count):

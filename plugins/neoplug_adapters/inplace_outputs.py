@@ -1,6 +1,7 @@
-"""Adapters that add their change into what a layer put out, on layers whose output may not be written into.
+"""Base of adapters of peft that add their change to a layer's output in place.
 
-A 4-bit layer of bitsandbytes that has a bias puts out a view, of which autograd forbids that; peft's LoRA copies it.
+With bias, a 4-bit layer of bitsandbytes returns a view, which autograd does not allow to change in place. Such outputs
+are copied first, as peft's LoRA does.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class WrittenOutputs(Tuner):
-    """An adapter of peft's that writes into what its targets put out: biased 4-bit targets hand out a copy."""
+class InplaceOutputs(Tuner):
+    """An adapter of peft that changes its targets' outputs in place; 4-bit targets with a bias return a copy."""
 
     def _adapt(self, model: PreTrainedModel, config: PeftConfig, batches: Iterable[Batch] | None) -> torch.nn.Module:
         adapted = super()._adapt(model, config, batches)

@@ -1,9 +1,10 @@
-"""What PiSSA and its kin share: A and B start as a part of the base's weights, and the base keeps the rest, frozen.
+"""Base of PiSSA and similar variants: A and B start as a part of each weight, and the frozen base keeps the residual.
 
-    W = (W - scale B0 A0) + scale B0 A0        A0 and B0 by the variant
+    W = (W - scale B0 A0) + scale B0 A0,  A0 and B0 the initial A and B of the variant
 
-The student starts as it was, up to rounding. It is saved as plain LoRA of twice the rank, so that it applies to the
-unmodified base: scale (B A - B0 A0) = scale [B, -B0] [A; A0]. Checkpoints hold A and B alone.
+The student's initial output is that of the unmodified base, up to rounding. The adapter is saved as plain LoRA of twice
+the rank, which applies to the unmodified base: scale (B A - B0 A0) = scale [B, -B0] [A; A0]. Checkpoints hold only A
+and B.
 """
 
 from __future__ import annotations
@@ -30,31 +31,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class MovedBase(LoRA):
-    """LoRA whose start is taken out of the base. Options are LoRA's; `init_lora_weights` is the variant's own."""
+class ResidualBase(LoRA):
+    """LoRA whose initial product is subtracted from the base. Options are LoRA's, but for `init_lora_weights`."""
 
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         sized_by="r",
-        changes_base="the part of each weight that A and B start with is taken out of the base",
-        not_on_quantised="it changes the base's weights, and rounded ones would lose the change",
-        not_on_experts="peft takes no part out of matrices in one stack",
+        changes_base="the initial product of A and B is subtracted from the base",
+        not_on_quantised="it changes the base's weights, and rounding would lose the change",
+        not_on_experts="peft subtracts nothing from experts that are stored in one tensor",
     )
-    linear_alone: ClassVar[bool] = True
+    linear_only: ClassVar[bool] = True
     takes_components: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._began: dict[str, Tensor] = {}
+        self._initial: dict[str, Tensor] = {}
 
     def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
         adapted = super()._adapt(model, config, batches)
         self._validate_ranks(adapted)
         self._start(adapted, batches)
-        self._began = {name: matrix.detach().clone() for name, matrix in _matrices(adapted).items()}
+        self._initial = {name: matrix.detach().clone() for name, matrix in _matrices(adapted).items()}
         return adapted
 
     def _start(self, adapted: Any, batches: Iterable[Batch] | None) -> None:
-        """Do nothing: peft has set A and B, and taken them out of the base."""
+        """Initialise A and B and subtract them from the base; here nothing, since peft has done it."""
 
     @hookimpl
     def save_adapter(self, model: PeftModel, path: Path) -> None:
@@ -62,14 +63,15 @@ class MovedBase(LoRA):
         from peft import get_peft_model_state_dict
 
         weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-        for name, start in self._began.items():
-            down = ".lora_A." in name
-            both = [weights[name], start if down else -start]
-            weights[name] = torch.cat([part.cpu().float() for part in both], dim=0 if down else 1)
+        for name, initial in self._initial.items():
+            is_a = ".lora_A." in name
+            both = [weights[name], initial if is_a else -initial]
+            weights[name] = torch.cat([part.cpu().float() for part in both], dim=0 if is_a else 1)
         write_adapter(_doubled(model.peft_config["default"]), weights, path)
 
 
 def _matrices(adapted: Any) -> dict[str, Tensor]:
+    """Return all A and B, by peft's names."""
     from peft import get_peft_model_state_dict
 
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -77,7 +79,7 @@ def _matrices(adapted: Any) -> dict[str, Tensor]:
 
 
 def _doubled(config: LoraConfig) -> LoraConfig:
-    """Return a plain configuration of twice the rank and the same scale."""
+    """Return the configuration of plain LoRA of twice the rank and the same scale."""
     wider, alpha = deepcopy(config), sqrt(2) if config.use_rslora else 2
     wider.r, wider.lora_alpha = 2 * config.r, alpha * config.lora_alpha
     wider.rank_pattern = {name: 2 * r for name, r in config.rank_pattern.items()}
