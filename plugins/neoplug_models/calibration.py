@@ -1,4 +1,4 @@
-"""Text to measure a student on: documents one at a time, so that neither padding nor a neighbour is in what is read."""
+"""Calibration text: single documents, so that neither padding nor other documents influence what is measured."""
 
 from __future__ import annotations
 

@@ -10,6 +10,6 @@ from neoplug_models.quantised import FourBits
 
 @dataclass(eq=False)
 class FP4(FourBits):
-    """Load linear layers in 4 bits. Where nothing speaks for it, `nf4` is closer to the weights."""
+    """Load linear layers in 4-bit floating point; `nf4` is usually more exact."""
 
     quant_type = "fp4"

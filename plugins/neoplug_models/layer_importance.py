@@ -1,4 +1,4 @@
-"""Which of a decoder's layers matter, measured on text. n layers; L tokens of a document; V vocabulary."""
+"""Importance of a decoder's layers, measured on text. L tokens of a document, V vocabulary."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def block_influence(model: PreTrainedModel, layers: Sequence[nn.Module], documents: Iterable[Tensor]) -> list[float]:
-    """Return for each layer 1 - the mean over tokens of cos(what goes in, what comes out) (ShortGPT, arXiv 2403.03853).
+    """Return 1 - mean over tokens of cos(input, output), for each layer (ShortGPT, arXiv 2403.03853).
 
     documents  each [1, L]
     """
     sums, tokens = torch.zeros(len(layers), dtype=torch.float64), 0
 
-    def watch(number: int) -> Callable[..., None]:
-        def note(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-            sums[number] += cosine_similarity(_entering(args, kwargs), _leaving(output), dim=-1).double().sum()
+    def hook_of(number: int) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            similarity = cosine_similarity(_input_states(args, kwargs), _output_states(output), dim=-1)
+            sums[number] += similarity.double().sum()
 
-        return note
+        return hook
 
     with ExitStack() as hooks:
         for number, layer in enumerate(layers):
-            hooks.enter_context(layer.register_forward_hook(watch(number), with_kwargs=True))
+            hooks.enter_context(layer.register_forward_hook(hook_of(number), with_kwargs=True))
         for document in documents:
             model.base_model(input_ids=document, use_cache=False)
             tokens += document.numel()
@@ -38,43 +39,42 @@ def block_influence(model: PreTrainedModel, layers: Sequence[nn.Module], documen
 
 
 @torch.no_grad()
-def least_missed(
+def greedy_removal(
     model: PreTrainedModel, layers: Sequence[nn.Module], documents: Iterable[Tensor], count: int
 ) -> Iterator[tuple[int, float]]:
-    """Yield (layer, forward KL without it and those before it, nats per token), `count` times.
+    """Remove `count` layers one by one; yield (removed layer, forward KL from the whole to the pruned model).
 
-    Each is the layer whose removal, after that of the layers already removed, changes the model's own distribution
-    least.
+    Each is the layer whose removal, in addition to those before, leaves the KL smallest, in nats per token.
 
-    documents  each [1, L]; the whole model's log-probabilities [L, V] are held for all of them
+    documents  each [1, L]; the whole model's log-probabilities [L, V] of all of them are kept in memory
     """
     extras: dict[nn.Module, tuple | None] = {}  # what a layer returns in addition to hidden states
 
-    def note(layer: nn.Module, _: tuple, output: Any) -> None:
+    def keep_extras(layer: nn.Module, _: tuple, output: Any) -> None:
         extras[layer] = output[1:] if isinstance(output, tuple) else None
 
     with ExitStack() as hooks:
         for layer in layers:
-            hooks.enter_context(layer.register_forward_hook(note))
-        wholes = [(document, _log_probabilities(model, document)) for document in documents]
-    gone: set[int] = set()
+            hooks.enter_context(layer.register_forward_hook(keep_extras))
+        references = [(document, _log_probabilities(model, document)) for document in documents]
+    removed: set[int] = set()
     for _ in range(count):
         costs = {}
-        for number in set(range(len(layers))) - gone:
-            with _without({layers[other]: extras[layers[other]] for other in gone | {number}}):
-                costs[number] = _divergence(model, wholes)
+        for number in set(range(len(layers))) - removed:
+            with _skipping({layers[other]: extras[layers[other]] for other in removed | {number}}):
+                costs[number] = _divergence(model, references)
         least = min(costs, key=lambda number: (costs[number], number))
-        gone.add(least)
+        removed.add(least)
         yield least, costs[least]
 
 
-def _divergence(model: PreTrainedModel, wholes: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Return the forward KL from the whole model to what it is now, nats per token."""
-    found = [
-        kl_div(_log_probabilities(model, document), whole, reduction="sum", log_target=True)
-        for document, whole in wholes
+def _divergence(model: PreTrainedModel, references: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Return the forward KL from the given log-probabilities to those of the model, in nats per token."""
+    sums = [
+        kl_div(_log_probabilities(model, document), log_p, reduction="sum", log_target=True)
+        for document, log_p in references
     ]
-    return float(sum(found)) / sum(len(whole) for _, whole in wholes)
+    return float(sum(sums)) / sum(len(log_p) for _, log_p in references)
 
 
 def _log_probabilities(model: PreTrainedModel, document: Tensor) -> Tensor:
@@ -83,10 +83,10 @@ def _log_probabilities(model: PreTrainedModel, document: Tensor) -> Tensor:
 
 
 @contextmanager
-def _without(extras: Mapping[nn.Module, tuple | None]) -> Iterator[None]:
-    """Let these layers hand on what they are given, with what else they return."""
+def _skipping(extras: Mapping[nn.Module, tuple | None]) -> Iterator[None]:
+    """Replace layers by the identity on hidden states. extras: {layer: what it returns in addition to these}."""
     for layer, rest in extras.items():
-        layer.forward = _handing_on(rest)
+        layer.forward = _identity(rest)
     try:
         yield
     finally:
@@ -94,20 +94,23 @@ def _without(extras: Mapping[nn.Module, tuple | None]) -> Iterator[None]:
             del layer.forward
 
 
-def _handing_on(rest: tuple | None) -> Callable[..., Any]:
+def _identity(rest: tuple | None) -> Callable[..., Any]:
+    """Return a layer's forward that returns its input; `rest` is appended unless it is None."""
+
     def forward(*args: Any, **kwargs: Any) -> Any:
-        states = _entering(args, kwargs)
+        states = _input_states(args, kwargs)
         return states if rest is None else (states, *rest)
 
     return forward
 
 
-def _entering(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+def _input_states(args: tuple, kwargs: dict[str, Any]) -> Tensor:
     """Return the hidden states that a layer is called with, [1, L, H]."""
     states: Tensor = args[0] if args else kwargs["hidden_states"]
     return states
 
 
-def _leaving(output: Any) -> Tensor:
+def _output_states(output: Any) -> Tensor:
+    """Return the hidden states that a layer returns, [1, L, H]."""
     states: Tensor = output[0] if isinstance(output, tuple) else output
     return states

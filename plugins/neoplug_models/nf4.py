@@ -7,6 +7,6 @@ from neoplug_models.quantised import FourBits
 
 @dataclass(eq=False)
 class NF4(FourBits):
-    """Load linear layers in 4 bits; the better of the two for weights that were trained."""
+    """Load linear layers in 4-bit NormalFloat, which is more exact than `fp4` for trained weights."""
 
     quant_type = "nf4"

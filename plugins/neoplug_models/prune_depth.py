@@ -1,10 +1,9 @@
-"""Depth pruning: a student with some of the decoder's layers. Nothing is trained here; the distillation heals the cut.
+"""Depth pruning: the student keeps some of the decoder's layers. Nothing is trained here, but by the distillation.
 
-    even             layer round(i (n - 1) / (k - 1)) of n for i = 0 .. k - 1, so first and last always stay
+    even             layer round(i (n - 1) / (k - 1)) of n for i = 0 .. k - 1, so the first and the last are always kept
     block_influence  the layers that change their input's direction most: 1 - mean cos(in, out) (ShortGPT, 2403.03853)
-    greedy           layers are removed one after the other, each time the one whose removal changes the model's own
-    distribution
-                     least (as SLEB, 2402.09025, here by forward KL): about (n^2 - k^2) / 2 runs over the text
+    greedy           layers are removed one by one, each time the one whose removal changes the model's predictions
+                     least (as in SLEB, 2402.09025, here by forward KL): about (n^2 - k^2) / 2 passes over the text
 
 The last two are measured on the recipe's training data, in its order.
 """
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("neoplug")  # the run's log has its handlers there
 
 CALIBRATION_TOKENS = {"block_influence": 4096, "greedy": 512}
-NUMBERS = ("layer_idx", "layer_id", "layer_index")  # how a part of a layer may call its layer's number
+NUMBERS = ("layer_idx", "layer_id", "layer_index")  # attributes that hold the number of the layer
 
 
 @dataclass(eq=False)
@@ -36,9 +35,9 @@ class PruneDepth:
 
     num_hidden_layers   how many to keep, at least 2
     layers              which to keep, numbered from 0, ascending
-    importance          even: spread evenly; block_influence or greedy: measured
-    calibration_tokens  how many tokens it is measured on: 4,096 for block_influence, 512 for greedy, which also holds
-                        a float32 for each token and each of the vocabulary
+    importance          even: evenly spaced layers; block_influence or greedy: by measured importance
+    calibration_tokens  tokens to measure on; by default 4,096 for block_influence and 512 for greedy, which keeps a
+                        float32 for each of them and each entry of the vocabulary
     """
 
     num_hidden_layers: int | None = None
@@ -62,7 +61,7 @@ class PruneDepth:
 
     @hookimpl
     def prepare_student(self, model: PreTrainedModel, batches: Iterable[Batch] | None) -> None:
-        """Remove the other layers, and renumber the rest."""
+        """Remove the other layers, and renumber the remaining ones."""
         from torch import nn
 
         config = model.config.get_text_config()
@@ -73,7 +72,7 @@ class PruneDepth:
             _renumber(layer, position)
         setattr(parent, name, kept)
         _cut_config(config, keep)
-        _prove(model, next(name for name, module in model.named_modules() if module is kept))
+        _validate_reload(model, next(name for name, module in model.named_modules() if module is kept))
 
     def _chosen(
         self, model: PreTrainedModel, layers: Sequence[nn.Module], batches: Iterable[Batch] | None
@@ -100,23 +99,23 @@ class PruneDepth:
     def _least_important(
         self, model: PreTrainedModel, layers: Sequence[nn.Module], batches: Iterable[Batch], count: int
     ) -> set[int]:
-        """Return the `count` layers to remove, by measurement; log what was measured."""
+        """Return the `count` layers of least measured importance; log the measurements."""
         from neoplug_models.calibration import documents
-        from neoplug_models.layer_importance import block_influence, least_missed
+        from neoplug_models.layer_importance import block_influence, greedy_removal
 
         text = documents(batches, self.calibration_tokens or CALIBRATION_TOKENS[self.importance])
         if self.importance == "greedy":
-            return {layer for layer, _ in _told(least_missed(model, layers, text, count))}
+            return {layer for layer, _ in _logged(greedy_removal(model, layers, text, count))}
         influence = block_influence(model, layers, text)
         least = sorted(range(len(layers)), key=lambda layer: influence[layer])
         log.info("block influence, least first: %s", ", ".join(f"{layer} {influence[layer]:.3f}" for layer in least))
         return set(least[:count])
 
 
-def _told(steps: Iterable[tuple[int, float]]) -> Iterator[tuple[int, float]]:
-    """Yield what `least_missed` yields, and log it: each step may take minutes."""
+def _logged(steps: Iterable[tuple[int, float]]) -> Iterator[tuple[int, float]]:
+    """Log each step of `greedy_removal`, which may take minutes, and pass it on."""
     for layer, cost in steps:
-        log.info("layer %d is missed least: forward KL to the whole model %.3f", layer, cost)
+        log.info("removed layer %d: forward KL from the whole model %.3f", layer, cost)
         yield layer, cost
 
 
@@ -129,7 +128,7 @@ def _refusal(what: str, fix: str, *option: str, why: str = "") -> RecipeError:
 
 
 def _decoder_layers(model: PreTrainedModel, count: int) -> tuple[nn.Module, str]:
-    """Return the module that holds the decoder's layers, and the name it holds them by."""
+    """Return the module that contains the list of the decoder's layers, and the attribute's name."""
     from torch import nn
 
     found = [
@@ -146,12 +145,12 @@ def _decoder_layers(model: PreTrainedModel, count: int) -> tuple[nn.Module, str]
 
 
 def _inside(module: nn.Module, parent: nn.Module, name: str) -> bool:
-    """Say whether `module` is part of the list `name` of `parent`, as the experts of a layer are."""
+    """Return whether `module` is inside the list `name` of `parent`, as the experts of a layer are."""
     return any(module is inner for inner in getattr(parent, name).modules())
 
 
 def _renumber(layer: nn.Module, position: int) -> None:
-    """Update the layer's number in its parts: the cache finds its entries by it."""
+    """Update the layer's number in all its modules, which the key-value cache uses as index."""
     for module in layer.modules():
         for attribute in NUMBERS:
             if isinstance(getattr(module, attribute, None), int):
@@ -159,7 +158,7 @@ def _renumber(layer: nn.Module, position: int) -> None:
 
 
 def _cut_config(config: PretrainedConfig, keep: list[int]) -> None:
-    """Set the number of layers, and cut each list that has an entry a layer (`layer_types` and its like)."""
+    """Set the number of layers, and shorten each list with one entry per layer, such as `layer_types`."""
     count = config.num_hidden_layers
     per_layer: dict[str, Any] = {
         name: [value[number] for number in keep]
@@ -171,11 +170,11 @@ def _cut_config(config: PretrainedConfig, keep: list[int]) -> None:
         setattr(config, name, value)
 
 
-def _prove(model: PreTrainedModel, layers: str) -> None:
-    """Rebuild the pruned model from its configuration, as loading will. Raises RecipeError where that is another model.
+def _validate_reload(model: PreTrainedModel, layers: str) -> None:
+    """Rebuild the pruned model from its configuration, as loading does. Raises RecipeError where the models differ.
 
-    So it is where a layer's kind follows from its number: hybrids, alternating attention that no list in the
-    configuration spells out, dense layers below mixtures of experts.
+    They do where the type of a layer follows from its number: hybrids, alternating attention that the configuration
+    does not list by layer, dense layers below mixtures of experts.
     """
     from neoplug import meta_model, reload_config
 
@@ -184,14 +183,14 @@ def _prove(model: PreTrainedModel, layers: str) -> None:
         rebuilt = meta_model(reload_config(model.config))
     except Exception as error:
         raise _refusal(f"{type(model).__name__} cannot be cut: {error}", "prune another model", why=why) from error
-    different = sorted(dict(_facts(model, layers)).items() ^ dict(_facts(rebuilt, layers)).items())
+    different = sorted(dict(_structure(model, layers)).items() ^ dict(_structure(rebuilt, layers)).items())
     if different:
-        what = f"{type(model).__name__} cannot be cut there: `{different[0][0]}` would come out otherwise"
-        raise _refusal(what, "keep layers in their old pattern, or prune another model", why=why)
+        what = f"{type(model).__name__} cannot be cut there: `{different[0][0]}` would differ after loading"
+        raise _refusal(what, "keep the pattern of the layers, or prune another model", why=why)
 
 
-def _facts(model: nn.Module, layers: str) -> Iterator[tuple[str, str]]:
-    """Yield what defines the model other than the values of its weights: shapes, and each layer's settings."""
+def _structure(model: nn.Module, layers: str) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) of what defines the model except its weights' values: shapes, and settings of its layers."""
     for name, weight in model.named_parameters():
         yield name, str(tuple(weight.shape))
     for name, module in model.get_submodule(layers).named_modules(prefix=layers):

@@ -1,6 +1,6 @@
-"""What nf4, fp4 and int8 share: linear layers are quantised by bitsandbytes on the way in, on CPU and CUDA.
+"""Base of nf4, fp4 and int8: bitsandbytes quantises linear layers while the model is loaded, on CPU and CUDA.
 
-Embeddings and head stay as they are. The quantised weights never train: an adapter does.
+Embeddings and head are not quantised. Quantised weights are frozen: an adapter is trained.
 """
 
 from __future__ import annotations
@@ -13,26 +13,24 @@ from neoplug import Problem, RecipeError, Role, UsageError, did_you_mean, hookim
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HEADS = ("lm_head", "embed_out")  # transformers' own choice of what stays is dropped where a list is given
+HEADS = ("lm_head", "embed_out")  # skipped by default in transformers, but not where a list is given
 
 
 @dataclass(eq=False)
 class Quantised:
-    """Options have the names of transformers' BitsAndBytesConfig, less `bnb_4bit_` and `llm_int8_`."""
+    """Options have the names of transformers' BitsAndBytesConfig, without the prefixes `bnb_4bit_` and `llm_int8_`."""
 
-    skip_modules: list[str] = field(
-        default_factory=list
-    )  # names or their endings that stay unquantised, in addition to the head
+    skip_modules: list[str] = field(default_factory=list)  # names or name endings not to quantise, besides the head
 
-    def quantising(self, **options: Any) -> dict[str, Any]:
-        """Return what makes `from_pretrained` quantise."""
+    def quantisation_kwargs(self, **options: Any) -> dict[str, Any]:
+        """Return the arguments of `from_pretrained` that quantise."""
         from transformers import BitsAndBytesConfig
 
         skipped = [*self.skip_modules, *HEADS] if self.skip_modules else None
         return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=skipped, **options)}
 
     def validate_fit(self, model: PreTrainedModel, role: Role, plugin: str, **wanted: Any) -> None:
-        """Refuse what transformers passes over: weights stored in another form, `skip_modules` of no module."""
+        """Refuse what transformers ignores: weights quantised in another way, and `skip_modules` that match nothing."""
         from transformers.quantizers.quantizers_utils import should_convert_module
 
         stored = model.config.quantization_config.to_dict()
@@ -40,7 +38,7 @@ class Quantised:
             raise UsageError(
                 f"{model.name_or_path} is stored quantised already, with {', '.join(other)}\n"
                 "why: transformers loads it as it is stored, whatever the recipe says\n"
-                "fix: name the plugin that quantises so, or take the unquantised model"
+                "fix: name the plugin of that quantisation, or use the unquantised model"
             )
         names = [name for name, _ in model.named_modules()]
         for skipped in self.skip_modules:
@@ -52,10 +50,10 @@ class Quantised:
 
 @dataclass(eq=False)
 class FourBits(Quantised):
-    """Two weights a byte, a scale for each block of 64 of them (QLoRA, arXiv 2305.14314).
+    """Load linear layers in 4 bits, with one scale per block of 64 weights (QLoRA, arXiv 2305.14314).
 
-    use_double_quant  quantise the scales too: 0.4 bits a weight less
-    compute_dtype     of the matmuls; by default bfloat16 where the device computes it natively, else float32
+    use_double_quant  quantise the scales too, which saves 0.4 bits per weight
+    compute_dtype     data type of the products; by default bfloat16 where the device computes it natively, else float32
     """
 
     quant_type: ClassVar[str]
@@ -64,8 +62,8 @@ class FourBits(Quantised):
 
     @hookimpl
     def load_kwargs(self) -> dict[str, Any]:
-        """Quantise on the way in."""
-        return self.quantising(
+        """Return the configuration that quantises while loading."""
+        return self.quantisation_kwargs(
             load_in_4bit=True,
             bnb_4bit_quant_type=self.quant_type,
             bnb_4bit_use_double_quant=self.use_double_quant,
@@ -74,7 +72,7 @@ class FourBits(Quantised):
 
     @hookimpl
     def after_load(self, model: PreTrainedModel, role: Role) -> None:
-        """Set what each layer computes in, and switch off the repacking that loses gradients on some CPUs."""
+        """Set the compute dtype of each layer, and switch off a repacking that loses gradients on some CPUs."""
         from bitsandbytes.nn import Linear4bit
 
         from neoplug import resolve_dtype
@@ -85,5 +83,5 @@ class FourBits(Quantised):
                 module.compute_dtype = resolve_dtype(self.compute_dtype, module.weight.device)
                 module.compute_type_is_set = True
                 # After an evaluation forward on a CPU with AVX512-BF16 the layer packs its weight for a matmul that has
-                # no input gradient: whatever trains below it gets zeros, in silence (bitsandbytes 0.50).
+                # no input gradient: parameters below it get gradients of 0, without an error (bitsandbytes 0.50).
                 module.support_avx512bf16_for_cpu = False

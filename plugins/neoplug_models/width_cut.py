@@ -1,4 +1,4 @@
-"""The meaning of each dimension of a decoder's parameters, and the cutting of these.
+"""Maps the axes of a decoder's parameters to dimensions that can be pruned, and removes indices from these.
 
 Dimensions: query (query heads x head_dim), key (key-value heads x head_dim), channel (of an MLP), hidden, token.
 """
@@ -37,7 +37,7 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {  # by the end of a parameter's name
     "down_proj.bias": ("hidden",),
     **{f"{name}.weight": ("hidden",) for name in NORMS},
 }
-Kept = Mapping[str, Mapping[str, Tensor]]  # path of an attention or MLP, "" for the model -> dimension -> what stays
+Kept = Mapping[str, Mapping[str, Tensor]]  # path of an attention or MLP, "" for the model -> dimension -> indices
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Width:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Width:
-        """Return a model's. Raises AttributeError for what its configuration does not give as one number."""
+        """Return the sizes of a model. Raises AttributeError for one that its configuration lacks."""
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         others = (config.intermediate_size, config.hidden_size)
         return cls(config.num_attention_heads, config.num_key_value_heads, head_dim, *others)
 
     def length(self, dimension: str) -> int | None:
-        """Return how long a dimension is; None for tokens, whose number stays."""
+        """Return the length of a dimension; None for `token`, which is not pruned."""
         return {
             "query": self.num_attention_heads * self.head_dim,
             "key": self.num_key_value_heads * self.head_dim,
@@ -68,12 +68,12 @@ class Width:
 
 
 def attentions(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the attention modules of the known kind, by path."""
+    """Return the attention modules with the supported projections, by path."""
     return dict(_having(model, ATTENTION))
 
 
 def mlps(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the gated MLPs of the known kind, by path."""
+    """Return the gated MLPs with the supported projections, by path."""
     return dict(_having(model, MLP))
 
 
@@ -83,13 +83,14 @@ def norms(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _having(model: nn.Module, parts: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules, with their paths, that have linear layers of all these names."""
     for name, module in model.named_modules():
         if all(type(getattr(module, part, None)) is nn.Linear for part in parts):
             yield name, module
 
 
 def dimensions(model: nn.Module, width: Width) -> dict[str, tuple[str | None, ...]]:
-    """Return the meaning of each parameter's dimensions; None where it is unknown, or no size has that length."""
+    """Return the dimension of each axis of each parameter; None where it is unknown, or its length differs."""
     known, found = {**attentions(model), **mlps(model)}, {}
     for name, parameter in model.named_parameters():
         path, end = name.rsplit(".", 2)[0], ".".join(name.split(".")[-2:])
@@ -102,38 +103,38 @@ def dimensions(model: nn.Module, width: Width) -> dict[str, tuple[str | None, ..
 
 
 def mismatch(model: PreTrainedModel, target: PreTrainedModel, before: Width, after: Width) -> str:
-    """Return why the cut model would not be `target`, which its new configuration describes; "" where it would.
+    """Return why the pruned model would differ from `target`, which its new configuration describes, or "".
 
-    Compared are the shapes of parameters and buffers, and numbers that scale, as Gemma's factor on its embeddings.
+    Compared are the shapes of parameters and buffers, and scale factors, such as that of Gemma's embeddings.
     """
-    meaning, planned = dimensions(model, before), {}
+    axes, planned = dimensions(model, before), {}
     for name, parameter in model.named_parameters():
-        lengths = zip(meaning[name], parameter.shape, strict=True)
+        lengths = zip(axes[name], parameter.shape, strict=True)
         planned[name] = tuple(after.length(dimension) if dimension else size for dimension, size in lengths)
     planned |= {name: tuple(buffer.shape) for name, buffer in model.named_buffers()}
     present = {name: tuple(tensor.shape) for name, tensor in (*target.named_parameters(), *target.named_buffers())}
     if odd := sorted({name for name, _ in planned.items() ^ present.items()}):
-        unknown = [name for name in odd if not any(meaning.get(name, ()))]
+        unknown = [name for name in odd if not any(axes.get(name, ()))]
         return f"`{(unknown or odd)[0]}` would not match the smaller configuration"
     for dimension in ("query", "key", "channel", "hidden"):
-        if before.length(dimension) != after.length(dimension) and not any(dimension in d for d in meaning.values()):
+        if before.length(dimension) != after.length(dimension) and not any(dimension in d for d in axes.values()):
             return f"nothing in it is known to have {before.length(dimension)} channels of that kind"
     for name, module in model.named_modules():
         theirs = vars(target.get_submodule(name))
         for attribute, value in vars(module).items():
             if isinstance(value, float) and theirs.get(attribute, value) != value:
-                return f"`{name}.{attribute}` would follow the size"
+                return f"`{name}.{attribute}` would change with the size"
     return ""
 
 
 def cut(model: PreTrainedModel, target: PreTrainedModel, before: Width, kept: Kept) -> None:
-    """Keep of each parameter what `kept` names, and copy each module's sizes from its counterpart in `target`."""
-    meaning = dimensions(model, before)
+    """Keep the indices in `kept` of each parameter, and copy each module's sizes from its counterpart in `target`."""
+    axes = dimensions(model, before)
     for name, parameter in model.named_parameters():
-        here = {**kept.get("", {}), **kept.get(name.rsplit(".", 2)[0], {})}
-        for axis, dimension in enumerate(meaning[name]):
-            if dimension in here:
-                parameter.data = parameter.data.index_select(axis, here[dimension].to(parameter.device))
+        indices = {**kept.get("", {}), **kept.get(name.rsplit(".", 2)[0], {})}
+        for axis, dimension in enumerate(axes[name]):
+            if dimension in indices:
+                parameter.data = parameter.data.index_select(axis, indices[dimension].to(parameter.device))
     for name, module in model.named_modules():
         for attribute, value in vars(target.get_submodule(name)).items():
             if type(value) in (int, tuple):

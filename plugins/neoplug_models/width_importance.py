@@ -1,6 +1,6 @@
-"""How much the parts of a layer's width carry, measured on text (Minitron, arXiv 2407.14679).
+"""Importance of attention heads and channels, measured on text (Minitron, arXiv 2407.14679).
 
-L tokens of a document; n parts of what a module reads or returns: heads, each of several numbers, or single channels.
+L tokens of a document, n equal parts of a module's input or output: heads, of several channels each, or channels.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Watched:
-    """A module and `parts` = n equal parts of what it reads or returns.
+class Measured:
+    """A module whose input or output has `parts` = n equal parts to measure.
 
-    reads    a linear layer's input: a part is as long as what it adds to the output
-    returns  a part is as long as itself
+    input   of a linear layer: the size of a part is the norm of what it adds to the layer's output
+    output  the size of a part is its norm
     """
 
     module: nn.Module
-    side: Literal["reads", "returns"]
+    side: Literal["input", "output"]
     parts: int
 
-    def lengths(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the function (input, output) -> lengths [L, n]."""
-        if self.side == "returns":
+    def sizes(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the function (input, output) -> sizes of the parts [L, n]."""
+        if self.side == "output":
             return lambda _, states: self._split(states).norm(dim=-1)
         weights = self._split(self.module.get_parameter("weight")).movedim(1, 0)  # [n, out, width]
-        gram = weights.mT @ weights  # |W s|^2 = s W'W s: no [L, n, out] is ever held
+        gram = weights.mT @ weights  # |W s|^2 = s W'W s, without a tensor [L, n, out]
 
-        def added(states: Tensor, _: Tensor) -> Tensor:
+        def added_norms(states: Tensor, _: Tensor) -> Tensor:
             parts = self._split(states).movedim(1, 0)  # [n, L, width]
             return (parts @ gram * parts).sum(-1).clamp(min=0).sqrt().mT
 
-        return added
+        return added_norms
 
     def _split(self, states: Tensor) -> Tensor:
         """[..., n x width] -> [L, n, width]."""
@@ -49,26 +49,26 @@ class Watched:
 
 @torch.no_grad()
 def importance(
-    model: PreTrainedModel, watched: Mapping[str, Watched], documents: Iterable[Tensor]
+    model: PreTrainedModel, measured: Mapping[str, Measured], documents: Iterable[Tensor]
 ) -> dict[str, Tensor]:
-    """Return under each name the importance [n] of the parts, float64.
+    """Return the importance of the parts, float64 [n], by name.
 
-    That is the L2 norm over documents of the mean over a document's tokens of a part's length: Minitron's best
-    aggregation. Where Minitron takes a head's output as it is, it counts here by what `o_proj` makes of it.
+    The sizes are averaged over the tokens of a document, then the L2 norm is taken over documents: Minitron's best
+    aggregation. Unlike in Minitron, the size of a head is measured after `o_proj`.
 
     documents  each [1, L]
     """
-    sums = {name: torch.zeros(part.parts, dtype=torch.float64) for name, part in watched.items()}
+    sums = {name: torch.zeros(part.parts, dtype=torch.float64) for name, part in measured.items()}
 
-    def watch(total: Tensor, lengths: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple, output: Any) -> None:
-            total.add_(lengths(args[0], output).double().mean(0) ** 2)
+    def hook_of(total: Tensor, sizes: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            total.add_(sizes(args[0], output).double().mean(0) ** 2)
 
-        return note
+        return hook
 
     with ExitStack() as hooks:
-        for name, part in watched.items():
-            hooks.enter_context(part.module.register_forward_hook(watch(sums[name], part.lengths())))
+        for name, part in measured.items():
+            hooks.enter_context(part.module.register_forward_hook(hook_of(sums[name], part.sizes())))
         for document in documents:
             model.base_model(input_ids=document, use_cache=False)
     return {name: total.sqrt() for name, total in sums.items()}
@@ -80,12 +80,14 @@ def most_important(scores: Tensor, count: int) -> Tensor:
 
 
 def heads_to_keep(scores: Tensor, groups: int, keep: int, keep_groups: int) -> tuple[Tensor, Tensor]:
-    """Return the query heads and the groups to keep, ascending: as many heads of each group, its most important ones.
+    """Return the query heads and the groups to keep, ascending: the same number of heads in each group.
 
-    A group is a key-value head with the query heads that read it, and counts as much as those of them that would stay.
+    A group is a key-value head with its query heads. Its most important heads are kept; their sum is its importance.
 
-    scores       [heads], those of a group adjacent
-    keep         query heads in all, a multiple of `keep_groups`
+    scores       [heads], the heads of a group adjacent
+    groups       number of key-value heads
+    keep         number of query heads to keep, a multiple of `keep_groups`
+    keep_groups  number of key-value heads to keep
     """
     size, size_kept = len(scores) // groups, keep // keep_groups
     inside = torch.stack([most_important(group, size_kept) for group in scores.view(groups, size)])

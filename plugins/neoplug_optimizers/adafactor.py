@@ -1,8 +1,8 @@
-"""Adafactor (Shazeer, Stern 2018, arXiv 1804.04235): the running squares of a matrix are kept as their row and column
+"""Adafactor (Shazeer, Stern 2018, arXiv 1804.04235): the running squares of a matrix are stored as row and column
 means, r + c numbers for r x c weights.
 
-Convention: the recipe's learning rate is the rate. So neither is it scaled by the size of the weights, which would all
-but freeze a matrix that starts at 0, as LoRA's B, nor replaced by the paper's own schedule.
+Convention: the recipe's learning rate is used as it is. It is not scaled by the size of the weights, which would almost
+freeze a matrix that starts at 0, as LoRA's B, and not replaced by the paper's schedule.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from neoplug import hookimpl
 
 @dataclass(eq=False)
 class Adafactor:
-    """transformers' Adafactor with `scale_parameter` and `relative_step` off, as its Trainer has it."""
+    """transformers' Adafactor, as in its Trainer with `scale_parameter` and `relative_step` off."""
 
-    eps: float = 1e-30  # added to each squared gradient; above 0. transformers' eps[0], its eps[1] is of no use here
-    clip_threshold: float = 1.0  # an update whose root mean square is larger is scaled down to it; above 0
+    eps: float = 1e-30  # added to each squared gradient, above 0; transformers' eps[0] (eps[1] has no effect here)
+    clip_threshold: float = 1.0  # largest root mean square of an update; larger ones are scaled down; above 0
     decay_rate: float = -0.8  # below 0: at step t the running squares decay by 1 - t^decay_rate
     weight_decay: float = 0.0  # per step, times the learning rate; for every group that does not set its own
 

@@ -15,7 +15,7 @@ from neoplug_optimizers.fused import can_fuse
 
 @dataclass(eq=False)
 class AdamW:
-    """torch.optim.AdamW, fused where torch can: then a step neither loops over parameters nor waits for the device."""
+    """torch.optim.AdamW, fused where torch supports it."""
 
     betas: tuple[float, float] = (0.9, 0.999)  # decay of the running mean and of the running square, each in [0, 1)
     eps: float = 1e-8  # above 0

@@ -1,6 +1,6 @@
-"""AdamW whose two running moments take one byte each: block-wise 8-bit states (Dettmers et al. 2022, arXiv 2110.02861).
+"""AdamW with both running moments in block-wise 8 bits (Dettmers et al. 2022, arXiv 2110.02861).
 
-bitsandbytes' own, on CPU and CUDA. Convention: `adamw`'s; options have bitsandbytes' names.
+The implementation is bitsandbytes', on CPU and CUDA. Convention: as `adamw`; options have bitsandbytes' names.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from neoplug_optimizers.adamw import AdamW
 
 @dataclass(eq=False)
 class AdamW8bit(AdamW):
-    """bitsandbytes' AdamW8bit: 2 bytes of state for a weight in place of 8."""
+    """bitsandbytes' AdamW8bit: 2 bytes of state per weight in place of 8."""
 
-    min_8bit_size: int = 4096  # a tensor with fewer numbers keeps its moments in float32, as vectors should
+    min_8bit_size: int = 4096  # tensors with fewer weights keep float32 moments, as vectors should
 
     def __post_init__(self) -> None:
         super().__post_init__()

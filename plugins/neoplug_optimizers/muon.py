@@ -1,8 +1,8 @@
-"""Muon: a matrix moves by its orthogonalised momentum, whose singular values are all near 1 (Jordan et al. 2024,
-kellerjordan.github.io/posts/muon). torch.optim.Muon; torch.optim.AdamW takes what is no matrix.
+"""Muon: the step of a matrix is its orthogonalised momentum, whose singular values are all near 1 (Jordan et al. 2024,
+kellerjordan.github.io/posts/muon). torch.optim.Muon for matrices, torch.optim.AdamW for all other parameters.
 
-Convention: `match_rms_adamw` scales the step of an r x c matrix by 0.2 sqrt(max(r, c)), so that the root mean square of
-its numbers is AdamW's and one learning rate serves both (Liu et al. 2025, arXiv 2502.16982).
+Convention: `match_rms_adamw` scales the step of an r x c matrix by 0.2 sqrt(max(r, c)), so that its
+root mean square is that of AdamW's and one learning rate fits both (Liu et al. 2025, arXiv 2502.16982).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Muon:
     momentum: float = 0.95  # in [0, 1)
     nesterov: bool = True
     ns_steps: int = 5  # Newton-Schulz iterations, 1 to 99
-    adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw"  # original: times sqrt(max(1, r / c))
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw"  # original: scales by sqrt(max(1, r / c))
     weight_decay: float = 0.0  # of matrices, per step, times the learning rate
-    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
-    eps: float = 1e-8  # AdamW's
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    eps: float = 1e-8  # of AdamW
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
@@ -49,7 +49,7 @@ class Muon:
 
     @hookimpl
     def check(self, recipe: Recipe) -> list[Problem]:
-        """Refuse a torch that has no Muon."""
+        """Refuse a version of torch without Muon."""
         if tuple(map(int, version("torch").split(".")[:2])) >= (2, 9):
             return []
         key = next((key for key in recipe.optimizer if "muon" in key), "muon")
@@ -58,23 +58,23 @@ class Muon:
 
     @hookimpl
     def make_optimizer(self, groups: list[dict[str, Any]], model: nn.Module) -> torch.optim.Optimizer:
-        """Return one optimizer of both. Raises UsageError where nothing that trains is a matrix."""
-        everything = {id(weight): weight.ndim for group in groups for weight in group["params"]}
+        """Return Muon and AdamW as one optimizer. Raises UsageError where no trainable parameter is a matrix."""
+        ndims = {id(weight): weight.ndim for group in groups for weight in group["params"]}
         tables = {id(weight) for table in _tables(model) for weight in table.parameters()}
-        matrices = {key for key, dimensions in everything.items() if dimensions == 2} - tables
+        matrices = {key for key, ndim in ndims.items() if ndim == 2} - tables
         if not matrices:
             raise UsageError(f"muon finds no matrix to train\nwhy: {WHY}\nfix: name `adamw`")
         names = ("momentum", "nesterov", "ns_steps", "adjust_lr_fn", "weight_decay")
         parts: list[torch.optim.Optimizer] = [
             torch.optim.Muon(_only(groups, matrices), **{name: getattr(self, name) for name in names})
         ]
-        if rest := everything.keys() - matrices:
+        if rest := ndims.keys() - matrices:
             parts.append(self._adamw.make_optimizer(_only(groups, rest)))
-        return Together(parts)
+        return CombinedOptimizer(parts)
 
 
 def _tables(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield embeddings and the output head: a row of theirs is a token's, and no map from one space to another."""
+    """Yield embeddings and the output head: their rows are vectors of tokens, so they are not orthogonalised."""
     yield from (module for module in model.modules() if isinstance(module, nn.Embedding))
     find: Any = getattr(model, "get_output_embeddings", None)
     if find is not None and find() is not None:
@@ -82,25 +82,28 @@ def _tables(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _only(groups: list[dict[str, Any]], wanted: set[int]) -> list[dict[str, Any]]:
-    """Return the groups with those of their parameters whose `id` is wanted, and no empty one."""
-    found = [{**group, "params": [weight for weight in group["params"] if id(weight) in wanted]} for group in groups]
-    return [group for group in found if group["params"]]
+    """Return the groups, restricted to parameters whose `id` is wanted, without empty ones."""
+    restricted = [
+        {**group, "params": [weight for weight in group["params"] if id(weight) in wanted]} for group in groups
+    ]
+    return [group for group in restricted if group["params"]]
 
 
-class Together(torch.optim.Optimizer):
-    """Several optimizers as one: their groups are its groups, the same dicts, so that a schedule reaches each."""
+class CombinedOptimizer(torch.optim.Optimizer):
+    """Several optimizers as one. It has their groups, the same dicts, so that a scheduler changes those of each."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
         super().__init__([group for part in parts for group in part.param_groups], {})
         self.parts = parts
-        self._gather()
+        self._collect()
 
-    def _gather(self) -> None:
+    def _collect(self) -> None:
+        """Set groups and state from the parts."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         self.state = ChainMap(*(part.state for part in self.parts))  # type: ignore[assignment]
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Let each take its step."""
+        """Take a step with each part."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for part in self.parts:
@@ -108,11 +111,11 @@ class Together(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of each."""
+        """Return the state of each part."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Give each its state back."""
+        """Restore the state of each part."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        self._gather()
+        self._collect()

@@ -12,7 +12,7 @@ from neoplug_optimizers.fused import can_fuse
 
 @dataclass(eq=False)
 class SGD:
-    """torch.optim.SGD, fused where torch can."""
+    """torch.optim.SGD with momentum, fused where torch supports it."""
 
     momentum: float = 0.0  # in [0, 1)
     nesterov: bool = False  # needs momentum

@@ -1,1 +1,1 @@
-"""Probes: measurements in addition to the fixed evaluation metrics; one file each."""
+"""Probes, one file each: measurements in addition to the evaluation metrics."""

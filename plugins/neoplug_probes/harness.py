@@ -1,7 +1,7 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, run by its own code on the model at hand: extra `eval`.
+"""Tasks of EleutherAI's lm-evaluation-harness, run by its own code on the model: needs the extra `eval`.
 
-With `include_path`, a folder of task files, only its tasks are known, so that no network is needed; without one, those
-that lm_eval includes, whose data it downloads from the hub.
+With `include_path`, a folder of task files, only its tasks are available, and no network is needed. Without it, the
+tasks of lm_eval are available, whose data it downloads from the hub.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Harness:
-    """Tasks of lm_eval by name; options have the names and meanings of lm_eval's."""
+    """Evaluate tasks of lm-evaluation-harness by name; options have lm_eval's names and meanings."""
 
     tasks: str | list[str]
     include_path: Path | None = None
-    num_fewshot: int | None = None  # None is the task's own
-    limit: int | None = None  # only the first documents of each
+    num_fewshot: int | None = None  # examples in the prompt; left out: the task's
+    limit: int | None = None  # only the first documents of each task
     batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -42,11 +42,11 @@ class Harness:
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}, but must be at least {least}")
         if not self.tasks:
-            raise ValueError("tasks names none")
+            raise ValueError("tasks is empty")
 
     @hookimpl
     def check(self) -> list[Problem]:
-        """Refuse where lm_eval is missing."""
+        """Refuse an environment without lm_eval."""
         if find_spec("lm_eval") is not None:
             return []
         why = "lm_eval is not installed: it comes with the extra `eval`"
@@ -59,7 +59,7 @@ class Harness:
         Raises RunError for a task that lm_eval does not have.
         """
         names = [self.tasks] if isinstance(self.tasks, str) else list(self.tasks)
-        with _undisturbed(model):
+        with _restoring_state(model):
             from lm_eval import simple_evaluate
             from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
@@ -68,16 +68,14 @@ class Harness:
             manager = TaskManager(include_path=folder, include_defaults=folder is None)
             if unknown := [name for name in names if name not in manager.all_tasks]:
                 close = did_you_mean(unknown[0], manager.all_tasks)
-                raise RunError(
-                    f"lm_eval knows no task `{unknown[0]}`{close}\nwhy: looked in {folder or 'its own tasks'}"
-                )
+                raise RunError(f"lm_eval has no task `{unknown[0]}`{close}\nwhy: looked in {folder or 'its own tasks'}")
             wrapped = HFLM(
                 pretrained=model,
-                tokenizer=deepcopy(tokenizer),  # it may get another padding token
+                tokenizer=deepcopy(tokenizer),  # lm_eval may set another padding token
                 batch_size=self.batch_size,
                 mixed_precision_dtype=_autocast(model),
             )
-            found = simple_evaluate(
+            report = simple_evaluate(
                 wrapped,
                 tasks=names,
                 task_manager=manager,
@@ -85,17 +83,18 @@ class Harness:
                 limit=self.limit,
                 log_samples=False,
             )
-        return {task: _numbers(measured) for task, measured in found["results"].items()}
+        return {task: _numbers(measured) for task, measured in report["results"].items()}
 
 
 def _autocast(model: torch.nn.Module) -> torch.dtype | None:
-    """Return the narrower data type of a model with two: trainable weights are float32, the rest may be bfloat16."""
+    """Return the 16-bit data type of a model that also has float32, else None: trainable weights are float32."""
     narrow = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
     wide = any(p.dtype == torch.float32 for p in model.parameters())
     return next(iter(narrow)) if narrow and wide else None
 
 
 def _numbers(measured: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numeric metrics, named without `,none`."""
     return {
         name.removesuffix(",none"): value
         for name, value in measured.items()
@@ -104,8 +103,8 @@ def _numbers(measured: Mapping[str, Any]) -> dict[str, float]:
 
 
 @contextmanager
-def _undisturbed(model: Any) -> Iterator[None]:
-    """Restore the state of the run: lm_eval seeds every generator, ties weights again, and logs."""
+def _restoring_state(model: Any) -> Iterator[None]:
+    """Protect the state of the run: lm_eval seeds every generator, ties weights again, and logs."""
     states = random.getstate(), np.random.get_state()
     logger = logging.getLogger("lm_eval")
     level = logger.level

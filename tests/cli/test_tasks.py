@@ -8,7 +8,7 @@ import pytest
 
 from neoplug.errors import UsageError
 from neoplug.evaluation import wordnet
-from neoplug_probes.questions import read
+from neoplug_probes.questions import read_questions
 
 LICENCE = "  1 This software and database is being provided to you, the LICENSEE, by ...  \n"
 NOUNS = {
@@ -71,7 +71,7 @@ def test_the_command_writes_a_file_that_the_probe_reads(folder, tmp_path, monkey
     answer = neoplug("tasks", "wordnet", out, "--dict", folder, "-n", 4)
     assert answer.code == 0, answer.err
     assert "4 questions" in answer.out
-    assert [question.query for question in read(out)] == [q["query"] for q in wordnet.questions(folder, 4)]
+    assert [question.query for question in read_questions(out)] == [q["query"] for q in wordnet.questions(folder, 4)]
     again = neoplug("tasks", "wordnet", out, "--dict", folder)
     assert (again.code, "nothing is overwritten" in again.err) == (2, True)
     monkeypatch.setenv("WNSEARCHDIR", str(folder))

@@ -44,7 +44,7 @@ def test_experts_that_are_not_adapted_are_logged(caplog):
     with caplog.at_level(logging.INFO, logger="neoplug"):
         adapted(LoRA(), config)
     weights = config.num_hidden_layers * 4 * 3 * config.hidden_size * config.intermediate_size
-    assert f"lora passes by {weights} weights of experts" in caplog.text
+    assert f"lora does not adapt {weights} weights of experts" in caplog.text
 
 
 def test_dora_on_experts_is_refused():

@@ -13,8 +13,8 @@ from neoplug.evaluation.probes import probe
 from neoplug.models.verify import head_name, language_model
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins
-from neoplug_probes.multiple_choice import MultipleChoice, scored
-from neoplug_probes.questions import Question, read
+from neoplug_probes.multiple_choice import MultipleChoice, metrics
+from neoplug_probes.questions import Question, read_questions
 
 ROWS = [
     {"query": "The sky is", "choices": ["blue", "made of old green cheese", "a number"], "gold": 0},
@@ -55,8 +55,8 @@ def asked(plugin, model, tokenizer):
 def test_it_is_what_lm_eval_measures(file, model, tokenizer, peer, monkeypatch):
     kept = []
     monkeypatch.setattr(
-        "neoplug_probes.multiple_choice.scored",
-        lambda questions, scores: kept.append(scores) or scored(questions, scores),
+        "neoplug_probes.multiple_choice.metrics",
+        lambda questions, scores: kept.append(scores) or metrics(questions, scores),
     )
     (found,) = asked(MultipleChoice(tasks=file, batch_size=5), model, tokenizer).values()
     theirs = peer(model, tokenizer, file)
@@ -69,13 +69,13 @@ def test_it_is_what_lm_eval_measures(file, model, tokenizer, peer, monkeypatch):
 def test_by_hand():
     questions = [Question("q", ("a", "bb", "cccc"), 0), Question("q", ("a", "bb"), 1), Question("q", ("aa", "b"), 0)]
     scores = [np.array([-3.0, -2.0, -4.0]), np.array([-1.0, -2.2]), np.array([-1.0, -2.0])]
-    found = scored(questions, scores)
+    found = metrics(questions, scores)
     assert found["acc"] == pytest.approx(1 / 3)
     assert found["acc_norm"] == pytest.approx(1 / 3)  # per character: -3, -1, -1 | -1, -1.1 | -0.5, -2
     assert found["acc_stderr"] == pytest.approx(math.sqrt((2 * (1 / 3) ** 2 + (2 / 3) ** 2) / 2 / 3))
     assert (found["chosen"], found["chosen_norm"]) == ([2, 1, 0], [2, 1, 0])
     assert (found["gold"], found["questions"]) == ([2, 1, 0], 3)
-    assert scored(questions[:1], scores[:1])["acc_stderr"] is None
+    assert metrics(questions[:1], scores[:1])["acc_stderr"] is None
 
 
 def test_tasks_have_names_and_limits(file, tmp_path, model, tokenizer):
@@ -108,7 +108,7 @@ def test_rows_that_are_no_questions_are_refused_with_their_line(tmp_path, row, w
     assert problem.what.startswith(f"{file}, line 3: ")
     assert why in problem.what
     assert problem.fix.startswith("a row is")
-    assert len(read(file, limit=1)) == 1
+    assert len(read_questions(file, limit=1)) == 1
 
 
 def test_text_longer_than_the_model_is_refused(tmp_path, model, tokenizer):

@@ -256,7 +256,7 @@ def test_half_known_families_are_cut_where_they_are_known(family, more, sizes, t
 )
 def test_unknown_structures_are_refused_before_weights(family, more, sizes, why):
     config = AutoConfig.for_model(family, **SMALL | more)
-    with pytest.raises(RecipeError, match=rf"cannot be made narrower so\nwhy: [\s\S]*{why}[\s\S]*\nfix: "):
+    with pytest.raises(RecipeError, match=rf"cannot be pruned in this way\nwhy: [\s\S]*{why}[\s\S]*\nfix: "):
         PruneWidth(**sizes).prepare_student(meta_model(config), None)
 
 
@@ -265,8 +265,8 @@ def test_unknown_structures_are_refused_before_weights(family, more, sizes, why)
     [
         ({"intermediate_size": 48}, "intermediate_size is 48, but the model has 48"),
         ({"hidden_size": 33, "intermediate_size": 50}, r"(?s)intermediate_size is 50.*hidden_size is 33"),
-        ({"num_attention_heads": 3}, "3 query heads cannot be shared out to 2 key-value heads"),
-        ({"num_attention_heads": 3, "num_key_value_heads": 1}, "3 query heads cannot be shared out to 1 key-value"),
+        ({"num_attention_heads": 3}, "3 query heads cannot be divided among 2 key-value heads"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 1}, "3 query heads cannot be divided among 1 key-value"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, message):

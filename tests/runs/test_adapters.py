@@ -59,7 +59,7 @@ def test_what_cannot_be_merged_is_not_exported(lab, name, why):
 
 
 def test_on_four_bits_what_changes_the_base_is_refused_before_weights_are_loaded(lab):
-    with pytest.raises(UsageError, match="`pissa` cannot stand on a student loaded by `nf4`") as caught:
+    with pytest.raises(UsageError, match="`pissa` does not support a student loaded by `nf4`") as caught:
         lab.run("run", student={"load": {"nf4": {}}}, adapter={"pissa": {}})
     assert "name `lora`" in str(caught.value)
     assert not (lab.folder / "run").exists()
