@@ -175,7 +175,7 @@ class Report:
         raise ValueError(f"the row is {row} rows after the end of the last source")
 
     def problems(self, allowed: float, *, has_prompts: bool) -> list[Problem]:
-        """Return the problems that end a run: too many rows of a source are unused, or no row needs the teacher's template.
+        """Return the problems that end a run: too many unused rows, or an unused teacher template.
 
         allowed      the share of a source's rows that may be unused
         has_prompts  whether the recipe gives the teacher its own chat template
