@@ -16,13 +16,13 @@ from neoplug.models.vocabulary import Vocabulary
 
 
 class FrozenLinear(torch.autograd.Function):
-    """Float32 logits of a frozen head: not rounded to the weight's dtype, and without a gradient of the weight."""
+    """Logits of a frozen head in float32, not rounded to the weight's dtype; the weight gets no gradient."""
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
         ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, storage: torch.UntypedStorage
     ) -> Tensor:
-        """[n, H], [V, H], [V] -> [n, V] float32; with a float32 weight they are in `storage`, which grows as needed."""
+        """[n, H], [V, H], [V] -> [n, V] float32; a float32 weight's result is in `storage`, resized to fit."""
         ctx.save_for_backward(weight)
         ctx.dtype = hidden.dtype
         if weight.dtype == torch.float32:
@@ -58,15 +58,18 @@ class Head:
         return self.prepare_logits_fn()(hidden)
 
     def prepare_logits_fn(self) -> Callable[[Tensor], Tensor]:
-        """Return the function for several blocks, with the weights selected and widened once. Keep it only for a step.
+        """Return a function, hidden states [n, H] -> logits [n, V], for the blocks of one optimizer step.
+
+        Where weights are frozen, the rows of the shared vocabulary are selected and converted to float32 once for all
+        blocks; an adapter's weights are converted once too, so after the step the function is out of date.
 
         A call may overwrite what the previous call returned: blocks share one buffer, so that the allocator does not
         search for 64 MiB for each.
         """
-        shared = self._linear(self.module) if type(self.module) is nn.Linear else self._adapted()
+        project = self._linear(self.module) if type(self.module) is nn.Linear else self._adapted()
 
         def logits_of(hidden: Tensor) -> Tensor:
-            logits = shared(hidden)
+            logits = project(hidden)
             if self.multiplier != 1.0:
                 logits = logits * self.multiplier
             return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
@@ -78,9 +81,12 @@ class Head:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     def _linear(self, module: nn.Linear) -> Callable[[Tensor], Tensor]:
+        """Return the function of a head that is a linear layer, with or without trainable parameters."""
         weight, bias = module.weight, module.bias
         if self.parameters():
-            return lambda hidden: functional.linear(hidden.float(), self._rows(weight).float(), self._rows(bias))
+            return lambda hidden: functional.linear(
+                hidden.float(), self._rows(weight).float(), None if bias is None else self._rows(bias).float()
+            )
         frozen, frozen_bias = self._rows(weight), self._rows(bias)
         if not weight.is_cuda:  # only CUDA multiplies 16-bit matrices into float32
             frozen = frozen.float()
@@ -88,7 +94,7 @@ class Head:
         return lambda hidden: FrozenLinear.apply(hidden, frozen, frozen_bias, storage)  # type: ignore[no-untyped-call]
 
     def _adapted(self) -> Callable[[Tensor], Tensor]:
-        """Return the function of an adapted head, 16-bit weights widened to float32 so that logits are not rounded."""
+        """Return the function of an adapted head; 16-bit weights become float32, so that logits are not rounded."""
         narrow = (torch.float16, torch.bfloat16)
         wide = {name: weight.float() for name, weight in self.module.named_parameters() if weight.dtype in narrow}
 

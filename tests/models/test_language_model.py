@@ -24,6 +24,7 @@ from neoplug.data.batch import Document, collate
 from neoplug.errors import RunError
 from neoplug.models import varlen_attention as attention
 from neoplug.models import verify
+from neoplug.models.head import Head
 from neoplug.models.verify import head_name, language_model
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.training.objective import Loss, objective
@@ -400,3 +401,16 @@ def test_an_adapted_head_of_a_bfloat16_model_does_not_round_its_logits(kind):
     assert ours.dtype == torch.float32
     assert (ours - exact).abs().max() < 1e-5 * exact.abs().max()
     assert (ours - ours.bfloat16()).abs().max() > 1e-4
+
+
+def test_a_trainable_head_may_have_a_frozen_bfloat16_bias():
+    """Phi and GPT-J have heads with a bias; an adapter may train the weight alone, which is then float32."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(8, ROWS, dtype=torch.bfloat16).requires_grad_(False)
+    module.weight = torch.nn.Parameter(module.weight.float())
+    hidden = torch.randn(5, 8)
+    exact = functional.linear(hidden.double(), module.weight.double(), module.bias.double())
+    for vocabulary, rows in ((Vocabulary(ROWS), slice(None)), (Vocabulary(80), slice(80))):
+        logits = Head(module, vocabulary)(hidden)
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits.double(), exact[:, rows], rtol=1e-5, atol=1e-5)
