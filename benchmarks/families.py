@@ -105,7 +105,7 @@ def measure(folder: Path, way: str, attention: str) -> Loaded | None:
     autocast = torch.bfloat16 if way == "bfloat16" else None
     model = language_model(module, head_name(module), Vocabulary(tokens), autocast=autocast, longest=max(LENGTHS))
     rows = documents(tokens)
-    with model.computing():
+    with model.autocast_context():
         alone = torch.cat([module(torch.from_numpy(row.input_ids)[None]).logits[0, :-1].float() for row in rows])
     cells = {layout: cell(replace(model, layout=layout), rows, alone) for layout in LAYOUTS}
     return Loaded(model.layout, cells, quantised(module))

@@ -1,4 +1,4 @@
-"""Models: resolved from their names, loaded, verified; the output head as a function, and stored adapters.
+"""Models: resolution of their names, loading and verification; the output head as a function; stored adapters.
 
 Imported by `teachers` and the layers above it. Does not belong here: the teacher's signal (`teachers`), adapters under
 training (plugins), merged or exported models (`export`).
@@ -8,7 +8,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-# Names that third-party code could import from here before they moved: where each is now, and what it is called there.
+# Names that could be imported from here before they moved -> (their module, their name there).
 MOVED = {
     "DTYPES": ("neoplug.environment.dtypes", "DTYPES"),
     "Located": ("neoplug.models.reference", "ResolvedModel"),

@@ -32,7 +32,11 @@ def from_gguf(file: Path, source: str) -> ResolvedModel:
 
 
 def cached_conversion(key: dict[str, str], source: str, make: Callable[[Path], str]) -> Path:
-    """Return the cache's folder for `key`; where there is none, `make` fills it and returns the file's sha256.
+    """Return the folder of a converted model in neoplug's cache; convert it first where it is not there.
+
+    key     identifies the original file
+    source  the model as the recipe names it
+    make    writes the converted model to the folder that it is called with, and returns the original file's sha256
 
     Of several processes that start at the same time, one converts and the others wait.
     """
@@ -111,11 +115,12 @@ def _complete_tokenizer(tokenizer: "PreTrainedTokenizerBase", file: Path, config
 
 def _pre_tokenizer(file: Path) -> str | None:
     """Return the name of the file's pre-tokenizer; None where it has none."""
-    key, text = b"tokenizer.ggml.pre", 8  # in the header: key, uint32 type, uint64 length, characters
+    key, string = b"tokenizer.ggml.pre", 8  # 8: GGUF's type number of strings
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as header:
-        at = header.find(key)  # gguf's reader takes seconds for each pass over the vocabulary
+        at = header.find(key)  # gguf's own reader takes seconds for each pass over the vocabulary
         if at < 0:
             return None
+        # After the key: uint32 type, uint64 length, characters.
         kind, length = struct.unpack_from("<IQ", header, at + len(key))
         start = at + len(key) + struct.calcsize("<IQ")
-        return header[start : start + length].decode() if kind == text else None
+        return header[start : start + length].decode() if kind == string else None

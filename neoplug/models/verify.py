@@ -123,7 +123,7 @@ def _sample(model: LanguageModel, length: int, seed: int) -> Document:
 def _verify_head(model: LanguageModel, role: str) -> None:
     batch = collate([_sample(model, 9, seed=0)]).to(model.device)
     inputs, positions = batch.layout("padded", model.pad_token_id)
-    with model.computing():
+    with model.autocast_context():
         logits = model.module(**inputs).logits
     expected = logits[0, -inputs["input_ids"].shape[1] :].float().index_select(0, positions)
     ids = model.head.vocabulary.ids

@@ -109,7 +109,7 @@ class Plugins:
         """Return each implementation of `hook` as a function that takes all the hook's arguments by keyword."""
         return {call.name if section else call.label: call for call in self._of(hook, section)}
 
-    def everyone(self) -> dict[str, Any]:
+    def instances(self) -> dict[str, Any]:
         """Return {label: instance} of all plugins; the label is the name, or section.name where two sections use it."""
         return {label: self._sections[section][name] for (section, name), label in sorted(self._labels.items())}
 

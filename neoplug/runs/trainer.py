@@ -251,7 +251,7 @@ class Trainer:
         training = module.training
         module.eval()
         ids = torch.tensor([prompt], device=self.world.device)
-        with torch.no_grad(), student.computing(), quiet(), quiet_peft():
+        with torch.no_grad(), student.autocast_context(), quiet(), quiet_peft():
             found = module.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
                 use_cache=not virtual_tokens(module), pad_token_id=student.pad_token_id,

@@ -103,7 +103,7 @@ def restore(path: Path, model: nn.Module, plugins: Plugins, rank: int = 0) -> No
         for name, tensor in present.items():
             tensor.copy_(stored[name])
     plugin_states = torch.load(path / f"plugins-{rank}.pt", map_location="cpu", weights_only=True)
-    present_plugins = plugins.everyone()
+    present_plugins = plugins.instances()
     for name, state in plugin_states.items():
         with blaming(name, "load_state_dict"):
             present_plugins[current_name(name, list(present_plugins))].load_state_dict(state)
@@ -116,7 +116,7 @@ def pack(plugins: Plugins) -> bytes:
         RunError: a state dict has data that cannot be loaded again.
     """
     states = {}
-    for name, plugin in plugins.everyone().items():
+    for name, plugin in plugins.instances().items():
         if hasattr(plugin, "state_dict"):
             with blaming(name, "state_dict"):
                 states[name] = plugin.state_dict()

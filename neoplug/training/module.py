@@ -114,7 +114,7 @@ def gradient_norms(
 @contextmanager
 def plugin_state_restored(plugins: Plugins) -> Iterator[None]:
     """Restore the state dicts of all plugins on exit, so that calls in this context have no effect on training."""
-    stateful = {name: plugin for name, plugin in plugins.everyone().items() if hasattr(plugin, "state_dict")}
+    stateful = {name: plugin for name, plugin in plugins.instances().items() if hasattr(plugin, "state_dict")}
     states = {}
     for name, plugin in stateful.items():
         with blaming(name, "state_dict"):

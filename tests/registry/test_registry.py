@@ -240,7 +240,7 @@ def test_two_plugins_of_one_name_are_told_apart_by_their_section():
     answers = plugins.each("penalty", progress=0)
     assert answers == {"student.load.x": (2, 0), "teacher.load.x": (1, 0), "y": (3, 0)}
     assert plugins.each("penalty", section="teacher.load", progress=0) == {"x": (1, 0)}
-    assert set(plugins.everyone()) == {"student.load.x", "teacher.load.x", "y"}
+    assert set(plugins.instances()) == {"student.load.x", "teacher.load.x", "y"}
 
 
 def test_only_losses_answer_token_hooks_and_by_their_own_names():
