@@ -28,7 +28,7 @@ class Document:
     input_ids       [L] int64
     loss_mask       [L] bool: the answer tokens, which the objective is computed on; the first token's value is ignored,
                     since nothing predicts that token
-    row             index of its row in the source
+    row             index of its row among those of all training sources, one after the other, or of the eval_source
     teacher_ids     [M] int64: the teacher's input where it has its own chat template; None where it is `input_ids`
     teacher_loss_mask  [M] bool: the same answer tokens in `teacher_ids`, one for one
     number          its index among the training documents of a run, or among the held-out ones, in the order of the
@@ -100,7 +100,7 @@ class Batch:
     lengths    tokens of each document; they add up to T
     positions  [N] int64: index in `input_ids` of the position that predicts each answer token
     labels     [N] int64: the answer tokens
-    rows       [N] int64: the source row of each answer token
+    rows       [N] int64: `Document.row` of each answer token's document
     teacher    the teacher's texts; None where it reads the student's
     in_answer  [N] int64: index of each answer token within its answer, from 0; None unless a plugin weights tokens
     documents  the documents, in the order of `lengths`; () in a batch that was not made by `collate`

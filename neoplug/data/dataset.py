@@ -84,13 +84,13 @@ def load_unvalidated_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPr
              the tokens cannot be stored
     """
     training, evaluation, template = training_sources(data), eval_source_of(data), template_text(data.chat_template)
-    depends = data.model_dump(exclude=NOT_IN_KEY) | {
+    hashed = data.model_dump(exclude=NOT_IN_KEY) | {
         "sources": [[name, dict(source.columns), source.reader.identity()] for name, source in training.items()],
         "eval_source": evaluation and evaluation.reader.identity(),
         "chat_template": template,
         "teacher": teacher and [teacher.chat.template, tokenizer_identity(teacher.chat.tokenizer)],
     }
-    folder = cache_root() / "tokens" / store_key(depends, tokenizer)
+    folder = cache_root() / "tokens" / store_key(hashed, tokenizer)
     try:
         with lock(folder):
             if (store := open_store(folder)) is None:

@@ -18,12 +18,12 @@ LAUNCH = "fix: start several processes with `torchrun --nproc-per-node N -m neop
 
 
 class World:
-    """The processes of a run, from the view of one of them.
+    """The processes of a run: rank, device and collective operations of this one.
 
     device  device of the student; None: accelerate chooses
 
     Raises:
-        RunError: the number of processes is not the one that the launcher set.
+        RunError: the launcher's environment variables are incomplete, or do not match the number of processes.
     """
 
     def __init__(self, device: str | None = None) -> None:
@@ -50,7 +50,7 @@ class World:
 
     @contextmanager
     def accumulating(self, module: nn.Module, last: bool) -> Iterator[None]:
-        """Skip the averaging of gradients, except for the last micro-batch of a step."""
+        """Backward in this context averages gradients over ranks only if `last`: in the last micro-batch of a step."""
         if last or self.size == 1:
             yield
         else:
@@ -58,11 +58,11 @@ class World:
                 yield
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum over ranks."""
+        """Return the sum of the ranks' tensors, on every rank."""
         return tensor if self.size == 1 else self.accelerator.reduce(tensor, "sum")
 
     def gather(self, values: list[Value]) -> list[Value]:
-        """Return the concatenated values of all ranks, in the order of ranks."""
+        """Return the values of all ranks, concatenated in the order of ranks, on every rank."""
         return values if self.size == 1 else gather_object(values)
 
     def broadcast(self, value: Value) -> Value:
@@ -84,7 +84,7 @@ class World:
 
 @contextmanager
 def accelerate_state_restored() -> Iterator[None]:
-    """Restore accelerate's process-global state on exit; processes of a launcher keep it, since they stay connected."""
+    """Restore accelerate's process-global state on exit, but not under a launcher, whose processes stay connected."""
     shared = () if "WORLD_SIZE" in os.environ else (PartialState, AcceleratorState, GradientState)
     before = [dict(state._shared_state) for state in shared]
     try:

@@ -1,19 +1,19 @@
 """Evaluation of student and teacher at temperature 1 on held-out text: sums per document, and metrics from them.
 
 Each quantity is summed in float64 over the answer tokens of each document, and every metric is computed from the table
-of these sums, so that intervals over documents can be computed later. The table has a row for each document, ordered by
-`number`; the run directory holds it as `evaluation/NAME.parquet` (NAME: before, after, teacher or step-N):
+of these sums, so that confidence intervals over documents can be computed later. The table has a row for each document,
+ordered by `number`; in the run directory it is `evaluation/NAME.parquet` (NAME: before, after, teacher or step-N):
 
     document  string   the document's content hash
     number    int64    the document's number among the held-out documents
     tokens    int64    its answer tokens
     ...       float64  the sum over its answer tokens of each quantity in `Measure.sums` (`registry.measures`)
 
-forward_kl, reverse_kl, jsd, cross_entropy, entropy and top1_agreement are sums of what their metric averages. The
-others are parts of ratios, for which p is the teacher's and q the student's probability and y is 1 at the answer token:
-top10_mass and teacher_top10_mass are q and p of the teacher's ten most probable tokens; kd_ce_dot is <q - p, q - y>,
-kd_squared_norm |q - p|^2 and ce_squared_norm |q - y|^2. Columns that compare with a teacher are absent without one; the
-teacher's own table has cross_entropy and entropy.
+The metrics forward_kl, reverse_kl, jsd, cross_entropy, entropy and top1_agreement are means per token of the column of
+that name. The other columns are parts of ratios, where p is the teacher's and q the student's probability, and y is 1
+at the answer token: top10_mass and teacher_top10_mass are q and p of the teacher's ten most probable tokens; kd_ce_dot
+is <q - p, q - y>, kd_squared_norm |q - p|^2 and ce_squared_norm |q - y|^2. Columns that compare with a teacher are
+absent without one; the teacher's own table has cross_entropy and entropy.
 
 N answer tokens of a batch, t of a tile, D documents, V shared vocabulary, C columns.
 """
@@ -46,7 +46,7 @@ DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 class Evaluation:
     """One evaluation of one model.
 
-    values     metrics by name, and the answers of the probes under "probes", as result.json holds them
+    values     metric name -> value, and "probes" -> results of the probes, as in result.json
     documents  the sums per document that the metrics were computed from
     """
 
@@ -55,7 +55,7 @@ class Evaluation:
 
 
 def held_out_batches(documents: Sequence[Document], size: int, device: torch.device) -> list[Batch]:
-    """Return batches of `size` documents on the device."""
+    """Return the documents in batches of `size`, on the device."""
     return [collate(documents[at : at + size]).to(device) for at in range(0, len(documents), size)]
 
 
@@ -65,7 +65,7 @@ def evaluate(
 ) -> tuple[pyarrow.Table, pyarrow.Table | None]:
     """Return the tables of sums per document of the student and of the teacher, the same on every rank.
 
-    Every rank is called with all batches and runs each `world.size`-th of them. A batch is never divided, so the sums
+    Every rank is given all batches and evaluates every `world.size`-th of them. A batch is never divided, so the sums
     of a document do not depend on the number of ranks.
     """
     share = batches[world.rank :: world.size]
@@ -76,15 +76,16 @@ def evaluate(
     columns = _columns(teacher)
     values = torch.cat([*sums, torch.zeros(0, len(columns), dtype=torch.float64, device=student.device)]).cpu()
     documents = [document for batch in share for document in batch.documents]
-    found = dict(zip(columns, values.t().numpy(), strict=True))
-    ours = _table(documents, {name: found.get(f"student_{name}", found.get(name)) for name in _sums(teacher)}, world)
+    sums_of = dict(zip(columns, values.t().numpy(), strict=True))
+    of_student = {name: sums_of.get(f"student_{name}", sums_of.get(name)) for name in _sum_names(teacher)}
+    student_table = _table(documents, of_student, world)
     if teacher is None:
-        return ours, None
-    return ours, _table(documents, {name: found[f"teacher_{name}"] for name in _sums(None)}, world)
+        return student_table, None
+    return student_table, _table(documents, {name: sums_of[f"teacher_{name}"] for name in _sum_names(None)}, world)
 
 
-def means(table: pyarrow.Table) -> dict[str, float]:
-    """Return the metrics of a table by name, those of `MEASURES` whose sums it has."""
+def metrics_of(table: pyarrow.Table) -> dict[str, float]:
+    """Return the metrics by name: those of `MEASURES` whose sums the table has."""
     tokens = max(int(table["tokens"].to_numpy().sum()), 1)
     columns = [name for name in table.column_names if name not in ("document", "number", "tokens")]
     mean = {name: float(table[name].to_numpy().sum()) / tokens for name in columns}
@@ -92,7 +93,7 @@ def means(table: pyarrow.Table) -> dict[str, float]:
 
 
 def _value(measure: Measure, mean: Mapping[str, float]) -> float:
-    """Return a metric from the means per token of its sums."""
+    """Return the value of a metric; `mean` holds the means per token of the table's columns."""
     match measure.name:
         case "perplexity":
             return math.exp(min(mean["cross_entropy"], 700.0))
@@ -103,20 +104,21 @@ def _value(measure: Measure, mean: Mapping[str, float]) -> float:
     return mean[measure.name]
 
 
-def _sums(teacher: Teacher | None) -> list[str]:
-    """Return the names of the sums of a table: with a teacher to compare with, or without one."""
+def _sum_names(teacher: Teacher | None) -> list[str]:
+    """Return the names of the sums in the table of a model that is compared with `teacher`, or with none."""
     measures = [measure for measure in MEASURES.values() if teacher is not None or not measure.needs_teacher]
     return list(dict.fromkeys(name for measure in measures for name in measure.sums))
 
 
 def _columns(teacher: Teacher | None) -> tuple[str, ...]:
+    """Return the names of the columns of `_document_sums`."""
     return STUDENT_COLUMNS if teacher is None else COLUMNS + DIVERGENCES
 
 
 def _document_sums(student: LanguageModel, teacher: Teacher | None, batch: Batch) -> Tensor:
     """Return the sums of each document, [D, C] float64 on the student's device, without a synchronisation.
 
-    Each document is summed alone, in place of one `index_add_`, whose order of additions on a GPU is not deterministic.
+    There is one sum for each document instead of an `index_add_` for all, which on a GPU is not deterministic.
     """
     labels = student.head.vocabulary.index(batch.labels)
     signal = None if teacher is None else teacher.signal(batch)
@@ -129,7 +131,7 @@ def _document_sums(student: LanguageModel, teacher: Teacher | None, batch: Batch
 
 
 def _divergences(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return [t, 3] in the order of DIVERGENCES from log-probabilities [t, V] of teacher and student."""
+    """Return the DIVERGENCES, [t, 3], between teacher and student, given their log-probabilities [t, V]."""
     p, q, difference = log_p.exp(), log_q.exp(), log_p - log_q
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     forward, reverse = (p * difference).sum(-1), -(q * difference).sum(-1)
@@ -138,7 +140,7 @@ def _divergences(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _table(documents: Sequence[Document], sums: Mapping[str, Any], world: World) -> pyarrow.Table:
-    """Return the table of the documents of all ranks, given those of this rank with their sums."""
+    """Return the table of the documents of all ranks; the arguments are the documents of this rank and their sums."""
     import pyarrow
 
     own = pyarrow.table(

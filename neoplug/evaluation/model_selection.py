@@ -14,7 +14,7 @@ from neoplug.registry.nested import numbers
 
 @dataclass(frozen=True)
 class Best:
-    """The best of several evaluations, the first of equal ones: its step, and the metric that was compared."""
+    """The best of several evaluations, the first of equal ones: its step, and the metric that they are compared by."""
 
     step: int
     metric: str
@@ -22,20 +22,21 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A comparison of evaluations.
+class Comparison:
+    """The result of comparing the evaluations of a run.
 
-    best    the best of them
-    waited  number of last evaluations in a row of which none beat the best before it by more than the threshold
+    best                 the best evaluation
+    without_improvement  number of evaluations since the last one that was better than all before it by more than the
+                         threshold; early stopping compares it with the patience
     """
 
     best: Best
-    waited: int
+    without_improvement: int
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """How evaluations are compared.
+    """The metric by which evaluations are compared, and what counts as an improvement.
 
     `greater_is_better` and `threshold` have the meaning that they have for transformers' EarlyStoppingCallback.
     """
@@ -44,16 +45,16 @@ class Criterion:
     greater_is_better: bool
     threshold: float
 
-    def standing(self, evaluations: Sequence[Mapping[str, Any]]) -> Standing:
-        """Compare evaluations, at least one, each with `step`, metrics and `probes`."""
-        best, waited = Best(evaluations[0]["step"], self.metric, self.value(evaluations[0])), 0
+    def compare(self, evaluations: Sequence[Mapping[str, Any]]) -> Comparison:
+        """Compare at least one evaluation, in their order; each has `step`, metrics and `probes`."""
+        best, without_improvement = Best(evaluations[0]["step"], self.metric, self.value(evaluations[0])), 0
         for measured in evaluations[1:]:
             value = self.value(measured)
             gain = (value - best.value) * (1 if self.greater_is_better else -1)
-            waited = 0 if gain > self.threshold else waited + 1
+            without_improvement = 0 if gain > self.threshold else without_improvement + 1
             if gain > 0:
                 best = Best(measured["step"], self.metric, value)
-        return Standing(best, waited)
+        return Comparison(best, without_improvement)
 
     def value(self, measured: Mapping[str, Any]) -> float:
         """Return the metric's value.

@@ -1,4 +1,4 @@
-"""Probes: plugins that evaluate a model in their own way, with log-probabilities on request.
+"""Running of probes: plugins that evaluate a model, for which they can request log-probabilities.
 
 t answer tokens of a tile, V shared vocabulary.
 """
@@ -20,11 +20,13 @@ from neoplug.training.objective import log_probabilities
 def probe(
     plugins: Plugins, model: LanguageModel, teacher: LanguageModel | None, batches: Sequence[Batch], tokenizer: Any
 ) -> dict[str, Any]:
-    """Return the answers of all probes by name.
+    """Return the results of all probes by name.
 
-    With several ranks, every rank runs every probe on all of the held-out text, since a probe may compute anything and
-    its answers cannot be added up. The results that a run stores are those of the main process.
+    With several ranks, every rank runs every probe on all of the held-out text, since results of probes in general
+    cannot be combined. The results that a run stores are those of the main process.
 
+    model    the model to evaluate
+    teacher  the teacher's model, which probes may run as well; None where there is none
     batches  the held-out text, as `model` reads it
 
     Raises:
@@ -36,7 +38,7 @@ def probe(
     def predict(module: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield log-probabilities [t, V] of `module` and the answer tokens [t] as their columns."""
         predicting = models[id(module)]
-        if id(batch) not in held_out:  # held-out text was validated when the data was read; prompts may be exclusive
+        if id(batch) not in held_out:  # held-out text is validated, but for prompts that one model reads
             _validate_shared_vocabulary(batch, predicting, tokenizer)
         batch = (batch.for_teacher() if predicting is teacher else batch).to(predicting.device)
         labels = predicting.head.vocabulary.index(batch.labels)
@@ -55,7 +57,7 @@ def probe(
 
 
 def _validate_shared_vocabulary(batch: Batch, model: LanguageModel, tokenizer: Any) -> None:
-    """Refuse a probe's own text with tokens that only one of the models has."""
+    """Raise RunError where a probe's own text has tokens that only one of the models has."""
     if unshared := model.head.vocabulary.unshared(batch.input_ids):
         named = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in unshared[:5])
         raise RunError(

@@ -5,9 +5,9 @@ from typing import Any
 
 
 def remarks(result: Mapping[str, Any]) -> list[str]:
-    """Return what the results of a run reveal about its teacher; an empty list where there is nothing to report.
+    """Return remarks on the results of a run with a teacher; an empty list where there is nothing to report.
 
-    result  holds the metrics of evaluation under before, after and teacher
+    result  has the metrics of the evaluations under before, after and teacher
     """
     before, after, teacher = (result.get(name) or {} for name in ("before", "after", "teacher"))
     if not all("cross_entropy" in metrics for metrics in (before, after, teacher)):

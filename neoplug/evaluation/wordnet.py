@@ -1,9 +1,9 @@
 """Multiple-choice questions from WordNet's files: which of four definitions is that of a given word?
 
-Reads the database files of WordNet (wndb(5WN)), `index.POS` and `data.POS`, from a folder. A question asks
-for a word without spaces or hyphens that occurs in WordNet's sense-tagged texts; the right answer is the definition of
-its most frequent sense, the wrong ones are those of other such words of the same part of speech. Choice and order of
-the questions depend only on the seed: a smaller number of them is the beginning of the same list.
+Reads the database files of WordNet (wndb(5WN)), `index.POS` and `data.POS`, from a folder. The words of the questions
+have no spaces or hyphens and occur in WordNet's sense-tagged texts. The right answer is the definition of the word's
+most frequent sense; the wrong ones are those of other such words of the same part of speech. The choice of questions
+and their order depend only on the seed: fewer questions are the beginning of the same list.
 """
 
 import os
@@ -31,7 +31,8 @@ _WORD = re.compile(r"[a-z]{3,}")
 class Sense:
     """A word in its most frequent sense.
 
-    synsets  offsets of all of the word's senses; the first is this one
+    synsets     identifiers of all senses of the word; the first is that of this sense
+    definition  of this sense, without examples; empty for a proper name
     """
 
     word: str
@@ -41,7 +42,7 @@ class Sense:
 
 
 def find(folder: Path | None) -> Path:
-    """Return the folder of WordNet's files: `folder`, or else the first usual place that has them.
+    """Return the folder of WordNet's files: `folder`, or if it is None the first usual folder that has them.
 
     Raises:
         UsageError: the files are not there.
@@ -78,7 +79,7 @@ def questions(folder: Path, number: int, seed: int = 0) -> list[dict[str, object
 
 
 def _question(sense: Sense, pools: Mapping[str, list[Sense]], seed: int) -> dict[str, object]:
-    """Return the question about a word, with wrong answers from the `pools` of its part of speech."""
+    """Return the question about a word; `pools` holds the words of each part of speech, for the wrong answers."""
     rng = random.Random(derive(seed, "choices", sense.part, sense.word))
     drawn = rng.sample(pools[sense.part], min(64, len(pools[sense.part])))
     wrong = dict.fromkeys(other.definition for other in drawn if not set(other.synsets) & set(sense.synsets))
@@ -96,7 +97,7 @@ def _files(folder: Path, part: str) -> tuple[Path, Path] | None:
 
 
 def _senses(index: Path, data: Path) -> Iterator[Sense]:
-    """Yield the words of one part of speech that a question can be made of, in the order of the file."""
+    """Yield the words of one part of speech that questions can be made of, in the order of the file."""
     definitions = dict(_definitions(data))
     for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), 1):
         if line.startswith("  "):  # the licence
@@ -113,12 +114,12 @@ def _senses(index: Path, data: Path) -> Iterator[Sense]:
 
 
 def _is_fair(word: str, definition: str) -> bool:
-    """Return whether a definition makes a fair question: short, and without a word of the same stem."""
+    """Return whether a definition is short, and has no word that begins like the word that it defines."""
     return 0 < len(definition) <= LONGEST and word[:5] not in definition.lower()
 
 
 def _definitions(data: Path) -> Iterator[tuple[str, str]]:
-    """Yield each synset's offset and definition without its examples; an empty definition for a proper name."""
+    """Yield each synset's identifier (offset in the file) and its definition, as in `Sense`."""
     for line in data.read_text(encoding="utf-8").splitlines():
         fields, _, gloss = line.partition(" | ")
         if not line.startswith("  "):

@@ -10,7 +10,7 @@ from torch import nn
 from neoplug.data.batch import Batch
 from neoplug.distributed.world import World
 from neoplug.environment.dtypes import resolve_dtype
-from neoplug.evaluation.evaluate import Evaluation, evaluate, held_out_batches, means
+from neoplug.evaluation.evaluate import Evaluation, evaluate, held_out_batches, metrics_of
 from neoplug.evaluation.probes import probe
 from neoplug.hookspecs import Role
 from neoplug.models.language_model import LanguageModel
@@ -88,7 +88,7 @@ class ModelLoader:
     def evaluate_student(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> Evaluation:
         """Return the evaluation of the student, probes included. Every rank calls it with all batches."""
         ours, _ = evaluate(student, teacher, batches, self.world)
-        return Evaluation({**means(ours), "probes": self._probes(student, teacher, batches)}, ours)
+        return Evaluation({**metrics_of(ours), "probes": self._probes(student, teacher, batches)}, ours)
 
     def evaluate_both(
         self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]
@@ -98,11 +98,11 @@ class ModelLoader:
         The teacher's has no probes if the teacher is not a model in memory.
         """
         ours, theirs = evaluate(student, teacher, batches, self.world)
-        of_teacher = None if theirs is None else Evaluation(means(theirs), theirs)
+        of_teacher = None if theirs is None else Evaluation(metrics_of(theirs), theirs)
         if of_teacher is not None and teacher is not None and teacher.model is not None:
             texts = [batch.for_teacher() for batch in batches]
             of_teacher.values["probes"] = self._probes(teacher.model, None, texts)
-        return Evaluation({**means(ours), "probes": self._probes(student, teacher, batches)}, ours), of_teacher
+        return Evaluation({**metrics_of(ours), "probes": self._probes(student, teacher, batches)}, ours), of_teacher
 
     def _probes(self, model: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> dict[str, Any]:
         live = None if teacher is None else teacher.model

@@ -299,14 +299,14 @@ class Trainer:
         logger.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float)))
         if self.criterion is None:
             return Verdict(improved=False, stop=False)
-        standing = self.criterion.standing(self.state.evaluations)
-        self.state.best = standing.best
+        comparison = self.criterion.compare(self.state.evaluations)
+        self.state.best = comparison.best
         patience = self.checked.recipe.evaluate.early_stopping_patience
-        stop = patience is not None and standing.waited >= patience
+        stop = patience is not None and comparison.without_improvement >= patience
         if stop:
             self.state.stopped_early = step
-            logger.info("no improvement in %d evaluations: training ends", standing.waited)
-        return Verdict(improved=standing.best.step == step, stop=stop)
+            logger.info("no improvement in %d evaluations: training ends", comparison.without_improvement)
+        return Verdict(improved=comparison.best.step == step, stop=stop)
 
     def finish(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int) -> RunResult:
         """Evaluate the trained student, save it, write the result."""
@@ -352,7 +352,7 @@ class Trainer:
         if self.criterion is None:
             return after
         evaluations = [*self.state.evaluations, self.world.broadcast({"step": done, **after})]
-        best = self.state.best = self.criterion.standing(evaluations).best
+        best = self.state.best = self.criterion.compare(evaluations).best
         if self.world.is_main:
             checkpoint.prune(folder.checkpoints, recipe.train.save_total_limit, best.step)
         if best.step == done or not recipe.evaluate.load_best_model_at_end:

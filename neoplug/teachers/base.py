@@ -1,7 +1,7 @@
 """The protocols between a teacher and its callers: the training loop, gradient norms and evaluation.
 
-A teacher answers each batch with a signal. A signal lists the kinds of data that it provides; a caller requests the
-kind that it needs and refuses a signal without it. N answer tokens of a batch, n of a block, V shared vocabulary.
+A teacher returns a signal for each batch. A signal names the kinds of data that it provides; a caller requires the kind
+that it needs (`require_logits`). N answer tokens of a batch, n of a block, V shared vocabulary.
 """
 
 from typing import Any, Protocol, cast
@@ -18,23 +18,24 @@ LOGITS = "logits"  # the kind of a `LogitsSignal`
 class Signal(Protocol):
     """The teacher's output for the answer tokens of one batch, in the order of `batch.labels`.
 
-    provides  the kinds of data that the signal has, each a protocol that extends this one. `LOGITS` is the only kind
-              so far; sparse log-probabilities and hidden states of layers are further kinds that a teacher may bring.
+    provides  names of the kinds of data that the signal has. Each kind has a protocol that extends this one. `LOGITS`
+              is the only kind that neoplug uses; a teacher may define others, such as hidden states of layers
     """
 
     @property
     def provides(self) -> frozenset[str]:
-        """The kinds of data that the signal has."""
+        """The names of the kinds of data that the signal has."""
 
 
 class LogitsSignal(Signal, Protocol):
     """A signal with the logits of the whole vocabulary, a block of answer tokens at a time."""
 
     def logits(self, rows: slice) -> Tensor:
-        """Return float32 logits [n, V] of the answer tokens `rows`, up to a constant per token, without gradient.
+        """Return float32 logits [n, V] of a block of answer tokens, up to a constant per token, without gradient.
 
-        The tensor may be on another device than the student. The caller may overwrite it, and the next call may
-        overwrite what this one returned.
+        The tensor may be on another device than the student. The caller may overwrite it, and so may the next call.
+
+        rows  the block, as indices in `batch.labels`
         """
 
 
@@ -49,12 +50,12 @@ class Teacher(Protocol):
         """The model in memory, or None."""
 
     def signal(self, batch: Batch) -> Signal:
-        """Return the signal for a batch on any device. Each answer token of `batch.labels` has one entry in it."""
+        """Return the signal for the answer tokens of a batch, which may be on any device."""
 
     def prefetch(self, batch: Batch) -> None:
-        """Start to load what `signal(batch)` will need, and return without waiting. It may do nothing.
+        """Start to load what `signal(batch)` needs, and return without waiting; a teacher in memory does nothing.
 
-        The training loop calls it with the next micro-batch while the current one is trained on.
+        The training loop calls it with the next micro-batch while it trains on the current one.
         """
 
     def describe(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from neoplug.teachers.base import LOGITS
 
 @dataclass(eq=False)
 class LiveSignal:
-    """Hidden states [N, H] of the teacher and its head; the head is applied to one block at a time."""
+    """The logits of a model, computed block by block from the hidden states [N, H] of the answer tokens."""
 
     states: Tensor
     head: Head
@@ -43,7 +43,7 @@ class LiveTeacher:
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> LiveSignal:
-        """Run the model on the teacher's text of a batch, on the model's device."""
+        """Return the signal of the model, which is run on the teacher's text of the batch, on the model's device."""
         return LiveSignal(self.model.hidden(batch.for_teacher().to(self.model.device)), self.model.head)
 
     def prefetch(self, batch: Batch) -> None:

@@ -160,7 +160,7 @@ def test_the_teachers_text_is_stored_with_the_students(tmp_path):
     with Spool(tmp_path / "spool") as spool:
         for document in (plain, other):
             spool.add("ab" * 32, Fitted([document], 0, False))
-        assert spool.lengths.tolist() == [5, 9]
+        assert spool.max_text_lengths.tolist() == [5, 9]
         spool.write(tmp_path, np.array([1, 0]), np.array([0, 1]))
     write_record(tmp_path)
     store = Store(tmp_path)

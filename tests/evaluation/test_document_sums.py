@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from neoplug.data.batch import Document
 from neoplug.distributed.world import World
-from neoplug.evaluation.evaluate import evaluate, held_out_batches, means
+from neoplug.evaluation.evaluate import evaluate, held_out_batches, metrics_of
 from neoplug.models.verify import head_name, language_model
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry.measures import MEASURES, RANKING
@@ -98,7 +98,7 @@ def test_metrics_come_from_the_sums(models, documents):
     table, _ = evaluate(models["student"], LiveTeacher(models["teacher"]), batches, World("cpu"))
     rows = table.to_pylist()
     total = {name: math.fsum(row[name] for row in rows) for name in table.column_names if name != "document"}
-    found = means(table)
+    found = metrics_of(table)
     additive = {measure.name for measure in MEASURES.values() if measure.sums == (measure.name,)}
     assert additive == {"forward_kl", "reverse_kl", "jsd", "cross_entropy", "top1_agreement", "entropy"}
     expected = {name: total[name] / total["tokens"] for name in additive} | {
@@ -112,7 +112,7 @@ def test_metrics_come_from_the_sums(models, documents):
 def test_a_subset_of_documents_has_metrics_too(models, documents):
     table, _ = evaluate(models["student"], None, held_out_batches(documents, 2, torch.device("cpu")), World("cpu"))
     alone, _ = evaluate(models["student"], None, held_out_batches(documents[2:3], 2, torch.device("cpu")), World("cpu"))
-    assert means(table.slice(2, 1)) == pytest.approx(means(alone), rel=1e-5)
+    assert metrics_of(table.slice(2, 1)) == pytest.approx(metrics_of(alone), rel=1e-5)
 
 
 def test_evaluation_returns_the_metrics_of_the_list(models, documents):
@@ -120,8 +120,8 @@ def test_evaluation_returns_the_metrics_of_the_list(models, documents):
     ours, theirs = evaluate(models["student"], LiveTeacher(models["teacher"]), batches, World("cpu"))
     without, absent = evaluate(models["student"], None, batches, World("cpu"))
     alone = [name for name, measure in MEASURES.items() if not measure.needs_teacher]
-    assert list(means(ours)) == list(MEASURES)
-    assert list(means(theirs)) == list(means(without)) == alone
+    assert list(metrics_of(ours)) == list(MEASURES)
+    assert list(metrics_of(theirs)) == list(metrics_of(without)) == alone
     assert absent is None
 
 
@@ -131,7 +131,7 @@ def test_the_direction_of_each_metric_is_towards_the_teacher_or_the_text(models,
     teacher = LiveTeacher(models["teacher"])
     ours, theirs = evaluate(models["student"], teacher, batches, World("cpu"))
     ideal, _ = evaluate(models["teacher"], teacher, batches, World("cpu"))
-    far, near, text = means(ours), means(ideal), means(theirs)
+    far, near, text = metrics_of(ours), metrics_of(ideal), metrics_of(theirs)
     for name, measure in RANKING.items():
         if measure.needs_teacher:
             assert (near[name] > far[name]) == measure.greater_is_better, name

@@ -4,7 +4,7 @@ import pytest
 
 from neoplug.data.batch import collate
 from neoplug.distributed.world import World
-from neoplug.evaluation.evaluate import evaluate, means
+from neoplug.evaluation.evaluate import evaluate, metrics_of
 from neoplug.teachers.live import LiveTeacher
 from neoplug.training.objective import objective
 from neoplug_losses.forward_kl import ForwardKL
@@ -27,7 +27,7 @@ def test_it_is_zero_where_student_and_teacher_agree(model, losses, document, tem
 def test_the_ruler_measures_zero_there(model, document):
     batches = [collate([document(40, range(3, 39))])]
     table, _ = evaluate(model("teacher"), LiveTeacher(model("teacher")), batches, World("cpu"))
-    found = means(table)
+    found = metrics_of(table)
     assert abs(found["forward_kl"]) < 1e-6
     assert abs(found["reverse_kl"]) < 1e-6
     assert found["top1_agreement"] == 1

@@ -191,8 +191,8 @@ def test_patience_and_threshold_are_those_of_transformers(seed):
         if state.best_metric is None or better(value, state.best_metric):  # what its Trainer does afterwards
             state.best_metric, state.best_global_step = value, count
         seen = [{"step": step, "m": measured} for step, measured in enumerate(values[:count], 1)]
-        standing = criterion.standing(seen)
-        assert (standing.best.step, standing.best.value) == (state.best_global_step, state.best_metric)
-        assert standing.waited == callback.early_stopping_patience_counter
-        stopped |= standing.waited >= patience
+        comparison = criterion.compare(seen)
+        assert (comparison.best.step, comparison.best.value) == (state.best_global_step, state.best_metric)
+        assert comparison.without_improvement == callback.early_stopping_patience_counter
+        stopped |= comparison.without_improvement >= patience
         assert stopped == control.should_training_stop

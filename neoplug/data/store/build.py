@@ -1,4 +1,4 @@
-"""Making of a token store: all rows are ingested, split and packed, and written in the order of their rows."""
+"""Making of a token store: all rows are ingested, split into training and held-out rows, packed and written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_store(
     training: Mapping[str, RecipeSource],
     evaluation: RecipeSource | None,
 ) -> None:
-    """Tokenise the rows of all sources into the store `folder`.
+    """Tokenise the rows of all sources and write the store to `folder`, atomically.
 
     training    the training sources, by name
     evaluation  the evaluation source; None where rows of the training sources are held out
@@ -55,7 +55,7 @@ def make_store(
 
 
 def _ingest_training(pipeline: IngestPipeline, training: Mapping[str, RecipeSource]) -> list[slice]:
-    """Ingest the training sources; return the range of each one's rows in the spool."""
+    """Ingest the training sources; return for each the range of its rows in the spool."""
     rows_of, first = [], 0
     for name, source in training.items():
         counts = pipeline.report.read[name] = SourceCounts(source.name)
@@ -65,18 +65,18 @@ def _ingest_training(pipeline: IngestPipeline, training: Mapping[str, RecipeSour
 
 
 def _ingest_evaluation(pipeline: IngestPipeline, source: RecipeSource) -> np.ndarray:
-    """Ingest the evaluation source; return [rows] bool: its rows among those of the spool."""
+    """Ingest the evaluation source; return [rows] bool: which rows of the spool are held out, namely its own."""
     counts = pipeline.report.eval_read = SourceCounts(source.name)
     rows = pipeline.ingest(source, counts)
     digests = pipeline.spool.digests
     pipeline.report.leaked = int(np.isin(digests[rows], digests[: rows.start]).sum())
-    chosen = np.zeros(len(digests), bool)
-    chosen[rows] = True
-    return chosen
+    held_out = np.zeros(len(digests), bool)
+    held_out[rows] = True
+    return held_out
 
 
 def _split(pipeline: IngestPipeline, sources: Sequence[RecipeSource], rows_of: Sequence[slice]) -> np.ndarray:
-    """Return [rows] bool: the held-out rows of each source; a row that one source holds out is held out of all."""
+    """Return [rows] bool: which rows are held out: each source's share, and equal rows of the other sources."""
     digests, parts = pipeline.spool.digests, []
     for source, rows in zip(sources, rows_of, strict=True):
         with source.labelled_errors():
@@ -88,10 +88,9 @@ def _split(pipeline: IngestPipeline, sources: Sequence[RecipeSource], rows_of: S
 def _store_order(
     pipeline: IngestPipeline, training: Mapping[str, RecipeSource], rows_of: Sequence[slice], held_out: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the spool's document indices in the order of the store, and the bounds of the training rows in them.
+    """Return the arguments `order` and `bounds` of `Spool.write`; count the training rows in the report.
 
-    The documents of the training rows are first, row by row, then the held-out ones. A packed row has documents of one
-    source only.
+    A packed row has documents of one source only.
     """
     spool, data = pipeline.spool, pipeline.data
     orders, bounds = [], [np.zeros(1, np.int64)]
@@ -103,7 +102,7 @@ def _store_order(
             raise RecipeError([pipeline.no_row_left("no row to train on is left", source)])
         order, row_bounds = np.arange(len(documents)), np.arange(len(documents) + 1)
         if data.packing:
-            order, row_bounds = pack(spool.lengths[documents], data.max_length)
+            order, row_bounds = pack(spool.max_text_lengths[documents], data.max_length)
         kept = spool.split_counts(chosen)
         counts.training_rows, counts.tokens, counts.answer_tokens = len(row_bounds) - 1, kept.tokens, kept.answer_tokens
         orders.append(documents[order])

@@ -1,7 +1,7 @@
-"""The spool: a temporary file of documents, written in the order of the source and read in the order of the store.
+"""The spool: a temporary file of documents, written in the order of the sources and read in the order of the store.
 
-The split and the packing need all rows. Until then the tokens are in this file; in memory are only a few numbers for
-each row and document, about 60 to 120 bytes.
+Splitting and packing can only start when all rows are tokenised. Until then, the tokens are in this file, and memory
+holds a few numbers for each row and document, about 60 to 120 bytes.
 """
 
 import hashlib
@@ -25,19 +25,15 @@ BUFFER = 2**20
 
 
 class Spool:
-    """A temporary file of documents, with their counts in memory; deleted on exit."""
+    """A temporary file of documents, deleted on exit; the counts of rows and documents are in memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("wb", buffering=BUFFER)
         self._digests = bytearray()
         self._documents, self._lost, self._cut, self._dropped = array("q"), array("q"), array("b"), array("b")
-        self._lengths, self._teacher_lengths, self._answers, self._source_rows = (
-            array("q"),
-            array("q"),
-            array("q"),
-            array("q"),
-        )
+        self._lengths, self._teacher_lengths = array("q"), array("q")
+        self._answers, self._source_rows = array("q"), array("q")
 
     def __enter__(self) -> Self:
         return self
@@ -46,12 +42,12 @@ class Spool:
         self._file.close()
         self._path.unlink()
 
-    def add(self, digest: str, fitted: Fitted | None, first: int = 0) -> None:
+    def add(self, digest: str, fitted: Fitted | None, first_row: int = 0) -> None:
         """Add a row with its documents.
 
-        digest  the content hash of the row, in hexadecimal
-        fitted  None where the row was dropped
-        first   added to the documents' `row`: the index of the source's first row among the rows of all sources
+        digest     the content hash of the row, in hexadecimal
+        fitted     the documents of the row; None where the row is dropped
+        first_row  index of the source's first row among the rows of all sources; added to the documents' `row`
         """
         self._digests += bytes.fromhex(digest)[:DIGEST]
         self._documents.append(len(fitted.documents) if fitted else 0)
@@ -59,7 +55,7 @@ class Spool:
         self._cut.append(bool(fitted and fitted.cut))
         self._dropped.append(fitted is None)
         for document in fitted.documents if fitted else ():
-            self._add(document, first + document.row)
+            self._add(document, first_row + document.row)
 
     def _add(self, document: Document, source_row: int) -> None:
         texts = _texts(document)
@@ -76,7 +72,7 @@ class Spool:
         return np.frombuffer(bytes(self._digests), f"S{DIGEST}")
 
     @property
-    def lengths(self) -> np.ndarray:
+    def max_text_lengths(self) -> np.ndarray:
         """Return [documents] int64: the tokens of the student's or the teacher's text, whichever is longer."""
         return np.maximum(self._lengths, self._teacher_lengths)
 
@@ -90,7 +86,7 @@ class Spool:
         return np.flatnonzero(np.repeat(rows, self._documents))
 
     def split_counts(self, chosen: np.ndarray | slice) -> SplitCounts:
-        """Return the counts of the chosen rows, [rows] bool or a slice, without those that were dropped."""
+        """Return the counts of the chosen rows without the dropped ones; `chosen` is [rows] bool, or a slice."""
         rows = np.zeros(self.rows, bool)
         rows[chosen] = np.array(self._dropped)[chosen] == 0
         documents, kept = np.array(self._documents)[rows], self.documents_of(rows)
@@ -109,7 +105,7 @@ class Spool:
     def write(self, folder: Path, order: np.ndarray, bounds: np.ndarray) -> str:
         """Write the arrays of a store; return the fingerprint of their content.
 
-        order   [D] int64: the documents' indices, in the order of the training rows, then of those held out
+        order   [D] int64: indices of documents in the order of the store: the training rows', then the held-out ones
         bounds  [R + 1] int64: where each training row starts in `order`, and where the held-out documents start
         """
         lengths, teacher_lengths = np.array(self._lengths)[order], np.array(self._teacher_lengths)[order]
@@ -127,11 +123,16 @@ class Spool:
                     for text in _texts(document):
                         tokens.write(text.input_ids.data)
                         masks.write(text.loss_mask.data)
-                    same_text = document.teacher_ids is None  # else both models read the answer tokens only
+                    same_text = document.teacher_ids is None  # else only the answer tokens are read by both models
                     used = _marked(used, document.input_ids[same_text | document.loss_mask])
-        rows = np.array(self._source_rows)[order]
-        rest = {"starts": starts, "ends": starts[:-1] + lengths, "row": rows, "bounds": bounds}
-        for name, values in {**rest, "used": np.flatnonzero(used)}.items():
+        arrays = {
+            "starts": starts,
+            "ends": starts[:-1] + lengths,
+            "row": np.array(self._source_rows)[order],
+            "bounds": bounds,
+            "used": np.flatnonzero(used),
+        }
+        for name, values in arrays.items():
             np.save(file_of(folder, name), values.astype(np.int64))
         return fingerprint.hexdigest()
 
@@ -151,17 +152,17 @@ class Spool:
 
 
 class Fingerprint:
-    """The sha256 of documents' tokens and masks, and of the bounds of documents and rows."""
+    """The sha256 of the documents' tokens and masks, and of the number of documents in each row."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
     def begin(self, documents: int) -> None:
-        """Add the beginning of a row with this number of documents."""
+        """Begin a row with this number of documents."""
         self._digest.update(documents.to_bytes(8, "little"))
 
     def add(self, document: Document) -> None:
-        """Add the row's next document."""
+        """Add the next document of the row."""
         self._digest.update(len(document).to_bytes(8, "little"))
         self._digest.update(document.input_ids.astype("<i8").data)
         self._digest.update(document.loss_mask.astype("u1").data)
@@ -177,12 +178,12 @@ class Fingerprint:
 
 
 def _texts(document: Document) -> tuple[Document, ...]:
-    """Return the student's text, followed by the teacher's where it has its own."""
+    """Return the student's text, and the teacher's where it has its own, each as the student's text of a document."""
     return (document,) if document.teacher_ids is None else (document, document.as_teacher())
 
 
 def _array_file(folder: Path, name: str, dtype: np.dtype, length: int) -> Any:
-    """Open the .npy file of an array for writing in pieces, after its header."""
+    """Write the header of an array's .npy file; return the file, open for writing the values in pieces."""
     file = file_of(folder, name).open("wb", buffering=BUFFER)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (int(length),)}
     np.lib.format.write_array_header_1_0(file, header)
@@ -190,7 +191,7 @@ def _array_file(folder: Path, name: str, dtype: np.dtype, length: int) -> Any:
 
 
 def _marked(used: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Return `used`, [ids] bool, with the tokens set to True; it is enlarged where an id is beyond its end."""
+    """Set `used`, [ids] bool, to True at the tokens; return it, enlarged where a token's id is beyond its end."""
     highest = int(tokens.max())
     if highest >= len(used):
         used = np.concatenate([used, np.zeros(highest + 1, bool)])

@@ -1,14 +1,14 @@
-"""The token store: tokenised documents in memory-mapped files, of which only the documents accessed are read.
+"""The token store: tokenised documents in memory-mapped files; only the documents that are accessed are read.
 
-D documents, those of the R training rows first, row by row, then those held out. T tokens: for each document the
+D documents, those of the R training rows first, row by row, then the held-out ones. T tokens: for each document the
 student's, followed by the teacher's where it has its own chat template.
 
     input_ids  [T] int32
     loss_mask  [T] bool
-    starts     [D + 1] int64: where each document starts in these
-    ends       [D] int64: where its student's tokens end
-    row        [D] int64: index of its row in the source
-    bounds     [R + 1] int64: the first document of each training row, and the first one held out
+    starts     [D + 1] int64: where each document starts in these two, and T
+    ends       [D] int64: where the student's tokens of each document end
+    row        [D] int64: index of each document's row, as `Document.row`
+    bounds     [R + 1] int64: index of the first document of each training row, and of the first held-out document
     used       [U] int64: every token id that both models read, ascending
 """
 
@@ -27,7 +27,7 @@ from neoplug.files import content_hash, sha256_of, write_atomically
 logger = logging.getLogger(__name__)
 
 ARRAYS = ("input_ids", "loss_mask", "starts", "ends", "row", "bounds", "used")
-RECORD = "neoplug.json"  # report and fingerprint of the store, and hashes of the arrays
+RECORD = "neoplug.json"  # file with the report and fingerprint of the store, and the hashes of its arrays
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Store:
     """A token store, opened for reading."""
 
     def __init__(self, folder: Path) -> None:
-        """Map the arrays; raise ValueError, KeyError or OSError where a file is missing or has changed."""
+        """Map the arrays into memory; ValueError, KeyError, TypeError or OSError where a file is missing or damaged."""
         whole = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         self.record: dict[str, Any] = whole["record"]
         if content_hash(self.record) != whole["sha256"]:
@@ -87,12 +87,12 @@ class Store:
 
     @property
     def longest(self) -> dict[str, int]:
-        """Return the tokens of the longest document as the `student` reads it, and as the `teacher` does."""
+        """Return `student` and `teacher` -> tokens of the longest document as this model reads it."""
         student, teacher = self.ends - self.starts[:-1], self.starts[1:] - self.ends
         return {"student": int(student.max()), "teacher": int(np.where(teacher > 0, teacher, student).max())}
 
     def document(self, index: int) -> Document:
-        """Return a copy of document `index` of the D."""
+        """Return a copy of the document at `index`, from 0 to D - 1."""
         whole = slice(*self.starts[index : index + 2])
         ids, mask = self.input_ids[whole].astype(np.int64), self.loss_mask[whole].copy()
         length = int(self.ends[index] - whole.start)
@@ -104,19 +104,19 @@ class Store:
 
 
 def file_of(folder: Path, name: str) -> Path:
-    """Return the path of an array's file."""
+    """Return the path of the file of the array `name`."""
     return folder / f"{name}.npy"
 
 
 def write_record(folder: Path, **values: Any) -> None:
-    """Write the record of a store, with the hashes of its arrays; it is written last."""
+    """Write `values` and the hashes of the store's arrays to RECORD, the last file of a store: it marks it complete."""
     record = {"format": 1, **values, "sha256": {name: sha256_of(file_of(folder, name)) for name in ARRAYS}}
     whole = {"record": record, "sha256": content_hash(record)}
     write_atomically(folder / RECORD, json.dumps(whole) + "\n")
 
 
 def open_store(folder: Path) -> Store | None:
-    """Return the store in `folder`; None where there is none, or where it is damaged, which is logged."""
+    """Return the store in `folder`; None where there is none, or where it is damaged, with a warning in the log."""
     if not folder.exists():
         return None
     try:
