@@ -120,8 +120,11 @@ def _is_fair(word: str, definition: str) -> bool:
 
 def _definitions(data: Path) -> Iterator[tuple[str, str]]:
     """Yield each synset's identifier (offset in the file) and its definition, as in `Sense`."""
-    for line in data.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(data.read_text(encoding="utf-8").splitlines(), 1):
         fields, _, gloss = line.partition(" | ")
         if not line.startswith("  "):
-            offset, _, _, _, word, *_ = fields.split()
+            try:
+                offset, _, _, _, word, *_ = fields.split()
+            except ValueError as error:
+                raise UsageError(f"{data}, line {number}: this is no data file of WordNet") from error
             yield offset, re.split(r'[;:]\s*"', gloss)[0].strip(" ;") if word.islower() else ""

@@ -80,6 +80,11 @@ def test_the_command_writes_a_file_that_the_probe_reads(folder, tmp_path, monkey
     nowhere = neoplug("tasks", "wordnet", tmp_path / "none.jsonl", "--dict", tmp_path / "nothing")
     assert nowhere.code == 2
     assert "apt install wordnet-base" in nowhere.err
+    data = (folder / "data.noun").read_text()
+    (folder / "data.noun").write_text("dog n 1\n")
+    broken = neoplug("tasks", "wordnet", tmp_path / "none.jsonl", "--dict", folder)
+    assert (broken.code, "data.noun, line 1: this is no data file" in broken.err) == (2, True)
+    (folder / "data.noun").write_text(data)
     (folder / "index.noun").write_text("dog n 1\n")
     broken = neoplug("tasks", "wordnet", tmp_path / "none.jsonl", "--dict", folder)
     assert (broken.code, "index.noun, line 1: this is no index" in broken.err) == (2, True)
