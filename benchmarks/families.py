@@ -1,7 +1,7 @@
 """Layouts, loading and attention of each model family, measured on tiny random models.
 
-python benchmarks/families.py            writes docs/reference/families.md
-python benchmarks/families.py --quick    prints two families and stores nothing
+python benchmarks/families.py          writes docs/reference/families.md
+python benchmarks/families.py --quick  prints two families and stores nothing
 """
 
 import argparse
@@ -38,9 +38,9 @@ PACKAGES = ("neoplug", "torch", "transformers", "peft", "bitsandbytes")
 class Cell:
     """One layout of one loaded model.
 
-    off      largest difference of a document's logits from those that the model itself has for it alone, as a share of
-             the largest logit; None where the model cannot read the layout
-    refused  why a run does not take the layout; None where it is proved
+    off      largest difference of a document's logits in a batch from its logits alone, relative to the largest logit;
+             None if the model cannot read the layout
+    refused  why a run rejects the layout; None if it passes the verification
     """
 
     off: float | None
@@ -56,8 +56,9 @@ class Cell:
 class Loaded:
     """A family loaded in one way.
 
-    layout     what a run takes
-    quantised  the share of all matrices that is quantised, other than embeddings and head
+    layout     the layout that a run takes
+    cells      each layout's results
+    quantised  the share of the matrices, without embeddings and head, that is quantised
     """
 
     layout: str
@@ -94,7 +95,7 @@ def dtype_of(way: str) -> torch.dtype:
 
 @torch.no_grad()
 def measure(folder: Path, way: str, attention: str) -> Loaded | None:
-    """Return what each layout does to the family's logits; None where the model has no such attention."""
+    """Return the results of each layout; None if the model does not support this attention."""
     try:
         module = load(folder, way, attention)
     except NeoplugError as error:
@@ -112,16 +113,17 @@ def measure(folder: Path, way: str, attention: str) -> Loaded | None:
 
 
 def quantised(module: Any) -> float:
-    """Return the share of a model's matrices that bitsandbytes holds, embeddings and head left out."""
-    ours = [part for part in module.modules() if type(part).__module__.startswith("bitsandbytes")]
-    held = sum(part.in_features * part.out_features for part in ours)
+    """Return the share of a model's matrices, without embeddings and head, that bitsandbytes quantised."""
+    layers = [part for part in module.modules() if type(part).__module__.startswith("bitsandbytes")]
+    count = sum(layer.in_features * layer.out_features for layer in layers)
     outside = {id(part.weight) for part in (module.get_input_embeddings(), module.get_output_embeddings())}
-    outside |= {id(part.weight) for part in ours}
+    outside |= {id(layer.weight) for layer in layers}
     rest = sum(weight.numel() for weight in module.parameters() if weight.ndim > 1 and id(weight) not in outside)
-    return held / (held + rest)
+    return count / (count + rest)
 
 
 def cell(model: LanguageModel, rows: list[Document], alone: torch.Tensor) -> Cell:
+    """Return the result of the model's layout; `alone` has the logits of each document alone."""
     refused = isolation_failure(model, max(LENGTHS))
     try:
         logits = model.head(model.hidden(collate(rows)))
@@ -145,10 +147,10 @@ def facts(folder: Path, family: str) -> list[str]:
 
 
 def adapted(folder: Path) -> tuple[list[str], str]:
-    """Return the kinds of modules that `lora` adapts by default, and what it passes by."""
-    said: list[str] = []
+    """Return the names of the modules that `lora` adapts by default, and what it logs about those it leaves out."""
+    messages: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("neoplug")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -158,7 +160,7 @@ def adapted(folder: Path) -> tuple[list[str], str]:
     logger.removeHandler(handler)
     names = (name.partition(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name)
     kinds = {name.replace(".base_layer", "").rpartition(".")[2] for name in names}
-    return sorted(kinds), "; ".join(line.partition(" ")[2] for line in said) or "-"
+    return sorted(kinds), "; ".join(line.partition(" ")[2] for line in messages) or "-"
 
 
 def table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
@@ -185,7 +187,7 @@ def layouts_table(found: dict[tuple[str, str, str], Loaded | None], families: li
 
 
 def loading_table(found: dict[tuple[str, str, str], Loaded | None], families: list[str]) -> Iterator[str]:
-    """Yield the table of what is not float32: the layout that a run takes, the larger difference of both attentions."""
+    """Yield the table of the other ways to load: a run's layout, and the larger difference of both attentions."""
     ways = sorted({way for _, way, _ in found} - {"float32"}, key=lambda way: (way != "bfloat16", way))
     rows = []
     for family in families:
@@ -198,14 +200,14 @@ def loading_table(found: dict[tuple[str, str, str], Loaded | None], families: li
 
 
 def reasons(found: dict[tuple[str, str, str], Loaded | None], families: list[str]) -> Iterator[str]:
-    """Yield, family by family, what a run does not take in float32, and why."""
+    """Yield for each family the layouts that a run rejects in float32, with reasons."""
     for family in families:
         loaded = {attention: found[family, "float32", attention] for attention in ATTENTION}
-        said = [f"no {attention}" for attention, one in loaded.items() if one is None]
+        messages = [f"no {attention}" for attention, one in loaded.items() if one is None]
         one = next(one for one in loaded.values() if one is not None)
-        said += [f"not {name}: {one.cells[name].refused}" for name in LAYOUTS if one.cells[name].refused]
-        if said:
-            yield f"- `{family}`: {'; '.join(said)}"
+        messages += [f"not {name}: {one.cells[name].refused}" for name in LAYOUTS if one.cells[name].refused]
+        if messages:
+            yield f"- `{family}`: {'; '.join(messages)}"
     yield ""
 
 
@@ -264,7 +266,7 @@ The chunked head applies everything that a family does to its logits: soft caps,
 trains heads and embeddings in full, and tied ones stay tied. An adapter on a tied head or on tied embeddings trains
 that module only, and export gives each its own weight.
 """
-REST = """Experts are matrices in one stack, not linear layers. peft supports those of Mixtral and Qwen and adapts
+REST = """Experts are stored in one tensor, not in linear layers. peft supports those of Mixtral and Qwen and adapts
 them and the router with `lora` (as `target_parameters`). `dora` does not, and refuses all-linear there: set
 `target_modules`. Other experts are not adapted, and the log says so. The auxiliary loss of a router is not
 part of the objective. A mamba mixer passes the weight of its `out_proj` to a fused kernel without calling

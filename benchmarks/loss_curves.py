@@ -4,7 +4,7 @@
     python benchmarks/loss_curves.py RUN FILE.svg --quick  draws and writes nothing
 
 Thin lines are the training losses of each step, thick lines their mean over 10 steps. Dots are the same losses on
-held-out text before and after training; a dashed line is the teacher's own loss, where it has one.
+held-out text before and after training; a dashed line is the teacher's loss, for losses that it has.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""The cost of each loss in the objective, relative to plain PyTorch on whole logits: time, memory, agreement.
+"""The cost of each loss in the objective, relative to plain PyTorch on full logits: time, memory, agreement.
 
     python benchmarks/losses.py           every installed loss; writes losses.json next to this file
     python benchmarks/losses.py --quick   two losses and a small vocabulary; writes nothing
 
-Both ways go from hidden states of student and teacher [N, H] and two frozen heads [V, H] to the loss and its gradient
-by the student's hidden states, in float32, one after the other and repeated in turns; a ratio is the median of those of
-neighbours. Plain PyTorch is `torch.nn.functional` where it has the loss, else the loss's own formula by autograd.
-`bytes` is the most memory resident during a call above what was resident before it.
+Both compute the loss and its gradient with respect to the student's hidden states, from hidden states of student and
+teacher [N, H] and two frozen heads [V, H], in float32. The calls alternate; a ratio is the median of the ratios of
+adjacent calls. Plain PyTorch is `torch.nn.functional` if it has the loss, else the loss's formula with autograd.
+`bytes` is the peak of resident memory during a call above that before it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent))
-from step_arms import most_held
+from step_arms import peak_bytes
 
 from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
@@ -39,13 +39,17 @@ from neoplug.teachers.live import LiveSignal
 from neoplug.training.objective import BLOCK, Loss, objective
 
 FILE = Path(__file__).with_suffix(".json")
-HIDDEN = 576  # SmolLM2-135M's
+HIDDEN = 576  # of SmolLM2-135M
 VOCABULARIES = (49_152, 128_256, 151_936, 262_144)  # SmolLM2's, Llama 3's, Qwen 2.5's, Gemma 3's
-LOGITS = 2**23  # of each model, in one call: as many tokens as make them
+LOGITS = 2**23  # logits of each model in one call, which sets the number of tokens
 REPEATS = 3
-MANY = 8_192  # tokens of a call whose peak is held against one block's
-GROW = ("adaptive_kl", "cross_entropy", "forward_kl")  # most, least and common: a peak grows by no loss's doing
-FAMILY = ("forward_kl", "jsd", "reverse_kl")  # measured together, too
+MANY = 8_192  # tokens of the call whose peak is compared with that of one block
+GROW = (
+    "adaptive_kl",
+    "cross_entropy",
+    "forward_kl",
+)  # largest, smallest and common memory; how a peak grows does not depend on the loss
+FAMILY = ("forward_kl", "jsd", "reverse_kl")  # also measured together
 QUICK = ("forward_kl", "jsd")
 
 Call = Callable[[], tuple[Tensor, Tensor]]  # the loss of each token [N], and the gradient of their sum [N, H]
@@ -53,7 +57,7 @@ Call = Callable[[], tuple[Tensor, Tensor]]  # the loss of each token [N], and th
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What a call is made of: hidden states [N, H] of both, both heads, answer tokens [N]."""
+    """The inputs of a call: heads, hidden states [N, H] of student (`hidden`) and teacher (`states`), labels [N]."""
 
     student: Head
     teacher: Head
@@ -62,12 +66,12 @@ class Case:
     labels: Tensor
 
     def cut(self, tokens: int) -> "Case":
-        """Return the case of the first `tokens`."""
+        """Return the case with only the first `tokens`."""
         return Case(self.student, self.teacher, self.hidden[:tokens], self.states[:tokens], self.labels[:tokens])
 
 
 def make_case(vocabulary: int, tokens: int) -> Case:
-    """Return random heads and states: logits of standard deviation 3, the teacher's correlated with the student's."""
+    """Return random heads and states: logits have standard deviation 3, and both models' are correlated."""
     rng = torch.Generator().manual_seed(vocabulary)
     heads = []
     for share in (0.0, 0.9):
@@ -87,11 +91,12 @@ def losses() -> dict[str, Any]:
 
 
 def takes(plugin: Any, argument: str) -> bool:
+    """Return whether a loss reads an argument of `token_loss`."""
     return argument in inspect.signature(plugin.token_loss).parameters
 
 
 def as_loss(name: str, plugin: Any) -> Loss:
-    """Return a loss as the loop makes it: hooks that take all arguments."""
+    """Return a plugin as a loss of the loop, whose hooks accept all arguments."""
     hooks = {
         hook: partial(given, getattr(plugin, hook))
         for hook in ("token_loss", "token_gradient")
@@ -101,38 +106,39 @@ def as_loss(name: str, plugin: Any) -> Loss:
 
 
 def given(hook: Callable[..., Any], **arguments: Any) -> Any:
+    """Call a hook with those of the arguments that it takes."""
     return hook(**{name: arguments[name] for name in inspect.signature(hook).parameters})
 
 
-class Nothing:
-    """A loss that costs nothing: what is left is heads and normalisation."""
+class NoLoss:
+    """A loss without cost, to measure heads and normalisation alone."""
 
     def token_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Never called: there is a closed form."""
+        """Not called, since `token_gradient` exists."""
         raise NotImplementedError
 
     def token_gradient(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is at hand."""
+        """Return tensors of the right shapes without computing."""
         return student[:, 0], student
 
 
-def through_the_objective(case: Case, plugins: dict[str, Any]) -> Call:
-    """Return the call that a run makes."""
-    made = [as_loss(name, plugin) for name, plugin in plugins.items()]
-    looks = any(takes(plugin, "teacher") for plugin in plugins.values())
+def in_objective(case: Case, plugins: dict[str, Any]) -> Call:
+    """Return a call of the objective, as a run makes it."""
+    wrapped = [as_loss(name, plugin) for name, plugin in plugins.items()]
+    reads_teacher = any(takes(plugin, "teacher") for plugin in plugins.values())
 
     def call() -> tuple[Tensor, Tensor]:
         hidden = case.hidden.detach().requires_grad_()
-        signal = LiveSignal(case.states, case.teacher) if looks else None
-        total, values = objective(made, hidden, case.student, signal, case.labels, 0.5)
+        signal = LiveSignal(case.states, case.teacher) if reads_teacher else None
+        total, values = objective(wrapped, hidden, case.student, signal, case.labels, 0.5)
         total.backward()
         return values.sum(0), hidden.grad
 
     return call
 
 
-def on_whole_logits(case: Case, name: str, plugin: Any) -> Call:
-    """Return the call that a plain training loop makes."""
+def in_plain_pytorch(case: Case, name: str, plugin: Any) -> Call:
+    """Return a call of plain PyTorch on full logits."""
 
     def call() -> tuple[Tensor, Tensor]:
         hidden = case.hidden.detach().requires_grad_()
@@ -149,7 +155,7 @@ def on_whole_logits(case: Case, name: str, plugin: Any) -> Call:
 
 
 def plain(name: str, plugin: Any, logits: Tensor, log_p: Tensor | None, labels: Tensor) -> Tensor:
-    """Return the loss of each token [N] as one would write it, from logits [N, V]."""
+    """Return the loss of each token [N] from logits [N, V], in plain PyTorch."""
     if name == "cross_entropy":
         return functional.cross_entropy(logits, labels, reduction="none")
     log_q = logits.log_softmax(-1)
@@ -163,10 +169,11 @@ def plain(name: str, plugin: Any, logits: Tensor, log_p: Tensor | None, labels: 
 
 @dataclass
 class Measured:
-    """What repeated calls took and gave.
+    """Costs and result of repeated calls.
 
-    seconds, cpu_seconds  of each call; processor time counts every thread, and heeds no neighbours on the machine
-    peak                  most bytes resident during a call above what was resident before
+    seconds, cpu_seconds  of each call; processor time sums over threads and is not affected by other processes
+    peak                  largest resident bytes during a call above those before it
+    answer                what the last call returned
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -175,8 +182,8 @@ class Measured:
     answer: tuple[Tensor, ...] = ()
 
     def add(self, call: Call) -> None:
-        """Call once more."""
-        ctypes.CDLL(None).malloc_trim(0)  # else memory that an earlier call freed would be used unseen
+        """Make a call and add its costs."""
+        ctypes.CDLL(None).malloc_trim(0)  # else memory that an earlier call freed would not be counted
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is reset
         before, began, used = resident("VmRSS"), perf_counter(), process_time()
         self.answer = call()
@@ -186,12 +193,13 @@ class Measured:
 
 
 def resident(what: str) -> int:
-    """Return a line of this process's status, in bytes."""
+    """Return a field of this process's status, as VmRSS (resident memory) or VmHWM (its peak), in bytes."""
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[what].split()[0]) * 1024
 
 
 def in_turns(calls: dict[str, Call], repeats: int = REPEATS) -> dict[str, Measured]:
+    """Measure calls, each once per round."""
     measured = {name: Measured() for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -200,10 +208,10 @@ def in_turns(calls: dict[str, Call], repeats: int = REPEATS) -> dict[str, Measur
 
 
 def compare(case: Case, name: str, plugin: Any) -> dict[str, Any]:
-    """Measure one loss both ways."""
-    for warm in (through_the_objective(case.cut(8), {name: plugin}), on_whole_logits(case.cut(8), name, plugin)):
+    """Measure one loss in the objective and in plain PyTorch."""
+    for warm in (in_objective(case.cut(8), {name: plugin}), in_plain_pytorch(case.cut(8), name, plugin)):
         warm()
-    calls = {"objective": through_the_objective(case, {name: plugin}), "plain": on_whole_logits(case, name, plugin)}
+    calls = {"objective": in_objective(case, {name: plugin}), "plain": in_plain_pytorch(case, name, plugin)}
     ours, plain = in_turns(calls).values()
     return {
         "seconds": {"objective": ours.seconds, "plain": plain.seconds},
@@ -216,18 +224,18 @@ def compare(case: Case, name: str, plugin: Any) -> dict[str, Any]:
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    """Return median, lowest and highest ratio of neighbours."""
+    """Return median, lowest and highest ratio of paired times."""
     found = sorted(a / b for a, b in zip(above, below, strict=True))
     return {"median": median(found), "low": found[0], "high": found[-1]}
 
 
 def off(found: Tensor, expected: Tensor) -> float:
-    """Return the difference as a share of what was expected, by norms."""
+    """Return the relative error, by norms."""
     return float((found - expected).norm() / expected.norm())
 
 
 def products(case: Case) -> Call:
-    """Return the call of the three products that no exact loss can do without: both heads, and the gradient."""
+    """Return a call of the three products that every exact loss needs: both heads, and the gradient."""
 
     def call() -> tuple[Tensor, Tensor]:
         student, teacher = (head.module.weight for head in (case.student, case.teacher))
@@ -237,31 +245,31 @@ def products(case: Case) -> Call:
 
 
 def growth(case: Case, plugins: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what tensors hold at most for one block of tokens and for all of the case's; plain PyTorch's for a quarter.
+    """Yield the peak tensor bytes of one block of tokens and of all tokens, and of plain PyTorch for a quarter of all.
 
-    Resident memory would have the holes of the C library in it, which are not the same in two calls.
+    Resident memory would include memory that the C library keeps, which varies between calls.
     """
     tokens = [min(BLOCK // case.student.vocabulary.size, len(case.labels) // 2), len(case.labels)]
     for name, plugin in plugins.items():
-        peaks = [held(through_the_objective(case.cut(count), {name: plugin})) for count in tokens]
+        peaks = [peak_tensor_bytes(in_objective(case.cut(count), {name: plugin})) for count in tokens]
         quarter = case.cut(tokens[1] // 4)
-        plain = held(on_whole_logits(quarter, name, plugin))
+        plain = peak_tensor_bytes(in_plain_pytorch(quarter, name, plugin))
         row = {"loss": name, "tokens": tokens, "bytes": peaks, "ratio": peaks[1] / peaks[0]}
         yield row | {"plain": {"tokens": len(quarter.labels), "bytes": plain}}
 
 
-def held(call: Call) -> int:
-    """Return the most bytes that a call's tensors hold at once."""
+def peak_tensor_bytes(call: Call) -> int:
+    """Return the peak bytes of a call's tensors."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
-    return most_held(profiled)
+    return peak_bytes(profiled)
 
 
 def together(case: Case, plugins: dict[str, Any]) -> dict[str, Any]:
-    """Measure several losses in one call, each alone, and none."""
-    calls = {name: through_the_objective(case, {name: plugin}) for name, plugin in plugins.items()}
-    calls |= {"nothing": through_the_objective(case, {"nothing": Nothing()})}
-    calls |= {"together": through_the_objective(case, plugins)}
+    """Measure several losses in one call, each of them alone, and no loss."""
+    calls = {name: in_objective(case, {name: plugin}) for name, plugin in plugins.items()}
+    calls |= {"nothing": in_objective(case, {"nothing": NoLoss()})}
+    calls |= {"together": in_objective(case, plugins)}
     seconds = {name: measured.seconds for name, measured in in_turns(calls).items()}
     middle = {name: median(found) for name, found in seconds.items()}
     apart = sum(middle[name] for name in plugins)
@@ -273,14 +281,14 @@ def together(case: Case, plugins: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Return everything that is measured, JSON-ready."""
+    """Return all measurements, ready for JSON."""
     chosen = {name: plugin for name, plugin in losses().items() if not quick or name in QUICK}
     vocabularies, logits, many = ((2_048,), 2**20, 256) if quick else (VOCABULARIES, LOGITS, MANY)
     found, floor = [], []
     for vocabulary in vocabularies:
         case = make_case(vocabulary, logits // vocabulary)
-        (bare,) = in_turns({"products": products(case)}).values()
-        floor.append({"vocabulary": vocabulary, "tokens": len(case.labels), "seconds": bare.seconds})
+        (measured,) = in_turns({"products": products(case)}).values()
+        floor.append({"vocabulary": vocabulary, "tokens": len(case.labels), "seconds": measured.seconds})
         for name, plugin in chosen.items():
             row = {"loss": name, "vocabulary": vocabulary, "tokens": len(case.labels)}
             found.append(row | compare(case, name, plugin))

@@ -30,9 +30,9 @@ from torch import Tensor
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "losses.md"
 PICTURES = PAGE.parents[1] / "pictures"
 GRID = torch.linspace(-6, 6, 49, dtype=torch.float64)
-MODES = ((-2.0, 0.7), (2.4, 0.7))  # (mean, width): also where a student starts
-NEAR = (-1.5, 1.0)  # a student near the larger mode, whose gradient is drawn
-MISSED = GRID > 1.0  # the smaller mode
+MODES = ((-2.0, 0.7), (2.4, 0.7))  # (mean, width) of the modes, and of the initial students
+NEAR = (-1.5, 1.0)  # (mean, width) of the student near the larger mode whose gradient is drawn
+MISSED = GRID > 1.0  # the points of the smaller mode
 STEPS, RATE = 300, 0.1
 QUICK = ("forward_kl", "reverse_kl")
 RELATIVE_TO, AT = "forward_kl", VOCABULARIES[1]
@@ -68,6 +68,7 @@ def gaussian(mean: Tensor, log_width: Tensor) -> Tensor:
 
 
 def student_of(starts: Any) -> list[Tensor]:
+    """Return the parameters of students, [n] means and [n] logs of widths, from (mean, width) pairs."""
     mean, width = torch.tensor(starts, dtype=torch.float64).unbind(-1)
     return [mean.clone().requires_grad_(), width.log().requires_grad_()]
 
@@ -96,25 +97,25 @@ def expected(plugin: Any, log_q: Tensor) -> Tensor:
 class Fit:
     """The behaviour of a loss on the example.
 
-    landed  final (mean, width) of the students that started on the larger and on the smaller mode
-    pull    [V] negative gradient with respect to the logits of a student near the larger mode
-    lifted  share of the positive part of `pull` that lies on the smaller mode
+    final   final (mean, width) of the students that started on the larger and on the smaller mode
+    push    [V] negative gradient with respect to the logits of a student near the larger mode
+    raised  share of the positive part of `push` that is on the smaller mode
     """
 
-    landed: tuple[tuple[float, float], ...]
-    pull: Tensor
-    lifted: float
+    final: tuple[tuple[float, float], ...]
+    push: Tensor
+    raised: float
 
     def __str__(self) -> str:
-        return ", ".join(f"{mean:.1f} ± {width:.1f}" for mean, width in self.landed)
+        return ", ".join(f"{mean:.1f} ± {width:.1f}" for mean, width in self.final)
 
     @property
     def behaviour(self) -> str:
         """Classify the final students: the width of a mode is .7, that of the teacher 2.2."""
-        wide = [width > 1.5 for _, width in self.landed]
+        wide = [width > 1.5 for _, width in self.final]
         on_mode = [
             any(abs(mean - place) < 0.5 and size / 2 < width < 1.7 * size for place, size in MODES)
-            for mean, width in self.landed
+            for mean, width in self.final
         ]
         if all(wide):
             return "covers"
@@ -134,13 +135,14 @@ def fit(plugin: Any) -> Fit:
         optimizer.step()
         schedule.step()
     mean, log_width = (parameter.detach() for parameter in parameters)
-    pull = pull_of(plugin)
-    lift = pull.clamp(min=0)
-    landed = tuple(zip(mean.tolist(), log_width.exp().tolist(), strict=True))
-    return Fit(landed, pull, float(lift[MISSED].sum() / lift.sum()))
+    push = push_of(plugin)
+    positive = push.clamp(min=0)
+    final = tuple(zip(mean.tolist(), log_width.exp().tolist(), strict=True))
+    return Fit(final, push, float(positive[MISSED].sum() / positive.sum()))
 
 
-def pull_of(plugin: Any) -> Tensor:
+def push_of(plugin: Any) -> Tensor:
+    """Return the negative gradient with respect to the logits of the student NEAR, [V]."""
     logits = gaussian(*student_of([NEAR])).detach().requires_grad_()
     expected(plugin, logits.log_softmax(-1)).sum().backward()
     assert logits.grad is not None
@@ -150,9 +152,9 @@ def pull_of(plugin: Any) -> Tensor:
 def picture(name: str, found: Fit) -> str:
     """Return an SVG: on the left the teacher and both final students, on the right the negative gradient of a third."""
     width, height = 120, 50
-    p, (first, second) = teacher().exp(), gaussian(*student_of(found.landed)).detach().exp()
+    p, (first, second) = teacher().exp(), gaussian(*student_of(found.final)).detach().exp()
     top = float(p.max()) * 1.6
-    scale = float(found.pull.abs().max()) or 1.0
+    scale = float(found.push.abs().max()) or 1.0
     step = width / (len(GRID) - 1)
 
     def line(heights: Tensor) -> str:
@@ -161,7 +163,7 @@ def picture(name: str, found: Fit) -> str:
 
     bars = "".join(
         f"M{width + 10 + number * step:.1f},{height / 2:.0f}v{-share * (height / 2 - 3):.1f}"
-        for number, share in enumerate((found.pull / scale).tolist())
+        for number, share in enumerate((found.push / scale).tolist())
         if abs(share) > 0.005
     )
     return "\n".join(
@@ -201,11 +203,12 @@ def source(plugin: Any) -> str:
 
 
 def options(plugin: Any) -> str:
+    """Return the options with their defaults, in Markdown."""
     return ", ".join(f"`{field.name}: {shown(getattr(plugin, field.name))}`" for field in fields(plugin)) or "none"
 
 
 def shown(value: Any) -> str:
-    """Return a default as a recipe has it."""
+    """Return a default as it is written in a recipe."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -224,7 +227,7 @@ def overview(fits: dict[str, Fit], measured: dict[str, Any]) -> str:
     """Return the table with a row for each loss: its behaviour on the example and its cost."""
     head = ["loss", "behaviour", "final mean ± width", "raised on the missed mode", "cost"]
     rows = [
-        [f"[`{name}`](#{name})", found.behaviour, str(found), f"{found.lifted:.0%}", cost(name, measured)]
+        [f"[`{name}`](#{name})", found.behaviour, str(found), f"{found.raised:.0%}", cost(name, measured)]
         for name, found in fits.items()
     ]
     return table(head, rows)
@@ -264,6 +267,7 @@ def costs(measured: dict[str, Any]) -> str:
 
 
 def cell(row: dict[str, Any]) -> str:
+    """Return time with its spread and memory of a loss, relative to plain PyTorch."""
     ratio, memory = row["ratio"], row["bytes"]["objective"] / row["bytes"]["plain"]
     return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) · {memory:.2f}"
 
@@ -299,8 +303,8 @@ def summary(measured: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def far_and_wide() -> dict[str, tuple[float, float]]:
-    """Return {what: (value, gradient norm)} of KLs and JSDs, means over tokens of a vocabulary of Llama 3's size.
+def values_and_gradient_norms() -> dict[str, tuple[float, float]]:
+    """Return {loss: (value, gradient norm)} of KLs and JSDs, means over tokens, with a vocabulary of Llama 3's size.
 
     The teacher's logits are the student's, of standard deviation 3, with noise of standard deviation 0.5.
     """
@@ -321,24 +325,24 @@ def far_and_wide() -> dict[str, tuple[float, float]]:
 
 def strength() -> str:
     """Return the table of values and gradient norms on the same logits."""
-    found = far_and_wide()
+    found = values_and_gradient_norms()
     rows = [[name, f"{value:.4f}", f"{norm / found[RELATIVE_TO][1]:.2f}"] for name, (value, norm) in found.items()]
     return table(["loss", "nats", "gradient norm, forward_kl's = 1"], rows)
 
 
-def between(text: str, mark: str, inner: str) -> str:
-    """Return the page with the text between a pair of marks replaced."""
+def replace_between(text: str, mark: str, inner: str) -> str:
+    """Return the page with the text between two markers replaced."""
     pattern = rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)"
     made, count = re.subn(pattern, lambda found: f"{found[1]}\n{inner}\n\n{found[2]}", text, flags=re.DOTALL)
-    assert count == 1, f"{PAGE} has {count} places for {mark}"
+    assert count == 1, f"{PAGE} has {count} markers of {mark}"
     return made
 
 
 def page(text: str, fits: dict[str, Fit], measured: dict[str, Any]) -> str:
-    """Return the text of the page, regenerated between its marks."""
-    text = between(text, "catalogue", catalogue(losses(), fits, measured))
-    text = between(text, "strength", strength())
-    return between(text, "costs", "\n".join([*summary(measured), "", costs(measured)]))
+    """Return the text of the page, regenerated between its markers."""
+    text = replace_between(text, "catalogue", catalogue(losses(), fits, measured))
+    text = replace_between(text, "strength", strength())
+    return replace_between(text, "costs", "\n".join([*summary(measured), "", costs(measured)]))
 
 
 def main() -> None:

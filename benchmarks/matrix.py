@@ -1,10 +1,10 @@
-"""Which adapter works with which loading on which family of models, measured on tiny random models.
+"""Compatibility of adapters, ways to load and model families, measured on tiny random models.
 
     python benchmarks/matrix.py                  measures all, writes matrix.json and docs/reference/matrix.md
-    python benchmarks/matrix.py --only NAME ...  measures these adapters and keeps the rows of the others
+    python benchmarks/matrix.py --only NAME ...  measures only these adapters and keeps the other rows
     python benchmarks/matrix.py --quick          prints two adapters on two families and stores nothing
 
-What a cell has to hold is in matrix_cell.py. `neoplug plugins --matrix` shows the data; `plan` and `run` refuse by it.
+matrix_cell.py tests one cell. `neoplug plugins --matrix` shows the data; `plan` and `run` refuse cells that failed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from families import PACKAGES, loaders
-from matrix_cell import Base, Failed, Text, attention_layers, refuse_other_weights, text, try_cell
+from matrix_cell import Base, Failed, Text, attention_layers, check_same_trainable, text, try_cell
 from matrix_page import PAGE, page
 
 from neoplug import recipe
@@ -35,16 +35,21 @@ from neoplug.testing.families import FAMILIES, make
 
 DATA = Path(__file__).parents[1] / "plugins" / "neoplug_adapters" / FILE
 QUICK = (("lora", "pissa"), ("llama", "mixtral"))
-UNLESS = ["target_modules", "exclude_modules", "layers_to_transform"]  # naming other layers is another case
-EXPERTS = 16  # more than any usual rank, so that no router is too small for one
+UNLESS = ["target_modules", "exclude_modules", "layers_to_transform"]  # options that select other layers: not measured
+EXPERTS = 16  # more than usual ranks, so that no router is too small for them
 SIZES = {"mixtral": {"num_local_experts": EXPERTS}, "qwen3_moe": {"num_experts": EXPERTS}}
-EXACT = {"nf4": {"compute_dtype": "float32"}, "fp4": {"compute_dtype": "float32"}}  # what differs then is no rounding
+EXACT = {"nf4": {"compute_dtype": "float32"}, "fp4": {"compute_dtype": "float32"}}  # without rounding in products
 HERE = Path()
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one cell: weights that train with their sizes, or why it does not work and with what it does."""
+    """The result of one cell.
+
+    trained  trainable parameters with their sizes; empty if the cell failed
+    failed   where and why it failed
+    options  options with which it works instead
+    """
 
     trained: dict[str, int]
     failed: Failed | None = None
@@ -52,7 +57,7 @@ class Cell:
 
 
 def adapters() -> list[str]:
-    """Return the names of the installed adapters that are neoplug's own."""
+    """Return the names of neoplug's own adapters."""
     own = [entry for entry in installed() if entry.package == "neoplug"]
     return sorted(entry.name for entry in own if "add_adapter" in answered(entry.load()))
 
@@ -68,7 +73,7 @@ def load(folder: Path, loading: str) -> Any:
 
 @cache
 def refused(adapter: str, loading: str) -> Failed | None:
-    """Return why a recipe with this pair is refused before any model is read; None where it is not."""
+    """Return why a recipe with this adapter and loading is refused before a model is read; None if it is not."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "text.txt").touch()
         values = {
@@ -86,15 +91,15 @@ def refused(adapter: str, loading: str) -> Failed | None:
 
 
 def cell(adapter: str, base: Base, words: Text, plain: dict[str, int] | None) -> Cell:
-    """Try one; where it does not work, once more on the layers of attention alone.
+    """Return the result of a cell; if it fails, try again on the layers of attention only.
 
-    plain  the weights that train on an unquantised student; None where that is this one
+    plain  the trainable parameters on an unquantised student; None if this student is unquantised
     """
     cls = find(adapter, HERE).load()
     try:
         trained = try_cell(build(cls, {}), base, words)
         if plain:
-            refuse_other_weights(trained, plain)
+            check_same_trainable(trained, plain)
         return Cell(trained)
     except Failed as failed:
         names = attention_layers(base.model)
@@ -108,7 +113,7 @@ def cell(adapter: str, base: Base, words: Text, plain: dict[str, int] | None) ->
 
 
 def measure(names: Iterable[str], families: Iterable[str]) -> dict[str, Row]:
-    """Return the rows of these adapters, over these families and all loadings."""
+    """Return the rows of these adapters, measured on these families with all loadings."""
     cells: dict[tuple[str, str, str], Cell] = {}  # by adapter, loading, family
     names = list(names)
     with tempfile.TemporaryDirectory() as root:
@@ -119,15 +124,15 @@ def measure(names: Iterable[str], families: Iterable[str]) -> dict[str, Row]:
                 base = Base.of(load(folder, loading), words)
                 for name in names:
                     plain = None if loading == PLAIN else cells[name, PLAIN, family].trained
-                    told = refused(name, loading)
-                    found = Cell({}, told) if told else cell(name, base, words, plain)
-                    cells[name, loading, family] = found
+                    refusal = refused(name, loading)
+                    result = Cell({}, refusal) if refusal else cell(name, base, words, plain)
+                    cells[name, loading, family] = result
             print(family, *(name for name in names if cells[name, PLAIN, family].failed), file=sys.stderr)
     return {name: row(name, {key[1:]: found for key, found in cells.items() if key[0] == name}) for name in names}
 
 
 def kind(adapter: str) -> str:
-    """Return what an adapter is made of: the class of peft's configuration, or itself."""
+    """Return the class of an adapter's configuration in peft, or its own name."""
     return getattr(find(adapter, HERE).load(), "config", adapter)
 
 
@@ -137,7 +142,7 @@ def row(adapter: str, cells: dict[tuple[str, str], Cell]) -> Row:
     where: dict[tuple[Any, ...], dict[str, list[str]]] = {}
     for (loading, family), found in cells.items():
         if found.failed:
-            why = found.failed.why.replace(f": '{family}'", "")  # a message that says so is the same for other families
+            why = found.failed.why.replace(f": '{family}'", "")  # so that messages do not differ by family only
             key = (found.failed.at, why, found.options)
             where.setdefault(key, {}).setdefault(loading, []).append(family)
     findings = [
@@ -152,7 +157,7 @@ def versions() -> dict[str, str]:
 
 
 def store(matrix: Matrix) -> None:
-    """Write the data, a finding a line, and the page."""
+    """Write the data, one finding per line, and the page."""
     found = asdict(matrix)
     rows = found.pop("rows")
     head = ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in found.items())
@@ -167,26 +172,28 @@ def _row(row: dict[str, Any]) -> str:
     return f'{{"kind": "{row["kind"]}", "parameters": {row["parameters"]}, "findings": [{lines}]}}'
 
 
-def kept() -> dict[str, Row]:
-    """Return the rows that are stored; those of other versions cannot be combined with new ones."""
+def stored_rows() -> dict[str, Row]:
+    """Return the stored rows. Exit if they were measured with other versions of the packages."""
     before = Matrix.read(DATA)
     if before.versions != versions():
-        sys.exit(f"{DATA.name} was measured with {before.versions}, and here are {versions()}: measure all of it")
+        sys.exit(
+            f"{DATA.name} was measured with {before.versions}, but installed are {versions()}: measure all adapters"
+        )
     return before.rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure these adapters alone")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure only these adapters")
     parser.add_argument("--quick", action="store_true", help="two adapters, two families, printed, nothing stored")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    before = kept() if asked.only and not asked.quick else {}
-    names, families = QUICK if asked.quick else (asked.only or adapters(), list(FAMILIES))
+    before = stored_rows() if arguments.only and not arguments.quick else {}
+    names, families = QUICK if arguments.quick else (arguments.only or adapters(), list(FAMILIES))
     rows = before | measure(names, families)
     device = f"cpu, {platform.machine()}"
     matrix = Matrix(versions(), device, UNLESS, [PLAIN, *loaders()], list(families), rows)
-    if asked.quick:
+    if arguments.quick:
         print(page(matrix))
     else:
         store(matrix)

@@ -1,8 +1,8 @@
 """One cell of the matrix: an adapter on a model of one family, loaded in one way. See matrix.py.
 
-Checked with random tokens in float32: the student starts as its base (or declares that it does not), trains two steps
-with finite gradients of which each trained weight gets one that is not 0, leaves the base as it was, and is saved so
-that plain peft on the base as it was gives the same logits.
+With random tokens in float32: the initial student gives the logits of its base (or declares that it does not); two
+training steps give finite gradients, and each trainable parameter one that is not 0; the base does not change; and the
+saved adapter, loaded by plain peft on the original base, gives the same logits.
 """
 
 import copy
@@ -27,16 +27,17 @@ from neoplug.testing import call
 
 TOTAL = 6  # total optimizer steps that an adapter receives
 STEPS, RATE = 2, 1e-2
-STARTED = 1e-3  # largest difference from the base at the start, as a share of the largest logit
-LOADED = 2e-3  # and between what was saved and what is loaded
-MOVED = 1e-5  # what training has to change at least
-SHARE = 0.2  # of what training changed, that may be lost in saving
-NUMBERS = re.compile(r" ?\([^()]*\d[^()]*\)")  # sizes of a tiny model, in a message
+# Differences of logits, relative to the largest logit.
+START_TOLERANCE = 1e-3  # largest one of the initial student from its base
+LOAD_TOLERANCE = 2e-3  # largest one of the loaded student from the saved one
+MIN_EFFECT = 1e-5  # smallest one that training must make
+MAX_LOSS = 0.2  # of the difference made by training, which saving may lose
+NUMBERS = re.compile(r" ?\([^()]*\d[^()]*\)")  # sizes of the tiny model in an error message
 
 
 @dataclass(frozen=True)
 class Text:
-    """Random tokens: input_ids [B, L], and documents like these in batches of two."""
+    """Random tokens: input_ids [B, L], and batches of two documents each."""
 
     input_ids: torch.Tensor
     batches: list[Batch]
@@ -44,19 +45,19 @@ class Text:
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded model that nothing changes, and its logits [B, L, V]."""
+    """A loaded model, which is never changed, and its logits [B, L, V]."""
 
     model: Any
     logits: torch.Tensor
 
     @classmethod
     def of(cls, model: Any, text: Text) -> "Base":
-        """Return it with its logits."""
+        """Return a model with its logits on the text."""
         return cls(model, logits_of(model, text))
 
 
 class Failed(Exception):
-    """A cell that does not work: at which stage, and why."""
+    """Raised where a cell does not work, with the stage and the reason."""
 
     def __init__(self, at: str, why: str) -> None:
         super().__init__(at, why)
@@ -71,48 +72,48 @@ def text(tokens: int) -> Text:
 
 
 def try_cell(adapter: Any, base: Base, text: Text) -> dict[str, int]:
-    """Return the weights that train, with how many numbers each is. Raises Failed where the cell does not work."""
+    """Return {trainable parameter: number of elements}. Raises Failed where the cell does not work."""
     model = copy.deepcopy(base.model)
     before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
     with stage("attach"):
         student = attach(adapter, model, text)
         start = logits_of(student, text)
-    whole = all(parameter.requires_grad for parameter in student.parameters())
-    refuse_other_start(adapter, base, start)
+    fully_trained = all(parameter.requires_grad for parameter in student.parameters())
+    check_initial_logits(adapter, base, start)
     with stage("train"):
         train(adapter, student, text)
-    if not whole and not AdapterTraits.of(adapter).changes_base:
-        refuse_moved_base(before)
+    if not fully_trained and not AdapterTraits.of(adapter).changes_base:
+        check_base_unchanged(before)
     wanted = logits_of(student, text)
-    refuse_unmoved(wanted, start)
-    if not whole:
+    check_training_had_effect(wanted, start)
+    if not fully_trained:
         with stage("save"):
             loaded = logits_of(saved_and_loaded(adapter, student, base), text)
-        refuse_other_loaded(wanted, loaded, off(wanted, start))
+        check_loaded_logits(wanted, loaded, off(wanted, start))
     return {name: parameter.numel() for name, parameter in trained(student).items()}
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Say at which stage something was raised; an adapter's own message is its refusal."""
+    """Raise Failed with this stage for any exception; a UsageError of an adapter is a refusal."""
     try:
         with quiet_peft():
             yield
     except RecipeError as error:
         problem = error.problems[0]
-        sized = problem.path[2:] not in ((), ("target_modules",))  # an option that this model's sizes do not bear
+        sized = problem.path[2:] not in ((), ("target_modules",))  # an option that does not fit this model's sizes
         at = REFUSED if sized else name
-        raise Failed(at, general(f"{problem.what}: {problem.why}" if problem.why else problem.what)) from error
+        raise Failed(at, shortened(f"{problem.what}: {problem.why}" if problem.why else problem.what)) from error
     except UsageError as error:
         raise Failed(REFUSED, str(error).partition("\n")[0]) from error
     except Failed:
         raise
     except Exception as error:
-        raise Failed(name, general(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")) from error
+        raise Failed(name, shortened(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")) from error
 
 
-def general(message: str) -> str:
-    """Return a message's first sentence, without the sizes of the model at hand."""
+def shortened(message: str) -> str:
+    """Return a message's first sentence, without sizes of the tiny model."""
     return NUMBERS.sub("", message).partition(". ")[0].rstrip(".")
 
 
@@ -133,7 +134,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def logits_of(model: Any, text: Text) -> torch.Tensor:
-    """Return the logits of the text itself: some adapters put tokens before it."""
+    """Return the logits at the tokens of the text, before which some adapters put others."""
     found: torch.Tensor = model.eval()(input_ids=text.input_ids).logits
     return found[:, -text.input_ids.shape[1] :].float()
 
@@ -158,12 +159,12 @@ def train(adapter: Any, student: Any, text: Text) -> None:
 
 
 def plain(name: str) -> str:
-    """Return a weight's name without what peft puts around it."""
+    """Return a parameter's name without the parts that peft adds."""
     return name.removeprefix("base_model.model.").replace(".default", "")
 
 
 def loss_of(adapter: Any, student: Any, text: Text, step: int) -> torch.Tensor:
-    """Return the cross-entropy in nats per token, and the adapter's penalty."""
+    """Return the cross-entropy in nats per token plus the adapter's penalty."""
     length = text.input_ids.shape[1]
     predicted = student(input_ids=text.input_ids, use_cache=False).logits[:, -length:-1]
     loss = cross_entropy(predicted.flatten(0, 1).float(), text.input_ids[:, 1:].flatten())
@@ -186,42 +187,42 @@ def saved_and_loaded(adapter: Any, student: Any, base: Base) -> Any:
 
 
 def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Return the largest difference as a share of the largest logit; infinite where one is not finite."""
+    """Return the largest difference relative to the largest logit; infinite if one is not finite."""
     share = float((found - wanted).abs().max() / wanted.abs().max())
     return share if share == share else float("inf")
 
 
-def refuse_other_start(adapter: Any, base: Base, start: torch.Tensor) -> None:
+def check_initial_logits(adapter: Any, base: Base, start: torch.Tensor) -> None:
     share = off(start, base.logits)
-    if share > STARTED and not AdapterTraits.of(adapter).starts_elsewhere:
+    if share > START_TOLERANCE and not AdapterTraits.of(adapter).starts_elsewhere:
         raise Failed("attach", f"the student does not start as its base: logits are off by {share:.1g} of the largest")
 
 
-def refuse_moved_base(before: Iterable[tuple[nn.Parameter, torch.Tensor]]) -> None:
+def check_base_unchanged(before: Iterable[tuple[nn.Parameter, torch.Tensor]]) -> None:
     moved = sum(not torch.equal(now, then) for now, then in before)
     if moved:
-        raise Failed("train", f"{moved} weights of the base are others after training")
+        raise Failed("train", f"{moved} weights of the base changed in training")
 
 
-def refuse_unmoved(wanted: torch.Tensor, start: torch.Tensor) -> None:
-    if off(wanted, start) < MOVED:
+def check_training_had_effect(wanted: torch.Tensor, start: torch.Tensor) -> None:
+    if off(wanted, start) < MIN_EFFECT:
         raise Failed("train", "two steps of training change nothing")
 
 
-def refuse_other_loaded(wanted: torch.Tensor, loaded: torch.Tensor, moved: float) -> None:
+def check_loaded_logits(wanted: torch.Tensor, loaded: torch.Tensor, moved: float) -> None:
     share = off(loaded, wanted)
-    if share > min(LOADED, max(SHARE * moved, MOVED)):
-        raise Failed("save", f"what peft loads is another student: logits are off by {share:.1g} of the largest")
+    if share > min(LOAD_TOLERANCE, max(MAX_LOSS * moved, MIN_EFFECT)):
+        raise Failed("save", f"the student that peft loads differs: its logits are off by {share:.1g} of the largest")
 
 
-def refuse_other_weights(found: Iterable[str], expected: Iterable[str]) -> None:
-    """Refuse a quantised student of which other weights train than of an unquantised one."""
+def check_same_trainable(found: Iterable[str], expected: Iterable[str]) -> None:
+    """Raise Failed where a quantised student has other trainable parameters than an unquantised one."""
     if others := sorted(set(found) ^ set(expected)):
         raise Failed("train", f"other weights train than on an unquantised student, as {plain(others[0])}")
 
 
 def attention_layers(model: nn.Module) -> list[str]:
-    """Return endings of the names of the linear layers of attention, which mean no other layer."""
+    """Return name endings that match the linear layers of attention and no other layer."""
     linear = [name for name, part in model.named_modules() if "Linear" in type(part).__name__ or is_conv1d(part)]
     blocks = tuple(f"{name}." for name, part in model.named_modules() if "attention" in type(part).__name__.lower())
     inside = [name for name in linear if name.startswith(blocks)]

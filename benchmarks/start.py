@@ -1,12 +1,12 @@
-"""The time between `neoplug run` and the first step, with warm caches, and what takes it.
+"""The time from `neoplug run` to the first step, with warm caches, by part.
 
     python benchmarks/start.py           SmolLM2-135M teaches its 15-layer cut, as `llm_neo_tiny` does
-    python benchmarks/start.py --quick   one start of it instead of three, none before that to warm the caches
+    python benchmarks/start.py --quick   one start instead of three, without a warm-up
 
-Two processes a round. One imports the libraries and loads both models as plain transformers and peft do: every trainer
-needs that time. The other is a run that ends where its first step would begin. Its evaluation before training is the
-run's work, not its start, and is reported separately. `own` is the rest of the run's time: recipe, data, lock, and
-verification of the models' layouts.
+Each round has two processes. One imports the libraries and loads both models with plain transformers and peft: every
+trainer needs that time. The other is a run that ends where its first step would begin. Its evaluation before training
+is reported separately. `own` is the rest of the run's time: recipe, data, lock, and verification of the models'
+layouts.
 """
 
 import argparse
@@ -28,13 +28,13 @@ CHANGES: dict[str, Any] = {"data": {"held_out": 1}, "train": {"max_steps": 2}}
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--quick", action="store_true", help="one start")
-    arguments.add_argument("--child", choices=("bare", "run"), help=argparse.SUPPRESS)
+    arguments.add_argument("--child", choices=("plain", "run"), help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
     if chosen.child:
-        print(json.dumps({"bare": bare, "run": started}[chosen.child]()))
+        print(json.dumps({"plain": load_without_neoplug, "run": run_to_first_step}[chosen.child]()))
         return
-    rounds = [{child: spawn(child) for child in ("bare", "run")} for _ in range(1 if chosen.quick else 4)]
-    show(rounds[-3:])
+    rounds = [{child: spawn(child) for child in ("plain", "run")} for _ in range(1 if chosen.quick else 4)]
+    print_medians(rounds[-3:])
 
 
 def spawn(child: str) -> dict[str, float]:
@@ -45,7 +45,7 @@ def spawn(child: str) -> dict[str, float]:
 
 
 def imported() -> float:
-    """Import what a run of this recipe needs of others; return the seconds."""
+    """Import the libraries that a run of this recipe needs; return the seconds."""
     began = perf_counter()
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
@@ -55,8 +55,8 @@ def imported() -> float:
     return perf_counter() - began
 
 
-def bare() -> dict[str, float]:
-    """Load teacher and student without neoplug, in files that are mapped and read once."""
+def load_without_neoplug() -> dict[str, float]:
+    """Load teacher and student with plain transformers and peft; return the seconds of each part."""
     from neoplug.models.resolve import locate
     from neoplug.recipe import load
 
@@ -74,11 +74,11 @@ def bare() -> dict[str, float]:
     return {"imports": seconds, "loading": perf_counter() - began}
 
 
-class Reached(Exception):
-    """The first step would begin."""
+class FirstStep(Exception):
+    """Raised where the first step would begin, to end the run."""
 
 
-def started() -> dict[str, float]:
+def run_to_first_step() -> dict[str, float]:
     """Run the recipe up to its first step; return the seconds of each part."""
     seconds = {"imports": imported()}
     from neoplug.runs.execute import run
@@ -92,9 +92,9 @@ def started() -> dict[str, float]:
 
         def started(self, total: int, first: int) -> None:
             began["the first step"] = perf_counter()
-            raise Reached
+            raise FirstStep
 
-    with tempfile.TemporaryDirectory() as folder, suppress(Reached):
+    with tempfile.TemporaryDirectory() as folder, suppress(FirstStep):
         run(RECIPE, output=Path(folder, "run"), progress=Clock(), **CHANGES)
     marks = list(began.items())
     for (part, at), (_, then) in pairwise(marks):
@@ -102,15 +102,15 @@ def started() -> dict[str, float]:
     return seconds
 
 
-def show(rounds: list[dict[str, dict[str, float]]]) -> None:
-    """Print medians over rounds, and what is neoplug's own."""
+def print_medians(rounds: list[dict[str, dict[str, float]]]) -> None:
+    """Print the medians over rounds, and neoplug's own time."""
     for part in rounds[0]["run"]:
         print(f"{part:24} {median(one['run'][part] for one in rounds):6.2f} s")
     own = median(
-        sum(one["run"].values()) - one["run"]["imports"] - one["run"]["evaluation"] - one["bare"]["loading"]
+        sum(one["run"].values()) - one["run"]["imports"] - one["run"]["evaluation"] - one["plain"]["loading"]
         for one in rounds
     )
-    print(f"{'loading without neoplug':24} {median(one['bare']['loading'] for one in rounds):6.2f} s")
+    print(f"{'loading without neoplug':24} {median(one['plain']['loading'] for one in rounds):6.2f} s")
     print(f"{'own':24} {own:6.2f} s")
 
 

@@ -1,25 +1,26 @@
 """The cost of a training step: neoplug compared with other trainers, and with the minimum of any exact objective.
 
     python benchmarks/step.py           SmolLM2-135M and its 15-layer cut; writes step.json next to this file
-                                        (`--shape plain` or `--shape chat` measures and replaces that part alone)
-    python benchmarks/step.py --memory  counts the bytes of each arm's tensors instead, which takes no idle machine
+                                        (`--shape plain` or `--shape chat` measures and replaces only that part)
+    python benchmarks/step.py --memory  counts the bytes of each arm's tensors instead, which needs no idle machine
     python benchmarks/step.py --quick   tiny random models; writes nothing
 
 All arms train the same LoRA (r=16, all linear layers) on the same batches with half cross-entropy and half forward KL.
-Each runs in a separate process and takes one pass over the batches at a time, so that all run under the same load;
-`beside` is the median over rounds of an arm's time over that of the arm named, which took the same round. A time is a
-whole step: both forwards, backward, clipping, optimizer. Memory is what a pass had resident above the loaded models:
-with it goes what the C library keeps, which differs from run to run; `--memory` counts what tensors hold at most.
+Each runs in a separate process. In each round every arm makes one pass over the batches, so that all run under the same
+load; `relative to ARM` is the median over rounds of the ratio of both times in the same round. A time is that of whole
+steps: both forwards, backward, clipping, optimizer. Memory is the resident memory of a pass above the loaded models,
+which includes what the C library keeps and differs between runs; `--memory` counts the peak bytes of tensors.
 
-    limit      both backbones without a vocabulary, a constant gradient
-    heads      the same and the three matrix products of the heads, on the scored positions
-    neoplug    its own loop; `bf16`: both models stored and computed in bfloat16, where the processor has it
-    trainer    Hugging Face's Trainer with whole logits, as LLM-Neo's code has it
-    gkd        TRL's GKD on given answers: forward KL alone, whole logits
-    trl        TRL's Distillation trainer on given answers: forward KL alone, in pieces
+    limit      both backbones without heads and loss, with a constant gradient
+    heads      the same and the three matrix products of the heads, at the scored positions
+    neoplug    its own loop; `bf16`: both models stored and computed in bfloat16, if the processor supports it
+    trainer    Hugging Face's Trainer with full logits, as in LLM-Neo's code
+    gkd        TRL's GKD on given answers: only forward KL, full logits
+    trl        TRL's Distillation trainer on given answers: only forward KL, in chunks
 
-`bucketed` arms get batches of rows of similar length; the limits run the real tokens alone, in rows of 256 without
-padding. `--chat FILE` takes rows of a json list with `instruction`, `input` and `output` in place of generated ones.
+`bucketed` arms get batches of rows of similar length; `limit` and `heads` run only the real tokens, in rows of 256
+without padding. `--chat FILE` takes rows of a json list with `instruction`, `input` and `output` in place of generated
+ones.
 """
 
 import argparse
@@ -45,18 +46,18 @@ ARMS = {
     "chat": (*OURS, "trainer", "trainer bucketed", "gkd", "gkd bucketed", "trl", "trl bucketed"),
 }
 QUICK = ("heads", "neoplug")  # each is a process, and importing takes longer than the rest
-BESIDE = ("heads", "neoplug", "trainer", "trainer bucketed", "trl")
-BATCHES = 4  # of a pass
+RELATIVE_TO = ("heads", "neoplug", "trainer", "trainer bucketed", "trl")
+BATCHES = 4  # per pass
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--quick", action="store_true", help="tiny random models; writes nothing")
-    arguments.add_argument("--rounds", type=int, default=5, help="passes of every arm, after one that is not counted")
-    arguments.add_argument("--memory", action="store_true", help="count what tensors hold at most")
+    arguments.add_argument("--rounds", type=int, default=5, help="measured passes of every arm, after a warm-up")
+    arguments.add_argument("--memory", action="store_true", help="count the peak bytes of tensors")
     arguments.add_argument("--shape", choices=ARMS, action="append", help="only this; may be given twice")
     arguments.add_argument("--arm", action="append", help="only this; may be given several times")
-    arguments.add_argument("--chat", type=Path, help="a json list of instructions to make chat rows of")
+    arguments.add_argument("--chat", type=Path, help="a json list of instructions for the chat rows")
     chosen = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), chosen)
@@ -95,18 +96,18 @@ def prepare(folder: Path, chosen: argparse.Namespace) -> None:
 
 
 def measure(folder: Path, shape: str, chosen: argparse.Namespace) -> dict[str, Any]:
-    """Return what is found of each arm, passes of all arms taking turns."""
+    """Return the measurements of each arm; the arms take turns, one pass each."""
     names = [name for name in chosen.arm or (QUICK if chosen.quick else ARMS[shape]) if name in ARMS[shape]]
     arms = {name: Arm(folder, shape, name) for name in names if possible(name)}
     if chosen.memory:
-        return {name: held(arm) for name, arm in arms.items()}
+        return {name: peak_tensor_bytes(arm) for name, arm in arms.items()}
     passes: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
     for number in range(1 + (1 if chosen.quick else chosen.rounds)):
         for name, arm in arms.items():
-            done = arm.run()
+            cost = arm.run()
             if number:
-                passes[name].append(done)
-                print(shape, name, json.dumps(done), file=sys.stderr, flush=True)
+                passes[name].append(cost)
+                print(shape, name, json.dumps(cost), file=sys.stderr, flush=True)
     for arm in arms.values():
         arm.end()
     rows: Rows = json.loads((folder / f"{shape}.json").read_text(encoding="utf-8"))
@@ -115,11 +116,11 @@ def measure(folder: Path, shape: str, chosen: argparse.Namespace) -> dict[str, A
 
 
 def possible(arm: str) -> bool:
-    """Return whether an arm's package and arithmetic are available; report where they are not."""
+    """Return whether an arm's package and data type are available; print why not."""
     from neoplug.environment.dtypes import default_dtype
 
     if arm.endswith("bf16") and str(default_dtype("cpu")) != "torch.bfloat16":
-        print(f"{arm} is left out: this processor does not compute in it", file=sys.stderr)
+        print(f"{arm} is left out: this processor does not support it", file=sys.stderr)
         return False
     if arm.split()[0] not in ("gkd", "trl"):
         return True
@@ -132,7 +133,7 @@ def possible(arm: str) -> bool:
 
 
 class Arm:
-    """A process that trains, on each request."""
+    """A process that makes a pass of training steps on each request."""
 
     def __init__(self, folder: Path, shape: str, name: str) -> None:
         command = [sys.executable, str(Path(__file__).with_name("step_arms.py")), str(folder), shape, name]
@@ -142,11 +143,11 @@ class Arm:
         )
 
     def run(self, what: str = "pass") -> dict[str, float]:
-        """Return seconds, cpu_seconds and peak_bytes of a pass; tensor_bytes of `memory`."""
+        """Return {seconds, cpu_seconds, peak_bytes} of a `pass`, or {tensor_bytes} of `memory`."""
         assert self.process.stdin
         assert self.process.stdout
         print(what, file=self.process.stdin, flush=True)
-        for line in self.process.stdout:  # trainers print, too
+        for line in self.process.stdout:  # trainers also print
             if line.startswith("PASS "):
                 return dict(json.loads(line.removeprefix("PASS ")))
         raise SystemExit(f"an arm ended: {self.process.args}")
@@ -157,15 +158,15 @@ class Arm:
         self.process.wait()
 
 
-def held(arm: Arm) -> dict[str, float]:
-    """Return what an arm's tensors hold at most, and end it."""
+def peak_tensor_bytes(arm: Arm) -> dict[str, float]:
+    """Return {tensor_bytes}, the peak bytes of an arm's tensors, and end it."""
     found = arm.run("memory")
     arm.end()
     return found
 
 
 def summary(passes: dict[str, list[dict[str, float]]], name: str, tokens: int) -> dict[str, Any]:
-    """Return medians with their spread, and the time relative to other arms of the same round."""
+    """Return medians with their spread, and the time relative to other arms in the same round."""
     seconds = [one["seconds"] for one in passes[name]]
     found: dict[str, Any] = {
         "tokens_per_second": tokens / median(seconds),
@@ -173,11 +174,11 @@ def summary(passes: dict[str, list[dict[str, float]]], name: str, tokens: int) -
         "cpu_seconds": median(one["cpu_seconds"] for one in passes[name]),
         "peak_bytes_above_models": max(one["peak_bytes"] for one in passes[name]),
     }
-    for other in BESIDE:
+    for other in RELATIVE_TO:
         if other in passes and other != name:
             pairs = zip(passes[name], passes[other], strict=True)
             ratios = [ours["seconds"] / theirs["seconds"] for ours, theirs in pairs]
-            found[f"beside {other}"] = {"median": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+            found[f"relative to {other}"] = {"median": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
     return found
 
 
@@ -191,8 +192,9 @@ def machine() -> dict[str, Any]:
 
 
 def table(shape: str, arms: dict[str, Any]) -> str:
-    """Return what was found as a table in Markdown."""
-    head = f"| {shape} | tokens/s | time beside heads | lowest, highest | beside trainer | memory above models, MiB |"
+    """Return the measurements as a table in Markdown."""
+    columns = "tokens/s | time relative to heads | lowest, highest | relative to trainer | memory above models, MiB"
+    head = f"| {shape} | {columns} |"
     return "\n".join([head, "|---|---|---|---|---|---|", *lines(arms), ""])
 
 
@@ -204,8 +206,8 @@ def memory_table(shape: str, arms: dict[str, Any]) -> str:
 
 def lines(arms: dict[str, Any]) -> Iterator[str]:
     for name, found in arms.items():
-        heads = found.get("beside heads", {"median": 1, "lowest": 1, "highest": 1})
-        trainer = found.get("beside trainer", {"median": 1})
+        heads = found.get("relative to heads", {"median": 1, "lowest": 1, "highest": 1})
+        trainer = found.get("relative to trainer", {"median": 1})
         spread = f"{heads['lowest']:.2f}, {heads['highest']:.2f}"
         cells = [name, f"{found['tokens_per_second']:.0f}", f"{heads['median']:.2f}", spread]
         cells += [f"{trainer['median']:.2f}", f"{found['peak_bytes_above_models'] / 2**20:.0f}"]

@@ -1,6 +1,6 @@
-"""One arm of `step.py` in a separate process: `python step_arms.py FOLDER SHAPE ARM` serves requests.
+"""One arm of `step.py` in a separate process: `python step_arms.py FOLDER SHAPE ARM` trains on request.
 
-It reads a request a line: `pass` is a step for each batch; `memory` is two steps whose tensors are counted.
+Requests are lines of its input: `pass` takes a step on each batch, `memory` two steps whose tensor bytes are counted.
 B rows, L columns, N scored positions, H hidden size, V vocabulary.
 """
 
@@ -43,14 +43,14 @@ def bucketed_rows(rows: Rows) -> Rows:
 
 
 class Passes:
-    """Waits for a line before the first step of a pass; after its last step sends what the pass took."""
+    """Waits for a request before the first step of a pass; prints the cost of the pass after its last step."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.left, self.loaded = steps, 0, resident("VmRSS")
         self.profile: profile | None = None
 
     def begin(self) -> None:
-        """Call before each step."""
+        """Begin a step: the first of a pass waits for a request."""
         if self.left:
             return
         if sys.stdin.readline().strip() == "memory":
@@ -63,13 +63,13 @@ class Passes:
         self.started, self.cpu = perf_counter(), process_time()
 
     def end(self) -> None:
-        """Call after each step."""
+        """End a step: after the last of a pass, print its cost."""
         self.left -= 1
         if self.left:
             return
         if self.profile is not None:
             self.profile.stop()
-            found = {"tensor_bytes": most_held(self.profile)}
+            found = {"tensor_bytes": peak_bytes(self.profile)}
             self.profile = None
         else:
             found = {"seconds": perf_counter() - self.started, "cpu_seconds": process_time() - self.cpu}
@@ -78,20 +78,21 @@ class Passes:
         release()
 
 
-def most_held(profiled: profile) -> int:
-    """Return the most bytes of tensors that were there at once, above those that were there before."""
+def peak_bytes(profiled: profile) -> int:
+    """Return the peak bytes of the tensors that were created under a profile."""
     assert profiled.profiler is not None
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def release() -> None:
-    """Give freed memory back, so that arms that wait do not keep it."""
+    """Return freed memory to the system, so that waiting arms do not keep it."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident(field: str) -> int:
+    """Return a field of this process's status, as VmRSS (resident memory) or VmHWM (its peak), in bytes."""
     (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith(field)]
     return int(line.split()[1]) * 1024
 
@@ -110,9 +111,9 @@ def padded(batch: list[Row]) -> dict[str, Tensor]:
 
 
 def limit(teacher: Any, student: Any, rows: Rows, passes: Passes, heads: bool = False) -> None:
-    """Both backbones without a vocabulary on the real tokens alone; with `heads`, also their three matrix products."""
+    """Train without heads and loss, on the real tokens; with `heads`, also compute their three matrix products."""
     optimizer = optimizer_of(student)
-    for batch in endlessly(rows, passes):
+    for batch in endless_batches(rows, passes):
         ids, scored = unpadded(batch)
         with torch.no_grad():
             theirs = teacher.model(ids, use_cache=False).last_hidden_state
@@ -133,15 +134,16 @@ def limit(teacher: Any, student: Any, rows: Rows, passes: Passes, heads: bool = 
 
 
 def unpadded(batch: list[Row]) -> tuple[Tensor, int]:
-    """Return the real tokens in rows of 256 at most that are equally long, and how many positions are scored."""
+    """Return the real tokens in rows of equal length, at most 256, and the number of scored positions."""
     ids = torch.tensor([token for row in batch for token in row["input_ids"]])
     count = -(-len(ids) // 256)
     size = round(len(ids) / count)
-    ids = torch.cat([ids, ids])[: count * size]  # a token or two more or less
+    ids = torch.cat([ids, ids])[: count * size]  # may add or drop a few tokens
     return ids.view(count, size), sum(sum(row["scored"]) for row in batch)
 
 
-def endlessly(rows: Rows, passes: Passes) -> Iterator[list[Row]]:
+def endless_batches(rows: Rows, passes: Passes) -> Iterator[list[Row]]:
+    """Yield the batches again and again, each after the beginning of a step."""
     while True:
         for batch in rows:
             passes.begin()
@@ -149,7 +151,7 @@ def endlessly(rows: Rows, passes: Passes) -> Iterator[list[Row]]:
 
 
 def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
-    """The loop of `neoplug run`, with what a run hands it."""
+    """Train with the loop of `neoplug run`."""
     from neoplug.distributed.world import World
     from neoplug.environment.memory import keep_freed
     from neoplug.models.verify import head_name, language_model
@@ -185,7 +187,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
         weights={loss.name: Weight(0.5) for loss in losses},
         plugins=Plugins({}),
         corpus=SimpleNamespace(rows=documents(rows)),  # type: ignore[arg-type]
-        sampler=Given([len(batch) for batch in rows]),  # type: ignore[arg-type]
+        sampler=GivenBatches([len(batch) for batch in rows]),  # type: ignore[arg-type]
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
         world=World("cpu"),
@@ -212,12 +214,12 @@ def documents(rows: Rows) -> list[list[Any]]:
 
     from neoplug.data.batch import Document
 
-    every = [row for batch in rows for row in batch]
-    return [[Document(np.array(r["input_ids"]), np.array(r["scored"]), at)] for at, r in enumerate(every)]
+    flat = [row for batch in rows for row in batch]
+    return [[Document(np.array(r["input_ids"]), np.array(r["scored"]), at)] for at, r in enumerate(flat)]
 
 
-class Given:
-    """A sampler that returns the batches as they are given."""
+class GivenBatches:
+    """A sampler that returns the given batches in order."""
 
     def __init__(self, sizes: list[int]) -> None:
         self.sizes = sizes
@@ -229,7 +231,7 @@ class Given:
 
 
 def settings(kind: type, **more: Any) -> Any:
-    """Return arguments of a trainer, of the class that it wants."""
+    """Return the arguments of a trainer, as an object of its class `kind`."""
     common = {"output_dir": "/tmp/unused", "max_steps": ENDLESS, "learning_rate": 1e-4, "report_to": []}
     common |= {"save_strategy": "no", "logging_steps": 10, "use_cpu": True, "bf16": False, "disable_tqdm": True}
     common |= {"lr_scheduler_type": "constant", "gradient_checkpointing": False, "remove_unused_columns": False}
@@ -237,63 +239,64 @@ def settings(kind: type, **more: Any) -> Any:
 
 
 def reporting(passes: Passes) -> Any:
-    """Return a callback that marks a trainer's steps; what it does between them is not counted."""
+    """Return a callback that reports a trainer's steps to `passes`."""
     from transformers import TrainerCallback
 
-    class Told(TrainerCallback):
+    class ReportSteps(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             passes.begin()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             passes.end()
 
-    return Told()
+    return ReportSteps()
 
 
-def fed(kind: type, batches: list[dict[str, Tensor]]) -> type:
-    """Return a trainer that takes batches as they are given, again and again."""
+def with_batches(kind: type, batches: list[dict[str, Tensor]]) -> type:
+    """Return a subclass of a trainer that trains on these batches, again and again."""
     loader = batches * 50
-    return type("Fed", (kind,), {"get_train_dataloader": lambda self: loader})
+    return type("WithBatches", (kind,), {"get_train_dataloader": lambda self: loader})
 
 
 def trainer(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
-    """Hugging Face's Trainer with whole logits in float32; the teacher's own cross-entropy is not computed."""
+    """Train with Hugging Face's Trainer and full logits in float32; the teacher computes no cross-entropy."""
     from transformers import Trainer, TrainingArguments
 
-    class WholeLogits(Trainer):
+    class FullLogits(Trainer):
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            told_of = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            teacher_inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
             outputs = model(**inputs)
             with torch.no_grad():
-                theirs = teacher(**told_of).logits
+                theirs = teacher(**teacher_inputs).logits
             log_p, log_q = (torch.log_softmax(z[:, :-1].float(), -1) for z in (theirs, outputs.logits))
             kl = nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
             scored = inputs["labels"][:, 1:] != -100
             return 0.5 * outputs.loss + 0.5 * (kl * scored).sum() / scored.sum()
 
     arguments = settings(TrainingArguments)
-    kind = fed(WholeLogits, [padded(batch) for batch in rows])
+    kind = with_batches(FullLogits, [padded(batch) for batch in rows])
     kind(model=student, args=arguments, callbacks=[reporting(passes)]).train()
 
 
-def given(rows: Rows) -> Any:
+def placeholder_dataset(rows: Rows) -> Any:
+    """Return a dataset with as many rows, which TRL requires but does not read here."""
     from datasets import Dataset
 
     return Dataset.from_list([{"prompt": "unused", "messages": []} for batch in rows for _ in batch])
 
 
 def gkd(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
-    """TRL's GKD, always on given answers, with its forward KL."""
+    """Train with TRL's GKD and its forward KL, always on given answers."""
     from transformers import AutoTokenizer
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(Path(sys.argv[1], "student"))
     batches = [padded(batch) for batch in rows]
     arguments = settings(GKDConfig, lmbda=-0.0, beta=0.0, seq_kd=False)
-    kind = fed(GKDTrainer, batches)
-    given_rows, callbacks = given(rows), [reporting(passes)]
+    kind = with_batches(GKDTrainer, batches)
+    given_rows, callbacks = placeholder_dataset(rows), [reporting(passes)]
     kind(
         model=student, teacher_model=teacher, args=arguments, train_dataset=given_rows, processing_class=tokenizer,
         callbacks=callbacks,
@@ -301,7 +304,7 @@ def gkd(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
 
 
 def trl(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
-    """TRL's Distillation trainer with its forward KL; the answers are given in place of those that it generates."""
+    """Train with TRL's Distillation trainer and its forward KL, on given answers in place of generated ones."""
     from transformers import AutoTokenizer
     from trl import DistillationConfig, DistillationTrainer
 
@@ -311,8 +314,8 @@ def trl(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(Path(sys.argv[1], "student"))
     arguments = settings(DistillationConfig, beta=0.0)
-    kind = fed(GivenAnswers, [completed(batch) for batch in rows])
-    given_rows, callbacks = given(rows), [reporting(passes)]
+    kind = with_batches(GivenAnswers, [completed(batch) for batch in rows])
+    given_rows, callbacks = placeholder_dataset(rows), [reporting(passes)]
     kind(
         model=student, teacher_model=teacher, args=arguments, train_dataset=given_rows, processing_class=tokenizer,
         callbacks=callbacks,
@@ -320,7 +323,7 @@ def trl(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
 
 
 def completed(batch: list[Row]) -> dict[str, Tensor]:
-    """Return a batch as TRL's Distillation trainer has it: the first token is the prompt, what is scored is masked."""
+    """Return a batch in the form of TRL's Distillation trainer: the first token is the prompt."""
     whole = padded(batch)
     scored = (whole["labels"] != -100).long()
     return {

@@ -1,4 +1,4 @@
-"""The models that `step.py` trains with: a teacher, and the student, its cut with every second layer and a LoRA."""
+"""The models of `step.py`: a teacher, and a student with every second layer of it and a LoRA."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def save_models(folder: Path, source: str | None) -> Any:
-    """Write `teacher` and `student`; return their tokenizer. Without a source they are tiny, random and have none."""
+    """Write `teacher` and `student`; return their tokenizer. Without a source the models are tiny and random: None."""
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     tokenizer = None
@@ -35,7 +35,7 @@ NAMES = ("teacher", "student")
 
 
 def load_models(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return the frozen teacher, and the student with its adapter in float32; every weight is in memory, not mapped."""
+    """Return the frozen teacher and the student with its adapter; weights are copied into memory, not mapped."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 

@@ -35,7 +35,7 @@ def test_every_adapter_was_held_to_the_suite_on_the_packaged_model(maker):
 
 
 def test_nothing_fails_on_the_packaged_model(maker):
-    failed = {name: maker.held(tests) for name, tests in maker.outcomes().items() if "failed" in tests.values()}
+    failed = {name: maker.passed(tests) for name, tests in maker.outcomes().items() if "failed" in tests.values()}
     assert not failed
 
 

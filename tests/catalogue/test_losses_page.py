@@ -74,7 +74,7 @@ def test_a_section_has_the_options_formula_and_source_of_the_file(maker):
 
 def test_the_costs_are_those_that_were_measured(maker, measured):
     inner = "\n".join([*maker.summary(measured), "", maker.costs(measured)])
-    assert maker.between(TEXT, "costs", inner) == TEXT
+    assert maker.replace_between(TEXT, "costs", inner) == TEXT
     assert {name: cells[3] for name, cells in rows()} == {name: maker.cost(name, measured) for name in maker.losses()}
 
 
@@ -87,14 +87,14 @@ def test_a_picture_has_the_title_of_its_row(maker):
 
 def test_every_loss_raises_what_its_row_says(maker):
     for name, cells in rows():
-        lift = maker.pull_of(maker.losses()[name]).clamp(min=0)
+        lift = maker.push_of(maker.losses()[name]).clamp(min=0)
         assert lift[maker.MISSED].sum() / lift.sum() == pytest.approx(lands(cells)[1], abs=0.011), name
 
 
 def test_forward_kl_ends_at_the_teachers_moments(maker):
     """A Gaussian is an exponential family: the minimiser of forward KL has the teacher's mean and variance."""
     (landed, *_), _ = lands(dict(rows())["forward_kl"])
-    q = maker.gaussian(*maker.student_of([maker.fit(maker.losses()["forward_kl"]).landed[0]])).detach().exp()[0]
+    q = maker.gaussian(*maker.student_of([maker.fit(maker.losses()["forward_kl"]).final[0]])).detach().exp()[0]
     p = maker.teacher().exp()
     for power in (maker.GRID, maker.GRID**2):
         torch.testing.assert_close(q @ power, p @ power, atol=0.01, rtol=0.01)
@@ -103,8 +103,8 @@ def test_forward_kl_ends_at_the_teachers_moments(maker):
 
 @pytest.mark.slow
 def test_jsd_is_as_weak_as_the_page_says(maker):
-    assert maker.between(TEXT, "strength", maker.strength()) == TEXT
-    found = maker.far_and_wide()
+    assert maker.replace_between(TEXT, "strength", maker.strength()) == TEXT
+    found = maker.values_and_gradient_norms()
     low, middle, high = (norm for name, (_, norm) in found.items() if name.startswith("jsd"))
     assert max(low, high) < middle / 2 < found["forward_kl"][1] / 4
 
@@ -113,6 +113,6 @@ def test_jsd_is_as_weak_as_the_page_says(maker):
 def test_every_loss_ends_where_its_row_says(maker):
     for name, cells in rows():
         found = maker.fit(maker.losses()[name])
-        for here, there in zip(found.landed, lands(cells)[0], strict=True):
+        for here, there in zip(found.final, lands(cells)[0], strict=True):
             assert here == pytest.approx(there, abs=0.15), name
         assert cells[0] == found.behaviour, name
