@@ -1,4 +1,4 @@
-"""References to what transformers and peft can load: a model, a local folder or a hub id at a commit; an adapter."""
+"""References to models and adapters that transformers and peft can load: local folders, or hub ids at a commit."""
 
 import json
 from dataclasses import dataclass
@@ -18,16 +18,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["hub", "local", "gguf", "pypi", "prepared"]
 CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in the order in which peft looks for them
-RECORD = "neoplug.json"  # next to a model in neoplug's cache: what it was made from
-CONTENT = (
-    ".json",
-    ".jinja",
-    ".model",
-    ".txt",
-    ".safetensors",
-    ".bin",
-)  # of the files that a folder's hash covers
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # in the order in which peft tries them
+RECORD = "neoplug.json"  # in the folder of a model in neoplug's cache: what it was made from
+CONTENT = (".json", ".jinja", ".model", ".txt", ".safetensors", ".bin")  # suffixes of files in a folder's hash
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,7 @@ class StoredAdapter:
     folder    the folder of its files
     source    the adapter as the recipe names it
     revision  commit on the hub; None for a folder
-    path      its key in the recipe
+    path      its key in the recipe, for errors
     """
 
     folder: Path
@@ -91,7 +84,8 @@ class ResolvedModel:
     source             the model as the recipe names it
     kind               where it comes from; `prepared`: a student changed by `prepare_student` plugins
     trust_remote_code  whether Python files of the model may run
-    adapter            the stored adapter of a teacher, or the one that a student starts from; not in hash or identity
+    adapter            a teacher's stored adapter, or the one that a student's training starts from; `sha256` and
+                       `identity` do not cover it
     """
 
     path: str
@@ -103,7 +97,7 @@ class ResolvedModel:
 
     @cached_property
     def sha256(self) -> str | None:
-        """The hash of the GGUF file, or of the folder's content; None on the hub, where `revision` identifies it."""
+        """The hash of the GGUF file, or of the folder's content; None for a hub id, which `revision` identifies."""
         if self.kind == "hub":
             return None
         record = Path(self.path) / RECORD

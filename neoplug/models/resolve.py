@@ -1,4 +1,4 @@
-"""Resolution of a model's name (hub id, folder, GGUF file or pypi:DIST==VERSION/FILE) to what transformers can load."""
+"""Resolution of a model's name (hub id, folder, GGUF file, pypi:DIST==VERSION/FILE) to a model for transformers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +14,10 @@ from neoplug.models.reference import ResolvedModel
 def locate(
     model: str, revision: str | None = None, path: Key = ("model",), *, trust_remote_code: bool = False
 ) -> ResolvedModel:
-    """Return the model as transformers can load it; GGUF files and wheels are converted once into neoplug's cache.
+    """Return a reference that transformers can load; GGUF files and wheels are converted once into neoplug's cache.
 
+    model              hub id, folder, GGUF file, or file in a wheel (pypi:DIST==VERSION/FILE)
+    revision           branch, tag or commit of a hub id
     path               the model's key in the recipe, for errors
     trust_remote_code  whether Python files of the model may run when it is loaded
 
@@ -49,7 +51,7 @@ def _folder(folder: Path, source: str, path: Key) -> ResolvedModel:
 
 
 def _hub(model: str, revision: str | None, path: Key) -> ResolvedModel:
-    """Return a hub id pinned to its commit, as the hub or its local cache has it."""
+    """Return a hub id pinned to its current commit on the hub or in the local cache."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     try:

@@ -1,7 +1,7 @@
 """Stored peft adapters: resolved, compared with a model, and loaded into a teacher or a student.
 
-A teacher is loaded with its adapter. A student's adapter is built by the recipe's plugin and then takes the stored
-weights, so the configuration that the plugin builds must equal the stored one.
+A teacher is loaded with its adapter. A student's adapter is built by the recipe's plugin, and then the stored weights
+are loaded into it, so the plugin's configuration must equal the stored one.
 """
 
 import logging
@@ -23,23 +23,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-TARGETS = (
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-)  # the weights' names determine these
+
+# Fields that select the adapted modules: they do not differ in effect where the weights have the same names.
+TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 # Fields of an adapter's origin, initialisation and training: they do not change what the adapter computes.
 HISTORY = (
     "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "peft_version", "revision",
     "runtime_config", "task_type", "tinit", "tfinal", "deltaT", "beta1", "beta2", "total_step", "prompt_tuning_init",
     "prompt_tuning_init_text", "tokenizer_name_or_path",
 )  # fmt: skip
-STARTS = (True, False, "gaussian", "orthogonal", "eva")  # values of init_* that do not change the base model
+BASE_KEPT = (True, False, "gaussian", "orthogonal", "eva")  # values of init_* that do not change the base model
 
 
 def virtual_tokens(model: nn.Module) -> int:
-    """Return how many virtual tokens a peft model puts before each row; 0 where the adapter changes layers instead."""
+    """Return how many virtual tokens a peft model puts before each row; 0 for other adapters and models."""
     config: Any = getattr(model, "active_peft_config", None)
     return config.num_virtual_tokens if getattr(config, "is_prompt_learning", False) else 0
 
@@ -77,7 +74,7 @@ def locate_adapter(name: str, path: Key = ("adapter_path",)) -> StoredAdapter:
 
 
 def _from_hub(name: str, path: Key) -> tuple[Path, str | None]:
-    """Download an adapter from the hub, or find it in the local cache; return its folder and commit."""
+    """Return an adapter's folder in the hub's local cache and its commit; download it first where it is missing."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     try:
@@ -99,7 +96,7 @@ def _from_hub(name: str, path: Key) -> tuple[Path, str | None]:
 
 
 def load_adapter(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel":
-    """Return a teacher with its stored adapter on the same device, frozen and in evaluation mode."""
+    """Return a teacher with its stored adapter, which is loaded to the teacher's device; frozen, in evaluation mode."""
     from peft import PeftModel
 
     with quiet_peft():
@@ -121,7 +118,10 @@ def load_adapter_weights(model: nn.Module, stored: StoredAdapter, plugin: str) -
 
 
 def _validate_base_weights(model: nn.Module, stored: StoredAdapter, adapters: Collection[str]) -> None:
-    """Raise RecipeError where weights of the base that peft stored with the adapter differ from those of `model`."""
+    """Raise RecipeError where base weights that the adapter's file contains differ from those of `model`.
+
+    adapters  names of the adapter's own weights; peft may store embeddings of the base with them
+    """
     base = model.state_dict()
     for name in sorted(stored.weights.keys() - adapters):
         weight = base[name].cpu()
@@ -134,7 +134,10 @@ def _validate_base_weights(model: nn.Module, stored: StoredAdapter, adapters: Co
 
 
 def validate_same_adapter(model: nn.Module, stored: StoredAdapter, plugin: str) -> None:
-    """Raise RecipeError where a stored adapter differs from the one that `plugin` built; `model` may be on meta."""
+    """Raise RecipeError where a stored adapter differs from the one of `model`, which `plugin` built.
+
+    model  may be on the meta device
+    """
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
@@ -147,8 +150,8 @@ def validate_same_adapter(model: nn.Module, stored: StoredAdapter, plugin: str) 
             f"cannot be trained further by `{plugin}`: it holds virtual tokens, but not the network that computed them",
             fix="start a new adapter, without adapter_path; a stopped run is continued with `--resume`",
         )
-    names = _misnamed(model, stored.weights)
-    if differences := _differences(model.active_peft_config, stored.config, targets=bool(names)):
+    names = _unmatched_names(model, stored.weights)
+    if differences := _differences(stored.config, model.active_peft_config, compare_targets=bool(names)):
         saved, built = (", ".join(f"{name} {pair[at]}" for name, pair in differences.items()) for at in (0, 1))
         options = ", ".join(f"{name}: {pair[0]}" for name, pair in differences.items())
         method = "" if "peft_type" in differences else f"set `{{{options}}}` at adapter.{plugin}, or "
@@ -161,16 +164,19 @@ def validate_same_adapter(model: nn.Module, stored: StoredAdapter, plugin: str) 
 
 
 def validate_adapter_fits(model: "PreTrainedModel", stored: StoredAdapter) -> None:
-    """Raise RecipeError where a teacher's adapter does not fit; `model`, on the meta device, is changed in place."""
+    """Raise RecipeError where a stored adapter does not fit a teacher.
+
+    model  the teacher on the meta device; it is changed in place
+    """
     from peft import get_peft_model
 
     with quiet_peft():
         adapted: Any = get_peft_model(model, stored.config)
-    _validate_weights(adapted, stored, _misnamed(adapted, stored.weights))
+    _validate_weights(adapted, stored, _unmatched_names(adapted, stored.weights))
 
 
 def warn_other_base(stored: StoredAdapter, base: ResolvedModel) -> None:
-    """Warn where the base that an adapter's configuration names differs from `base` in name and content."""
+    """Log a warning where the base that an adapter's configuration names differs from `base` in name and content."""
     trained_on = stored.config.base_model_name_or_path
     if trained_on and trained_on not in (base.source, base.path) and not _is_same(trained_on, base):
         logger.warning("adapter %s was trained on %s, but is loaded into %s", stored.source, trained_on, base.source)
@@ -182,22 +188,22 @@ def _is_same(folder: str, base: ResolvedModel) -> bool:
     ).sha256 == base.sha256
 
 
-def _differences(ours: "PeftConfig", theirs: "PeftConfig", targets: bool) -> dict[str, tuple[str, str]]:
-    """Return the fields that change what an adapter computes and differ: name -> (stored value, built value)."""
-    stored, built = _comparable(theirs), _comparable(ours)
-    names = ["peft_type"] if stored["peft_type"] != built["peft_type"] else sorted(stored.keys() | built.keys())
+def _differences(stored: "PeftConfig", built: "PeftConfig", compare_targets: bool) -> dict[str, tuple[str, str]]:
+    """Return the differing fields that change what an adapter computes: name -> (stored value, built value)."""
+    old, new = _comparable(stored), _comparable(built)
+    names = ["peft_type"] if old["peft_type"] != new["peft_type"] else sorted(old.keys() | new.keys())
     different = {}
     for name in names:
-        relevant = name not in HISTORY and "dropout" not in name and (targets or name not in TARGETS)
-        pair = stored.get(name), built.get(name)
-        harmless = name.startswith("init_") and all(value in STARTS for value in pair)
+        relevant = name not in HISTORY and "dropout" not in name and (compare_targets or name not in TARGETS)
+        pair = old.get(name), new.get(name)
+        harmless = name.startswith("init_") and all(value in BASE_KEPT for value in pair)
         if relevant and pair[0] != pair[1] and not harmless:
             different[name] = (_as_yaml(pair[0]), _as_yaml(pair[1]))
     return different
 
 
 def _comparable(config: "PeftConfig") -> dict[str, Any]:
-    """Return a configuration's fields; sets and sequences become sorted lists, empty maps None."""
+    """Return a configuration's fields for comparison; sets and sequences become sorted lists, empty maps None."""
     fields = config.to_dict() | {"peft_type": str(getattr(config.peft_type, "value", config.peft_type))}
     return {
         name: sorted(value, key=str) if isinstance(value, set | list | tuple) else value or None
@@ -213,7 +219,7 @@ def _as_yaml(value: Any) -> str:
 
 
 def _stored_shapes(model: Any) -> dict[str, torch.Size]:
-    """Return name -> shape of the weights that peft stores of a model."""
+    """Return name -> shape of the weights that peft would store of a model's adapter."""
     from peft import get_peft_model_state_dict
 
     if virtual_tokens(model):  # peft computes these weights, which a model on the meta device cannot
@@ -228,19 +234,20 @@ def _encoder(model: Any) -> Any:
     return model.prompt_encoder[model.active_adapter]
 
 
-def _misnamed(model: Any, weights: Mapping[str, Tensor]) -> list[str]:
-    """Return the names that only the model or only the file has; the file may also hold embeddings of the base."""
+def _unmatched_names(model: Any, weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the weights' names that only the model or only the file has, except the file's weights of the base."""
     expected = _stored_shapes(model).keys()
     missing, unexpected = expected - weights.keys(), weights.keys() - expected - model.state_dict().keys()
     return sorted(missing | unexpected)
 
 
-def _validate_weights(model: Any, stored: StoredAdapter, misnamed: list[str]) -> None:
+def _validate_weights(model: Any, stored: StoredAdapter, unmatched: list[str]) -> None:
+    """Raise RecipeError for unmatched names (from `_unmatched_names`) or a weight of another shape."""
     weights, expected = stored.weights, _stored_shapes(model)
-    if misnamed:
-        name = misnamed[0]
+    if unmatched:
+        name = unmatched[0]
         where = "the model has no such weight" if name in weights else "the file has no such weight"
-        raise stored.error(f"does not fit the model: {len(misnamed)} weights differ, as {name}; {where}")
+        raise stored.error(f"does not fit the model: {len(unmatched)} weights differ, as {name}; {where}")
     for name, shape in expected.items():
         if weights[name].shape != shape:
             what = f"does not fit the model: {name} is {list(weights[name].shape)}, but the model needs {list(shape)}"

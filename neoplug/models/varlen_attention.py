@@ -1,7 +1,9 @@
-"""Variable-length attention: computed inside each document of a packed row, in place of one masked computation.
+"""Variable-length attention: computed for each document of a packed row separately, without a mask over the row.
 
-transformers passes a mask of four dimensions to the attention unchanged, so the lengths of a row's documents are passed
-in its place; every other layer processes the documents as one row. B rows, A heads, L columns, D head dimension.
+The documents' lengths are passed as the attention mask, since transformers gives a mask of four dimensions to the
+attention unchanged. All other layers process the documents as one row.
+
+B rows, A heads, L columns, D head dimension.
 """
 
 import sys
@@ -25,7 +27,10 @@ ORIGINAL = {varlen: original for original, varlen in VARLEN.items()}
 
 
 def use_varlen(model: nn.Module) -> bool:
-    """Let a model accept lengths in place of a mask; return False where it does not look its attention up by name."""
+    """Switch a model to attention that also accepts lengths as the mask; return whether it could be switched.
+
+    It cannot where its attention is not one of VARLEN, or its layers do not call attention by that name.
+    """
     return _switch(model, VARLEN)
 
 
@@ -35,6 +40,7 @@ def restore_attention(model: nn.Module) -> None:
 
 
 def _switch(model: nn.Module, names: dict[str, str]) -> bool:
+    """Replace the attention implementation by names[implementation]; return whether one of these is now in use."""
     inner = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
     if inner is None:
         return False
@@ -49,7 +55,10 @@ def _varlen(
     attend: Attention, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     **settings: Any,
 ) -> tuple[Tensor, Any]:  # fmt: skip
-    """[B, A, L, D] three times -> [B, L, A, D]. Consecutive documents of one length are computed in one call."""
+    """[B, A, L, D] three times -> [B, L, A, D], by the attention function `attend`.
+
+    With lengths as the mask, B is 1, and consecutive documents of the same length are computed in one call.
+    """
     if attention_mask is None or attention_mask.dtype != LENGTHS:
         return attend(module, query, key, value, attention_mask, **settings)
     runs = [(length, len(list(run))) for length, run in groupby(attention_mask.flatten().tolist())]
@@ -68,7 +77,10 @@ def _split(states: Tensor, runs: Sequence[tuple[int, int]]) -> list[Tensor]:
 
 
 def _mask(query: Tensor, window: int | None, explicit: bool) -> Tensor | None:
-    """Return the additive mask of one document; None where it is the causal mask, which needs no tensor."""
+    """Return a document's additive mask; None where the causal mask suffices and `attend` applies it without a tensor.
+
+    explicit  the attention function needs a tensor even for the causal mask
+    """
     length = query.shape[-2]
     if not explicit and (window is None or window >= length):
         return None

@@ -21,19 +21,13 @@ from neoplug.models.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# Tolerances, relative to the largest value: of logits from the same hidden states, of a document's hidden states in
-# different layouts, and of the influence of one document on another.
+# Tolerances relative to the largest value. LOGITS: of logits from the same hidden states; STATES: of the hidden states
+# of a document in different layouts; EXACT: of the influence of one document on another.
 LOGITS = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 STATES = {torch.float32: 1e-3, torch.float16: 4e-2, torch.bfloat16: 1.5e-1}
 EXACT = 1e-5
 
-CANNOT_READ = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-)  # of an unsupported mask
+UNSUPPORTED = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)  # raised for an unsupported mask
 
 
 def head_name(model: nn.Module) -> str:
@@ -92,13 +86,14 @@ def language_model(
 
 
 def _multiplier(config: object) -> float:
+    """Return the factor by which a family multiplies its logits."""
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1
     return scale / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
 
 
 def _windows(config: object) -> Windows:
-    """Return kind of attention layer -> tokens of its window (None: no window); kinds are those of `layer_types`."""
+    """Return the window, in tokens, of each kind of attention layer in `layer_types`; None where it has no window."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
     return {kind: window if kind == "sliding_attention" else None for kind in kinds}
@@ -121,6 +116,7 @@ def _sample(model: LanguageModel, length: int, seed: int) -> Document:
 
 
 def _verify_head(model: LanguageModel, role: str) -> None:
+    """Raise RunError where the head function, on random tokens, does not give the model's own logits."""
     batch = collate([_sample(model, 9, seed=0)]).to(model.device)
     inputs, positions = batch.layout("padded", model.pad_token_id)
     with model.autocast_context():
@@ -148,7 +144,7 @@ LAYOUTS: dict[Layout, str] = {
 
 
 def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
-    """Return the first layout that isolates documents; log it, with the reasons against those before it."""
+    """Return the first layout that isolates documents; log it, and why those before it are rejected."""
     rejected: list[str] = []
     layouts, tokens = dict(LAYOUTS), virtual_tokens(model.module)
     if tokens:
@@ -157,7 +153,7 @@ def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
             f"not in one row, since the {tokens} virtual tokens of its adapter are only at the start of a row"
         )
     elif model.device.type != "cpu" or not _accepts_lengths(model, length):
-        layouts.pop("varlen", None)  # its speed on a GPU, with one call for each length, is not measured
+        layouts.pop("varlen", None)  # one call for each length: its speed on a GPU is not measured
     for layout, description in layouts.items():
         failure = isolation_failure(replace(model, layout=layout), length)
         if failure is None:
@@ -174,7 +170,7 @@ def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
 
 
 def _accepts_lengths(model: LanguageModel, length: int) -> bool:
-    """Switch the model to variable-length attention; undo it and return False where its results change otherwise."""
+    """Switch the model to variable-length attention; undo it and return False where its results on a mask change."""
     padded, batch = replace(model, layout="padded"), collate([_sample(model, length, seed=4)]).to(model.device)
     before = padded.hidden(batch)
     if not use_varlen(model.module):
@@ -182,8 +178,8 @@ def _accepts_lengths(model: LanguageModel, length: int) -> bool:
     try:
         if _relative_difference(padded.hidden(batch), before) <= EXACT:
             return True
-    except CANNOT_READ:
-        pass  # its layers used different attention implementations
+    except UNSUPPORTED:
+        pass  # its layers do not all use the same attention implementation
     restore_attention(model.module)
     return False
 
@@ -197,7 +193,7 @@ def isolation_failure(model: LanguageModel, length: int) -> str | None:
     first, other, second = (_sample(model, n, seed) for n, seed in ((6, 1), (6, 2), (length, 3)))
     try:
         together, replaced = (model.hidden(collate([document, second]).to(model.device)) for document in (first, other))
-    except CANNOT_READ as error:
+    except UNSUPPORTED as error:
         if model.layout == "padded":
             raise
         return f"the model does not support it ({type(error).__name__})"

@@ -1,7 +1,7 @@
-"""The shared vocabulary of teacher and student, verified from their tokenizers; distributions are taken over it.
+"""The vocabulary that teacher and student share, from their tokenizers; losses compare distributions over it.
 
-V shared vocabulary, N tokens. A head may have more rows than its tokenizer has tokens (padding): such rows represent no
-token and are not part of either distribution.
+V size of the shared vocabulary, N tokens. A head may have more rows than its tokenizer has tokens (padding): such rows
+represent no token and are not part of either distribution.
 """
 
 from dataclasses import dataclass, field
@@ -32,13 +32,13 @@ class Vocabulary:
     _copies: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def index(self, labels: Tensor) -> Tensor:
-        """Return the indices of token ids in the shared vocabulary: [N] int64 in 0 .. V - 1. All must be shared."""
+        """Return the indices [N] int64 in the shared vocabulary, 0 .. V - 1, of token ids, which must all be shared."""
         if self.ids is None:
             return labels
         return torch.searchsorted(self.ids_on(labels.device), labels)
 
     def ids_on(self, device: torch.device) -> Tensor:
-        """Return the ids [V] on `device`, copied there once: a copy for each batch would synchronise."""
+        """Return the ids [V] on `device`, copied there once, since each copy synchronises host and device."""
         if device not in self._copies:
             self._copies[device] = self._range.to(device) if self.ids is None else self.ids.to(device)
         return self._copies[device]
@@ -49,12 +49,13 @@ class Vocabulary:
         if self.ids is None:
             unshared = distinct >= self.size
         else:
-            known = self._known[distinct.clamp(max=len(self._known) - 1)]
-            unshared = ~known | (distinct >= len(self._known))
+            shared = self._is_shared[distinct.clamp(max=len(self._is_shared) - 1)]
+            unshared = ~shared | (distinct >= len(self._is_shared))
         return [int(token) for token in distinct[unshared]]
 
     @cached_property
-    def _known(self) -> Tensor:
+    def _is_shared(self) -> Tensor:
+        """Whether each token id, up to the largest that is shared, is shared."""
         ids = self._range if self.ids is None else self.ids
         return torch.zeros(int(ids.max()) + 1, dtype=torch.bool).index_fill(0, ids, True)
 
@@ -70,8 +71,8 @@ def shared(
 
     student_rows, teacher_rows  rows of the two output heads
 
-    A token that only one tokenizer has is left out. Raises RecipeError where a token has two ids, an id two tokens, or
-    no token is shared.
+    A token that only one tokenizer has is left out. Raises RecipeError where a token has different ids, an id has
+    different tokens, or no token is shared.
     """
     student_ids, teacher_ids = student.get_vocab(), teacher.get_vocab()
     differences = _differences(student_ids, teacher_ids)
@@ -87,7 +88,7 @@ def shared(
 
 
 def _differences(student: dict[str, int], teacher: dict[str, int]) -> list[str]:
-    """Return a line for each token with two ids, then for each id with two tokens."""
+    """Return a line for each token whose ids differ, then for each id whose tokens differ."""
     common = student.keys() & teacher.keys()
     moved = sorted((student[token], token) for token in common if student[token] != teacher[token])
     lines = [f"{token!r} is {id_} in the student, {teacher[token]} in the teacher" for id_, token in moved]

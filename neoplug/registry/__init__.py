@@ -1,8 +1,7 @@
-"""What a recipe can name: plugins found by entry point or file, checked, built from options, and dispatched to.
+"""Plugins: discovery by entry point or file, validation, construction from options, and dispatch of hooks (pluggy).
 
-Imported by `recipe` and what lies above it. Here are discovery, validation and dispatch (pluggy), the building of
-options, suggestions for mistyped values, the measured compatibility matrix and the list of metrics. Does not belong
-here: reading recipe files (`recipe`), any plugin by name.
+Imported by `recipe` and the layers above it. Also here: suggestions for mistyped values, the measured compatibility
+matrix and the list of metrics. Does not belong here: reading recipe files (`recipe`), any plugin by name.
 """
 
 from neoplug.registry.discovery import Entry, find, installed

@@ -1,7 +1,9 @@
-"""What was measured of adapters: with which loading, on which family of models, each works; and what that forbids.
+"""Measured compatibility of adapters: on which model families each works, for each way to load the student.
 
-A package of plugins may include a file `matrix.json`. It is read without importing the package, and what it
-knows not to work is refused before a model is loaded. What it does not name is not known, and may be tried.
+A package of plugins may include the measurements as `matrix.json`, which is read without importing the package. A
+combination that was measured to fail is refused before a model is loaded; one that was not measured is allowed.
+
+Loading: the names of the student's `load` plugins, as `nf4`, or `plain`. Family: the `model_type` of a configuration.
 """
 
 from __future__ import annotations
@@ -23,24 +25,24 @@ if TYPE_CHECKING:
     from neoplug.recipe import ResolvedRecipe
 
 FILE = "matrix.json"
-PLAIN = "plain"  # the loading of a student that no plugin under `load` changes
-REFUSED = "refused"
-FAILS = {  # stage -> what the adapter then does, or does not; what it refuses itself needs no second refusal
+PLAIN = "plain"  # the loading of a student without `load` plugins
+REFUSED = "refused"  # the stage of an adapter that raises an error itself
+FAILS = {  # stage at which an adapter fails -> the verb of a message, "ADAPTER ... FAMILIES"
     REFUSED: "refuses",
-    "attach": "cannot be put on",
+    "attach": "cannot be added to",
     "train": "does not train on",
-    "save": "is not saved so that peft loads it on",
+    "save": "is not saved in files that peft loads on",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Why an adapter does not work in some cells.
+    """Why an adapter does not work in some cells of the matrix.
 
-    at       the stage at which it fails, of FAILS
+    at       the stage at which it fails, a key of FAILS
     why      the reason
-    where    loading -> families
-    options  with which it works there all the same; empty: none are known
+    where    the cells: loading -> families
+    options  options with which it works in these cells; empty where none are known
     """
 
     at: str
@@ -51,23 +53,29 @@ class Finding:
 
 @dataclass(frozen=True)
 class Row:
-    """An adapter: its kind, what it trains on the first family, and where it does not work; elsewhere it does."""
+    """The measurements of an adapter; it works in every cell that no finding names.
+
+    kind        the adapter's group, for suggestions of similar adapters
+    parameters  number of trainable parameters on the first family
+    """
 
     kind: str
     parameters: int
     findings: list[Finding]
 
     def finding(self, loading: str, family: str) -> Finding | None:
-        """Return why it does not work there, None where it does."""
-        return next((found for found in self.findings if family in found.where.get(loading, ())), None)
+        """Return why the adapter does not work in a cell; None where it works."""
+        return next((finding for finding in self.findings if family in finding.where.get(loading, ())), None)
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """What was measured, of adapters without options.
+    """A compatibility matrix: measurements of adapters with default options, by loading and family.
 
-    versions  package -> its version
-    unless    options of which one that is not at its default makes another case, which was not measured
+    versions  package -> version in the measurement
+    device    on which it was measured
+    unless    options that must have their default: an adapter with another value was not measured
+    rows      adapter -> its measurements
     """
 
     versions: dict[str, str]
@@ -79,42 +87,45 @@ class Matrix:
 
     @classmethod
     def read(cls, file: Path) -> Matrix:
-        """Read a file that `text` wrote."""
-        found = json.loads(file.read_text(encoding="utf-8"))
+        """Read a matrix.json."""
+        stored = json.loads(file.read_text(encoding="utf-8"))
         rows = {
             name: Row(row["kind"], row["parameters"], [Finding(**finding) for finding in row["findings"]])
-            for name, row in found.pop("rows").items()
+            for name, row in stored.pop("rows").items()
         }
-        return cls(rows=rows, **found)
+        return cls(rows=rows, **stored)
 
     def works(self, adapter: str, loading: str) -> list[str]:
-        """Return the families on which an adapter works."""
+        """Return the families on which an adapter works with a loading."""
         return [family for family in self.families if self.rows[adapter].finding(loading, family) is None]
 
     def nearest(self, adapter: str, loading: str, family: str) -> tuple[list[str], list[str]]:
-        """Return the loadings with which the adapter works on this family, and adapters that work as it is loaded.
+        """Return alternatives to a cell that does not work: (other loadings, up to three other adapters).
 
-        Three of these: those of its kind first, then who trains about as many parameters, then who works in more cells.
+        These adapters work with the same loading and family. They are sorted: the same kind first, then a similar
+        number of trainable parameters, then more cells in which they work.
         """
         row = self.rows[adapter]
-        others = [other for other in self.loadings if row.finding(other, family) is None]
-        able = [name for name, each in self.rows.items() if each.finding(loading, family) is None]
+        loadings = [other for other in self.loadings if row.finding(other, family) is None]
+        adapters = [name for name, other in self.rows.items() if other.finding(loading, family) is None]
 
         def distance(name: str) -> tuple[bool, float, int, str]:
             cells, other = sum(len(self.works(name, each)) for each in self.loadings), self.rows[name]
             return other.kind != row.kind, round(abs(log(other.parameters / row.parameters)), 1), -cells, name
 
-        return others, sorted(able, key=distance)[:3]
+        return loadings, sorted(adapters, key=distance)[:3]
 
     def differing(self) -> dict[str, tuple[str, str | None]]:
-        """Return package -> (version measured, version here; None where it is not installed), where these differ."""
-        here = {name: version_of(name) for name in self.versions}
-        return {name: (then, here[name]) for name, then in self.versions.items() if here[name] != then}
+        """Return the packages whose version differs from the measured one: name -> (measured, installed or None)."""
+        installed = {name: version_of(name) for name in self.versions}
+        return {
+            name: (measured, installed[name]) for name, measured in self.versions.items() if installed[name] != measured
+        }
 
 
 @cache
 def matrix_of(package: str) -> Matrix | None:
-    """Return the matrix of a top-level package, which is found without importing it."""
+    """Return the matrix in a top-level package; None without one. The package is not imported."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -125,56 +136,64 @@ def matrix_of(package: str) -> Matrix | None:
 
 
 def matrix_for(entry: Entry) -> Matrix | None:
-    """Return the matrix row of a plugin, None where its package has none."""
-    found = None if entry.file else matrix_of(entry.target.partition(":")[0].partition(".")[0])
-    return found if found and entry.name in found.rows else None
+    """Return the matrix that has a row for this plugin; None for a local file or a plugin that was not measured."""
+    matrix = None if entry.file else matrix_of(entry.target.partition(":")[0].partition(".")[0])
+    return matrix if matrix and entry.name in matrix.rows else None
 
 
 def matrices(entries: Iterable[Entry]) -> Iterator[Matrix]:
-    """Yield each matrix once that speaks of these plugins."""
+    """Yield the matrices that have rows for these plugins, each once."""
     seen: list[Matrix] = []
     for entry in entries:
-        found = matrix_for(entry)
-        if found and not any(found is other for other in seen):
-            seen.append(found)
-            yield found
+        matrix = matrix_for(entry)
+        if matrix and not any(matrix is other for other in seen):
+            seen.append(matrix)
+            yield matrix
 
 
 def validate_compatibility(checked: ResolvedRecipe, family: str) -> None:
-    """Refuse an adapter that was measured not to work on such a student; the adapter's own refusals are left to it.
+    """Raise RecipeError where the recipe's adapter was measured to fail on such a student.
+
+    What the adapter refuses itself is not reported here, since its own error is more specific.
 
     family  the `model_type` of the student's configuration
-    Raises RecipeError.
     """
     for section, name in checked.plugins.named("add_adapter"):
         entry = checked.entries[section, name]
-        matrix, loading = matrix_for(entry), loading_of(checked)
-        if matrix is None or _is_another_case(matrix, checked.plugins.section(section)[name]):
+        matrix, loading = matrix_for(entry), _loading_of(checked)
+        if matrix is None or _is_unmeasured(matrix, checked.plugins.section(section)[name]):
             continue
-        found = matrix.rows[entry.name].finding(loading, family)
-        if found and found.at != REFUSED:
-            raise RecipeError([_problem(matrix, found, entry.name, loading, family, path_of(section, name))])
+        finding = matrix.rows[entry.name].finding(loading, family)
+        if finding and finding.at != REFUSED:
+            raise RecipeError([_problem(matrix, finding, entry.name, loading, family, path_of(section, name))])
 
 
-def loading_of(checked: ResolvedRecipe) -> str:
-    """Return what the student's loading is called in a matrix: plugins under `load` by their own names."""
+def _loading_of(checked: ResolvedRecipe) -> str:
+    """Return the loading of the recipe's student: the names of its `load` plugins as registered, joined by `+`."""
     names = sorted(entry.name for (section, _), entry in checked.entries.items() if section == "student.load")
     return "+".join(names) or PLAIN
 
 
-def _is_another_case(matrix: Matrix, plugin: Any) -> bool:
+def _is_unmeasured(matrix: Matrix, plugin: Any) -> bool:
+    """Whether the plugin has a value other than the default in an option of `matrix.unless`."""
     defaults = {option.name: option.default for option in fields(plugin)}
     return any(name in defaults and getattr(plugin, name) != defaults[name] for name in matrix.unless)
 
 
-def _problem(matrix: Matrix, found: Finding, adapter: str, loading: str, family: str, path: tuple[Any, ...]) -> Problem:
+def _problem(
+    matrix: Matrix, finding: Finding, adapter: str, loading: str, family: str, path: tuple[Any, ...]
+) -> Problem:
     loaded = "" if loading == PLAIN else f" loaded by `{loading}`"
-    what = f"`{adapter}` {FAILS[found.at]} models of the family `{family}`{loaded}"
-    return Problem(what, f"{found.why} ({measured_with(matrix)})", _fix(matrix, found, adapter, loading, family), path)
+    return Problem(
+        what=f"`{adapter}` {FAILS[finding.at]} models of the family `{family}`{loaded}",
+        why=f"{finding.why} ({measured_with(matrix)})",
+        fix=_fix(matrix, finding, adapter, loading, family),
+        path=path,
+    )
 
 
 def summary(matrix: Matrix, adapter: str, loading: str) -> str:
-    """Return in words on which families an adapter works with a loading."""
+    """Return text on which families an adapter works with a loading, as "all but gpt2"."""
     works = matrix.works(adapter, loading)
     others = [family for family in matrix.families if family not in works]
     if not works or not others:
@@ -183,14 +202,14 @@ def summary(matrix: Matrix, adapter: str, loading: str) -> str:
 
 
 def reasons(matrix: Matrix, adapter: str) -> Iterator[str]:
-    """Yield a line for each finding on an adapter."""
-    for found in matrix.rows[adapter].findings:
+    """Yield a line for each finding on an adapter: stage, families with loadings, reason, options that help."""
+    for finding in matrix.rows[adapter].findings:
         groups: dict[tuple[str, ...], list[str]] = {}
-        for loading, families in found.where.items():
+        for loading, families in finding.where.items():
             groups.setdefault(tuple(families), []).append(loading)
         places = "; ".join(f"{_families(matrix, families)} ({', '.join(ways)})" for families, ways in groups.items())
-        works = f"; with `{_shown(found.options)}` it works" if found.options else ""
-        yield f"{FAILS[found.at]} {places}: {found.why}{works}"
+        works = f"; with `{_as_yaml(finding.options)}` it works" if finding.options else ""
+        yield f"{FAILS[finding.at]} {places}: {finding.why}{works}"
 
 
 def _families(matrix: Matrix, families: tuple[str, ...]) -> str:
@@ -198,31 +217,34 @@ def _families(matrix: Matrix, families: tuple[str, ...]) -> str:
 
 
 def measured_on(matrix: Matrix) -> str:
-    """Return with what and where it was measured, in words."""
+    """Return the sentence that names the measurement's versions and device."""
     versions = ", ".join(f"{name} {version}" for name, version in matrix.versions.items())
     return f"Measured with {versions}, on {matrix.device}"
 
 
 def measured_with(matrix: Matrix) -> str:
-    """Return the versions of a measurement in words, and which of them are others here."""
+    """Return text with the versions of a measurement, and the installed ones where they differ."""
     versions = ", ".join(f"{name} {version}" for name, version in matrix.versions.items())
-    others = [f"{name} {here}" if here else f"no {name}" for name, (_, here) in matrix.differing().items()]
-    return f"measured with {versions}{'; here ' if others else ''}{', '.join(others)}"
+    others = [
+        f"{name} {installed}" if installed else f"no {name}" for name, (_, installed) in matrix.differing().items()
+    ]
+    return f"measured with {versions}{'; installed: ' if others else ''}{', '.join(others)}"
 
 
-def _fix(matrix: Matrix, found: Finding, adapter: str, loading: str, family: str) -> str:
-    others, able = matrix.nearest(adapter, loading, family)
-    ways = [f"write `{adapter}: {_shown(found.options)}`"] if found.options else []
-    if PLAIN in others:
+def _fix(matrix: Matrix, finding: Finding, adapter: str, loading: str, family: str) -> str:
+    """Return the ways out, best first: options that help, another loading, similar adapters, another family."""
+    loadings, adapters = matrix.nearest(adapter, loading, family)
+    ways = [f"write `{adapter}: {_as_yaml(finding.options)}`"] if finding.options else []
+    if PLAIN in loadings:
         ways.append("load the student unquantised")
-    elif others:
-        ways.append(f"load the student by {' or '.join(f'`{other}`' for other in others)}")
-    if able:
-        ways.append(f"name {' or '.join(f'`{name}`' for name in able)}")
-    return "; or ".join(ways) or "take a model of another family"
+    elif loadings:
+        ways.append(f"load the student by {' or '.join(f'`{other}`' for other in loadings)}")
+    if adapters:
+        ways.append(f"name {' or '.join(f'`{name}`' for name in adapters)}")
+    return "; or ".join(ways) or "choose a model of another family"
 
 
-def _shown(options: dict[str, Any]) -> str:
+def _as_yaml(options: dict[str, Any]) -> str:
     written = (f"{name}: [{', '.join(value)}]" if isinstance(value, list) else f"{name}: {value}"
                for name, value in options.items())  # fmt: skip
     return f"{{{', '.join(written)}}}"

@@ -1,7 +1,7 @@
-"""Discovery of plugins: entry points and local files, found by the name that a recipe uses, loaded on demand.
+"""Discovery of plugins by their names in a recipe: entry points of installed packages, and local files.
 
 A name in a recipe is `name`, `package:name` or `./file.py:Class`, each with an optional `@tag`.
-`installed` and `find` import nothing; only `Entry.load` does, for what a recipe names.
+`installed` and `find` import no plugin; `Entry.load` imports one.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ _TAG = re.compile(r"[\w-]+")
 class Entry:
     """A plugin that can be loaded.
 
-    name     as its package registers it, or the class of a local file
-    package  the distribution, or the path of the file
-    version  of the distribution; empty for a file
+    name     as its package registers it; for a local file, the class
+    package  name of the distribution; for a local file, its path
+    version  of the distribution; empty for a local file
     target   `module:attribute`, or `/path/file.py:attribute`
     """
 
@@ -47,42 +47,43 @@ class Entry:
         return Path(match["file"]) if match and Path(match["file"]).is_absolute() else None
 
     def load(self) -> type:
-        """Import the plugin's class. Raises RecipeError, which names the package or file and what failed."""
+        """Import and return the plugin's class. Raises RecipeError, which names package or file, where that fails."""
         module, _, attribute = self.target.rpartition(":")
         try:
             if not module:
-                raise ValueError(f"`{self.target}` names no class, as module:Class would")
-            found: Any = _import_file(self.file) if self.file else importlib.import_module(module)
+                raise ValueError(f"`{self.target}` names no class; the form is module:Class")
+            plugin: Any = _import_file(self.file) if self.file else importlib.import_module(module)
             for part in attribute.split("."):
-                found = _part(found, part, module)
+                plugin = _attribute(plugin, part, module)
         except (Exception, SystemExit) as error:
             owner = f"{self.package} {self.version}".strip()
             line = line_in(error, str(self.file))
-            place = f" ({self.file.name}, line {line})" if self.file and line else ""  # as Python's of a SyntaxError
+            place = f" ({self.file.name}, line {line})" if self.file and line else ""  # the form of a SyntaxError
             what = f"the plugin `{self.name}` of {owner} cannot be imported: {type(error).__name__}: {error}{place}"
             fix = "fix the file" if self.file else f"fix or reinstall {self.package}, or name another plugin"
             raise RecipeError([Problem(what, fix=fix)]) from error
-        if not inspect.isclass(found):
-            raise RecipeError([Problem(f"`{self.target}` is no class", fix="a plugin is a dataclass")])
-        return found
+        if not inspect.isclass(plugin):
+            raise RecipeError([Problem(f"`{self.target}` is not a class", fix="a plugin is a dataclass")])
+        return plugin
 
 
-def _part(whole: Any, name: str, module: str) -> Any:
-    if not hasattr(whole, name):
-        classes = [known for known, value in vars(whole).items() if inspect.isclass(value)]
+def _attribute(owner: Any, name: str, module: str) -> Any:
+    """Return an attribute of a module or class. Raises AttributeError, which suggests a class, where there is none."""
+    if not hasattr(owner, name):
+        classes = [known for known, value in vars(owner).items() if inspect.isclass(value)]
         raise AttributeError(f"{module} has no `{name}`{did_you_mean(name, classes)}")
-    return getattr(whole, name)
+    return getattr(owner, name)
 
 
 class _SourceOnly(SourceFileLoader):
-    """Runs a file and writes no .pyc next to it: a recipe's folder is the user's."""
+    """Loader that writes no .pyc file, so that nothing is added to the user's folder."""
 
     def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
         """Write nothing."""
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a local file under a unique module name; the same bytes are run once."""
+    """Import a local file under a module name made from its path and content; unchanged content runs only once."""
     digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()[:16]
     name = f"neoplug_file_{digest}"
     if name in sys.modules:
@@ -104,39 +105,42 @@ def installed() -> list[Entry]:
     """List the entry points of group `neoplug`, sorted by name and package. Imports none of them."""
     from importlib.metadata import entry_points
 
-    changed = tuple((place, place.stat().st_mtime_ns) for place in map(Path, sys.path) if place.exists())
-    return list(_listed(entry_points, changed))
+    modified = tuple((folder, folder.stat().st_mtime_ns) for folder in map(Path, sys.path) if folder.exists())
+    return list(_read_entries(entry_points, modified))
 
 
-@lru_cache(maxsize=1)  # it reads every installed package, so only when a folder changed
-def _listed(entry_points: Callable[..., Any], _: tuple[tuple[Path, int], ...]) -> list[Entry]:
+@lru_cache(maxsize=1)
+def _read_entries(entry_points: Callable[..., Any], _: tuple[tuple[Path, int], ...]) -> list[Entry]:
+    """Read the entry points of all installed packages, which is slow: only where a folder of sys.path was modified."""
     points = entry_points(group=GROUP)
     owners: dict[Any, tuple[str, str]] = {}
     for dist in {point.dist for point in points}:
-        owners[dist] = (dist.name, dist.version) if dist else ("?", "")  # each parses a file
-    found = {Entry(point.name, *owners[point.dist], point.value) for point in points}
-    return sorted(found, key=lambda entry: (entry.name, entry.package, entry.target))
+        owners[dist] = (dist.name, dist.version) if dist else ("?", "")  # once each, since both parse a file
+    entries = {Entry(point.name, *owners[point.dist], point.value) for point in points}
+    return sorted(entries, key=lambda entry: (entry.name, entry.package, entry.target))
 
 
 def find(name_in_recipe: str, base: Path) -> Entry:
-    """Return the entry that a recipe's plugin name means; `./file.py:Class` starts at `base`. Imports nothing.
+    """Return the entry of a plugin by its name in a recipe. Imports nothing.
 
-    Raises RecipeError for an unknown or ambiguous name, or a file that is not there.
+    base  the folder to which `./file.py:Class` is relative
+
+    Raises RecipeError for an unknown or ambiguous name, or a missing file.
     """
     name = _without_tag(name_in_recipe)
     if match := _FILE.fullmatch(name):
         return _find_file(match, base)
     entries = installed()
     package, _, short = name.rpartition(":")
-    found = [entry for entry in entries if entry.name == short and package in ("", entry.package)]
-    found = found or [
+    matches = [entry for entry in entries if entry.name == short and package in ("", entry.package)]
+    matches = matches or [
         e for e in entries if e.name == short and package and _canonical(e.package) == _canonical(package)
     ]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        full = [f"`{entry.package}:{entry.name}`" for entry in found]
-        raise RecipeError([Problem(f"two packages call a plugin `{short}`", fix=f"write {' or '.join(full)}")])
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        full = [f"`{entry.package}:{entry.name}`" for entry in matches]
+        raise RecipeError([Problem(f"several packages have a plugin `{short}`", fix=f"write {' or '.join(full)}")])
     names = sorted(
         {entry.name for entry in entries} | {f"{entry.package}:{entry.name}" for entry in entries if package}
     )
@@ -146,27 +150,30 @@ def find(name_in_recipe: str, base: Path) -> Entry:
 
 
 def _without_tag(name_in_recipe: str) -> str:
+    """Return the name without its `@tag`. Raises RecipeError for an invalid tag."""
     match = _FILE.match(name_in_recipe)
     start = match.end() if match else 0
     name, at, tag = name_in_recipe[start:].partition("@")
     if "@" in tag:
         raise RecipeError([Problem(f"`{name_in_recipe}` has two tags", fix="write name@tag, with one @")])
     if at and not _TAG.fullmatch(tag):
-        raise RecipeError([Problem(f"`{tag}` is no tag", fix="a tag is made of letters, digits, _ and -")])
+        raise RecipeError([Problem(f"`{tag}` is not a tag", fix="a tag is made of letters, digits, _ and -")])
     return name_in_recipe[:start] + name
 
 
 def _find_file(match: re.Match[str], base: Path) -> Entry:
+    """Return the entry of a plugin in a local file. Raises RecipeError where the file does not exist."""
     try:
         path = Path(match["file"]).expanduser()
         path = (base / path).resolve()
-        there = path.is_file()
+        exists = path.is_file()
     except (OSError, RuntimeError, ValueError):
-        there = False
-    if not there:
+        exists = False
+    if not exists:
         raise RecipeError([Problem(f"there is no file {match['file']}", f"looked in {base}")])
     return Entry(match["attribute"], str(path), "", f"{path}:{match['attribute']}")
 
 
 def _canonical(package: str) -> str:
+    """Return a distribution's name in the form in which PyPI compares names."""
     return re.sub(r"[-_.]+", "-", package).lower()

@@ -88,15 +88,15 @@ def test_a_tag_is_one_word(name, tmp_path, packages):
     [
         ("no_such_module:A", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("pathlib:Pth", "AttributeError: pathlib has no `Pth`; did you mean `Path`?"),
-        ("json:dumps", "`json:dumps` is no class"),
-        ("json", "ValueError: `json` names no class, as module:Class would"),
+        ("json:dumps", "`json:dumps` is not a class"),
+        ("json", "ValueError: `json` names no class; the form is module:Class"),
         ("", "cannot be imported"),
     ],
 )
 def test_an_import_that_fails_says_what_and_whose(target, expected, packages, tmp_path):
     (message,) = words(Entry("broken", "its-package", "3.4", target).load)
     assert expected in message
-    if "is no class" not in expected:
+    if "is not a class" not in expected:
         assert "`broken` of its-package 3.4" in message
 
 
