@@ -1,4 +1,4 @@
-"""Errors with a message for users: place, what is wrong, why, and the fix; and the exit code of each."""
+"""Errors for users: each has a message (place, what is wrong, why, fix) and an exit code."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from traceback import walk_tb
 
 Path = tuple[str | int, ...]  # a key in a recipe
 
-CUT = " ... "  # replaces the ends of a line that is wider than the terminal
+CUT = " ... "  # in place of the cut ends of a line
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Mark:
         return f"{self.file}:{self.line}:{self.column}"
 
     def excerpt(self, width: int | None = None) -> str:
-        """Return the line with carets under the marked part; cut to `width` columns around them, if that is given."""
+        """Return the line with carets under the marked part; cut to `width` columns around that part, if given."""
         number = str(self.line)
         text, start, length = self.text, self.column - 1, max(1, self.length)
         room = max(40, width - len(number) - 5 - 2 * len(CUT)) if width else len(text)
@@ -47,7 +47,7 @@ class Problem:
     why     why it cannot work (may be empty)
     fix     what to do instead (may be empty)
     path    the key in the recipe, as ("adapter", "dora", "r"), from which its line is found
-    mark    the line, if it is known already
+    mark    the place in the file; None until it is looked up from `path`
     """
 
     what: str
@@ -57,10 +57,10 @@ class Problem:
     mark: Mark | None = None
 
     def __str__(self) -> str:
-        return self.shown()
+        return self.message()
 
-    def shown(self, width: int | None = None) -> str:
-        """Return the message; the line that it quotes is cut to `width` columns, if that is given."""
+    def message(self, width: int | None = None) -> str:
+        """Return the message; the quoted line is cut to `width` columns, if given."""
         place = f"{self.mark}: " if self.mark else f"{'.'.join(map(str, self.path))}: " if self.path else ""
         lines = [place + self.what]
         if self.mark:
@@ -74,8 +74,8 @@ class NeoplugError(Exception):
 
     exit_code = 1
 
-    def shown(self, width: int | None = None) -> str:
-        """Return the message; lines that it quotes are cut to `width` columns, if that is given."""
+    def message(self, width: int | None = None) -> str:
+        """Return the message; quoted lines are cut to `width` columns, if given."""
         return str(self)
 
 
@@ -98,7 +98,7 @@ class DiskError(RunError):
 
 
 class PluginError(RunError):
-    """A hook of a plugin that raised an exception, which is the `__cause__`.
+    """An exception raised in a plugin's hook; that exception is the `__cause__`.
 
     log   the file that holds the traceback; None where there is no run directory yet
     """
@@ -109,7 +109,7 @@ class PluginError(RunError):
         super().__init__(plugin, hook)
         self.plugin = plugin
         self.what = f"the plugin `{plugin}` failed in `{hook}`: {type(error).__name__}: {error}"
-        called = _lines(error)[2:3]  # after `blaming` and the call in it
+        called = _lines(error)[2:3]  # frame 0 is `plugin_errors`, frame 1 the call inside it
         self.place = "".join(f"{file}:{line}" for file, line in called)
 
     def __str__(self) -> str:
@@ -118,9 +118,9 @@ class PluginError(RunError):
 
 
 class OptionError(ValueError):
-    """Raised in a plugin's `__post_init__` for the value of an option; the message shows the option's line.
+    """An invalid option, raised in a plugin's `__post_init__`; the message shows the option's line in the recipe.
 
-    A plain ValueError is placed at the first option that its message names.
+    For a plain ValueError it shows the line of the first option that the error's text names.
     """
 
     def __init__(self, option: str, message: str) -> None:
@@ -129,8 +129,8 @@ class OptionError(ValueError):
 
 
 @contextmanager
-def blaming(plugin: str, hook: str) -> Iterator[None]:
-    """Raise PluginError for what a plugin's hook raises, `sys.exit` too; errors of neoplug pass."""
+def plugin_errors(plugin: str, hook: str) -> Iterator[None]:
+    """Raise PluginError in place of an exception (or SystemExit) of a plugin's hook; NeoplugErrors are unchanged."""
     try:
         yield
     except NeoplugError:
@@ -140,16 +140,17 @@ def blaming(plugin: str, hook: str) -> Iterator[None]:
 
 
 def line_in(error: BaseException, file: str) -> int | None:
-    """Return the last line of `file` that an exception passed through; None where it did not."""
+    """Return the line of the last frame in `file` of an exception's traceback; None without one."""
     return next((line for name, line in reversed(_lines(error)) if name == file), None)
 
 
 def _lines(error: BaseException) -> list[tuple[str, int]]:
+    """Return (file, line) of each frame of an exception's traceback, the outermost first."""
     return [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
 
 
 class UsageError(NeoplugError):
-    """A command that cannot be done as it is given: exit 2."""
+    """An invalid command or recipe: exit 2."""
 
     exit_code = 2
 
@@ -161,9 +162,9 @@ class RecipeError(UsageError):
         self.problems = list(problems)
         super().__init__("\n\n".join(map(str, self.problems)))
 
-    def shown(self, width: int | None = None) -> str:
-        """Return all mistakes; the lines that they quote are cut to `width` columns, if that is given."""
-        return "\n\n".join(problem.shown(width) for problem in self.problems)
+    def message(self, width: int | None = None) -> str:
+        """Return the messages of all problems; quoted lines are cut to `width` columns, if given."""
+        return "\n\n".join(problem.message(width) for problem in self.problems)
 
 
 class Interrupted(NeoplugError):

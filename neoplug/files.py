@@ -16,12 +16,12 @@ from typing import Any
 from neoplug.errors import DiskError
 
 PARTIAL = ".partial"  # suffix of incomplete files and folders; they remain after a process was killed
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # errors of a disk that accepts no more data
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # of a full or read-only disk
 PROBE = 16_384  # bytes written to test whether a disk accepts data
 
 
 def cache_root() -> Path:
-    """Return $NEOPLUG_HOME, else `neoplug` in the user's cache folder. It need not exist yet."""
+    """Return the folder of neoplug's cache, which may not exist yet: $NEOPLUG_HOME, else in the user's cache folder."""
     if home := os.environ.get("NEOPLUG_HOME"):
         return Path(home).expanduser().absolute()
     if sys.platform == "win32":
@@ -83,33 +83,35 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if reason := _reason(error) or _refusal(path.parent):
+        if reason := _disk_reason(error) or _write_failure(path.parent):
             raise DiskError(path, reason) from error
         raise
 
 
 @contextmanager
 def _folder_errors(path: Path) -> Iterator[None]:
+    """Raise DiskError for `path` in place of any OSError."""
     try:
         yield
     except OSError as error:
         raise DiskError(path, f"no file can be created in {path.parent} ({error.strerror})") from error
 
 
-def _refusal(folder: Path) -> str:
-    """Return why no file can be written to `folder` at this moment; an empty string where one can."""
+def _write_failure(folder: Path) -> str:
+    """Write a test file to `folder`; return the reason where its disk is full or read-only, else an empty string."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(PROBE))
     except OSError as error:
-        return _reason(error)
+        return _disk_reason(error)
     return ""
 
 
-def _reason(error: Exception) -> str:
+def _disk_reason(error: Exception) -> str:
+    """Return the operating system's message of an error that a full or read-only disk caused, else an empty string."""
     match = re.search(r"\(os error (\d+)\)", str(error))  # the form of Rust's errors, which safetensors raises
     number = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
-    return os.strerror(number) if number and number in REFUSALS else ""
+    return os.strerror(number) if number and number in DISK_ERRORS else ""
 
 
 def remove_partial(folder: Path) -> None:
@@ -135,7 +137,7 @@ def content_hash(value: Any) -> str:
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`.lock; wait while another process holds it. It is released when its process ends."""
+    """Hold the lock file PATH.lock, after waiting for other processes; the system releases it when a process dies."""
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +147,7 @@ def lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def exclusive_lock(file: Path) -> Iterator[None]:
-    """Hold the lock file `file`, and remove it at the end. It is released when its process ends.
+    """Hold the lock file `file`, and remove it at the end; the system releases it when a process dies.
 
     Raises BlockingIOError at once where another process holds it.
     """

@@ -80,7 +80,7 @@ def answers(rule: Literal["all", "each loss", "exactly one", "at most one"]) -> 
 
 
 def version_added(version: str) -> Callable[[Function], Function]:
-    """State as data the version of neoplug that introduced a hook, as "0.1"; docs and tests read it.
+    """Record the version of neoplug that introduced a hook, as "0.1"; docs and tests read it.
 
     How a hook is changed or removed is in CONTRIBUTING.md, "Change or remove a hook".
     """

@@ -76,7 +76,7 @@ def main() -> None:
             print_exception(error)
         wait_for_first_process(error)
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
-        print(error.shown(columns), file=sys.stderr)
+        print(error.message(columns), file=sys.stderr)
         sys.exit(error.exit_code)
 
 

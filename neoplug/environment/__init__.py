@@ -1,4 +1,4 @@
-"""The machine: hardware, package versions, memory allocator, data types, and a check of what works (`doctor`).
+"""The machine: hardware, package versions, memory allocator, data types, and tests of its features (`doctor`).
 
 Imported by everything above. Does not belong here: anything that reads a recipe or a model.
 """

@@ -1,4 +1,4 @@
-"""Checks of what works on this machine: each feature is run, and a failure is part of the report."""
+"""Report on this machine: versions, hardware, and a short test of each optional feature, as bfloat16."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def examine() -> dict[str, Any]:
-    """Return `versions`, `hardware`, `devices`, `cache` (the folder) and `works`: name -> {ok, note}.
+    """Return a report: `versions`, `hardware`, `devices`, `cache` (folder) and `works` (feature -> {ok, note}).
 
-    Errors become text of the report; none is raised.
+    Errors are not raised; their text is part of the report.
     """
     return {
         "versions": versions(),
@@ -41,6 +41,7 @@ def devices() -> list[str]:
 
 
 def _value_or_reason(function: Callable[[], Any]) -> Any:
+    """Return what a function returns, or the text of the error that it raises."""
     try:
         return function()
     except Exception as error:

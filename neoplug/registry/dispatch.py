@@ -1,4 +1,4 @@
-"""Dispatch of hooks to the plugins of one run, in the order of their names in the recipe."""
+"""Calls of hooks: which plugins of a run implement a hook, and their calls in the order of their names."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,45 +8,56 @@ import pluggy
 
 from neoplug import hookspecs
 from neoplug.errors import Path as Key
-from neoplug.errors import Problem, RecipeError, blaming
+from neoplug.errors import Problem, RecipeError, plugin_errors
 from neoplug.registry.discovery import GROUP
 from neoplug.registry.validation import SPECS, class_problems
 
 
 def path_of(section: str, name: str) -> Key:
-    """Return the path of a plugin in a recipe: ("student", "load", NAME) for section "student.load"."""
+    """Return a plugin's key in a recipe: ("student", "load", NAME) for the section "student.load"."""
     return (*section.split("."), name)
 
 
 @dataclass(frozen=True)
 class _Bound:
-    """An implementation ready to be called."""
+    """One plugin's implementation of a hook.
+
+    hook       name of the hook
+    section    of the recipe, as "student.load"
+    name       the plugin's name in the recipe
+    label      the name; `section.name` where another section has the same name
+    arguments  names of the hook's arguments that the implementation takes
+    """
 
     hook: str
     section: str
     name: str
-    label: str  # the name, or section.name where two sections use the same name
+    label: str
     function: Callable[..., Any]
     arguments: Sequence[str]
 
     def __call__(self, **arguments: Any) -> Any:
-        """Call it with the hook's arguments that it takes; `name` is its name in the recipe. Raises PluginError."""
-        with blaming(self.label, self.hook):
+        """Call it with those of the hook's arguments that it takes. Raises PluginError for what the plugin raises."""
+        with plugin_errors(self.label, self.hook):
+            # `name` is the plugin's name in the recipe, so the caller of the hook does not pass it.
             return self.function(*[self.name if name == "name" else arguments[name] for name in self.arguments])
 
 
 class Plugins:
-    """The plugins of one run, on a plugin manager of their own; called in the order of their names.
+    """The plugins of one run, with a separate plugin manager; hooks call them in the order of their names.
 
-    Built from {section: {name in the recipe: instance}}; sections are the values of `recipe.model.PLUGIN_MAPS`. Raises
-    RecipeError for whatever pluggy would pass over in silence: methods named like a hook without `@hookimpl`, unknown
-    hooks and arguments, wrappers.
+    sections  {section: {name in the recipe: instance}}, as {"student.load": {"nf4": NF4()}}
+
+    A plugin's label is its name in the recipe, or `section.name` where another section has the same name.
+
+    Raises RecipeError for what pluggy would ignore without an error: methods named like a hook without `@hookimpl`,
+    unknown hooks and arguments, and wrappers.
     """
 
     def __init__(self, sections: Mapping[str, Mapping[str, Any]]) -> None:
         self._sections = {section: dict(plugins) for section, plugins in sections.items()}
         every = sorted((name, section) for section, plugins in self._sections.items() for name in plugins)
-        self._refuse(every)
+        self._validate(every)
         names = [name for name, _ in every]
         self._labels = {(s, n): n if names.count(n) == 1 else f"{s}.{n}" for n, s in every}
         self.manager = pluggy.PluginManager(GROUP)
@@ -58,7 +69,8 @@ class Plugins:
         self._calls = {hook: self._bind(hook, owners) for hook in SPECS}
         self._by_section: dict[tuple[str, str | None], tuple[_Bound, ...]] = {}
 
-    def _refuse(self, every: list[tuple[str, str]]) -> None:
+    def _validate(self, every: list[tuple[str, str]]) -> None:
+        """Raise RecipeError for what is wrong with the classes of the plugins, given as (name, section)."""
         problems = []
         for name, section in every:
             for problem in class_problems(type(self._sections[section][name])):
@@ -67,72 +79,82 @@ class Plugins:
             raise RecipeError(problems)
 
     def _bind(self, hook: str, owners: Mapping[str, tuple[str, str]]) -> tuple[_Bound, ...]:
+        """Return the implementations of a hook in the order of their calls.
+
+        owners  name in pluggy -> (section, name in the recipe)
+        """
         calls = reversed(getattr(self.manager.hook, hook).get_hookimpls())  # pluggy keeps the first to call at the end
         bound = [
             _Bound(hook, *owner, self._labels[owner], call.function, call.argnames)
             for call, owner in ((call, owners[call.plugin_name]) for call in calls)
         ]
-        if getattr(SPECS[hook], "answers", "all") == "each loss":  # of those that the recipe names as losses
+        if getattr(SPECS[hook], "answers", "all") == "each loss":  # only plugins in the section `loss` implement it
             return tuple(replace(call, label=call.name) for call in bound if call.section == "loss")
         return tuple(bound)
 
     def each(self, hook: str, /, *, section: str | None = None, **arguments: Any) -> dict[str, Any]:
-        """Call every plugin that answers `hook` (of one section, if given) and return {name in the recipe: answer}.
+        """Call every plugin that implements `hook`, and return {label: result}; results may be None.
 
-        Each gets only the arguments that it takes; None is kept as an answer. Where the same name is in two sections
-        and no section is given, the key is `section.name`.
+        section  call only the plugins of this section, and return {name: result}
         """
         return {(call.name if section else call.label): call(**arguments) for call in self._of(hook, section)}
 
     def one(self, hook: str, /, **arguments: Any) -> Any:
-        """Return the only answer to `hook`, or None if no plugin implements it. Raises RecipeError for several."""
+        """Call the plugin that implements `hook`, and return its result; None if no plugin implements it.
+
+        Raises RecipeError where several do.
+        """
         calls = self._calls[hook]
         if len(calls) > 1:
             names = ", ".join(call.label for call in calls)
-            raise RecipeError([Problem(f"`{hook}` takes one answer, but {names} give one each")])
+            raise RecipeError([Problem(f"only one plugin may implement `{hook}`, but {names} do")])
         return calls[0](**arguments) if calls else None
 
     def ask(self, section: str, name: str, hook: str, /, **arguments: Any) -> Any:
-        """Call the one plugin `name` of `section`."""
-        (answer,) = (call(**arguments) for call in self._of(hook, section) if call.name == name)
-        return answer
+        """Call `hook` of the plugin `name` in `section`, which must implement it, and return the result."""
+        (result,) = (call(**arguments) for call in self._of(hook, section) if call.name == name)
+        return result
 
     def named(self, hook: str) -> tuple[tuple[str, str], ...]:
-        """Return (section, name) of the plugins that answer `hook`, in the order of their calls."""
+        """Return (section, name) of the plugins that implement `hook`, in the order of their calls."""
         return tuple((call.section, call.name) for call in self._calls[hook])
 
     def implements(self, hook: str) -> tuple[str, ...]:
-        """Return the names of the plugins that answer `hook`, in the order of their calls."""
+        """Return the labels of the plugins that implement `hook`, in the order of their calls."""
         return tuple(call.label for call in self._calls[hook])
 
     def functions(self, hook: str, *, section: str | None = None) -> dict[str, Callable[..., Any]]:
-        """Return each implementation of `hook` as a function that takes all the hook's arguments by keyword."""
+        """Return {label: function}, or {name: function} with `section`, of the implementations of `hook`.
+
+        Each function takes all arguments of the hook by keyword.
+        """
         return {call.name if section else call.label: call for call in self._of(hook, section)}
 
     def instances(self) -> dict[str, Any]:
-        """Return {label: instance} of all plugins; the label is the name, or section.name where two sections use it."""
+        """Return {label: instance} of all plugins."""
         return {label: self._sections[section][name] for (section, name), label in sorted(self._labels.items())}
 
     def section(self, name: str) -> dict[str, Any]:
         """Return {name in the recipe: instance} of a section, sorted by name; empty where the recipe has none."""
-        found = {
+        instances = {
             n: plugin
             for section, plugins in self._sections.items()
-            if _is(section, name)
+            if _matches(section, name)
             for n, plugin in plugins.items()
         }
-        return dict(sorted(found.items()))
+        return dict(sorted(instances.items()))
 
     def _of(self, hook: str, section: str | None) -> tuple[_Bound, ...]:
+        """Return the implementations of `hook` in all sections, or in one."""
         if section is None:
             return self._calls[hook]
-        found = self._by_section.get((hook, section))
-        if found is None:
-            found = tuple(call for call in self._calls[hook] if _is(call.section, section))
-            self._by_section[hook, section] = found
-        return found
+        calls = self._by_section.get((hook, section))
+        if calls is None:
+            calls = tuple(call for call in self._calls[hook] if _matches(call.section, section))
+            self._by_section[hook, section] = calls
+        return calls
 
 
-def _is(section: str, wanted: str) -> bool:
-    """Say whether `section` is meant: "prepare" means "student.prepare", where only the student has one."""
+def _matches(section: str, wanted: str) -> bool:
+    """Whether `section` is the wanted one; "prepare" is short for "student.prepare"."""
     return section == wanted or section.rpartition(".")[2] == wanted == "prepare"

@@ -1,7 +1,7 @@
-"""The metrics of evaluation: the one list of their names, titles, units, directions and the sums that they come from.
+"""The evaluation metrics: their names, titles, units, directions, and the sums that they are computed from.
 
-`evaluation` computes them; tables, model cards, trackers, model selection, the recipe's checks and its JSON schema read
-the list. All values are means over answer tokens of held-out text at temperature 1, except perplexity, which is
+`evaluation` computes them; tables, model cards, trackers, model selection, the recipe's checks and its JSON schema use
+this list. All values are means over answer tokens of held-out text at temperature 1, except perplexity, which is
 exp(cross_entropy), and the ratios top10_mass_share and kd_ce_cosine.
 """
 

@@ -1,4 +1,4 @@
-"""Nested maps as flat ones: recipes, results of runs and lines of metrics under one name a value."""
+"""Flattening of nested maps, as recipes, results and metrics: each value with its path."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def leaves(values: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def numbers(values: Mapping[str, Any], separator: str = ".") -> dict[str, float]:
-    """Return the numbers among the leaves by joined path, as {"probes.calibration.ece": 0.1}; booleans are none."""
+    """Return {joined path: number} of the leaves that are numbers, as {"probes.calibration.ece": 0.1}; no booleans."""
     return {
         separator.join(map(str, path)): value
         for path, value in leaves(values)

@@ -1,4 +1,4 @@
-"""Validation of plugin classes: their hooks, the arguments of these, and the section that they fit."""
+"""Validation of plugin classes: their hooks, the arguments of the hooks, and the sections of a recipe that they fit."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -8,16 +8,21 @@ from typing import Any, NamedTuple
 from neoplug import hookspecs
 from neoplug.errors import Problem, did_you_mean
 
-CORE_KEYS: dict[str, tuple[str, ...]] = {"loss": ("weight", "schedule", "calibrate")}  # the core's, among options
+# Section -> keys that stand among a plugin's options, but are read by neoplug itself.
+CORE_KEYS: dict[str, tuple[str, ...]] = {"loss": ("weight", "schedule", "calibrate")}
 
-
+# Hook -> its specification.
 SPECS: dict[str, Callable[..., Any]] = {
     name: spec for name, spec in vars(hookspecs).items() if getattr(spec, "neoplug_spec", None) is not None
 }
 
 
 class Implementation(NamedTuple):
-    """A method of a plugin class that answers a hook."""
+    """A method of a plugin class that implements a hook.
+
+    options    of `@hookimpl`, as pluggy stores them
+    signature  without `self` or `cls`
+    """
 
     hook: str
     method: str
@@ -26,8 +31,8 @@ class Implementation(NamedTuple):
 
 
 def answered(cls: type) -> dict[str, Implementation]:
-    """Return the hooks that a plugin class answers: the methods marked `@hookimpl`, by hook."""
-    found: dict[str, Implementation] = {}
+    """Return {hook: implementation} of a plugin class: its methods marked `@hookimpl`."""
+    implementations: dict[str, Implementation] = {}
     for method in dir(cls):
         static = inspect.getattr_static(cls, method)
         function = static.__func__ if isinstance(static, staticmethod | classmethod) else static
@@ -35,8 +40,8 @@ def answered(cls: type) -> dict[str, Implementation]:
         if isinstance(options, dict) and inspect.isfunction(function):
             hook = options.get("specname") or method
             bound = not isinstance(static, staticmethod)
-            found[hook] = Implementation(hook, method, options, _signature(function, bound))
-    return found
+            implementations[hook] = Implementation(hook, method, options, _signature(function, bound))
+    return implementations
 
 
 def _signature(function: Callable[..., Any], bound: bool) -> inspect.Signature:
@@ -46,28 +51,36 @@ def _signature(function: Callable[..., Any], bound: bool) -> inspect.Signature:
 
 
 def class_problems(cls: type, section: str | None = None) -> list[Problem]:
-    """Say what makes a class no plugin (of `section`, as "loss" or "student.load"); pluggy would pass over most."""
+    """Return why a class is not a valid plugin; most of this pluggy would ignore without an error.
+
+    section  the section of the recipe that names it, as "loss" or "student.load"; None: any
+    """
     if not is_dataclass(cls):
-        return [Problem(f"{cls.__qualname__} is no dataclass", fix="write @dataclass(eq=False) above the class")]
-    found = answered(cls)
-    problems = [problem for implementation in found.values() for problem in _hook_problems(cls, implementation)]
-    methods = {implementation.method for implementation in found.values()}
+        return [Problem(f"{cls.__qualname__} is not a dataclass", fix="write @dataclass(eq=False) above the class")]
+    implementations = answered(cls)
+    problems = [
+        problem for implementation in implementations.values() for problem in _hook_problems(cls, implementation)
+    ]
+    methods = {implementation.method for implementation in implementations.values()}
     for name in SPECS:
         if name not in methods and inspect.isroutine(inspect.getattr_static(cls, name, None)):
             what = f"{cls.__qualname__}.{name} is named like a hook, but is not marked"
             problems.append(Problem(what, "it would never be called", "write @hookimpl above it, or rename it"))
     if hasattr(cls, "state_dict") != hasattr(cls, "load_state_dict"):
         what = f"{cls.__qualname__} has one of `state_dict` and `load_state_dict`"
-        problems.append(Problem(what, "a resumed run needs what a checkpoint kept, and back", "write both, or none"))
+        problems.append(
+            Problem(what, "a resumed run needs one to save the state and one to restore it", "write both, or none")
+        )
     if cls.__hash__ is None:
         what = f"{cls.__qualname__} compares by value"
         problems.append(
-            Problem(what, "two plugins with equal options would be taken for one", "write @dataclass(eq=False)")
+            Problem(what, "two plugins with equal options would be treated as one", "write @dataclass(eq=False)")
         )
-    return problems + (_section_problems(cls, section, found) if section else [])
+    return problems + (_section_problems(cls, section, implementations) if section else [])
 
 
 def _hook_problems(cls: type, implementation: Implementation) -> list[Problem]:
+    """Return why a method marked `@hookimpl` is not a valid implementation."""
     hook, method, options, signature = implementation
     label = f"{cls.__qualname__}.{method}"
     if hook not in SPECS:
@@ -75,33 +88,36 @@ def _hook_problems(cls: type, implementation: Implementation) -> list[Problem]:
     problems = []
     if options.get("wrapper") or options.get("hookwrapper"):
         problems.append(
-            Problem(f"{label} is a hook wrapper", "a plugin may not change another's answer", "write a hook")
+            Problem(f"{label} is a hook wrapper", "a plugin may not change another's result", "write @hookimpl alone")
         )
     known = list(inspect.signature(SPECS[hook]).parameters)
     for name, parameter in signature.parameters.items():
         if name not in known:
-            what = f"{label} asks for `{name}`, which the hook does not have{did_you_mean(name, known)}"
-            problems.append(Problem(what, fix=f"it may ask for {', '.join(known)}"))
+            what = f"{label} takes `{name}`, which the hook does not have{did_you_mean(name, known)}"
+            problems.append(Problem(what, fix=f"it may take {', '.join(known)}"))
         elif parameter.kind is not parameter.POSITIONAL_OR_KEYWORD or parameter.default is not parameter.empty:
-            what = f"{label} must take `{name}` as a plain argument"
+            what = f"{label} must take `{name}` by position, without a default"
             problems.append(
-                Problem(what, "one with a default, or by keyword only, would never be given", "take it plainly")
+                Problem(
+                    what, "pluggy passes no argument that has a default or is keyword-only", f"write `{name}` alone"
+                )
             )
     return problems
 
 
-def _section_problems(cls: type, section: str, found: Mapping[str, Implementation]) -> list[Problem]:
+def _section_problems(cls: type, section: str, implementations: Mapping[str, Implementation]) -> list[Problem]:
+    """Return why a plugin does not fit a section: it implements none of its hooks, or has an option that is taken."""
     kind = section.rpartition(".")[2]
     wanted = hookspecs.HOOKS_OF_SECTION[kind]
     problems = []
-    if not set(wanted) & set(found):
-        fits = [other for other, hooks in hookspecs.HOOKS_OF_SECTION.items() if set(hooks) & set(found)]
-        what = f"{cls.__qualname__} cannot stand under `{kind}`"
-        why = f"it answers none of {', '.join(wanted)}"
+    if not set(wanted) & set(implementations):
+        fits = [other for other, hooks in hookspecs.HOOKS_OF_SECTION.items() if set(hooks) & set(implementations)]
+        what = f"{cls.__qualname__} cannot be used under `{kind}`"
+        why = f"it implements none of {', '.join(wanted)}"
         fix = f"it fits under {' or '.join(fits)}" if fits else "write one, marked @hookimpl"
         problems.append(Problem(what, why, fix))
     for name in CORE_KEYS.get(kind, ()):
         if name in getattr(cls, "__dataclass_fields__", {}):
-            what = f"{cls.__qualname__} has an option `{name}`, which belongs to neoplug in this section"
+            what = f"{cls.__qualname__} has an option `{name}`, which neoplug reads itself in this section"
             problems.append(Problem(what, fix="its author must rename it"))
     return problems

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from neoplug.errors import RunError, blaming
+from neoplug.errors import RunError, plugin_errors
 from neoplug.files import folder_atomically
 from neoplug.registry import Plugins
 
@@ -105,7 +105,7 @@ def restore(path: Path, model: nn.Module, plugins: Plugins, rank: int = 0) -> No
     plugin_states = torch.load(path / f"plugins-{rank}.pt", map_location="cpu", weights_only=True)
     present_plugins = plugins.instances()
     for name, state in plugin_states.items():
-        with blaming(name, "load_state_dict"):
+        with plugin_errors(name, "load_state_dict"):
             present_plugins[current_name(name, list(present_plugins))].load_state_dict(state)
 
 
@@ -118,7 +118,7 @@ def pack(plugins: Plugins) -> bytes:
     states = {}
     for name, plugin in plugins.instances().items():
         if hasattr(plugin, "state_dict"):
-            with blaming(name, "state_dict"):
+            with plugin_errors(name, "state_dict"):
                 states[name] = plugin.state_dict()
             _validate_loadable(name, _serialised(states[name]))
     return _serialised(states)

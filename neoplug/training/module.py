@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neoplug.data.batch import Batch
 from neoplug.distributed.world import World
-from neoplug.errors import blaming
+from neoplug.errors import plugin_errors
 from neoplug.models.language_model import LanguageModel
 from neoplug.registry import Plugins
 from neoplug.teachers.base import Signal, Teacher
@@ -117,9 +117,9 @@ def plugin_state_restored(plugins: Plugins) -> Iterator[None]:
     stateful = {name: plugin for name, plugin in plugins.instances().items() if hasattr(plugin, "state_dict")}
     states = {}
     for name, plugin in stateful.items():
-        with blaming(name, "state_dict"):
+        with plugin_errors(name, "state_dict"):
             states[name] = deepcopy(plugin.state_dict())
     yield
     for name, state in states.items():
-        with blaming(name, "load_state_dict"):
+        with plugin_errors(name, "load_state_dict"):
             stateful[name].load_state_dict(state)

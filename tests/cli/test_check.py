@@ -88,7 +88,7 @@ def test_a_crash_is_reported_with_its_line(neoplug):
     [
         (["jefreys"], ["no plugin is named `jefreys`; did you mean `jeffreys`?"]),
         ([f"{FILE}:Jefreys"], ["did you mean `Jeffreys`?"]),
-        ([f"{FILE}:Plain"], ["checked.py:{class Plain}:1: Plain is no dataclass"]),
+        ([f"{FILE}:Plain"], ["checked.py:{class Plain}:1: Plain is not a dataclass"]),
         ([f"{FILE}:Idle"], ["checked.py:{class Idle}:1: Idle implements no hook"]),
         (
             [f"{FILE}:GradientAlone"],
@@ -98,7 +98,7 @@ def test_a_crash_is_reported_with_its_line(neoplug):
             [f"{FILE}:Unmarked"],
             ["checked.py:{def on_step}:5: ", "`on_step`; did you mean `on_step_end`?", "not marked"],
         ),
-        ([f"{FILE}:Weighted"], ["option `weight`, which belongs to neoplug"]),
+        ([f"{FILE}:Weighted"], ["option `weight`, which neoplug reads itself"]),
         ([f"{FILE}:Excused"], ["checked.py:{class Excused}:1: ", "`finit`"]),
         ([f"{FILE}:Jeffreys", "scle=1", "scale=x"], ["did you mean `scale`?", "must be a number"]),
         ([f"{FILE}:Jeffreys", "scale"], ["an option is written key=value"]),

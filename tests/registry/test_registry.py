@@ -311,8 +311,8 @@ class OldWrapper:
     [
         (Unmarked, "Unmarked.penalty is named like a hook, but is not marked"),
         (Child, "Child.token_loss is named like a hook, but is not marked"),
-        (Keyword, "Keyword.penalty must take `model` as a plain argument"),
-        (Greedy, "Greedy.penalty asks for `everything`, which the hook does not have"),
+        (Keyword, "Keyword.penalty must take `model` by position, without a default"),
+        (Greedy, "Greedy.penalty takes `everything`, which the hook does not have"),
         (OldWrapper, "OldWrapper.penalty is a hook wrapper"),
     ],
 )
