@@ -1,4 +1,4 @@
-"""Recipes' data sections and tokenizers of other families."""
+"""Fixtures: data sections of recipes, and tokenizers of other families than the tiny models'."""
 
 import pydoc_data.topics
 
@@ -9,19 +9,19 @@ PROSE = list(pydoc_data.topics.topics.values())[:20]
 
 @pytest.fixture(scope="session")
 def section():
-    """Return a maker of data sections: what a recipe says beside its defaults."""
+    """Return a function that makes a data section of a recipe from a source and other settings."""
 
     from neoplug.recipe.schema import Data
 
-    def make(source, **said):
-        return Data(source=str(source), **{"max_length": 128} | said)
+    def make(source, **settings):
+        return Data(source=str(source), **{"max_length": 128} | settings)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def trimming_tokenizer():
-    """Return a byte-level tokenizer that reports places without blanks, as GPT-2's and Llama 3's do."""
+    """Return a byte-level tokenizer that reports offsets without leading spaces, as GPT-2's and Llama 3's do."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -38,7 +38,7 @@ def trimming_tokenizer():
 
 @pytest.fixture(scope="session")
 def llama_tokenizer():
-    """Return a tokenizer of the SentencePiece kind: a blank before the text, <s> put in front by itself."""
+    """Return a tokenizer like those of SentencePiece: it adds a space and <s> before a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

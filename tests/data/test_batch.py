@@ -1,4 +1,4 @@
-"""A batch moves between devices as a whole; only copies to the CPU block the host."""
+"""Batches: copies between devices, of which only those to the CPU block the host, and positions in answers."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from neoplug.data.batch import Batch, Document, TeacherText, collate, positions_
 
 
 class Copies(TorchFunctionMode):
-    """Notes whether each `Tensor.to` would let the host run on."""
+    """Records the argument `non_blocking` of each `Tensor.to`."""
 
     def __init__(self):
         super().__init__()
@@ -25,10 +25,10 @@ class Copies(TorchFunctionMode):
 def test_only_a_copy_to_the_cpu_blocks():
     numbers = torch.arange(4)
     batch = Batch(numbers, [4], numbers, numbers, numbers, TeacherText(numbers, [4], numbers))
-    for device, runs_on in (("cpu", False), ("meta", True)):
+    for device, non_blocking in (("cpu", False), ("meta", True)):
         with Copies() as copies:
             moved = batch.to(device)
-        assert copies.non_blocking == [runs_on] * 6
+        assert copies.non_blocking == [non_blocking] * 6
         assert moved.input_ids.device.type == moved.teacher.position_map.device.type == device
 
 

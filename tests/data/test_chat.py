@@ -1,4 +1,4 @@
-"""Conversations: which characters and tokens are the assistant's, by templates whose text is known by hand."""
+"""Conversations: which characters and tokens are the assistant's, for templates with expected texts written by hand."""
 
 import json
 
@@ -26,7 +26,7 @@ INST = (
     "{% for message in messages %}{% if message['role'] == 'user' %}[INST] {{ message['content'] }} [/INST]"
     "{% else %} {{ message['content'] }}</s>{% endif %}{% endfor %}"
 )
-FORGETFUL = (  # drops the thoughts of earlier turns, as reasoning models' templates do
+FORGETFUL = (  # removes the reasoning of earlier turns, as templates of reasoning models do
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['role'] == 'assistant' and not loop.last %}{{ message['content'].split('</think>')[-1] }}"
     "{% else %}{{ message['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
@@ -50,11 +50,11 @@ def tokenised(tokenizer, messages, template=None, train_on="answers"):
     return next(RowEncoder(tokenizer, template, train_on).encode([content], on_drop=pytest.fail))
 
 
-def test_every_assistant_turn_is_an_answer_up_to_what_closes_it(tiny_tokenizer):
+def test_every_assistant_turn_is_an_answer_with_its_end_token(tiny_tokenizer):
     assert spans(tiny_tokenizer, TURNS) == ["It is 4.<|im_end|>", "\n\nYes, naïve one 漢字.<|im_end|>"]
 
 
-def test_only_the_last_turn_or_everything_when_asked(tiny_tokenizer):
+def test_train_on_last_and_all_select_the_last_turn_and_the_whole_text(tiny_tokenizer):
     assert spans(tiny_tokenizer, TURNS, turns="last") == ["\n\nYes, naïve one 漢字.<|im_end|>"]
     whole = tiny_tokenizer.apply_chat_template(TURNS, tokenize=False)
     assert spans(tiny_tokenizer, TURNS, turns="all") == [whole]
@@ -79,14 +79,14 @@ CALLING = [
     ("turns", "expected"),
     [("answers", ["call add<|im_end|>", "It is 4.<|im_end|>"]), ("last", ["It is 4.<|im_end|>"])],
 )
-def test_calls_are_answers_and_what_a_tool_returns_is_none(tiny_tokenizer, turns, expected):
-    """The conversation ends with a user's turn, which is none either."""
+def test_tool_calls_are_answers_and_tool_results_are_not(tiny_tokenizer, turns, expected):
+    """The conversation ends with a user turn, which is no answer either."""
     assert spans(tiny_tokenizer, CALLING, TOOLS, turns) == expected
     row = tokenised(tiny_tokenizer, CALLING, TOOLS, turns)
     assert tiny_tokenizer.decode(row.input_ids[row.loss_mask]) == "".join(expected)
 
 
-def test_train_on_all_takes_a_row_that_answers_nothing(tiny_tokenizer):
+def test_train_on_all_accepts_a_conversation_without_an_answer(tiny_tokenizer):
     row = tokenised(tiny_tokenizer, TURNS[:1], train_on="all")
     assert row.loss_mask.tolist() == [False] + [True] * (len(row.input_ids) - 1)
     assert not tokenised(tiny_tokenizer, TURNS[:1]).loss_mask.any()
@@ -100,7 +100,7 @@ def test_train_on_all_takes_a_row_that_answers_nothing(tiny_tokenizer):
         ("{{ raise_exception('never') }}", "never"),
     ],
 )
-def test_whatever_goes_wrong_in_a_template_is_the_reason(tiny_tokenizer, template, why):
+def test_an_exception_in_a_template_is_the_render_errors_text(tiny_tokenizer, template, why):
     with pytest.raises(RenderError) as caught:
         spans(tiny_tokenizer, TURNS, template)
     assert str(caught.value) == why
@@ -110,17 +110,17 @@ def test_a_template_without_generation_prompt(llama_tokenizer):
     assert spans(llama_tokenizer, TURNS[1:3], INST) == [" It is 4.</s>"]
 
 
-def test_the_end_token_behind_marked_text_is_scored_too(tiny_tokenizer):
+def test_the_end_token_after_marked_text_is_in_the_loss(tiny_tokenizer):
     bare = MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
     assert spans(tiny_tokenizer, TURNS, bare) == spans(tiny_tokenizer, TURNS, MARKED) == spans(tiny_tokenizer, TURNS)
 
 
-def test_an_answer_that_opens_the_conversation(tiny_tokenizer):
+def test_an_answer_that_is_the_first_message(tiny_tokenizer):
     assert spans(tiny_tokenizer, TURNS[2:]) == spans(tiny_tokenizer, TURNS)
     assert spans(tiny_tokenizer, TURNS[2:3]) == ["It is 4.<|im_end|>"]
 
 
-def test_blanks_that_alone_close_a_turn_are_scored(tiny_tokenizer):
+def test_line_breaks_that_end_a_turn_without_an_end_token_are_in_the_loss(tiny_tokenizer):
     plain = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endfor %}"
     prompted = plain + "{% if add_generation_prompt %}assistant: {% endif %}"
     assert spans(tiny_tokenizer, TURNS[1:3], prompted) == ["It is 4.\n\n"]
@@ -140,7 +140,7 @@ def test_the_mask_is_that_of_transformers_for_a_marked_template(tiny_tokenizer):
         assert tokenised(tiny_tokenizer, TURNS, template).loss_mask.astype(int).tolist() == expected
 
 
-def test_scored_tokens_decode_to_the_answers(tiny_tokenizer, trimming_tokenizer):
+def test_the_tokens_in_the_loss_decode_to_the_answers(tiny_tokenizer, trimming_tokenizer):
     for tokenizer in (tiny_tokenizer, trimming_tokenizer):
         end = tokenizer.eos_token
         template = tiny_tokenizer.chat_template.replace("<|im_start|>", "<<").replace("<|im_end|>", end)
@@ -150,12 +150,12 @@ def test_scored_tokens_decode_to_the_answers(tiny_tokenizer, trimming_tokenizer)
             assert tokenizer.decode(row.input_ids[row.loss_mask]) == answer + end
 
 
-def test_a_token_across_the_border_is_the_prompts(tiny_tokenizer):
+def test_a_token_that_spans_prompt_and_answer_belongs_to_the_prompt(tiny_tokenizer):
     joined = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     messages = [{"role": "user", "content": "e"}, {"role": "assistant", "content": "r end"}]
     row = tokenised(tiny_tokenizer, messages, joined)
     first = tiny_tokenizer.decode(row.input_ids[:1])
-    assert first == "er"  # else this tests nothing
+    assert first == "er"  # the token that spans the border
     assert tiny_tokenizer.decode(row.input_ids[row.loss_mask]) == " end"
 
 
@@ -163,8 +163,10 @@ def test_a_token_across_the_border_is_the_prompts(tiny_tokenizer):
     ("answer", "scored"),
     [("the end", " end<|end|>"), (" the end", " the end<|end|>"), (" ", "<|end|>"), ("  x", " x<|end|>")],
 )
-def test_a_token_of_the_prompts_last_blank_is_the_prompts(tiny_tokenizer, trimming_tokenizer, answer, scored):
-    """The second tokenizer itself says that " the" starts at its t, and a blank behind itself."""
+def test_a_token_that_starts_with_the_prompts_last_space_is_in_the_prompt(
+    tiny_tokenizer, trimming_tokenizer, answer, scored
+):
+    """The second tokenizer itself reports that " the" starts at the t, and that a single space starts after itself."""
     for tokenizer in (tiny_tokenizer, trimming_tokenizer):
         end = tokenizer.eos_token
         spoken = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}" + end + "{% endfor %}"
@@ -181,19 +183,19 @@ def test_a_template_that_changes_earlier_text_is_refused_with_the_row(tiny_token
     assert spans(tiny_tokenizer, THOUGHTS[:2], FORGETFUL) == ["<think>hm</think>b<|im_end|>"]
 
 
-def test_a_generation_prompt_that_is_not_how_answers_begin_is_unstable(tiny_tokenizer):
+def test_a_generation_prompt_that_answers_do_not_begin_with_is_unstable(tiny_tokenizer):
     other = tiny_tokenizer.chat_template.replace("assistant\n{% endif", "model\n{% endif")
     with pytest.raises(UnstableTemplate):
         spans(tiny_tokenizer, TURNS, other)
 
 
-def test_a_template_that_refuses_a_row_says_why(tiny_tokenizer):
+def test_an_exception_raised_by_a_template_is_a_render_error(tiny_tokenizer):
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
     with pytest.raises(RenderError, match="no system here"):
         spans(tiny_tokenizer, TURNS, strict)
 
 
-def test_no_template_is_an_error_at_its_key(llama_tokenizer):
+def test_a_missing_template_is_an_error_with_the_recipes_key(llama_tokenizer):
     with pytest.raises(RecipeError, match="has no chat template") as caught:
         ChatTemplate(llama_tokenizer, None)
     assert caught.value.problems[0].path == ("data", "chat_template")
@@ -210,7 +212,7 @@ def test_a_template_is_text_or_a_file(tmp_path):
 
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("written", [list, json.dumps])
-def test_the_template_is_given_a_rows_tools(tiny_tokenizer, marked, written):
+def test_the_tools_of_a_row_are_passed_to_the_template(tiny_tokenizer, marked, written):
     tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}
     answer = "{% generation %}sunny{% endgeneration %}" if marked else "sunny"
     template = "{% for tool in tools %}[{{ tool['function']['name'] }}]{% endfor %}{{ messages[0]['content'] }} A: "

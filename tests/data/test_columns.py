@@ -1,4 +1,4 @@
-"""Columns by name or by map; broken values by reason."""
+"""Columns are recognised by name or by the recipe's mapping; a row that cannot be used gives a reason."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_kinds_of_rows(names, mapping, kind):
         ({"txt": "a", "text": "b"}, ["txt is not a column name", "no column `b`"]),
     ],
 )
-def test_columns_that_fit_nothing(mapping, said):
+def test_columns_that_match_no_kind_of_row_are_refused(mapping, said):
     with pytest.raises(RecipeError) as caught:
         recognise(["content", "title"], mapping)
     assert all(part in str(caught.value) for part in said)
@@ -43,7 +43,7 @@ def test_columns_that_fit_nothing(mapping, said):
 
 
 @pytest.mark.parametrize("mapping", [{"input": "prompt"}, {"messages": "prompt", "text": "prompt"}])
-def test_a_map_that_leaves_no_kind_is_named_and_no_name_is_its_own_near_miss(mapping):
+def test_a_mapping_that_matches_no_kind_is_named_without_suggesting_mapped_names(mapping):
     with pytest.raises(RecipeError) as caught:
         recognise(["prompt", "completion"], mapping)
     assert caught.value.problems[0].what == "the columns match no kind of row with " + " and ".join(
@@ -51,7 +51,7 @@ def test_a_map_that_leaves_no_kind_is_named_and_no_name_is_its_own_near_miss(map
     )
 
 
-def test_a_near_miss_in_the_source_is_named():
+def test_a_misspelt_column_of_the_source_gets_a_suggestion():
     with pytest.raises(RecipeError, match=r"`promt`: did you mean `prompt`\?"):
         recognise(["promt", "completion"], {})
 
@@ -65,7 +65,7 @@ def test_a_near_miss_in_the_source_is_named():
         ({"prompt": "x", "completion": 7}, "completion is int, not text"),
     ],
 )
-def test_broken_texts(row, reason):
+def test_reasons_for_texts_that_cannot_be_used(row, reason):
     assert recognise(["prompt", "completion"], {}).content(row, 0) == reason
 
 
@@ -83,11 +83,11 @@ def test_broken_texts(row, reason):
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "a message whose content is not text"),
     ],
 )
-def test_broken_messages(messages, reason):
+def test_reasons_for_messages_that_cannot_be_used(messages, reason):
     assert recognise(["messages"], {}).content({"messages": messages}, 0) == reason
 
 
-def test_identical_contents_have_one_digest_whatever_else_the_rows_say():
+def test_rows_of_equal_content_have_equal_digests_whatever_their_other_columns():
     alpaca = recognise(["id", "instruction", "input", "output"], {})
     first = alpaca.content({"id": 1, "instruction": "a", "input": "", "output": "b"}, 0)
     second = alpaca.content({"id": 2, "instruction": "a", "input": None, "output": "b"}, 1)
@@ -118,12 +118,12 @@ TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         ({"other": 1}, "no messages"),
     ],
 )
-def test_each_row_of_a_mixed_source_is_what_it_holds(row, kind):
+def test_the_kind_of_each_row_of_a_mixed_source_follows_from_its_columns(row, kind):
     found = recognise(["messages", "id"], {}).content(row, 0)
     assert (found.kind if isinstance(found, Content) else found) == kind
 
 
-def test_a_map_leaves_one_kind():
+def test_with_a_mapping_all_rows_are_of_the_mapped_kind():
     columns = recognise(["question", "answer", "messages"], {"prompt": "question", "completion": "answer"})
     assert columns.content({"question": "a", "answer": "b", "messages": TALK}, 0).values == {
         "prompt": "a",
@@ -132,7 +132,7 @@ def test_a_map_leaves_one_kind():
     assert columns.content({"messages": TALK}, 0) == "no prompt"
 
 
-def test_parts_of_text_are_one_text():
+def test_content_in_text_parts_is_joined():
     parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
     columns = recognise(["messages"], {})
     found = columns.content({"messages": [{"role": "user", "content": parts}, TALK[1]]}, 0)
@@ -149,7 +149,7 @@ def test_parts_of_text_are_one_text():
         ("messages", ["conversations", "messages"], {}),
     ],
 )
-def test_sharegpts_turns_are_the_same_content(name, names, mapping):
+def test_sharegpt_messages_give_the_same_content(name, names, mapping):
     written = [("system", "system", "Be kind."), ("human", "user", "Hi."), ("gpt", "assistant", "Hello.")]
     theirs = [{"from": speaker, "value": text} for speaker, _, text in written]
     ours = [{"role": role, "content": text} for _, role, text in written]

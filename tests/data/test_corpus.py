@@ -20,7 +20,7 @@ def rows_of(documents):
     return {document.row for document in documents}
 
 
-def test_conversations_packed(tiny_chat, tiny_tokenizer, section):
+def test_packed_conversations_have_the_tokens_of_apply_chat_template(tiny_chat, tiny_tokenizer, section):
     corpus = load_corpus(section(tiny_chat), tiny_tokenizer)
     trained = [document for row in corpus.rows for document in row]
     assert len(rows_of(trained)) == 23
@@ -35,7 +35,7 @@ def test_conversations_packed(tiny_chat, tiny_tokenizer, section):
         assert answers.startswith(tiny_tokenizer.decode(document.input_ids[document.loss_mask]))
 
 
-def test_unpacked_rows_hold_a_document_each_and_the_same_tokens(tiny_chat, tiny_tokenizer, section):
+def test_unpacked_rows_have_one_document_each_and_the_same_tokens_as_packed_ones(tiny_chat, tiny_tokenizer, section):
     packed = load_corpus(section(tiny_chat), tiny_tokenizer)
     loose = load_corpus(section(tiny_chat, packing=False), tiny_tokenizer)
     assert all(len(row) == 1 for row in loose.rows)
@@ -43,18 +43,20 @@ def test_unpacked_rows_hold_a_document_each_and_the_same_tokens(tiny_chat, tiny_
     assert by_row == {document.row: document.input_ids.tolist() for row in packed.rows for document in row}
 
 
-def test_prose_loses_no_token(tiny_tokenizer, section):
+def test_every_token_of_plain_text_is_in_the_loss(tiny_tokenizer, section):
     from pydoc_data.topics import topics
 
     corpus = load_corpus(section("python:pydoc_data.topics", max_length=200), tiny_tokenizer)
-    scored = sum(len(tiny_tokenizer(text, verbose=False)["input_ids"]) for text in topics.values())  # - first + end
+    scored = sum(
+        len(tiny_tokenizer(text, verbose=False)["input_ids"]) for text in topics.values()
+    )  # the first token is not in the loss, the end token is
     sides = corpus.report.train, corpus.report.held_out
     assert sum(side.answer_tokens for side in sides) == scored
     assert [side.rows for side in sides] == [len(topics) - 3, 3]
     assert corpus.report.fill > 0.98
 
 
-def test_the_windows_of_a_text_are_the_text(tiny_tokenizer, section):
+def test_the_windows_of_a_text_join_to_the_text(tiny_tokenizer, section):
     from pydoc_data.topics import topics
 
     corpus = load_corpus(section("python:pydoc_data.topics", max_length=200, packing=False), tiny_tokenizer)
@@ -103,7 +105,7 @@ def test_what_is_cut_broken_or_dropped_is_counted(tmp_path, tiny_tokenizer, sect
     assert json.loads(json.dumps(report.as_dict()))["dropped"] == {"no messages": 2, "no assistant turn, only user": 1}
 
 
-def test_rows_that_the_template_refuses_are_counted(tmp_path, tiny_tokenizer, section):
+def test_rows_that_the_template_cannot_render_are_counted(tmp_path, tiny_tokenizer, section):
     template = "{% if messages[0]['content'] == 'x' %}{{ raise_exception('no x') }}{% endif %}" + (
         tiny_tokenizer.chat_template
     )
@@ -129,7 +131,7 @@ def test_rows_that_the_template_refuses_are_counted(tmp_path, tiny_tokenizer, se
         ([], "has no rows"),
     ],
 )
-def test_data_without_a_usable_row_are_refused(tmp_path, tiny_tokenizer, section, rows, said):
+def test_data_without_a_usable_row_is_refused(tmp_path, tiny_tokenizer, section, rows, said):
     with pytest.raises(RecipeError) as caught:
         load_corpus(section(jsonl(tmp_path, rows), held_out=1), tiny_tokenizer)
     assert said in str(caught.value)
@@ -151,7 +153,7 @@ def faulty(broken, whole):
 def test_more_dropped_rows_than_allowed_end_the_run(
     tmp_path, tiny_tokenizer, section, allowed, broken, eval_broken, refused
 ):
-    """Of 20 rows each; an answer that max_length cuts away is as lost as one that was never there."""
+    """The training and the evaluation source have 20 rows each."""
     source = jsonl(tmp_path, faulty(broken, 20 - broken))
     evaluation = jsonl(tmp_path, faulty(eval_broken, 20 - eval_broken), "evaluation.jsonl")
     data = section(source, eval_source=str(evaluation), max_dropped_rows=allowed)
@@ -214,7 +216,7 @@ def test_evaluation_rows_may_be_of_any_kind(tmp_path, tiny_chat, tiny_tokenizer,
 
 
 @pytest.mark.slow
-def test_a_line_of_a_megabyte_is_an_ordinary_row(tmp_path, tiny_tokenizer, section):
+def test_a_line_of_a_megabyte_is_read_as_one_row(tmp_path, tiny_tokenizer, section):
     long = "word " * 210_000
     rows = [
         {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": long}]},
@@ -231,7 +233,7 @@ def test_a_line_of_a_megabyte_is_an_ordinary_row(tmp_path, tiny_tokenizer, secti
     assert report.lines()[-1].endswith("in windows of 128 tokens") or report.train.rows_in_windows == 1
 
 
-def test_the_same_data_in_another_order_hold_out_the_same(tmp_path, tiny_tokenizer, section):
+def test_the_held_out_rows_do_not_depend_on_the_order_of_rows(tmp_path, tiny_tokenizer, section):
     rows = [{"prompt": f"question {n}", "completion": f" answer {n}"} for n in range(60)]
     held = []
     for name, some in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
@@ -255,14 +257,14 @@ def test_loading_does_not_change_the_tokenizer(tiny_chat, trimming_tokenizer, se
     assert trimming_tokenizer.backend_tokenizer.to_str() == before
 
 
-def test_no_network_and_no_cache_for_local_files(tiny_chat, tiny_tokenizer, section, monkeypatch):
+def test_local_files_are_read_without_network(tiny_chat, tiny_tokenizer, section, monkeypatch):
     import socket
 
-    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("the network was asked"))
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("the network was used"))
     load_corpus(section(tiny_chat), tiny_tokenizer)
 
 
-def test_preview_shows_rows_as_trained(tiny_chat, tiny_tokenizer, llama_tokenizer, tmp_path, section):
+def test_preview_shows_the_tokens_and_loss_masks_that_are_trained_on(tiny_chat, tiny_tokenizer, section):
     corpus = load_corpus(section(tiny_chat), tiny_tokenizer)
     for document in (document for row in corpus.rows[:2] for document in row):
         shown = list(pieces(document, tiny_tokenizer))

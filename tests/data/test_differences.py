@@ -11,7 +11,7 @@ SAME = Templates(None, None)
 
 @pytest.fixture
 def other(tiny_tokenizer):
-    """Return the tiny tokenizer as a teacher might have it: another end, another template."""
+    """Return the tiny tokenizer with another end-of-sequence token and another template, for the teacher."""
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.eos_token = "<|endoftext|>"
     tokenizer.chat_template = tiny_tokenizer.chat_template.replace("<|im_end|>", "<|endoftext|>")

@@ -55,7 +55,7 @@ def hashes_by_text(corpus):
 
 
 def hash_by_definition(*texts):
-    """Return the hash of (ids, mask) pairs, packed one number at a time."""
+    """Return the content hash of texts, each (ids, mask), by its definition: one number after the other."""
     content = b"neoplug.Document 1"
     for ids, mask in texts:
         content += struct.pack("<q", len(ids))
@@ -116,7 +116,7 @@ def test_documents_are_numbered_within_their_split_in_the_stores_order(written, 
     assert [document.number for document in corpus.held_out[2:4]] == [2, 3]
 
 
-def test_documents_of_several_sources_are_numbered_through(written, tiny_tokenizer):
+def test_documents_of_several_sources_have_consecutive_numbers(written, tiny_tokenizer):
     files = {"first": written(TEXTS[:20], "first.jsonl"), "second": written(TEXTS[20:], "second.jsonl")}
     sources = {name: {"source": file, "weight": 1.0} for name, file in files.items()}
     corpus = load_corpus(Data(sources=sources, max_length=MAX_LENGTH, held_out=3), tiny_tokenizer)
@@ -145,7 +145,7 @@ def test_a_second_load_gives_the_same_identities(written, section, tiny_tokenize
 
 
 def run_of(corpus, rank, world):
-    """Return what `micro_batches` reads of a run."""
+    """Return an object with the attributes of a training run that `micro_batches` reads."""
     sampler = BatchSampler(len(corpus.rows), batch_size=2, accumulation=2, world=world, seed=5)
     return SimpleNamespace(
         plugins=Plugins({}), sampler=sampler, world=SimpleNamespace(rank=rank), corpus=corpus, seed=5
@@ -153,7 +153,7 @@ def run_of(corpus, rank, world):
 
 
 def documents_of_steps(corpus, steps, rank=0, world=1):
-    """Return, for each step, the documents of its micro-batches that hold rows."""
+    """Return for each step the documents of its micro-batches, without micro-batches that have no rows."""
     run = run_of(corpus, rank, world)
     return [[d for batch, real in micro_batches(run, step, 0.0) if real for d in batch.documents] for step in steps]
 
@@ -189,7 +189,7 @@ masks = st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, ma
 
 @settings(deadline=None)
 @given(masks, st.integers(0, 5), st.randoms(use_true_random=False))
-def test_the_document_index_is_that_of_a_plain_loop(masks, prompt, random):
+def test_the_document_index_equals_a_loop_over_documents(masks, prompt, random):
     documents = []
     for mask in masks:
         answers = [False, *mask[1:]]
@@ -206,7 +206,7 @@ def test_the_document_index_is_that_of_a_plain_loop(masks, prompt, random):
     assert batch.document_index.tolist() == batch.for_teacher().document_index.tolist() == expected
 
 
-def test_the_document_index_is_made_on_the_batchs_device():
+def test_the_document_index_is_computed_on_the_batchs_device():
     batch = collate([with_mask(range(4), [0, 0, 1, 1])] * 2).to("meta")  # a meta tensor cannot be read by the host
     assert batch.document_index.device.type == "meta"
     assert batch.document_index.shape == (4,)

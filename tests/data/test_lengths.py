@@ -18,7 +18,7 @@ def row(length, scored_from=1, *, windowed=False):
 
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(2, 40))
-def test_every_token_of_a_text_but_its_first_is_in_the_loss_once(length, max_length):
+def test_every_token_of_a_text_but_the_first_is_in_the_loss_of_one_window(length, max_length):
     found = split_into_windows(row(length, windowed=True), max_length)
     scored = np.concatenate([document.input_ids[document.loss_mask] for document in found])
     assert scored.tolist() == list(range(1, length))  # each token is its own number
@@ -28,13 +28,13 @@ def test_every_token_of_a_text_but_its_first_is_in_the_loss_once(length, max_len
         assert before.input_ids[-1] == after.input_ids[0]
 
 
-def test_a_conversation_is_cut_at_its_end():
+def test_a_conversation_is_truncated_at_its_end():
     fitted = fit(row(10, scored_from=4), 6)
     assert fitted.documents[0].input_ids.tolist() == [0, 1, 2, 3, 4, 5]
     assert (fitted.documents[0].answer_tokens, fitted.lost_answer_tokens, fitted.cut) == (2, 4, True)
 
 
-def test_no_document_without_an_answer():
+def test_a_row_without_an_answer_token_left_has_no_document():
     assert fit(row(10, scored_from=4), 4).documents == []
     assert fit(row(10, scored_from=4), 4).lost_answer_tokens == 6
     assert fit(row(1, windowed=True), 4).documents == []

@@ -19,28 +19,28 @@ SIZES = st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 60), s
 
 @settings(deadline=None)
 @given(SIZES)
-def test_an_epoch_is_the_longest_with_the_given_shares_and_no_repeated_row(sizes):
+def test_an_epoch_has_the_most_rows_in_the_given_shares_without_a_repeated_row(sizes):
     rows = {name: size for name, (size, _) in sizes.items()}
     weights = {name: weight / 10 for name, (_, weight) in sizes.items()}
-    shown = epoch_rows(rows, weights)
+    in_epoch = epoch_rows(rows, weights)
     longest = min(Fraction(rows[name], weight) for name, (_, weight) in sizes.items())  # in units of the weights
-    assert all(shown[name] <= rows[name] for name in rows)
-    assert all(shown[name] == max(1, int(weight * longest)) for name, (_, weight) in sizes.items())
-    assert any(shown[name] == rows[name] for name in rows)
+    assert all(in_epoch[name] <= rows[name] for name in rows)
+    assert all(in_epoch[name] == max(1, int(weight * longest)) for name, (_, weight) in sizes.items())
+    assert any(in_epoch[name] == rows[name] for name in rows)
 
 
 @settings(deadline=None)
 @given(SIZES, st.integers(0, 5), st.integers(1, 9))
 def test_every_row_of_a_source_appears_equally_often(sizes, seed, epochs):
     rows = {name: size for name, (size, _) in sizes.items()}
-    shown = epoch_rows(rows, {name: weight for name, (_, weight) in sizes.items()})
-    mixture = Mixture(tuple(rows), tuple(rows.values()), tuple(shown.values()))
+    in_epoch = epoch_rows(rows, {name: weight for name, (_, weight) in sizes.items()})
+    mixture = Mixture(tuple(rows), tuple(rows.values()), tuple(in_epoch.values()))
     edges = np.cumsum([0, *rows.values()])
-    seen = [mixture.epoch(seed, epoch).tolist() for epoch in range(epochs)]
-    for epoch in seen:
-        counts = np.histogram(epoch, edges)[0]
-        assert counts.tolist() == list(shown.values())
-    times = Counter(row for epoch in seen for row in epoch)
+    rows_of_epochs = [mixture.epoch(seed, epoch).tolist() for epoch in range(epochs)]
+    for rows_of_epoch in rows_of_epochs:
+        counts = np.histogram(rows_of_epoch, edges)[0]
+        assert counts.tolist() == list(in_epoch.values())
+    times = Counter(row for rows_of_epoch in rows_of_epochs for row in rows_of_epoch)
     for first, last in pairwise(edges):
         of_source = [times[row] for row in range(first, last)]
         assert max(of_source) - min(of_source) <= 1
@@ -58,7 +58,7 @@ def test_the_sampler_takes_its_rows_from_the_mixture():
 
 @pytest.fixture
 def files(tmp_path):
-    """Return a file of 30 questions and one of 40 texts, two of which stand in a third file too."""
+    """Return a file of 30 questions, one of 40 texts, and one of the first 20 of these texts and an empty one."""
 
     def write(name, rows):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -88,8 +88,10 @@ def test_a_packed_row_has_documents_of_one_source(files, tiny_tokenizer):
     assert list(read) == ["chat", "prose"]
     assert [r.rows for r in read.values()] == [30, 40]
     assert corpus.report.held_out.rows == 8
-    homes = [{corpus.report.row_label(document.row).partition(" of ")[2] for document in row} for row in corpus.rows]
-    assert homes == [{"chat"}] * read["chat"].training_rows + [{"prose"}] * read["prose"].training_rows
+    source_names = [
+        {corpus.report.row_label(document.row).partition(" of ")[2] for document in row} for row in corpus.rows
+    ]
+    assert source_names == [{"chat"}] * read["chat"].training_rows + [{"prose"}] * read["prose"].training_rows
     document = corpus.rows[-1][0]
     number = int(corpus.report.row_label(document.row).partition(" ")[0])
     assert tiny_tokenizer.decode(document.input_ids).startswith(f"prose {number} and")
@@ -109,7 +111,7 @@ def test_other_weights_use_the_cached_tokens(files, tiny_tokenizer, monkeypatch)
     assert other.mixture != first.mixture
 
 
-def test_what_one_source_holds_out_no_other_trains_on(files, tiny_tokenizer):
+def test_a_row_that_one_source_holds_out_is_not_trained_on_from_another(files, tiny_tokenizer):
     corpus = load_unvalidated_corpus(several(files, prose=1, twins=1, held_out=3), tiny_tokenizer)
     trained = {tiny_tokenizer.decode(document.input_ids) for row in corpus.rows for document in row}
     kept = {tiny_tokenizer.decode(document.input_ids) for document in corpus.held_out}
@@ -118,13 +120,13 @@ def test_what_one_source_holds_out_no_other_trains_on(files, tiny_tokenizer):
     assert corpus.report.dropped["empty text in twins"].first == [20]
 
 
-def test_mistakes_name_the_source(files, tiny_tokenizer, tmp_path):
+def test_errors_name_the_source(files, tiny_tokenizer, tmp_path):
     data = several(files, prose=1, chat=1)
     data.sources["prose"].columns.clear()
     (problem,) = check_local_sources(data)
     assert problem.path == ("data", "sources", "prose", "source")
     assert problem.what.endswith("in prose")
-    data.sources["prose"].columns["prompt"] = "body"  # half of a kind
+    data.sources["prose"].columns["prompt"] = "body"  # only one of the two columns of its kind
     (problem,) = check_local_sources(data)
     assert problem.path == ("data", "sources", "prose", "columns")
     with pytest.raises(RecipeError, match="leaves no row to train on in chat"):

@@ -71,15 +71,15 @@ def test_train_on_all_puts_the_prompt_in_the_loss(tiny_tokenizer):
     assert scored(tiny_tokenizer, row, train_on="last") == scored(tiny_tokenizer, row) == " is<|im_end|>"
 
 
-def test_alpaca_through_the_chat_template_where_there_is_one(tiny_tokenizer):
+def test_alpaca_rows_are_rendered_by_the_chat_template_where_there_is_one(tiny_tokenizer):
     messages = [{"role": "user", "content": "Add.\n\n1, 2"}, {"role": "assistant", "content": "3"}]
     expected = tiny_tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
     assert tokenised(tiny_tokenizer, ALPACA).input_ids.tolist() == expected
     assert scored(tiny_tokenizer, ALPACA) == "3<|im_end|>"
 
 
-def test_alpaca_without_a_template_is_the_prompt_that_it_was_trained_with(trimming_tokenizer):
-    """The two prompts of Stanford's train.py, spelt out."""
+def test_alpaca_rows_without_a_chat_template_get_the_prompt_of_the_alpaca_model(trimming_tokenizer):
+    """The expected texts are the two prompts of Stanford Alpaca's train.py."""
     with_input = (
         "Below is an instruction that describes a task, paired with an input that provides further context. "
         "Write a response that appropriately completes the request.\n\n"

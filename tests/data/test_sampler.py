@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from neoplug.data import BatchSampler, sampler
 
-ASKED = "BatchSampler(40, 4, 2, 1, 9).micro_batches(12, 0)"
+CALL = "BatchSampler(40, 4, 2, 1, 9).micro_batches(12, 0)"
 
 SHAPES = [(1, 8, 1), (2, 4, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2), (4, 1, 2), (1, 2, 4)]
 
@@ -24,7 +24,7 @@ def step_rows(plan, step):
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(0, 2**40), st.integers(0, 20))
-def test_a_step_has_the_same_rows_in_every_shape(rows, seed, step):
+def test_a_step_has_the_same_rows_however_they_are_distributed(rows, seed, step):
     unions = [step_rows(BatchSampler(rows, *shape, seed), step) for shape in SHAPES]
     assert all(union == unions[0] for union in unions)
     assert len(unions[0]) == len(set(unions[0])) > 0
@@ -32,7 +32,7 @@ def test_a_step_has_the_same_rows_in_every_shape(rows, seed, step):
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
-def test_an_epoch_is_every_row_once_and_ranks_keep_step(rows, batch_size, accumulation, world):
+def test_an_epoch_has_every_row_once_and_ranks_have_equally_many_micro_batches(rows, batch_size, accumulation, world):
     plan = BatchSampler(rows, batch_size, accumulation, world, seed=5)
     for epoch in (0, 3):
         steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
@@ -43,7 +43,7 @@ def test_an_epoch_is_every_row_once_and_ranks_keep_step(rows, batch_size, accumu
             assert 1 <= len(by_rank[0]) <= accumulation
             sizes = [len(micro_batch) for micro_batches in by_rank for micro_batch in micro_batches]
             assert max(sizes) <= batch_size
-            assert all(by_rank[0]), "the first rank never idles"
+            assert all(by_rank[0]), "the first rank has rows in every micro-batch"
 
 
 lengths = st.lists(st.integers(1, 500), min_size=1, max_size=60).map(np.array)
@@ -53,13 +53,13 @@ lengths = st.lists(st.integers(1, 500), min_size=1, max_size=60).map(np.array)
 @given(lengths, st.integers(0, 2**40), st.integers(0, 9))
 def test_distribution_by_length_keeps_the_rows_of_each_step(lengths, seed, step):
     for shape in SHAPES:
-        dealt = step_rows(BatchSampler(len(lengths), *shape, seed, lengths), step)
-        assert dealt == step_rows(BatchSampler(len(lengths), *shape, seed), step)
+        distributed = step_rows(BatchSampler(len(lengths), *shape, seed, lengths), step)
+        assert distributed == step_rows(BatchSampler(len(lengths), *shape, seed), step)
 
 
 @settings(deadline=None)
 @given(lengths, st.sampled_from(SHAPES), st.integers(0, 9))
-def test_micro_batches_are_of_like_length_and_ranks_balanced(lengths, shape, step):
+def test_with_distribution_by_length_micro_batches_are_sorted_and_ranks_balanced(lengths, shape, step):
     plan = BatchSampler(len(lengths), *shape, 7, lengths)
     by_rank = [[lengths[rows] for rows in plan.micro_batches(step, rank)] for rank in range(plan.world)]
     longest = [[max(rows) if len(rows) else 0 for rows in micro_batches] for micro_batches in by_rank]
@@ -72,7 +72,7 @@ def test_micro_batches_are_of_like_length_and_ranks_balanced(lengths, shape, ste
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 500), min_size=8, max_size=8).map(np.array), st.integers(0, 99))
 def test_distribution_by_length_has_the_least_padding(lengths, seed):
-    """Of all ways to put 8 rows into pairs, counted one by one."""
+    """Compared with all ways to put 8 rows into pairs."""
 
     def padded(pairs):
         return sum(2 * max(lengths[pair]) for pair in pairs)
@@ -98,8 +98,8 @@ def test_epochs_and_seeds_differ():
     assert first != BatchSampler(50, 50, 1, 1, seed=1).micro_batches(0, 0)[0]
 
 
-def test_every_position_is_as_likely_for_every_row():
-    """First rows over 4,000 seeds against the uniform law: chi-square with 9 degrees of freedom, 99.9 % point 27.9."""
+def test_every_row_is_equally_likely_to_be_first():
+    """Over 4,000 seeds, by a chi-square test with 9 degrees of freedom, whose 99.9 % quantile is 27.9."""
     counts = Counter(BatchSampler(10, 1, 1, 1, seed).micro_batches(0, 0)[0][0] for seed in range(4000))
     assert sum((counts[n] - 400) ** 2 / 400 for n in range(10)) < 27.9
 
@@ -107,8 +107,8 @@ def test_every_position_is_as_likely_for_every_row():
 @pytest.mark.slow
 @pytest.mark.parametrize("hash_seed", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_another_process_with_another_hash_seed_gives_the_same_order(hash_seed):
-    """The module runs by its path: the package would import torch."""
-    program = f"import runpy; BatchSampler = runpy.run_path({sampler.__file__!r})['BatchSampler']; print({ASKED})"
+    """The module is run by its path, since an import of the package would import torch, which takes seconds."""
+    program = f"import runpy; BatchSampler = runpy.run_path({sampler.__file__!r})['BatchSampler']; print({CALL})"
     answer = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"PYTHONHASHSEED": hash_seed},
@@ -116,9 +116,9 @@ def test_another_process_with_another_hash_seed_gives_the_same_order(hash_seed):
         text=True,
         check=True,
     ).stdout
-    assert answer.strip() == str(eval(ASKED))
+    assert answer.strip() == str(eval(CALL))
 
 
-def test_a_sampler_of_nothing_is_refused():
+def test_a_sampler_without_rows_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         BatchSampler(0, 1, 1, 1, 0)

@@ -21,7 +21,7 @@ ROWS = [{"prompt": "1 + 1 = ", "completion": "007"}, {"prompt": 'a "b",\nc', "co
 
 
 def written(folder, suffix, rows=ROWS):
-    """Write rows by another library, or by hand."""
+    """Write rows in the format of a suffix; return the file's path."""
     file = folder / f"rows{suffix}"
     if suffix == ".parquet":
         import pandas
@@ -49,7 +49,7 @@ def test_json_lines_under_the_suffix_json(tmp_path):
     assert list(read_rows(str(file.rename(file.with_suffix(".json"))))) == ROWS
 
 
-def test_what_datasets_reads_from_the_same_files(tmp_path, monkeypatch):
+def test_the_library_datasets_reads_the_same_rows_from_the_files(tmp_path, monkeypatch):
     import datasets
 
     for suffix, kind in ((".jsonl", "json"), (".parquet", "parquet")):
@@ -73,7 +73,7 @@ def test_a_module_of_texts():
     ],
 )
 @pytest.mark.parametrize("suffix", [".txt", ".md"])
-def test_text_is_paragraphs_or_else_lines(tmp_path, text, rows, suffix):
+def test_text_files_give_a_row_per_paragraph_or_else_per_line(tmp_path, text, rows, suffix):
     file = tmp_path / f"prose{suffix}"
     file.write_text(text, encoding="utf-8")
     assert [row["text"] for row in read_rows(str(file))] == rows
@@ -95,7 +95,7 @@ def test_a_csv_field_may_be_empty_or_absent(tmp_path, section, tiny_tokenizer):
     assert load_corpus(data, tiny_tokenizer).report.dropped.keys() == {"no output"}
 
 
-def test_a_folder_is_its_files_by_split(tmp_path):
+def test_the_files_of_a_folder_are_selected_by_split(tmp_path):
     (tmp_path / "README.md").write_text("About these data.", encoding="utf-8")
     (tmp_path / "test").mkdir()
     for name, word in (
@@ -113,7 +113,7 @@ def test_a_folder_is_its_files_by_split(tmp_path):
     assert caught.value.problems[0].fix == "it has test, train"
 
 
-def test_a_folder_without_splits_is_all_of_its_files(tmp_path):
+def test_all_files_of_a_folder_without_splits_are_train(tmp_path):
     for name in ("b.json", "a.csv", ".hidden.json", "notes.txt"):
         (tmp_path / name).write_text("[]", encoding="utf-8")
     assert [file.name for file in files_of_split(tmp_path, "train")] == ["a.csv", "b.json"]
@@ -142,14 +142,14 @@ def test_a_dataset_saved_to_disk(tmp_path):
         ("a.jsonl", "", "has no rows"),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says(tmp_path, section, name, text, said):
+def test_a_file_whose_content_does_not_match_its_suffix_is_refused(tmp_path, section, name, text, said):
     (tmp_path / name).write_text(text, encoding="utf-8")
     problem = check_local_sources(section(tmp_path / name))[0]
     assert said in problem.what
     assert problem.path == ("data", "source")
 
 
-def test_columns_of_one_name_are_refused_in_parquet_too(tmp_path, section):
+def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path, section):
     names = ["text", "n", "text"]
     parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["one"])] * 3, names), tmp_path / "a.parquet")
     assert "`text` names several columns" in check_local_sources(section(tmp_path / "a.parquet"))[0].what
@@ -188,8 +188,8 @@ def test_an_invalid_line_does_not_end_the_reading(tmp_path, name, content, rows)
         assert row == {"text": expected} if isinstance(row, dict) else expected in row
 
 
-def test_a_file_that_the_system_cannot_read(tmp_path, section):
-    (tmp_path / "a.txt").symlink_to("/proc/self/mem")  # a file for everybody, but without a readable first page
+def test_an_error_of_the_operating_system_while_reading_is_reported(tmp_path, section):
+    (tmp_path / "a.txt").symlink_to("/proc/self/mem")  # it can be opened, but its first page cannot be read
     assert "cannot be read: [Errno" in check_local_sources(section(tmp_path / "a.txt"))[0].what
 
 
@@ -198,10 +198,11 @@ def test_a_line_of_a_megabyte_loses_no_token(tmp_path, section, tiny_tokenizer):
     file = written(tmp_path, ".jsonl", [{"text": word * 250_000}, {"text": word}, {"text": word * 2}])
     report = load_corpus(section(file, held_out=1), tiny_tokenizer).report
     of_a_word = len(tiny_tokenizer(word)["input_ids"])
-    assert report.train.answer_tokens + report.held_out.answer_tokens == 250_003 * of_a_word  # less first, plus end
+    # The first token of each text is not in the loss, its end token is.
+    assert report.train.answer_tokens + report.held_out.answer_tokens == 250_003 * of_a_word
 
 
-def test_parquet_with_broken_text_loses_only_its_row(tmp_path):
+def test_in_parquet_only_the_row_that_is_not_utf8_is_lost(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
@@ -227,7 +228,7 @@ def test_a_single_file_has_one_split(tmp_path, section):
     assert check_local_sources(section(file)) == []
 
 
-def test_a_hub_id_is_not_requested_by_check_source_and_fails_with_a_problem(section):
+def test_the_check_of_local_sources_does_not_request_a_hub_id_and_reading_it_offline_is_a_problem(section):
     source = section("nobody/has-such-a-dataset")
     assert check_local_sources(source) == []
     with pytest.raises(RecipeError, match=r"nobody/has-such-a-dataset \(split train\) cannot be loaded"):
@@ -236,7 +237,7 @@ def test_a_hub_id_is_not_requested_by_check_source_and_fails_with_a_problem(sect
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Return a stand-in for a dataset of the hub: a thousand rows, those that were drawn, its commit."""
+    """Replace a dataset of the hub; return it: it has 1,000 rows, counts those that are read, and has a commit."""
     import datasets
 
     class Hub:
@@ -285,7 +286,7 @@ def test_an_interrupted_stream_is_an_error(hub, section, tiny_tokenizer, monkeyp
         load_corpus(section("someone/much", streaming=True, max_rows=9), tiny_tokenizer)
 
 
-def test_a_builder_of_the_library_streams(tmp_path, monkeypatch):
+def test_a_dataset_builder_of_the_library_is_streamed(tmp_path, monkeypatch):
     import datasets
 
     file, load = written(tmp_path, ".jsonl"), datasets.load_dataset_builder

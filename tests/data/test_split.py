@@ -1,4 +1,4 @@
-"""Which rows are held out depends on their content alone."""
+"""Which rows are held out depends only on their content."""
 
 import random
 from functools import cache
@@ -47,7 +47,7 @@ def test_the_order_of_rows_does_not_matter(random_, held_out):
 
 @settings(deadline=None)
 @given(st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=40))
-def test_with_a_share_added_rows_move_no_existing_one(more):
+def test_with_a_share_adding_rows_moves_no_row_to_the_other_side(more):
     before, after = is_held(DISTINCT, 0.2), is_held(DISTINCT + more, 0.2)
     assert (before == after[: len(before)]).all()
     by_definition = [int(digest, 16) < 0.2 * 2**256 for digest in digests(DISTINCT)]
@@ -56,7 +56,7 @@ def test_with_a_share_added_rows_move_no_existing_one(more):
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=60), st.sampled_from([1, 3, 0.3, None]))
-def test_both_sides_hold_rows_and_share_none(texts, held_out):
+def test_both_sides_have_rows_and_no_row_is_on_both(texts, held_out):
     try:
         kept = is_held(texts, held_out)
     except RecipeError:

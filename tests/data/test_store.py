@@ -23,7 +23,7 @@ def written(folder, name, texts):
 
 @pytest.fixture
 def texts():
-    """Return texts of one to some hundred words; two of them are the same."""
+    """Return texts of different lengths, two of which are equal."""
     words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "back", "again"]
     lengths = np.random.default_rng(0).integers(1, 60, 80)
     rows = [" ".join(words[(n + k) % 12] for k in range(length)) for n, length in enumerate(lengths)]
@@ -32,13 +32,13 @@ def texts():
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """Keep tokens in a cache of the test's own."""
+    """Use an empty token cache; return its folder."""
     monkeypatch.setenv("NEOPLUG_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "tokens"
 
 
 def in_memory(texts, tokenizer, held_out):
-    """Compute training and held-out documents as the documentation says, all of them in lists."""
+    """Return the tokens of the training and of the held-out documents, computed as documented and without a store."""
     digests = [hashlib.sha256(json.dumps({"text": text}, separators=(",", ":")).encode()).hexdigest() for text in texts]
     limit = sorted(digests)[held_out - 1]
     sides = {True: [], False: []}
@@ -50,7 +50,7 @@ def in_memory(texts, tokenizer, held_out):
 
 
 def sha256(rows):
-    """Return the fingerprint by its definition: sizes, tokens and masks, each row after the other."""
+    """Return the fingerprint by its definition: for each row, its number of documents, then their tokens and masks."""
     parts = []
     for row in rows:
         parts.append(np.array([len(row)], "<i8"))
@@ -60,7 +60,7 @@ def sha256(rows):
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
-def test_what_is_stored_is_what_a_computation_in_memory_gives(home, tmp_path, texts, tiny_tokenizer, section):
+def test_the_store_equals_a_computation_in_memory(home, tmp_path, texts, tiny_tokenizer, section):
     file = written(tmp_path, "rows.jsonl", texts)
     training, held_out = in_memory(texts, tiny_tokenizer, 7)
     loose = load_corpus(section(file, held_out=7, packing=False, max_length=MAX_LENGTH), tiny_tokenizer)
@@ -103,7 +103,7 @@ def test_the_report_names_the_evaluation_file_of_this_recipe_where_the_tokens_ar
     assert len([folder for folder in home.iterdir() if folder.is_dir()]) == 1
 
 
-def test_a_change_of_anything_tokens_depend_on_makes_another_store(
+def test_a_change_of_anything_that_tokens_depend_on_makes_another_store(
     home, tmp_path, texts, tiny_tokenizer, llama_tokenizer, section
 ):
     def stores():
@@ -129,7 +129,7 @@ def test_a_damaged_store_is_rebuilt_with_a_warning(home, tmp_path, texts, tiny_t
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
-    (home / f".{folder.name}.abc.partial").mkdir()  # left by a process that was killed
+    (home / f".{folder.name}.abc.partial").mkdir()  # as left by a process that was killed
     with caplog.at_level(logging.WARNING):
         after = load_corpus(data, tiny_tokenizer)
     assert "damaged" in caplog.text

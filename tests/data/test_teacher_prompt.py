@@ -1,4 +1,4 @@
-"""The teacher's own prompts: expected texts are written by hand, answers are the student's tokens one for one."""
+"""Texts for a teacher with its own template: expected prompts are written by hand, answers are the student's tokens."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from neoplug.errors import RecipeError
 
 from .test_chat import FORGETFUL, THOUGHTS, TURNS
 
-TULU = (  # other headers, other closers, a long first line, content trimmed
+TULU = (  # other headers and end tokens, a system prompt in front, content without surrounding whitespace
     "You are wise.\n{% for m in messages %}<{{ m['role'] }}>\n{{ m['content'] | trim }}"
     "{% if m['role'] == 'assistant' %}<|endoftext|>{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>\n{% endif %}"
@@ -27,7 +27,7 @@ def read(tokenizer, row, student=None, teacher=None, train_on="answers", refused
 
 
 def texts(tokenizer, row):
-    """Return what the teacher reads, with its answers in brackets, and hold them to the student's."""
+    """Return the teacher's text with its answers in brackets; assert that their tokens are the student's."""
     ids, scored = row.teacher_ids, row.teacher_loss_mask
     assert ids[scored].tolist() == row.input_ids[row.loss_mask].tolist()
     marked, before = "", False
@@ -40,7 +40,7 @@ def texts(tokenizer, row):
 
 @pytest.mark.parametrize("train_on", ["answers", "last"])
 @pytest.mark.parametrize("template", [None, MERGING])
-def test_with_the_students_template_it_reads_what_the_student_reads(tiny_tokenizer, template, train_on):
+def test_a_teacher_with_the_students_template_reads_what_the_student_reads(tiny_tokenizer, template, train_on):
     row = read(tiny_tokenizer, {"messages": TURNS}, template, template, train_on)
     assert row.teacher_ids.tolist() == row.input_ids.tolist()
     assert row.teacher_loss_mask.tolist() == row.loss_mask.tolist()
@@ -57,11 +57,11 @@ def test_the_teachers_prompts_surround_the_students_answers(tiny_tokenizer):
     assert texts(tiny_tokenizer, last) == expected
 
 
-def test_what_the_students_prompt_has_of_an_answer_the_teachers_prompt_has_too(tiny_tokenizer):
-    """The student's header ends in a blank that is one token with the answer's first letters."""
+def test_the_part_of_an_answer_in_the_students_prompt_is_in_the_teachers_prompt_too(tiny_tokenizer):
+    """The student's header ends in a space, which is in one token with the answer's first letters."""
     messages = [TURNS[1], {"role": "assistant", "content": "the end"}]
     row = read(tiny_tokenizer, {"messages": messages}, MERGING, None)
-    assert tiny_tokenizer.decode(row.input_ids[row.loss_mask]) == " end<|im_end|>"  # else this tests nothing
+    assert tiny_tokenizer.decode(row.input_ids[row.loss_mask]) == " end<|im_end|>"  # precondition of this test
     assert texts(tiny_tokenizer, row).endswith("<|im_start|>assistant\nthe[ end<|im_end|>]\n")
     back = read(tiny_tokenizer, {"messages": messages}, None, MERGING)
     assert texts(tiny_tokenizer, back) == "user: What is 2 + 2?<|im_end|>assistant: [the end<|im_end|>]"
@@ -70,7 +70,7 @@ def test_what_the_students_prompt_has_of_an_answer_the_teachers_prompt_has_too(t
 SPOKEN = MERGING.replace("<|im_end|>", "</s>")
 
 
-def test_alpacas_rows_are_a_conversation_for_a_teacher_that_has_a_template(llama_tokenizer):
+def test_alpaca_rows_are_conversations_for_a_teacher_with_a_template(llama_tokenizer):
     row = read(llama_tokenizer, {"instruction": "add", "input": "1 1", "output": "two it is"}, None, SPOKEN)
     assert llama_tokenizer.decode(row.input_ids).startswith("<s> Below is an instruction")
     assert llama_tokenizer.decode(row.teacher_ids) == "user: add\n\n1 1</s> assistant: two it is</s>"
@@ -78,12 +78,12 @@ def test_alpacas_rows_are_a_conversation_for_a_teacher_that_has_a_template(llama
 
 
 def test_a_prompt_is_tokenised_separately_where_a_token_spans_its_end(llama_tokenizer):
-    """Up to the answer, as generation reads it; the blank that this kind of tokenizer begins texts with is no part."""
+    """The teacher reads the prompt as generation does, without the space that this kind of tokenizer adds to texts."""
     messages = [TURNS[1], {"role": "assistant", "content": "the one"}] * 2
     row = read(llama_tokenizer, {"messages": messages}, SPOKEN.replace(": ", ":|"), SPOKEN)
     pieces = llama_tokenizer.convert_ids_to_tokens(row.teacher_ids)
     whole = llama_tokenizer.tokenize("assistant: the one", add_special_tokens=False)
-    assert "▁the" in whole  # else this tests nothing
+    assert "▁the" in whole  # precondition of this test
     assert "".join(pieces).replace("<unk>", "?") == "▁user:▁What▁is▁2▁+▁2?</s>▁assistant:▁the▁one</s>" * 2
     assert [pieces[at - 1] for at in np.flatnonzero(row.teacher_loss_mask[1:] & ~row.teacher_loss_mask[:-1]) + 1] == [
         "▁"
@@ -99,7 +99,7 @@ def test_a_header_inside_a_turns_span_belongs_to_the_prompt(tiny_tokenizer):
     assert row.teacher_ids[row.teacher_loss_mask].tolist() == row.input_ids[row.loss_mask].tolist()
 
 
-def test_other_rows_than_conversations_have_no_teacher_text(tiny_tokenizer):
+def test_only_conversations_have_a_teacher_text(tiny_tokenizer):
     for row in ({"text": "a b c"}, {"prompt": "a", "completion": " b"}):
         assert read(tiny_tokenizer, row, None, TULU).teacher_ids is None
 
@@ -114,7 +114,7 @@ def test_mixed_kinds_keep_the_order_of_rows(tiny_tokenizer):
         assert np.array_equal(alone.input_ids, row.input_ids)
 
 
-def test_rows_that_the_teachers_template_refuses_are_dropped_with_a_reason(tiny_tokenizer):
+def test_rows_that_the_teachers_template_cannot_render_are_dropped_with_a_reason(tiny_tokenizer):
     said = []
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + TULU
     blind = "{% for m in messages %}{% if loop.last %}{% generation %}{{ m['content'] }}{% endgeneration %}"
@@ -137,7 +137,7 @@ def test_a_row_whose_teacher_text_starts_with_an_answer_is_dropped_with_a_reason
     assert texts(tiny_tokenizer, row).startswith("<|im_end|>[Hello.<|im_end|>]What is 2 + 2?")
 
 
-def test_errors_have_the_key_of_the_teachers_template(tiny_tokenizer, llama_tokenizer):
+def test_errors_of_the_teachers_template_have_its_key_in_the_recipe(tiny_tokenizer, llama_tokenizer):
     with pytest.raises(RecipeError, match="the teacher's tokenizer has no chat template") as caught:
         TeacherPrompt(llama_tokenizer, None)
     assert caught.value.problems[0].path == KEY

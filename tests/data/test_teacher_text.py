@@ -18,7 +18,7 @@ VOCABULARY = 96
 
 
 def reading(answers, gaps, number):
-    """Return ids and mask of answers with prompts of `gaps` tokens before each."""
+    """Return ids and loss mask of answers with prompts of `gaps` tokens before each and at the end."""
     rng = np.random.default_rng(number)
     ids, scored = [], []
     for answer, gap in zip([*answers, []], gaps, strict=True):
@@ -56,7 +56,7 @@ def teacher(llama) -> LanguageModel:
 
 
 @pytest.mark.parametrize("layout", ["varlen", "flat", "block", "padded"])
-def test_the_signal_is_the_teachers_own_forward_on_what_it_reads(llama, teacher, layout):
+def test_the_signal_equals_the_teachers_forward_on_its_own_texts(llama, teacher, layout):
     teacher.layout = layout
     batch = collate(DOCUMENTS)
     expected = []
@@ -69,7 +69,7 @@ def test_the_signal_is_the_teachers_own_forward_on_what_it_reads(llama, teacher,
     assert seen.input_ids[seen.positions + 1].tolist() == batch.labels.tolist()
 
 
-def test_a_treatment_that_drops_answer_tokens_drops_them_for_the_teacher(teacher):
+def test_answer_tokens_dropped_from_a_batch_are_dropped_for_the_teacher_too(teacher):
     whole, batch = collate(DOCUMENTS), collate(DOCUMENTS)
     kept = torch.tensor([0, 4, 7])
     batch.positions, batch.labels, batch.rows = batch.positions[kept], batch.labels[kept], batch.rows[kept]
@@ -77,7 +77,7 @@ def test_a_treatment_that_drops_answer_tokens_drops_them_for_the_teacher(teacher
     torch.testing.assert_close(ours, theirs[kept], rtol=1e-5, atol=1e-5)
 
 
-def test_a_teacher_that_reads_the_same_has_the_same_signal_to_the_last_bit(teacher):
+def test_a_teacher_text_equal_to_the_students_gives_the_same_signal_bit_for_bit(teacher):
     bare = [Document(one.input_ids, one.loss_mask, one.row) for one in DOCUMENTS]
     twice = [Document(one.input_ids, one.loss_mask, one.row, one.input_ids, one.loss_mask) for one in bare]
     assert collate(bare).teacher is None
