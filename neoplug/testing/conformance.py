@@ -1,4 +1,4 @@
-"""Properties of losses: each is a function that raises Broken for an example that breaks it.
+"""Conformance tests of losses: each property is a function that raises Broken for an example on which it does not hold.
 
     from neoplug.testing import check_loss
 
@@ -20,18 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neoplug.testing.batches import step
 from neoplug.testing.examples import Example, arguments_of, call, closed_form, extreme, gradient, hook, value
+from neoplug.testing.optimizer_step import optimizer_step
 from neoplug.testing.search import Broken, Kit
 
 ROUNDING = 1e-4  # tolerance of float32, relative to 1 + the size of the values
-COARSE = 1e-2  # tolerance of finite differences where a loss always computes in float32
-EXTREME = 320  # factor of an example's logits
+COARSE = 1e-2  # tolerance of finite differences of a loss that computes in float32 even for float64 inputs
+EXTREME = 320  # factor that makes an example's logits extreme
 LARGE = 260_000  # tokens of the largest vocabularies
 
 
 def check_loss(loss: Any, *, max_examples: int = 25) -> None:
-    """Test every property of losses, except those that the loss is exempt from. Examples are the same each time.
+    """Test every property of losses, except those that the loss is exempt from. Each call tests the same examples.
 
     max_examples  number of examples that hypothesis tries
 
@@ -42,14 +42,14 @@ def check_loss(loss: Any, *, max_examples: int = 25) -> None:
 
 def check_shape(loss: Any, example: Example) -> None:
     """It returns one float32 number for each token, also under autograd."""
-    one, each = list(example.labels.shape), list(example.student.shape)
-    _validate_tensor(value(loss, example), "token_loss", one)
+    of_loss, of_gradient = list(example.labels.shape), list(example.student.shape)
+    _validate_tensor(value(loss, example), "token_loss", of_loss)
     gradient(loss, example)
     if (function := hook(loss, "token_gradient")) is not None:
         answer = torch.no_grad()(call)(function, arguments_of(example))
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise Broken(f"token_gradient returned a {type(answer).__name__}, not two tensors")
-        for tensor, shape in zip(answer, (one, each), strict=True):
+        for tensor, shape in zip(answer, (of_loss, of_gradient), strict=True):
             _validate_tensor(tensor, "token_gradient", shape)
 
 
@@ -79,7 +79,7 @@ def check_teacher_gradient(loss: Any, example: Example) -> None:
         call(function, arguments)
         if arguments["teacher"].requires_grad:
             raise Broken(f"{function.__name__} turns on a gradient of the teacher")
-    for teacher_gradient in step(loss, example).teacher:
+    for teacher_gradient in optimizer_step(loss, example).teacher:
         raise Broken("a step gives the teacher a gradient", teacher_gradient)
 
 
@@ -88,21 +88,21 @@ def check_chunks(loss: Any, example: Example) -> None:
     alone = [example.rows(slice(row, row + 1)) for row in range(len(example))]
     for what, function in (("loss", value), ("gradient", gradient)):
         separate = torch.cat([function(loss, token) for token in alone])
-        close(separate, function(loss, example), f"the {what} of each token alone")
+        check_close(separate, function(loss, example), f"the {what} of each token alone")
 
 
 def check_splits(loss: Any, example: Example) -> None:
     """Loss and gradient of a step do not depend on its split into micro-batches or ranks."""
-    whole, split = step(loss, example), step(loss, example, (slice(0), slice(0, 1), slice(1, None)))
+    whole, split = optimizer_step(loss, example), optimizer_step(loss, example, (slice(0), slice(0, 1), slice(1, None)))
     what = f"of a step in micro-batches of 0, 1 and {len(example) - 1} answer tokens"
-    close(split.loss, whole.loss, f"the loss {what}")
-    close(split.states, whole.states, f"the hidden states' gradient {what}")
-    close(split.head, whole.head, f"the head's gradient {what}")
+    check_close(split.loss, whole.loss, f"the loss {what}")
+    check_close(split.states, whole.states, f"the hidden states' gradient {what}")
+    check_close(split.head, whole.head, f"the head's gradient {what}")
 
 
 def check_masked(loss: Any, example: Example) -> None:
     """The gradient of a position that predicts no answer token is exactly 0."""
-    masked = step(loss, example).states.reshape(len(example), 3, -1)[:, 1:]  # the first of three predicts
+    masked = optimizer_step(loss, example).states.reshape(len(example), 3, -1)[:, 1:]  # the first of three predicts
     if masked.any():
         raise Broken("a masked position gets a gradient", masked, torch.zeros_like(masked))
 
@@ -115,7 +115,7 @@ def check_no_tokens(loss: Any, example: Example) -> None:
         raise Broken(f"token_loss of no tokens returned {list(found.shape)}, not [0]")
     if (answer := closed_form(loss, nothing)) is not None and (answer[0].shape, answer[1].shape) != ((0,), none.shape):
         raise Broken("token_gradient of no tokens is not empty")
-    empty = step(loss, example, [slice(0)])
+    empty = optimizer_step(loss, example, [slice(0)])
     numbers = {"loss": empty.loss, "hidden states' gradient": empty.states, "head's gradient": empty.head}
     for what, number in numbers.items():
         if not torch.equal(number, torch.zeros_like(number)):
@@ -126,18 +126,18 @@ def check_shift(loss: Any, example: Example) -> None:
     """A constant added to a token's logits changes nothing, and gradients sum to 0."""
     shifts = torch.linspace(-8, 8, len(example))[:, None]
     shifted = replace(example, student=example.student + shifts, teacher=example.teacher - shifts)
-    close(value(loss, shifted), value(loss, example), "the loss of shifted logits")
+    check_close(value(loss, shifted), value(loss, example), "the loss of shifted logits")
     if (answer := closed_form(loss, example)) is not None:
         sums = answer[1].sum(-1)
-        close(sums, torch.zeros_like(sums), "the sum over the vocabulary of token_gradient's gradient")
+        check_close(sums, torch.zeros_like(sums), "the sum over the vocabulary of token_gradient's gradient")
 
 
 def check_closed_form(loss: Any, example: Example) -> None:
     """`token_gradient` returns the loss, and the gradient that autograd computes."""
     if (answer := closed_form(loss, example)) is None:
         return
-    close(answer[0], value(loss, example), "the loss that token_gradient returns")
-    close(answer[1], gradient(loss, example), "the gradient that token_gradient returns")
+    check_close(answer[0], value(loss, example), "the loss that token_gradient returns")
+    check_close(answer[1], gradient(loss, example), "the gradient that token_gradient returns")
 
 
 def check_not_negative(loss: Any, example: Example) -> None:
@@ -151,7 +151,7 @@ def check_zero_where_equal(loss: Any, example: Example) -> None:
     """Loss and gradient are 0 where the student equals the teacher."""
     equal = replace(example, student=example.teacher)
     for what, found in (("loss", value(loss, equal)), ("gradient", gradient(loss, equal))):
-        close(found, torch.zeros_like(found), f"the {what} at student = teacher", equal)
+        check_close(found, torch.zeros_like(found), f"the {what} at student = teacher", equal)
 
 
 def check_finite_differences(loss: Any, example: Example) -> None:
@@ -164,31 +164,34 @@ def check_finite_differences(loss: Any, example: Example) -> None:
     nudges = width * torch.eye(size, dtype=torch.float64).repeat(len(example), 1)  # one logit of one token in each row
     up, down = (value(loss, Example(student + side, teacher, labels, example.progress)) for side in (nudges, -nudges))
     differences = ((up - down) / (2 * width)).reshape(-1, size)
-    close(gradient(loss, wide), differences, "autograd's gradient, against finite differences,", tolerance=tolerance)
+    check_close(
+        gradient(loss, wide), differences, "autograd's gradient, against finite differences,", tolerance=tolerance
+    )
 
 
 def check_finite(loss: Any, example: Example) -> None:
     """Loss and gradient are finite for bf16 logits whose probabilities underflow."""
     extreme = replace(example, student=EXTREME * example.student, teacher=EXTREME * example.teacher).of(torch.bfloat16)
-    for what, found in _all(loss, extreme):
+    for what, found in _losses_and_gradients(loss, extreme):
         if not found.isfinite().all():
             raise Broken(f"{what} is not finite", found, example=extreme)
 
 
 def check_large_vocabulary(loss: Any) -> None:
     """Loss and gradient are finite for a vocabulary of 260,000 and extreme logits."""
-    for what, found in _all(loss, extreme(LARGE)):
+    for what, found in _losses_and_gradients(loss, extreme(LARGE)):
         if not found.isfinite().all():
             raise Broken(f"{what} is not finite at V = {LARGE:,} with extreme logits")
 
 
 def _absent(loss: Any) -> dict[str, str]:
+    """Return the properties that do not apply to a loss, with the reason."""
     return {"closed_form": "there is no token_gradient"} if hook(loss, "token_gradient") is None else {}
 
 
 LOSS = Kit(
     "loss",
-    quick={  # call the plugin's functions alone
+    quick={  # call only the plugin's hooks
         "inputs_untouched": check_inputs_untouched,
         "shape": check_shape,
         "chunks": check_chunks,
@@ -199,7 +202,7 @@ LOSS = Kit(
         "finite_differences": check_finite_differences,
         "finite": check_finite,
     },
-    slow={  # run an optimizer step
+    slow={  # compute an optimizer step
         "splits": check_splits,
         "masked": check_masked,
         "no_tokens": check_no_tokens,
@@ -213,10 +216,10 @@ LOSS = Kit(
 )
 
 
-def close(
+def check_close(
     found: Tensor, expected: Tensor, what: str, example: Example | None = None, tolerance: float = ROUNDING
 ) -> None:
-    """Raise Broken unless the numbers are equal up to rounding, relative to the largest value of their row.
+    """Raise Broken unless the numbers differ by at most `tolerance`, relative to 1 + the largest value of their row.
 
     NaN equals NaN here, since another property requires finite numbers.
     """
@@ -229,14 +232,14 @@ def close(
 
 
 def _calls(loss: Any, example: Example) -> Iterator[tuple[Callable[..., Any], dict[str, Any]]]:
-    """Yield each hook of the loss with a new map of arguments."""
+    """Yield (hook, arguments) of `token_loss`, then of `token_gradient` where the loss has it."""
     for name in ("token_loss", "token_gradient"):
         if (function := hook(loss, name)) is not None:
             yield function, arguments_of(example)
 
 
-def _all(loss: Any, example: Example) -> Iterator[tuple[str, Tensor]]:
-    """Yield the loss and its gradient, by autograd and by token_gradient."""
+def _losses_and_gradients(loss: Any, example: Example) -> Iterator[tuple[str, Tensor]]:
+    """Yield (description, tensor) of the loss and its gradient by autograd, then of those by token_gradient."""
     yield "the loss", value(loss, example)
     yield "its gradient", gradient(loss, example)
     for what, found in zip(("the loss", "the gradient"), closed_form(loss, example) or (), strict=False):

@@ -16,7 +16,7 @@ from neoplug.registry import answered
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-EIGHTHS = 8
+EIGHTHS = 8  # the logits are multiples of 1/8
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,7 @@ def extreme(vocabulary: int) -> Example:
 
 @cache  # hypothesis takes longer to make a strategy than to draw from it
 def _of_shape(count: int, size: int, largest: int) -> SearchStrategy[Example]:
+    """Return a strategy for examples of `count` tokens over a vocabulary of `size`."""
     from hypothesis import strategies as st
 
     eighths = st.integers(-EIGHTHS * largest, EIGHTHS * largest)  # integers shrink much faster than floats
@@ -85,12 +86,13 @@ def call(hook: Callable[..., Any], arguments: dict[str, Any]) -> Any:
 
 
 def hook(plugin: Any, name: str) -> Callable[..., Any] | None:
-    """Return the method marked as a hook's implementation, else the one of that name; None where there is neither."""
+    """Return the method marked as the hook's implementation, else the method of the hook's name; None without one."""
     return getattr(plugin, _method(plugin.__class__, name), None)
 
 
-@cache  # the search reads every member of the class
+@cache  # `answered` reads every member of the class
 def _method(plugin: type, name: str) -> str:
+    """Return the name of the method that implements a hook; the hook's name where none is marked."""
     marked = answered(plugin).get(name)
     return marked.method if marked else name
 
@@ -102,20 +104,15 @@ def arguments_of(example: Example) -> dict[str, Any]:
     return {"student": student, "teacher": teacher, "labels": example.labels, "progress": example.progress}
 
 
-def value(loss: Any, example: Example) -> Tensor:
-    """Return the loss's `token_loss`, [N], without gradient."""
-    return valued(loss, arguments_of(example))
-
-
 @torch.no_grad()
-def valued(loss: Any, arguments: dict[str, Any]) -> Tensor:
-    """Return `token_loss` for these arguments, [N], without gradient."""
-    losses: Tensor = call(token_loss(loss), arguments)
+def value(loss: Any, example: Example) -> Tensor:
+    """Return the value of `token_loss` on an example, [N], without gradient."""
+    losses: Tensor = call(token_loss(loss), arguments_of(example))
     return losses
 
 
 def token_loss(loss: Any) -> Callable[..., Any]:
-    """Return the loss's `token_loss`. Raises TypeError where it has none."""
+    """Return the function `token_loss` of a loss. Raises TypeError where it has none."""
     function = hook(loss, "token_loss")
     if function is None:
         raise TypeError(f"{type(loss).__name__} has no `token_loss`")
@@ -124,7 +121,7 @@ def token_loss(loss: Any) -> Callable[..., Any]:
 
 @torch.no_grad()
 def closed_form(loss: Any, example: Example) -> tuple[Tensor, Tensor] | None:
-    """Return the loss's `token_gradient`, ([N], [N, V]); None where it has none."""
+    """Return the value of `token_gradient` on an example, ([N], [N, V]); None where the loss has no such hook."""
     function = hook(loss, "token_gradient")
     return None if function is None else call(function, arguments_of(example))
 
@@ -135,7 +132,7 @@ def gradient(loss: Any, example: Example) -> Tensor:
     logits = example.student.detach().to(arguments["student"].dtype).requires_grad_()
     arguments["student"] = logits.log_softmax(-1)
     total = call(token_loss(loss), arguments).sum()
-    if not total.requires_grad:  # a loss of the teacher alone
+    if not total.requires_grad:  # a loss that does not depend on the student
         return torch.zeros_like(logits)
     (result,) = torch.autograd.grad(total, logits)
     return result

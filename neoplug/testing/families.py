@@ -6,7 +6,7 @@
         make(family, Path("models") / family)        # student: {model: models/FAMILY}
 
 Each keeps the features of its family: soft caps, scaled logits, biases, fused or transposed layers, windows, experts.
-Weights initialised to 0 or 1 are perturbed, so that leaving out a part changes the logits, which are far from uniform.
+All weights are perturbed, so that those initialised to 0 or 1 affect the logits too; the logits are far from uniform.
 """
 
 from __future__ import annotations
@@ -39,10 +39,7 @@ USUAL: dict[str, Any] = {
 }
 ALTERNATING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 GEMMA = {"query_pre_attn_scalar": 8, "tie_word_embeddings": True, **ALTERNATING}
-NO_GROUPS = {
-    "num_key_value_heads": None,
-    "head_dim": None,
-}  # as many key heads as query heads
+NO_GROUPS = {"num_key_value_heads": None, "head_dim": None}  # as many key heads as query heads
 MAMBA = {
     "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1,
     "mamba_chunk_size": 16,

@@ -1,4 +1,4 @@
-"""Search, by hypothesis and deterministic, for the smallest example that breaks a property of a plugin."""
+"""Deterministic search by hypothesis for the smallest example on which a property of a plugin does not hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from neoplug.errors import did_you_mean, line_in
 from neoplug.testing.examples import Example, examples
 
-FEW = 5  # examples of slow properties
+FEW = 5  # number of examples for slow properties
 Property = Callable[[Any, Example], None]
 Verdict = Literal["holds", "does not hold", "exempt", "not tried"]
 
@@ -22,7 +22,7 @@ class Broken(AssertionError):
     """A property that does not hold.
 
     found, expected  the plugin's numbers and the correct ones; None where the property has none
-    example          the example that breaks it, where the property derived it from the given one
+    example          the example on which it fails, where the property derived it from the given example
     """
 
     def __init__(
@@ -35,15 +35,15 @@ class Broken(AssertionError):
 
 @dataclass(frozen=True)
 class Kit:
-    """The properties of plugins of one kind. A property's title is the first line of its docstring.
+    """The conformance tests (properties) of one kind of plugin. A property's title is the first line of its docstring.
 
     kind     name of the kind, for messages
     quick    properties that are tested on many examples; those after `shape` require it to hold
     slow     properties that are tested on few examples
-    once     properties that make their own example
+    once     properties that construct their example, and are tested once
     exempt   properties that a plugin may break, if its attribute `exempt` maps them to a reason
-    absent   plugin -> {property: reason} of those that do not apply to it
-    needs    property -> (another one, reason): not tested where the other does not hold
+    absent   function: plugin -> {property: reason} of the properties that do not apply to it
+    needs    property -> (required property, reason): it is not tested where the required one does not hold
     """
 
     kind: str
@@ -64,7 +64,10 @@ class Kit:
         return (inspect.getdoc(self.properties[name]) or "").partition("\n")[0].rstrip(".")
 
     def exemptions(self, plugin: Any) -> dict[str, str]:
-        """Return the plugin's attribute `exempt`: {property: reason}. Raises ValueError for any other one."""
+        """Return the plugin's attribute `exempt`, {property: reason}.
+
+        Raises ValueError for a property that the kit's `exempt` does not list.
+        """
         declared = dict(getattr(plugin, "exempt", {}))
         for name in declared.keys() - set(self.exempt):
             suggestion = did_you_mean(name, self.exempt)
@@ -104,13 +107,14 @@ class Finding:
 
 
 def examine(plugin: Any, kit: Kit, *, max_examples: int = 40) -> list[Finding]:
-    """Test every property of a kit, and return a finding for each, with the smallest example where it fails."""
+    """Test every property of a kit; return a finding for each, with the smallest example where it does not hold."""
     skipped = {**kit.exemptions(plugin), **kit.absent(plugin)}
     caught: dict[str, _Failure] = {}
     for properties, count in ((kit.quick, max_examples), (kit.slow, FEW)):
         remaining = {name: check for name, check in properties.items() if name not in skipped}
+        # Drawing is slow, so all properties share examples; one that fails is then searched alone.
         while "shape" not in caught and (found := _failure(plugin, remaining, count, shrink=False)):
-            alone = {found.name: remaining.pop(found.name)}  # drawing is slow: all share examples until one fails
+            alone = {found.name: remaining.pop(found.name)}
             caught[found.name] = _failure(plugin, alone, count) or found
             skipped |= {name: why for name, (needed, why) in kit.needs.items() if needed in caught}
             remaining = {name: check for name, check in remaining.items() if name not in skipped}
@@ -129,7 +133,7 @@ class _Failure:
 
 
 def _search(plugin: Any, properties: Sequence[Property], max_examples: int, shrink: bool = True) -> None:
-    """Search for an example that fails; hypothesis runs the smallest one last. Raises what the property raised."""
+    """Test properties on examples. Raises the error of one that fails, last called with the smallest such example."""
     from hypothesis import HealthCheck, Phase, given, settings
 
     @settings(
@@ -168,6 +172,7 @@ def _failure(
 
 
 def _crash(plugin: Any, name: str, check: Callable[[Any], None]) -> _Failure | None:
+    """Return the failure of a property that constructs its example; None where it holds."""
     try:
         check(plugin)
     except (Exception, SystemExit) as error:
@@ -176,6 +181,7 @@ def _crash(plugin: Any, name: str, check: Callable[[Any], None]) -> _Failure | N
 
 
 def _finding(plugin: Any, kit: Kit, name: str, skipped: Mapping[str, str], caught: Mapping[str, _Failure]) -> Finding:
+    """Return the finding on a property, from {property: reason} of those not tested and the failures."""
     title = kit.title(name)
     if name in skipped:
         return Finding(name, title, "exempt" if name in kit.exemptions(plugin) else "not tried", skipped[name])

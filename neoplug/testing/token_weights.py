@@ -1,4 +1,4 @@
-"""Properties of token weights: each is a function that raises Broken for an example that breaks it.
+"""Conformance tests of token weights: a property is a function that raises Broken for an example on which it fails.
 
     from neoplug.testing import check_token_weight
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neoplug.testing.conformance import LARGE, close
+from neoplug.testing.conformance import LARGE, check_close
 from neoplug.testing.examples import Example, arguments_of, call, extreme, hook
 from neoplug.testing.search import Broken, Kit
 
@@ -71,14 +71,14 @@ def _chunks(weight: Any, example: Example) -> None:
         {name: value[row : row + 1] if isinstance(value, Tensor) else value for name, value in given.items()}
         for row in range(len(whole))
     ]
-    close(torch.cat([_weights(weight, one) for one in alone]), whole, "a token's weight, one row at a time,")
+    check_close(torch.cat([_weights(weight, one) for one in alone]), whole, "a token's weight, one row at a time,")
 
 
 def _shift(weight: Any, example: Example) -> None:
     """A constant added to a token's logits changes nothing."""
     shifted = replace(example, student=example.student + 3, teacher=example.teacher - 5)
     given = (_weights(weight, _arguments(shifted)), _weights(weight, _arguments(example)))
-    close(*given, "the weight of shifted logits")
+    check_close(*given, "the weight of shifted logits")
 
 
 def _large_vocabulary(weight: Any) -> None:
@@ -107,6 +107,7 @@ TOKEN_WEIGHT = Kit(
 
 @torch.no_grad()
 def _weights(weight: Any, arguments: dict[str, Any]) -> Tensor:
+    """Return the plugin's `token_weight` for these arguments."""
     function = hook(weight, "token_weight")
     assert function is not None
     found: Tensor = call(function, arguments)

@@ -1,7 +1,9 @@
-"""One optimizer step of a loss on an example, by the training code: documents, mask, heads, objective, division.
+"""Loss and gradients of one optimizer step on an example, computed by the code that training uses.
 
-The hidden states are the example's logits and the head is the identity, so the loss receives the example's logits. A
-document has three tokens, of which only the second is an answer token: T = 3 N tokens. N answer tokens, V vocabulary.
+The models are tables of hidden states, which are the example's logits, and the head is the identity, so the loss
+receives the example's logits. Each document has three tokens, of which only the second is an answer token.
+
+N answer tokens, T = 3 N tokens, V vocabulary.
 """
 
 from collections.abc import Iterable
@@ -22,7 +24,7 @@ from neoplug.testing.examples import Example, call, hook, token_loss
 from neoplug.training.objective import Loss, objective
 
 ANSWER = np.array([False, True, False])
-UNREAD = torch.nan  # hidden states of positions that predict no answer token: reading one makes the result NaN
+UNREAD = torch.nan  # hidden states that predict no answer token: a result that depends on one is NaN
 
 
 class TableModel(nn.Module):
@@ -43,13 +45,13 @@ class TableModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class Step:
-    """Loss and gradients of an optimizer step on an example.
+class StepGradients:
+    """Loss and gradients of an optimizer step.
 
-    loss     scalar, divided by the answer tokens of all micro-batches
+    loss     scalar; the sum divided by the answer tokens of all micro-batches
     states   [T, V] gradient of each token's hidden state
     head     [V, V] gradient of the student's head
-    teacher  gradients of the teacher's parameters; there should be none
+    teacher  the gradients that parameters of the teacher received; correct is none
     """
 
     loss: Tensor
@@ -58,12 +60,12 @@ class Step:
     teacher: list[Tensor]
 
 
-def step(loss: Any, example: Example, parts: Iterable[slice] = (slice(None),)) -> Step:
-    """Run the micro-batches of one optimizer step; `parts` are the tokens of each.
+def optimizer_step(loss: Any, example: Example, parts: Iterable[slice] = (slice(None),)) -> StepGradients:
+    """Compute loss and gradients of one optimizer step on an example.
 
-    A micro-batch without tokens is a document without answer tokens.
+    parts  the answer tokens of each micro-batch; where there are none, its document has no answer tokens
     """
-    named = Loss("loss", 1.0, partial(_called, token_loss(loss)), _gradient_of(loss))
+    named = Loss("loss", 1.0, partial(_call, token_loss(loss)), _gradient_of(loss))
     student, teacher = TableModel(example.student), TableModel(example.teacher)
     total = torch.zeros(())
     for part in parts:
@@ -78,14 +80,15 @@ def step(loss: Any, example: Example, parts: Iterable[slice] = (slice(None),)) -
     assert states is not None
     assert head is not None
     teacher_gradients = [parameter.grad for parameter in teacher.parameters() if parameter.grad is not None]
-    return Step(total, states, head, teacher_gradients)
+    return StepGradients(total, states, head, teacher_gradients)
 
 
 def _batch(example: Example, part: slice) -> Batch:
+    """Return a micro-batch with one document for each of these answer tokens."""
     numbers = range(len(example))[part]
     documents = [Document(np.arange(3 * n, 3 * n + 3), ANSWER, n) for n in numbers]
     batch = collate(documents or [Document(np.arange(3), np.zeros(3, bool), 0)])
-    batch.labels = example.labels[part]  # token ids are positions here, so labels are replaced
+    batch.labels = example.labels[part]  # the token ids are rows of the table, not the example's labels
     return batch
 
 
@@ -96,8 +99,9 @@ def _model(module: TableModel) -> LanguageModel:
 
 def _gradient_of(loss: Any) -> Any:
     function = hook(loss, "token_gradient")
-    return None if function is None else partial(_called, function)
+    return None if function is None else partial(_call, function)
 
 
-def _called(hook: Any, **arguments: Any) -> Any:
+def _call(hook: Any, **arguments: Any) -> Any:
+    """Call a hook with those of the arguments that it takes."""
     return call(hook, arguments)
