@@ -1,4 +1,4 @@
-"""lm_eval as another mind: the same file and model, through its own tasks."""
+"""lm_eval as an independent reference, on the same file and model through its own tasks."""
 
 import logging
 import warnings
@@ -15,13 +15,13 @@ def task_folder():
 
 @pytest.fixture
 def peer(tmp_path):
-    """Return a function that lets lm_eval measure a model on a file of questions: its metrics, every log-likelihood."""
+    """Return a function that evaluates a model with lm_eval on a file of questions: metrics and log-likelihoods."""
 
     def measure(model, tokenizer, file):
         logging.disable(logging.WARNING)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # lm_eval's own
+                warnings.simplefilter("ignore")  # warnings of lm_eval
                 return _measure(model, tokenizer, _task_folder(tmp_path / "peer", file))
         finally:
             logging.disable(logging.NOTSET)

@@ -12,7 +12,7 @@ GRADIENTS = RNG.normal(size=(5, 6, 9)) * np.array([1, 3, 0.1, 1, 2])[:, None, No
 
 
 def rule(start, gradients, lr=0.1, clip=1.0, decay=-0.8, weight_decay=0.0):
-    """Algorithm 4 and 5 of the paper (arXiv 1804.04235), with `lr` in place of its relative step."""
+    """Algorithm 4 and 5 of the paper (arXiv 1804.04235), with `lr` in place of the relative step."""
     weight, squares = start.copy(), 0.0
     for step, gradient in enumerate(gradients, 1):
         beta = 1 - step**decay
@@ -51,7 +51,7 @@ def test_it_is_its_rule(options, named, row):
     assert kept == (6 + 9 if found.ndim == 2 else 9)
 
 
-def test_a_matrix_that_starts_at_zero_moves_by_the_rate():
+def test_the_step_of_a_zero_matrix_has_the_size_of_the_learning_rate():
     """LoRA's B: a step scaled by the size of the weights would be 1,000 times smaller."""
     found, _ = run(Adafactor(), np.zeros_like(START), GRADIENTS[:1])
     assert 0.05 < np.sqrt((found**2).mean()) <= 0.1 + 1e-6

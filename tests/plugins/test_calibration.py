@@ -21,7 +21,7 @@ def naive(probabilities, labels, bins):
 
 
 def predict(model, batch):
-    """Stand in for the core: a `model` is a scale of logits, a batch is (logits, labels), in two chunks."""
+    """Replace the core's `predict`: a `model` is a scale of logits, a batch is (logits, labels), in two chunks."""
     logits, labels = batch
     for rows in (slice(0, 5), slice(5, None)):
         yield (model * logits[rows]).log_softmax(-1), labels[rows]
@@ -33,7 +33,7 @@ def some_batches(seed=0):
 
 
 @pytest.mark.parametrize("bins", [1, 4, 15])
-def test_it_is_the_naive_loop(bins):
+def test_the_metrics_equal_those_of_a_naive_loop(bins):
     batches = some_batches()
     logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     for scale in (1.0, 0.3):
@@ -44,7 +44,7 @@ def test_it_is_the_naive_loop(bins):
         assert measured["brier"] == pytest.approx(brier, abs=1e-6)
 
 
-def test_a_calibrated_model_has_no_error_and_a_bold_one_has():
+def test_a_calibrated_model_has_no_error_and_an_overconfident_one_has():
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(20_000, 5, generator=rng)
     labels = torch.multinomial(logits.softmax(-1), 1, generator=rng)[:, 0]
@@ -59,7 +59,7 @@ def test_a_certain_model():
     assert found == {"ece": pytest.approx(0.5), "brier": pytest.approx(1.0)}
 
 
-def test_nothing_scored_is_no_number():
+def test_without_answer_tokens_the_metrics_are_none():
     assert Calibration().on_evaluate(1.0, [], predict) == {"ece": None, "brier": None}
 
 

@@ -1,4 +1,4 @@
-"""Divergences of the shelf: values against float64 definitions by scipy, limits, inequalities, refusals."""
+"""Built-in divergences: values against float64 definitions by scipy, limits, inequalities, refusals."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def alpha_beta(p, q, a, b):
 
 
 def adaptive_kl(p, q, mu):
-    """Walk down the teacher's ranking until mu is reached, then on through what is exactly as likely."""
+    """Add tokens to the head by falling probability until mu is reached, and then all equally likely ones."""
     found = []
     for row_p, row_q in zip(p, q, strict=True):
         head, mass, last = [], 0.0, None
@@ -120,7 +120,7 @@ def test_what_torchtune_and_distillm_call_forward_kl_differs_by_the_teachers_ent
     assert_allclose(value(ForwardKL(omit_teacher_entropy=True), example), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_gradient_does_not_see_the_teachers_entropy():
+def test_the_gradient_does_not_depend_on_omit_teacher_entropy():
     log_p, log_q = pairs()
     found, expected = (ForwardKL(2.0, omit).token_gradient(log_q, log_p)[1] for omit in (True, False))
     assert torch.equal(found, expected)
@@ -128,7 +128,7 @@ def test_the_gradient_does_not_see_the_teachers_entropy():
 
 @quick
 @given(examples())
-def test_a_swapped_beta_mixes_the_other_way_under_the_same_weights(example):
+def test_a_swapped_beta_changes_the_mixture_but_not_the_weights(example):
     p, q = probabilities(example)
     m = 0.8 * p + 0.2 * q
     expected = 0.2 * kl(p, m) + 0.8 * kl(q, m)
@@ -149,7 +149,7 @@ def test_skew_kls_tend_to_the_kls_and_stay_below_their_bound(cls, limit):
     assert_allclose(cls(alpha=0.25).token_loss(strangers, strangers.flip(0)), -np.log(0.25), rtol=1e-6)
 
 
-def test_alpha_beta_ends_in_both_kls_and_is_hellingers_in_the_middle():
+def test_alpha_beta_has_the_kls_as_limits_and_four_times_hellinger_between():
     log_p, log_q = pairs()
     for options, factor, limit in (
         ({"alpha": 1.0, "beta": 0.0}, 1, ForwardKL()),
@@ -161,14 +161,14 @@ def test_alpha_beta_ends_in_both_kls_and_is_hellingers_in_the_middle():
             assert_allclose(have, factor * want, rtol=1e-6, atol=1e-9)
 
 
-def test_alpha_beta_has_its_limit_wherever_a_power_is_0():
+def test_alpha_beta_has_its_limit_where_a_power_is_0():
     p, q = (log.exp().numpy() for log in pairs())
     found = AlphaBeta(alpha=0.4, beta=0.0).token_loss(*reversed([torch.tensor(x).log() for x in (p, q)]))
     expected = (p**0.4 * np.log(p**0.4 / q**0.4) - p**0.4 + q**0.4).sum(-1) / 0.4**2  # Cichocki et al., equation 20
     assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_renyi_grows_with_its_order_through_forward_kl():
+def test_renyi_grows_with_its_order_and_passes_forward_kl_at_order_1():
     log_p, log_q = pairs()
     orders = [0.01, 0.3, 0.5, 0.99, None, 1.01, 2.0, 5.0, 400.0]
     found = np.stack([(Renyi(alpha=a) if a else ForwardKL()).token_loss(log_q, log_p).numpy() for a in orders])
@@ -180,7 +180,7 @@ def test_renyi_grows_with_its_order_through_forward_kl():
 
 @quick
 @given(examples())
-def test_distances_keep_le_cams_and_pinskers_inequalities(example):
+def test_distances_satisfy_le_cams_and_pinskers_inequalities(example):
     distance, squared = value(TotalVariation(), example), value(Hellinger(), example)
     rounding = 1e-6
     assert (squared <= distance + rounding).all()
@@ -189,14 +189,14 @@ def test_distances_keep_le_cams_and_pinskers_inequalities(example):
     assert (distance**2 <= value(ForwardKL(), example) / 2 + rounding).all()
 
 
-def test_total_variation_takes_0_where_an_entry_agrees():
+def test_the_gradient_of_total_variation_is_0_where_an_entry_agrees():
     log_p = torch.tensor([[0.5, 0.3, 0.2]]).log()
     log_q = torch.tensor([[0.5, 0.2, 0.3]]).log()
     _, gradient = TotalVariation().token_gradient(log_q, log_p)
     assert_allclose(gradient[0], np.array([0.5, 0.2, 0.3]) * (np.array([0, -1, 1]) - 0.1) / 2, atol=1e-7)
 
 
-def test_total_variation_has_its_values_gradient_away_from_kinks():
+def test_the_gradient_of_total_variation_is_that_of_its_value_away_from_kinks():
     teacher, student = pairs()
     assert (teacher.exp() - student.exp()).abs().min() > 1e-4
     check_finite_differences(TotalVariation(), Example(student, teacher, torch.zeros(6, dtype=torch.int64)))
@@ -206,14 +206,14 @@ def test_total_variation_has_its_values_gradient_away_from_kinks():
     ("mu", "head"),
     [(0.05, [1]), (0.39, [1]), (0.41, [1, 3]), (0.69, [1, 3]), (0.71, [1, 3, 0, 2]), (0.99, [1, 3, 0, 2])],
 )
-def test_the_token_that_crosses_mu_and_what_is_as_likely_are_head(mu, head):
+def test_the_token_that_crosses_mu_and_equally_likely_tokens_are_in_the_head(mu, head):
     p, q = np.array([0.15, 0.4, 0.15, 0.3]), np.array([0.1, 0.2, 0.3, 0.4])
     found = AdaptiveKL(mu=mu).token_loss(*(torch.tensor(x).log()[None] for x in (q, p)))
     share = np.abs(p - q)[head].sum() / np.abs(p - q).sum()
     assert found.item() == pytest.approx(share * kl(p, q) + (1 - share) * kl(q, p))
 
 
-def test_adaptive_kls_gradient_leaves_its_weights_alone():
+def test_adaptive_kl_does_not_differentiate_its_weights():
     log_p, log_q = pairs()
     loss = AdaptiveKL()
     forward, by_forward = ForwardKL().token_gradient(log_q, log_p)
@@ -227,7 +227,7 @@ def test_adaptive_kls_gradient_leaves_its_weights_alone():
 @pytest.mark.parametrize(
     "loss", [AlphaBeta(alpha=0.0, beta=0.7), AlphaBeta(alpha=1.5, beta=0.0), JensenShannon(beta=0.2, swap_beta=True)]
 )
-def test_closed_forms_hold_at_limits_and_away_from_the_middle(loss):
+def test_closed_forms_hold_with_a_power_of_0_and_with_a_swapped_beta(loss):
     @quick
     @given(examples())
     def holds(example):
@@ -251,7 +251,7 @@ def test_closed_forms_hold_at_limits_and_away_from_the_middle(loss):
         (SkewReverseKL, {"alpha": float("nan")}, "reverse_kl"),
     ],
 )
-def test_an_option_out_of_range_is_refused_and_the_limit_named(cls, options, limits):
+def test_an_option_out_of_range_is_refused_and_the_limit_is_named(cls, options, limits):
     (name,) = options
     with pytest.raises(ValueError, match=rf"^{name} is .*{limits}"):
         cls(**options)
@@ -264,7 +264,7 @@ def test_two_powers_of_0_are_refused():
 
 @each
 def test_gradients_are_fresh_tensors(cls):
-    """The objective may overwrite what it gets, so nothing may alias an input."""
+    """The objective may overwrite what a loss returns, so it must not alias an input."""
     log_p, log_q = (torch.randn(2, 5).log_softmax(-1) for _ in range(2))
     for temperature in (1.0, 2.0):
         given_back = cls(temperature).token_gradient(log_q, log_p)

@@ -1,4 +1,4 @@
-"""AdamW and Lion in 8 bits: exact where states are 0 or in float32, near their rules where they are quantised."""
+"""AdamW and Lion in 8 bits: exact where states are 0 or in float32, close to their rules where states are quantised."""
 
 import numpy as np
 import pytest
@@ -53,8 +53,8 @@ def test_small_tensors_follow_the_rule_in_float32(plugin, rule):
 
 
 @CASES
-def test_large_ones_keep_a_byte_and_stay_near_the_rule(plugin, rule):
-    """The first step starts from exact zeros; later ones lose what a byte cannot hold."""
+def test_large_tensors_have_8_bit_states_and_stay_near_the_rule(plugin, rule):
+    """The first step starts from exact zeros; later ones have rounding errors of 8 bits."""
     np.testing.assert_allclose(run(plugin(**DECAY), 1)[0], rule(1), atol=1e-6)
     found, state = run(plugin(**DECAY), 8)
     bytes_of_state = [value for name, value in state.items() if name in ("state1", "state2")]

@@ -1,4 +1,4 @@
-"""Tasks of lm_eval through the probe: its numbers are those of the built-in evaluator, and it moves nothing else."""
+"""Tasks of lm_eval as a probe: metrics equal those of the built-in probe, and the run does not change."""
 
 import json
 
@@ -23,7 +23,7 @@ def write(tmp_path, tiny_student, tiny_teacher, tiny_chat):
         file = tmp_path / "recipe.yaml"
         values = {
             "teacher": {"model": str(tiny_teacher), "dtype": "float32"},
-            "student": {"model": str(tiny_student), "dtype": "float32"},  # rounding would turn choices
+            "student": {"model": str(tiny_student), "dtype": "float32"},  # rounding would change choices
             "data": {"source": str(tiny_chat), "held_out": 3},
             "adapter": {"lora": {"r": 4, "lora_dropout": 0.3, "target_modules": ["q_proj", "v_proj"]}},
             "loss": {"forward_kl": {}},
@@ -52,7 +52,9 @@ def losses(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_measures_what_the_built_in_evaluator_measures_and_moves_nothing(write, losses, tmp_path, task_folder):
+def test_it_measures_what_the_built_in_evaluator_measures_and_does_not_change_the_run(
+    write, losses, tmp_path, task_folder
+):
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     task_folder(tmp_path / "tasks", tmp_path / "sums.jsonl")
     harness = {"tasks": "peer", "include_path": "tasks", "batch_size": 4}

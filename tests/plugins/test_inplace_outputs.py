@@ -1,4 +1,4 @@
-"""Adapters that write into what a layer put out, on 4-bit layers with a bias: gradients of the dequantised base."""
+"""Adapters that change outputs in place, on 4-bit layers with a bias: gradients equal those of the dequantised base."""
 
 import pytest
 import torch

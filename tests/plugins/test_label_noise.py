@@ -1,4 +1,4 @@
-"""Label noise: how often, uniformly among which tokens, only the labels, the same from the same generator."""
+"""Label noise: frequency, uniform replacements, no change but of labels, reproducible from the generator."""
 
 import numpy as np
 import pytest
@@ -23,12 +23,12 @@ def noisy(tokens, probability, seed=0):
 TOKENS = np.random.default_rng(0).choice([3, 5, 8, 300], p=[0.7, 0.1, 0.1, 0.1], size=20_000)
 
 
-def test_it_replaces_as_often_as_asked():
+def test_labels_are_replaced_with_the_given_probability():
     changed = int((noisy(TOKENS, 0.2).labels.numpy() != TOKENS).sum())
     assert binomtest(changed, len(TOKENS), 0.2).pvalue > 1e-3
 
 
-def test_it_draws_each_other_token_alike():
+def test_replacements_are_uniform_over_the_other_tokens():
     labels = noisy(TOKENS, 1.0).labels.numpy()
     assert not (labels == TOKENS).any()
     of_threes = labels[TOKENS == 3]
@@ -42,17 +42,17 @@ def test_only_labels_change():
     assert (batch.labels.shape, batch.labels.dtype) == (clean.labels.shape, clean.labels.dtype)
 
 
-def test_the_generator_decides():
+def test_the_same_generator_gives_the_same_labels():
     assert torch.equal(noisy(TOKENS, 0.5, seed=1).labels, noisy(TOKENS, 0.5, seed=1).labels)
     assert not torch.equal(noisy(TOKENS, 0.5, seed=1).labels, noisy(TOKENS, 0.5, seed=2).labels)
 
 
 @pytest.mark.parametrize(("tokens", "probability"), [([7, 7, 7], 1.0), ([], 1.0), ([3, 4, 5], 0.0)])
-def test_where_nothing_can_be_drawn_or_none_is_asked_for_all_stays(tokens, probability):
+def test_labels_stay_with_one_distinct_token_or_probability_0(tokens, probability):
     assert noisy(tokens, probability).labels.tolist() == tokens
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan")])
-def test_what_is_no_probability_is_refused(probability):
+def test_a_probability_outside_0_to_1_is_refused(probability):
     with pytest.raises(ValueError, match=r"^probability is"):
         LabelNoise(probability)

@@ -1,4 +1,4 @@
-"""LoRA+: peft's own groups, plain LoRA at ratio 1 bit for bit, and what it refuses."""
+"""LoRA+: the groups of peft, plain LoRA at ratio 1 bit for bit, and what it refuses."""
 
 import copy
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ def adapted(adapter, base):
 
 
 def rates(model, groups):
-    """Return name -> learning rate, and see to it that nothing is twice in the groups or missing."""
+    """Return {name: learning rate}, and check that each trainable parameter is in exactly one group."""
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     found = [(names[id(parameter)], group["lr"]) for group in groups for parameter in group["params"]]
     assert sorted(name for name, _ in found) == sorted(names.values())
@@ -44,7 +44,7 @@ def rates(model, groups):
         LoRA(target_modules=r".*(v_proj|embed_tokens)", use_rslora=True),
     ],
 )
-def test_the_groups_are_pefts(base, adapter):
+def test_the_groups_equal_those_of_peft(base, adapter):
     from peft.optimizers import create_loraplus_optimizer
 
     model = adapted(adapter, base)
@@ -53,7 +53,7 @@ def test_the_groups_are_pefts(base, adapter):
     assert rates(model, found) == rates(model, expected.param_groups)
 
 
-def test_a_magnitude_learns_as_fast_as_b(base):
+def test_a_magnitude_has_the_learning_rate_of_b(base):
     model = adapted(DoRA(), base)
     found = rates(model, LoRAPlus().param_groups(model, RATE))
     assert {found[name] for name in found if "magnitude" in name or "lora_B" in name} == {16 * RATE}
@@ -63,7 +63,7 @@ def test_a_magnitude_learns_as_fast_as_b(base):
 @pytest.mark.slow
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("adapter", [LoRA(), DoRA(), LoRA(bias="lora_only")])
-def test_ratio_one_is_plain_bit_for_bit(base, adapter, weight_decay):
+def test_ratio_one_is_plain_lora_bit_for_bit(base, adapter, weight_decay):
     input_ids = torch.arange(24).reshape(2, 12) * 7
     ends = {}
     for ratio in (None, 1.0, 16.0):
@@ -86,12 +86,12 @@ def recipe(*adapter):
 
 
 @pytest.mark.parametrize("beside", ["lora", "dora@wide", "neoplug:lora", "somebodys:moslora"])
-def test_it_stands_beside_a_low_rank_adapter(beside):
+def test_it_is_accepted_with_a_low_rank_adapter(beside):
     assert LoRAPlus().check(recipe(beside, "loraplus")) == []
 
 
 @pytest.mark.parametrize("beside", [["full"], []])
-def test_it_refuses_to_stand_alone_or_beside_full(beside):
+def test_it_is_refused_alone_or_with_full(beside):
     (problem,) = LoRAPlus().check(recipe(*beside, "loraplus@fast"))
     assert problem.path == ("adapter", "loraplus@fast")
     assert "low-rank" in problem.why

@@ -1,4 +1,4 @@
-"""The four losses against float64 definitions by scipy, in value; and what each refuses."""
+"""Forward KL, reverse KL, JSD and cross-entropy against float64 definitions by scipy; their refusals."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_the_square_of_the_temperature_multiplies_the_softened_divergence(exampl
 
 
 def closed_forms(log_p, log_q, temperature):
-    """Return the gradients by the student's logits, derived by hand in float64; q's softmax Jacobian is written out."""
+    """Return gradients by the student's logits, derived by hand in float64, with an explicit softmax Jacobian."""
     p, q = np.exp(log_p), np.exp(log_q)
     m = 0.3 * p + 0.7 * q
     by_q = {"forward_kl": -p / q, "reverse_kl": np.log(q / p) + 1, "jsd": 0.7 * np.log(q / m)}
@@ -75,7 +75,7 @@ def closed_forms(log_p, log_q, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 4.0])
-def test_gradients_are_the_chain_rule_through_a_written_out_jacobian(temperature):
+def test_gradients_equal_the_chain_rule_with_an_explicit_jacobian(temperature):
     rng = np.random.default_rng(0)
     teacher, student = rng.normal(scale=2, size=(2, 9))
     expected = closed_forms(log_softmax(teacher / temperature), log_softmax(student / temperature), temperature)
@@ -123,7 +123,7 @@ def test_jsd_tends_to_the_kls_at_its_ends():
     assert_allclose(JensenShannon(beta=1 - small).token_loss(q, p) / small, ReverseKL().token_loss(q, p), rtol=1e-3)
 
 
-def test_jsd_of_strangers_is_the_entropy_of_beta():
+def test_jsd_of_disjoint_distributions_is_the_entropy_of_beta():
     certain = torch.tensor([[0.0, 90.0]]).log_softmax(-1)
     found = JensenShannon(beta=0.25).token_loss(certain.flip(-1), certain)
     assert found.item() == pytest.approx(-0.25 * np.log(0.25) - 0.75 * np.log(0.75), rel=1e-5)
@@ -131,7 +131,7 @@ def test_jsd_of_strangers_is_the_entropy_of_beta():
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
 @pytest.mark.parametrize("loss", [ForwardKL, ReverseKL, JensenShannon])
-def test_a_temperature_that_is_none_is_refused(loss, temperature):
+def test_a_temperature_out_of_range_is_refused(loss, temperature):
     with pytest.raises(ValueError, match=r"^temperature is"):
         loss(temperature=temperature)
 
@@ -143,7 +143,7 @@ def test_beta_at_its_limits_is_refused(beta):
 
 
 def test_gradients_are_fresh_tensors():
-    """The objective may overwrite what it gets, so nothing may alias an input."""
+    """The objective may overwrite what a loss returns, so it must not alias an input."""
     log_p, log_q = (torch.randn(2, 5).log_softmax(-1) for _ in range(2))
     for loss in (ForwardKL(), ReverseKL(), JensenShannon(), ForwardKL(2.0)):
         found, gradient = loss.token_gradient(log_q, log_p)

@@ -1,4 +1,4 @@
-"""LoRA and DoRA: their size by formula, what they target, what they refuse, and that DoRA is not LoRA."""
+"""LoRA and DoRA: number of parameters by formula, targets, refusals, and that DoRA differs from LoRA."""
 
 import copy
 from types import SimpleNamespace
@@ -40,21 +40,21 @@ def test_lora_has_r_times_in_plus_out_parameters(base, r):
 
 
 @pytest.mark.parametrize("adapter", [LoRA, DoRA])
-def test_a_skeletons_adapter_takes_no_memory(base, adapter):
+def test_an_adapter_on_the_meta_device_takes_no_memory(base, adapter):
     model = adapted(adapter(r=10**9), copy.deepcopy(base).to("meta"))
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert size(model) > 10**12
 
 
-def test_dora_has_one_more_for_each_output_row(base):
+def test_dora_has_one_more_parameter_for_each_output_row(base):
     assert size(adapted(DoRA(r=4), base)) == LAYERS * sum(4 * (i + o) + o for i, o in LINEAR)
 
 
-def test_the_head_is_no_target(base):
+def test_the_head_is_not_a_target(base):
     assert not any("lm_head" in name or "embed" in name for name in trainable(adapted(LoRA(), base)))
 
 
-def test_names_layers_and_patterns_choose_the_targets(base):
+def test_names_layers_and_patterns_select_the_targets(base):
     options = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1], "rank_pattern": {"q_proj": 2}}
     found = trainable(adapted(LoRA(**options), base))
     assert {name.split("layers.")[1].split(".lora")[0] for name in found} == {"1.self_attn.q_proj", "1.mlp.down_proj"}
@@ -62,7 +62,7 @@ def test_names_layers_and_patterns_choose_the_targets(base):
 
 
 def test_the_scale_is_alpha_over_r(base):
-    """The delta of the logits of a one-layer change is linear in the scale, so alpha doubles what B's fill adds."""
+    """The change of the logits by one adapted layer is linear in the scale, so doubling alpha doubles it."""
 
     def delta(**options):
         model = adapted(LoRA(target_modules=["layers.1.mlp.down_proj"], **options), base)
@@ -83,7 +83,7 @@ def test_the_scale_is_alpha_over_r(base):
         torch.testing.assert_close(found, scale * product, atol=1e-5, rtol=1e-4)
 
 
-def test_dora_trains_unlike_lora(base):
+def test_dora_trains_differently_from_lora(base):
     input_ids, logits = torch.arange(24).reshape(2, 12), {}
     for adapter in (LoRA(), DoRA()):
         model = adapted(adapter, base)
@@ -115,7 +115,7 @@ def test_adapters_of_a_bf16_base_are_float32(base):
 
 
 @pytest.mark.parametrize("start", ["gaussian", "orthogonal"])
-def test_other_starts_are_still_the_base(base, start):
+def test_other_initialisations_leave_the_output_of_the_base(base, start):
     input_ids = torch.arange(24).reshape(2, 12)
     model = adapted(LoRA(init_lora_weights=start), base)
     torch.testing.assert_close(model(input_ids).logits, base(input_ids).logits, atol=1e-3, rtol=0)
@@ -156,7 +156,7 @@ def test_wrong_options_are_refused_at_once(adapter, options, words):
         adapter(**options)
 
 
-def test_lora_and_dora_send_to_each_other():
+def test_lora_and_dora_name_each_other_where_use_dora_does_not_fit():
     with pytest.raises(ValueError, match=r"^use_dora is true.* plugin `dora`"):
         LoRA(use_dora=True)
     with pytest.raises(ValueError, match=r"^use_dora is false.* plugin `lora`"):
@@ -201,7 +201,7 @@ def recipe(adapter, load=()):
 
 
 @pytest.mark.parametrize("loader", ["nf4", "fp4", "int8"])
-def test_what_cannot_stand_on_a_quantised_base_is_refused(loader):
+def test_what_does_not_support_a_quantised_base_is_refused(loader):
     assert LoRA().check(recipe(["lora"], [loader])) == []
     assert LoRA(init_lora_weights="orthogonal").check(recipe(["lora"])) == []
     (problem,) = LoRA(init_lora_weights="orthogonal").check(recipe(["lora@odd"], [f"neoplug:{loader}"]))

@@ -1,4 +1,4 @@
-"""Losses that match the teacher entry by entry, against float64 definitions, and what ties them to their neighbours."""
+"""Losses that match the teacher entry by entry, against float64 definitions, and their relations to other losses."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def logits(example):
 
 
 def decoupled(teacher, student, label, alpha, beta, temperature):
-    """Return the definition for one token; 1 - p(y) is a sum, since p(y) rounds to 1 in float64 too."""
+    """Return the definition for one token; 1 - p(y) is computed as a sum, since p(y) may round to 1 even in float64."""
     p, q = softmax(teacher / temperature), softmax(student / temperature)
     rest_p, rest_q = np.delete(p, label), np.delete(q, label)
     target = rel_entr([p[label], rest_p.sum()], [q[label], rest_q.sum()]).sum()
@@ -46,14 +46,14 @@ def test_decoupled_kl_is_its_definition(example):
 
 @quick
 @given(examples())
-def test_decoupled_kl_is_forward_kl_where_beta_is_the_mass_of_the_rest(example):
+def test_decoupled_kl_is_forward_kl_if_beta_is_the_mass_of_the_rest(example):
     parts = (DecoupledKL(alpha=1, beta=0), DecoupledKL(alpha=0, beta=1))
     target, others = (value(part, example).numpy() for part in parts)
     p = softmax(example.teacher.double().numpy(), -1)[np.arange(len(target)), example.labels]
     assert_allclose(target + (1 - p) * others, value(ForwardKL(), example), rtol=1e-5, atol=1e-5)
 
 
-def test_decoupled_kl_sees_the_rest_where_the_target_rounds_to_certain():
+def test_decoupled_kl_includes_the_rest_where_the_target_rounds_to_1():
     teacher, student = torch.tensor([[200.0, 3, 1, 0]]), torch.tensor([[150.0, 0, 1, 2]])
     p, q = teacher.log_softmax(-1), student.log_softmax(-1)
     assert p[0, 0] == q[0, 0] == 0
@@ -93,7 +93,7 @@ def test_logit_mse_is_the_variance_of_the_raw_logits_difference(example):
 
 
 def pairs_of_scores(w1, w2, difference):
-    """Return the sum over all pairs, as it is defined, and its gradient with constant weights."""
+    """Return the definition, a sum over all pairs, and its gradient with constant weights."""
     gaps, weights = difference[:, None] - difference, w1[:, None] * w2
     return (weights * gaps**2).sum(), 2 * (weights * gaps).sum(1) - 2 * (weights * gaps).sum(0)
 
@@ -122,7 +122,7 @@ def test_a_uniform_concrete_score_is_twice_logit_mse(example):
 
 @quick
 @given(examples())
-def test_distillm2_is_its_definition_and_its_reverse_part_gains_with_the_run(example):
+def test_distillm2_is_its_definition_and_its_reverse_weight_grows_during_the_run(example):
     p, q = (softmax(z / 2, -1) for z in logits(example))
     forward, reverse = rel_entr(p, 0.1 * p + 0.9 * q).sum(-1), rel_entr(q, 0.9 * p + 0.1 * q).sum(-1)
     assert_allclose(value(DistiLLM2(2.0), example), 2 * forward + 2 * reverse, rtol=1e-5, atol=1e-5)
@@ -151,7 +151,7 @@ def test_float32_finds_the_float64_gradient_of_a_real_vocabulary(loss):
 
 
 @pytest.mark.parametrize("loss", [ConcreteScore(w1="teacher", w2="uniform"), DistiLLM2(gradual_beta=True)])
-def test_options_keep_what_holds_for_every_loss(loss):
+def test_properties_of_every_loss_hold_with_other_options(loss):
     check_loss(loss, max_examples=10)
 
 

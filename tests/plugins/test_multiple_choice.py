@@ -18,7 +18,7 @@ from neoplug_probes.questions import Question, read_questions
 
 ROWS = [
     {"query": "The sky is", "choices": ["blue", "made of old green cheese", "a number"], "gold": 0},
-    {"query": "A statement ends where ", "choices": ["the line ends", "it begins"], "gold": 0},  # a blank at the end
+    {"query": "A statement ends where ", "choices": ["the line ends", "it begins"], "gold": 0},  # a space at the end
     {"query": "Zwei und drei\nsind", "choices": ["fünf", "sechs", "einundzwanzig", "β"], "gold": 1, "source": "mine"},
     {"query": "<|im_start|>user\nWhich?", "choices": ["this one", "that other one"], "gold": 1},
     *({"query": f"Number {n}:", "choices": [str(n), "nothing at all", "no"], "gold": n % 3} for n in range(20)),
@@ -45,28 +45,28 @@ def tokenizer(tiny_student):
     return AutoTokenizer.from_pretrained(tiny_student)
 
 
-def asked(plugin, model, tokenizer):
-    """Ask a probe as a run does."""
+def evaluated(plugin, model, tokenizer):
+    """Evaluate a probe as a run does."""
     whole = language_model(model, head_name(model), Vocabulary(model.config.vocab_size))
     return probe(Plugins({"probes": {"mc": plugin}}), whole, None, [], tokenizer)["mc"]
 
 
 @pytest.mark.slow
-def test_it_is_what_lm_eval_measures(file, model, tokenizer, peer, monkeypatch):
+def test_the_metrics_equal_those_of_lm_eval(file, model, tokenizer, peer, monkeypatch):
     kept = []
     monkeypatch.setattr(
         "neoplug_probes.multiple_choice.metrics",
         lambda questions, scores: kept.append(scores) or metrics(questions, scores),
     )
-    (found,) = asked(MultipleChoice(tasks=file, batch_size=5), model, tokenizer).values()
+    (found,) = evaluated(MultipleChoice(tasks=file, batch_size=5), model, tokenizer).values()
     theirs = peer(model, tokenizer, file)
     for metric in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr"):
         assert found[metric] == pytest.approx(theirs[metric], abs=1e-12)
-    assert found["chosen"] != found["chosen_norm"]  # else dividing by the length was not tried
+    assert found["chosen"] != found["chosen_norm"]  # so that dividing by the length has an effect
     np.testing.assert_allclose(np.concatenate(kept[0]), theirs["log_likelihoods"], atol=1e-4)
 
 
-def test_by_hand():
+def test_metrics_equal_those_computed_by_hand():
     questions = [Question("q", ("a", "bb", "cccc"), 0), Question("q", ("a", "bb"), 1), Question("q", ("aa", "b"), 0)]
     scores = [np.array([-3.0, -2.0, -4.0]), np.array([-1.0, -2.2]), np.array([-1.0, -2.0])]
     found = metrics(questions, scores)
@@ -81,7 +81,7 @@ def test_by_hand():
 def test_tasks_have_names_and_limits(file, tmp_path, model, tokenizer):
     other = write(tmp_path / "other.jsonl", ROWS[:1])
     for tasks, names in (([file, other], {"mine", "other"}), ({"x": file}, {"x"})):
-        found = asked(MultipleChoice(tasks=tasks, limit=2), model, tokenizer)
+        found = evaluated(MultipleChoice(tasks=tasks, limit=2), model, tokenizer)
         assert found.keys() == names
         assert {task["questions"] for task in found.values()} <= {1, 2}
     with pytest.raises(ValueError, match=r"tasks .* two files of one name"):
@@ -101,7 +101,7 @@ def test_tasks_have_names_and_limits(file, tmp_path, model, tokenizer):
         ('{"query": "a", "choices": ["b", "c"], "gold": true}', "`gold` must be"),
     ],
 )
-def test_rows_that_are_no_questions_are_refused_with_their_line(tmp_path, row, why):
+def test_rows_that_are_not_questions_are_refused_with_their_line(tmp_path, row, why):
     file = tmp_path / "bad.jsonl"
     file.write_text(f"{json.dumps(ROWS[0])}\n\n{row}\n", encoding="utf-8")
     (problem,) = MultipleChoice(tasks=file).check()
@@ -114,7 +114,7 @@ def test_rows_that_are_no_questions_are_refused_with_their_line(tmp_path, row, w
 def test_text_longer_than_the_model_is_refused(tmp_path, model, tokenizer):
     long = write(tmp_path / "long.jsonl", [{"query": "a b " * 300, "choices": ["c", "d"], "gold": 0}])
     with pytest.raises(RunError, match=r"tokens together, but the model was made for 512"):
-        asked(MultipleChoice(tasks=long), model, tokenizer)
+        evaluated(MultipleChoice(tasks=long), model, tokenizer)
 
 
 def test_tokens_that_are_not_shared_are_refused(tmp_path, model, tokenizer):

@@ -1,4 +1,4 @@
-"""Muon: what a step does to singular values, who steps what, and what is refused before weights are loaded."""
+"""Muon: the effect of a step on singular values, which optimizer trains which parameter, and refusals."""
 
 from types import SimpleNamespace
 
@@ -43,8 +43,8 @@ def rule(start, gradients, steps=5, momentum=0.95, nesterov=True, scale=None, we
         ({"adjust_lr_fn": "original", "weight_decay": 0.5}, {"scale": "original", "weight_decay": 0.5}),
     ],
 )
-def test_it_is_its_rule_on_singular_values(shape, options, named):
-    """In float64 by a singular value decomposition; torch iterates in bfloat16, so about two digits."""
+def test_a_step_follows_the_rule_on_singular_values(shape, options, named):
+    """Reference: a singular value decomposition in float64; torch iterates in bfloat16, so about two digits agree."""
     start, gradients = RNG.normal(size=shape), RNG.normal(size=(3, *shape))
     if named.get("scale") == "original":
         named = named | {"scale": np.sqrt(max(1, shape[0] / shape[1]))}
@@ -68,8 +68,8 @@ class Tied(nn.Module):
         return self.head
 
 
-def test_adamw_steps_vectors_embeddings_and_the_head():
-    """Beside torch's own two optimizers, each over its own; both groups' rates and decays are kept."""
+def test_vectors_embeddings_and_the_head_are_trained_by_adamw():
+    """Reference: torch's two optimizers, each on its parameters; learning rates and decays of groups are kept."""
     ours, theirs = Tied(), Tied()
     theirs.load_state_dict(ours.state_dict())
     weights = dict(ours.named_parameters())
@@ -92,7 +92,7 @@ def test_adamw_steps_vectors_embeddings_and_the_head():
             for stepper in steppers:
                 stepper.step()
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
-    assert optimizer.param_groups[0]["lr"] == 4 * RATE  # the rate that is logged is the first group's
+    assert optimizer.param_groups[0]["lr"] == 4 * RATE  # the logged learning rate is that of the first group
 
 
 def test_without_a_matrix_it_is_refused():

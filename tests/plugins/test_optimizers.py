@@ -1,4 +1,4 @@
-"""AdamW and SGD against the update rules written out in float64, fused or not; and what they refuse."""
+"""AdamW and SGD against their update rules in float64, fused and not; and what they refuse."""
 
 import numpy as np
 import pytest
@@ -52,12 +52,12 @@ def test_sgd_is_its_rule(options):
     np.testing.assert_allclose(run(SGD(**options)), sgd(**options), atol=1e-6)
 
 
-def test_a_group_may_set_its_own_decay():
+def test_a_group_may_set_its_weight_decay():
     np.testing.assert_allclose(run(AdamW(weight_decay=0.5), weight_decay=0.0), adamw(), atol=1e-6)
 
 
 @pytest.mark.parametrize("plugin", [AdamW(), SGD(momentum=0.9)])
-def test_it_is_fused_where_torch_can(plugin):
+def test_it_is_fused_where_torch_supports_it(plugin):
     def fused(**tensor):
         parameters = [torch.nn.Parameter(torch.zeros(2, **tensor))]
         return plugin.make_optimizer([{"params": parameters, "lr": 0.1}]).param_groups[0]["fused"]
@@ -68,7 +68,7 @@ def test_it_is_fused_where_torch_can(plugin):
     assert not fused(device="meta")
 
 
-def test_one_that_cannot_leaves_all_unfused():
+def test_one_unsupported_parameter_leaves_all_unfused():
     parameters = [torch.zeros(2), torch.zeros(2, dtype=torch.complex64)]
     assert not can_fuse([{"params": parameters[:1]}, {"params": parameters[1:]}])
 

@@ -38,7 +38,7 @@ def logits(model):
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
-def test_kept_evenly_with_first_and_last(count):
+def test_even_importance_keeps_evenly_spaced_layers_with_first_and_last(count):
     model = build("llama")
     before = list(model.model.layers)
     PruneDepth(num_hidden_layers=count).prepare_student(model, None)
@@ -51,8 +51,8 @@ def test_kept_evenly_with_first_and_last(count):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gpt_neox", "qwen3"])
-def test_the_cut_model_runs_the_kept_layers_only(family):
-    """Reference: the whole model with the layers in between replaced by the identity, through the residual stream."""
+def test_the_pruned_model_runs_only_the_kept_layers(family):
+    """Reference: the whole model with the removed layers replaced by the identity on the residual stream."""
     more = {"head_dim": 8} if family == "qwen3" else {}
     model, whole = build(family, **more), build(family, **more)
     PruneDepth(layers=[0, 2, 5]).prepare_student(model, None)
@@ -67,8 +67,8 @@ def _layers(model, count=6):
     return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
 
 
-def test_the_cache_works_after_the_cut():
-    """Generation with a cache equals generation without: layer numbers in the cache are contiguous again."""
+def test_the_cache_works_after_pruning():
+    """Generation with a cache equals generation without: the layer numbers are contiguous again."""
     model = build("llama")
     PruneDepth(layers=[1, 4]).prepare_student(model, None)
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(IDS)}
@@ -88,7 +88,7 @@ def test_it_saves_and_loads(tmp_path):
 
 
 def test_an_infinity_in_the_configuration_is_read_back(tmp_path):
-    """Falcon-H1's time steps have no upper limit, and a JSON file says so in words of transformers' own."""
+    """Falcon-H1's time steps have no upper limit, which transformers writes into JSON in a form of its own."""
     mamba = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
     model = build("falcon_h1", 3, **mamba)
     assert model.config.time_step_limit[1] == float("inf")
@@ -108,8 +108,7 @@ def test_meta_device_has_the_same_shapes():
     assert all(weight.is_meta for weight in meta.parameters())
 
 
-def test_the_models_own_configuration_is_the_one_cut():
-    """A configuration shared with another model must not be cut twice; the plugin cuts the model it is given."""
+def test_lists_of_the_configuration_keep_the_entries_of_the_kept_layers():
     model = build("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=3)
     types = list(model.config.layer_types)
     assert len(set(types)) == 2
@@ -117,8 +116,8 @@ def test_the_models_own_configuration_is_the_one_cut():
     assert model.config.layer_types == [types[0], types[5]]
 
 
-def test_a_pattern_by_number_is_refused():
-    """Every second layer is a mixture of experts, by a rule: two in a row cannot be said in a configuration."""
+def test_layer_types_that_follow_from_the_number_are_refused():
+    """The configuration makes every second layer a mixture of experts, so it cannot describe two in a row."""
     model = build("qwen2_moe", num_experts=2, moe_intermediate_size=8, shared_expert_intermediate_size=8,
                   decoder_sparse_step=2)  # fmt: skip
     with pytest.raises(RecipeError, match=r"cannot be cut there: `model\.layers"):
@@ -129,13 +128,13 @@ TEXT = [np.random.default_rng(seed).integers(1, 64, length) for seed, length in 
 
 
 def batches(*groups):
-    """Return batches of documents; `groups` says which texts stand together."""
+    """Return batches of documents; `groups` has the numbers of the texts in each batch."""
     for group in groups:
         yield collate([Document(TEXT[n], np.ones(len(TEXT[n]), dtype=bool), row=n) for n in group])
 
 
 def kept(whole, *groups, tokens=28, **options):
-    """Return which layers stay."""
+    """Return the numbers of the kept layers."""
     model = copy.deepcopy(whole)
     before = list(_layers(model, model.config.num_hidden_layers))
     PruneDepth(**options, calibration_tokens=tokens).prepare_student(model, batches(*groups or [[0, 1, 2]]))
@@ -154,7 +153,7 @@ def rough(family, layers=6):
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 def test_block_influence_is_its_definition(family):
-    """Reference: transformers' own hidden states of a padded batch, in numpy; the last layer's before the last norm."""
+    """Reference: transformers' hidden states of a padded batch, in numpy; the last layer's before the last norm."""
     model = rough(family)
     bare = copy.deepcopy(model)
     setattr(bare.base_model, "norm" if family == "llama" else "ln_f", torch.nn.Identity())
@@ -174,8 +173,8 @@ def test_block_influence_is_its_definition(family):
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
-def test_greedy_takes_out_the_least_missed(family):
-    """Reference: every cut that it could make is made, and its forward KL taken by scipy in float64."""
+def test_greedy_removes_the_layer_with_the_smallest_kl(family):
+    """Reference: the forward KL of every possible removal, by scipy in float64."""
     whole = rough(family, layers=4)
     keep = list(range(4))
     while len(keep) > 2:
@@ -195,8 +194,8 @@ def divergence(whole, keep):
     return total
 
 
-def test_calibration_reads_no_more_than_asked():
-    """After 9 + 3 tokens nothing is asked for: the third batch is never drawn."""
+def test_calibration_reads_no_more_tokens_than_configured():
+    """After 9 + 3 tokens no batch is requested: the third is never drawn."""
     drawn = []
 
     def watched():
@@ -219,7 +218,7 @@ def test_calibration_reads_no_more_than_asked():
     ("options", "message"),
     [({"num_hidden_layers": 7}, "only 6 layers"), ({"layers": [0, 6]}, "layers 0 to 5")],
 )
-def test_beyond_the_model_is_refused(options, message):
+def test_layers_that_the_model_does_not_have_are_refused(options, message):
     with pytest.raises(RecipeError, match=message):
         PruneDepth(**options).prepare_student(build("llama"), None)
 

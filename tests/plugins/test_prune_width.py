@@ -1,4 +1,4 @@
-"""Width pruning: exact where what goes is always 0, the most important stay (by numpy), refused where unknown."""
+"""Width pruning: exact where removed parts are 0, keeps the most important (by numpy), refuses unknown structures."""
 
 import copy
 
@@ -28,7 +28,7 @@ def build(family, **more):
 
 
 def batches(*groups):
-    """Return batches of documents; without `groups` one batch of all, of the texts numbered so else."""
+    """Return batches of documents; `groups` has the numbers of the texts in each batch; without it one batch of all."""
     for group in groups or [range(len(TEXT))]:
         yield collate([Document(TEXT[n], np.ones(len(TEXT[n]), dtype=bool), row=n) for n in group])
 
@@ -42,36 +42,36 @@ def logits(model):
     return model(input_ids=IDS).logits
 
 
-def kill(linear, rows):
+def set_to_zero(linear, rows):
     linear.weight.data[rows] = 0
     if linear.bias is not None:
         linear.bias.data[rows] = 0
 
 
-def kill_channels(model):
+def zero_channels(model):
     for number, layer in enumerate(model.model.layers):
-        kill(layer.mlp.up_proj, range(number, 48, 3))
+        set_to_zero(layer.mlp.up_proj, range(number, 48, 3))
 
 
-def kill_group(model):
-    """A key-value head without values: its two query heads return 0."""
+def zero_group(model):
+    """Set the values of a key-value head to 0, so that its two query heads return 0."""
     for number, layer in enumerate(model.model.layers):
         head = number % 2
-        kill(layer.self_attn.v_proj, range(8 * head, 8 * head + 8))
+        set_to_zero(layer.self_attn.v_proj, range(8 * head, 8 * head + 8))
 
 
-def kill_hidden(model):
+def zero_hidden(model):
     dead = range(1, 32, 4)
     model.model.embed_tokens.weight.data[:, dead] = 0
     for layer in model.model.layers:
-        kill(layer.self_attn.o_proj, dead)
-        kill(layer.mlp.down_proj, dead)
+        set_to_zero(layer.self_attn.o_proj, dead)
+        set_to_zero(layer.mlp.down_proj, dead)
 
 
 DEAD = {
-    "intermediate_size": (32, kill_channels),
-    "num_key_value_heads": (1, kill_group),
-    "hidden_size": (24, kill_hidden),
+    "intermediate_size": (32, zero_channels),
+    "num_key_value_heads": (1, zero_group),
+    "hidden_size": (24, zero_hidden),
 }
 FAMILIES = {
     "llama": {"attention_bias": True, "mlp_bias": True},
@@ -86,7 +86,7 @@ FAMILIES = {
 @pytest.mark.parametrize(
     ("family", "sizes"), [*(("llama", (name,)) for name in DEAD), *((family, tuple(DEAD)) for family in FAMILIES)]
 )
-def test_what_is_always_zero_goes_and_nothing_changes(family, sizes, tmp_path):
+def test_removing_what_is_always_zero_does_not_change_the_logits(family, sizes, tmp_path):
     model = build(family, **FAMILIES[family])
     for name in sizes:
         DEAD[name][1](model)
@@ -101,25 +101,25 @@ def test_what_is_always_zero_goes_and_nothing_changes(family, sizes, tmp_path):
     assert again.config.head_dim == 8
 
 
-def test_query_heads_that_return_zero_go_too():
-    """Three of four, one head of its own each: here a query head can be silent alone."""
+def test_query_heads_that_return_zero_are_removed():
+    """Each query head has its own key-value head, so a single query head can return 0."""
     model = build("llama", num_key_value_heads=4)
     for number, layer in enumerate(model.model.layers):
-        kill(layer.self_attn.v_proj, range(8 * number, 8 * number + 8))
+        set_to_zero(layer.self_attn.v_proj, range(8 * number, 8 * number + 8))
     whole = copy.deepcopy(model)
     prune(model, num_attention_heads=2, num_key_value_heads=2)
     assert model.config.num_key_value_heads == 2
     assert not torch.allclose(logits(model), logits(whole), atol=1e-2)
     again = copy.deepcopy(whole)
     PruneWidth(num_attention_heads=2, calibration_tokens=28).prepare_student(again, batches())
-    assert torch.equal(logits(again), logits(model))  # as many key-value heads as query heads, unless asked otherwise
+    assert torch.equal(logits(again), logits(model))  # by default as many key-value heads as query heads
 
 
 HEADS = (0, 8, 16, 24)  # where the heads of dimension 8 begin
 
 
 class Reference:
-    """A decoder whose queries are 0, so that attention is a mean; in numpy and float64: how much each part adds."""
+    """A decoder in numpy and float64 whose queries are 0, so attention is a mean; it records what each part adds."""
 
     def __init__(self, model):
         self.weights = {name: weight.double().numpy() for name, weight in model.state_dict().items()}
@@ -137,7 +137,9 @@ class Reference:
         w, hidden = self.weights, self.weights["model.embed_tokens.weight"][ids]
         for layer in ("model.layers.0", "model.layers.1"):
             values = self.norm(hidden, f"{layer}.input_layernorm") @ w[f"{layer}.self_attn.v_proj.weight"].T
-            seen = np.cumsum(values, 0) / np.arange(1, len(ids) + 1)[:, None]  # queries of 0 look everywhere alike
+            seen = (
+                np.cumsum(values, 0) / np.arange(1, len(ids) + 1)[:, None]
+            )  # queries of 0 attend equally to all positions
             added = np.stack(
                 [seen[:, h : h + 8] @ w[f"{layer}.self_attn.o_proj.weight"][:, h : h + 8].T for h in HEADS], 1
             )
@@ -151,12 +153,12 @@ class Reference:
         self.norm(hidden, "model.norm")
 
     def most(self, part, count, *names):
-        """Return where the most important stand: L2 over documents of the mean over tokens, summed over `names`."""
+        """Return the most important indices: L2 norm over documents of means over tokens, summed over `names`."""
         scores = sum(np.sqrt((np.stack(self.seen[part, name]) ** 2).sum(0)) for name in names)
         return np.sort(np.argsort(-scores)[:count])
 
 
-def test_the_most_important_stay():
+def test_the_most_important_parts_are_kept():
     model = build("llama", num_key_value_heads=4, rms_norm_eps=1e-6)
     for layer in model.model.layers:
         layer.self_attn.q_proj.weight.data.zero_()
@@ -180,7 +182,7 @@ def test_the_most_important_stay():
     torch.testing.assert_close(found.model.norm.weight, torch.full((24,), (32 / 24) ** 0.5))
 
 
-def test_groups_keep_as_many_heads_each():
+def test_groups_keep_the_same_number_of_heads():
     from neoplug_models.width_importance import heads_to_keep
 
     scores = torch.tensor([5.0, 1, 3, 1, 9, 1, 1, 2, 4, 3, 4, 3])  # three groups of four
@@ -189,8 +191,8 @@ def test_groups_keep_as_many_heads_each():
     assert groups.tolist() == [0, 1]
 
 
-def test_documents_are_measured_alone():
-    """However they fall together in batches: neither padding nor a neighbour is in what is measured."""
+def test_importance_does_not_depend_on_the_batches_of_documents():
+    """Neither padding nor other documents of the batch influence what is measured."""
     together, apart = (prune(build("qwen3"), *groups, intermediate_size=24) for groups in ([[0, 1, 2]], [[0], [1, 2]]))
     assert all(torch.equal(a, b) for a, b in zip(together.parameters(), apart.parameters(), strict=True))
 
@@ -231,7 +233,7 @@ MIXTRAL = {"num_local_experts": 2}
         ("cohere", {}, {"intermediate_size": 24}),
     ],
 )
-def test_half_known_families_are_cut_where_they_are_known(family, more, sizes, tmp_path):
+def test_partly_supported_families_are_pruned_in_the_supported_dimensions(family, more, sizes, tmp_path):
     model = prune(build(family, **more), **sizes)
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()), logits(model))

@@ -1,4 +1,4 @@
-"""nf4, fp4 and int8 against the base that each stands for, in float64; the traps of bitsandbytes on a CPU."""
+"""nf4, fp4 and int8 against the dequantised base in float64; known faults of bitsandbytes on a CPU."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from neoplug_models.nf4 import NF4
 # peft calls transformers by old names
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
 IDS = torch.arange(3, 43).view(2, 20)
-# Held to more digits than bfloat16 has, which some processors would compute in.
+# Tolerances are below the precision of bfloat16, in which some processors would compute.
 PLUGINS = [NF4(compute_dtype="float32"), FP4(compute_dtype="float32"), Int8()]
 everyone = pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: type(plugin).__name__)
 
@@ -33,7 +33,7 @@ def layers(model):
 
 
 def weight_of(layer):
-    """Return the float64 weight that a layer stands for: of 4 bits by bitsandbytes, of 8 by its definition."""
+    """Return the dequantised weight of a layer in float64: of 4 bits by bitsandbytes, of 8 by definition."""
     from bitsandbytes.functional import dequantize_4bit
 
     if layer.weight.dtype == torch.int8:
@@ -42,7 +42,7 @@ def weight_of(layer):
 
 
 def dequantised(folder, plugin):
-    """Return the plain model in float64 with the very weights that the quantised model stands for."""
+    """Return the plain model in float64 with the dequantised weights of the quantised model."""
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     for name, layer in layers(load(folder, plugin)).items():
         plain.get_submodule(name).weight.data = weight_of(layer)
@@ -58,7 +58,7 @@ def with_lora(model, **options):
 
 
 def gradients(model):
-    """Return the adapter's gradients after an evaluation, a generation and another training step came before."""
+    """Return the adapter's gradients after an evaluation, a generation and another training step."""
     for train in (False, True, False, True):
         model.train(train)
         model.zero_grad()
@@ -83,8 +83,8 @@ def test_gradients_after_evaluation_equal_those_of_the_dequantised_base(tiny_stu
 
 
 @pytest.mark.parametrize("kind", [NF4, FP4])
-def test_gradients_in_bfloat16_are_off_by_its_rounding_alone(tiny_student, kind):
-    """Also where the processor has kernels of its own for it: bitsandbytes then packs weights that evaluated."""
+def test_gradients_in_bfloat16_differ_only_by_its_rounding(tiny_student, kind):
+    """Also on processors with bfloat16 kernels, where bitsandbytes packs weights after an evaluation."""
     plugin = kind(compute_dtype="bfloat16")
     models = (load(tiny_student, plugin), dequantised(tiny_student, plugin))
     ours, reference = (gradients(with_lora(model)) for model in models)
@@ -102,16 +102,16 @@ def test_evaluating_and_training_compute_the_same(tiny_student, plugin):
 
 
 @torch.no_grad()
-def test_int8_is_half_a_step_from_the_weights(tiny_student):
+def test_int8_weights_are_at_most_half_a_step_from_the_original(tiny_student):
     plain = AutoModelForCausalLM.from_pretrained(tiny_student, dtype=torch.float64)
     for name, layer in layers(load(tiny_student, Int8())).items():
         weight = plain.get_submodule(name).weight
         step = weight.abs().amax(1, keepdim=True) / 127
-        assert ((weight_of(layer) - weight).abs() <= step * 0.6).all()  # bitsandbytes goes by float16
+        assert ((weight_of(layer) - weight).abs() <= step * 0.6).all()  # bitsandbytes rounds by float16
 
 
-def test_int8_documents_of_a_batch_do_not_move_each_other(tiny_student):
-    """Outlier columns, which LLM.int8() looks for in the whole batch, do so."""
+def test_int8_documents_of_a_batch_do_not_influence_each_other(tiny_student):
+    """In LLM.int8() they do, by outlier columns, which it detects in the whole batch."""
     model = load(tiny_student, Int8())
     for layer in model.model.layers:
         layer.input_layernorm.weight.data *= 5  # outliers
@@ -128,7 +128,7 @@ def test_the_packing_that_cuts_gradients_is_off(tiny_student):
 
 
 @everyone
-def test_what_is_quantised_and_what_is_not(tiny_teacher, plugin):
+def test_linear_layers_are_quantised_and_embeddings_and_head_are_not(tiny_teacher, plugin):
     model = load(tiny_teacher, plugin, dtype=torch.bfloat16)
     assert len(layers(model)) == 4 * 7
     assert {layer.weight.dtype for layer in layers(model).values()} <= {torch.uint8, torch.int8}
@@ -140,7 +140,7 @@ def test_what_is_quantised_and_what_is_not(tiny_teacher, plugin):
 
 
 @pytest.mark.parametrize("kind", [NF4, FP4, Int8])
-def test_skipped_modules_stay_and_so_does_the_head(tiny_teacher, kind):
+def test_skipped_modules_and_the_head_are_not_quantised(tiny_teacher, kind):
     model = load(tiny_teacher, kind(skip_modules=["k_proj", "model.layers.1"]))
     assert len(layers(model)) == 3 * 6
     assert type(model.lm_head) is torch.nn.Linear
@@ -151,13 +151,13 @@ def test_skipped_modules_stay_and_so_does_the_head(tiny_teacher, kind):
 
 @pytest.mark.parametrize("kind", [NF4, FP4])
 @pytest.mark.parametrize("double", [True, False])
-def test_type_and_double_quant_reach_the_weights(tiny_student, kind, double):
+def test_quant_type_and_double_quant_apply_to_the_weights(tiny_student, kind, double):
     found = layers(load(tiny_student, kind(use_double_quant=double)))
     assert {layer.weight.quant_state.nested for layer in found.values()} == {double}
     assert {layer.weight.quant_state.quant_type for layer in found.values()} == {kind.__name__.lower()}
 
 
 @pytest.mark.parametrize(("asked", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_compute_dtype_is_what_was_asked_for(tiny_student, asked, expected):
+def test_compute_dtype_is_the_configured_one(tiny_student, asked, expected):
     found = layers(load(tiny_student, NF4(compute_dtype=asked)))
     assert {layer.compute_dtype for layer in found.values()} == {expected}

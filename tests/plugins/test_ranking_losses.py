@@ -20,18 +20,18 @@ quick = settings(deadline=None, max_examples=20)
 
 
 def without_ties(example):
-    """Return the example with a teacher that has an order: logits come in eighths, so sixty-fourths tie nothing."""
+    """Return the example without ties of the teacher, whose logits are multiples of 1/8: adds multiples of 1/64."""
     return replace(example, teacher=example.teacher + torch.arange(example.teacher.shape[1]) / 64)
 
 
 def orders(example):
-    """Yield each token's student logits in float64, and its teacher's order, best first."""
+    """Yield each token's student logits in float64 and the teacher's order, best first."""
     for student, teacher in zip(example.student.double().numpy(), example.teacher.numpy(), strict=True):
         yield student, np.argsort(-teacher)
 
 
-def surprise(student, drawn):
-    """Return -log of the chance to draw these in this order, without putting back."""
+def negative_log_likelihood(student, drawn):
+    """Return -log of the probability to draw these in this order, without replacement."""
     left, total = list(range(len(student))), 0.0
     for entry in drawn:
         total += logsumexp(student[left]) - student[entry]
@@ -42,9 +42,9 @@ def surprise(student, drawn):
 @pytest.mark.parametrize("k", [1, 3, 8])
 @quick
 @given(example=examples())
-def test_listwise_is_the_surprise_of_the_teachers_order(k, example):
+def test_listwise_is_the_negative_log_likelihood_of_the_teachers_order(k, example):
     example = without_ties(example)
-    expected = [surprise(student, order[:k]) for student, order in orders(example)]
+    expected = [negative_log_likelihood(student, order[:k]) for student, order in orders(example)]
     assert_allclose(value(Listwise(k), example), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -56,48 +56,48 @@ def test_the_first_draw_is_cross_entropy_with_the_teachers_best(example):
     assert_allclose(value(Listwise(k=1), best), value(CrossEntropy(), best), rtol=1e-5, atol=1e-5)
 
 
-def test_the_chances_of_all_orders_sum_to_one():
+def test_the_probabilities_of_all_orders_sum_to_one():
     student = torch.tensor([[2.0, -1.0, 0.5, 0.0]]).log_softmax(-1)
     teachers = (torch.zeros(1, 4).index_fill(1, torch.tensor(a), 2).index_fill(1, torch.tensor(b), 1)
                 for a, b in permutations(range(4), 2))  # fmt: skip
-    chances = [torch.exp(-Listwise(k=2).token_loss(student, teacher)).item() for teacher in teachers]
-    assert len(chances) == 12
-    assert sum(chances) == pytest.approx(1, rel=1e-6)
+    probabilities = [torch.exp(-Listwise(k=2).token_loss(student, teacher)).item() for teacher in teachers]
+    assert len(probabilities) == 12
+    assert sum(probabilities) == pytest.approx(1, rel=1e-6)
 
 
-def prices(student, order, k, price):
-    return np.mean([price(student[above] - student[below]) for above, below in combinations(order[:k], 2)])
+def mean_penalty(student, order, k, penalty):
+    return np.mean([penalty(student[above] - student[below]) for above, below in combinations(order[:k], 2)])
 
 
 @pytest.mark.parametrize("k", [2, 8])
 @quick
 @given(example=examples())
-def test_pairwise_is_the_mean_price_of_a_pair(k, example):
+def test_pairwise_is_the_mean_penalty_of_the_pairs(k, example):
     example = without_ties(example)
-    for loss, price in (
+    for loss, penalty in (
         (Pairwise(k), lambda gap: np.logaddexp(0, -gap)),
         (Pairwise(k, margin=2.0), lambda gap: np.logaddexp(0, 2 - gap)),
         (Pairwise(k, "hinge", margin=0.5), lambda gap: max(0, 0.5 - gap)),
     ):
-        expected = [prices(student, order, k, price) for student, order in orders(example)]
+        expected = [mean_penalty(student, order, k, penalty) for student, order in orders(example)]
         assert_allclose(value(loss, example), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_tie_of_the_teachers_has_no_order():
+def test_a_pair_that_the_teacher_ties_adds_nothing():
     student, teacher = torch.tensor([[5.0, 1.0, -3.0]]).log_softmax(-1), torch.zeros(1, 3).log_softmax(-1)
     found, gradient = Pairwise().token_gradient(student, teacher)
     assert found.item() == 0
     assert not gradient.any()
 
 
-def test_a_pair_is_pulled_apart_by_its_doubt_and_no_other_entry_is_touched():
+def test_the_gradient_of_a_pair_is_the_sigmoid_of_its_gap_and_0_elsewhere():
     student, teacher = torch.tensor([[0.0, 1.0, 5.0]]).log_softmax(-1), torch.tensor([[2.0, 1.0, 0.0]]).log_softmax(-1)
     found, gradient = Pairwise(k=2).token_gradient(student, teacher)
-    doubt = 1 / (1 + np.exp(-1))
+    slope = 1 / (1 + np.exp(-1))
     assert found.item() == pytest.approx(1 + log1p(np.exp(-1)), rel=1e-6)
-    assert_allclose(gradient[0], [-doubt, doubt, 0], rtol=1e-6)
+    assert_allclose(gradient[0], [-slope, slope, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [Pairwise(surrogate="hinge"), Pairwise(surrogate="hinge", margin=1.0), Listwise(k=1)])
-def test_options_keep_what_holds_for_every_loss(loss):
+def test_properties_of_every_loss_hold_with_other_options(loss):
     check_loss(loss, max_examples=10)

@@ -1,4 +1,4 @@
-"""TAID: its target, how t moves against plain floats, and that a resumed t is the same t."""
+"""TAID: its target, the update of t against plain floats, and t after a resume."""
 
 import io
 from math import exp
@@ -16,8 +16,8 @@ from neoplug_losses.taid import TAID
 LOSSES = [2.0, 1.5, 1.6, 0.0, 0.4, 0.2, 0.1]  # nats per token, step after step
 
 
-def move(loss, losses, first=0, answers=5):
-    """Let the loss see steps end; return the t of each."""
+def run_steps(loss, losses, first=0, answers=5):
+    """End a step for each of these losses; return the t of each."""
     found = []
     for step, nats in enumerate(losses, first):
         metrics = {"losses": {"taid@x": torch.tensor(nats)}, "counts": torch.tensor([answers, 9])}
@@ -27,7 +27,7 @@ def move(loss, losses, first=0, answers=5):
 
 @settings(deadline=None, max_examples=30)
 @given(examples())
-def test_the_target_lies_on_the_way_in_the_logits(example):
+def test_the_target_interpolates_the_logits(example):
     z_p, z_q = (z.double().numpy() for z in (example.teacher, example.student))
     for temperature in (1.0, 2.5):
         t = 0.2 + 0.5 * example.progress
@@ -43,7 +43,7 @@ def test_it_ends_as_forward_kl():
         assert_allclose(have, want, atol=1e-6)
 
 
-def test_t_is_the_papers():
+def test_t_follows_the_update_of_the_paper():
     t, momentum, before, expected = 0.4, 0.0, None, []
     for step, loss in enumerate(LOSSES):
         t = min(1.0, max(t, 0.4 + 0.6 * step / (len(LOSSES) - 1)))
@@ -52,35 +52,35 @@ def test_t_is_the_papers():
             momentum = 0.9 * momentum + 0.1 * (before - loss) / (before + 1e-15)
             t += 0.3 * (1 / (1 + exp(-momentum)) if momentum > -700 else 0.0) * (1 - t)
         before = loss
-    found = move(TAID(alpha=0.3, beta=0.9), LOSSES)
+    found = run_steps(TAID(alpha=0.3, beta=0.9), LOSSES)
     assert_allclose(found, expected, rtol=1e-6)
-    assert found[2] > 0.4 + 0.6 * 2 / 6  # ahead of the line: the case is no empty one
+    assert found[2] > 0.4 + 0.6 * 2 / 6  # ahead of the linear schedule, so the update has an effect
 
 
-def test_without_alpha_t_is_a_straight_line():
-    assert_allclose(move(TAID(alpha=0.0), LOSSES), [0.4 + 0.1 * step for step in range(7)], rtol=1e-6)
+def test_without_alpha_t_is_linear_in_progress():
+    assert_allclose(run_steps(TAID(alpha=0.0), LOSSES), [0.4 + 0.1 * step for step in range(7)], rtol=1e-6)
 
 
-def test_a_step_without_an_answer_token_moves_only_along_the_line():
+def test_a_step_without_answer_tokens_changes_t_only_linearly():
     loss = TAID(alpha=0.3)
-    before = move(loss, LOSSES[:3])
+    before = run_steps(loss, LOSSES[:3])
     kept = loss.state_dict()
-    assert move(loss, [0.0], first=3, answers=0)[0] > before[-1]
+    assert run_steps(loss, [0.0], first=3, answers=0)[0] > before[-1]
     assert loss.state_dict()["before"] == kept["before"]
     assert loss.state_dict()["momentum"] == kept["momentum"]
     untouched = TAID(alpha=0.3)
-    move(untouched, [0.0], answers=0)
+    run_steps(untouched, [0.0], answers=0)
     assert untouched.state_dict()["before"].isinf()
 
 
 def test_a_resumed_t_is_the_same_t():
     whole, first, then = TAID(alpha=0.3), TAID(alpha=0.3), TAID(alpha=0.3)
-    expected = move(whole, LOSSES)
-    found, file = move(first, LOSSES[:3]), io.BytesIO()
+    expected = run_steps(whole, LOSSES)
+    found, file = run_steps(first, LOSSES[:3]), io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
     then.load_state_dict(torch.load(file, weights_only=True))
-    assert found + move(then, LOSSES[3:], first=3) == expected
+    assert found + run_steps(then, LOSSES[3:], first=3) == expected
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,6 @@ def test_a_resumed_t_is_the_same_t():
         ({"temperature": 0.0}, "temperature is"),
     ],
 )
-def test_what_is_out_of_range_is_refused(options, says):
+def test_an_option_out_of_range_is_refused(options, says):
     with pytest.raises(ValueError, match=f"^{says}"):
         TAID(**options)

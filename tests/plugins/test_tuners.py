@@ -1,4 +1,4 @@
-"""Peft's other adapters: their size by formula, what they fit to a model's sizes, what they refuse."""
+"""Other adapters of peft: number of parameters by formula, defaults that fit the model's sizes, refusals."""
 
 import copy
 import logging
@@ -98,17 +98,17 @@ def adapted(adapter):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_its_size_is_the_formula(name, tmp_path):
+def test_the_number_of_parameters_is_the_formula(name, tmp_path):
     model = adapted(find(name, tmp_path).load()(target_modules=["up_proj"]))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert trained == SIZES[name](model.peft_config["default"])
 
 
-def test_what_is_fitted_is_told(caplog):
+def test_a_default_that_is_fitted_is_logged(caplog):
     with caplog.at_level(logging.INFO, logger="neoplug"):
         adapted(C3A())
     assert "c3a: block_size is 24, not 256: fitted to the sizes of the targets" in caplog.text
-    assert "experts" not in caplog.text  # its own blocks are none
+    assert "experts" not in caplog.text  # the three-dimensional blocks of C3A do not count as experts
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_what_is_fitted_is_told(caplog):
         (RoAd(group_size=3), "group_size is 3, which does not divide"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_its_name(adapter, words):
+def test_an_option_that_does_not_fit_is_refused_by_name(adapter, words):
     with pytest.raises(RecipeError, match=words) as caught:
         adapted(adapter)
     (problem,) = caught.value.problems
@@ -157,7 +157,7 @@ def some_batches():
     return [collate([Document(rng.integers(0, 64, 12), scored, row) for row in range(4)]) for _ in range(8)]
 
 
-def test_adaloras_ranks_end_at_the_target_and_its_penalty_is_the_papers():
+def test_adaloras_ranks_end_at_the_target_and_its_penalty_is_that_of_the_paper():
     adapter, model = AdaLoRA(target_r=2, init_r=4, target_modules=["q_proj", "up_proj"]), real()
     student = adapter.add_adapter(model, None, 8, torch.Generator().manual_seed(0))
     matrices = {name: weight for name, weight in student.named_parameters() if ".lora_A." in name or ".lora_B." in name}
@@ -175,7 +175,7 @@ def test_adaloras_ranks_end_at_the_target_and_its_penalty_is_the_papers():
     assert sum(kept) == 2 * 2
 
 
-def test_evas_directions_are_the_principal_ones_of_what_the_layer_reads():
+def test_evas_directions_are_the_principal_ones_of_the_layers_inputs():
     batches, model, seen = some_batches(), real(), []
     handle = model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
     for batch in batches:
@@ -189,8 +189,8 @@ def test_evas_directions_are_the_principal_ones_of_what_the_layer_reads():
 
 
 @pytest.mark.parametrize("name", ["pissa", "olora", "milora", "corda", "lora_ga", "eva", "loftq"])
-def test_what_starts_with_components_fits_layers_that_have_fewer(name, tmp_path, caplog):
-    """Keys and values of 4 outputs: of rank 4 there, scaled as elsewhere, and saved for plain peft."""
+def test_the_rank_fits_layers_with_fewer_components(name, tmp_path, caplog):
+    """Keys and values have 4 outputs: rank 4 there, with the scale of other targets; plain peft loads the result."""
     narrow = {"num_key_value_heads": 1, "head_dim": 4}
     model, adapter = real(**narrow), find(name, tmp_path).load()()
     with caplog.at_level(logging.INFO, logger="neoplug"):
@@ -201,7 +201,7 @@ def test_what_starts_with_components_fits_layers_that_have_fewer(name, tmp_path,
     assert student.get_submodule("base_model.model.model.layers.0.mlp.up_proj").r["default"] == 8
     ids = torch.arange(20)[None]
     with torch.no_grad():
-        if name == "loftq":  # with all components nothing of the weight is lost; its own test has how it is saved
+        if name == "loftq":  # with all components the weight is exact; another test covers how it is saved
             whole = layer.get_base_layer().weight + layer.get_delta_weight("default")
             torch.testing.assert_close(whole, real(**narrow).model.layers[0].self_attn.k_proj.weight)
             return
@@ -233,7 +233,7 @@ def test_lora_gas_first_step_is_along_the_gradient_of_the_answers():
 
 
 @pytest.mark.parametrize(("method", "kept"), [("ipm", slice(0, 4)), ("kpm", slice(-4, None))])
-def test_cordas_part_of_the_weight_has_its_components_under_the_covariance(method, kept):
+def test_cordas_start_has_the_components_of_the_weight_times_the_covariance(method, kept):
     batches, model, seen = some_batches(), real(), []
     layer = model.model.layers[0].mlp.gate_proj
     handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
@@ -260,7 +260,7 @@ def test_without_scikit_learn_adamss_names_its_extra(monkeypatch):
 
 
 @pytest.mark.slow
-def test_adamss_changes_what_its_saved_lora_says_also_beside_biases(tmp_path):
+def test_adamss_equals_the_lora_that_it_saves_also_with_biases(tmp_path):
     base = real(attention_bias=True)
     for name, weight in base.named_parameters():
         weight.data += 0.5 if name.endswith("bias") else 0
@@ -278,7 +278,7 @@ def test_adamss_changes_what_its_saved_lora_says_also_beside_biases(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="peft may find its extension")
-def test_boft_with_several_factors_needs_what_peft_builds():
+def test_boft_with_several_factors_needs_the_extension_of_peft():
     with pytest.raises(RecipeError, match="boft_n_butterfly_factor is 2, but peft can compute only 1 here"):
         adapted(BOFT(boft_n_butterfly_factor=2))
 
@@ -297,7 +297,7 @@ def test_boft_is_its_formula():
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_loftqs_start_is_the_best_of_its_rank_for_what_four_bits_lose(rounds):
+def test_loftq_starts_with_the_best_low_rank_part_of_the_error_of_four_bits(rounds):
     model = real()
     whole = model.model.layers[0].mlp.up_proj.weight.double().numpy()
     adapter = LoftQ(r=4, lora_alpha=12, loftq_iter=rounds, target_modules=["up_proj"])
@@ -326,13 +326,13 @@ def test_loftq_in_eight_bits_is_off_by_half_a_step_at_most():
     assert all(len(row.unique()) <= 255 for row in rounded)
 
 
-def test_loftq_does_not_go_on_from_an_adapter():
+def test_loftq_does_not_continue_from_an_adapter():
     student = SimpleNamespace(load={}, adapter_path="runs/before/adapter")
     (problem,) = LoftQ().check(SimpleNamespace(adapter={"loftq": {}}, student=student))
     assert problem.path == ("student", "adapter_path")
 
 
-def test_beft_is_merged_into_biases_and_nowhere_else():
+def test_beft_is_merged_only_into_biases():
     for layers in (["q_proj"], ["q_proj", "up_proj"]):
         adapter = BEFT(target_modules=layers)
         student = adapter.add_adapter(real(attention_bias=True), None, 4, torch.Generator().manual_seed(0))
@@ -371,7 +371,7 @@ def prompted(model):
     return AdaptionPrompt(adapter_len=3).add_adapter(model, torch.Generator().manual_seed(0))
 
 
-def test_adaption_prompts_attend_beside_the_layers_own_attention():
+def test_adaption_prompts_add_to_the_attention_of_the_layer():
     student, states = prompted(real()), torch.randn(1, 5, N)
     attention = student.get_submodule("base_model.model.model.layers.0.self_attn")
     attention.adaption_gate.data.fill_(0.7)
@@ -410,7 +410,7 @@ def test_adaption_prompts_refuse_what_peft_computes_wrongly():
 
 @pytest.fixture(scope="module")
 def experts():
-    """Return a model of experts in one stack, each layer with a gate of one output, of a family in no matrix."""
+    """Return a model with stacked experts and gates with one output, of a family that the matrix does not have."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     counts = {"num_experts": 16, "num_experts_per_tok": 2, "num_key_value_heads": 2, "vocab_size": 64}
@@ -435,7 +435,7 @@ def test_a_gate_of_one_output_is_left_out_of_all_linear(experts, name, caplog):
 @pytest.mark.parametrize(
     "name", ["corda", "dora", "eva", "loftq", "lora_ga", "mica", "milora", "moslora", "olora", "pissa"]
 )
-def test_stacked_experts_are_refused_in_a_family_that_nobody_measured(name, device):
+def test_stacked_experts_are_refused_in_a_family_that_was_not_measured(name, device):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     model = OlmoeForCausalLM(OlmoeConfig(**sizes, num_key_value_heads=2, num_experts=16, vocab_size=64)).to(device)
     with pytest.raises(RecipeError, match=f"`{name}` cannot adapt the experts of this model") as caught:
@@ -451,7 +451,7 @@ def llama():
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("name", ["corda", "loftq", "lora_ga", "milora", "olora", "pissa"])
-def test_a_head_that_shares_its_weight_is_not_taken_apart(llama, name, device):
+def test_a_head_that_shares_its_weight_is_refused(llama, name, device):
     adapter = find(name, Path()).load()(target_modules=["q_proj", "lm_head"])
     model = llama.to(device)
     model.tie_weights()
@@ -474,7 +474,7 @@ def test_an_option_that_peft_refuses_is_named(llama):
     assert caught.value.problems[0].path == ("adapter", "supertuning", "sparsity")
 
 
-def test_a_fault_in_code_is_not_laid_on_the_targets(llama, monkeypatch):
+def test_a_fault_in_code_is_not_reported_as_a_problem_of_the_targets(llama, monkeypatch):
     def broken(*_):
         return "1" + 1
 
@@ -507,7 +507,7 @@ def test_adaloras_schedule_fits_the_run(llama, steps):
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("name", ["corda", "eva", "loftq", "lora_ga", "mica", "milora", "moslora", "olora", "pissa"])
-def test_what_peft_makes_plain_lora_of_embeddings_is_refused_there(llama, name, device):
+def test_variants_that_peft_makes_plain_lora_on_embeddings_are_refused_there(llama, name, device):
     adapter = find(name, Path()).load()(target_modules=["q_proj", "embed_tokens"])
     with pytest.raises(RecipeError, match=f"`{name}` cannot adapt `model.embed_tokens`"):
         adapter.add_adapter(llama.to(device), None, 4, torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Adapters of virtual tokens: what peft is told, their size by formula, where they start, what they refuse."""
+"""Adapters with virtual tokens: options of peft, number of parameters by formula, initialisation, refusals."""
 
 import copy
 from dataclasses import replace
@@ -16,7 +16,7 @@ from neoplug_adapters.prefix_tuning import PrefixTuning
 from neoplug_adapters.prompt_tuning import PromptTuning
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names
-H, KEYS, LAYERS, T = 48, 24, 2, 20  # hidden size, of keys of a layer, layers, virtual tokens where nothing is said
+H, KEYS, LAYERS, T = 48, 24, 2, 20  # hidden size, size of the keys of a layer, layers, default number of virtual tokens
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def size(model):
 
 
 def lstm(inputs, width):
-    """Return the parameters of a layer that reads both ways."""
+    """Return the number of parameters of a bidirectional LSTM layer."""
     return 2 * 4 * width * (inputs + width + 2)
 
 
@@ -64,7 +64,7 @@ def lstm(inputs, width):
         ),
     ],
 )
-def test_size_and_options(adapted, plugin, expected):
+def test_the_number_of_parameters_and_the_options(adapted, plugin, expected):
     model = adapted(plugin)
     assert size(model) == expected
     assert virtual_tokens(model) == plugin.num_virtual_tokens
@@ -73,7 +73,7 @@ def test_size_and_options(adapted, plugin, expected):
         assert getattr(found, name) == value or value is None
 
 
-def test_other_adapters_have_none(base):
+def test_other_adapters_have_no_virtual_tokens(base):
     assert virtual_tokens(base) == 0
 
 
@@ -88,14 +88,14 @@ def test_prompts_start_as_tokens_of_the_vocabulary_or_as_a_text(adapted, base, t
     assert torch.equal(told, table[(ids * 9)[:9]])
 
 
-def test_the_text_is_read_by_the_students_own_tokenizer(tiny_student):
+def test_the_initial_text_is_tokenised_by_the_students_tokenizer(tiny_student):
     model = LlamaForCausalLM.from_pretrained(tiny_student).requires_grad_(False)
     plugin = PromptTuning(prompt_tuning_init="TEXT", prompt_tuning_init_text="Say it")
     config = plugin.add_adapter(model, torch.Generator().manual_seed(0)).peft_config["default"]
     assert config.tokenizer_name_or_path == str(tiny_student)
 
 
-def test_a_prefix_of_zeros_is_no_prefix_of_noise(adapted):
+def test_init_weights_zero_gives_a_prefix_of_zeros(adapted):
     weight = adapted(PrefixTuning(init_weights="zero")).prompt_encoder["default"].embedding.weight
     assert not weight.any()
 
@@ -132,14 +132,14 @@ def test_a_prefix_is_refused_where_layers_keep_a_state(device):
 
 
 @pytest.mark.parametrize("plugin", [PromptTuning(), PrefixTuning(), PTuning()])
-def test_none_is_merged(plugin, adapted):
+def test_merging_is_refused(plugin, adapted):
     with pytest.raises(UsageError, match="no weight can represent them"):
         plugin.merge_adapter(adapted(plugin))
 
 
 @pytest.mark.parametrize("plugin", [PromptTuning(), PrefixTuning(), PTuning()])
-def test_plain_peft_generates_as_the_page_says(plugin, adapted, base, tmp_path):
-    """Without a cache it puts the likeliest token after the text, as whole logits tell, again and again."""
+def test_plain_peft_generates_as_the_adapters_page_describes(plugin, adapted, base, tmp_path):
+    """Without a cache it appends the most likely token by the full logits, again and again."""
     with quiet_peft():
         adapted(plugin).save_pretrained(tmp_path)
     model = rename_cache_argument(PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)).eval()
