@@ -7,7 +7,7 @@ here (`batch`), but which of them a model supports is verified in `models`.
 from neoplug.data.batch import Batch, Document, Layout, collate
 from neoplug.data.dataset import Corpus, check_local_sources, load_corpus, load_unvalidated_corpus
 from neoplug.data.encode.lengths import without_answers
-from neoplug.data.encode.teacher_prompt import teacher_prompt
+from neoplug.data.encode.teacher_encoder import teacher_encoder
 from neoplug.data.ingest.report import Report
 from neoplug.data.preview_text import pieces
 from neoplug.data.sampler import BatchSampler
@@ -24,6 +24,6 @@ __all__ = [
     "load_corpus",
     "load_unvalidated_corpus",
     "pieces",
-    "teacher_prompt",
+    "teacher_encoder",
     "without_answers",
 ]

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from neoplug.data.batch import Document
 from neoplug.data.encode.chat import template_text
 from neoplug.data.encode.row_encoder import RowEncoder
-from neoplug.data.encode.teacher_prompt import TeacherPrompt
+from neoplug.data.encode.teacher_encoder import TeacherEncoder
 from neoplug.data.encode.text_encoder import Tokenizer
 from neoplug.data.ingest.pipeline import INSPECTED_ROWS, recognise_columns
 from neoplug.data.ingest.recipe_sources import eval_source_of, training_sources
@@ -62,7 +62,7 @@ class Corpus:
     ids_read_by_both: np.ndarray
 
 
-def load_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None = None) -> Corpus:
+def load_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEncoder | None = None) -> Corpus:
     """Return the tokenised data of a recipe whose report has no problem.
 
     raises  RecipeError as `load_unvalidated_corpus`, and where the report has a problem: more rows are dropped than
@@ -74,7 +74,7 @@ def load_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None 
     return corpus
 
 
-def load_unvalidated_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherPrompt | None = None) -> Corpus:
+def load_unvalidated_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEncoder | None = None) -> Corpus:
     """Return the tokenised data of a recipe, whatever the problems in its report: `neoplug preview` shows both.
 
     It is tokenised here, or read from the cache where an earlier run stored it.

@@ -16,7 +16,7 @@ from typing import Any
 
 from neoplug.data import Corpus, check_local_sources, load_unvalidated_corpus
 from neoplug.data.encode.differences import DIFFERENCE, differences, templates_of
-from neoplug.data.encode.teacher_prompt import TeacherPrompt, teacher_prompt
+from neoplug.data.encode.teacher_encoder import teacher_encoder
 from neoplug.errors import Problem, RecipeError
 from neoplug.hookspecs import Role
 from neoplug.models.load import load_config, load_tokenizer
@@ -44,7 +44,6 @@ class TextInputs:
 
     tokenizer          of the student
     teacher_tokenizer  the same one where the recipe has no teacher
-    prompt             writes prompts in the teacher's chat template; None where the teacher reads the student's tokens
     differences        a line for each difference of the teacher's tokenizer and chat template
     problems           problems of the data, for which a run is refused
     """
@@ -53,7 +52,6 @@ class TextInputs:
     teacher: ResolvedModel | None
     tokenizer: Any
     teacher_tokenizer: Any
-    prompt: TeacherPrompt | None
     corpus: Corpus
     differences: list[str]
     problems: list[Problem]
@@ -110,17 +108,16 @@ def resolve_text(recipe: Recipe, models: Mapping[Role, ResolvedModel], progress:
     tokenizer = load_tokenizer(student, ("student", "model"))
     theirs = load_tokenizer(teacher, ("teacher", "model")) if teacher else tokenizer
     progress.phase("reading the data")
-    prompt = teacher_prompt(recipe.teacher.chat_template, theirs) if recipe.teacher else None
-    corpus = load_unvalidated_corpus(recipe.data, tokenizer, prompt)
+    encoder = teacher_encoder(recipe.teacher.chat_template, theirs) if recipe.teacher else None
+    corpus = load_unvalidated_corpus(recipe.data, tokenizer, encoder)
     return TextInputs(
         student=student,
         teacher=teacher,
         tokenizer=tokenizer,
         teacher_tokenizer=theirs,
-        prompt=prompt,
         corpus=corpus,
-        differences=differences(tokenizer, theirs, templates_of(recipe.data, prompt, corpus.report)),
-        problems=corpus.report.problems(recipe.data.max_dropped_rows, has_prompts=prompt is not None),
+        differences=differences(tokenizer, theirs, templates_of(recipe.data, encoder, corpus.report)),
+        problems=corpus.report.problems(recipe.data.max_dropped_rows, has_prompts=encoder is not None),
     )
 
 

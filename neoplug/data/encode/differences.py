@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from neoplug.data.encode.chat import ChatTemplate, Message, Rendered, RenderError, UnstableTemplate, template_text
-from neoplug.data.encode.teacher_prompt import TeacherPrompt
+from neoplug.data.encode.teacher_encoder import TeacherEncoder
 from neoplug.data.encode.text_encoder import TextEncoder, Tokenizer
 from neoplug.data.ingest.report import Report
 
@@ -96,8 +96,8 @@ def _end_of_answer(rendered: Rendered) -> str:
     return rendered.text[start:end].partition(ANSWER)[2]
 
 
-def templates_of(data: Data, prompt: TeacherPrompt | None, report: Report) -> Templates | None:
+def templates_of(data: Data, teacher: TeacherEncoder | None, report: Report) -> Templates | None:
     """Return the templates that render a recipe's conversations; None where no row is a conversation."""
     if not report.kinds.keys() & {"messages", "alpaca"}:
         return None
-    return Templates(template_text(data.chat_template), prompt.chat.template if prompt else None)
+    return Templates(template_text(data.chat_template), teacher.chat.template if teacher else None)

@@ -14,7 +14,7 @@ from neoplug.data.encode.chat import (
     UnstableTemplate,
     unstable_template_error,
 )
-from neoplug.data.encode.teacher_prompt import Answer, TeacherPrompt, answers_of
+from neoplug.data.encode.teacher_encoder import Answer, TeacherEncoder, answers_of
 from neoplug.data.encode.text_encoder import EncodedText, TextEncoder, Tokenizer
 from neoplug.data.ingest.columns import Content
 
@@ -61,7 +61,7 @@ class RowEncoder:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: str | None, train_on: TrainOn, teacher: TeacherPrompt | None = None
+        self, tokenizer: Tokenizer, template: str | None, train_on: TrainOn, teacher: TeacherEncoder | None = None
     ) -> None:
         self._text_encoder = TextEncoder(tokenizer)
         self._template = template
@@ -128,7 +128,7 @@ class RowEncoder:
             yield EncodedRow(number, tokens.input_ids, loss_mask, windowed=False, answers=answers)
 
     def _with_teacher(
-        self, teacher: TeacherPrompt, contents: Sequence[Content], rows: Sequence[EncodedRow], on_drop: OnDrop
+        self, teacher: TeacherEncoder, contents: Sequence[Content], rows: Sequence[EncodedRow], on_drop: OnDrop
     ) -> Iterator[EncodedRow]:
         """Yield the rows, with the teacher's text for conversations; drop those whose teacher text cannot be made."""
         answers = {row.row: row.answers for row in rows}

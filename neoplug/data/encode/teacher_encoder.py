@@ -1,4 +1,4 @@
-"""The teacher's text where it has its own chat template: its prompts, with the student's answer tokens.
+"""Encoding for a teacher with its own chat template: conversations with its prompts and the student's answer tokens.
 
 The conversation is rendered by the teacher's template and tokenised as a whole, and the tokens of its answers are
 replaced by the student's. Where a border falls inside a token, the text up to the border is tokenised separately. A
@@ -36,11 +36,11 @@ class Answer:
     content: str = ""
 
 
-def teacher_prompt(chat_template: str | None, tokenizer: Tokenizer) -> "TeacherPrompt | None":
-    """Return the encoder of the recipe's `teacher.chat_template`; None: the teacher reads the student's tokens."""
+def teacher_encoder(chat_template: str | None, tokenizer: Tokenizer) -> "TeacherEncoder | None":
+    """Return the encoder for a `teacher.chat_template`; None for None: the teacher reads the student's tokens."""
     if chat_template is None:
         return None
-    return TeacherPrompt(tokenizer, None if chat_template == OWN else template_text(chat_template, KEY))
+    return TeacherEncoder(tokenizer, None if chat_template == OWN else template_text(chat_template, KEY))
 
 
 def answers_of(
@@ -60,7 +60,7 @@ def answers_of(
         yield Answer(tokens.input_ids[inside], rendered.text[first:after], skipped, content)
 
 
-class TeacherPrompt:
+class TeacherEncoder:
     """Encodes conversations for the teacher: prompts by its template and tokenizer, answers in the student's tokens."""
 
     def __init__(self, tokenizer: Tokenizer, template: str | None) -> None:

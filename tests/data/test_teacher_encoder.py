@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from neoplug.data.encode.row_encoder import RowEncoder
-from neoplug.data.encode.teacher_prompt import KEY, TeacherPrompt
+from neoplug.data.encode.teacher_encoder import KEY, TeacherEncoder
 from neoplug.data.ingest.columns import recognise
 from neoplug.errors import RecipeError
 
@@ -22,7 +22,7 @@ MERGING = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{
 
 def read(tokenizer, row, student=None, teacher=None, train_on="answers", refused=pytest.fail):
     contents = [recognise(list(row), {}).content(row, 0)]
-    maker = RowEncoder(tokenizer, student, train_on, TeacherPrompt(tokenizer, teacher))
+    maker = RowEncoder(tokenizer, student, train_on, TeacherEncoder(tokenizer, teacher))
     return next(maker.encode(contents, refused), None)
 
 
@@ -139,11 +139,11 @@ def test_a_row_whose_teacher_text_starts_with_an_answer_is_dropped_with_a_reason
 
 def test_errors_of_the_teachers_template_have_its_key_in_the_recipe(tiny_tokenizer, llama_tokenizer):
     with pytest.raises(RecipeError, match="the teacher's tokenizer has no chat template") as caught:
-        TeacherPrompt(llama_tokenizer, None)
+        TeacherEncoder(llama_tokenizer, None)
     assert caught.value.problems[0].path == KEY
     with pytest.raises(RecipeError, match="the teacher's chat template changes earlier text") as caught:
         read(tiny_tokenizer, {"messages": THOUGHTS}, None, FORGETFUL)
     assert caught.value.problems[0].path == KEY
     with pytest.raises(RecipeError, match=r"is not valid Jinja: (?s:.*)line 2 is '\{% for m in %\}'") as caught:
-        TeacherPrompt(tiny_tokenizer, "Hello\n{% for m in %}")
+        TeacherEncoder(tiny_tokenizer, "Hello\n{% for m in %}")
     assert caught.value.problems[0].path == KEY
