@@ -2,8 +2,8 @@
 
     W x + b + v,  v starts at 0
 
-Source: Huang, Balashankar, Aminifar 2025, arXiv 2509.15974, who find that among the biases of
-attention that of the values matters most.
+Source: Huang, Balashankar, Aminifar 2025, arXiv 2509.15974: among the biases of attention, that of the values matters
+most.
 """
 
 from __future__ import annotations

@@ -48,4 +48,4 @@ class LNTuning(Tuner):
         if self.exclude_modules and self._names_without(model, self.exclude_modules) == self._names_without(
             model, None
         ):
-            yield "exclude_modules", "exclude_modules takes out none of the targets"
+            yield "exclude_modules", "exclude_modules excludes none of the targets"

@@ -1,4 +1,4 @@
-"""Depth pruning: the student keeps some of the decoder's layers. Nothing is trained here, but by the distillation.
+"""Depth pruning: the student keeps some of the decoder's layers. Nothing is trained here: the distillation does that.
 
     even             layer round(i (n - 1) / (k - 1)) of n for i = 0 .. k - 1, so the first and the last are always kept
     block_influence  the layers that change their input's direction most: 1 - mean cos(in, out) (ShortGPT, 2403.03853)

@@ -1,5 +1,5 @@
 """Width pruning: the least important attention heads, MLP channels or hidden channels are removed (Minitron, arXiv
-2407.14679). Nothing is trained here, but by the distillation.
+2407.14679). Nothing is trained here: the distillation does that.
 
 Importance is measured on the recipe's training data, in its order (see `width_importance`):
 
