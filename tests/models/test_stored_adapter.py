@@ -1,4 +1,4 @@
-"""Stored adapters: they fit or are refused with the reason, on the meta device."""
+"""Stored adapters: refused with a reason where they do not fit the model, else loaded into student and teacher."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def adapter(tmp_path_factory, tiny_student):
 
 @pytest.fixture
 def copy(adapter, tmp_path):
-    """Return a copy of the adapter, to be spoilt."""
+    """Return a copy of the adapter, for a test to damage."""
     return shutil.copytree(adapter, tmp_path / "copy")
 
 
@@ -58,7 +58,7 @@ def refusal(model, folder, plugin="lora"):
 
 
 @pytest.mark.parametrize(
-    ("options", "theirs", "ours"),
+    ("options", "stored", "built"),
     [
         ({"r": 8}, "r 4", "r 8"),
         ({"lora_alpha": 16, "use_rslora": True}, "lora_alpha 8, use_rslora false", "lora_alpha 16, use_rslora true"),
@@ -69,13 +69,13 @@ def refusal(model, folder, plugin="lora"):
         ({"modules_to_save": ["norm"]}, "modules_to_save null", "modules_to_save [norm]"),
     ],
 )
-def test_a_difference_is_reported_with_both_values(adapter, tiny_student, options, theirs, ours):
+def test_a_difference_is_reported_with_both_values(adapter, tiny_student, options, stored, built):
     problem = refusal(adapted(tiny_student, **options), adapter)
-    assert f"was made with {theirs}, but `lora` builds {ours}" in problem.what
+    assert f"was made with {stored}, but `lora` builds {built}" in problem.what
 
 
 def test_fields_that_do_not_change_the_function_may_differ(adapter, tiny_student):
-    regex = r".*self_attn\.(q|v)_proj"  # the same modules by other words
+    regex = r".*self_attn\.(q|v)_proj"  # selects the same modules
     model = adapted(tiny_student, lora_dropout=0.3, init_lora_weights="gaussian", target_modules=regex)
     validate_same_adapter(model, locate_adapter(str(adapter)), "lora")
 
@@ -86,7 +86,7 @@ def test_an_adapter_whose_initialisation_changed_the_base_differs(copy, tiny_stu
     assert "init_lora_weights pissa" in refusal(adapted(tiny_student), copy).what
 
 
-def test_another_method_is_another_plugin(adapter, tiny_student):
+def test_an_adapter_of_another_method_is_refused(adapter, tiny_student):
     model = get_peft_model(
         load_meta_model(locate(str(tiny_student)), "student"),
         IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
@@ -99,12 +99,12 @@ def test_another_method_is_another_plugin(adapter, tiny_student):
     )
 
 
-def test_a_model_of_another_size(adapter, tiny_teacher):
+def test_a_model_of_another_size_is_refused(adapter, tiny_teacher):
     assert "model has no such weight" not in (problem := refusal(adapted(tiny_teacher), adapter)).what
-    assert "weights differ" in problem.what  # it has more layers, too
-    skeleton = load_meta_model(locate(str(tiny_teacher)), "teacher")
+    assert "weights differ" in problem.what  # it has more layers too
+    meta = load_meta_model(locate(str(tiny_teacher)), "teacher")
     with pytest.raises(RecipeError, match="does not fit the model"):
-        validate_adapter_fits(skeleton, locate_adapter(str(adapter)))
+        validate_adapter_fits(meta, locate_adapter(str(adapter)))
 
 
 def test_shapes_are_compared_before_weights_are_loaded(copy, tiny_student):
@@ -126,7 +126,7 @@ def test_shapes_are_compared_before_weights_are_loaded(copy, tiny_student):
         ("adapter_config.json", None, "its folder has no adapter_config.json"),
     ],
 )
-def test_damaged_files(copy, tiny_student, file, content, message):
+def test_damaged_files_are_refused(copy, tiny_student, file, content, message):
     (copy / file).unlink()
     if content is not None:
         (copy / file).write_bytes(content)
@@ -136,7 +136,7 @@ def test_damaged_files(copy, tiny_student, file, content, message):
 
 def test_an_unknown_name_is_refused():
     with pytest.raises(RecipeError, match="is not a local folder, and was not found on the hub or in its cache"):
-        locate_adapter("nobody/nothing", KEY)
+        locate_adapter("unknown/adapter", KEY)
 
 
 def test_a_hub_id_is_pinned_to_its_commit(tmp_path, adapter, monkeypatch):
@@ -152,8 +152,8 @@ def test_a_hub_id_is_pinned_to_its_commit(tmp_path, adapter, monkeypatch):
     assert located.sha256 == local.sha256
 
 
-def test_the_weights_are_the_stored_ones(adapter, tiny_student):
-    """In a student's fresh adapter, and on a teacher, which is frozen."""
+def test_student_and_teacher_get_the_stored_weights(adapter, tiny_student):
+    """In the student's adapter, which is trainable, and in the teacher's, which is frozen."""
     stored = locate_adapter(str(adapter))
     student = get_peft_model(load_weights(locate(str(tiny_student))), lora())
     load_adapter_weights(student, stored, "lora")
@@ -168,7 +168,7 @@ def test_the_weights_are_the_stored_ones(adapter, tiny_student):
 
 
 @pytest.mark.filterwarnings("ignore:.*save_embedding_layers", "ignore:.*ensure_weight_tying")
-def test_embeddings_that_peft_stores_with_an_adapter_are_the_bases(tmp_path, tiny_teacher):
+def test_stored_base_embeddings_must_equal_those_of_the_base(tmp_path, tiny_teacher):
     base, options = locate(str(tiny_teacher)), {"target_modules": ["q_proj", "embed_tokens"]}
     trained = get_peft_model(load_weights(base), lora(init_lora_weights=False, **options))
     trained.save_pretrained(tmp_path)
@@ -182,7 +182,7 @@ def test_embeddings_that_peft_stores_with_an_adapter_are_the_bases(tmp_path, tin
         load_adapter_weights(student, locate_adapter(str(tmp_path), KEY), "lora")
 
 
-def test_another_base_is_warned_of(adapter, tiny_student, tiny_teacher, tmp_path, caplog):
+def test_another_base_is_logged_as_a_warning(adapter, tiny_student, tiny_teacher, tmp_path, caplog):
     stored, moved = locate_adapter(str(adapter)), shutil.copytree(tiny_student, tmp_path / "moved")
     for base in (tiny_student, moved):
         warn_other_base(stored, locate(str(base)))

@@ -1,4 +1,4 @@
-"""Variable-length attention, compared with unmodified models that read each document alone."""
+"""Variable-length attention, compared with unmodified models that compute each document separately."""
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from neoplug.testing.families import FAMILIES, configuration
 
 from .test_language_model import document
 
-BY_NAME = sorted(FAMILIES.keys() - {"bloom", "falcon_h1"})  # one does not call attention by name, one has a state too
+# Without bloom, which does not call attention by name, and falcon_h1, which has a recurrent state too.
+BY_NAME = sorted(FAMILIES.keys() - {"bloom", "falcon_h1"})
 
 
 def build(family, **changes):
@@ -20,7 +21,7 @@ def build(family, **changes):
     return AutoModelForCausalLM.from_config(configuration(family, **changes), dtype=torch.float32).eval()
 
 
-def alone(model, documents):
+def separately(model, documents):
     return torch.cat([model(torch.from_numpy(each.input_ids)[None], use_cache=False).logits[0] for each in documents])
 
 
@@ -30,7 +31,7 @@ def in_one_row(model, documents):
 
 
 def gradients(model, logits):
-    """Of something to which each token says another thing."""
+    """Return the gradients of a sum that weights each logit differently."""
     model.zero_grad()
     (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -42,23 +43,25 @@ def checkpoint(model):
 
 
 @pytest.mark.parametrize("family", BY_NAME)
-def test_a_row_of_documents_is_each_of_them_alone(family):
-    """Logits and every gradient, with documents longer than a window, and neighbours of one length read together."""
+def test_documents_in_one_row_equal_separate_documents(family):
+    """Logits and all gradients; some documents are longer than a window, and neighbours have equal lengths."""
     documents = [document(length, seed) for seed, length in enumerate((7, 7, 30, 1, 20, 20, 20))]
     model, own = build(family), build(family)
     assert use_varlen(model)
-    ours, theirs = in_one_row(model, documents), alone(own, documents)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(gradients(model, ours), gradients(own, theirs), rtol=1e-3, atol=1e-3)
+    packed, expected = in_one_row(model, documents), separately(own, documents)
+    torch.testing.assert_close(packed, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradients(model, packed), gradients(own, expected), rtol=1e-3, atol=1e-3)
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=8))
-def test_any_lengths(lengths):
+def test_documents_of_any_lengths_are_isolated(lengths):
     documents = [document(length, seed) for seed, length in enumerate(lengths)]
     model = build("llama")
     assert use_varlen(model)
-    torch.testing.assert_close(in_one_row(model, documents), alone(build("llama"), documents), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        in_one_row(model, documents), separately(build("llama"), documents), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("family", ["gemma2", "qwen3"])
@@ -68,12 +71,12 @@ def test_recomputed_activations_isolate_documents(family):
     model, own = build(family), build(family)
     assert use_varlen(model)
     checkpoint(model.train())
-    ours, theirs = in_one_row(model, documents), alone(own, documents)
-    torch.testing.assert_close(gradients(model, ours), gradients(own, theirs), rtol=1e-3, atol=1e-3)
+    packed, expected = in_one_row(model, documents), separately(own, documents)
+    torch.testing.assert_close(gradients(model, packed), gradients(own, expected), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama", "mistral"])
-def test_masks_and_a_cache_are_used_as_before(family, tmp_path):
+def test_masks_and_a_cache_still_give_the_models_results(family, tmp_path):
     model, own = build(family), build(family)
     assert use_varlen(model)
     ids = torch.randint(3, 90, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -92,7 +95,7 @@ def test_masks_and_a_cache_are_used_as_before(family, tmp_path):
     assert model.config._attn_implementation == own.config._attn_implementation
 
 
-def test_models_that_do_not_call_attention_by_name_are_left_alone():
+def test_models_that_do_not_call_attention_by_name_are_unchanged():
     model = build("bloom")
     assert not use_varlen(model)
     assert not use_varlen(torch.nn.Linear(2, 2))

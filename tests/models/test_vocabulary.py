@@ -1,4 +1,4 @@
-"""The shared vocabulary against a dictionary comparison, token by token."""
+"""The shared vocabulary of small tokenizers, whose result is known, and of a real one."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_a_token_of_one_tokenizer_is_left_out():
     assert (found.size, found.ids) == (10, None)
 
 
-def test_a_hole_in_the_ids():
+def test_ids_that_are_not_shared_leave_a_gap():
     student = Words({"a": 0, "b": 1, "mine": 2, "c": 4})
     found = shared(student, Words({"a": 0, "b": 1, "c": 4, "theirs": 5}), 8, 8)
     assert found.size == 3
@@ -53,7 +53,7 @@ def test_a_tokenizer_larger_than_a_head():
     assert (found.size, found.ids) == (8, None)
 
 
-def test_same_size_is_not_the_same_vocabulary():
+def test_a_token_with_two_ids_is_refused():
     student, teacher = words(10), Words({f"w{number}": (number + 1) % 10 for number in range(10)})
     with pytest.raises(RecipeError) as caught:
         shared(student, teacher, 10, 10)
@@ -64,7 +64,7 @@ def test_same_size_is_not_the_same_vocabulary():
     assert "and 5 more" in problem.what
 
 
-def test_one_id_with_two_tokens_is_named():
+def test_an_id_with_two_tokens_is_refused():
     with pytest.raises(RecipeError, match=r"id 10 is 'mine' in the student, 'theirs' in the teacher"):
         shared(words(10, mine=10), words(10, theirs=10), 11, 11)
 

@@ -1,4 +1,4 @@
-"""Traits of adapters: what a class states is read, in the present form and in the older one."""
+"""Traits of adapters: what a class declares, in the present form and in the older one."""
 
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
@@ -15,7 +15,7 @@ class Plain:
 
 
 @dataclass(eq=False)
-class Stated:
+class Declared:
     traits: ClassVar[AdapterTraits] = AdapterTraits(sized_by="r", cannot_merge="it is a gate")
     r: int = 4
 
@@ -34,14 +34,16 @@ def test_without_traits_an_adapter_has_none_of_the_restrictions():
 
 
 def test_traits_are_read_from_a_class_an_instance_and_a_subclass():
-    assert all(AdapterTraits.of(each) is Stated.traits for each in (Stated, Stated(), type("Sub", (Stated,), {})))
-    adapter = Stated()
+    assert all(
+        AdapterTraits.of(each) is Declared.traits for each in (Declared, Declared(), type("Sub", (Declared,), {}))
+    )
+    adapter = Declared()
     adapter.traits = AdapterTraits()
     assert AdapterTraits.of(adapter) == AdapterTraits()
 
 
 @pytest.mark.parametrize("adapter", [Older, Older()])
-def test_the_older_form_is_read_with_a_warning_that_says_what_to_write(adapter):
+def test_the_older_form_is_read_with_a_warning_that_contains_the_new_form(adapter):
     with pytest.warns(DeprecationWarning, match="Older has traits as class variables") as caught:
         traits = AdapterTraits.of(adapter)
     assert traits == AdapterTraits(sized_by="width", reads_data=True)

@@ -1,4 +1,4 @@
-"""Plugins: found without import, refused where pluggy would stay silent, called in the order of their names."""
+"""Plugins: discovery without import, validation of what pluggy would ignore, calls in the order of names."""
 
 import importlib.metadata
 import sys
@@ -14,7 +14,7 @@ from neoplug.registry import SPECS, Entry, Plugins, answered, class_problems, fi
 
 
 class Distribution(importlib.metadata.Distribution):
-    """A package that is not there, but says what it registers."""
+    """The metadata of a package that registers these entry points; the package itself does not exist."""
 
     def __init__(self, name, points, version="1.2"):
         self.texts = {
@@ -44,42 +44,42 @@ def packages(monkeypatch):
     return install
 
 
-def words(function, *arguments):
+def messages(function, *arguments):
     with pytest.raises(RecipeError) as error:
         function(*arguments)
     return [str(problem) for problem in error.value.problems]
 
 
 def test_listing_imports_nothing(packages):
-    packages(shelf={"b": "no_such_module:Class", "a": "json.tool:main"}, other={"a": "nowhere:A"})
+    packages(vendor={"b": "no_such_module:Class", "a": "json.tool:main"}, other={"a": "nowhere:A"})
     before = set(sys.modules)
     assert [(entry.name, entry.package, entry.version) for entry in installed()] == [
-        ("a", "other", "1.2"), ("a", "shelf", "1.2"), ("b", "shelf", "1.2"),
+        ("a", "other", "1.2"), ("a", "vendor", "1.2"), ("b", "vendor", "1.2"),
     ]  # fmt: skip
     assert "json.tool" not in set(sys.modules) - before
 
 
-def test_a_name_that_two_packages_chose_asks_for_the_package(packages, tmp_path):
-    packages(first_shelf={"loss": "a:A"}, other={"loss": "b:B"})
-    (message,) = words(find, "loss", tmp_path)
-    assert "`first-shelf:loss`" in message
+def test_an_ambiguous_name_needs_the_package(packages, tmp_path):
+    packages(first_vendor={"loss": "a:A"}, other={"loss": "b:B"})
+    (message,) = messages(find, "loss", tmp_path)
+    assert "`first-vendor:loss`" in message
     assert "`other:loss`" in message
     assert find("other:loss@hot", tmp_path).target == "b:B"
-    assert find("First_Shelf:loss", tmp_path).target == "a:A"
+    assert find("First_Vendor:loss", tmp_path).target == "a:A"
 
 
-def test_an_unknown_name_gets_a_suggestion_and_the_list(packages, tmp_path):
-    packages(shelf={"lora": "a:A", "dora": "b:B"})
-    (message,) = words(find, "lroa", tmp_path)
+def test_an_unknown_name_gets_a_suggestion_and_the_installed_names(packages, tmp_path):
+    packages(vendor={"lora": "a:A", "dora": "b:B"})
+    (message,) = messages(find, "lroa", tmp_path)
     assert "no plugin is named `lroa`; did you mean `lora`?" in message
     assert "installed: dora, lora" in message
-    assert "did you mean `shelf:lora`?" in words(find, "shelf:lorra", tmp_path)[0]
+    assert "did you mean `vendor:lora`?" in messages(find, "vendor:lorra", tmp_path)[0]
 
 
 @pytest.mark.parametrize("name", ["lora@a@b", "lora@", "lora@a b", "./x.py:A@b@c"])
-def test_a_tag_is_one_word(name, tmp_path, packages):
-    packages(shelf={"lora": "a:A"})
-    (message,) = words(find, name, tmp_path)
+def test_an_invalid_tag_is_refused(name, tmp_path, packages):
+    packages(vendor={"lora": "a:A"})
+    (message,) = messages(find, name, tmp_path)
     assert "tag" in message
 
 
@@ -93,8 +93,8 @@ def test_a_tag_is_one_word(name, tmp_path, packages):
         ("", "cannot be imported"),
     ],
 )
-def test_an_import_that_fails_says_what_and_whose(target, expected, packages, tmp_path):
-    (message,) = words(Entry("broken", "its-package", "3.4", target).load)
+def test_an_import_error_names_its_cause_and_the_package(target, expected, packages, tmp_path):
+    (message,) = messages(Entry("broken", "its-package", "3.4", target).load)
     assert expected in message
     if "is not a class" not in expected:
         assert "`broken` of its-package 3.4" in message
@@ -113,7 +113,7 @@ class Loss:
 """
 
 
-def test_a_local_file_is_a_plugin_and_leaves_no_trace(tmp_path):
+def test_a_local_file_is_imported_without_side_effects(tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
     path = list(sys.path)
     entry = find("./mine.py:Loss@hot", tmp_path)
@@ -136,37 +136,37 @@ def test_a_local_file_that_changes_is_read_again_and_two_of_one_name_differ(tmp_
 
 
 @pytest.mark.parametrize("body", ["raise SystemExit(3)", "1 / 0", "def", "import no_such_module", "\0"])
-def test_a_local_file_that_breaks_is_a_problem_each_time(body, tmp_path):
+def test_a_local_file_that_cannot_be_imported_is_a_problem_each_time(body, tmp_path):
     (tmp_path / "mine.py").write_text(body)
     for _ in range(2):
-        (message,) = words(find("./mine.py:Loss", tmp_path).load)
+        (message,) = messages(find("./mine.py:Loss", tmp_path).load)
         assert "cannot be imported" in message
         assert str(tmp_path / "mine.py") in message
 
 
 @pytest.mark.parametrize("body", ["def broken(:", "1 / 0", "def f():\n    1 / 0\n\nf()"])
-def test_a_local_file_that_breaks_is_told_its_line(body, tmp_path):
-    """Where the file called a function of its own: the line in there, as the end of a traceback says it."""
+def test_an_error_in_a_local_file_names_its_line(body, tmp_path):
+    """For an error in a function of the file, the line in that function, as at the end of a traceback."""
     (tmp_path / "mine.py").write_text(f"\n\n{body}\n")
-    (message,) = words(find("./mine.py:Loss", tmp_path).load)
+    (message,) = messages(find("./mine.py:Loss", tmp_path).load)
     assert f"(mine.py, line {4 if 'f():' in body else 3})" in message
     assert message.count("line") == 1
 
 
 @pytest.mark.parametrize("name", ["./none.py:A", "~nobody-has-this-name/x.py:A", "./\0.py:A", f"./{'x' * 5000}.py:A"])
-def test_a_file_that_is_not_there_is_a_problem(name, tmp_path):
-    assert "there is no file" in words(find, name, tmp_path)[0]
+def test_a_missing_file_is_a_problem(name, tmp_path):
+    assert "there is no file" in messages(find, name, tmp_path)[0]
 
 
 @dataclass(eq=False)
 class Recorder:
-    """Answers with what it was given."""
+    """Returns its option and the arguments that it gets."""
 
-    answer: object = None
+    value: object = None
 
     @hookimpl
     def penalty(self, progress):
-        return (self.answer, progress)
+        return (self.value, progress)
 
     @hookimpl
     def on_step_end(self, model, step, name):
@@ -216,7 +216,7 @@ def test_the_order_of_calls_is_the_order_of_names(names, random):
     assert list(plugins.each("penalty", model=1, progress=0.5)) == ["l", "a", "b", "b@2", "z", "m"]
 
 
-def test_each_names_answers_and_gives_only_what_is_asked_for():
+def test_each_returns_results_by_name_and_passes_only_the_arguments_taken():
     plugins = Plugins({"probes": {"x": Recorder(1)}, "treatments": {"f": First(), "r": Renamed()}})
     assert plugins.each("penalty", model="model", progress=0.5) == {"f": "first", "x": (1, 0.5), "r": "model"}
     assert plugins.each("on_step_end", step=1, model=None, metrics={}) == {"x": "x"}
@@ -226,14 +226,14 @@ def test_each_names_answers_and_gives_only_what_is_asked_for():
     assert plugins.section("loss") == {}
 
 
-def test_one_is_the_only_answer_or_none():
+def test_one_returns_the_only_result_or_none():
     plugins = Plugins({"probes": {"x": Recorder()}, "treatments": {"f": First(), "l": Last()}})
     assert plugins.one("merge_adapter", model=1) is None
     assert Plugins({"probes": {"x": Recorder()}}).one("penalty", progress=1.0) == (None, 1.0)
-    assert "x" in words(lambda: plugins.one("penalty", model=1, progress=1.0))[0]
+    assert "x" in messages(lambda: plugins.one("penalty", model=1, progress=1.0))[0]
 
 
-def test_two_plugins_of_one_name_are_told_apart_by_their_section():
+def test_labels_of_plugins_with_the_same_name_contain_the_section():
     plugins = Plugins(
         {"teacher.load": {"x": Recorder(1)}, "student.load": {"x": Recorder(2)}, "probes": {"y": Recorder(3)}}
     )
@@ -243,13 +243,13 @@ def test_two_plugins_of_one_name_are_told_apart_by_their_section():
     assert set(plugins.instances()) == {"student.load.x", "teacher.load.x", "y"}
 
 
-def test_only_losses_answer_token_hooks_and_by_their_own_names():
+def test_token_hooks_call_only_losses_by_their_names():
     plugins = Plugins({"loss": {"x": Loss()}, "probes": {"x": Loss(), "y": Loss()}})
     assert plugins.each("token_loss", student=1) == {"x": 1}
     assert set(plugins.each("on_evaluate")) == {"loss.x", "probes.x", "y"}
 
 
-def test_prepare_means_the_students():
+def test_prepare_is_short_for_student_prepare():
     assert Plugins({"student.prepare": {"x": Recorder()}}).section("prepare").keys() == {"x"}
 
 
@@ -277,7 +277,7 @@ class Static:
 
     @property
     def explosive(self):
-        raise AssertionError("a property is not to be read")
+        raise AssertionError("the property was read")
 
 
 def test_static_hooks_work_and_properties_are_not_read():
@@ -316,12 +316,12 @@ class OldWrapper:
         (OldWrapper, "OldWrapper.penalty is a hook wrapper"),
     ],
 )
-def test_what_pluggy_passes_over_is_refused(cls, expected):
-    assert expected in words(lambda: Plugins({"probes": {"x": cls()}}))[0]
+def test_what_pluggy_ignores_is_refused(cls, expected):
+    assert expected in messages(lambda: Plugins({"probes": {"x": cls()}}))[0]
     assert expected in class_problems(cls)[0].what
 
 
-def test_the_specs_are_all_there_and_say_how_many_may_answer():
+def test_every_section_names_hooks_and_every_hook_how_many_may_implement_it():
     assert set(hookspecs.HOOKS_OF_SECTION) == {
         "load",
         "prepare",
@@ -370,4 +370,4 @@ def test_a_deprecated_argument_warns_only_where_a_plugin_requests_it(monkeypatch
     with pytest.warns(DeprecationWarning, match="progress goes in 0.3") as found:
         plugins = Plugins({"probes": {"one": OneArgument(), "two": TwoArguments()}})
     assert lines_of(found) == [(__file__, TwoArguments.penalty.__code__.co_firstlineno)]
-    assert plugins.each("penalty", model=None, progress=0.5) == {"one": 0.0, "two": 0.5}, "it is still given"
+    assert plugins.each("penalty", model=None, progress=0.5) == {"one": 0.0, "two": 0.5}, "it is still passed"

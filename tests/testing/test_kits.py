@@ -1,4 +1,4 @@
-"""The properties reject losses with the faults of real libraries, and accept correct losses."""
+"""The conformance tests accept correct losses, and reject losses with faults that real libraries have had."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -22,7 +22,7 @@ class TakesAllArguments:
 
 
 class InFloat32:
-    """Its values are too coarse for the small steps of finite differences."""
+    """Its values are too coarse for small steps of finite differences, so the test takes larger ones."""
 
     def token_loss(self, student, teacher):
         return Jeffreys().token_loss(student.float(), teacher.float())
@@ -62,7 +62,7 @@ class SoftmaxOverTheBatch:
         return (p / p.sum() * (p - q)).square().sum(-1)
 
 
-class Remembers(ForwardKL):
+class CountsCalls(ForwardKL):
     """Its scale grows with each call."""
 
     calls = 0
@@ -94,17 +94,17 @@ class WritesIntoTheStudent(ForwardKL):
         return super().token_loss(student.sub_(1), teacher)
 
 
-class NoAnswer(ForwardKL):
+class ReturnsNone(ForwardKL):
     def token_gradient(self, student, teacher):
         return None
 
 
-class TeachesTheTeacher(ForwardKL):
+class GradientToTheTeacher(ForwardKL):
     def token_loss(self, student, teacher):
         return super().token_loss(student, teacher.requires_grad_())
 
 
-class ScaleOnTheValueOnly:
+class ScalesOnlyTheValue:
     def token_loss(self, student, teacher):
         p, q = ((z / 2).log_softmax(-1) for z in (teacher, student))
         return 4 * (p.exp() * (p - q)).sum(-1)
@@ -136,19 +136,21 @@ class StopsAGradient:
         return (weight * forward + (1 - weight) * reverse).sum(-1)
 
 
-class StopsItOnPurpose(StopsAGradient):
+class StopsAGradientOnPurpose(StopsAGradient):
     exempt: ClassVar = {"finite_differences": "the weights are constants"}
 
 
 class Reward:
-    """An option decides about it, so `exempt` is a property."""
+    """Its exemptions depend on an option, so `exempt` is a property."""
 
     def __init__(self, sign):
         self.sign = sign
 
     @property
     def exempt(self):
-        return {"not_negative": "the student is paid", "zero_where_equal": "for its entropy"} if self.sign < 0 else {}
+        return (
+            {"not_negative": "the student is rewarded", "zero_where_equal": "for its entropy"} if self.sign < 0 else {}
+        )
 
     def token_loss(self, student, teacher):
         return -(student.exp() * -student).sum(-1) if self.sign < 0 else Jeffreys().token_loss(student, teacher)
@@ -156,7 +158,7 @@ class Reward:
 
 @pytest.mark.parametrize(
     "loss",
-    [Jeffreys(), TakesAllArguments(), InFloat32(), StopsItOnPurpose(), Reward(-1), Reward(1)],
+    [Jeffreys(), TakesAllArguments(), InFloat32(), StopsAGradientOnPurpose(), Reward(-1), Reward(1)],
     ids=lambda value: type(value).__name__,
 )
 def test_correct_losses_pass(loss):
@@ -172,12 +174,12 @@ FAULTS = {
     LogOfSoftmax: {"finite", "large_vocabulary"},
     MeanOverTokens: {"shape"},
     Negative: {"not_negative"},
-    ScaleOnTheValueOnly: {"closed_form"},
+    ScalesOnlyTheValue: {"closed_form"},
     SoftmaxOverTheBatch: {"chunks", "splits"},
     StopsAGradient: {"finite_differences"},
-    TeachesTheTeacher: {"teacher_gradient"},
+    GradientToTheTeacher: {"teacher_gradient"},
     WithoutEntropy: {"zero_where_equal"},
-    NoAnswer: {"shape"},
+    ReturnsNone: {"shape"},
     WritesIntoTheStudent: {"inputs_untouched", "shape"},
     WritesIntoTheTeacher: {"inputs_untouched", "masked", "splits", "teacher_gradient"},  # the objective refuses it
     WrongSign: {"closed_form"},
@@ -196,7 +198,7 @@ def test_each_fault_breaks_exactly_the_expected_properties(fault):
 
 
 def test_a_loss_that_changes_between_calls_is_reported():
-    verdicts = {one.name: one.verdict for one in examine(Remembers(), QUICK, max_examples=5)}
+    verdicts = {one.name: one.verdict for one in examine(CountsCalls(), QUICK, max_examples=5)}
     assert verdicts["chunks"] == verdicts["splits"] == "does not hold"
 
 
