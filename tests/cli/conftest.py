@@ -1,4 +1,4 @@
-"""The command line in this process: arguments in, exit code and texts out."""
+"""Fixtures that run commands in this process and return exit code, stdout and stderr."""
 
 import sys
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def neoplug(monkeypatch, capsys):
 
 @pytest.fixture
 def recipe(tmp_path, tiny_student, tiny_teacher, tiny_chat):
-    """Return the file of a recipe that runs in seconds."""
+    """Return the path of a recipe that runs in seconds."""
     file = tmp_path / "tiny.yaml"
     file.write_text(
         f"""# A tiny recipe
@@ -59,15 +59,17 @@ train:
 
 
 @pytest.fixture
-def stranger(tmp_path, monkeypatch):
+def third_party(tmp_path, monkeypatch):
     """Install a third-party distribution with a working loss and a probe whose import fails."""
     site = tmp_path / "site"
-    (site / "stranger-1.2.dist-info").mkdir(parents=True)
-    (site / "stranger-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.2\n")
-    (site / "stranger-1.2.dist-info" / "entry_points.txt").write_text(
-        "[neoplug]\nhinge = stranger_loss:Hinge\nbroken = stranger_broken:Broken\n"
+    (site / "example_plugins-1.2.dist-info").mkdir(parents=True)
+    (site / "example_plugins-1.2.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: example-plugins\nVersion: 1.2\n"
     )
-    (site / "stranger_loss.py").write_text(
+    (site / "example_plugins-1.2.dist-info" / "entry_points.txt").write_text(
+        "[neoplug]\nhinge = example_loss:Hinge\nbroken = example_broken:Broken\n"
+    )
+    (site / "example_loss.py").write_text(
         '''"""Hinge, for a test."""
 from dataclasses import dataclass, field
 from neoplug import hookimpl
@@ -84,8 +86,8 @@ class Hinge:
     def token_loss(self, student): return student
 '''
     )
-    (site / "stranger_broken.py").write_text("import no_such_module_anywhere\n")
+    (site / "example_broken.py").write_text("import no_such_module_anywhere\n")
     monkeypatch.syspath_prepend(str(site))
     yield site
-    for name in ("stranger_loss", "stranger_broken"):
+    for name in ("example_loss", "example_broken"):
         sys.modules.pop(name, None)

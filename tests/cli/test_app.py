@@ -1,4 +1,4 @@
-"""The command line as a whole: quick without torch, errors without tracebacks, exit codes."""
+"""The command line as a whole: commands that start without torch, errors without tracebacks, exit codes."""
 
 import io
 import json
@@ -34,10 +34,10 @@ def test_quick_commands_import_little_and_no_torch(tmp_path, arguments, code):
     (tmp_path / "broken.yaml").write_text("train: {max_steps: 3\nseed: 0\n")
     command = [sys.executable, "-c", PROBE, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    told = json.loads(done.stderr.splitlines()[-1])
-    assert told["heavy"] == []
-    assert told["code"] == code
-    assert told["modules"] < 450  # torch alone brings over a thousand
+    report = json.loads(done.stderr.splitlines()[-1])
+    assert report["heavy"] == []
+    assert report["code"] == code
+    assert report["modules"] < 450  # torch alone imports over a thousand
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.yaml"]
 
 
@@ -46,7 +46,7 @@ def test_help_names_every_command(neoplug):
     assert answer.code == 0
     for command in ("run", "plan", "preview", "plugins", "recipes", "schema", "export", "doctor"):
         assert f"\n  {command} " in answer.out
-    assert not [line for line in answer.out.splitlines()[1:] if line.endswith("...")]  # cut short
+    assert not [line for line in answer.out.splitlines()[1:] if line.endswith("...")]  # truncated
     assert "completion" not in answer.out
 
 
@@ -56,11 +56,11 @@ def test_help_in_a_pipe_is_never_wrapped(neoplug, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "40")
     lines = neoplug(*command, "--help").out.splitlines()
     documented = [line for line in lines if line.startswith("  ")]
-    assert not [line for line in documented if line.startswith(" " * 8)]  # how a wrapped line would go on
+    assert not [line for line in documented if line.startswith(" " * 8)]  # how a wrapped line would continue
     assert not command or all(line[-1] in ".]" for line in documented), documented
 
 
-def test_a_long_line_in_error_is_whole_in_a_pipe(neoplug, tmp_path):
+def test_a_long_line_in_an_error_message_is_not_truncated_in_a_pipe(neoplug, tmp_path):
     long = "x" * 3000
     (tmp_path / "long.yaml").write_text(f"student: {{model: {long}, sead: 1}}\n")
     answer = neoplug("plan", tmp_path / "long.yaml")
@@ -70,7 +70,7 @@ def test_a_long_line_in_error_is_whole_in_a_pipe(neoplug, tmp_path):
 
 
 def test_text_that_stdout_cannot_encode_is_escaped(recipe, monkeypatch):
-    """`preview` marks with guillemets, which ASCII does not have."""
+    """`preview` marks tokens with guillemets, which ASCII does not have."""
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     monkeypatch.setattr(sys, "argv", ["neoplug", "preview", str(recipe)])
@@ -126,7 +126,7 @@ def test_other_processes_wait_while_the_first_reports_the_problems(neoplug, tmp_
     monkeypatch.setattr("neoplug.cli.time.sleep", waits.append)
     answer = neoplug("run", tmp_path / "wrong.yaml")
     assert (answer.code, len(waits)) == (2, int(rank))
-    assert "`seed`" in answer.err  # nobody ended it, so it has trouble of its own
+    assert "`seed`" in answer.err  # no launcher ended this process, so it reports the problem itself
 
 
 def test_a_missing_recipe_exits_2(neoplug):

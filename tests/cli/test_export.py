@@ -59,7 +59,7 @@ def lora_calls(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "call", "told"),
+    ("options", "call", "line"),
     [
         ([], ("float32", None, False), "an approximation: rank 8, and the change has rank 12; relative error 2.5e-01"),
         (
@@ -72,19 +72,19 @@ def lora_calls(monkeypatch):
         (["--rank", "9"], ("float32", 9, False), "vLLM: --enable-lora --max-lora-rank 16"),
     ],
 )
-def test_a_lora_is_reported_with_its_error_and_its_readers(neoplug, tmp_path, lora_calls, options, call, told):
+def test_a_lora_is_reported_with_its_error_and_how_to_load_it(neoplug, tmp_path, lora_calls, options, call, line):
     run, out = tmp_path / "run", tmp_path / "out"
     answer = neoplug("export", run, out, "--lora", *options)
     assert (answer.code, answer.err) == (0, "")
     assert lora_calls == [(run, out, *call)]
     assert f"{out}: 2.5 kB, {call[0]}, rank {call[1] or 8} in each of 2 layers\n" in answer.out
-    assert told in answer.out
+    assert line in answer.out
     assert ", at most 3.0e-01 in a layer (a)\n" in answer.out
     assert f"load it on its base: peft.AutoPeftModelForCausalLM.from_pretrained('{out}')\n" in answer.out
 
 
 @pytest.mark.parametrize("option", [["--rank", "4"], ["--gguf"]])
-def test_options_of_a_lora_need_one(neoplug, tmp_path, calls, option):
+def test_options_of_a_lora_need_the_option_lora(neoplug, tmp_path, calls, option):
     answer = neoplug("export", tmp_path / "run", tmp_path / "out", *option)
     assert answer.code != 0
     assert f"`{option[0]}` applies only to a LoRA" in answer.err

@@ -35,7 +35,7 @@ def test_json_holds_the_data(neoplug):
     assert set(found["differing"]) <= set(SHIPPED.versions)
 
 
-def test_one_adapter_is_shown_alone(neoplug):
+def test_the_matrix_of_one_adapter_is_printed(neoplug):
     out = neoplug("plugins", "pissa", "--matrix").out
     assert "pissa refuses every family" in out
     assert "\nlora " not in out
@@ -52,7 +52,7 @@ def test_an_adapter_without_measurements_exits_2(neoplug, arguments, reason):
 
 
 def known_failures():
-    """Yield pairs that only a measurement shows: they fail on real weights, or train wrongly without an error."""
+    """Yield pairs that only a measurement finds: they fail on real weights, or train wrongly without an error."""
     for name, row in SHIPPED.rows.items():
         for found in row.findings:
             if found.at != REFUSED and PLAIN in found.where:
@@ -75,7 +75,7 @@ def test_a_pair_that_is_known_to_fail_is_refused_before_a_weight_is_read(
     models = [f"teacher.model={folder}", f"student.model={folder}"]
     answer = neoplug(command, recipe, *models, f"adapter={{{name}: {{}}}}")
     assert answer.code == 2
-    told = [f"`{name}`", f"of the family `{family}`", found.why, f"fix: write `{name}: {{target_modules: ["]
-    told += ["(measured with neoplug", f"peft {SHIPPED.versions['peft']}"]
-    assert [words for words in told if words not in answer.err] == []
+    expected = [f"`{name}`", f"of the family `{family}`", found.why, f"fix: write `{name}: {{target_modules: ["]
+    expected += ["(measured with neoplug", f"peft {SHIPPED.versions['peft']}"]
+    assert [words for words in expected if words not in answer.err] == []
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""`plan` and `preview`: what a run would do, held against the models and the run themselves."""
+"""`plan` and `preview`: what a run would do, compared with the models and with the run itself."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def parameters(folder):
     return AutoModelForCausalLM.from_pretrained(folder).num_parameters()
 
 
-def test_parameters_are_those_of_the_models(planned, tiny_student, tiny_teacher):
+def test_parameter_counts_are_those_of_the_models(planned, tiny_student, tiny_teacher):
     """LoRA's count in closed form: r (in + out) for each target; Llama of 2 layers, 48 hidden, 2 of 4 kv heads."""
     found = planned()
     base = parameters(tiny_student)
@@ -38,8 +38,8 @@ def test_parameters_are_those_of_the_models(planned, tiny_student, tiny_teacher)
     assert found["memory_bytes"]["total"] == sum(v for k, v in found["memory_bytes"].items() if k != "total")
 
 
-def test_each_loss_that_is_measured_alone_has_a_gradient_beside_that_of_the_step(planned):
-    """That of a loss is as large as the adapter; to calibrate measures all losses, and what they are held to."""
+def test_each_loss_that_is_measured_separately_needs_memory_for_its_own_gradient(planned):
+    """A loss's gradient is as large as the adapter; calibration measures all losses and their reference."""
     assert "measured_gradients" not in planned()["memory_bytes"]
     mix = "loss={jsd: {}, cross_entropy: {}, reverse_kl: {%s}}"
     logged = planned(mix % "", "train.log_gradient_norms=true")
@@ -50,7 +50,7 @@ def test_each_loss_that_is_measured_alone_has_a_gradient_beside_that_of_the_step
     assert logged["memory_bytes"]["total"] == planned(mix % "")["memory_bytes"]["total"] + 3 * gradient
 
 
-def test_the_whole_model_trains_without_a_second_copy(planned, tiny_student):
+def test_full_fine_tuning_needs_no_second_copy_of_the_model(planned, tiny_student):
     found = planned("adapter={full: {}}")
     assert found["parameters"]["trainable"] == found["parameters"]["total"] == parameters(tiny_student)
     assert "student_weights" not in found["memory_bytes"]
@@ -58,8 +58,8 @@ def test_the_whole_model_trains_without_a_second_copy(planned, tiny_student):
 
 
 @pytest.mark.parametrize(("optimizer", "bytes_a_weight"), [("adamw_8bit", 2), ("lion_8bit", 1)])
-def test_states_in_eight_bits_take_a_byte_each(planned, optimizer, bytes_a_weight):
-    """Beside them: a float for each 256 numbers of a matrix, here one or two, and one map from bytes to numbers."""
+def test_each_8_bit_optimizer_state_takes_a_byte(planned, optimizer, bytes_a_weight):
+    """Also: a float for each 256 numbers of a matrix, here one or two, and one map from bytes to numbers."""
     found = planned(f"optimizer={{{optimizer}: {{min_8bit_size: 0}}}}")
     lora, matrices = found["parameters"]["trainable"], 2 * 2 * 2
     extra = found["memory_bytes"]["optimizer"] - bytes_a_weight * lora
@@ -67,7 +67,7 @@ def test_states_in_eight_bits_take_a_byte_each(planned, optimizer, bytes_a_weigh
 
 
 def test_quantised_weights_take_less(planned):
-    """Embeddings and head stay as they are."""
+    """Embeddings and head are not quantised."""
     loads = ("{}", "{int8: {}}", "{fp4: {}}")
     student = [planned(f"student.load={load}", "student.dtype=float32")["models"]["student"] for load in loads]
     plain, eight, four = (model["bytes"] for model in student)
@@ -82,7 +82,7 @@ def test_a_pruned_student_is_smaller_by_its_layers(planned, tiny_teacher):
     assert found["disk_bytes"]["student"] == 4 * found["models"]["student"]["parameters"]
 
 
-def test_activations_are_about_what_autograd_saves(planned, tiny_teacher):
+def test_activations_are_close_to_what_autograd_saves(planned, tiny_teacher):
     """The estimate, less its logits, against the bytes that torch itself keeps for backward in a forward pass."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -117,8 +117,8 @@ def test_steps_and_tokens_follow_from_the_data(planned):
     assert longer["tokens"] == round(found["tokens"] * 50 / found["steps"])
 
 
-def test_a_plan_warns_of_what_no_machine_holds_and_nobody_means(neoplug, recipe):
-    """The sizes are far off any machine's; the adapter's share is its closed form, r (in + out) a target."""
+def test_a_plan_warns_of_sizes_that_exceed_the_memory_of_any_machine(neoplug, recipe):
+    """The sizes exceed any machine's memory; the adapter's share has the closed form r (in + out) for each target."""
     assert json.loads(neoplug("plan", recipe, "--json").out)["warnings"] == []
     absurd = ["train.per_device_train_batch_size=1000000000", "train.num_train_epochs=null", "adapter.lora.r=1000"]
     answer = neoplug("plan", recipe, *absurd, "train.max_steps=1000000000000", "train.save_steps=1")
@@ -132,14 +132,14 @@ def test_a_plan_warns_of_what_no_machine_holds_and_nobody_means(neoplug, recipe)
     assert len(lines) == 4
 
 
-def test_a_plan_in_a_pipe_cuts_no_long_value(neoplug, recipe):
+def test_a_plan_in_a_pipe_does_not_truncate_long_values(neoplug, recipe):
     long = "x" * 500
     answer = neoplug("plan", recipe, f"output_dir={long}", f"loss.forward_kl@{'y' * 300}={{weight: 0.5}}")
     assert f'"{long}"' in answer.out
     assert f"forward_kl@{'y' * 300}" in answer.out
 
 
-def test_each_value_tells_where_it_came_from(planned, recipe):
+def test_each_value_is_printed_with_its_origin(planned, recipe):
     origin = planned("train.learning_rate=1e-4")["origin"]
     assert origin["train.learning_rate"] == "override"
     assert origin["train.num_train_epochs"].endswith(f"{recipe.name}:11")
@@ -147,7 +147,7 @@ def test_each_value_tells_where_it_came_from(planned, recipe):
     assert origin["adapter.lora.r"].endswith(f"{recipe.name}:6")
 
 
-def test_a_plan_is_readable_and_touches_nothing(neoplug, recipe, tmp_path, monkeypatch):
+def test_a_plan_is_printed_as_text_and_writes_no_file(neoplug, recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     answer = neoplug("plan", recipe)
@@ -177,7 +177,7 @@ def test_a_plan_loads_no_weights(neoplug, recipe, monkeypatch):
     assert neoplug("plan", recipe, "--json").code == 0
 
 
-def test_a_preview_marks_what_is_scored(neoplug, recipe, tiny_chat):
+def test_a_preview_marks_the_scored_tokens(neoplug, recipe, tiny_chat):
     answer = neoplug("preview", recipe, "--rows", "24", "data.max_length=256")
     assert answer.code == 0, answer.err
     assert "\x1b" not in answer.out
@@ -210,27 +210,27 @@ def test_a_preview_shows_what_the_teacher_reads_and_what_was_dropped(neoplug, re
     rows += [{"messages": talk}, {"prompt": "1 + 1 = ", "completion": " "}]
     (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = f"{{source: {tmp_path}/mixed.jsonl, max_length: 64, held_out: 1, packing: false}}"
-    said = neoplug("preview", recipe, f"data={data}", f"teacher.chat_template={template}", "--rows", "9")
-    assert said.code == 2
-    assert "1 of the 10 rows of `source` are dropped (10.0%), and at most 5.0% may be" in said.err
-    assert "-- the teacher reads\nBe wise. <user>Hi?<|im_end|><assistant>«Hello.<|im_end|>»\n" in said.out
-    assert said.out.count("-- the teacher reads") == 1
-    assert '  row 9, empty completion: {"prompt": "1 + 1 = ", "completion": " "}' in said.out.splitlines()
-    assert "  1 row of messages, " in said.out
+    answer = neoplug("preview", recipe, f"data={data}", f"teacher.chat_template={template}", "--rows", "9")
+    assert answer.code == 2
+    assert "1 of the 10 rows of `source` are dropped (10.0%), and at most 5.0% may be" in answer.err
+    assert "-- the teacher reads\nBe wise. <user>Hi?<|im_end|><assistant>«Hello.<|im_end|>»\n" in answer.out
+    assert answer.out.count("-- the teacher reads") == 1
+    assert '  row 9, empty completion: {"prompt": "1 + 1 = ", "completion": " "}' in answer.out.splitlines()
+    assert "  1 row of messages, " in answer.out
     allowed = neoplug("preview", recipe, f"data={data}", "data.max_dropped_rows=0.1")
     assert (allowed.code, allowed.err) == (0, "")
     assert "the teacher reads" not in allowed.out
 
 
-def test_a_plan_warns_of_a_teacher_that_closes_its_answers_otherwise(planned):
+def test_a_plan_warns_of_a_teacher_that_ends_its_answers_with_another_token(planned):
     template = "{% for m in messages %}{{ m['content'] }}<|endoftext|>{% endfor %}"
-    said = "it ends an answer with '<|endoftext|>'; the answers it is given end with the student's '<|im_end|>'"
-    assert said in "".join(planned(f"teacher.chat_template={json.dumps(template)}")["warnings"])
+    message = "it ends an answer with '<|endoftext|>'; the answers it is given end with the student's '<|im_end|>'"
+    assert message in "".join(planned(f"teacher.chat_template={json.dumps(template)}")["warnings"])
     assert "tokenizer" not in "".join(planned()["warnings"])
 
 
-def test_a_plan_refuses_what_the_run_would(neoplug, recipe, tiny_teacher, tmp_path):
-    """Two tokens that changed places; learned positions that are too few."""
+def test_a_plan_refuses_a_recipe_that_the_run_refuses(neoplug, recipe, tiny_teacher, tmp_path):
+    """Two swapped tokens in the vocabulary; too few learned positions."""
     from transformers import GPT2Config
 
     other, short = (shutil.copytree(tiny_teacher, tmp_path / name) for name in ("other", "short"))
@@ -240,15 +240,15 @@ def test_a_plan_refuses_what_the_run_would(neoplug, recipe, tiny_teacher, tmp_pa
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     sizes = {"n_positions": 20, "n_embd": 16, "n_layer": 1, "n_head": 2}
     GPT2Config(vocab_size=384, bos_token_id=0, eos_token_id=0, **sizes).save_pretrained(short)
-    for model, said in ((other, "do not share a vocabulary"), (short, "the teacher was made for 20")):
+    for model, message in ((other, "do not share a vocabulary"), (short, "the teacher was made for 20")):
         answer = neoplug("plan", recipe, f"teacher.model={model}")
         assert (answer.code, answer.out) == (2, "")
-        assert said in answer.err
+        assert message in answer.err
 
 
 @pytest.mark.parametrize("wanted", [2_000, "20_001"])
 def test_a_match_is_the_nearest_rank_in_closed_form(neoplug, recipe, planned, wanted):
-    """LoRA has r (in + out) parameters a target, here 336 r in all."""
+    """LoRA has r (in + out) parameters for each target, here 336 r in total."""
     found = planned("--match", f"parameters={wanted}")
     number = int(str(wanted))
     rank = round(number / 336)
@@ -260,16 +260,16 @@ def test_a_match_is_the_nearest_rank_in_closed_form(neoplug, recipe, planned, wa
     assert planned(found["match"]["override"])["parameters"]["trainable"] == 336 * rank
 
 
-def test_a_match_is_readable(neoplug, recipe):
+def test_a_match_is_printed_as_text(neoplug, recipe):
     answer = neoplug("plan", recipe, "--match", "parameters=2000")
     assert "\nmatch\n  adapter.lora.r=6\n  r 6: 2,016 trainable parameters, +0.80% of 2,000\n" in answer.out
     assert (answer.code, answer.err) == (0, "")
 
 
-def test_another_adapter_may_be_sized_too(neoplug, recipe, tmp_path, monkeypatch):
-    """Of a stranger's, in a file; what it refuses is no size, and what it says while sizes are tried is not told."""
+def test_a_third_party_adapter_is_matched_too(neoplug, recipe, tmp_path, monkeypatch):
+    """The adapter is in a local file. A size that it refuses is not chosen; its logs of the search are not printed."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(STRANGER)
+    (tmp_path / "mine.py").write_text(ADAPTER)
     answer = neoplug("plan", recipe, "adapter={./mine.py:Vectors: {}}", "--match", "parameters=3000", "--json")
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)["match"]
@@ -280,7 +280,7 @@ def test_another_adapter_may_be_sized_too(neoplug, recipe, tmp_path, monkeypatch
     ]["trainable"] == 48 * 62  # fmt: skip
 
 
-STRANGER = """
+ADAPTER = """
 import logging
 from dataclasses import dataclass
 from typing import ClassVar
@@ -306,7 +306,7 @@ class Vectors:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "overrides", "said"),
+    ("wanted", "overrides", "message"),
     [
         ("rank=4", [], "--match does not support `rank=4`"),
         ("parameters=2e6", [], "--match does not support `parameters=2e6`"),
@@ -317,9 +317,9 @@ class Vectors:
         ("parameters=3000", ["adapter={shira: {target_modules: [k_proj]}}"], "the most that its other options allow"),
     ],
 )
-def test_what_cannot_be_matched_is_refused_with_what_can(neoplug, recipe, wanted, overrides, said):
+def test_a_size_that_cannot_be_matched_is_refused_with_the_possible_ones(neoplug, recipe, wanted, overrides, message):
     answer = neoplug("plan", recipe, *overrides, "--match", wanted)
     assert (answer.code, answer.out) == (2, "")
-    assert said in answer.err
+    assert message in answer.err
     assert "\nwhy: " in answer.err
     assert "\nfix: " in answer.err

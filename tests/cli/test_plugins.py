@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 import pytest
 
 
-def test_the_list_is_that_of_the_entry_points(neoplug):
+def test_the_list_has_every_entry_point(neoplug):
     listed = {
         (row["name"], row["package"], row["version"], row["target"])
         for row in json.loads(neoplug("plugins", "--json").out)
@@ -17,32 +17,32 @@ def test_the_list_is_that_of_the_entry_points(neoplug):
     assert {tuple(line.split()) for line in table[1:]} == listed
 
 
-def test_the_list_imports_no_plugin(neoplug, stranger):
+def test_the_list_imports_no_plugin(neoplug, third_party):
     answer = neoplug("plugins")
     assert answer.code == 0
     assert answer.err == ""
     assert {"hinge", "broken"} <= {line.split()[0] for line in answer.out.splitlines()}
-    assert not {"stranger_loss", "stranger_broken"} & set(sys.modules)
+    assert not {"example_loss", "example_broken"} & set(sys.modules)
 
 
-def test_a_section_filters_and_reports_plugins_that_cannot_be_imported(neoplug, stranger):
+def test_a_section_filters_and_reports_plugins_that_cannot_be_imported(neoplug, third_party):
     answer = neoplug("plugins", "--section", "loss", "--json")
     names = [row["name"] for row in json.loads(answer.out)]
     assert {"hinge", "forward_kl", "jsd"} <= set(names)
     assert not {"broken", "lora", "adamw"} & set(names)
     assert answer.code == 0
     (line,) = [line for line in answer.err.splitlines() if "broken" in line]
-    for part in ("stranger", "1.2", "no_such_module_anywhere"):
+    for part in ("example-plugins", "1.2", "no_such_module_anywhere"):
         assert part in line
 
 
-def test_a_plugin_is_shown_with_options_hooks_docstring_and_source(neoplug, stranger):
+def test_a_plugin_is_shown_with_options_hooks_docstring_and_source(neoplug, third_party):
     found = json.loads(neoplug("plugins", "hinge", "--json").out)
     assert found == {
         "name": "hinge",
-        "package": "stranger",
+        "package": "example-plugins",
         "version": "1.2",
-        "target": "stranger_loss:Hinge",
+        "target": "example_loss:Hinge",
         "sections": ["loss"],
         "options": [
             {"name": "margin", "type": "float"},
@@ -51,16 +51,16 @@ def test_a_plugin_is_shown_with_options_hooks_docstring_and_source(neoplug, stra
         ],
         "hooks": {"token_loss": "each loss"},
         "docstring": "Hinge, for a test.\n\nOne sided.",
-        "source": str(stranger / "stranger_loss.py"),
+        "source": str(third_party / "example_loss.py"),
     }
     text = neoplug("plugins", "hinge").out
     for part in ("margin  float      required", "power   int        default 2", "token_loss", "Hinge, for a test."):
         assert part in text
 
 
-def test_a_local_file_is_shown_too(neoplug, stranger, tmp_path, monkeypatch):
+def test_a_plugin_in_a_local_file_is_shown_too(neoplug, third_party, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text((stranger / "stranger_loss.py").read_text())
+    (tmp_path / "mine.py").write_text((third_party / "example_loss.py").read_text())
     found = json.loads(neoplug("plugins", "./mine.py:Hinge", "--json").out)
     assert found["source"] == str(tmp_path / "mine.py")
 
@@ -74,7 +74,7 @@ def test_a_local_file_is_shown_too(neoplug, stranger, tmp_path, monkeypatch):
         (["hinge", "--section", "loss"], "not both"),
     ],
 )
-def test_an_unknown_plugin_or_section_exits_2_with_the_reason(neoplug, stranger, arguments, reason):
+def test_an_unknown_plugin_or_section_exits_2_with_the_reason(neoplug, third_party, arguments, reason):
     answer = neoplug("plugins", *arguments)
     assert answer.code == 2
     assert answer.out == ""

@@ -30,7 +30,7 @@ def test_a_recipe_is_printed_unmodified(neoplug, shipped):
         assert neoplug("recipes", name).out == file.read_text()
 
 
-def test_a_recipe_is_copied_but_not_over_a_file(neoplug, shipped, tmp_path):
+def test_a_recipe_is_copied_but_does_not_overwrite_a_file(neoplug, shipped, tmp_path):
     name, file = next(iter(shipped.items()))
     target = tmp_path / "mine.yaml"
     answer = neoplug("recipes", name, "--copy", target)
@@ -44,7 +44,7 @@ def test_a_recipe_is_copied_but_not_over_a_file(neoplug, shipped, tmp_path):
     assert target.read_text() == "mine\n"
 
 
-def test_what_cannot_be_copied_exits_2(neoplug, shipped, tmp_path):
+def test_a_recipe_that_cannot_be_copied_exits_2(neoplug, shipped, tmp_path):
     name = next(iter(shipped))
     assert neoplug("recipes", name, "--copy", tmp_path / "no" / "folder.yaml").code == 2
     assert neoplug("recipes", "--copy", tmp_path / "x.yaml").code == 2

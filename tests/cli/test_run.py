@@ -1,4 +1,4 @@
-"""`run`: the arguments that it passes on, and how a result is printed."""
+"""`run`: the arguments that it passes on, and the printed result."""
 
 import os
 import pty
@@ -101,10 +101,10 @@ def test_a_result_without_metrics_or_sample_is_printed(capsys, finished):
 
 
 def test_run_passes_recipe_folder_and_progress_on(neoplug, recipe, tmp_path, monkeypatch):
-    asked = {}
+    arguments = {}
 
     def execute(checked, output, resume, progress):
-        asked.update(steps=checked.recipe.train.max_steps, output=output, resume=resume)
+        arguments.update(steps=checked.recipe.train.max_steps, output=output, resume=resume)
         RunDir.create(output, checked.resolved(), {"format": 1})
         progress.phase("evaluating the student")
         progress.started(2, 0)
@@ -115,7 +115,7 @@ def test_run_passes_recipe_folder_and_progress_on(neoplug, recipe, tmp_path, mon
     output = tmp_path / "out"
     answer = neoplug("run", recipe, "train.max_steps=2", "train.num_train_epochs=null", "--output", output, "--resume")
     assert (answer.code, answer.err) == (0, "")
-    assert asked == {"steps": 2, "output": output, "resume": True}
+    assert arguments == {"steps": 2, "output": output, "resume": True}
     assert "evaluating the student\n" in answer.out
     assert "step 2/2  loss 1.0000  forward_kl 2.0000  10 tokens/s" in answer.out
     assert "forward KL" in answer.out
@@ -132,7 +132,7 @@ show.print_result({"before": {"forward_kl": 1.0}, "after": {"forward_kl": 0.5}},
 """
 
 
-def test_a_terminal_gets_a_bar(finished):
+def test_a_terminal_shows_a_progress_bar(finished):
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
     environment.pop("NO_COLOR", None)
@@ -151,10 +151,10 @@ def test_a_terminal_gets_a_bar(finished):
 
 
 def read(terminal):
-    """Return what was written to the terminal; nothing when the other end is closed."""
+    """Return the bytes written to the terminal; none when the other end is closed."""
     try:
         return os.read(terminal, 65536)
-    except OSError:  # how Linux says that
+    except OSError:  # Linux reports a closed end like this
         return b""
 
 

@@ -18,9 +18,9 @@ NOUNS = {
     "chair": 'a seat for one person: "he put his coat on the chair"',
     "lamp": "a source of artificial light",
     "paris": "the capital of France",  # a name
-    "dogma": "a religious doctrine",  # nobody counted it
-    "goldfish": "a small goldfish kept in bowls",  # its definition gives it away
-    "piece_of_cake": "any undertaking that is easy",  # more than a word
+    "dogma": "a religious doctrine",  # its count of uses is 0
+    "goldfish": "a small goldfish kept in bowls",  # its definition contains the word
+    "piece_of_cake": "any undertaking that is easy",  # more than one word
 }
 
 
@@ -41,15 +41,15 @@ def folder(tmp_path):
 
 
 def test_each_question_has_the_words_definition_as_answer(folder):
-    asked = wordnet.questions(folder, 5)
+    questions = wordnet.questions(folder, 5)
     plain = {word: NOUNS[word].partition('"')[0].rstrip(" ;:") for word in ("dog", "apple", "river", "chair", "lamp")}
-    for question in asked:
+    for question in questions:
         word = question["query"].split('"')[1]
         assert question["query"] == f'The noun "{word}" means:'
         assert question["choices"][question["gold"]] == plain.pop(word)
         assert len(set(question["choices"])) == len(question["choices"]) == 4
         if word == "dog":
-            assert NOUNS["chair"].partition(":")[0] not in question["choices"]  # it is right, too
+            assert NOUNS["chair"].partition(":")[0] not in question["choices"]  # it is correct, too
     assert not plain
     with pytest.raises(UsageError, match="has 5 words that a question can be made of, fewer than 6"):
         wordnet.questions(folder, 6)
@@ -62,7 +62,7 @@ def test_the_questions_depend_only_on_the_seed(folder, tmp_path_factory):
     assert all(other != five for other in others)
     shuffled = Path(shutil.copytree(folder, tmp_path_factory.mktemp("copy") / "dict"))
     lines = (shuffled / "data.noun").read_text().splitlines(keepends=True)
-    (shuffled / "data.noun").write_text("".join(lines[:1] + lines[:0:-1]))  # its order means nothing
+    (shuffled / "data.noun").write_text("".join(lines[:1] + lines[:0:-1]))  # the order of lines has no effect
     assert wordnet.questions(shuffled, 5) == five
 
 

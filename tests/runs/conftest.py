@@ -1,4 +1,4 @@
-"""Whole runs on tiny models: a lab that writes recipes and plugin files, runs them, and reads what they left."""
+"""Complete runs on tiny models: a lab that writes recipes and plugin files, runs them, and reads the results."""
 
 import json
 import multiprocessing
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def facts(self):
-        """The lines without what may differ between two runs of one recipe."""
+        """The lines without the keys that may differ between two runs of one recipe."""
         return [{key: value for key, value in line.items() if key not in CLOCK_AND_MEMORY} for line in self.lines]
 
     @property
@@ -91,8 +91,8 @@ class Lab:
     def __init__(self, folder, student, teacher, chat):
         self.folder = Path(folder)
         self.base = {
-            "teacher": {"model": str(teacher), "dtype": "float32"},  # what a run does is held to more digits than
-            "student": {"model": str(student), "dtype": "float32"},  # bfloat16 has, which some processors compute in
+            "teacher": {"model": str(teacher), "dtype": "float32"},  # tests compare more digits than bfloat16 has,
+            "student": {"model": str(student), "dtype": "float32"},  # and some processors compute in bfloat16
             "data": {"source": str(chat), "max_length": 160, "packing": False, "held_out": 3},
             "adapter": {"lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]}},
             "loss": {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0}},
@@ -103,7 +103,7 @@ class Lab:
         }  # fmt: skip
 
     def plugin(self, name, body):
-        """Write a plugin file beside the recipes."""
+        """Write a plugin file in the folder of the recipes."""
         (self.folder / f"{name}.py").write_text(PREAMBLE + dedent(body), encoding="utf-8")
 
     def recipe(self, name="recipe", **sections):
@@ -125,11 +125,11 @@ class Lab:
         return Run(self.folder / output)
 
     def at(self, output):
-        """Return the run in a folder, whatever state it is in."""
+        """Return the run in a folder, in any state."""
         return Run(self.folder / output)
 
     def start(self, recipe, output, *options):
-        """Start the command `neoplug run` in a process of its own and return it; `exitcode` is the command's."""
+        """Start the command `neoplug run` in a separate process and return the process; `exitcode` is the command's."""
         from neoplug.cli import main
 
         context = multiprocessing.get_context("forkserver")
@@ -145,7 +145,7 @@ class Lab:
 
 @pytest.fixture(scope="session")
 def evaluation_chat(tmp_path_factory):
-    """Return a jsonl file of 3 rows that stand nowhere else."""
+    """Return a jsonl file of 3 rows that no other fixture has."""
     pairs = [("Name a colour.", "Blue."), ("Say it twice.", "It it."), ("How are you?", "I am well, thank you.")]
     rows = [
         {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
@@ -165,11 +165,11 @@ def drop(lab):
 
 @pytest.fixture
 def lab(tmp_path, tiny_student, tiny_teacher, tiny_chat):
-    """Return a lab in a folder of the test's own."""
+    """Return a lab in a temporary folder of the test."""
     return Lab(tmp_path, tiny_student, tiny_teacher, tiny_chat)
 
 
 @pytest.fixture(scope="module")
 def module_lab(tmp_path_factory, tiny_student, tiny_teacher, tiny_chat):
-    """Return a lab for runs that several tests of a module look at."""
+    """Return a lab for runs that several tests of a module read."""
     return Lab(tmp_path_factory.mktemp("lab"), tiny_student, tiny_teacher, tiny_chat)

@@ -1,4 +1,4 @@
-"""Adapters that do more than train their own weights, in whole runs: saved, exported and resumed as they must be."""
+"""Adapters that change the base, the penalty or the rank, in complete runs: saved, exported and resumed correctly."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from neoplug.export.merge import export
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning"),  # peft calls transformers by old names
+    pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning"),  # peft uses deprecated names of transformers
     pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning"),
 ]
 IDS = torch.arange(3, 43).view(2, 20)
@@ -52,13 +52,13 @@ def test_adaloras_orthogonality_is_in_the_objective(lab):
 @pytest.mark.parametrize(
     ("name", "why"), [("lily", "the change depends on the token"), ("adaption_prompt", "no weight can represent")]
 )
-def test_what_cannot_be_merged_is_not_exported(lab, name, why):
+def test_an_adapter_that_cannot_be_merged_is_not_exported(lab, name, why):
     run = lab.run("run", adapter={name: {}}, train={"max_steps": 2})
     with pytest.raises(UsageError, match=why):
         export(run.path, lab.folder / "out")
 
 
-def test_on_four_bits_what_changes_the_base_is_refused_before_weights_are_loaded(lab):
+def test_an_adapter_that_changes_the_base_is_refused_on_4_bits_before_weights_are_loaded(lab):
     with pytest.raises(UsageError, match="`pissa` does not support a student loaded by `nf4`") as caught:
         lab.run("run", student={"load": {"nf4": {}}}, adapter={"pissa": {}})
     assert "name `lora`" in str(caught.value)

@@ -1,4 +1,4 @@
-"""The best evaluation is kept and gone back to, and training ends when nothing improves; also across a kill."""
+"""The best checkpoint is kept and restored, and training stops early without improvement; also in resumed runs."""
 
 import random
 import signal
@@ -16,16 +16,16 @@ from neoplug.registry.measures import MEASURES, RANKING
 SCRIPT = """
 @dataclass(eq=False)
 class Script:
-    '''Measures what is written for each step; breaks the run where a file says so: "save 4 kill".'''
+    '''Returns a fixed value for each step; interrupts the run at the place named in a file: "save 4 kill".'''
 
     values: list[float]
     switch: str
     step: int = 0
 
     def at(self, place, step):
-        told = Path(self.switch).read_text().split() if Path(self.switch).exists() else []
-        if told[:2] == [place, str(step)]:
-            if told[2] == "kill":
+        words = Path(self.switch).read_text().split() if Path(self.switch).exists() else []
+        if words[:2] == [place, str(step)]:
+            if words[2] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise OSError("tripped")
 
@@ -52,7 +52,7 @@ class Script:
     def load_state_dict(self, state):
         self.step = state["step"]
 """
-VALUES = [9.0, 3.0, 1.0, 2.0, 1.5, 1.2, 0.0]  # by step; after the second, nothing is better for three evaluations
+VALUES = [9.0, 3.0, 1.0, 2.0, 1.5, 1.2, 0.0]  # by step; no value is better for three evaluations after the second
 
 
 class Scripted:
@@ -90,46 +90,46 @@ def scripted(module_lab):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(scripted):
-    return scripted.run("undisturbed")
+def uninterrupted(scripted):
+    return scripted.run("uninterrupted")
 
 
-def test_it_ends_when_nothing_improves_and_goes_back_to_the_best(undisturbed):
-    result = undisturbed.result
+def test_training_stops_early_and_restores_the_best_checkpoint(uninterrupted):
+    result = uninterrupted.result
     assert (result["status"], result["steps"], result["stopped_early"]) == ("completed", 5, 5)
     assert result["best"] == {"step": 2, "metric": "probes../script.py:Script.value", "value": 1.0}
     assert [entry["step"] for entry in result["evaluations"]] == [1, 2, 3, 4, 5]
-    ruler = {name: value for name, value in result["evaluations"][1].items() if name not in ("step", "probes")}
-    assert {name: result["after"][name] for name in ruler} == ruler  # that of step 2, not of step 5
-    assert undisturbed.steps_saved == [2, 5]  # one, and the best
-    assert undisturbed.lines[-1]["learning_rate"] == 0.01  # the schedule is that of all steps
+    expected = {name: value for name, value in result["evaluations"][1].items() if name not in ("step", "probes")}
+    assert {name: result["after"][name] for name in expected} == expected  # the evaluation of step 2, not of step 5
+    assert uninterrupted.steps_saved == [2, 5]  # the newest one and the best
+    assert uninterrupted.lines[-1]["learning_rate"] == 0.01  # the schedule covers max_steps
 
 
-def test_what_is_saved_is_what_a_run_of_so_many_steps_saves(scripted, undisturbed):
+def test_the_saved_adapter_is_that_of_a_run_that_ends_at_the_best_step(scripted, uninterrupted):
     short = scripted.lab.run("short", train={"max_steps": 2, "lr_scheduler_type": "constant"})
-    ours, theirs = undisturbed.adapter, short.adapter
+    ours, theirs = uninterrupted.adapter, short.adapter
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    kept = load_file(undisturbed.path / "checkpoints" / "step-2" / "trainable.safetensors")
+    kept = load_file(uninterrupted.path / "checkpoints" / "step-2" / "trainable.safetensors")
     assert all(torch.equal(tensor, ours[name.replace(".default", "")]) for name, tensor in kept.items())
 
 
 @pytest.mark.parametrize("trip", [pytest.param("step 3 raise", marks=pytest.mark.slow), "end 0 raise"])
-def test_a_resumed_run_judges_the_same(scripted, undisturbed, trip):
+def test_a_resumed_run_selects_the_same_checkpoint(scripted, uninterrupted, trip):
     name = trip.replace(" ", "-")
     with pytest.raises(PluginError, match="tripped"):
         scripted.run(name, trip)
-    same(scripted.run(name, resume=True), undisturbed)
+    same(scripted.run(name, resume=True), uninterrupted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trip", ["save 2 kill"])
-def test_a_killed_run_judges_the_same(scripted, undisturbed, trip):
+def test_a_killed_and_resumed_run_selects_the_same_checkpoint(scripted, uninterrupted, trip):
     name = trip.replace(" ", "-")
     scripted.switch.write_text(trip)
     process = scripted.lab.start(scripted.recipe, name)
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
-    same(scripted.run(name, resume=True), undisturbed)
+    same(scripted.run(name, resume=True), uninterrupted)
 
 
 def same(run, reference):
@@ -151,27 +151,27 @@ def test_the_last_step_may_be_the_best(scripted):
     assert run.steps_saved == [6]
 
 
-def test_a_number_that_no_probe_gives_ends_the_run_before_it_trains(scripted):
+def test_a_metric_that_no_probe_returns_ends_the_run_before_training(scripted):
     recipe = scripted.write("absent", metric_for_best_model="probes../script.py:Script.valeu")
     with pytest.raises(RunError, match=r"measured None; did you mean `probes\.script\.py:Script\.value`"):
         scripted.lab.run("absent", recipe)
     assert not (scripted.lab.folder / "absent" / "metrics.jsonl").exists()
 
 
-def test_the_ruler_measures_what_can_be_best(undisturbed):
-    measured = {name for name, value in undisturbed.result["after"].items() if isinstance(value, float)}
-    assert measured - RANKING.keys() == {"entropy", "kd_ce_cosine"}  # nobody wants these high or low
+def test_evaluation_measures_every_metric_that_selects_a_checkpoint(uninterrupted):
+    measured = {name for name, value in uninterrupted.result["after"].items() if isinstance(value, float)}
+    assert measured - RANKING.keys() == {"entropy", "kd_ce_cosine"}  # neither has a better direction
     assert measured == set(MEASURES)
 
 
-def test_a_probes_metric_must_say_which_way_is_up(scripted):
+def test_a_metric_of_a_probe_needs_greater_is_better(scripted):
     file = scripted.write("silent", greater_is_better=None)
     with pytest.raises(RecipeError, match="may be better when greater or when smaller"):
         recipe.load(file)
 
 
 class Frozen:
-    """What the callback reads of transformers' arguments."""
+    """The attributes of transformers' arguments that the callback reads."""
 
     def __init__(self, greater):
         self.metric_for_best_model = "eval_m"
@@ -188,7 +188,7 @@ def test_patience_and_threshold_are_those_of_transformers(seed):
     criterion, stopped = Criterion("m", greater, threshold), False
     for count, value in enumerate(values, 1):
         callback.on_evaluate(Frozen(greater), state, control, metrics={"eval_m": value})
-        if state.best_metric is None or better(value, state.best_metric):  # what its Trainer does afterwards
+        if state.best_metric is None or better(value, state.best_metric):  # transformers' Trainer does this afterwards
             state.best_metric, state.best_global_step = value, count
         seen = [{"step": step, "m": measured} for step, measured in enumerate(values[:count], 1)]
         comparison = criterion.compare(seen)

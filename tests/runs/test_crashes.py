@@ -1,4 +1,4 @@
-"""A plugin that crashes ends the command with its name and its hook, wherever that happens; the traceback is kept."""
+"""An exception in any hook ends the command with the names of plugin and hook; the traceback is kept."""
 
 import sys
 
@@ -31,7 +31,7 @@ class Crash:
     def load_state_dict(self, state):
         pass
 """
-SECTIONS = {  # where the plugin stands; all others are treatments
+SECTIONS = {  # the section of the plugin by hook; all others are treatments
     "prepare_student": lambda: {"student": {"prepare": CRASHING}},
     "load_kwargs": lambda: {"student": {"load": CRASHING}},
     "add_adapter": lambda: {"adapter": CRASHING},
@@ -46,7 +46,7 @@ BEFORE_THE_DIRECTORY = {"check", "prepare_student", "load_kwargs", "add_adapter"
 
 @pytest.fixture
 def command(lab, monkeypatch, capsys):
-    """Return a function that runs `neoplug ... run RECIPE` and returns its exit code and what it said on stderr."""
+    """Return a function that runs `neoplug ... run RECIPE` and returns its exit code and stderr."""
 
     def run(recipe, *options):
         line = ["neoplug", *options, "run", str(recipe), "--output", str(lab.folder / "run")]
@@ -65,18 +65,18 @@ def test_a_crash_names_plugin_and_hook(lab, command, hook):
     lab.plugin("crash", STATE if hook == "state_dict" else CRASH.format(hook=hook, fit=fit))
     sections = SECTIONS.get(hook, lambda: {"treatments": CRASHING})()
     recipe = lab.recipe(**{"teacher": None, "loss": {"cross_entropy": {}}, "train": {"max_steps": 1}} | sections)
-    code, said = command(recipe)
+    code, stderr = command(recipe)
     assert code == (2 if hook == "check" else 1)
-    assert f"`./crash.py:Crash` failed in `{hook}`: KeyError: 'gone'" in said
+    assert f"`./crash.py:Crash` failed in `{hook}`: KeyError: 'gone'" in stderr
     lines = (lab.folder / "crash.py").read_text().splitlines()
     line = 1 + lines.index('        return {}["gone"]')
-    assert f"{lab.folder / 'crash.py'}:{line}" in said
-    assert "Traceback" not in said
+    assert f"{lab.folder / 'crash.py'}:{line}" in stderr
+    assert "Traceback" not in stderr
     if hook in BEFORE_THE_DIRECTORY:
         assert not (lab.folder / "run").exists()
         assert "Traceback" in command(recipe, "--traceback")[1]
     else:
         log = lab.folder / "run" / "log.txt"
-        assert f"{log} holds the traceback" in said
+        assert f"{log} holds the traceback" in stderr
         assert "Traceback" in log.read_text()
         assert lab.at("run").result["status"] == "failed"

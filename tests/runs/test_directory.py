@@ -1,4 +1,4 @@
-"""The run directory: appears whole or not at all, loses no digit, and is never overwritten."""
+"""The run directory: created atomically, exact in every digit, and never overwritten."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def full_folder(path):
 
 
 @pytest.mark.parametrize("make", [full_folder, lambda path: path.write_text("mine")])
-def test_what_is_no_run_is_not_overwritten_either(tmp_path, make):
+def test_a_path_that_is_no_run_is_not_overwritten_either(tmp_path, make):
     make(tmp_path / "taken")
     with pytest.raises(UsageError, match="exists"):
         RunDir.create(tmp_path / "taken", RECIPE, LOCK)
@@ -97,7 +97,7 @@ def test_metrics_are_appended_in_one_write(run, monkeypatch):
     assert synced == [file.stat().st_size]
 
 
-def test_cut_drops_later_steps_and_a_torn_line(run):
+def test_cut_drops_later_steps_and_an_incomplete_line(run):
     run.metrics.append({"step": step, "loss": step / 3} for step in range(1, 6))
     file = run.path / "metrics.jsonl"
     whole = file.read_text().splitlines(keepends=True)
@@ -111,13 +111,13 @@ def test_cut_drops_later_steps_and_a_torn_line(run):
     assert file.read_text() == ""
 
 
-def test_cut_of_a_run_without_metrics_is_nothing(run):
+def test_cut_of_a_run_without_metrics_does_nothing(run):
     run.metrics.cut(7)
     assert run.metrics.read() == []
 
 
 def test_a_kill_during_append_loses_no_earlier_line(run):
-    """A process killed while it writes leaves lines 1..n whole; `cut` then goes on from there."""
+    """A process killed while it writes leaves lines 1..n complete; `cut` continues from there."""
     script = """
         import sys
         from pathlib import Path
@@ -147,7 +147,7 @@ def test_result_is_strict_json(run):
     assert run.result.status == "failed"
 
 
-def test_contents_tell_the_size_of_files_and_folders(run):
+def test_contents_list_the_size_of_files_and_folders(run):
     (run.adapter / "deep").mkdir(parents=True)
     (run.adapter / "adapter_model.safetensors").write_bytes(b"x" * 300)
     (run.adapter / "deep" / "more").write_bytes(b"x" * 30)

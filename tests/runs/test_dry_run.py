@@ -1,4 +1,4 @@
-"""The dry run on the meta device: what cannot work there is reported, and what fails ends the run."""
+"""The dry run on the meta device: unsupported operations are reported, and errors end the run."""
 
 import logging
 
@@ -33,8 +33,8 @@ def weights_of(run):
 
 
 @pytest.mark.parametrize("read", ["weight.abs().max().item()", "weight.numpy().max()", "1"])
-def test_weights_that_train_are_never_rounded(lab, tiny_student, read):
-    """At a rate of 1e-8 a weight stays where it was; bfloat16 would move it by up to 2 ** -8 of its size."""
+def test_trainable_weights_are_float32(lab, tiny_student, read):
+    """At a rate of 1e-8 a weight does not change; rounding to bfloat16 would change it by up to 2 ** -8 of its size."""
     lab.plugin("whole", WHOLE.format(read=read))
     trained = weights_of(lab.run("run", adapter={"./whole.py:Whole": {}}, **BFLOAT16))
     stored = load_file(tiny_student / "model.safetensors")
@@ -44,7 +44,7 @@ def test_weights_that_train_are_never_rounded(lab, tiny_student, read):
 
 
 @pytest.mark.parametrize("read", ["weight.abs().max().item()", "1"])
-def test_weights_that_do_not_train_have_the_dtype_of_the_recipe(lab, tiny_student, read):
+def test_frozen_weights_have_the_dtype_of_the_recipe(lab, tiny_student, read):
     lab.plugin("whole", WHOLE.format(read=read))
     found = weights_of(lab.run("run", adapter={"./whole.py:Whole": {"only": "norm"}}, **BFLOAT16))
     stored = load_file(tiny_student / "model.safetensors")
@@ -53,7 +53,7 @@ def test_weights_that_do_not_train_have_the_dtype_of_the_recipe(lab, tiny_studen
     assert all(torch.equal(found[name], stored[name].bfloat16()) for name in frozen)
 
 
-def test_what_cannot_work_on_the_meta_device_is_reported_with_the_plugins_name(lab, caplog):
+def test_an_operation_without_meta_support_is_reported_with_the_plugins_name(lab, caplog):
     lab.plugin("whole", WHOLE.format(read="weight.sum().item()"))
     with caplog.at_level(logging.WARNING, "neoplug"):
         lab.run("run", adapter={"./whole.py:Whole": {}}, train={"max_steps": 1})
@@ -81,7 +81,7 @@ def test_a_plugin_that_fails_in_the_dry_run_ends_it_before_weights_are_loaded(la
     assert not (lab.folder / "run").exists()
 
 
-def test_groups_that_do_not_cover_what_trains_end_the_run_before_weights_are_loaded(lab, monkeypatch):
+def test_groups_that_do_not_cover_the_trainable_parameters_end_the_run_before_weights_are_loaded(lab, monkeypatch):
     monkeypatch.setattr("neoplug.models.load.load_weights", pytest.fail)
     lab.plugin(
         "odd",
@@ -113,7 +113,7 @@ META = torch.empty(3, 3, device="meta")
         lambda: torch.nn.Linear(3, 3, device="meta").to("cpu"), lambda: META.unique(), lambda: torch.equal(META, META),
     ],
 )  # fmt: skip
-def test_torchs_refusals_on_the_meta_device_are_recognised(operation):
+def test_torchs_errors_for_the_meta_device_are_recognised(operation):
     with pytest.raises((RuntimeError, TypeError)) as caught:
         operation()
     assert is_impossible_on_meta(caught.value)
@@ -126,7 +126,7 @@ def test_torchs_refusals_on_the_meta_device_are_recognised(operation):
         lambda: {}["gone"], lambda: iter(None), lambda: META @ torch.empty(2, 2, device="meta"),
     ],
 )  # fmt: skip
-def test_other_mistakes_are_no_refusals_of_the_meta_device(operation):
+def test_other_errors_are_not_taken_for_errors_of_the_meta_device(operation):
     with pytest.raises((RuntimeError, TypeError, KeyError)) as caught:
         operation()
     assert not is_impossible_on_meta(caught.value)

@@ -1,4 +1,4 @@
-"""The files evaluation/NAME.parquet of a run: which there are, what they hold, and that a resumed run has the same."""
+"""The files evaluation/NAME.parquet of a run: their names and contents, and that a resumed run has the same."""
 
 import math
 import shutil
@@ -22,7 +22,7 @@ def run(module_lab):
     return module_lab.run("run", evaluate={"eval_steps": 2})
 
 
-def test_the_result_is_made_of_the_tables(run):
+def test_the_result_is_computed_from_the_tables(run):
     found = tables(run)
     assert found.keys() == NAMES
     results = {name: run.result[name] for name in ("before", "teacher", "after")}

@@ -1,4 +1,4 @@
-"""What is not finite stops a run before anything of it is saved, and says where it came from."""
+"""A loss or gradient that is not finite stops a run before a checkpoint has it; the message names step and rows."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from neoplug.errors import RunError
 FAULTS = """
 @dataclass(eq=False)
 class Mark:
-    '''From a step on (while a file is there), labels of some rows become token 7, which no text of ours holds.'''
+    '''From a step on (while a file is there), labels of some rows become token 7, which no text of the test holds.'''
 
     rows: list[int]
     file: str
@@ -72,7 +72,7 @@ class Record:
 
 @pytest.fixture
 def faulty(lab):
-    """Return the recipe's file for a loss that fails at rows 4 and 11, while fault.txt is there."""
+    """Return the recipe's file for a loss that fails at rows 4 and 11, while fault.txt exists."""
     lab.plugin("faults", FAULTS)
     lab.plugin("record", RECORD)
     fault, record = lab.folder / "fault.txt", lab.folder / "record.txt"
@@ -92,7 +92,7 @@ def faulty(lab):
 
 
 def rows_of(lab):
-    """Return {step: rows} as the treatment saw them."""
+    """Return {step: rows} as the treatment recorded them."""
     found = {}
     for line in (lab.folder / "record.txt").read_text().splitlines():
         step, row = map(int, line.split())
@@ -100,7 +100,7 @@ def rows_of(lab):
     return found
 
 
-def told(error):
+def step_and_rows(error):
     """Return the step and the rows that a message names."""
     step = int(re.match(r"step (\d+): ", str(error)).group(1))
     rows = re.search(r"numbered from 0 in the source\): ([\d, ]+)", str(error)).group(1)
@@ -113,10 +113,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(lab, faulty, value):
     recipe = faulty("Value", value, rows, save_steps=2, logging_steps=3)
     with pytest.raises(RunError, match=f"loss ./faults.py:Value is {value}") as caught:
         lab.run("run", recipe)
-    step, guilty = told(caught.value)
+    step, rows_at_fault = step_and_rows(caught.value)
     assert step == 3
-    assert guilty == rows_of(lab)[3] & set(rows)
-    assert guilty != rows_of(lab)[3]
+    assert rows_at_fault == rows_of(lab)[3] & set(rows)
+    assert rows_at_fault != rows_of(lab)[3]
     assert caught.value.exit_code == 1
     run = lab.at("run")
     assert run.result["status"] == "failed"
@@ -124,9 +124,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(lab, faulty, value):
     assert run.steps_saved == [2]
     assert [line["step"] for line in run.lines] == [1, 2]
 
-    (lab.folder / "fault.txt").unlink()  # mended outside of the recipe, as data that was fetched anew
-    assert lab.run("run", recipe, resume=True).facts == lab.run("mended", recipe).facts
-    assert lab.at("run").adapter_bytes == lab.at("mended").adapter_bytes
+    (lab.folder / "fault.txt").unlink()  # fixed outside of the recipe, as in data that is fetched again
+    assert lab.run("run", recipe, resume=True).facts == lab.run("fixed", recipe).facts
+    assert lab.at("run").adapter_bytes == lab.at("fixed").adapter_bytes
 
 
 @pytest.mark.parametrize("value", [pytest.param("nan", marks=pytest.mark.slow), "inf"])
@@ -134,18 +134,18 @@ def test_a_gradient_that_is_not_finite_stops_the_run(lab, faulty, value):
     recipe = faulty("Slope", value, range(24), save_steps=1, logging_steps=100)
     with pytest.raises(RunError, match=r"gradient is (nan|inf)") as caught:
         lab.run("run", recipe)
-    assert told(caught.value) == (3, rows_of(lab)[3])
+    assert step_and_rows(caught.value) == (3, rows_of(lab)[3])
     run = lab.at("run")
     assert run.steps_saved == [1, 2]
     assert run.result["status"] == "failed"
 
 
-def test_no_bad_checkpoint_between_log_lines(lab, faulty):
+def test_a_fault_between_log_lines_is_in_no_checkpoint(lab, faulty):
     """The fault is in step 3, nothing is logged before step 6, and step 4 would be saved."""
     recipe = faulty("Value", "nan", range(24), save_steps=4, logging_steps=6)
     with pytest.raises(RunError, match="step 3: ") as caught:
         lab.run("run", recipe)
-    assert told(caught.value)[0] == 3
+    assert step_and_rows(caught.value)[0] == 3
     run = lab.at("run")
     assert run.steps_saved == []
     assert [line["step"] for line in run.lines] == [1, 2]

@@ -1,4 +1,4 @@
-"""Runs on models as their sections want them loaded."""
+"""Runs on models that are loaded by the options of their sections."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from neoplug.export.merge import export
 
 
 @pytest.mark.slow
-def test_teacher_and_student_are_quantised_apart(lab):
+def test_teacher_and_student_are_quantised_independently(lab):
     more = {"adapter": {"dora": {"r": 4}}, "train": {"max_steps": 2}}
     run = lab.run("run", teacher={"load": {"fp4": {}}}, student={"load": {"int8": {}}}, **more)
     plain = lab.run("plain", **more)
@@ -27,7 +27,7 @@ def test_two_plugins_for_one_key_are_refused_before_weights_are_loaded(lab, monk
             lab.run("run", **{role: {"load": {"nf4": {}, "int8": {}}}})
 
 
-def test_what_is_stored_quantised_is_not_prepared(lab, tiny_student, monkeypatch):
+def test_a_model_stored_quantised_is_not_prepared(lab, tiny_student, monkeypatch):
     monkeypatch.setattr("neoplug.models.load.load_weights", pytest.fail)
     folder = shutil.copytree(tiny_student, lab.folder / "quantised")
     config = json.loads((folder / "config.json").read_text())
@@ -40,7 +40,7 @@ def test_what_is_stored_quantised_is_not_prepared(lab, tiny_student, monkeypatch
 
 
 def steps(count, **more):
-    """Return a short training at a constant rate, by plain gradient descent: nothing but the weights to go on from."""
+    """Return a short training at a constant rate, by plain gradient descent: its only state is the weights."""
     train = {"max_steps": count, "lr_scheduler_type": "constant", "learning_rate": 0.1, **more}
     return {"train": train, "optimizer": {"sgd": {}}}
 
@@ -56,9 +56,9 @@ def measured(values):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names
-def test_a_student_starts_where_its_adapter_ended(module_lab, first, tiny_student):
-    """And what is saved at its end is one that plain peft loads."""
+@pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft uses deprecated names of transformers
+def test_a_student_starts_from_its_stored_adapter(module_lab, first, tiny_student):
+    """Plain peft loads the adapter that the second run saves."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -79,15 +79,15 @@ def as_teacher(first, folder, **more):
     return {"model": str(folder), "adapter_path": str(first.path / "adapter"), **more}
 
 
-def test_a_teacher_takes_its_adapter(module_lab, first, tiny_student):
-    """A teacher that is the first run's trained student."""
+def test_a_teacher_loads_its_adapter(module_lab, first, tiny_student):
+    """The teacher is the first run's trained student."""
     run = module_lab.run("taught", teacher=as_teacher(first, tiny_student), **steps(1))
     assert run.result["teacher"]["cross_entropy"] == pytest.approx(first.result["after"]["cross_entropy"], rel=1e-6)
     assert set(run.lock["models"]["teacher"]["adapter"]) == {"source", "revision", "sha256"}
 
 
 @pytest.mark.slow
-def test_a_quantised_teacher_takes_its_adapter(module_lab, first, tiny_student):
+def test_a_quantised_teacher_loads_its_adapter(module_lab, first, tiny_student):
     run = module_lab.run("small", teacher=as_teacher(first, tiny_student, load={"nf4": {}}), **steps(1))
     ratio = run.result["teacher"]["cross_entropy"] / first.result["after"]["cross_entropy"]
     assert 0 < abs(ratio - 1) < 0.2
@@ -119,13 +119,13 @@ def test_a_teachers_adapter_that_does_not_fit_is_refused_before_weights_are_load
         module_lab.run("refused", teacher={"adapter_path": str(first.path / "adapter")})
 
 
-def test_a_path_to_no_adapter_is_refused_with_the_other_mistakes(lab):
+def test_a_path_without_an_adapter_is_refused_with_the_other_mistakes(lab):
     with pytest.raises(RecipeError) as caught:
         lab.run("run", teacher={"adapter_path": "./none"}, student={"adapter_path": "./nothing"})
     assert [problem.path for problem in caught.value.problems] == [(r, "adapter_path") for r in ("teacher", "student")]
 
 
-def test_a_run_does_not_go_on_from_another_adapter(lab, first):
+def test_a_run_does_not_resume_with_another_stored_adapter(lab, first):
     adapter = shutil.copytree(first.path / "adapter", lab.folder / "adapter")
     run = lab.run("run", student={"adapter_path": "adapter"}, **steps(2))
     (run.path / "result.json").unlink()
@@ -135,7 +135,7 @@ def test_a_run_does_not_go_on_from_another_adapter(lab, first):
         lab.run("run", lab.folder / "run-recipe.yaml", resume=True)
 
 
-def test_an_unknown_attention_is_refused_before_weights_are_loaded(lab, monkeypatch):
+def test_an_unknown_attention_implementation_is_refused_before_weights_are_loaded(lab, monkeypatch):
     monkeypatch.setattr("neoplug.models.load.load_weights", pytest.fail)
     for role in ("teacher", "student"):
         with pytest.raises(
@@ -157,7 +157,7 @@ def stored(tmp_path_factory, tiny_student):
 
 
 @pytest.mark.slow
-def test_weights_that_are_stored_quantised_need_their_plugin(lab, stored):
+def test_weights_stored_quantised_need_their_plugin(lab, stored):
     with pytest.raises(RecipeError, match="stored quantised, and no plugin under `load` sets them up"):
         lab.run("none", student={"model": str(stored)})
     with pytest.raises(UsageError, match="stored quantised already, with load_in_8bit False"):
@@ -168,7 +168,7 @@ def test_weights_that_are_stored_quantised_need_their_plugin(lab, stored):
 
 
 @pytest.mark.slow
-def test_a_student_with_code_of_its_own_brings_it_along(lab, own_family):
+def test_the_python_code_of_a_student_is_saved_with_it(lab, own_family):
     from transformers import AutoModelForCausalLM
 
     folder, ran = own_family
@@ -194,11 +194,11 @@ def test_a_student_with_code_of_its_own_brings_it_along(lab, own_family):
     ],
     ids=["quantised", "pruned"],
 )
-def test_any_base_goes_on_from_its_adapter_and_resumes_bit_for_bit(lab, caplog, student, adapter):
+def test_a_run_on_any_base_starts_from_a_stored_adapter_and_resumes_bit_for_bit(lab, caplog, student, adapter):
     before = lab.run("before", student=student, adapter=adapter, **steps(2))
     run = lab.run("run", student=student | {"adapter_path": "before/adapter"}, adapter=adapter, **steps(4))
     assert measured(run.result["before"]) == pytest.approx(measured(before.result["after"]), rel=1e-6)
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]  # the base is the same
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]  # the base is unchanged
     whole = run.adapter_bytes
     for part in ("checkpoints/step-4", "adapter"):
         shutil.rmtree(run.path / part)

@@ -1,4 +1,4 @@
-"""Modules that train whole beside low-rank matrices: their gradient, and what plain peft and an export make of them."""
+"""Modules trained in full next to low-rank matrices: their gradient, and how plain peft and an export load them."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from neoplug.errors import RecipeError
 from neoplug.export.merge import export
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names
+pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # raised within peft
 STEP = {"max_steps": 1, "learning_rate": 0.1, "max_grad_norm": 0}
 WITNESS = """
 @dataclass(eq=False)
@@ -40,8 +40,8 @@ def logits(model):
         pytest.param("tiny_teacher", ["embed_tokens", "lm_head"], marks=pytest.mark.slow),
     ],
 )
-def test_they_learn_as_in_full_fine_tuning_and_are_kept(lab, request, student, names):
-    """The matrices start without effect, so the first step moves a module as it would where everything trains."""
+def test_they_train_as_in_full_fine_tuning_and_are_saved(lab, request, student, names):
+    """The matrices start without effect, so the first step changes a module as in full fine-tuning."""
     from peft import PeftModel
 
     base = request.getfixturevalue(student)

@@ -1,4 +1,4 @@
-"""Optimizers in whole runs: a broken run goes on bit for bit, and what cannot train is refused before weights load."""
+"""Optimizers in complete runs: a resumed run is bit-identical, and unusable ones are refused before loading."""
 
 import shutil
 
@@ -23,8 +23,8 @@ EVERY = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
-def test_a_broken_run_goes_on(lab, name):
-    """With vectors beside the matrices, three rates and a schedule."""
+def test_an_interrupted_run_resumes_bit_for_bit(lab, name):
+    """With vectors as well as matrices, three rates and a schedule."""
     sections = {
         "adapter": {"dora": {"r": 4, "target_modules": ["q_proj", "v_proj"]}, "loraplus": {"lr_ratio": 4.0}},
         "optimizer": {name: EVERY[name]},

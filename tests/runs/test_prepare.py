@@ -1,4 +1,4 @@
-"""Measured pruning in whole runs: made once and shared by runs, refused before weights, its student exported whole."""
+"""Measured pruning in complete runs: computed once and shared by runs, and validated before weights are loaded."""
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -13,7 +13,7 @@ BOTH = {
 
 
 @pytest.mark.slow
-def test_runs_share_a_measured_student(lab, tiny_teacher, monkeypatch):
+def test_runs_share_a_pruned_student(lab, tiny_teacher, monkeypatch):
     student = {"model": str(tiny_teacher), "prepare": BOTH}
     first = lab.run("first", student=student, train={"max_steps": 2})
     monkeypatch.setattr("neoplug.models.prepared._make", None)

@@ -1,4 +1,4 @@
-"""A run leaves its process unchanged: runs one after the other give the numbers of separate processes."""
+"""A run leaves its process unchanged: consecutive runs give the numbers of separate processes."""
 
 import logging
 import os
@@ -114,21 +114,21 @@ def numbers(run):
 
 
 @pytest.fixture(scope="module")
-def alone(module_lab):
+def separate(module_lab):
     """Return both recipes, and the numbers of each run in a separate process."""
     recipes = [module_lab.recipe(name, **sections) for name, sections in (("first", FIRST), ("second", SECOND))]
     found = []
     for recipe in recipes:
-        process = module_lab.start(recipe, f"alone-{recipe.stem}")
+        process = module_lab.start(recipe, f"separate-{recipe.stem}")
         process.join()
         assert process.exitcode == 0
-        found.append(numbers(module_lab.at(f"alone-{recipe.stem}")))
+        found.append(numbers(module_lab.at(f"separate-{recipe.stem}")))
     return recipes, found
 
 
 @pytest.mark.parametrize("call", [lambda function: function(), in_a_thread], ids=["main thread", "another thread"])
-def test_runs_one_after_the_other_give_the_numbers_of_separate_processes(module_lab, alone, call, request):
-    recipes, expected = alone
+def test_consecutive_runs_give_the_numbers_of_separate_processes(module_lab, separate, call, request):
+    recipes, expected = separate
     names = [f"{request.node.callspec.id}-{recipe.stem}" for recipe in recipes]
     found = [call(partial(module_lab.run, name, recipe)) for name, recipe in zip(names, recipes, strict=True)]
     assert [numbers(run) for run in found] == expected
@@ -147,7 +147,7 @@ class Fails:
 
 @pytest.mark.parametrize("call", [lambda function: function(), in_a_thread], ids=["main thread", "another thread"])
 @pytest.mark.parametrize("ends", ["completed", "failed"])
-def test_the_process_is_as_it_was(lab, monkeypatch, call, ends):
+def test_the_process_state_is_restored(lab, monkeypatch, call, ends):
     handler = logging.NullHandler()
     monkeypatch.setattr(logging.getLogger("neoplug"), "handlers", [handler])
     monkeypatch.setattr(logging.getLogger("neoplug"), "level", logging.ERROR)
@@ -193,7 +193,7 @@ def test_a_second_run_at_the_same_time_is_refused(lab):
     assert lab.run("second", recipe).result["status"] == "completed"
 
 
-def test_a_failed_run_makes_way_for_the_next(lab):
+def test_a_run_starts_after_a_failed_run(lab):
     lab.plugin("fails", FAILS)
     with pytest.raises(PluginError):
         lab.run("failed", treatments={"./fails.py:Fails": {}}, train={"max_steps": 1})

@@ -1,4 +1,4 @@
-"""A run goes to the hub: a stand-in takes what is sent, and plain peft and transformers load it from there."""
+"""Upload to the hub: a local server takes the files, and plain peft and transformers load them from it."""
 
 import base64
 import json
@@ -18,13 +18,13 @@ from neoplug.runs.directory import RunDir
 from neoplug.runs.model_card import card
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # huggingface_hub's own, of httpx
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft's
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # huggingface_hub's use of httpx
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # from peft
 ]
 
 
 class Hub(ThreadingHTTPServer):
-    """Just enough of the hub's HTTP API to take a commit; keeps what it was sent."""
+    """The part of the hub's HTTP API that takes a commit; keeps the uploaded files."""
 
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -99,7 +99,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def pruned(module_lab):
-    """A finished run with a prepared student under its adapter."""
+    """Return a finished run of an adapter on a prepared student."""
     student = {"prepare": {"prune_depth": {"num_hidden_layers": 2}}}
     return module_lab.run("pruned", student=student, train={"max_steps": 2})
 
@@ -133,7 +133,7 @@ def test_plain_peft_loads_what_was_pushed(hub, pruned):
     assert len((hub.folder / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_the_card_says_what_it_is_in_the_hubs_format(hub, pruned, tiny_student):
+def test_the_card_describes_the_run_in_the_hubs_format(hub, pruned, tiny_student):
     push(pruned.path, "me/student")
     card = ModelCard.load(hub.folder / "README.md")
     assert card.data.library_name == "peft"
@@ -144,17 +144,17 @@ def test_the_card_says_what_it_is_in_the_hubs_format(hub, pruned, tiny_student):
     assert titles == {name: measure.title for name, measure in MEASURES.items()}
     rows = [line.split("|")[1].strip() for line in card.text.splitlines() if line.startswith("| ")]
     assert {"forward KL (nats)", "perplexity", "top-1 agreement (share)"} <= set(rows)
-    for said in (
+    for part in (
         "subfolder='student'",
         "'me/student'",
         pruned.lock["data"]["fingerprint"],
         pruned.lock["versions"]["peft"],
     ):
-        assert said in card.text
+        assert part in card.text
     recipe = yaml.safe_load(card.text.partition("```yaml\n")[2].partition("```")[0])
     assert recipe["adapter"] == yaml.safe_load((pruned.path / "recipe.yaml").read_text())["adapter"]
     everything = "".join(file.read_text() for file in hub.folder.glob("*.*") if file.suffix != ".safetensors")
-    assert str(tiny_student.parent) not in everything  # where files lay is nobody's business
+    assert str(tiny_student.parent) not in everything  # local paths are private
 
 
 def test_the_card_names_each_data_set_of_the_hub(pruned, tmp_path):
@@ -172,7 +172,7 @@ def test_the_runs_own_card_loads_from_the_run(pruned):
     assert "from_pretrained('pruned', subfolder='student')" in card.text
 
 
-def test_a_whole_model_is_pushed_as_one(hub, lab):
+def test_a_fully_trained_model_is_pushed_as_a_model(hub, lab):
     from transformers import AutoModelForCausalLM
 
     run = lab.run("whole", adapter={"full": {}}, train={"max_steps": 1})
@@ -184,14 +184,14 @@ def test_a_whole_model_is_pushed_as_one(hub, lab):
     assert ModelCard.load(hub.folder / "README.md").data.library_name == "transformers"
 
 
-def test_what_the_hub_refuses_is_said_in_words(hub, pruned):
+def test_an_upload_that_the_hub_refuses_is_an_error_message(hub, pruned):
     hub.refuse = True
     with pytest.raises(RunError, match=r"the upload of .* failed"):
         push(pruned.path, "me/student")
     assert not hub.folder.exists()
 
 
-def test_no_name_of_a_repository_and_no_finished_run_are_refused(hub, pruned, tmp_path):
+def test_an_invalid_repository_name_and_an_unfinished_run_are_refused(hub, pruned, tmp_path):
     with pytest.raises(UsageError, match="is not the name of a repository"):
         push(pruned.path, "me/a/b")
     with pytest.raises(UsageError, match="no run directory"):

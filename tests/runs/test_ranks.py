@@ -1,4 +1,4 @@
-"""Several processes: the same steps as one with as many more micro-batches, and one voice."""
+"""Several processes: the same steps as one process with proportionally more micro-batches, and output from one rank."""
 
 import os
 import re
@@ -35,7 +35,7 @@ class Mark:
 
 @dataclass(eq=False)
 class Counts:
-    '''Remembers the rows that its rank saw; files say what it remembered, and what it got back.'''
+    '''Records the rows of its rank; writes the state that it saves and the state that it loads to files.'''
 
     folder: str
     rows: list = field(default_factory=list)
@@ -64,7 +64,7 @@ class Ridge:
 
 
 def launch(lab, recipe, output, *options, ranks=2):
-    """Run the command under torchrun and return what it printed."""
+    """Run the command under torchrun and return the completed process."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command += ["-m", "neoplug", "run", str(recipe), "--output", str(lab.folder / output), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -73,7 +73,7 @@ def launch(lab, recipe, output, *options, ranks=2):
 
 @pytest.mark.parametrize(("ranks", "size"), [(2, 1), (3, 2)])
 def test_ranks_share_the_held_out_text_and_have_the_same_sums(lab, ranks, size):
-    """3 documents: shares of different sizes, and with batches of 2 a rank without any."""
+    """3 documents: ranks have different numbers of them, and with batches of 2 one rank has none."""
     sections = {"train": {"max_steps": 1}, "data": {"held_out": 3}, "evaluate": {"per_device_eval_batch_size": size}}
     recipe = lab.recipe(**sections)
     for output, number in (("one", 1), ("many", ranks)):
@@ -127,7 +127,7 @@ def test_two_ranks_train_as_one(lab, drop, adapter):
     assert done.stdout.count("forward KL") == 1
 
 
-def test_the_mistakes_of_a_recipe_are_told_once(lab):
+def test_the_mistakes_of_a_recipe_are_printed_once(lab):
     wrong = lab.folder / "wrong.yaml"
     wrong.write_text("seed: few\n")
     done = launch(lab, wrong, "wrong", ranks=3)
@@ -144,18 +144,18 @@ def test_a_fault_on_another_rank_is_named(lab):
     )
     done = launch(lab, recipe, "run")
     assert done.returncode != 0
-    told = lab.at("run").result
-    assert told["status"] == "failed"
-    rows = re.search(r"rows at fault \(numbered from 0 in the source\): ([\d, ]+)", told["reason"])
+    result = lab.at("run").result
+    assert result["status"] == "failed"
+    rows = re.search(r"rows at fault \(numbered from 0 in the source\): ([\d, ]+)", result["reason"])
     assert {int(row) for row in rows.group(1).split(",")} <= {4, 9, 15}
 
 
-def test_each_rank_goes_on_with_what_it_remembered_and_another_number_of_ranks_cannot(lab):
+def test_each_rank_loads_its_own_state_and_another_number_of_ranks_is_refused(lab):
     lab.plugin("parts", PARTS)
     counts = {"./parts.py:Counts": {"folder": str(lab.folder)}}
     recipe = lab.recipe(treatments=counts, train={"max_steps": 2, "save_steps": 1})
     assert launch(lab, recipe, "run").returncode == 0
-    (lab.folder / "run" / "result.json").unlink()  # as if it had been killed before it finished
+    (lab.folder / "run" / "result.json").unlink()  # as after a kill before the end
     done = launch(lab, recipe, "run", "--resume")
     assert done.returncode == 0, done.stderr
     kept, found = ([(lab.folder / f"{what}-{rank}").read_text() for rank in (0, 1)] for what in ("kept", "found"))
@@ -168,8 +168,8 @@ def test_each_rank_goes_on_with_what_it_remembered_and_another_number_of_ranks_c
         lab.run("run", recipe, resume=True)
 
 
-def test_a_world_that_did_not_come_together_is_refused(lab, monkeypatch):
-    World("cpu")  # accelerate keeps the world that it was first initialised with
+def test_a_process_group_of_another_size_is_refused(lab, monkeypatch):
+    World("cpu")  # accelerate keeps the process group of its first initialisation
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RunError, match="set WORLD_SIZE to 2"):
         lab.run("run", train={"max_steps": 1})

@@ -1,4 +1,4 @@
-"""What cannot run is refused with the reason: before weights are loaded where it can be known, never in silence."""
+"""Runs that cannot work are refused with the reason, before weights are loaded where that is possible."""
 
 import pytest
 
@@ -58,14 +58,14 @@ class Unloadable:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mean", "none", "rows", "list"])
-def test_a_loss_that_does_not_answer_for_each_token(lab, kind):
+def test_a_loss_that_does_not_return_one_value_per_token_is_refused(lab, kind):
     lab.plugin("answers", ANSWERS)
     with pytest.raises(RunError, match=r"Wrong` answered `token_loss`[\s\S]*why:[\s\S]*fix:"):
         lab.run("run", loss={"./answers.py:Wrong": {"kind": kind}})
     assert lab.at("run").result["status"] == "failed"
 
 
-def test_a_gradient_of_another_shape(lab):
+def test_a_gradient_of_another_shape_is_refused(lab):
     lab.plugin("answers", ANSWERS)
     with pytest.raises(RunError, match="answered `token_gradient` with shape"):
         lab.run("run", loss={"./answers.py:Gradient": {}})
@@ -81,27 +81,27 @@ def test_a_gradient_of_another_shape(lab):
         ("exit later", r"sys.exit\(0\)"),
     ],
 )
-def test_a_plugin_that_spoils_a_step(lab, kind, message):
+def test_a_plugin_that_breaks_a_step_is_named(lab, kind, message):
     lab.plugin("answers", ANSWERS)
     with pytest.raises(RunError, match=message):
         lab.run("run", probes={"./answers.py:Meter": {"kind": kind}})
     assert lab.at("run").result["status"] == "failed"
 
 
-def test_a_state_that_no_resume_could_read(lab):
+def test_a_state_that_a_resumed_run_cannot_load_is_refused(lab):
     lab.plugin("answers", ANSWERS)
     with pytest.raises(RunError, match=r"state_dict of .* cannot be read back"):
         lab.run("run", probes={"./answers.py:Unloadable": {}})
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
-def test_a_device_that_is_not_here(lab, role):
+def test_an_unavailable_device_is_refused(lab, role):
     with pytest.raises(RecipeError, match=r"recipe.yaml:\d+:\d+: there is no npu device here"):
         lab.run("run", **{role: {"device": "npu"}})
     assert not (lab.folder / "run").exists()
 
 
-def test_documents_longer_than_learned_positions(lab, tiny_tokenizer, tmp_path):
+def test_documents_longer_than_learned_positions_are_refused(lab, tiny_tokenizer, tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=len(tiny_tokenizer), n_positions=40, n_embd=16, n_layer=1, n_head=2)
@@ -112,19 +112,19 @@ def test_documents_longer_than_learned_positions(lab, tiny_tokenizer, tmp_path):
     assert not (lab.folder / "run").exists()
 
 
-def test_places_where_no_run_can_be_written(lab):
+def test_an_output_path_that_cannot_be_created_is_refused(lab):
     (lab.folder / "file").write_text("mine")
     with pytest.raises(UsageError, match="is no folder"):
         neoplug.run(lab.recipe(), output=lab.folder / "file" / "run")
 
 
-def test_an_empty_folder_is_a_place(tmp_path):
+def test_an_empty_folder_is_accepted_as_output(tmp_path):
     (tmp_path / "run").mkdir()
     assert RunDir.create(tmp_path / "run", {"seed": 0}, {"format": 1}).resolved == {"seed": 0}
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over(lab):
+def test_a_damaged_checkpoint_is_skipped(lab):
     whole = lab.run("whole")
     run = lab.run("run")
     (run.path / "result.json").unlink()

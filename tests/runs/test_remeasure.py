@@ -1,4 +1,4 @@
-"""`neoplug eval` measures a finished run's student as the run itself did, to the last bit, and touches nothing."""
+"""`neoplug eval` of a finished run gives the run's own metrics, bit for bit, and changes no file."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ class Own:
 """
 
 
-def anew(target, recipe, *overrides):
+def evaluate(target, recipe, *overrides):
     return remeasure(str(target), recipe_for_target(str(target), recipe, overrides), Silent())
 
 
@@ -57,7 +57,7 @@ def questions(module_lab):
     ],
     ids=["prepared", "whole", "own", "bf16"],
 )
-def test_a_finished_run_is_measured_as_it_measured_itself(module_lab, tiny_teacher, questions, sections, request):
+def test_a_finished_run_is_evaluated_with_the_same_result(module_lab, tiny_teacher, questions, sections, request):
     module_lab.plugin("own", OWN)
     if sections.get("student", {}).get("model"):
         sections["student"]["model"] = str(tiny_teacher)
@@ -65,7 +65,7 @@ def test_a_finished_run_is_measured_as_it_measured_itself(module_lab, tiny_teach
     recipe = module_lab.recipe(f"{name}-recipe", probes=questions, **{"train": {"max_steps": 2}, **sections})
     run = module_lab.run(name, recipe)
     before = listing(run.path)
-    found = anew(run.path, recipe)
+    found = evaluate(run.path, recipe)
     assert found["student"] == run.result["after"]
     assert found["teacher"] == run.result["teacher"]
     assert found["student"] != run.result["before"]
@@ -73,8 +73,8 @@ def test_a_finished_run_is_measured_as_it_measured_itself(module_lab, tiny_teach
     assert listing(run.path) == before
 
 
-def test_another_recipe_measures_the_runs_own_student(module_lab, tiny_teacher, tiny_chat):
-    """The recipe's text and teacher count; of its student, adapter and training nothing does."""
+def test_another_recipe_evaluates_the_runs_student(module_lab, tiny_teacher, tiny_chat):
+    """The recipe's text and teacher are used; its student, adapter and training are not."""
     run = module_lab.run("own-student", train={"max_steps": 2})
     other = module_lab.folder / "other.yaml"
     other.write_text(
@@ -83,38 +83,38 @@ def test_another_recipe_measures_the_runs_own_student(module_lab, tiny_teacher, 
         f"data: {{source: {tiny_chat}, max_length: 160, held_out: 3}}\n"
         "adapter: {full: {}}\nloss: {cross_entropy: {}}\n"
     )
-    assert anew(run.path, other)["student"] == run.result["after"]
-    alone = anew(run.path, other, "teacher=null")
-    assert alone["teacher"] == {}
-    assert alone["student"]["perplexity"] == run.result["after"]["perplexity"]
+    assert evaluate(run.path, other)["student"] == run.result["after"]
+    without_teacher = evaluate(run.path, other, "teacher=null")
+    assert without_teacher["teacher"] == {}
+    assert without_teacher["student"]["perplexity"] == run.result["after"]["perplexity"]
 
 
 @pytest.mark.slow
-def test_any_model_is_measured(module_lab, tiny_student, tiny_teacher):
+def test_any_model_is_evaluated(module_lab, tiny_student, tiny_teacher):
     cut = {"model": str(tiny_teacher), "prepare": {"prune_depth": {"num_hidden_layers": 3}}}
     run = module_lab.run("models", train={"max_steps": 1}, student=cut)
     recipe = module_lab.folder / "models-recipe.yaml"
-    itself = anew(tiny_teacher, recipe)
+    itself = evaluate(tiny_teacher, recipe)
     assert itself["student"]["forward_kl"] == pytest.approx(0, abs=1e-6)
     assert itself["student"]["perplexity"] == pytest.approx(run.result["teacher"]["perplexity"])
     whole = module_lab.run("uncut", train={"max_steps": 1})
-    assert anew(tiny_student, recipe)["student"] == whole.result["before"]
+    assert evaluate(tiny_student, recipe)["student"] == whole.result["before"]
 
 
-def test_what_cannot_be_measured_is_refused(lab, tmp_path, tiny_teacher):
+def test_a_target_that_cannot_be_evaluated_is_refused(lab, tmp_path, tiny_teacher):
     run = lab.run("run", train={"max_steps": 1})
     recipe = lab.folder / "run-recipe.yaml"
     result = run.result
     (run.path / "result.json").write_text(json.dumps({**result, "status": "interrupted"}))
     with pytest.raises(UsageError, match="is not finished, so there is no student"):
-        anew(run.path, recipe)
+        evaluate(run.path, recipe)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="is neither a run nor a model"):
-        anew(tmp_path / "empty", recipe)
+        evaluate(tmp_path / "empty", recipe)
     teacher = Path(shutil.copytree(tiny_teacher, tmp_path / "teacher"))
     words = json.loads((teacher / "tokenizer.json").read_text())
     ids = words["model"]["vocab"]
     ids["A"], ids["B"] = ids["B"], ids["A"]
     (teacher / "tokenizer.json").write_text(json.dumps(words))
     with pytest.raises(RecipeError, match="do not share a vocabulary"):
-        anew(teacher, recipe)
+        evaluate(teacher, recipe)

@@ -64,14 +64,14 @@ def conforms(value, schema, root):
 
 @pytest.fixture(scope="module")
 def runs(module_lab):
-    """Return the runs that ended in each way, after two steps or at the second."""
+    """Return a run for each way to end, after or in the second step."""
     lab = module_lab
     lab.plugin("ends", PARTS)
     rule = {"metric_for_best_model": "probes../ends.py:Ends.value", "early_stopping_patience": 1, "eval_steps": 1}
     ways = {
         "completed": ({}, {"loss": {"cross_entropy": {}, "forward_kl": {"calibrate": "cross_entropy"}}}),
         "stopped_early": ({}, {"evaluate": {**rule, "greater_is_better": True}, "train": {"max_steps": 4}}),
-        "alone": ({}, {"teacher": None, "loss": {"cross_entropy": {}}}),
+        "without_teacher": ({}, {"teacher": None, "loss": {"cross_entropy": {}}}),
         "failed": ({"at": 2, "how": "error"}, {}),
         "interrupted": ({"at": 2, "how": "signal"}, {}),
     }
@@ -86,7 +86,7 @@ def runs(module_lab):
     return {way: lab.at(way) for way in ways}
 
 
-@pytest.mark.parametrize("way", ["completed", "stopped_early", "alone", "failed", "interrupted"])
+@pytest.mark.parametrize("way", ["completed", "stopped_early", "without_teacher", "failed", "interrupted"])
 def test_a_result_conforms_to_its_schema_and_is_read_back_unchanged(runs, way):
     result, schema = runs[way].result, RunResult.model_json_schema()
     assert conforms(result, schema, schema)
@@ -94,13 +94,13 @@ def test_a_result_conforms_to_its_schema_and_is_read_back_unchanged(runs, way):
     assert list(result)[:2] == ["format", "status"]
     assert result["status"] == (way if way in ("failed", "interrupted") else "completed")
     assert ("reason" in result) == (way in ("failed", "interrupted"))
-    assert ("teacher" in result) == (way != "alone")
+    assert ("teacher" in result) == (way != "without_teacher")
     assert ("weights" in result) == (way == "completed")
     assert ("stopped_early" in result) == ("best" in result) == ("evaluations" in result) == (way == "stopped_early")
     assert ("after" in result) == ("added" in result) == ("reason" not in result)
 
 
-@pytest.mark.parametrize("way", ["completed", "stopped_early", "alone", "failed", "interrupted"])
+@pytest.mark.parametrize("way", ["completed", "stopped_early", "without_teacher", "failed", "interrupted"])
 def test_a_state_conforms_to_its_schema_and_has_what_the_result_has(runs, way):
     run, schema = runs[way], RunState.model_json_schema()
     newest = checkpoint.latest(run.path / "checkpoints")

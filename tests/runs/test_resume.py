@@ -1,4 +1,4 @@
-"""A run that was broken off and resumed equals the run that was not, bit for bit."""
+"""A run that is interrupted and resumed equals the uninterrupted run, bit for bit."""
 
 import json
 import random
@@ -18,7 +18,7 @@ from contextlib import suppress
 
 @dataclass(eq=False)
 class Trip:
-    '''Breaks the run where a file beside the recipe says so: "save 4 raise", "step 5 kill", "end 0 raise".'''
+    '''Interrupts the run at the place named in a file: "save 4 raise", "step 5 kill", "end 0 raise".'''
 
     file: str
 
@@ -34,7 +34,7 @@ class Trip:
     def find_locked(self, run):
         with (run / ".lock").open() as file, suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            raise AssertionError("somebody else could go on with this run now")
+            raise AssertionError("another process could resume this run now")
 
     @hookimpl
     def on_save(self, path):
@@ -53,7 +53,7 @@ class Trip:
 REMEMBERS = """
 @dataclass(eq=False)
 class Remembers:
-    '''What it does to a batch depends on all answer tokens that it ever saw.'''
+    '''Edits a batch depending on the number of all answer tokens before it.'''
 
     seen: int = 0
 
@@ -75,14 +75,14 @@ class Remembers:
 """
 
 
-LOSS = {  # what taid aims at depends on all losses that it ever saw; weights are measured once, and then move
+LOSS = {  # the target of taid depends on all previous losses; weights are calibrated once, then scheduled
     "cross_entropy": {"schedule": "linear"},
     "taid": {"alpha": 1.0, "weight": 0.5, "calibrate": "forward_kl"},
 }
 
 
-class Breakable:
-    """One recipe with every random stream in it, and a switch that breaks its runs."""
+class Interruptible:
+    """One recipe that uses every random stream, and a switch that interrupts its runs."""
 
     def __init__(self, lab):
         self.lab = lab
@@ -90,7 +90,7 @@ class Breakable:
         lab.plugin("remembers", REMEMBERS)
         self.switch = lab.folder / "switch.txt"
         self.recipe = lab.recipe(
-            "breakable",
+            "interruptible",
             adapter={"lora": {"r": 4, "lora_dropout": 0.3, "target_modules": ["q_proj", "v_proj"]}},
             loss=LOSS,
             treatments={"label_noise": {"probability": 0.3}, "./remembers.py:Remembers": {}},
@@ -100,7 +100,7 @@ class Breakable:
         )
 
     def run(self, output, trip=None, *, resume=False):
-        """Run in this process; with `trip`, up to the place where it breaks."""
+        """Run in this process; with `trip`, up to the place of the interruption."""
         self.switch.write_text(trip or "nowhere 0 raise")
         if trip is None:
             return self.lab.run(output, self.recipe, resume=resume)
@@ -109,19 +109,19 @@ class Breakable:
         return self.lab.at(output)
 
     def process(self, output, trip=None, *, resume=False):
-        """Start the command in a process of its own."""
+        """Start the command in a separate process."""
         self.switch.write_text(trip or "nowhere 0 raise")
         return self.lab.start(self.recipe, output, *(["--resume"] if resume else []))
 
 
 @pytest.fixture(scope="module")
-def breakable(module_lab):
-    return Breakable(module_lab)
+def interruptible(module_lab):
+    return Interruptible(module_lab)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(breakable):
-    return breakable.run("undisturbed")
+def uninterrupted(interruptible):
+    return interruptible.run("uninterrupted")
 
 
 def assert_same(run, reference):
@@ -134,14 +134,14 @@ def assert_same(run, reference):
     assert run.hidden_leftovers == []
 
 
-def test_the_undisturbed_run_is_random_in_every_way(undisturbed, breakable, lab):
-    """Else equality after a resume would prove little."""
+def test_the_uninterrupted_run_uses_every_random_stream(uninterrupted, interruptible, lab):
+    """Otherwise equality after a resume would show little."""
     plain = lab.run("plain", loss=LOSS, train={"max_steps": 2})
-    assert [line["losses"] for line in plain.lines] != [line["losses"] for line in undisturbed.lines[:2]]
-    assert [line["seen"] for line in undisturbed.lines] == sorted({line["seen"] for line in undisturbed.lines})
-    assert undisturbed.lines[2]["taid_t"] > 0.4 + 0.6 * 2 / 6  # ahead of the straight line
-    assert [entry["step"] for entry in undisturbed.result["evaluations"]] == [3, 6]
-    assert (undisturbed.path / "checkpoints" / "step-4" / "mine.txt").exists()
+    assert [line["losses"] for line in plain.lines] != [line["losses"] for line in uninterrupted.lines[:2]]
+    assert [line["seen"] for line in uninterrupted.lines] == sorted({line["seen"] for line in uninterrupted.lines})
+    assert uninterrupted.lines[2]["taid_t"] > 0.4 + 0.6 * 2 / 6  # above the straight line
+    assert [entry["step"] for entry in uninterrupted.result["evaluations"]] == [3, 6]
+    assert (uninterrupted.path / "checkpoints" / "step-4" / "mine.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -155,69 +155,69 @@ def test_the_undisturbed_run_is_random_in_every_way(undisturbed, breakable, lab)
         ("end 0 raise", [2, 4, 6, 7], 7),
     ],
 )
-def test_a_broken_run_goes_on(breakable, undisturbed, trip, saved, lines):
+def test_an_interrupted_run_resumes(interruptible, uninterrupted, trip, saved, lines):
     name = trip.replace(" ", "-")
-    broken = breakable.run(name, trip)
+    broken = interruptible.run(name, trip)
     assert broken.steps_saved == saved
     found = broken.facts if (broken.path / "metrics.jsonl").exists() else []
-    assert found == undisturbed.facts[:lines]
+    assert found == uninterrupted.facts[:lines]
     assert broken.result["status"] == "failed"
     assert "trip.py:Trip` failed in `on_" in broken.result["reason"]
-    assert_same(breakable.run(name, resume=True), undisturbed)
+    assert_same(interruptible.run(name, resume=True), uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_run_may_break_more_than_once(breakable, undisturbed):
-    breakable.run("thrice", "step 3 raise")
-    breakable.run("thrice", "save 6 raise", resume=True)
-    breakable.run("thrice", "step 5 raise", resume=True)
-    assert_same(breakable.run("thrice", resume=True), undisturbed)
+def test_a_run_may_be_interrupted_more_than_once(interruptible, uninterrupted):
+    interruptible.run("thrice", "step 3 raise")
+    interruptible.run("thrice", "save 6 raise", resume=True)
+    interruptible.run("thrice", "step 5 raise", resume=True)
+    assert_same(interruptible.run("thrice", resume=True), uninterrupted)
 
 
 @pytest.mark.slow
-def test_it_resumes_from_its_own_recipe(breakable, undisturbed):
-    """The resolved recipe names files by their whole path; what plugins remember finds them all the same."""
-    broken = breakable.run("own", "step 6 raise")
-    breakable.switch.write_text("nowhere 0 raise")
-    assert_same(breakable.lab.run("own", broken.path / "recipe.yaml", resume=True), undisturbed)
+def test_it_resumes_from_its_own_recipe(interruptible, uninterrupted):
+    """The resolved recipe names files by absolute paths; the state of plugins is assigned to them nevertheless."""
+    broken = interruptible.run("own", "step 6 raise")
+    interruptible.switch.write_text("nowhere 0 raise")
+    assert_same(interruptible.lab.run("own", broken.path / "recipe.yaml", resume=True), uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_torn_line_and_half_written_files_are_cleared(breakable, undisturbed):
-    broken = breakable.run("torn", "step 6 raise")
+def test_an_incomplete_line_and_partly_written_files_are_removed(interruptible, uninterrupted):
+    broken = interruptible.run("torn", "step 6 raise")
     with (broken.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "tok')
     left = broken.path / "checkpoints" / ".step-6.abcdefgh.partial"
     left.mkdir()
     (left / "trainable.safetensors").write_bytes(b"half")
-    assert_same(breakable.run("torn", resume=True), undisturbed)
+    assert_same(interruptible.run("torn", resume=True), uninterrupted)
 
 
 @pytest.mark.slow
-def test_another_process_at_work_is_not_disturbed_and_a_killed_one_not_waited_for(breakable, undisturbed):
-    broken = breakable.run("locked", "step 6 raise")
+def test_a_run_of_a_live_process_is_locked_and_that_of_a_killed_one_is_not(interruptible, uninterrupted):
+    broken = interruptible.run("locked", "step 6 raise")
     hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
     command = [sys.executable, "-c", hold, str(broken.path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         before = {path: path.stat().st_mtime_ns for path in broken.path.rglob("*")}
         with pytest.raises(UsageError, match="another process is at work on ") as caught:
-            breakable.run("locked", resume=True)
+            interruptible.run("locked", resume=True)
         assert caught.value.exit_code == 2
         assert {path: path.stat().st_mtime_ns for path in broken.path.rglob("*")} == before
         other.kill()
-    assert_same(breakable.run("locked", resume=True), undisturbed)
+    assert_same(interruptible.run("locked", resume=True), uninterrupted)
 
 
 @pytest.mark.slow
-def test_resume_of_nothing_starts_anew(breakable, undisturbed):
-    assert_same(breakable.run("anew", resume=True), undisturbed)
+def test_resume_without_a_checkpoint_starts_from_the_beginning(interruptible, uninterrupted):
+    assert_same(interruptible.run("new", resume=True), uninterrupted)
 
 
-def test_resume_of_a_complete_run_does_nothing(breakable, undisturbed):
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in undisturbed.path.rglob("*")}
-    breakable.run("undisturbed", resume=True)
-    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in undisturbed.path.rglob("*")} == before
+def test_resume_of_a_complete_run_does_nothing(interruptible, uninterrupted):
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in uninterrupted.path.rglob("*")}
+    interruptible.run("uninterrupted", resume=True)
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in uninterrupted.path.rglob("*")} == before
 
 
 def test_a_changed_recipe_is_refused_with_the_difference(lab):
@@ -245,49 +245,49 @@ def test_other_data_under_the_same_name_is_refused(lab, tiny_chat):
         lab.run("run", recipe, resume=True)
 
 
-def test_a_shuffled_recipe_is_no_other_recipe(lab):
+def test_a_recipe_in_another_order_is_the_same_recipe(lab):
     losses = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0}}
     lab.run("run", train={"max_steps": 1}, loss=losses)
     lab.run("run", train={"max_steps": 1}, loss=dict(reversed(losses.items())), resume=True)
 
 
-def test_old_checkpoints_go(lab):
+def test_old_checkpoints_are_deleted(lab):
     run = lab.run("run", train={"max_steps": 5, "save_steps": 1, "save_total_limit": 2})
     assert run.steps_saved == [4, 5]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trip", ["save 2 kill", "save 4 kill", "save 7 kill", "end 0 kill"])
-def test_killed_while_it_saves(breakable, undisturbed, trip):
+def test_a_kill_during_a_save(interruptible, uninterrupted, trip):
     name = trip.replace(" ", "-")
-    process = breakable.process(name, trip)
+    process = interruptible.process(name, trip)
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
-    assert_same(breakable.run(name, resume=True), undisturbed)
+    assert_same(interruptible.run(name, resume=True), uninterrupted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_killed_at_random_moments(breakable, undisturbed, seed):
-    """Three kills between the start of the process and its end; then the run goes on to its end."""
+def test_kills_at_random_moments(interruptible, uninterrupted, seed):
+    """Three kills between the start of the process and its end; then the run continues to its end."""
     rng = random.Random(seed)
     name = f"killed-{seed}"
     for _ in range(3):
-        process = breakable.process(name, resume=True)
-        wait_for_lines(breakable.lab.folder / name / "metrics.jsonl", rng.randint(0, 7), process)
+        process = interruptible.process(name, resume=True)
+        wait_for_lines(interruptible.lab.folder / name / "metrics.jsonl", rng.randint(0, 7), process)
         time.sleep(rng.uniform(0, 0.4))
         process.kill()
         process.join(60)
         assert process.exitcode in (0, -signal.SIGKILL)
-    process = breakable.process(name, resume=True)
+    process = interruptible.process(name, resume=True)
     process.join(120)
     assert process.exitcode == 0
-    run = breakable.lab.at(name)
+    run = interruptible.lab.at(name)
     assert json.loads((run.path / "result.json").read_text())["status"] == "completed"
-    assert_same(run, undisturbed)
+    assert_same(run, uninterrupted)
 
 
 def wait_for_lines(file, count, process):
-    """Wait until a run has written so many lines, or is over."""
+    """Wait until a run has written that many lines, or has ended."""
     while process.is_alive() and (len(file.read_text().splitlines()) if file.exists() else 0) < count:
         time.sleep(0.01)

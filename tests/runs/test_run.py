@@ -1,4 +1,4 @@
-"""What a run leaves, measured again by plain transformers, peft and torch in float64."""
+"""The results of a run, computed again by plain transformers, peft and torch in float64."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ FIELDS = {
     "peak_memory_bytes", "seconds",
 }  # fmt: skip
 OF_EACH = {"cross_entropy", "perplexity", "entropy"}
-RULER = OF_EACH | {"forward_kl", "reverse_kl", "jsd", "top1_agreement", "top10_mass_share", "kd_ce_cosine"}
+METRICS = OF_EACH | {"forward_kl", "reverse_kl", "jsd", "top1_agreement", "top10_mass_share", "kd_ce_cosine"}
 WITNESS = """
 @dataclass(eq=False)
 class Witness:
@@ -45,14 +45,14 @@ class Gradients:
 
 @dataclass
 class Text:
-    """One conversation as the chat template and a regular expression see it."""
+    """One conversation, tokenised by the chat template and scored by a regular expression."""
 
     ids: list[int]
-    loss_mask: list[int]  # places of answer tokens
+    loss_mask: list[int]  # positions of answer tokens
 
 
 def texts(file, folder):
-    """Tokenise a chat file anew: what stands between the assistant's header and its closing token is the answer."""
+    """Tokenise a chat file again: the text from the assistant's header to its closing token is the answer."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -76,13 +76,13 @@ def load(folder):
 def with_adapter(folder, adapter):
     from peft import PeftModel
 
-    with warnings.catch_warnings():  # peft asks transformers for something under its old name
+    with warnings.catch_warnings():  # peft uses a deprecated name of transformers
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         return PeftModel.from_pretrained(load(folder), adapter).eval()
 
 
 def logits_and_labels(model, conversations):
-    """[N, V] float64 logits, each text run alone, and [N] labels."""
+    """Return [N, V] float64 logits, with a separate forward pass for each text, and [N] labels."""
     logits, labels = [], []
     for text in conversations:
         logits.append(model(input_ids=torch.tensor([text.ids])).logits[0, [place - 1 for place in text.loss_mask]])
@@ -90,8 +90,8 @@ def logits_and_labels(model, conversations):
     return torch.cat(logits).double(), torch.tensor(labels)
 
 
-def ruler(student, teacher, labels):
-    """The numbers by torch's own functions, from whole float64 logits."""
+def evaluation_metrics(student, teacher, labels):
+    """Return the evaluation metrics by torch's functions, from whole float64 logits."""
     log_p, log_q = functional.log_softmax(teacher, -1), functional.log_softmax(student, -1)
     middle = ((log_p.exp() + log_q.exp()) / 2).log()
 
@@ -116,7 +116,7 @@ def ruler(student, teacher, labels):
 
 @pytest.fixture(scope="module")
 def run(module_lab, evaluation_chat):
-    """A run of two epochs of 24 rows, 10 rows a step: 10, 10, 4 and again."""
+    """Return a run of two epochs of 24 rows, 10 rows a step: 10, 10, 4 in each epoch."""
     module_lab.plugin("witness", WITNESS)
     train = {"max_steps": None, "num_train_epochs": 2.0, "gradient_accumulation_steps": 5}
     data = {"held_out": None, "eval_source": str(evaluation_chat)}
@@ -131,7 +131,7 @@ def corpus(tiny_chat, tiny_student):
     return texts(tiny_chat, tiny_student)
 
 
-def test_the_directory_holds_what_it_should(run):
+def test_the_directory_holds_the_documented_files(run):
     names = {path.name for path in run.path.iterdir()}
     files, folders = {"recipe.yaml", "lock.json", "metrics.jsonl", "result.json", "log.txt"}, {"adapter", "checkpoints"}
     assert names == files | folders | {"evaluation"}
@@ -171,7 +171,7 @@ def test_the_result_has_every_field(run):
     assert result["status"] == "completed"
     assert result["format"] == 1
     for key in ("before", "after"):
-        assert set(result[key]) == RULER | {"probes"}
+        assert set(result[key]) == METRICS | {"probes"}
         assert set(result[key]["probes"]) >= {"calibration"}
     assert set(result["teacher"]) == OF_EACH | {"probes"}
     assert set(result["teacher"]["probes"]["calibration"]) == {"ece", "brier"}
@@ -190,22 +190,22 @@ def test_parameters_are_counted(run, tiny_student):
 
 
 @torch.no_grad()
-def test_the_ruler_is_what_float64_measures(run, evaluation_chat, tiny_student, tiny_teacher):
+def test_evaluation_metrics_equal_float64(run, evaluation_chat, tiny_student, tiny_teacher):
     conversations = texts(evaluation_chat, tiny_student)
     teacher, labels = logits_and_labels(load(tiny_teacher), conversations)
     for key, model in {
         "before": load(tiny_student),
         "after": with_adapter(tiny_student, run.path / "adapter"),
     }.items():
-        expected = ruler(logits_and_labels(model, conversations)[0], teacher, labels)
-        measured = {name: run.result[key][name] for name in RULER}
+        expected = evaluation_metrics(logits_and_labels(model, conversations)[0], teacher, labels)
+        measured = {name: run.result[key][name] for name in METRICS}
         assert measured == pytest.approx(expected, rel=1e-4, abs=1e-6), key
-    expected = {name: value for name, value in ruler(teacher, teacher, labels).items() if name in OF_EACH}
+    expected = {name: value for name, value in evaluation_metrics(teacher, teacher, labels).items() if name in OF_EACH}
     assert {name: run.result["teacher"][name] for name in OF_EACH} == pytest.approx(expected, rel=1e-4)
 
 
 @torch.no_grad()
-def test_plain_peft_loads_what_trained(run, tiny_student):
+def test_plain_peft_loads_the_saved_adapter(run, tiny_student):
     model = with_adapter(tiny_student, run.path / "adapter")
     logits = model(input_ids=torch.arange(3, 40)[None]).logits
     assert torch.equal(logits, torch.load(run.path.parent / "logits.pt"))
@@ -229,7 +229,7 @@ def test_a_run_is_never_overwritten(run, module_lab):
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
-def test_a_folder_that_is_no_run_is_left_alone(lab):
+def test_a_folder_that_is_no_run_is_unchanged(lab):
     (lab.folder / "mine").mkdir()
     (lab.folder / "mine" / "thesis.txt").write_text("years of work")
     for resume in (False, True):
@@ -238,7 +238,7 @@ def test_a_folder_that_is_no_run_is_left_alone(lab):
     assert [path.name for path in (lab.folder / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_the_first_step_is_full_logit_torch(lab, corpus, evaluation_chat, tiny_student, tiny_teacher):
+def test_the_first_step_equals_torch_on_whole_logits(lab, corpus, evaluation_chat, tiny_student, tiny_teacher):
     """All rows in one step: losses, the norm and each gradient equal autograd's in float64 on whole logits."""
     lab.plugin("gradients", GRADIENTS)
     train = {"max_steps": 1, "per_device_train_batch_size": 7, "gradient_accumulation_steps": 4, "max_grad_norm": 0.0}
@@ -252,7 +252,7 @@ def test_the_first_step_is_full_logit_torch(lab, corpus, evaluation_chat, tiny_s
 
     model = with_adapter(tiny_student, run.path / "adapter").double()
     named = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
-    with torch.no_grad():  # back to the start: B was zero, and A has not moved in the first step
+    with torch.no_grad():  # the initial weights: B was zero, and A has no gradient in the first step
         for name, parameter in named.items():
             parameter.requires_grad_()
             if "lora_B" in name:
@@ -269,13 +269,13 @@ def test_the_first_step_is_full_logit_torch(lab, corpus, evaluation_chat, tiny_s
     gradients = torch.autograd.grad(0.5 * entropy + 2.0 * divergence, list(named.values()))
 
     assert line["losses"] == pytest.approx({"cross_entropy": entropy.item(), "forward_kl": divergence.item()}, rel=1e-5)
-    expected = ruler(student.detach(), teacher.detach(), labels)
-    of_teacher = ruler(teacher.detach(), teacher.detach(), labels)
+    expected = evaluation_metrics(student.detach(), teacher.detach(), labels)
+    of_teacher = evaluation_metrics(teacher.detach(), teacher.detach(), labels)
     names = ("top1_agreement", "top10_mass_share", "kd_ce_cosine")
-    told = {name: expected[name] for name in names}
+    wanted = {name: expected[name] for name in names}
     for name in ("cross_entropy", "entropy"):
-        told |= {f"student_{name}": expected[name], f"teacher_{name}": of_teacher[name]}
-    assert line["diagnostics"] == pytest.approx(told, rel=1e-4)
+        wanted |= {f"student_{name}": expected[name], f"teacher_{name}": of_teacher[name]}
+    assert line["diagnostics"] == pytest.approx(wanted, rel=1e-4)
     norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
     assert line["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert found.keys() == named.keys()
@@ -283,8 +283,8 @@ def test_the_first_step_is_full_logit_torch(lab, corpus, evaluation_chat, tiny_s
         torch.testing.assert_close(found[name].double(), gradient, rtol=1e-3, atol=1e-4 * norm)
 
 
-def test_splitting_a_step_changes_nothing(lab, drop):
-    """1x8 = 2x4 = 8x1, rows of unequal lengths, some of them without any answer token, tokens of unequal weight."""
+def test_splitting_a_step_into_micro_batches_changes_nothing(lab, drop):
+    """1x8 = 2x4 = 8x1; rows of unequal lengths, some of them without answer tokens; tokens of unequal weight."""
     lab.plugin("gradients", GRADIENTS)
     runs, gradients = {}, {}
     for batch, accumulation in ((1, 8), (2, 4), (8, 1)):
@@ -319,7 +319,7 @@ def test_splitting_a_step_changes_nothing(lab, drop):
 
 
 @pytest.mark.slow
-def test_a_step_without_any_answer_token_costs_nothing(lab, drop):
+def test_a_step_without_answer_tokens_has_loss_zero(lab, drop):
     run = lab.run("run", train={"max_steps": 2}, treatments={drop: {"rows": list(range(24))}}, optimizer={"sgd": {}})
     for line in run.lines:
         assert (line["answer_tokens"], line["loss"], line["grad_norm"]) == (0, 0.0, 0.0)
@@ -350,7 +350,7 @@ def test_running_the_resolved_recipe_again_gives_the_same(lab, monkeypatch, tmp_
 
 
 @pytest.mark.slow
-def test_the_order_of_a_recipe_means_nothing(lab, drop):
+def test_the_order_of_a_recipe_has_no_effect(lab, drop):
     maps = {
         "adapter": {"lora": {"r": 4, "lora_alpha": 8}, "loraplus": {"lr_ratio": 4.0}},
         "loss": {"forward_kl": {"weight": 2.0}, "cross_entropy": {"weight": 0.5}, "jsd": {"beta": 0.3, "weight": 1.0}},
@@ -417,7 +417,7 @@ def test_gradient_checkpointing_runs_layers_twice_and_changes_nothing_else(lab, 
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
-def test_full_fine_tuning_leaves_a_whole_model(lab):
+def test_full_fine_tuning_saves_a_whole_model(lab):
     from transformers import AutoTokenizer
 
     lab.plugin("witness", WITNESS)
@@ -433,7 +433,7 @@ def test_full_fine_tuning_leaves_a_whole_model(lab):
     assert run.result["trainable_parameters"] == run.result["total_parameters"]
 
 
-def test_a_prepared_student_lies_beside_its_adapter(lab, tiny_teacher):
+def test_a_prepared_student_is_saved_next_to_its_adapter(lab, tiny_teacher):
     lab.plugin("witness", WITNESS)
     student = {"model": str(tiny_teacher), "prepare": {"prune_depth": {"num_hidden_layers": 2}}}
     witness = {"file": str(lab.folder / "logits.pt")}

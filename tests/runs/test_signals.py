@@ -1,4 +1,4 @@
-"""Signals: the first lets a run save and end, a second SIGINT ends it at once."""
+"""Signals: the first makes a run save and end, a second SIGINT ends it immediately."""
 
 import os
 import re
@@ -79,7 +79,7 @@ def test_a_signal_saves_first(signalled, lab, name, code):
 
 
 @pytest.mark.slow
-def test_a_second_sigint_ends_at_once(signalled, lab):
+def test_a_second_sigint_ends_the_run_immediately(signalled, lab):
     with pytest.raises(KeyboardInterrupt):
         signalled("run", "3 SIGINT SIGINT")
     run = lab.at("run")
@@ -97,7 +97,7 @@ def test_sigterm_twice_still_saves(signalled, lab):
 
 
 @pytest.mark.slow
-def test_a_signal_in_the_last_step_leaves_only_the_end_to_do(signalled, lab):
+def test_a_run_with_a_signal_in_the_last_step_resumes_after_training(signalled, lab):
     with pytest.raises(Interrupted):
         signalled("run", "5 SIGTERM")
     run = lab.at("run")
@@ -107,9 +107,9 @@ def test_a_signal_in_the_last_step_leaves_only_the_end_to_do(signalled, lab):
     assert len(run.lines) == 5
 
 
-def test_a_signal_that_another_rank_alone_got_after_the_last_step_ends_this_one_too(lab, monkeypatch):
-    asked = iter([False, True])  # in the loop; behind it
-    monkeypatch.setattr(Trainer, "stop_requested", lambda _: next(asked))
+def test_a_signal_to_another_rank_after_the_last_step_ends_this_rank_too(lab, monkeypatch):
+    answers = iter([False, True])  # in the loop; after the loop
+    monkeypatch.setattr(Trainer, "stop_requested", lambda _: next(answers))
     with pytest.raises(Interrupted, match="after step 1 of 1"):
         lab.run("run", train={"max_steps": 1})
     assert lab.at("run").result["status"] == "interrupted"
@@ -118,7 +118,7 @@ def test_a_signal_that_another_rank_alone_got_after_the_last_step_ends_this_one_
 SWALLOWS = """
 @dataclass(eq=False)
 class Swallows:
-    '''As some libraries do while they load: whatever goes wrong becomes another error.'''
+    '''Replaces every exception by another one, as some libraries do while they load.'''
 
     file: str
     when: str
@@ -145,7 +145,7 @@ class Swallows:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("when", "saved"), [("load", []), ("end", [2, 4, 6])])
-def test_a_signal_outside_of_training_ends_at_once_whatever_libraries_catch(lab, when, saved):
+def test_a_signal_outside_of_training_ends_the_run_even_if_a_library_catches_exceptions(lab, when, saved):
     lab.plugin("swallows", SWALLOWS)
     switch = lab.folder / "switch.txt"
     switch.touch()
@@ -169,7 +169,7 @@ def test_a_signal_outside_of_training_ends_at_once_whatever_libraries_catch(lab,
     ids=["SIGINT", "SIGTERM", "two SIGINTs"],
 )
 def test_exit_codes_of_the_command(lab, numbers, code):
-    """In a process of its own, held up in its first step until the signals are there."""
+    """In a separate process that waits in its first step until the signals have been sent."""
     lab.plugin("slow", SLOW)
     hold = lab.folder / "hold.txt"
     hold.touch()
@@ -184,7 +184,7 @@ def test_exit_codes_of_the_command(lab, numbers, code):
             os.kill(process.pid, number)
             time.sleep(0.5)
         if len(numbers) == 1:
-            assert process.poll() is None  # it waits for the step to end
+            assert process.poll() is None  # the signal takes effect at the end of the step
             hold.unlink()
         rest = process.communicate(timeout=60)[0]
     assert process.returncode == code, rest

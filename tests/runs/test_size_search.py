@@ -25,7 +25,7 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 @given(wanted=st.integers(1, 300_000), start=st.integers(1, 300))
-def test_no_size_is_nearer(name, wanted, start):
+def test_no_other_size_has_a_nearer_count(name, wanted, start):
     looked_at = []
 
     def count(size):
@@ -42,11 +42,11 @@ def test_no_size_is_nearer(name, wanted, start):
 
 @pytest.mark.parametrize("name", ["LoRA", "with an offset"])
 @given(wanted=st.integers(9_305, 300_000), start=st.integers(1, 300))
-def test_a_straight_line_takes_three_evaluations(name, wanted, start):
+def test_a_linear_count_takes_three_evaluations(name, wanted, start):
     evaluated = []
     nearest(lambda size: evaluated.append(size) or COUNTS[name](size), wanted, start, DIVISORS)
     assert len(evaluated) <= 3
 
 
-def test_nothing_is_found_where_every_size_is_illegal():
+def test_no_size_is_found_where_every_size_is_invalid():
     assert nearest(lambda size: None, 100, 8) == []

@@ -1,4 +1,4 @@
-"""A third-party teacher that serves stored logits gives the numbers of the live one, to the last bit."""
+"""A third-party teacher that serves stored logits gives the numbers of the live one, bit for bit."""
 
 import pytest
 
@@ -31,7 +31,7 @@ class Recorder:
 
 
 class Stored:
-    """A teacher without a model in memory: it has nothing but the logits that another one stored."""
+    """A teacher without a model in memory, which returns logits that another teacher stored."""
 
     model = None
 
@@ -63,7 +63,7 @@ TEMPLATE = "Be wise.\n{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE], ids=["the student's prompt", "a prompt for the teacher"])
-def test_stored_logits_train_as_the_live_teacher_does(lab, monkeypatch, template):
+def test_stored_logits_give_the_run_of_the_live_teacher(lab, monkeypatch, template):
     stored = {}
     live = ModelLoader.load_teacher
     sections = {

@@ -1,4 +1,4 @@
-"""How strong a loss is: scheduled, calibrated to another's gradient, and measured, in whole runs."""
+"""Weights of losses in complete runs: scheduled, calibrated to another loss's gradient, and measured."""
 
 import json
 from math import cos, pi
@@ -22,7 +22,7 @@ def without(run, *keys):
 
 
 @pytest.mark.slow
-def test_a_schedule_is_in_the_gradient_and_in_the_loss(lab):
+def test_a_schedule_scales_the_gradient_and_the_loss(lab):
     mix = {"cross_entropy": {"weight": 0.5, "schedule": "cosine"}, "forward_kl": {"weight": 2.0}}
     run = lab.run("scheduled", loss=mix, train={"max_steps": 4})
     for step, line in enumerate(run.lines):
@@ -37,8 +37,8 @@ def test_a_schedule_is_in_the_gradient_and_in_the_loss(lab):
 
 
 @pytest.mark.slow
-def test_calibrated_losses_pull_as_strongly_as_what_they_are_calibrated_to(lab):
-    """The ends of JSD, whose own gradients are far apart; the reference is a run of its own, by `grad_norm`."""
+def test_a_calibrated_loss_has_the_gradient_norm_of_its_reference(lab):
+    """JSD near both ends of beta, where its gradients differ most; the reference is `grad_norm` of a separate run."""
     kl = lab.run("kl", loss={"forward_kl": {}}, train=ONE_STEP | {"log_gradient_norms": True})
     (reference,) = kl.lines
     assert reference["gradient_norms"]["forward_kl"] == pytest.approx(reference["grad_norm"], rel=1e-5)
@@ -57,8 +57,8 @@ DROPOUT = {"lora": {"r": 4, "lora_dropout": 0.3, "target_modules": ["q_proj", "v
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_to_measure_changes_nothing(lab, checkpointing):
-    """Dropout, a loss that remembers, token weights, treatments: the same bits with and without the measurement."""
+def test_measuring_gradient_norms_changes_nothing(lab, checkpointing):
+    """Dropout, a loss with state, token weights, treatments: bit-identical with and without the measurement."""
     same = {
         "adapter": DROPOUT, "loss": {"cross_entropy": {"weight": 0.5}, "taid": {}}, "token_weights": {"position": {}},
         "treatments": {"label_noise": {"probability": 0.3}},
@@ -75,7 +75,7 @@ def test_to_measure_changes_nothing(lab, checkpointing):
     assert abs(0.5 * norms["cross_entropy"] - norms["taid"]) < total < 0.5 * norms["cross_entropy"] + norms["taid"]
 
 
-def test_a_loss_without_a_gradient_calibrates_nothing(lab):
+def test_a_loss_cannot_be_calibrated_to_a_loss_without_a_gradient(lab):
     lab.plugin("nothing", NOTHING)
     with pytest.raises(RunError, match=r"the gradient of `\./nothing\.py:Nothing` is 0"):
         lab.run("run", loss={"cross_entropy": {"calibrate": "./nothing.py:Nothing"}}, train=ONE_STEP)

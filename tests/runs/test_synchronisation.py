@@ -1,8 +1,8 @@
-"""Nothing of ours waits for the device between two log lines, counted on the CPU by call stack.
+"""neoplug does not wait for the device between two log lines; waits are counted on the CPU by call stack.
 
-On a GPU each of these operations stalls the host until all queued work is done: reading a number out of a tensor,
-asking which elements are not zero, indexing by a mask. The same operations run on a CPU, where they can be counted.
-Who asks is the innermost frame outside torch. Treatments edit batches on the host before they move: not counted.
+On a GPU each of these operations stalls the host until all queued work is done: reading a number from a tensor,
+requesting the indices of non-zero elements, indexing by a mask. On a CPU the same operations can be counted.
+The caller is the innermost frame outside torch. Treatments edit batches on the host before they move: not counted.
 """
 
 import sys
@@ -31,22 +31,22 @@ ROOT = Path(neoplug.__file__).parent.parent
 HOST_ONLY = (
     "micro_batches",
     "_varlen",
-)  # where batches are made and edited, and documents attended to: on the CPU by contract
+)  # these make and edit batches and find document bounds, on the CPU by contract
 BETWEEN_LINES = ("flush", "save", "evaluate")
 
 AUTOGRAD_ONLY = """
 @dataclass(eq=False)
 class Surprise:
-    '''A loss without a closed form, so that autograd's way is walked too.'''
+    '''A loss without a closed form, so that autograd computes its gradient.'''
 
     @hookimpl
     def token_loss(self, student, labels):
         return -student.gather(-1, labels[:, None]).squeeze(-1)
 """
-CURIOUS = """
+READER = """
 @dataclass(eq=False)
-class Curious:
-    '''Reads a number from the device in every step: what the counter must see.'''
+class Reader:
+    '''Reads a number from the device in every step, which the counter must count.'''
 
     @hookimpl
     def on_step_end(self, metrics):
@@ -56,28 +56,28 @@ class Curious:
 
 
 class Waits(TorchDispatchMode):
-    """Counts the operations of a training step that wait, by who asked."""
+    """Counts the operations of a training step that wait for the device, by caller."""
 
     def __init__(self):
         super().__init__()
-        self.asked = Counter()
+        self.found = Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
         if name in WAITING or (name in ("index", "index_put", "index_put_") and masked(args[1])):
-            self.note(name)
+            self.record(name)
         return function(*args, **(kwargs or {}))
 
-    def note(self, name):
+    def record(self, name):
         frames = list(stack(sys._getframe(2)))
         functions = [frame.f_code.co_name for frame in frames if frame.f_code.co_filename.startswith(CORE)]
         if "distil" not in functions or any(inner in functions for inner in (*HOST_ONLY, *BETWEEN_LINES)):
             return
-        asking = next(frame for frame in frames if not foreign(frame))
-        self.asked[f"{owner(asking.f_code.co_filename)}: {name} in {asking.f_code.co_name}"] += 1
+        caller = next(frame for frame in frames if not is_skipped(frame))
+        self.found[f"{owner(caller.f_code.co_filename)}: {name} in {caller.f_code.co_name}"] += 1
 
     def of(self, *owners):
-        return {who: count for who, count in self.asked.items() if who.split(":")[0] in owners}
+        return {caller: count for caller, count in self.found.items() if caller.split(":")[0] in owners}
 
 
 def masked(indices):
@@ -90,7 +90,7 @@ def stack(frame):
         frame = frame.f_back
 
 
-def foreign(frame):
+def is_skipped(frame):
     return frame.f_code.co_filename.startswith((TORCH, __file__))
 
 
@@ -104,16 +104,16 @@ def owner(file):
 
 @pytest.fixture
 def waits(monkeypatch):
-    """Return a counter that also sees the ways around the dispatcher: `tolist`, `numpy`."""
+    """Return a counter that also counts `tolist`, `numpy` and `cpu`, which bypass the dispatcher."""
     counter = Waits()
     for name in ("tolist", "numpy", "cpu"):
         original = getattr(torch.Tensor, name)
 
-        def noted(tensor, *args, _name=name, _original=original, **kwargs):
-            counter.note(_name)
+        def recorded(tensor, *args, _name=name, _original=original, **kwargs):
+            counter.record(_name)
             return _original(tensor, *args, **kwargs)
 
-        monkeypatch.setattr(torch.Tensor, name, noted)
+        monkeypatch.setattr(torch.Tensor, name, recorded)
     return counter
 
 
@@ -133,7 +133,7 @@ QUICK = "dora, loraplus and sgd"
 
 
 @pytest.mark.parametrize("name", [QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in RECIPES if n != QUICK)])
-def test_nothing_of_ours_waits_between_log_lines(lab, waits, name):
+def test_neoplug_does_not_wait_between_log_lines(lab, waits, name):
     lab.plugin("surprise", AUTOGRAD_ONLY)
     every = {"cross_entropy": {}, "forward_kl": {"temperature": 2.0}, "reverse_kl": {}, "jsd": {}, "taid": {}}
     sections = {
@@ -146,15 +146,15 @@ def test_nothing_of_ours_waits_between_log_lines(lab, waits, name):
         run = lab.run("run", **sections)
     assert len(run.lines) >= 3
     assert waits.of("neoplug", "file") == {}
-    for who, count in sorted(waits.asked.items()):  # of others; shown by pytest -rP
-        print(f"{name}: {who}: {count / len(run.lines):g} a step")
+    for caller, count in sorted(waits.found.items()):  # of other libraries; shown by pytest -rP
+        print(f"{name}: {caller}:  {count / len(run.lines):g} a step")
 
 
 @pytest.mark.slow
-def test_the_counter_sees_what_waits(lab, waits):
-    lab.plugin("curious", CURIOUS)
+def test_the_counter_finds_operations_that_wait(lab, waits):
+    lab.plugin("reader", READER)
     with waits:
-        lab.run("run", probes={"./curious.py:Curious": {}}, train={"max_steps": 2})
+        lab.run("run", probes={"./reader.py:Reader": {}}, train={"max_steps": 2})
     assert waits.of("file") == {
         "file: _local_scalar_dense in on_step_end": 2,
         "file: index in on_step_end": 2,

@@ -1,4 +1,4 @@
-"""A teacher with prompts of its own in whole runs, against plain forwards of both models on conversations by hand."""
+"""A teacher with its own chat template in complete runs, against separate forward passes of both models."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ import torch
 
 from neoplug.models import verify
 
-SPOKEN = (
+TEMPLATE = (
     "<|teacher|>You are a teacher, and wise.\n{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}"
     "{{ '<|endoftext|>' if m['role'] == 'assistant' else '' }}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant:\n{% endif %}"
@@ -16,7 +16,7 @@ SPOKEN = (
 
 
 @pytest.mark.slow
-def test_the_students_template_changes_not_a_bit(lab):
+def test_an_own_template_equal_to_the_students_gives_the_same_run_bit_for_bit(lab):
     lab.run("plain", train={"max_steps": 2})
     lab.run("own", teacher={"chat_template": "own"}, train={"max_steps": 2})
     plain, own = lab.at("plain"), lab.at("own")
@@ -26,11 +26,11 @@ def test_the_students_template_changes_not_a_bit(lab):
 
 
 @pytest.fixture(scope="module")
-def knowing_teacher(tmp_path_factory, tiny_tokenizer, tiny_teacher):
-    """Return the folder of a teacher with a token that the student does not have: its template writes it."""
+def teacher_with_extra_token(tmp_path_factory, tiny_tokenizer, tiny_teacher):
+    """Return the folder of a teacher with a token that the student does not have, for use in a template."""
     from transformers import AutoModelForCausalLM
 
-    folder, tokenizer = tmp_path_factory.mktemp("knowing"), copy.deepcopy(tiny_tokenizer)
+    folder, tokenizer = tmp_path_factory.mktemp("teacher_with_extra_token"), copy.deepcopy(tiny_tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|teacher|>"]})
     teacher = AutoModelForCausalLM.from_pretrained(tiny_teacher)
     teacher.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -40,11 +40,11 @@ def knowing_teacher(tmp_path_factory, tiny_tokenizer, tiny_teacher):
 
 
 @pytest.fixture(scope="module")
-def by_hand(evaluation_chat, tiny_student, knowing_teacher):
-    """Return the means over answer tokens that the ruler is to give: plain forwards, float64 sums."""
+def expected(evaluation_chat, tiny_student, teacher_with_extra_token):
+    """Return the means over answer tokens from separate forward passes, summed in float64."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folders = (tiny_student, knowing_teacher)
+    folders = (tiny_student, teacher_with_extra_token)
     models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in folders]
     tokenizers = [AutoTokenizer.from_pretrained(path) for path in folders]
     kl, entropy = [], []
@@ -74,14 +74,14 @@ def predictions(model, prompt, labels, vocabulary):
 @pytest.mark.parametrize(
     ("layout", "packing"), [("varlen", True), ("flat", True), pytest.param("padded", False, marks=pytest.mark.slow)]
 )
-def test_ruler_and_first_step_are_those_of_the_conversations_by_hand(
-    lab, monkeypatch, evaluation_chat, by_hand, knowing_teacher, layout, packing
+def test_evaluation_and_first_step_equal_separate_forward_passes(
+    lab, monkeypatch, evaluation_chat, expected, teacher_with_extra_token, layout, packing
 ):
     monkeypatch.setattr(verify, "LAYOUTS", {layout: verify.LAYOUTS[layout]})
     data = {"source": str(evaluation_chat), "eval_source": str(evaluation_chat), "held_out": None, "packing": packing}
     train = {"max_steps": 1, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 1}
-    lab.run("run", teacher={"model": str(knowing_teacher), "chat_template": SPOKEN}, data=data, train=train)
+    lab.run("run", teacher={"model": str(teacher_with_extra_token), "chat_template": TEMPLATE}, data=data, train=train)
     run = lab.at("run")
-    assert run.result["teacher"]["cross_entropy"] == pytest.approx(by_hand["cross_entropy"], rel=1e-5)
-    assert run.result["before"]["forward_kl"] == pytest.approx(by_hand["forward_kl"], rel=1e-4)
-    assert run.lines[0]["losses"]["forward_kl"] == pytest.approx(by_hand["forward_kl"], rel=1e-4)
+    assert run.result["teacher"]["cross_entropy"] == pytest.approx(expected["cross_entropy"], rel=1e-5)
+    assert run.result["before"]["forward_kl"] == pytest.approx(expected["forward_kl"], rel=1e-4)
+    assert run.lines[0]["losses"]["forward_kl"] == pytest.approx(expected["forward_kl"], rel=1e-4)

@@ -1,4 +1,4 @@
-"""Token weights in whole runs: what they are told of each token, and what is written of them."""
+"""Token weights in complete runs: the arguments of each token, and the logged metrics."""
 
 import json
 from itertools import pairwise
@@ -10,10 +10,10 @@ from transformers import AutoTokenizer
 from neoplug.errors import RunError
 from neoplug.training.module import ValidatedTokenWeight
 
-WITNESS = """
+RECORDER = """
 @dataclass(eq=False)
-class Witness:
-    '''Counts every token 3 times, and keeps which they were.'''
+class Recorder:
+    '''Weighs every token by 3, and records labels and positions.'''
 
     file: str
 
@@ -43,7 +43,7 @@ class Odd:
 UNSOUND = """
 @dataclass(eq=False)
 class Unsound:
-    '''Right for the first two tokens of an answer, not for those behind them.'''
+    '''Valid for the first two tokens of an answer, invalid for those after them.'''
 
     kind: str
 
@@ -55,12 +55,12 @@ class Unsound:
 
 
 @pytest.fixture
-def witnessed(lab):
-    lab.plugin("witness", WITNESS)
+def run_and_recorded(lab):
+    lab.plugin("recorder", RECORDER)
     lab.plugin("odd", ODD)
 
     def run(name, **sections):
-        weights = {"./witness.py:Witness": {"file": str(lab.folder / f"{name}.pt")}}
+        weights = {"./recorder.py:Recorder": {"file": str(lab.folder / f"{name}.pt")}}
         train = {"max_steps": None, "num_train_epochs": 1.0, "gradient_accumulation_steps": 1, "logging_steps": 1}
         found = lab.run(name, token_weights=weights, train=train, **sections)
         return found, torch.load(lab.folder / f"{name}.pt").T.tolist()
@@ -69,16 +69,16 @@ def witnessed(lab):
 
 
 def turns(pairs, tokenizer):
-    """Return the text of each answer: a new one begins where the place is 0."""
-    starts = [number for number, (_, place) in enumerate(pairs) if place == 0] + [len(pairs)]
+    """Return the text of each answer: a new one begins where the position is 0."""
+    starts = [number for number, (_, position) in enumerate(pairs) if position == 0] + [len(pairs)]
     for start, end in pairwise(starts):
-        assert [place for _, place in pairs[start:end]] == list(range(end - start))
+        assert [position for _, position in pairs[start:end]] == list(range(end - start))
         yield tokenizer.decode([label for label, _ in pairs[start:end]], skip_special_tokens=True).strip()
 
 
 @pytest.mark.slow
-def test_places_are_those_of_each_assistants_turn(witnessed, tiny_chat, tiny_student):
-    run, pairs = witnessed("plain")
+def test_positions_are_counted_within_each_assistants_turn(run_and_recorded, tiny_chat, tiny_student):
+    run, pairs = run_and_recorded("plain")
     rows = [json.loads(line)["messages"] for line in tiny_chat.read_text().splitlines()]
     answers = [message["content"] for row in rows for message in row if message["role"] == "assistant"]
     found = list(turns(pairs, AutoTokenizer.from_pretrained(tiny_student)))
@@ -86,17 +86,17 @@ def test_places_are_those_of_each_assistants_turn(witnessed, tiny_chat, tiny_stu
     assert len(found) > 21  # three rows are held out, and every third has two turns
     assert len(pairs) == sum(line["answer_tokens"] for line in run.lines)
 
-    _, packed = witnessed("packed", data={"packing": True})
+    _, packed = run_and_recorded("packed", data={"packing": True})
     assert sorted(packed) == sorted(pairs)
-    _, dropped = witnessed("dropped", treatments={"./odd.py:Odd": {}}, data={"packing": True})
+    _, dropped = run_and_recorded("dropped", treatments={"./odd.py:Odd": {}}, data={"packing": True})
     assert 0 < len(dropped) < len(packed)
     assert not {tuple(pair) for pair in dropped} - {tuple(pair) for pair in packed}
 
 
 @pytest.mark.slow
-def test_metrics_are_of_weighted_tokens(witnessed, lab):
+def test_losses_are_those_of_weighted_tokens(run_and_recorded, lab):
     plain = lab.run("unweighted", train={"max_steps": 1, "gradient_accumulation_steps": 1, "logging_steps": 1}).lines[0]
-    line = witnessed("weighted")[0].lines[0]
+    line = run_and_recorded("weighted")[0].lines[0]
     assert line["losses"] == pytest.approx({name: 3 * value for name, value in plain["losses"].items()}, rel=1e-6)
     assert line["loss"] == pytest.approx(3 * plain["loss"], rel=1e-6)
     assert line["grad_norm"] == pytest.approx(3 * plain["grad_norm"], rel=1e-5)
@@ -104,7 +104,7 @@ def test_metrics_are_of_weighted_tokens(witnessed, lab):
 
 
 @pytest.mark.parametrize("kind", ["negative", pytest.param("infinite", marks=pytest.mark.slow)])
-def test_a_weight_that_is_none_is_reported_by_its_name(lab, kind):
+def test_an_invalid_weight_is_reported_with_the_plugins_name(lab, kind):
     lab.plugin("unsound", UNSOUND)
     weights = {"./unsound.py:Unsound@x": {"kind": kind}, "position": {}, "student_confidence": {}}
     with pytest.raises(
@@ -115,8 +115,8 @@ def test_a_weight_that_is_none_is_reported_by_its_name(lab, kind):
     assert "`neoplug check ./unsound.py:Unsound@x`" in str(e.value)
 
 
-def test_a_weight_is_not_blamed_for_a_student_that_is_lost():
-    """NaN comes out of any weight that looks at it."""
+def test_a_weight_is_not_reported_for_a_student_with_nan():
+    """Every weight that depends on NaN is NaN."""
     weight = ValidatedTokenWeight(lambda student: student)
     for value, invalid in ((1.0, False), (torch.nan, False), (-0.5, True), (1.0, True)):
         weight(student=torch.tensor([1.0, value]))

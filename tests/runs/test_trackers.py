@@ -1,4 +1,4 @@
-"""What trackers were told, read back with their own libraries, is what metrics.jsonl and result.json say."""
+"""Values sent to trackers, read back with their own libraries, equal those of metrics.jsonl and result.json."""
 
 import json
 import subprocess
@@ -40,13 +40,13 @@ def test_tensorboard_shows_the_run(lab):
 
 @pytest.mark.slow
 def test_trackio_shows_the_run(lab, tmp_path, monkeypatch):
-    """A process of its own: trackio reads where to write when it is imported."""
+    """In a separate process: trackio reads its output folder when it is imported."""
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     recipe = lab.recipe(report_to=["trackio"], train={"max_steps": 2, "logging_steps": 1})
     command = [sys.executable, "-m", "neoplug", "run", str(recipe), "--output", str(lab.folder / "run")]
     subprocess.run(command, check=True, capture_output=True)
     run = lab.at("run")
-    for _ in range(20):  # its own server may still be writing what a run that has ended sent to it
+    for _ in range(20):  # trackio's server may still be writing after the run has ended
         done = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, check=True)
         logs = json.loads(done.stdout.splitlines()[-1])
         if any("held_out/forward_kl" in entry and entry["step"] == 2 for entry in logs):
@@ -72,21 +72,21 @@ def test_a_tracker_that_fails_ends_no_run(lab, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("report_to", "said"),
+    ("report_to", "message"),
     [
         ("tensorbord", "did you mean `tensorboard`?"),
         (["none"], "must be tensorboard"),
         ("mlflow", "not installed"),
     ],
 )
-def test_what_cannot_be_reported_to_is_refused(lab, monkeypatch, report_to, said):
+def test_an_unknown_or_missing_tracker_is_refused(lab, monkeypatch, report_to, message):
     monkeypatch.setattr("neoplug.recipe.schema.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match="report_to") as caught:
         lab.run("run", report_to=report_to)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_all_is_what_is_installed(monkeypatch):
+def test_all_selects_the_installed_trackers(monkeypatch):
     from neoplug.recipe import Recipe
 
     monkeypatch.setattr("neoplug.recipe.schema.find_spec", lambda name: name == "trackio" or None)

@@ -1,4 +1,4 @@
-"""What plugins do to a run beside losses: edited batches, metrics of their own, penalties."""
+"""Effects of plugins on a run other than losses: edited batches, additional metrics, penalties."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ class Constant:
 LABELS = """
 @dataclass(eq=False)
 class LabelIs:
-    '''Costs nothing where the label is the token, 1 elsewhere; no gradient.'''
+    '''0 where the label is the token, 1 elsewhere; no gradient.'''
 
     token: int
 
@@ -45,7 +45,7 @@ class Measures:
 WEIGHT_PENALTY = """
 @dataclass(eq=False)
 class Ridge:
-    '''Half the squared norm of all that trains, times a strength.'''
+    '''Half the squared norm of all trainable parameters, times a strength.'''
 
     strength: float
     folder: str
@@ -60,7 +60,7 @@ class Ridge:
         found = {n: (p.detach().clone(), p.grad.clone()) for n, p in model.named_parameters() if p.requires_grad}
         torch.save(found, Path(self.folder) / f"{step}.pt")
 """
-SILENT_LOSS = """
+ZERO_LOSS = """
 @dataclass(eq=False)
 class Nothing:
     @hookimpl
@@ -69,7 +69,7 @@ class Nothing:
 """
 
 
-def test_an_edited_batch_is_what_trains(lab):
+def test_training_uses_the_edited_batch(lab):
     lab.plugin("edits", EDITS)
     lab.plugin("labels", LABELS)
     loss = {"./labels.py:LabelIs": {"token": 9}, "cross_entropy": {}}
@@ -84,7 +84,7 @@ def test_an_edited_batch_is_what_trains(lab):
     assert [line["tokens"] for line in run.lines] == [line["tokens"] for line in whole.lines]
 
 
-def test_metrics_of_plugins_stand_in_their_steps_line(lab):
+def test_metrics_of_plugins_are_in_the_line_of_their_step(lab):
     lab.plugin("measures", METRICS)
     run = lab.run("run", probes={"./measures.py:Measures": {}}, train={"max_steps": 4, "logging_steps": 3})
     for line in run.lines:
@@ -93,10 +93,10 @@ def test_metrics_of_plugins_stand_in_their_steps_line(lab):
         assert line["size"] == 7
 
 
-def test_a_penalty_is_a_field_of_its_own_and_its_gradient_counts(lab):
+def test_a_penalty_is_a_separate_field_and_its_gradient_is_applied(lab):
     """With no other gradient, plain gradient descent shrinks each weight by (1 - rate * strength) a step."""
     lab.plugin("ridge", WEIGHT_PENALTY)
-    lab.plugin("nothing", SILENT_LOSS)
+    lab.plugin("nothing", ZERO_LOSS)
     run = lab.run(
         "run",
         loss={"./nothing.py:Nothing": {}},
@@ -122,7 +122,7 @@ def test_a_penalty_is_a_field_of_its_own_and_its_gradient_counts(lab):
 
 
 @pytest.mark.slow
-def test_penalties_add_up_and_leave_the_loss_alone(lab):
+def test_penalties_add_up_and_do_not_change_the_loss(lab):
     lab.plugin("ridge", WEIGHT_PENALTY)
     plain = lab.run("plain", train={"max_steps": 1})
     ridges = {f"./ridge.py:Ridge@{name}": {"strength": 0.5, "folder": str(lab.folder)} for name in "ab"}

@@ -1,4 +1,4 @@
-"""Adapters that put virtual tokens before each document, in whole runs, against whole logits by plain peft."""
+"""Adapters that put virtual tokens before each document, in complete runs, against whole logits by plain peft."""
 
 import logging
 import shutil
@@ -18,16 +18,21 @@ from neoplug.runs.steps import make_sampler
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning"),  # peft calls transformers by old names
+    pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning"),  # raised within peft
 ]
 NAMES = ["p_tuning", "prefix_tuning", "prompt_tuning"]
 TOKENS = 5
-UNMOVED = {"max_steps": 1, "save_steps": 1, "logging_steps": 1, "learning_rate": 1e-30}  # what is saved is the start
+UNMOVED = {
+    "max_steps": 1,
+    "save_steps": 1,
+    "logging_steps": 1,
+    "learning_rate": 1e-30,
+}  # saves the start
 
 
 @pytest.fixture(autouse=True)
 def exactly(lab):
-    """Let both models compute in float32, whatever this machine's CPU is fast at."""
+    """Make both models compute in float32 on every CPU."""
     for role in ("teacher", "student"):
         lab.base[role]["dtype"] = "float32"
 
@@ -80,7 +85,7 @@ def test_losses_are_those_of_plain_peft(lab, name, packing, tiny_student, tiny_t
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_is_saved_measured_told_and_resumed(lab, name, tiny_student, tiny_teacher):
+def test_a_run_is_saved_evaluated_sampled_and_resumed(lab, name, tiny_student, tiny_teacher):
     whole = lab.run("run", adapter={name: {"num_virtual_tokens": TOKENS}}, train={"learning_rate": 0.05})
     lines, result = whole.lines, whole.result
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -103,7 +108,7 @@ def test_a_run_is_saved_measured_told_and_resumed(lab, name, tiny_student, tiny_
 
 
 def greedy(student, run, prompt, tokens=32):
-    """Return what plain peft puts after a text, token by token and without a cache."""
+    """Return plain peft's continuation of a text, token by token and without a cache."""
     tokenizer = AutoTokenizer.from_pretrained(student)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(student), run.path / "adapter").eval()
     began = first_prompt(run, tokenizer)
@@ -135,7 +140,7 @@ def test_checkpointing_changes_nothing_or_is_refused(lab):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_on_four_bits_in_half_precision_it_learns(lab, name):
+def test_on_4_bits_in_half_precision_the_loss_falls(lab, name):
     options = {"load": {"nf4": {}}, "dtype": "bfloat16"}
     run = lab.run("run", student=options, adapter={name: {}}, train={"learning_rate": 0.05})
     assert run.lines[-1]["loss"] < run.lines[0]["loss"]
@@ -143,21 +148,21 @@ def test_on_four_bits_in_half_precision_it_learns(lab, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_teacher_may_have_virtual_tokens_too(lab, name, tiny_teacher):
-    """What it says is what plain peft says: cross-entropy of the held-out text."""
+    """The teacher's cross-entropy on held-out text is that of the student whose adapter it loads."""
     first = lab.run("first", student={"model": str(tiny_teacher)}, adapter={name: {}}, train={"max_steps": 2})
     taught = lab.run("taught", teacher={"adapter_path": str(first.path / "adapter")}, train=UNMOVED)
     assert taught.result["teacher"]["cross_entropy"] == pytest.approx(first.result["after"]["cross_entropy"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["prefix_tuning", "prompt_tuning"])
-def test_a_stored_adapter_trains_on(lab, name):
+def test_training_continues_from_a_stored_adapter(lab, name):
     first = lab.run("first", adapter={name: {}}, train={"max_steps": 2})
     second = lab.run("second", student={"adapter_path": str(first.path / "adapter")}, adapter={name: {}})
     assert second.result["before"]["cross_entropy"] == pytest.approx(first.result["after"]["cross_entropy"], rel=1e-5)
 
 
 @pytest.mark.parametrize(("name", "options"), [("p_tuning", {}), ("prefix_tuning", {"prefix_projection": True})])
-def test_what_a_network_made_does_not_train_on(lab, name, options):
+def test_virtual_tokens_computed_by_a_network_cannot_be_trained_further(lab, name, options):
     first = lab.run("first", adapter={name: options}, train={"max_steps": 1})
     with pytest.raises(UsageError, match="not the network that computed them"):
         lab.run("second", student={"adapter_path": str(first.path / "adapter")}, adapter={name: options})
