@@ -20,7 +20,7 @@ from .test_merge import logits, make_run, quantised
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning"),  # peft calls transformers by old names
+    pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning"),  # raised within peft
 ]
 
 
@@ -29,7 +29,7 @@ def plain(folder):
 
 
 def train(base, options):
-    """Return a PeftModel far from its base."""
+    """Return a PeftModel whose weights differ much from its base."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(5)
@@ -50,8 +50,8 @@ def with_lora(base, folder):
 
 
 @pytest.fixture
-def kept(tmp_path):
-    """Return a function that trains an adapter of these options on a model and keeps it as a run."""
+def trained_run(tmp_path):
+    """Return a function that trains an adapter of these options on a model and saves it as a run."""
 
     def keep(folder, name="lora", **options):
         run = make_run(tmp_path / "run", folder, {name: {}})
@@ -66,8 +66,8 @@ VARIED = {"rank_pattern": {"q_proj": 2, "down_proj": 6}, "alpha_pattern": {"k_pr
 
 
 @pytest.mark.parametrize("options", [{}, VARIED], ids=["plain", "patterns"])
-def test_a_change_of_low_rank_is_exact_with_one_rank_and_one_scale(tmp_path, tiny_teacher, kept, options):
-    run, wanted = kept(tiny_teacher, **options)
+def test_a_change_of_low_rank_is_exact_with_one_rank_and_one_scale(tmp_path, tiny_teacher, trained_run, options):
+    run, wanted = trained_run(tiny_teacher, **options)
     found = export_lora(run, tmp_path / "lora")
     assert found.exact
     assert found.rank == found.needed == (6 if options else 4)
@@ -84,8 +84,8 @@ def test_a_change_of_low_rank_is_exact_with_one_rank_and_one_scale(tmp_path, tin
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_file_has_the_format_that_other_readers_need(tmp_path, tiny_student, kept, dtype):
-    run, _ = kept(tiny_student)
+def test_the_file_has_the_format_that_other_programs_load(tmp_path, tiny_student, trained_run, dtype):
+    run, _ = trained_run(tiny_student)
     export_lora(run, tmp_path / "lora", dtype, rank=8)
     base = plain(tiny_student)
     with safe_open(tmp_path / "lora" / "adapter_model.safetensors", "pt") as file:
@@ -102,10 +102,10 @@ def test_the_file_has_the_format_that_other_readers_need(tmp_path, tiny_student,
     }  # fmt: skip
 
 
-def test_a_change_of_full_rank_is_reported_as_an_approximation(tmp_path, tiny_teacher, kept):
-    run, wanted = kept(tiny_teacher, "dora", use_dora=True)
+def test_a_change_of_full_rank_is_reported_as_an_approximation(tmp_path, tiny_teacher, trained_run):
+    run, wanted = trained_run(tiny_teacher, "dora", use_dora=True)
     found = export_lora(run, tmp_path / "lora")
-    assert (found.rank, found.needed, found.exact) == (4, 64, False)  # the adapter's own: an exact one saves nothing
+    assert (found.rank, found.needed, found.exact) == (4, 64, False)  # the adapter's rank: an exact LoRA is no smaller
     before, after = plain(tiny_teacher).state_dict(), plain(export(run, tmp_path / "merged")).state_dict()
     record = json.loads((tmp_path / "lora" / "export.json").read_text())
     lost = whole = 0
@@ -132,21 +132,21 @@ def test_the_base_is_the_stored_one_not_the_quantised(tmp_path, tiny_student):
     torch.testing.assert_close(with_lora(tiny_student, tmp_path / "lora"), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_transposed_layers_are_transposed_back(tmp_path, kept):
+def test_transposed_layers_are_transposed_back(tmp_path, trained_run):
     base = make("gpt2", tmp_path / "base")
-    run, wanted = kept(base, fan_in_fan_out=True)
+    run, wanted = trained_run(base, fan_in_fan_out=True)
     assert export_lora(run, tmp_path / "lora").exact
     torch.testing.assert_close(with_lora(base, tmp_path / "lora"), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_subset_of_layers_is_listed_by_full_names(tmp_path, tiny_student, kept):
-    run, wanted = kept(tiny_student, exclude_modules=r".*layers\.0\..*")
+def test_a_subset_of_layers_is_listed_by_full_names(tmp_path, tiny_student, trained_run):
+    run, wanted = trained_run(tiny_student, exclude_modules=r".*layers\.0\..*")
     export_lora(run, tmp_path / "lora")
     assert all(".1." in name for name in load_file(tmp_path / "lora" / "adapter_model.safetensors"))
     torch.testing.assert_close(with_lora(tiny_student, tmp_path / "lora"), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_change_outside_linear_layers_is_refused(tmp_path, tiny_student, kept):
+def test_a_change_outside_linear_layers_is_refused(tmp_path, tiny_student, trained_run):
     run = make_run(tmp_path / "full", tiny_student, {"full": {}})
     model = plain(tiny_student)
     model.model.norm.weight.data += 0.01
@@ -160,9 +160,9 @@ def test_a_change_outside_linear_layers_is_refused(tmp_path, tiny_student, kept)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # of experts, passed by
-def test_a_change_of_experts_is_refused(tmp_path, kept):
-    run, _ = kept(make("qwen3_moe", tmp_path / "base"))
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # of experts, skipped
+def test_a_change_of_experts_is_refused(tmp_path, trained_run):
+    run, _ = trained_run(make("qwen3_moe", tmp_path / "base"))
     with pytest.raises(UsageError, match=r"model\.layers\.0\.mlp\.experts\.gate_up_proj and \d more changed"):
         export_lora(run, tmp_path / "out")
 
@@ -178,8 +178,8 @@ def read(file):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_gguf_file_has_the_matrices_of_the_folder(tmp_path, tiny_student, kept, dtype):
-    run, _ = kept(tiny_student)
+def test_the_gguf_file_has_the_matrices_of_the_folder(tmp_path, tiny_student, trained_run, dtype):
+    run, _ = trained_run(tiny_student)
     export_lora(run, tmp_path / "lora", dtype, gguf=True)
     fields, tensors = read(tmp_path / "lora" / "adapter.gguf")
     assert fields["general.type"] == "adapter"
@@ -194,9 +194,9 @@ def test_the_gguf_file_has_the_matrices_of_the_folder(tmp_path, tiny_student, ke
             assert np.array_equal(tensors[f"blk.1.{theirs}.weight.lora_{side.lower()}"], ours.numpy())
 
 
-def test_the_gguf_lora_added_to_the_gguf_base_is_the_student(tmp_path, tiny_teacher, tiny_tokenizer, kept, monkeypatch):
+def test_gguf_lora_plus_gguf_base_equals_the_student(tmp_path, tiny_teacher, tiny_tokenizer, trained_run, monkeypatch):
     """W + alpha / R B A on the tensors of a GGUF file; transformers then reads a file without LoRA."""
-    run, wanted = kept(tiny_teacher)
+    run, wanted = trained_run(tiny_teacher)
     export_lora(run, tmp_path / "lora", gguf=True)
     fields, tensors = read(tmp_path / "lora" / "adapter.gguf")
     model = plain(tiny_teacher)
@@ -220,17 +220,17 @@ def test_the_gguf_lora_added_to_the_gguf_base_is_the_student(tmp_path, tiny_teac
 
 
 EXPERTS = ["mixtral", "qwen3_moe"]
-KNOWN = ["gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3"]  # to transformers' reader
+KNOWN = ["gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3"]  # for transformers' reader
 
 
-@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # of experts, passed by
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # of experts, skipped
 @pytest.mark.parametrize("family", [*KNOWN, *EXPERTS, "cohere", "granite", "olmo2", "smollm3"])
-def test_names_and_rows_are_those_that_transformers_reads_back(tmp_path, kept, family):
+def test_names_and_rows_are_those_that_transformers_reads_back(tmp_path, trained_run, family):
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     base = make(family, tmp_path / "base")
     attention = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]} if family in EXPERTS else {}
-    run, wanted = kept(base, fan_in_fan_out=family == "gpt2", **attention)
+    run, wanted = trained_run(base, fan_in_fan_out=family == "gpt2", **attention)
     assert export_lora(run, tmp_path / "lora", gguf=True).exact
     torch.testing.assert_close(with_lora(base, tmp_path / "lora"), wanted, rtol=1e-3, atol=1e-3)
     fields, tensors = read(tmp_path / "lora" / "adapter.gguf")
@@ -248,8 +248,8 @@ def test_names_and_rows_are_those_that_transformers_reads_back(tmp_path, kept, f
     assert changed == {name for name in after if name in before and not torch.equal(after[name], before[name])}
 
 
-def test_a_family_with_unknown_order_in_llama_cpp_is_refused_before_it_is_loaded(tmp_path, kept, monkeypatch):
-    run, _ = kept(make("bloom", tmp_path / "base"))
+def test_a_family_with_unknown_order_in_llama_cpp_is_refused_before_it_is_loaded(tmp_path, trained_run, monkeypatch):
+    run, _ = trained_run(make("bloom", tmp_path / "base"))
     monkeypatch.setattr("neoplug.export.merge.load_weights", None)
     with pytest.raises(UsageError, match="names and orders the weights of a `bloom`"):
         export_lora(run, tmp_path / "lora", gguf=True)

@@ -68,7 +68,7 @@ def test_a_random_projection_finds_the_components_of_the_full_decomposition(monk
     assert called == [(12, 70)]
     assert sketched.rank == exact.rank == 5
     torch.testing.assert_close(sketched.left @ sketched.right, exact.left @ exact.right, rtol=0, atol=1e-4)
-    assert decompose(layer(30, outputs=60, inputs=70), 60).rank == 30  # more than the sketch holds
+    assert decompose(layer(30, outputs=60, inputs=70), 60).rank == 30  # more than the width of the sketch
     assert called[1:] == [(60, 70)]
 
 
@@ -115,6 +115,6 @@ def test_a_change_elsewhere_is_refused_by_name(pair, elsewhere):
         changed_layers(after, before)
 
 
-def test_no_change_is_refused(pair):
+def test_two_equal_models_are_refused(pair):
     with pytest.raises(UsageError, match="no change to export"):
         changed_layers(*pair)

@@ -1,4 +1,4 @@
-"""Export: the merged model equals base and adapter, as plain transformers and peft compute them."""
+"""Export: the merged model equals base and adapter as computed by plain transformers and peft."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from neoplug.export.merge import export
 from neoplug.models.resolve import locate
 from neoplug.runs.directory import RunDir
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names
+pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # raised within peft
 IDS = torch.arange(3, 43).view(2, 20)
 QUANTISED = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
@@ -36,7 +36,7 @@ def make_run(path, model, adapter, **more):
 
 
 def train(base, seed=5, **options):
-    """Return a PeftModel far from its base."""
+    """Return a PeftModel whose weights differ much from its base."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
@@ -98,7 +98,7 @@ def test_a_base_stored_quantised_is_dequantised(tmp_path, tiny_student, kind):
     run = make_run(tmp_path / "run", stored, {"lora": {}})
     model = train(base)
     model.save_pretrained(run.adapter)
-    trained = model.train()(input_ids=IDS, use_cache=False).logits  # evaluating, bitsandbytes' int8 rounds activations
+    trained = model.train()(input_ids=IDS, use_cache=False).logits  # in evaluation mode int8 rounds activations
     out = AutoModelForCausalLM.from_pretrained(export(run.path, tmp_path / "out"))
     assert not hasattr(out.config, "quantization_config")
     assert out.dtype == torch.float32
@@ -152,9 +152,9 @@ def test_an_adapter_without_peft_is_merged_by_its_hook(tmp_path, tiny_teacher):
     step.mkdir(parents=True)
     save_file({"lm_head.factor": torch.tensor([1.5])}, step / "trainable.safetensors")
     (step / "state.json").write_text(json.dumps({"format": 1, "step": 7}))
-    with pytest.raises(UsageError, match="is not finished"):  # killed after a checkpoint
+    with pytest.raises(UsageError, match="is not finished"):  # a run killed after a checkpoint
         export(run.path, tmp_path / "out")
-    run.adapter.mkdir()  # killed after all but its result
+    run.adapter.mkdir()  # a run killed before its result was written
     out = AutoModelForCausalLM.from_pretrained(export(run.path, tmp_path / "out"))
     expected = 1.5 * logits(AutoModelForCausalLM.from_pretrained(tiny_teacher))
     torch.testing.assert_close(logits(out), expected)
@@ -206,7 +206,7 @@ def test_a_changed_base_is_refused(tmp_path, tiny_student):
     assert not (tmp_path / "out").exists()
 
 
-def test_refusals(tmp_path, tiny_student):
+def test_invalid_exports_are_refused(tmp_path, tiny_student):
     with pytest.raises(UsageError, match="did you mean `bfloat16`"):
         export(tmp_path, tmp_path / "out", "bfloat61")
     with pytest.raises(UsageError, match="no run directory"):

@@ -1,4 +1,4 @@
-"""Complete runs of every family: tiny models made once, and a recipe for them."""
+"""Fixtures for complete runs of every family: tiny models, created once, and a recipe for them."""
 
 import json
 import shutil
@@ -55,8 +55,8 @@ class Lab:
     chat: Path
 
     def recipe(self, **sections):
-        """Write a recipe in which `sections` stand instead of the usual."""
-        usual = {
+        """Write a recipe in which `sections` replace the defaults."""
+        defaults = {
             "teacher": {"model": str(self.teacher), "dtype": "float32"},
             "student": {"model": str(self.student), "dtype": "float32"},
             "data": {"source": str(self.chat), "held_out": 2, "max_length": 96, "packing": True},
@@ -68,7 +68,7 @@ class Lab:
             },
         }  # fmt: skip
         file = self.path / "recipe.yaml"
-        file.write_text(json.dumps(usual | sections), encoding="utf-8")
+        file.write_text(json.dumps(defaults | sections), encoding="utf-8")
         return file
 
     def lines(self, run="run"):
@@ -76,8 +76,8 @@ class Lab:
         lines = map(json.loads, (self.path / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         return [{k: v for k, v in line.items() if "second" not in k and "memory" not in k} for line in lines]
 
-    def break_off(self, run="run"):
-        """Leave of a finished run of two steps what one that was killed in its second step leaves."""
+    def interrupt(self, run="run"):
+        """Remove from a finished run of two steps the files that a run killed in its second step does not have."""
         folder = self.path / run
         shutil.rmtree(folder / "checkpoints" / "step-2")
         for left in ("adapter", "model"):
@@ -85,7 +85,7 @@ class Lab:
         (folder / "result.json").unlink()
 
     def expected(self):
-        """Return what the first step's losses are, from whole logits in float64, a document at a time, and the student.
+        """Return the first step's losses, from whole logits in float64, a document at a time, and the student.
 
         Cross-entropy and forward KL are means over answer tokens; both have their graph.
         """

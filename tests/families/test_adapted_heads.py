@@ -14,7 +14,7 @@ from neoplug.testing.families import make
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning"),  # peft calls transformers by old names
+    pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning"),  # raised within peft
     pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings=True`:UserWarning"),
     pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`:UserWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True:UserWarning"),
@@ -35,10 +35,10 @@ def exported_equals_adapted(lab):
     """Assert that the exported model equals base and adapter, and that the adapter has an effect."""
     ours = load(export(lab.path / "run", lab.path / "exported"))
     base = load(lab.student)
-    bare = logits(base)
+    unadapted = logits(base)
     adapted = PeftModel.from_pretrained(base, lab.path / "run" / "adapter").double().eval()
     theirs = logits(adapted)
-    assert (theirs - bare).abs().max() > 0.05
+    assert (theirs - unadapted).abs().max() > 0.05
     torch.testing.assert_close(logits(ours), theirs, rtol=1e-4, atol=1e-5)
     return ours
 
@@ -63,7 +63,7 @@ def first_step_is_right(lab):
     ],
 )
 def test_adapters_on_heads_and_embeddings(lab, adapter, targets):
-    """Also tied ones: only the head is adapted, so it must not be merged into the embeddings."""
+    """Also with tied weights: only the head is adapted, so the change must not be merged into the embeddings."""
     tied = load(lab.student).config.tie_word_embeddings
     file = lab.recipe(adapter={adapter: {"r": 4, "target_modules": targets}})
     neoplug.run(file, output=lab.path / "run")
@@ -77,8 +77,8 @@ def test_adapters_on_heads_and_embeddings(lab, adapter, targets):
     ("family", "modules"),
     [("bloom", ["word_embeddings"]), ("gpt2", ["lm_head"]), ("gpt2", ["wte"]), ("olmo2", ["embed_tokens", "lm_head"])],
 )
-def test_modules_that_are_trained_in_full(lab, modules):
-    """Tied ones by either name: they stay tied, in the run and in what is exported."""
+def test_modules_trained_in_full(lab, modules):
+    """Tied modules by either name stay tied, in the run and in the exported model."""
     base = load(lab.student)
     neoplug.run(lab.recipe(adapter={"lora": {"r": 4, "modules_to_save": modules}}), output=lab.path / "run")
     first_step_is_right(lab)

@@ -15,7 +15,7 @@ from neoplug.training import objective
 from neoplug.training.objective import Loss
 
 TOKENS = 259
-LAYOUT = {"bloom": "padded", "falcon_h1": "padded"}  # elsewhere attention isolates
+LAYOUT = {"bloom": "padded", "falcon_h1": "padded"}  # the others isolate documents in attention
 QUICK = {"gemma2", "qwen3_moe"}
 EACH = [pytest.param(family, marks=[] if family in QUICK else pytest.mark.slow) for family in FAMILIES]
 WINDOWED = {"gemma2", "gemma3_text", "mistral", "qwen3"}
@@ -42,7 +42,7 @@ def expected(model, rows):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    """Return a function that gives a family's model in float32, all of it trainable, and itself in float64."""
+    """Return a function that returns a family's model in float32, fully trainable, and a copy in float64."""
 
     def pair(family, **options):
         one = AutoModelForCausalLM.from_pretrained(folder(family), experts_implementation="eager", **options).eval()
@@ -75,7 +75,7 @@ def test_value_and_gradient(model, family, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", sorted(WINDOWED | {"opt", "gpt2"}))
-def test_a_block_mask_is_the_same_model(model, family, attention):
+def test_a_block_mask_gives_the_same_loss(model, family, attention):
     if (family, attention) == ("gemma2", "sdpa"):
         pytest.skip("Gemma 2 has no sdpa")
     ours, exact = model(family, attn_implementation=attention)
@@ -86,7 +86,7 @@ def test_a_block_mask_is_the_same_model(model, family, attention):
         batch = collate(rows)
         total, _ = objective.objective([as_loss()], student.hidden(batch), student.head, None, batch.labels, 0.0)
         assert total.item() == pytest.approx(expected(exact, rows).item(), rel=1e-6)
-        if family in WINDOWED:  # else nothing here could tell a mask without its window
+        if family in WINDOWED:  # a mask without the window must differ
             student.windows = dict.fromkeys(student.windows)
             assert not np.isclose(student.head(student.hidden(batch)).sum(), own_sum(exact, rows), rtol=1e-4)
 
@@ -98,7 +98,7 @@ def own_sum(model, rows):
     return torch.cat(logits).sum().item()
 
 
-def test_windows_are_the_configurations_own():
+def test_windows_are_read_from_the_configuration():
     """The windows of these families are smaller than the documents."""
     found = {family for family in FAMILIES if (getattr(configuration(family), "sliding_window", None) or 99) < 30}
     assert found == WINDOWED

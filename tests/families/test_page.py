@@ -18,8 +18,8 @@ def test_every_table_names_every_family():
     assert [[row[0] for row in table[2:]] for table in tables()] == [list(FAMILIES)] * 3
 
 
-def test_the_page_has_the_layouts_that_the_tests_find():
-    """Both attentions take the layout that the runs of these families take; elsewhere attention is called by name."""
+def test_the_page_has_the_layouts_of_the_tests():
+    """Both attentions use the layout of these families' runs; the page names the attention of the others."""
     head, _, *rows = tables()[0]
     taken = {
         row[0]: {head[at].split(", ")[1] for at, cell in enumerate(row) if "\N{CHECK MARK}" in cell} for row in rows

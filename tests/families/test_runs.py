@@ -15,10 +15,10 @@ from neoplug.testing.families import FAMILIES
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning"),  # peft calls transformers by old names
-    pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"),  # its own patterns
+    pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning"),  # raised within peft
+    pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"),  # peft's own patterns
 ]
-NOT_ISOLATED = {"bloom": "padded", "falcon_h1": "padded"}  # by attention
+NOT_ISOLATED = {"bloom": "padded", "falcon_h1": "padded"}  # documents are not isolated in attention
 IDS = torch.arange(3, 43).view(2, 20)
 
 
@@ -33,11 +33,11 @@ def logits(model):
 
 
 def finish(lab, file, kept):
-    """Plan, run, break off, resume: what the run left must not change; return what it said, and its first line."""
+    """Plan, run, interrupt and resume; compare the results of both; return the log and the first line of metrics."""
     run, planned = lab.path / "run", plan(recipe.load(file))
     result = neoplug.run(file, output=run)
     lines, weights = lab.lines(), (run / kept).read_bytes()
-    lab.break_off()
+    lab.interrupt()
     neoplug.run(file, output=run, resume=True)
     assert lab.lines() == lines
     assert (run / kept).read_bytes() == weights
@@ -47,23 +47,23 @@ def finish(lab, file, kept):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_with_an_adapter(lab, family):
-    said, line = finish(lab, lab.recipe(), "adapter/adapter_model.safetensors")
-    assert f"student: layout {NOT_ISOLATED.get(family, 'varlen')}, " in said
+    log, line = finish(lab, lab.recipe(), "adapter/adapter_model.safetensors")
+    assert f"student: layout {NOT_ISOLATED.get(family, 'varlen')}, " in log
     cross_entropy, divergence, _ = lab.expected()
     assert line["losses"]["cross_entropy"] == pytest.approx(cross_entropy.item(), rel=1e-6)
     assert line["losses"]["forward_kl"] == pytest.approx(divergence.item(), rel=1e-5)
 
     ours = logits(load(export(lab.path / "run", lab.path / "exported")))
     base = load(lab.student)
-    bare = logits(base)
+    unadapted = logits(base)
     theirs = logits(PeftModel.from_pretrained(base, lab.path / "run" / "adapter").double().eval())
-    assert (theirs - bare).abs().max() > 0.1
+    assert (theirs - unadapted).abs().max() > 0.1
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padded_and_trained_in_full(lab, monkeypatch):
-    """The gradient of every weight counts in the norm: of tied heads and embeddings, biases, experts."""
+    """The gradient norm includes every weight: tied heads and embeddings, biases, experts."""
     monkeypatch.setattr(verify, "LAYOUTS", {"padded": verify.LAYOUTS["padded"]})
     data = {"source": str(lab.chat), "held_out": 2, "max_length": 96, "packing": False}
     _, line = finish(lab, lab.recipe(data=data, adapter={"full": {}}), "model/model.safetensors")

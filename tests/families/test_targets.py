@@ -1,4 +1,4 @@
-"""Which modules all-linear selects in families with other layers too, on the meta device."""
+"""The modules that all-linear selects in families with further kinds of layers, on the meta device."""
 
 import logging
 
@@ -12,12 +12,12 @@ from neoplug.testing.families import USUAL, configuration
 from neoplug_adapters.dora import DoRA
 from neoplug_adapters.lora import LoRA
 
-# peft calls transformers by old names
+# raised within peft
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
 
 
 def adapted(plugin, config):
-    """Return the names of the modules that carry matrices."""
+    """Return the names of the modules that have adapter matrices."""
     model = plugin.add_adapter(meta_model(config), None, 1, torch.Generator().manual_seed(0))
     return {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
 

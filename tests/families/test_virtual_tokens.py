@@ -14,10 +14,10 @@ from neoplug.testing.families import make
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning"),  # peft calls transformers by old names
+    pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning"),  # raised within peft
 ]
 UNMOVED = {"max_steps": 1, "logging_steps": 1, "learning_rate": 1e-30, "per_device_train_batch_size": 4}
-# Positions that are learned, that come from the mask, or from none; scaled embeddings, windows, a state, experts.
+# Learned positions, positions from the mask, no positions; scaled embeddings, windows, a state, experts.
 PAIRS = [
     ("bloom", "prefix_tuning"), ("falcon_h1", "prompt_tuning"), ("gemma2", "prefix_tuning"),
     ("gemma2", "prompt_tuning"), ("gpt2", "p_tuning"), ("granite", "prompt_tuning"), ("mistral", "prefix_tuning"),

@@ -1,4 +1,4 @@
-"""Recipes: read, merged, all mistakes at once; order without meaning; nothing but a recipe or its mistakes."""
+"""Recipes: reading and merging; all mistakes are reported at once; the order of keys has no effect."""
 
 import json
 import logging
@@ -58,14 +58,14 @@ def mistakes(source, overrides=(), changes=None):
     return [str(problem).splitlines()[0] for problem in error.value.problems]
 
 
-def test_prompts_of_the_teachers_own_cannot_be_trained_on(folder):
-    told = mistakes("good.yaml", ["teacher.chat_template=own", "data.train_on=all"])
-    assert told == ["override:1:23: the teacher has prompts of its own, but `train_on: all` scores the prompts too"]
+def test_prompts_in_the_teachers_own_template_cannot_be_trained_on(folder):
+    found = mistakes("good.yaml", ["teacher.chat_template=own", "data.train_on=all"])
+    assert found == ["override:1:23: the teacher has prompts of its own, but `train_on: all` scores the prompts too"]
     assert recipe.load("good.yaml", ["teacher.chat_template=own", "data.train_on=last"]).recipe.teacher.chat_template
 
 
-def test_a_schedule_and_what_a_loss_is_calibrated_to_are_written_out(folder):
-    """A loss that the recipe does not name is found by its file, with its defaults, and stands in the plan."""
+def test_a_schedule_and_the_reference_of_a_calibration_are_resolved(folder):
+    """A reference loss that the recipe does not name is loaded from its file, with its defaults."""
     changes = {"loss": {"./parts.py:Labels": {"schedule": "linear", "calibrate": "./parts.py:Divergence"}}}
     checked = recipe.load("good.yaml", changes=changes)
     assert checked.weights == {"./parts.py:Labels": Weight(1.0, Linear(1.0, 0.0), "./parts.py:Divergence")}
@@ -82,13 +82,13 @@ def test_a_schedule_and_what_a_loss_is_calibrated_to_are_written_out(folder):
     ]
 
 
-def test_what_a_loss_is_calibrated_to_has_its_say(folder):
-    """Unnamed as it is: its `check` is asked like any plugin's, and the place is where it is asked for."""
-    changes = {"loss": {"./parts.py:Labels": {"calibrate": "./parts.py:Choosy"}}}
+def test_the_check_of_a_calibration_reference_is_called(folder):
+    """Although `loss` does not name it, its `check` is called; the problem is marked at `calibrate`."""
+    changes = {"loss": {"./parts.py:Labels": {"calibrate": "./parts.py:Strict"}}}
     with pytest.raises(RecipeError) as error:
         recipe.load("good.yaml", changes=changes)
     (problem,) = error.value.problems
-    assert problem.what == "`Choosy` cannot stand beside 1 losses"
+    assert problem.what == "`Strict` cannot be combined with 1 losses"
     assert problem.path == ("loss", "./parts.py:Labels", "calibrate")
 
 
@@ -98,7 +98,7 @@ def _written(checked, file):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BROKEN.glob("*.yaml")))
-def test_a_broken_recipe_says_all_that_is_wrong(name, monkeypatch):
+def test_all_mistakes_of_a_broken_recipe_are_reported(name, monkeypatch):
     monkeypatch.chdir(BROKEN)
     before = sorted(BROKEN.iterdir())
     with pytest.raises(UsageError) as error:
@@ -121,7 +121,7 @@ def test_every_mark_of_a_broken_recipe_points_into_its_file(monkeypatch):
             assert 1 <= mark.column <= max(1, len(line))
 
 
-def test_a_good_recipe_is_typed_and_built(folder):
+def test_a_valid_recipe_is_typed_and_its_plugins_are_built(folder):
     checked = recipe.load("good.yaml")
     assert checked.name == "good"
     assert checked.recipe.train.learning_rate == 1e-3
@@ -135,7 +135,7 @@ def test_a_good_recipe_is_typed_and_built(folder):
     )
 
 
-def test_what_is_not_said_has_the_documented_default():
+def test_a_missing_key_has_the_documented_default():
     known = Recipe.model_validate({"student": {"model": "m"}, "data": {"source": "s"}})
     assert (known.format, known.seed, known.teacher, known.optimizer) == (1, 0, None, {"adamw": {}})
     assert (known.train.max_steps, known.train.num_train_epochs, known.train.warmup_steps) == (None, 1.0, 0.1)
@@ -154,7 +154,7 @@ def shuffled(values, order):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
 @given(st.randoms(use_true_random=False))
-def test_the_order_of_maps_means_nothing(folder, order):
+def test_the_order_of_maps_has_no_effect(folder, order):
     (folder / "other.yaml").write_text(yaml.safe_dump(shuffled(GOOD, order), sort_keys=False))
     one, other = recipe.load("good.yaml"), recipe.load("other.yaml")
     assert json.dumps(one.resolved()) == json.dumps(other.resolved())
@@ -163,7 +163,7 @@ def test_the_order_of_maps_means_nothing(folder, order):
     )
 
 
-def test_the_resolved_recipe_runs_from_anywhere_and_stays_what_it_is(folder, tmp_path_factory, monkeypatch):
+def test_the_resolved_recipe_loads_from_any_folder_and_resolves_to_itself(folder, tmp_path_factory, monkeypatch):
     (folder / "train.jsonl").write_text("{}")
     (folder / "model").mkdir()
     resolved = recipe.load("good.yaml", ["data.source=train.jsonl", "student.model=./model"]).resolved()
@@ -194,14 +194,14 @@ class Files:
 """
 
 
-def test_files_in_a_plugins_options_start_at_the_recipe(folder, tmp_path_factory, monkeypatch):
+def test_paths_in_a_plugins_options_are_relative_to_the_recipe(folder, tmp_path_factory, monkeypatch):
     (folder / "files.py").write_text(FILES)
     for name in ("a.txt", "b.txt"):
         (folder / name).touch()
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     a, b = folder / "a.txt", folder / "b.txt"
-    for said, made in (("a.txt", a), (["a.txt", str(b)], [a, b]), ({"x": "./b.txt"}, {"x": b})):
-        probes = {"./files.py:Files": {"files": said}}
+    for written, made in (("a.txt", a), (["a.txt", str(b)], [a, b]), ({"x": "./b.txt"}, {"x": b})):
+        probes = {"./files.py:Files": {"files": written}}
         (folder / "child.yaml").write_text(yaml.safe_dump({"extends": "good.yaml", "probes": probes}))
         checked = recipe.load(folder / "child.yaml")
         (plugin,) = checked.plugins.section("probes").values()
@@ -216,7 +216,7 @@ def test_files_in_a_plugins_options_start_at_the_recipe(folder, tmp_path_factory
     assert "unknown key `nam`" in unknown
 
 
-def test_origins_say_where_each_value_comes_from(folder):
+def test_origins_name_the_file_or_override_of_each_value(folder):
     (folder / "child.yaml").write_text("extends: good.yaml\ntrain:\n  max_steps: 5\n")
     checked = recipe.load("child.yaml", ["seed=1", "adapter../parts.py:Rank.r=2"], {"evaluate": {"eval_steps": 2}})
     rank = ("adapter", f"{folder}/parts.py:Rank")
@@ -260,7 +260,7 @@ def test_extends_takes_a_shipped_name_and_a_path_from_the_files_folder(folder, m
     assert recipe.load(folder / "tiny.yaml", ["teacher={model: t/t}"]).recipe.train.gradient_accumulation_steps == 8
 
 
-def test_a_parents_mistake_stands_in_the_parents_file(folder):
+def test_a_mistake_in_a_parent_is_marked_in_the_parents_file(folder):
     (folder / "child.yaml").write_text("extends: bad.yaml\nstudent: {model: 1}\n")
     (folder / "bad.yaml").write_text((folder / "good.yaml").read_text().replace("max_steps: 3", "max_steps: 0"))
     assert mistakes("child.yaml") == [
@@ -334,7 +334,7 @@ def test_an_override_is_checked_as_strictly(folder, override, expected):
     assert found[0].startswith(expected)
 
 
-def test_a_map_without_a_space_after_its_colon_says_so(folder):
+def test_a_map_without_a_space_after_its_colon_is_reported_with_the_fix(folder):
     with pytest.raises(
         RecipeError, match=r"override:1:14: this is not YAML[\s\S]*\nfix: write a space after the colon"
     ):
@@ -353,7 +353,7 @@ def test_a_map_without_a_space_after_its_colon_says_so(folder):
         ("teacher=null", [f"override:1:9: the loss `{HOT}` needs a teacher, but the recipe has none"]),
     ],
 )
-def test_what_an_override_takes_away_is_missed_where_it_was_taken(folder, override, expected):
+def test_a_section_that_an_override_removes_is_reported_at_the_override(folder, override, expected):
     assert mistakes("good.yaml", [override]) == expected
     (folder / "child.yaml").write_text("extends: good.yaml\n")
     assert mistakes("child.yaml", [override]) == expected
@@ -366,17 +366,17 @@ def test_what_an_override_takes_away_is_missed_where_it_was_taken(folder, overri
         ("adapter../parts.py:Rank.R=1", ["override:1:1: unknown key `R`; did you mean `r`?"]),
         ("loss../parts.py:Labels.weight=0", []),
         ("loss../parts.py:Labels=null", []),
-        ("loss={}", []),  # an override's map may be a part of the parent's
+        ("loss={}", []),  # the parent may have further losses
         ("loss=null", ["override:1:6: the recipe names no loss"]),
         ("student=null", ["override:1:9: `student` is missing"]),
     ],
 )
-def test_an_override_of_what_could_not_be_read_tells_only_what_is_sure(folder, override, expected):
+def test_an_override_of_an_unreadable_parent_reports_only_certain_mistakes(folder, override, expected):
     (folder / "child.yaml").write_text("extends: nowhere\n")
     assert mistakes("child.yaml", [override])[1:] == expected
 
 
-def test_overrides_number_their_lines_and_conflict_as_the_later(folder):
+def test_overrides_are_numbered_and_a_conflict_is_marked_at_the_override(folder):
     there = f"good.yaml:{line_of('./parts.py:Rank')}"
     assert mistakes("good.yaml", ["seed=1", "adapter../parts.py:Other={}"]) == [
         f"override:2:1: two plugins answer `add_adapter`: ./parts.py:Other (here) and ./parts.py:Rank ({there})"
@@ -391,7 +391,7 @@ def test_overrides_number_their_lines_and_conflict_as_the_later(folder):
         ("a.b.c", {"a": 1, "a.b": 1, "a.b.c": 1}, ("a.b.c",)),
         ("a.bc", {"a.b": 1}, ("a", "bc")),
         ('"a.b".c', {"a": 1}, ("a.b", "c")),
-        ("loss.my.shelf:kl.weight", {"loss": {"my.shelf:kl": {}}}, ("loss", "my.shelf:kl", "weight")),
+        ("loss.my.package:kl.weight", {"loss": {"my.package:kl": {}}}, ("loss", "my.package:kl", "weight")),
         ("loss.../a.b/x.py:K@hot.weight", {"loss": {}}, ("loss", "../a.b/x.py:K@hot", "weight")),
         ("loss./a/x.py:K.beta", {}, ("loss", "/a/x.py:K", "beta")),
         ("loss.kl@hot.beta", {}, ("loss", "kl@hot", "beta")),
@@ -428,7 +428,7 @@ def test_changes_from_python_merge_as_a_child_would(folder):
         ({"adapter": {"./parts.py:Rank": {"layers": [np.int32(1), 2]}}}, [1, 2]),
     ],
 )
-def test_numbers_of_numpy_are_plain_numbers(folder, change, value):
+def test_numpy_numbers_become_python_numbers(folder, change, value):
     here = recipe.load("good.yaml", (), change).resolved()
     for key in dict(leaves(change)).popitem()[0]:
         here = here[f"{folder}/parts.py:Rank" if key == "./parts.py:Rank" else key]
@@ -451,7 +451,7 @@ def test_numbers_of_numpy_are_plain_numbers(folder, change, value):
         ({"seed": np.datetime64("2024-01-01")}, "`!datetime64` cannot be in a recipe"),
     ],
 )
-def test_numbers_of_numpy_are_checked_as_strictly(folder, change, words):
+def test_numpy_numbers_are_checked_as_strictly(folder, change, words):
     (line,) = mistakes("good.yaml", (), change)
     assert line.partition(": ")[2] == words
 
@@ -475,7 +475,7 @@ def test_changes_from_python_are_checked_as_strictly(folder):
     assert all(line.startswith("override:") for line in found)
 
 
-def test_local_paths_start_at_the_file_then_at_the_current_folder(folder, tmp_path_factory, monkeypatch):
+def test_local_paths_are_relative_to_the_file_then_to_the_current_folder(folder, tmp_path_factory, monkeypatch):
     (folder / "near.jsonl").write_text("")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "far.jsonl").write_text("")
@@ -492,7 +492,7 @@ def test_local_paths_start_at_the_file_then_at_the_current_folder(folder, tmp_pa
         assert recipe.load(path, [f"student.model={name}"]).recipe.student.model == name
 
 
-def test_a_recipe_that_is_not_there_is_a_usage_error(folder):
+def test_a_missing_recipe_is_a_usage_error(folder):
     for name in ("bsae", "none.yaml", "\0", "x" * 5000, "."):
         with pytest.raises(UsageError, match="there is no recipe") as error:
             recipe.load(name)
@@ -503,8 +503,8 @@ def test_a_recipe_that_is_not_there_is_a_usage_error(folder):
 
 def test_the_shipped_base_lacks_only_models_and_data():
     found = mistakes("base")
-    said = [line.split(": ", 1)[1] for line in found]
-    assert said == [
+    messages = [line.split(": ", 1)[1] for line in found]
+    assert messages == [
         "`student` is missing",
         "the loss `forward_kl` needs a teacher, but the recipe has none",
         "`source` is missing",
@@ -512,7 +512,7 @@ def test_the_shipped_base_lacks_only_models_and_data():
 
 
 @pytest.mark.parametrize(("optimizer", "expected"), [({}, []), (None, ["adamw (the default)"])])
-def test_the_default_optimizer_gives_way_only_when_asked(folder, optimizer, expected):
+def test_the_default_optimizer_is_replaced_only_when_optimizer_is_empty(folder, optimizer, expected):
     changes = {"treatments": {"./parts.py:Stepping": {}}, "optimizer": optimizer}
     body = "class Stepping(Stepper):\n    @hookimpl\n    def edit_batch(self, batch):\n        pass\n"
     with (folder / "parts.py").open("a") as file:
@@ -548,7 +548,7 @@ TREES = st.recursive(
 )
 
 
-def loads_or_says_why(folder, text, overrides=()):
+def loads_or_reports_mistakes(folder, text, overrides=()):
     (folder / "any.yaml").write_text(text, encoding="utf-8", errors="replace", newline="")
     try:
         found = recipe.load("any.yaml", overrides).resolved()
@@ -565,21 +565,21 @@ FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], dea
 @example("student: &a {model: *a}")
 @example('"\\ud800": "\\udc00"')
 def test_any_text_is_a_recipe_or_a_list_of_mistakes(folder, text):
-    loads_or_says_why(folder, text)
+    loads_or_reports_mistakes(folder, text)
 
 
 @pytest.mark.slow
 @FUZZ
 @given(st.dictionaries(WORDS, TREES, max_size=8))
 def test_any_tree_is_a_recipe_or_a_list_of_mistakes(folder, values):
-    loads_or_says_why(folder, yaml.safe_dump({**GOOD, **values}, sort_keys=False))
-    loads_or_says_why(folder, yaml.safe_dump(values, sort_keys=False))
+    loads_or_reports_mistakes(folder, yaml.safe_dump({**GOOD, **values}, sort_keys=False))
+    loads_or_reports_mistakes(folder, yaml.safe_dump(values, sort_keys=False))
 
 
 @settings(FUZZ, max_examples=15)
 @given(st.dictionaries(WORDS.filter(lambda word: word != "extends"), TREES, max_size=8))
 def test_a_missing_parent_hides_no_mistake_and_makes_none(folder, values):
-    """What is said without the parent is said with it too; with it, only what the two make together is more."""
+    """Mistakes found without the parent are found with it too; additional ones arise from the combination of both."""
     found = {}
     for parent in ("good.yaml", "nowhere"):
         (folder / "child.yaml").write_text(yaml.safe_dump({"extends": parent, **values}, sort_keys=False))
@@ -598,8 +598,8 @@ def test_a_missing_parent_hides_no_mistake_and_makes_none(folder, values):
 @pytest.mark.slow
 @FUZZ
 @given(st.lists(st.text() | st.builds("{}.{}={}".format, WORDS, WORDS, LEAVES), max_size=4))
-def test_any_override_is_taken_or_a_mistake(folder, overrides):
-    loads_or_says_why(folder, yaml.safe_dump(GOOD), overrides)
+def test_any_override_is_applied_or_a_mistake(folder, overrides):
+    loads_or_reports_mistakes(folder, yaml.safe_dump(GOOD), overrides)
 
 
 @pytest.mark.slow
@@ -608,7 +608,7 @@ def test_any_override_is_taken_or_a_mistake(folder, overrides):
 def test_a_single_changed_letter_never_ends_in_a_traceback(folder, data):
     text = (folder / "good.yaml").read_text()
     place = data.draw(st.integers(0, len(text) - 1))
-    loads_or_says_why(folder, text[:place] + data.draw(st.characters() | st.just("")) + text[place + 1 :])
+    loads_or_reports_mistakes(folder, text[:place] + data.draw(st.characters() | st.just("")) + text[place + 1 :])
 
 
 def test_mistakes_do_not_depend_on_the_order_of_the_sections(folder):
@@ -622,25 +622,25 @@ def test_mistakes_do_not_depend_on_the_order_of_the_sections(folder):
         assert len(found) == 4
 
 
-def test_the_schema_knows_sections_and_plugins(monkeypatch, caplog):
+def test_the_schema_has_sections_and_plugins(monkeypatch, caplog):
     entries = [
-        Entry("rank", "shelf", "1", f"{PARTS}:Rank"), Entry("kl", "shelf", "1", f"{PARTS}:Divergence"),
-        Entry("kl", "other.shelf", "1", f"{PARTS}:Divergence"), Entry("bad", "shelf", "1", f"{PARTS}:Misspelt"),
-        Entry("worse", "shelf", "1", f"{BROKEN}/unimportable.py:Any"),
+        Entry("rank", "package", "1", f"{PARTS}:Rank"), Entry("kl", "package", "1", f"{PARTS}:Divergence"),
+        Entry("kl", "other.package", "1", f"{PARTS}:Divergence"), Entry("bad", "package", "1", f"{PARTS}:Misspelt"),
+        Entry("worse", "package", "1", f"{BROKEN}/unimportable.py:Any"),
     ]  # fmt: skip
     monkeypatch.setattr("neoplug.recipe.editor_schema.installed", lambda: entries)
     with caplog.at_level(logging.WARNING, "neoplug"):
         found = recipe.json_schema()
     assert [record.message.split(":")[0] for record in caplog.records] == [
-        ["left out", " bad of shelf"][0], ["left out", " worse of shelf"][0],
+        ["left out", " bad of package"][0], ["left out", " worse of package"][0],
     ]  # fmt: skip
     json.dumps(found)
     adapter = found["properties"]["adapter"]["anyOf"][0]
     assert list(adapter["properties"]) == ["rank"]
     loss = found["properties"]["loss"]["anyOf"][0]
-    assert loss["properties"] == {}  # two packages chose the name
-    assert {r"^shelf:kl(@[\w-]+)?$", r"^other\.shelf:kl(@[\w-]+)?$"} < set(loss["patternProperties"])
-    options = found["$defs"]["loss.shelf:kl"]["anyOf"][0]
+    assert loss["properties"] == {}  # two packages have a plugin of this name
+    assert {r"^package:kl(@[\w-]+)?$", r"^other\.package:kl(@[\w-]+)?$"} < set(loss["patternProperties"])
+    options = found["$defs"]["loss.package:kl"]["anyOf"][0]
     assert list(options["properties"]) == ["weight", "schedule", "calibrate", "temperature"]
     named, *maps = options["properties"]["schedule"]["anyOf"]
     assert named == {"enum": ["constant", "cosine", "linear", "step"]}
@@ -698,10 +698,10 @@ def test_sources_are_a_map_that_children_and_overrides_edit(folder):
     ]  # fmt: skip
     assert list(recipe.load("mix.yaml", ["data.sources.a=null"]).recipe.data.parts) == ["b"]
     assert list(recipe.load("good.yaml").recipe.data.parts) == [""]
-    said = mistakes("mix.yaml", ["data.sources.a.weight=1", "data.source=hub/c", "data.sources.b.sorce=x"])
-    assert any("`source` and `sources`" in line and "both say what to read" in line for line in said)
-    said = mistakes("mix.yaml", ["data.sources.a.weight=1"])
-    assert said[0].endswith("of the `sources`, a has a weight and b has none")
+    messages = mistakes("mix.yaml", ["data.sources.a.weight=1", "data.source=hub/c", "data.sources.b.sorce=x"])
+    assert any("`source` and `sources`" in line and "both say what to read" in line for line in messages)
+    messages = mistakes("mix.yaml", ["data.sources.a.weight=1"])
+    assert messages[0].endswith("of the `sources`, a has a weight and b has none")
     assert "did you mean `source`?" in mistakes("mix.yaml", ["data.sources.b.sorce=x"])[0]
     assert "`split`: set it for each of the `sources`" in mistakes("mix.yaml", ["data.split=test"])[0]
     assert "needs `max_rows`" in mistakes("mix.yaml", ["data.sources.b.streaming=true"])[0]

@@ -1,4 +1,4 @@
-"""A loss's weight over the run, against the formulas that learning rates follow in transformers."""
+"""A loss's weight over the run, compared with the learning rate schedules of transformers."""
 
 from math import isclose
 
@@ -16,7 +16,7 @@ FACTORS = st.floats(0, 100)
 @pytest.mark.parametrize(
     ("ours", "theirs"), [(Linear(), get_linear_schedule_with_warmup), (Cosine(), get_cosine_schedule_with_warmup)]
 )
-def test_from_1_to_0_they_are_the_schedules_of_a_learning_rate(ours, theirs):
+def test_from_1_to_0_they_equal_learning_rate_schedules_of_transformers(ours, theirs):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = theirs(optimizer, num_warmup_steps=0, num_training_steps=10)
     for step in range(11):
@@ -26,7 +26,7 @@ def test_from_1_to_0_they_are_the_schedules_of_a_learning_rate(ours, theirs):
 
 
 @given(start=FACTORS, end=FACTORS, progress=st.floats(0, 1))
-def test_they_begin_at_start_and_end_at_end_and_stay_between(start, end, progress):
+def test_they_go_from_start_to_end_and_stay_between(start, end, progress):
     for kind in (Linear, Cosine, Step):
         schedule = kind(start=start, end=end)
         assert isclose(schedule(0.0), start, abs_tol=1e-12)
@@ -36,12 +36,12 @@ def test_they_begin_at_start_and_end_at_end_and_stay_between(start, end, progres
         assert Weight(2.0, Linear(start, end)).ever_counts
 
 
-def test_a_step_is_one():
+def test_step_changes_the_weight_once():
     schedule = Step(at=0.25, start=0.5, end=2.0)
     assert [schedule(progress) for progress in (0.0, 0.2, 0.25, 1.0)] == [0.5, 0.5, 2.0, 2.0]
 
 
-def test_what_varies_and_what_never_counts():
+def test_which_schedules_vary_and_which_are_always_zero():
     assert not Weight(0.5, Constant()).varies
     assert Weight(0.5, Linear()).varies
     assert Weight(0.5, calibrate="other").calibrated(3.0).varies

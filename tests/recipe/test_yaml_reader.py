@@ -1,4 +1,4 @@
-"""YAML with marks: safe, YAML 1.2's scalars, and every place where it is."""
+"""The YAML reader: YAML 1.2 scalars, safe loading, and the position of every value."""
 
 import math
 from pathlib import Path
@@ -52,8 +52,8 @@ def is_number(text):
     return True
 
 
-TEXT = st.text().filter(lambda text: not is_number(text))  # PyYAML writes 1e-4 as text, which for recipes is a number
-KEYS = TEXT.filter(lambda key: key != "<<")  # a merge, which recipes do not have
+TEXT = st.text().filter(lambda text: not is_number(text))  # PyYAML writes 1e-4 as text, recipes read a number
+KEYS = TEXT.filter(lambda key: key != "<<")  # a merge key, which recipes do not support
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False) | TEXT,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
@@ -62,7 +62,7 @@ PLAIN = st.recursive(
 
 
 @given(st.dictionaries(KEYS, PLAIN, max_size=4), st.booleans())
-def test_what_pyyaml_writes_is_read_back(values, flow):
+def test_yaml_written_by_pyyaml_is_read_back(values, flow):
     text = yaml.safe_dump(values, allow_unicode=True, default_flow_style=flow)
     found, tree = parse(text)
     assert not tree.problems
@@ -70,7 +70,7 @@ def test_what_pyyaml_writes_is_read_back(values, flow):
 
 
 @given(st.dictionaries(KEYS, PLAIN, max_size=4), st.booleans())
-def test_every_value_has_a_place_and_it_is_the_right_one(values, flow):
+def test_every_value_has_the_correct_position(values, flow):
     text = yaml.safe_dump(values, allow_unicode=False, default_flow_style=flow)
     value, tree = parse(text)
 
@@ -107,7 +107,7 @@ def test_any_yaml_like_text_is_a_value_or_a_problem(text):
     assert value is not BROKEN or tree.problems
 
 
-def test_a_mark_is_one_based_and_its_caret_stands_under_the_value():
+def test_a_mark_is_one_based_and_its_caret_is_under_the_value():
     _, tree = parse("a: 1\nbé:\n  c: {d: [1, two]}\n")
     mark = tree.mark(("bé", "c", "d", 1), value=True)
     assert str(mark) == "r.yaml:3:14"
@@ -116,7 +116,7 @@ def test_a_mark_is_one_based_and_its_caret_stands_under_the_value():
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 @pytest.mark.parametrize("before", [1, 5, 1000, 4990])
-def test_a_long_line_is_whole_and_on_a_terminal_cut_around_its_caret(before, width):
+def test_a_long_line_is_whole_without_a_width_and_truncated_around_its_caret_with_one(before, width):
     text = f"a: [{'x' * before}, KEY, {'y' * (5000 - before)}]"
     _, tree = parse(text)
     mark = tree.mark(("a", 1), value=True)
@@ -138,7 +138,7 @@ def test_a_missing_path_is_marked_at_its_nearest_ancestor():
     assert str(tree.mark(("x",))) == "r.yaml:1:1"
 
 
-def test_a_duplicate_key_is_refused_however_it_is_written():
+def test_a_duplicate_key_is_refused_in_any_notation():
     value, tree = parse("a: {b: 1, 'b': 2}\na: 3\nc: !x 1\nc: 2\n")
     assert value == {"a": {"b": 1}}
     assert [str(problem.mark) for problem in tree.problems] == ["r.yaml:1:11", "r.yaml:2:1", "r.yaml:3:4", "r.yaml:4:1"]
@@ -146,7 +146,7 @@ def test_a_duplicate_key_is_refused_however_it_is_written():
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!x", "!!int", "!!map", "!<tag:yaml.org,2002:str>"])
-def test_tags_are_text_never_executed(tag, tmp_path):
+def test_tags_are_never_executed(tag, tmp_path):
     value, tree = parse(f"a: {tag} [touch {tmp_path}/pwned]\nb: 1")
     assert value == {"b": 1}
     assert [problem.what for problem in tree.problems] == [f"`{tag}` cannot be in a recipe"]
@@ -156,7 +156,7 @@ def test_tags_are_text_never_executed(tag, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_alias_is_a_copy_with_its_own_place():
+def test_an_alias_is_a_copy_with_its_own_position():
     value, tree = parse("a: &x {b: [1]}\nc: *x\n")
     assert value == {"a": {"b": [1]}, "c": {"b": [1]}}
     assert value["a"] is not value["c"]
@@ -170,7 +170,7 @@ def test_an_alias_that_loops_is_refused(text):
     assert len(tree.problems) in (1, 2)
 
 
-def test_aliases_that_explode_stop_early():
+def test_aliases_that_expand_exponentially_stop_early():
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     for before, name in zip("abcdefgh", "bcdefghi", strict=True):
         lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]")
@@ -198,7 +198,7 @@ def test_a_long_integer_is_refused_as_text(digits):
 @pytest.mark.parametrize(
     "text", ["a: \0", "a: \x1b[31m", "a: [1", "a:\n\t- b", "\ud800", "a: 'x", "a: b: c", "%X\n---\n", "@a"]
 )
-def test_what_is_no_yaml_is_one_problem_that_can_be_printed(text):
+def test_invalid_yaml_is_one_printable_problem(text):
     value, tree = parse(text)
     assert value is BROKEN
     (problem,) = tree.problems
@@ -217,7 +217,7 @@ def test_a_second_document_is_refused():
     assert str(tree.problems[0].mark) == "r.yaml:2:1"
 
 
-def test_a_lead_shifts_columns_but_not_lines():
+def test_a_prefix_shifts_columns_but_not_lines():
     tree = read(Source("{a: 1}", "override", Path(), lead="adapter.x=", line=3))
     assert str(tree.mark(("a",))) == "override:3:12"
     assert tree.mark(("a",)).text == "adapter.x={a: 1}"

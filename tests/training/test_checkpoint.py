@@ -1,4 +1,4 @@
-"""Checkpoints: what a resumed run keeps after it has skipped a damaged checkpoint."""
+"""Checkpoints that a resumed run keeps after it has skipped a damaged checkpoint."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The objective against whole logits in float64: the same value and gradient, and the vocabulary never held."""
+"""The objective against whole logits in float64: equal value and gradient, without logits of all tokens in memory."""
 
 import weakref
 from contextlib import nullcontext
@@ -44,7 +44,7 @@ def linear(rows, seed, dtype=torch.float32, bias=False):
 
 
 def reference(hidden, weight, bias, teacher_logits, labels, post=lambda z: z, ids=None):
-    """Sum over tokens of the weighted mix, from whole logits in float64 by torch's own functions."""
+    """Return the sum over tokens of the weighted mix, from whole logits in float64 by torch's functions."""
     logits = post(hidden.double() @ weight.double().t() + (0 if bias is None else bias.double()))
     logits = logits if ids is None else logits[:, ids]
     log_q, log_p = torch.log_softmax(logits, -1), torch.log_softmax(teacher_logits.double(), -1)
@@ -104,7 +104,7 @@ def test_it_equals_whole_logits_in_float64(closed, kind, monkeypatch):
 
 @dataclass(eq=False)
 class Open:
-    """The teacher's entropy, which is no constant, but no gradient of the weight may come from it."""
+    """The teacher's entropy: it is not constant, but the weight gets no gradient through it."""
 
     @hookimpl
     def token_weight(self, teacher):
@@ -139,11 +139,11 @@ def test_token_weights_are_factors_of_each_tokens_loss_and_gradient(closed, monk
     wide, weight = hidden.detach().double().requires_grad_(), head.module.weight.detach().double().requires_grad_()
     expected = 0
     for row in range(23):
-        says, answer = teacher(states)[row : row + 1], labels[row : row + 1]
-        p = torch.softmax(says.double(), -1)
+        logits, answer = teacher(states)[row : row + 1], labels[row : row + 1]
+        p = torch.softmax(logits.double(), -1)
         q = torch.softmax((wide[row] @ weight.t()).detach(), -1)
         factor = -(p * p.log()).sum() * (1 - q[answer]) / (1 + position[row])
-        expected = expected + factor * reference(wide[row : row + 1], weight, None, says, answer)
+        expected = expected + factor * reference(wide[row : row + 1], weight, None, logits, answer)
     expected.sum().backward()
     torch.testing.assert_close(total.double(), expected.sum(), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(hidden.grad.double(), wide.grad, rtol=1e-4, atol=1e-4)
@@ -159,7 +159,7 @@ def test_token_weights_are_factors_of_each_tokens_loss_and_gradient(closed, monk
         (lambda labels, **_: -1.0 * labels, None),
     ],
 )
-def test_token_weights_that_are_none_are_refused_or_leave_nothing_finite(weight, fault):
+def test_invalid_token_weights_are_refused_or_make_the_loss_not_finite(weight, fault):
     head, hidden, labels = Head(linear(20, 1), Vocabulary(20)), torch.randn(6, HIDDEN), torch.arange(6)
     weights = TokenWeights({"odd": weight}, torch.arange(6))
     only = losses(names=("cross_entropy",))
@@ -176,7 +176,7 @@ def test_token_weights_that_are_none_are_refused_or_leave_nothing_finite(weight,
 
 @settings(deadline=None, max_examples=25)
 @given(tokens=st.integers(0, 17), block=st.integers(1, 400), tile=st.integers(1, 9), seed=st.integers(0, 99))
-def test_no_chunking_changes_it(tokens, block, tile, seed):
+def test_the_chunk_size_has_no_effect(tokens, block, tile, seed):
     head, teacher = Head(linear(20, 1), Vocabulary(20)), Head(linear(20, 2), Vocabulary(20))
     torch.manual_seed(seed)
     states = torch.randn(2, tokens, HIDDEN)
@@ -195,7 +195,7 @@ def test_no_chunking_changes_it(tokens, block, tile, seed):
         torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5)
 
 
-def test_no_answer_token_costs_nothing_and_is_no_nan():
+def test_without_answer_tokens_the_loss_is_zero_and_not_nan():
     hidden = torch.zeros(0, HIDDEN, requires_grad=True)
     head = Head(linear(20, 1).requires_grad_(), Vocabulary(20))
     total, values = objective(
@@ -230,8 +230,8 @@ def test_a_bfloat16_head_gives_float32_logits_without_rounding():
     torch.testing.assert_close(logits, (hidden.double() @ layer.weight.double().t()).float(), rtol=1e-6, atol=1e-6)
 
 
-def test_what_bfloat16_states_lose_is_the_rounding_of_their_gradient():
-    """Where student and teacher are near each other, q - p is small: logits or a softmax in bfloat16 would be noise."""
+def test_the_error_with_bfloat16_states_is_the_rounding_of_their_gradient():
+    """Where student and teacher are close, q - p is small: bfloat16 logits or softmax would give rounding errors."""
     head = linear(300, 1, torch.bfloat16)
     teacher = torch.randn(64, HIDDEN, dtype=torch.bfloat16)
     hidden = (teacher + 0.02 * torch.randn_like(teacher)).requires_grad_()
@@ -253,7 +253,7 @@ def test_what_bfloat16_states_lose_is_the_rounding_of_their_gradient():
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operator returned."""
+    """Records the size of the largest tensor that an operator returned."""
 
     elements = 0
 
@@ -266,7 +266,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("closed", [True, False])
-def test_the_vocabulary_is_never_whole(closed, monkeypatch):
+def test_logits_of_all_tokens_are_never_in_memory(closed, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 2**12)
     vocabulary, tokens = 1000, 64
     head, teacher = (Head(linear(vocabulary, seed), Vocabulary(vocabulary)) for seed in (1, 2))
@@ -279,9 +279,9 @@ def test_the_vocabulary_is_never_whole(closed, monkeypatch):
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed form", "autograd"])
-def test_what_the_teacher_says_is_moved_to_the_student(monkeypatch, closed):
-    """A teacher on the CPU, and for a student's device the one that is always there: meta refuses to meet a CPU."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no meta device
+def test_the_teachers_log_probabilities_are_moved_to_the_students_device(monkeypatch, closed):
+    """The teacher is on the CPU, the student on meta, which raises an error for operations with CPU tensors."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # autocast does not support meta
     vocabulary = Vocabulary(50, torch.arange(0, 100, 2))
     teacher = LiveSignal(torch.randn(4, 8), Head(nn.Linear(8, 100).requires_grad_(False), vocabulary))
     student = Head(nn.Linear(16, 100, device="meta"), vocabulary)
@@ -292,7 +292,7 @@ def test_what_the_teacher_says_is_moved_to_the_student(monkeypatch, closed):
     assert all(found.is_meta for found in (each, hidden.grad, student.module.weight.grad, log_q, log_p))
 
 
-def test_log_probabilities_come_tile_by_tile_in_order(monkeypatch):
+def test_log_probabilities_are_yielded_tile_by_tile_in_order(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 60)
     monkeypatch.setattr(module, "TILE", 2 * 20)
     head, hidden = Head(linear(20, 1), Vocabulary(20)), torch.randn(11, HIDDEN)
@@ -303,11 +303,11 @@ def test_log_probabilities_come_tile_by_tile_in_order(monkeypatch):
     torch.testing.assert_close(torch.cat([log_p for _, _, log_p in found]), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_a_block_is_gone_before_the_next_is_made(monkeypatch):
+def test_a_block_is_freed_before_the_next_is_computed(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 5 * 20)
     head, made = Head(linear(20, 1), Vocabulary(20)), []
 
-    class Watching:
+    class Recording:
         provides = frozenset({"logits"})
 
         def logits(self, rows):
@@ -316,13 +316,13 @@ def test_a_block_is_gone_before_the_next_is_made(monkeypatch):
             made.append(weakref.ref(logits))
             return logits
 
-    objective(losses(), torch.randn(17, HIDDEN), head, Watching(), torch.randint(20, (17,)), 0.0)
+    objective(losses(), torch.randn(17, HIDDEN), head, Recording(), torch.randint(20, (17,)), 0.0)
     assert len(made) == 4
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed form", "autograd"])
 @pytest.mark.parametrize("name", ["teacher", "labels"])
-def test_a_loss_that_writes_into_what_others_read_is_refused(closed, name):
+def test_a_loss_that_writes_into_shared_arguments_is_refused(closed, name):
     def token_loss(student, **given):
         given[name].add_(1)
         return student.sum(-1)

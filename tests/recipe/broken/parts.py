@@ -1,4 +1,4 @@
-"""Plugins that the broken recipes name: some sound, some with one mistake each. They need no torch."""
+"""Plugins for the broken recipes: some valid, some with one mistake each. They need no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from neoplug import Problem, hookimpl
 
 @dataclass(eq=False)
 class Rank:
-    """A sound adapter."""
+    """A valid adapter."""
 
     r: int = 8
     scale: float = 1.0
@@ -37,17 +37,17 @@ class Other:
     @hookimpl
     def check(self, recipe):
         if recipe.student.dtype == "bfloat16":
-            why, place = "it adds numbers too small for it", ("student", "dtype")
+            why, place = "it adds numbers that bfloat16 rounds away", ("student", "dtype")
             return [
-                Problem("`Other` cannot stand on bfloat16", why, "use float32", place),
-                Problem("`Other` has a second thing to say", path=("student", "load", "nothing", "here")),
+                Problem("`Other` does not support bfloat16", why, "use float32", place),
+                Problem("`Other` reports a second problem", path=("student", "load", "nothing", "here")),
             ]
         return []
 
 
 @dataclass(eq=False)
 class Labels:
-    """A sound loss that needs no teacher."""
+    """A valid loss that needs no teacher."""
 
     @hookimpl
     def token_loss(self, student, labels):
@@ -56,7 +56,7 @@ class Labels:
 
 @dataclass(eq=False)
 class Divergence:
-    """A sound loss that needs a teacher."""
+    """A valid loss that needs a teacher."""
 
     temperature: float = 1.0
 
@@ -70,17 +70,17 @@ class Divergence:
 
 
 @dataclass(eq=False)
-class Choosy(Labels):
-    """A loss that has something to say of the recipe."""
+class Strict(Labels):
+    """A loss whose `check` always returns a problem."""
 
     @hookimpl
     def check(self, recipe):
-        return [Problem(f"`Choosy` cannot stand beside {len(recipe.loss)} losses")]
+        return [Problem(f"`Strict` cannot be combined with {len(recipe.loss)} losses")]
 
 
 @dataclass(eq=False)
 class Stepper:
-    """A sound optimizer."""
+    """A valid optimizer."""
 
     decay: float = 0.0
 
@@ -95,7 +95,7 @@ class Stepper:
 
 @dataclass(eq=False)
 class Groups:
-    """A sound companion of an adapter."""
+    """A valid companion of an adapter."""
 
     @hookimpl
     def param_groups(self, model, learning_rate):
@@ -124,7 +124,7 @@ class Misspelt:
 
 
 @dataclass(eq=False)
-class Strange:
+class Unknown:
     @hookimpl
     def on_evaluate(self, modle):
         return {}
