@@ -1,4 +1,4 @@
-"""A venv in which neoplug and the outsider stand as anybody would have them: from wheels, away from this checkout."""
+"""A venv with neoplug and the example distribution installed from wheels, independent of this checkout."""
 
 import os
 import shutil
@@ -18,12 +18,12 @@ SOURCES = (
     "plugins",
     "pyproject.toml",
     "recipes",
-)  # what a wheel of neoplug is made of
+)  # the sources of a wheel of neoplug
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command gave back."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -59,7 +59,7 @@ def pip(*arguments: object) -> None:
 
 
 def build_wheel(source: Path, wheels: Path) -> None:
-    """Build a wheel from a copy, so that no build output lands beside the sources."""
+    """Build a wheel of a copied source folder, so that the checkout gets no build output."""
     pip("wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", wheels, source)
 
 
@@ -76,21 +76,21 @@ def wheels(tmp_path_factory):
         else:
             shutil.copy(source, copy / name)
     build_wheel(copy, folder)
-    outsider = tmp_path_factory.mktemp("outsider-source") / "package"
-    shutil.copytree(Path(__file__).parent / "package", outsider, ignore=ignore)
-    build_wheel(outsider, folder)
+    example = tmp_path_factory.mktemp("example-source") / "package"
+    shutil.copytree(Path(__file__).parent / "package", example, ignore=ignore)
+    build_wheel(example, folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def installation(wheels, tmp_path_factory):
-    """Return a fresh venv with both wheels, which finds all else where this Python has it."""
+    """Return a fresh venv with both wheels, which finds all other packages in this Python's environment."""
     folder = tmp_path_factory.mktemp("venv")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     pip("--python", python, "install", "-q", "--no-deps", "--no-index", *sorted(wheels.glob("*.whl")))
     site = next((folder / "lib").glob("python*/site-packages"))
     paths = sysconfig.get_paths()
-    # Plain paths: Python reads no .pth file there, so an editable neoplug of this environment stays out of sight.
+    # Plain paths: Python reads no .pth file there, so an editable neoplug of this environment is not on the path.
     (site / "dependencies.pth").write_text(f"{paths['purelib']}\n{paths['platlib']}\n", encoding="utf-8")
     return Installation(folder)

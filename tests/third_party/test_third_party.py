@@ -1,4 +1,4 @@
-"""Somebody's distribution beside neoplug's wheel: its loss, adapter and probe run, its broken plugin hurts nobody."""
+"""A third-party distribution next to neoplug's wheel: its plugins run, and its broken plugin breaks no other."""
 
 import json
 import zipfile
@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-OURS = {"broken_neighbour", "entropy", "squared_hellinger", "output_bottleneck"}
+PLUGINS = {"broken_plugin", "entropy", "squared_hellinger", "output_bottleneck"}
 RECIPE = """
 teacher: {{model: {teacher}}}
 student: {{model: {student}}}
@@ -28,23 +28,23 @@ probes:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, tiny_student, tiny_teacher, tiny_chat):
-    file = tmp_path_factory.mktemp("recipe") / "stranger.yaml"
+    file = tmp_path_factory.mktemp("recipe") / "third_party.yaml"
     file.write_text(RECIPE.format(teacher=tiny_teacher, student=tiny_student, chat=tiny_chat), encoding="utf-8")
     return file
 
 
 @pytest.fixture(scope="module")
 def finished(installation, recipe):
-    """Return the directory of a run that named all three."""
+    """Return the directory of a run with the distribution's loss, adapter and probe."""
     output = recipe.parent / "run"
     answer = installation.neoplug("run", recipe, "--output", output)
     assert answer.code == 0, answer.out + answer.err
     return output
 
 
-def test_neoplug_and_the_outsider_come_from_the_fresh_venv(installation):
-    code = "import neoplug, neoplug_losses, neoplug_recipes, neoplug_outsider as o; " + (
-        "print(*(m.__file__ for m in (neoplug, neoplug_losses, neoplug_recipes, o)), sep='\\n')"
+def test_neoplug_and_the_example_plugins_are_imported_from_the_fresh_venv(installation):
+    code = "import neoplug, neoplug_losses, neoplug_recipes, neoplug_example_plugins as e; " + (
+        "print(*(m.__file__ for m in (neoplug, neoplug_losses, neoplug_recipes, e)), sep='\\n')"
     )
     answer = installation("python", "-c", code)
     assert answer.code == 0, answer.err
@@ -53,23 +53,23 @@ def test_neoplug_and_the_outsider_come_from_the_fresh_venv(installation):
     assert all(Path(file).is_relative_to(installation.folder) for file in files), files
 
 
-def test_every_plugin_is_listed_the_broken_one_too(installation):
+def test_every_plugin_is_listed_including_the_broken_one(installation):
     listed = {(row["name"], row["package"]) for row in json.loads(installation.neoplug("plugins", "--json").out)}
     built_in = {(point.name, "neoplug") for point in entry_points(group="neoplug") if point.dist.name == "neoplug"}
-    assert listed == built_in | {(name, "neoplug-outsider") for name in OURS}
+    assert listed == built_in | {(name, "neoplug-example-plugins") for name in PLUGINS}
 
 
-def test_a_section_leaves_the_broken_one_out_with_a_word(installation):
+def test_a_section_leaves_out_the_broken_plugin_with_a_warning(installation):
     answer = installation.neoplug("plugins", "--section", "loss")
     names = {line.split()[0] for line in answer.out.splitlines()[1:]}
     assert answer.code == 0
     assert {"squared_hellinger", "forward_kl"} <= names
-    assert not (OURS - {"squared_hellinger"}) & names
-    for word in ("broken_neighbour", "neoplug-outsider", "0.3.0", "libneighbour.so.3"):
-        assert word in answer.err
+    assert not (PLUGINS - {"squared_hellinger"}) & names
+    for part in ("broken_plugin", "neoplug-example-plugins", "0.3.0", "libexample.so.3"):
+        assert part in answer.err
 
 
-def test_the_run_is_complete_and_names_the_strangers(finished):
+def test_the_run_completes_and_its_lock_names_the_distribution(finished):
     result = json.loads((finished / "result.json").read_text())
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     lock = json.loads((finished / "lock.json").read_text())
@@ -78,12 +78,12 @@ def test_the_run_is_complete_and_names_the_strangers(finished):
     assert all(set(line["losses"]) == {"squared_hellinger"} and 0 < line["loss"] <= 1 for line in lines)
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert result["after"]["probes"]["entropy"]["nats"] != result["before"]["probes"]["entropy"]["nats"]
-    strangers = {key: (plugin["package"], plugin["version"]) for key, plugin in lock["plugins"].items()}
+    locked = {key: (plugin["package"], plugin["version"]) for key, plugin in lock["plugins"].items()}
     for key in ("adapter.output_bottleneck", "loss.squared_hellinger", "probes.entropy"):
-        assert strangers[key] == ("neoplug-outsider", "0.3.0")
+        assert locked[key] == ("neoplug-example-plugins", "0.3.0")
 
 
-def test_only_the_bottlenecks_train(finished, tiny_student):
+def test_only_the_bottlenecks_are_trainable(finished, tiny_student):
     config = json.loads((tiny_student / "config.json").read_text())
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     outputs = hidden + hidden // heads * config["num_key_value_heads"]  # of down_proj and of v_proj
@@ -91,7 +91,7 @@ def test_only_the_bottlenecks_train(finished, tiny_student):
     assert result["trainable_parameters"] == config["num_hidden_layers"] * 2 * 3 * outputs
 
 
-def test_the_export_is_the_base_with_the_saved_bottlenecks_folded_in(installation, finished, tiny_student, tmp_path):
+def test_the_export_is_the_base_with_the_saved_bottlenecks_merged(installation, finished, tiny_student, tmp_path):
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
@@ -105,35 +105,35 @@ def test_the_export_is_the_base_with_the_saved_bottlenecks_folded_in(installatio
     for name in layers:
         layer = expected.get_submodule(name)
         assert saved[f"{name}.up"].any()
-        folded = torch.eye(layer.out_features).double() + saved[f"{name}.up"].double() @ saved[f"{name}.down"].double()
-        layer.weight.data = (folded @ layer.weight.double()).float()
+        merged = torch.eye(layer.out_features).double() + saved[f"{name}.up"].double() @ saved[f"{name}.down"].double()
+        layer.weight.data = (merged @ layer.weight.double()).float()
     tokens = torch.arange(40)[None] + 50
     with torch.no_grad():
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(tokens).logits
         assert_allclose(found, expected(tokens).logits, atol=1e-4)
 
 
-def test_naming_the_broken_one_says_what_failed_and_whose_it_is(installation, recipe, tmp_path):
+def test_a_recipe_with_the_broken_plugin_is_refused_with_error_and_distribution(installation, recipe, tmp_path):
     answer = installation.neoplug(
-        "run", recipe, "probes={entropy: {}, broken_neighbour: {}}", "--output", tmp_path / "run"
+        "run", recipe, "probes={entropy: {}, broken_plugin: {}}", "--output", tmp_path / "run"
     )
     assert answer.code == 2
-    for word in ("broken_neighbour", "ImportError", "libneighbour.so.3", "neoplug-outsider", "0.3.0"):
-        assert word in answer.err
+    for part in ("broken_plugin", "ImportError", "libexample.so.3", "neoplug-example-plugins", "0.3.0"):
+        assert part in answer.err
     assert "Traceback" not in answer.err
     assert not (tmp_path / "run").exists()
 
 
-def test_the_stranger_passes_the_conformance_kit(installation):
+def test_the_third_party_loss_passes_the_conformance_kit(installation):
     code = (
-        "from neoplug.testing import check_loss; from neoplug_outsider.hellinger import Hellinger; "
+        "from neoplug.testing import check_loss; from neoplug_example_plugins.hellinger import Hellinger; "
         "check_loss(Hellinger(), max_examples=5)"
     )
     answer = installation("python", "-c", code)
     assert answer.code == 0, answer.err
 
 
-def test_shipped_recipes_come_with_the_wheel(installation, tmp_path):
+def test_the_wheel_has_the_shipped_recipes(installation, tmp_path):
     shipped = {file.stem for file in (ROOT / "recipes").glob("*.yaml")}
     listed = installation.neoplug("recipes", cwd=tmp_path).out
     for name in shipped:

@@ -1,1 +1,1 @@
-"""A stranger's plugins: a loss, an adapter that is no peft, a probe, and one that cannot be imported."""
+"""Third-party plugins: a loss, an adapter without peft, a probe, and a plugin that cannot be imported."""

@@ -1,6 +1,6 @@
-"""A linear bottleneck behind chosen linear layers: y + U D y, with D [width, out] and U [out, width] trained.
+"""A linear bottleneck after chosen linear layers: y + U D y, with D [width, out] and U [out, width] trained.
 
-U starts at 0, so the student starts at its base. It folds into the layer: W + U D W, b + U D b.
+U starts at 0, so the student starts at its base. It can be merged into the layer: W + U D W, b + U D b.
 """
 
 import json
@@ -17,7 +17,7 @@ from neoplug import AdapterTraits, hookimpl
 
 
 class Bottleneck(nn.Module):
-    """A frozen linear layer with a trained bottleneck on what it returns."""
+    """A frozen linear layer with a trained bottleneck on its output."""
 
     def __init__(self, layer: nn.Linear, width: int, rng: torch.Generator) -> None:
         super().__init__()
@@ -31,8 +31,8 @@ class Bottleneck(nn.Module):
         outputs = self.layer(inputs)
         return outputs + (outputs.to(self.down.dtype) @ self.down.T @ self.up.T).to(outputs.dtype)
 
-    def folded(self) -> nn.Linear:
-        """Return one linear layer that computes the same."""
+    def merged(self) -> nn.Linear:
+        """Return one linear layer that computes the same outputs."""
         with torch.no_grad():
             change = (self.up @ self.down).to(self.layer.weight.dtype)
             self.layer.weight += change @ self.layer.weight
@@ -43,7 +43,7 @@ class Bottleneck(nn.Module):
 
 @dataclass(eq=False)
 class OutputBottleneck:
-    """Puts a bottleneck behind every linear layer of one of the names."""
+    """Puts a bottleneck after every linear layer with one of the names."""
 
     traits: ClassVar[AdapterTraits] = AdapterTraits(sized_by="width")
 
@@ -76,14 +76,14 @@ class OutputBottleneck:
 
     @hookimpl
     def merge_adapter(self, model: nn.Module) -> nn.Module:
-        """Fold every bottleneck into its layer."""
+        """Merge every bottleneck into its layer."""
         for name, module in list(bottlenecks(model)):
-            model.set_submodule(name, module.folded())
+            model.set_submodule(name, module.merged())
         return model
 
 
 def bottlenecks(model: nn.Module) -> Iterator[tuple[str, Bottleneck]]:
-    """Yield each bottleneck and where it stands."""
+    """Yield (name, module) of each bottleneck."""
     for name, module in model.named_modules():
         if isinstance(module, Bottleneck):
             yield name, module

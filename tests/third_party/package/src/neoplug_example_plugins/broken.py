@@ -1,3 +1,3 @@
-"""A plugin whose import fails, as one does after half an upgrade."""
+"""A plugin whose import fails because of a missing shared library."""
 
-raise ImportError("libneighbour.so.3: cannot open shared object file")
+raise ImportError("libexample.so.3: cannot open shared object file")

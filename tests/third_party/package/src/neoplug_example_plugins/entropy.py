@@ -1,4 +1,4 @@
-"""How sure of itself the student is: the mean entropy of its predictions, in nats per answer token."""
+"""Mean entropy of the student's predictions, in nats per answer token."""
 
 from __future__ import annotations
 
