@@ -29,6 +29,7 @@ def student(tmp_path_factory, tiny_student):
 
     folder = shutil.copytree(tiny_student, tmp_path_factory.mktemp("wide") / "student")
     config = AutoConfig.from_pretrained(tiny_student, hidden_size=128, intermediate_size=256, head_dim=32)
+    torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 

@@ -63,6 +63,6 @@ def test_documents_need_positions_after_virtual_tokens(lab, family, tmp_path):
 
 @pytest.mark.parametrize("family", ["falcon_h1"])
 def test_a_prefix_for_a_state_space_model_is_refused_before_loading(lab, family):
-    with pytest.raises(UsageError, match="layers keep a state beside keys and values"):
+    with pytest.raises(UsageError, match="layers keep a state in addition to keys and values"):
         neoplug.run(lab.recipe(adapter={"prefix_tuning": {}}), output=lab.path / "run")
     assert not (lab.path / "run").exists()
