@@ -1,4 +1,4 @@
-"""Faults that other tools have, each a test here: what they need of models, documents and whole runs."""
+"""Fixtures for tests of faults that other tools have: models, documents, losses and complete runs."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from neoplug.training.objective import Loss
 
 @pytest.fixture(scope="session")
 def tokens(tiny_tokenizer):
-    """Return how many tokens the tiny tokenizer has."""
+    """Return the number of tokens of the tiny tokenizer."""
     return len(tiny_tokenizer)
 
 
@@ -43,17 +43,17 @@ def stored(tiny_student, tiny_teacher):
 
 @pytest.fixture
 def module(stored):
-    """Return a function that gives a fresh copy of the tiny student or teacher, frozen, in evaluation mode."""
+    """Return a function that returns a new copy of the tiny student or teacher, frozen, in evaluation mode."""
     return lambda role: copy.deepcopy(stored[role]).eval().requires_grad_(False)
 
 
 @pytest.fixture
 def model(module, tokens):
-    """Return a function that gives one of the two, or any other model, as the objective uses it."""
+    """Return a function that wraps one of the two, or another model, as the objective uses it."""
 
     def make(role_or_module):
-        bare = module(role_or_module) if isinstance(role_or_module, str) else role_or_module
-        return language_model(bare, head_name(bare), Vocabulary(tokens))
+        base = module(role_or_module) if isinstance(role_or_module, str) else role_or_module
+        return language_model(base, head_name(base), Vocabulary(tokens))
 
     return make
 
@@ -72,7 +72,7 @@ def losses():
 
 @pytest.fixture
 def run(tmp_path, tiny_student, tiny_teacher, tiny_chat):
-    """Return a function that runs a small recipe with some sections changed; it gives the lines and the folder."""
+    """Return a function that runs a small recipe with some sections changed; it returns the lines and the folder."""
     usual = {
         "student": {"model": str(tiny_student), "dtype": "float32"},
         "data": {"source": str(tiny_chat), "held_out": 2, "packing": False},

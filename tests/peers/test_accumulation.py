@@ -1,6 +1,6 @@
-"""In LLM-Neo's code, TRL's GKD and GOLD, ms-swift, torchtune, ModelOpt and Soup the loss depends on a step's split.
+"""In LLM-Neo's code, TRL's GKD and GOLD, ms-swift, torchtune, ModelOpt and Soup the loss depends on the micro-batches.
 
-They average micro-batches that hold unequal numbers of answer tokens, or divide twice, or not at all.
+They average micro-batches with unequal numbers of answer tokens, or divide twice, or not at all.
 """
 
 import numpy as np
@@ -13,12 +13,12 @@ MIX = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 0.5}}
 
 
 @pytest.mark.parametrize("layout", ["varlen", "flat", pytest.param("padded", marks=pytest.mark.slow)])
-def test_no_split_of_a_step_changes_it(run, tiny_teacher, monkeypatch, layout):
-    """Padded rows go into micro-batches by their length, which must not show either."""
+def test_the_loss_does_not_depend_on_the_micro_batches(run, tiny_teacher, monkeypatch, layout):
+    """Padded rows are put into micro-batches by their length, which has no effect either."""
     monkeypatch.setattr(verify, "LAYOUTS", {layout: verify.LAYOUTS[layout]})
-    samplers, dealt = set(), BatchSampler.micro_batches
+    samplers, original = set(), BatchSampler.micro_batches
     monkeypatch.setattr(
-        BatchSampler, "micro_batches", lambda sampler, *at: samplers.add(sampler) or dealt(sampler, *at)
+        BatchSampler, "micro_batches", lambda sampler, *at: samplers.add(sampler) or original(sampler, *at)
     )
     curves = []
     for rows, micro_batches in ((4, 1), (1, 4)):
@@ -31,7 +31,7 @@ def test_no_split_of_a_step_changes_it(run, tiny_teacher, monkeypatch, layout):
         curves.append([(line["loss"], line["grad_norm"], line["answer_tokens"]) for line in lines])
     by_length = [sampler for sampler in samplers if sampler.lengths is not None]
     assert len(by_length) == (2 if layout == "padded" else 0)
-    assert all(len(np.unique(sampler.lengths)) > 4 for sampler in by_length)  # else the split changes nothing
+    assert all(len(np.unique(sampler.lengths)) > 4 for sampler in by_length)  # otherwise the split has no effect
     whole, split = curves
     assert whole[0][2] == split[0][2]
     for one, other in zip(whole, split, strict=True):

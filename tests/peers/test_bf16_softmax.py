@@ -1,4 +1,4 @@
-"""Liger takes the softmax in bfloat16: near p = q, where a distillation ends, its gradient is off by a fifth."""
+"""Liger computes the softmax in bfloat16: near p = q its gradient has a relative error of a fifth."""
 
 import torch
 
@@ -12,7 +12,7 @@ N, H, V = 64, 64, 2048
 
 
 def pair():
-    """Return bf16 hidden states and heads of a teacher, and of a student that is nearly there."""
+    """Return bf16 hidden states and heads of a student that is close to its teacher, and of the teacher."""
     rng = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(N, H, generator=rng), torch.randn(V, H, generator=rng) / 4
     near = hidden + 0.05 * torch.randn(N, H, generator=rng)
@@ -20,7 +20,7 @@ def pair():
 
 
 def gradient(hidden, weight, theirs, their_weight, dtype, softmax):
-    """Return the gradient of the forward KL by the hidden states: logits in `dtype`, the softmax in `softmax`."""
+    """Return the gradient of the forward KL by the hidden states; `softmax` is the dtype of the softmax."""
     hidden = hidden.to(dtype, copy=True).requires_grad_()
     log_q = torch.log_softmax((hidden @ weight.to(dtype).t()).to(softmax), -1)
     log_p = torch.log_softmax((theirs.to(dtype) @ their_weight.to(dtype).t()).to(softmax), -1)
@@ -32,7 +32,7 @@ def error(found, exact):
     return ((found - exact).norm() / exact.norm()).item()
 
 
-def test_the_gradient_near_the_end_is_right(losses):
+def test_the_gradient_close_to_the_teacher_is_exact(losses):
     student, weight, teacher, their_weight = pair()
     exact = gradient(student, weight, teacher, their_weight, torch.float64, torch.float64)
     naive = error(gradient(student, weight, teacher, their_weight, torch.bfloat16, torch.bfloat16), exact)
@@ -51,5 +51,5 @@ def test_the_gradient_near_the_end_is_right(losses):
     print(f"relative gradient error: all in bf16 {naive:.4f}, ours {ours:.4f}")
     assert values.mean() < 0.05
     assert hidden.grad.dtype == torch.bfloat16
-    assert ours < 2**-8  # the rounding of the result itself
+    assert ours < 2**-8  # the rounding of the result to bfloat16
     assert naive > 20 * ours

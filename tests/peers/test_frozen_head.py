@@ -1,4 +1,4 @@
-"""Liger and axolotl make a gradient of a head's size, for a head that an adapter leaves frozen."""
+"""Liger and axolotl compute a gradient of the head's size for a head that is frozen."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ N, H, V = 5, 8, 23
 
 
 class Shapes(TorchDispatchMode):
-    """Remembers the shapes of all tensors that operations made, views left out."""
+    """Records the shapes of all tensors that operations return, without views."""
 
     def __init__(self, known):
         super().__init__()
@@ -29,7 +29,7 @@ class Shapes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("trainable", [False, True])
-def test_only_a_head_that_trains_has_a_gradient(losses, trainable):
+def test_only_a_trainable_head_has_a_gradient(losses, trainable):
     layers = [torch.nn.Linear(H, V, bias=False).requires_grad_(False) for _ in range(2)]
     layers[0].requires_grad_(trainable)
     ours, theirs = (Head(layer, Vocabulary(V)) for layer in layers)

@@ -1,4 +1,4 @@
-"""axolotl's LoRA+ at ratio 1 is not LoRA: it brings an optimizer and a decay of its own."""
+"""axolotl's LoRA+ at ratio 1 is not LoRA: it uses another optimizer and another weight decay."""
 
 import pytest
 from safetensors.torch import load_file

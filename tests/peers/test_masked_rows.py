@@ -1,4 +1,4 @@
-"""Liger's cosine loss hands masked rows a gradient. Here, what is not scored moves nothing: exactly, not nearly."""
+"""Liger's cosine loss gives masked rows a gradient. Here their gradient is exactly 0."""
 
 import pytest
 import torch
@@ -11,12 +11,12 @@ from neoplug_losses.forward_kl import ForwardKL
 
 
 @pytest.mark.parametrize("layout", ["varlen", "flat", "block", "padded"])
-def test_masked_rows_get_exactly_no_gradient(model, losses, document, layout):
-    """Of states: all but those that predict an answer token. Of inputs: padding, prompts alone, all after an answer."""
+def test_masked_rows_have_a_gradient_of_exactly_zero(model, losses, document, layout):
+    """States: all that predict no answer token. Inputs: padding, rows without an answer, all after an answer."""
     student, teacher = model("student"), model("teacher")
     student.layout = teacher.layout = layout
-    answered, prompt_alone, short = document(12, range(5, 9)), document(7, [], row=1), document(4, [2], row=2)
-    batch = collate([answered, prompt_alone, short])
+    answered, unanswered, short = document(12, range(5, 9)), document(7, [], row=1), document(4, [2], row=2)
+    batch = collate([answered, unanswered, short])
     kept = {}
 
     def keep(name):
@@ -43,7 +43,8 @@ def test_masked_rows_get_exactly_no_gradient(model, losses, document, layout):
     assert (states[positions].norm(dim=-1) > 1e-3).all()
 
     starts = [0, 12, 24] if layout == "padded" else [0, 12, 19]
-    reached = [*range(starts[0], starts[0] + 8), *range(starts[2], starts[2] + 2)]  # up to the last that predicts
+    # Inputs up to the last position that predicts an answer token.
+    reached = [*range(starts[0], starts[0] + 8), *range(starts[2], starts[2] + 2)]
     unreached = torch.ones(len(inputs), dtype=torch.bool).index_fill(0, torch.tensor(reached), False)
     assert torch.count_nonzero(inputs[unreached]) == 0
     assert (inputs[reached].norm(dim=-1) > 1e-5).all()

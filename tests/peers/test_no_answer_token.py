@@ -1,4 +1,4 @@
-"""torchtune gives NaN, or crashes, when a chunk or a micro-batch holds no answer token."""
+"""torchtune returns NaN, or crashes, when a chunk or a micro-batch has no answer token."""
 
 import math
 
@@ -11,14 +11,14 @@ from neoplug.training.objective import objective
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 
-MUTE = '''
-"""Take the answers of some micro-batches away."""
+DROP = '''
+"""Remove the answer tokens of some micro-batches."""
 from dataclasses import dataclass
 import torch
 from neoplug import hookimpl
 
 @dataclass(eq=False)
-class Mute:
+class Drop:
     calls: list[int]
 
     def __post_init__(self):
@@ -33,7 +33,7 @@ class Mute:
 
 
 @pytest.mark.parametrize("layout", ["varlen", "flat", "block", "padded"])
-def test_a_micro_batch_without_an_answer_costs_zero(model, losses, document, layout):
+def test_a_micro_batch_without_answer_tokens_has_loss_zero(model, losses, document, layout):
     student, teacher = model("student"), model("teacher")
     student.layout = teacher.layout = layout
     student.module.requires_grad_(True)
@@ -48,14 +48,14 @@ def test_a_micro_batch_without_an_answer_costs_zero(model, losses, document, lay
     assert all(torch.count_nonzero(p.grad) == 0 for p in student.module.parameters() if p.grad is not None)
 
 
-def test_a_run_with_some_goes_on(run, tmp_path, tiny_teacher):
-    """Step 1 has an empty micro-batch beside a full one, step 2 is empty as a whole."""
-    (tmp_path / "mute.py").write_text(MUTE)
+def test_a_run_with_steps_without_answer_tokens_continues(run, tmp_path, tiny_teacher):
+    """One of the two micro-batches of step 1 has no answer tokens, and both of step 2."""
+    (tmp_path / "drop.py").write_text(DROP)
     lines, _ = run(
         teacher={"model": str(tiny_teacher)},
-        adapter={"full": {}},  # a head that trains has a gradient of its own to spoil
+        adapter={"full": {}},  # the trainable head has a gradient, too
         loss={"cross_entropy": {}, "forward_kl": {}},
-        treatments={"./mute.py:Mute": {"calls": [0, 2, 3]}},
+        treatments={"./drop.py:Drop": {"calls": [0, 2, 3]}},
         train={"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
     )
     full, none, after = lines

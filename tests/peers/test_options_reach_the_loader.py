@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-SPY = '''
-"""Write down how the models arrive."""
+RECORDER = '''
+"""Record how the models were loaded."""
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from neoplug import hookimpl
 
 @dataclass(eq=False)
-class Spy:
+class Recorder:
     file: str
 
     @hookimpl
@@ -32,17 +32,17 @@ class Spy:
 '''
 
 
-def arrived(run, tmp_path, name, **sections):
-    (tmp_path / "spy.py").write_text(SPY)
+def loaded(run, tmp_path, name, **sections):
+    (tmp_path / "recorder.py").write_text(RECORDER)
     file = tmp_path / f"{name}.json"
-    run(name, loss={"forward_kl": {}}, treatments={"./spy.py:Spy": {"file": str(file)}}, **sections)
+    run(name, loss={"forward_kl": {}}, treatments={"./recorder.py:Recorder": {"file": str(file)}}, **sections)
     return json.loads(file.read_text())
 
 
 @pytest.mark.slow
-def test_what_a_recipe_says_is_what_is_loaded(run, tmp_path, tiny_student, tiny_teacher):
+def test_the_options_of_both_models_are_applied(run, tmp_path, tiny_student, tiny_teacher):
     pruned = {"prepare": {"prune_depth": {"num_hidden_layers": 2}}, "load": {"nf4": {"use_double_quant": False}}}
-    found = arrived(
+    found = loaded(
         run, tmp_path, "one",
         student={"model": str(tiny_teacher), "dtype": "bfloat16", "attn_implementation": "eager", **pruned},
         teacher={"model": str(tiny_student), "dtype": "float32"},
@@ -58,8 +58,8 @@ def test_what_a_recipe_says_is_what_is_loaded(run, tmp_path, tiny_student, tiny_
 
 
 @pytest.mark.slow
-def test_the_same_for_the_teacher_and_not_for_the_student(run, tmp_path, tiny_student, tiny_teacher):
-    found = arrived(
+def test_quantising_the_teacher_does_not_quantise_the_student(run, tmp_path, tiny_student, tiny_teacher):
+    found = loaded(
         run, tmp_path, "other",
         student={"model": str(tiny_student), "dtype": "float32"},
         teacher={"model": str(tiny_teacher), "dtype": "bfloat16", "attn_implementation": "eager", "load": {"nf4": {}}},

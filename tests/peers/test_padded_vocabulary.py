@@ -1,4 +1,4 @@
-"""Liger pads a smaller head with logits of 0, which is real probability, and ms-swift with the other model's logits."""
+"""Liger pads a smaller head with logits of 0, which adds probability, and ms-swift with the other model's logits."""
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -15,7 +15,7 @@ PADDING = 29
 
 
 def widened(module, fill):
-    """Return the model with rows of the head that stand for no token."""
+    """Return the model with additional rows of the head that belong to no token."""
     config = module.config.from_dict(module.config.to_dict() | {"vocab_size": module.config.vocab_size + PADDING})
     wide = AutoModelForCausalLM.from_config(config).eval()
     state = module.state_dict()
@@ -40,7 +40,7 @@ def step(losses, tokenizer, student, teacher, document):
     return values, student.get_output_embeddings().weight.grad
 
 
-def test_rows_that_stand_for_no_token_are_in_neither_distribution(module, losses, tiny_tokenizer, document):
+def test_rows_without_a_token_are_in_neither_distribution(module, losses, tiny_tokenizer, document):
     plain, gradient = step(losses, tiny_tokenizer, module("student"), module("teacher"), document)
     for student, teacher, fill in ((True, False, 0.0), (False, True, 0.0), (True, True, 5.0)):
         ours = widened(module("student"), fill) if student else module("student")
@@ -51,7 +51,7 @@ def test_rows_that_stand_for_no_token_are_in_neither_distribution(module, losses
         assert torch.count_nonzero(found[len(gradient) :]) == 0
 
 
-def test_logits_of_zero_would_be_seen(module, document):
+def test_padding_with_zero_logits_changes_the_distribution(module, document):
     ids = torch.from_numpy(document(30, []).input_ids)[None]
     log_q, wide = (
         m(input_ids=ids).logits.log_softmax(-1) for m in (module("student"), widened(module("student"), 0.0))

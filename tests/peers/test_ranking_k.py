@@ -1,4 +1,4 @@
-"""KDFlow's ranking losses never see the k that their configuration sets."""
+"""KDFlow's ranking losses ignore the k of their configuration."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ N, V = 4, 17
 
 @pytest.mark.parametrize("k", [2, 5])
 @pytest.mark.parametrize("loss", [Listwise, Pairwise])
-def test_the_best_k_of_the_teachers_are_ordered(losses, loss, k):
+def test_the_teachers_k_most_likely_tokens_are_ordered(losses, loss, k):
     """One step of descent raises, among these k, the first over the last; pairs beyond them have no gradient."""
     identity = torch.nn.Linear(V, V, bias=False).requires_grad_(False)
     identity.weight.data.copy_(torch.eye(V))

@@ -1,4 +1,4 @@
-"""TRL compares the sizes of two vocabularies, not what their ids mean: it trains on nonsense without a word."""
+"""TRL compares the sizes of two vocabularies, not their tokens: it trains on mismatched ids without a warning."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from neoplug.errors import RecipeError
 
 
-def test_one_size_and_two_meanings_are_refused(run, tmp_path, tiny_teacher):
+def test_two_vocabularies_of_one_size_with_different_tokens_are_refused(run, tmp_path, tiny_teacher):
     teacher = shutil.copytree(tiny_teacher, tmp_path / "teacher")
     file = teacher / "tokenizer.json"
     content = json.loads(file.read_text())

@@ -1,6 +1,6 @@
-"""TRL's GKD until 2025 gave the teacher's beta to the student's part of the mixture (trl#3043).
+"""TRL's GKD until 2025 weighted the student's part of the mixture by the teacher's beta (trl#3043).
 
-TRL, Liger and ms-swift also take beta 0 and 1 for the KLs, which the formula does not tend to: it tends to 0.
+TRL, Liger and ms-swift also define beta 0 and 1 as the KLs, but the limit of the formula there is 0.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from neoplug_losses.jsd import JensenShannon
 N, V = 6, 19
 
 
-def test_beta_weighs_the_teacher_and_its_part_of_the_mixture(losses):
+def test_beta_weights_the_teacher_and_its_part_of_the_mixture(losses):
     identity = torch.nn.Linear(V, V, bias=False).requires_grad_(False)
     identity.weight.data.copy_(torch.eye(V))
     head = Head(identity, Vocabulary(V))
@@ -34,6 +34,6 @@ def test_beta_weighs_the_teacher_and_its_part_of_the_mixture(losses):
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
-def test_its_ends_are_refused(beta):
+def test_beta_0_and_1_are_refused(beta):
     with pytest.raises(ValueError, match="forward_kl and reverse_kl"):
         JensenShannon(beta=beta)

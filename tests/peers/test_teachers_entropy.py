@@ -1,4 +1,4 @@
-"""torchtune and DistiLLM call a cross-entropy "forward KL": without the teacher's entropy it never comes near 0."""
+"""torchtune and DistiLLM call a cross-entropy "forward KL": without the teacher's entropy it does not reach 0."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from neoplug_losses.forward_kl import ForwardKL
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_it_is_zero_where_student_and_teacher_agree(model, losses, document, temperature):
+def test_forward_kl_is_zero_where_student_and_teacher_agree(model, losses, document, temperature):
     student, teacher = model("teacher"), model("teacher")
     batch = collate([document(40, range(3, 39))])
     named = losses(forward_kl=(1.0, ForwardKL(temperature)))
@@ -21,10 +21,10 @@ def test_it_is_zero_where_student_and_teacher_agree(model, losses, document, tem
     assert values.abs().max() < 1e-6
     assert hidden.grad.abs().max() < 1e-6
     log_p = student.head(hidden.detach()).log_softmax(-1)
-    assert -(log_p.exp() * log_p).sum(-1).mean() > 0.5  # the entropy that would be left over
+    assert -(log_p.exp() * log_p).sum(-1).mean() > 0.5  # the entropy that a cross-entropy would keep
 
 
-def test_the_ruler_measures_zero_there(model, document):
+def test_evaluation_measures_zero_where_student_and_teacher_agree(model, document):
     batches = [collate([document(40, range(3, 39))])]
     table, _ = evaluate(model("teacher"), LiveTeacher(model("teacher")), batches, World("cpu"))
     found = metrics_of(table)

@@ -1,4 +1,4 @@
-"""axolotl multiplies the reported loss by the squared temperature, but not its gradient; TRL multiplies neither."""
+"""axolotl multiplies the logged loss by the squared temperature, but not its gradient; TRL multiplies neither."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def value_and_gradient(loss, logits, losses):
 
 
 @pytest.mark.parametrize("temperature", [2.0, 4.0])
-def test_value_and_gradient_both_have_it(logits, losses, temperature):
+def test_value_and_gradient_have_the_squared_temperature(logits, losses, temperature):
     value, gradient = value_and_gradient(ForwardKL(temperature), logits, losses)
     student = logits[0].double().requires_grad_()
     log_q, log_p = (z.log_softmax(-1) for z in (student / temperature, logits[1].double() / temperature))
@@ -42,8 +42,8 @@ def test_value_and_gradient_both_have_it(logits, losses, temperature):
 
 
 @pytest.mark.parametrize("plugin", [ForwardKL, ReverseKL, JensenShannon])
-def test_a_hot_gradient_keeps_its_scale(logits, losses, plugin):
-    """Hinton's limit: T^2 times the divergence tends to half a mean square of logit differences, centred."""
+def test_the_gradient_keeps_its_scale_at_high_temperature(logits, losses, plugin):
+    """Hinton's limit: T^2 times the divergence tends to half the mean square of centred logit differences."""
     centred = logits - logits.mean(-1, keepdim=True)
     share = 0.25 if plugin is JensenShannon else 1.0  # beta (1 - beta) of both KLs' curvature
     _, gradient = value_and_gradient(plugin(temperature=1000.0), logits, losses)

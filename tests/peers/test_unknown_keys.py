@@ -1,4 +1,4 @@
-"""DistillKit, peft and axolotl drop keys that they do not know: a misspelt one trains with the default, unnoticed."""
+"""DistillKit, peft and axolotl ignore unknown keys: a misspelt option silently has its default."""
 
 import pytest
 
@@ -16,7 +16,7 @@ train: {max_steps: 5}
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "said"),
+    ("right", "wrong", "parts"),
     [
         ("train:", "trian:", ["`trian`", "`train`"]),
         ("max_steps", "max_step", ["`max_step`", "`max_steps`"]),
@@ -28,14 +28,14 @@ train: {max_steps: 5}
         ("max_steps: 5", "max_steps: 5, load_in_4bit: true", ["`load_in_4bit`"]),
     ],
 )
-def test_every_key_is_known_or_refused(tmp_path, right, wrong, said):
+def test_an_unknown_key_is_refused_in_every_section(tmp_path, right, wrong, parts):
     file = tmp_path / "mine.yaml"
     file.write_text(RECIPE)
     recipe.load(file)
     file.write_text(RECIPE.replace(right, wrong, 1))
     with pytest.raises(RecipeError) as caught:
         recipe.load(file)
-    assert all(part in str(caught.value) for part in said), str(caught.value)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
 @pytest.mark.parametrize("override", ["train.max_step=3", "adapter.lora.rr=3", "trian.max_steps=3"])

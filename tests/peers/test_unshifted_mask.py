@@ -1,6 +1,6 @@
-"""LLM-Neo's code and DistillKit mask the divergence at the labels' own places, one after what predicts them.
+"""LLM-Neo's code and DistillKit mask the divergence at the labels' own positions, one after those that predict them.
 
-So the token after an answer is learnt from the teacher, and the first token of the answer is not.
+So the token after an answer is distilled, and the first token of the answer is not.
 """
 
 import torch
@@ -12,7 +12,7 @@ from neoplug.training.objective import objective
 from neoplug_losses.forward_kl import ForwardKL
 
 
-def test_the_divergence_stands_where_answer_tokens_are_predicted(model, losses, document):
+def test_the_divergence_is_at_the_positions_that_predict_answer_tokens(model, losses, document):
     student, teacher = model("student"), model("teacher")
     documents = [document(12, range(5, 9)), document(8, [1, 2, 6], row=1)]
     batch = collate(documents)
