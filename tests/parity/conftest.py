@@ -1,4 +1,4 @@
-"""Whole runs of neoplug from a recipe written on the spot, and what they trained on."""
+"""Fixtures for complete runs of neoplug, with their micro-batches and initial weights."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from neoplug.runs.trainer import Trainer
 
 @dataclass
 class Run:
-    """A finished run: its lines of metrics, its folder, and the weights that it began to train with."""
+    """A finished run: its lines of metrics, its folder, and the initial weights."""
 
     lines: list
     path: Path
@@ -34,7 +34,7 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Return a function that runs a recipe given as nested maps, and takes the weights as they were before step 1."""
+    """Return a function that runs a recipe given as nested maps, and records the initial weights."""
     start = {}
     own = Trainer.add_adapter
 
@@ -55,7 +55,7 @@ def run(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny_llama_folder(tiny_student, tiny_tokenizer):
-    """Return a function that saves a random Llama, with its tokenizer, as `tiny_student` is one."""
+    """Return a function that saves a random Llama like `tiny_student`, with its tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     def make(folder, *, seed, vocab, hidden=48, **options):

@@ -1,4 +1,4 @@
-"""A base with dropout in its configuration trains without it, and keeps it where it is saved."""
+"""A base with dropout in its configuration is trained without it, and the saved configuration keeps it."""
 
 import json
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from neoplug.models.load import load_model
 from neoplug.models.resolve import locate
 from neoplug.registry import Plugins
 
-# peft calls transformers by old names
+# raised within peft
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning")
 
 IDS = torch.arange(3, 43).view(2, 20)
@@ -42,7 +42,7 @@ def falcon(rows):
 
 
 @pytest.mark.parametrize("config", [gpt2, opt, falcon])
-def test_training_mode_computes_what_evaluation_does(tmp_path, tiny_tokenizer, config):
+def test_training_mode_equals_evaluation_mode(tmp_path, tiny_tokenizer, config):
     folder = save(tmp_path / "model", tiny_tokenizer, config(len(tiny_tokenizer)))
     model = load_model(
         locate(str(folder)), dtype=torch.float32, device="cpu", attn_implementation=None, plugins=Plugins({}),
@@ -80,8 +80,8 @@ def test_the_first_step_of_a_run_is_the_evaluated_model(run, tmp_path, tiny_toke
 
 
 @pytest.mark.slow
-def test_an_adapters_own_dropout_acts(run, tiny_student, tiny_chat):
-    """At the start B is zero, so A's dropout shows in no loss, but in B's gradient."""
+def test_dropout_of_an_adapter_is_applied(run, tiny_student, tiny_chat):
+    """At the start B is zero, so A's dropout changes B's gradient, not the loss."""
     lines = []
     for rate in (0.0, 0.5):
         done = run(
@@ -98,7 +98,7 @@ def test_an_adapters_own_dropout_acts(run, tiny_student, tiny_chat):
     assert abs(without["grad_norm"] - with_it["grad_norm"]) > 0.01
 
 
-def test_only_probabilities_of_dropouts_are_touched():
+def test_only_dropout_probabilities_are_changed():
     config = gpt2(50)
     config.drop_last_layer, config.dropout_positions, config.token_dropout = True, 7.0, None
     original = GPT2Config.from_dict(config.to_dict())
@@ -111,7 +111,7 @@ def test_only_probabilities_of_dropouts_are_touched():
     assert config.to_dict() == before
 
 
-def test_a_model_inside_a_model_is_reached():
+def test_dropout_of_a_nested_model_is_disabled():
     inner = SimpleNamespace(hidden_dropout=0.2, hidden_size=8)
     inner.get_text_config = lambda: inner
     outer = SimpleNamespace(attention_dropout=0.1, get_text_config=lambda: inner)

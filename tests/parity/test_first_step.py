@@ -7,15 +7,15 @@ from transformers import AutoModelForCausalLM
 
 from neoplug.models import verify
 
-# peft calls transformers by old names
+# raised within peft
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning")
 
-SHARE = 0.3  # of the divergence; cross-entropy has the rest
+SHARE = 0.3  # weight of the divergence; cross-entropy has 1 minus it
 
 
 @pytest.fixture(scope="module")
 def wide_student(tmp_path_factory, tiny_tokenizer, tiny_llama_folder):
-    """Return a student with 13 rows more than the tokenizer has tokens, as Qwen's heads have."""
+    """Return a student whose head has 13 rows more than the tokenizer has tokens, as in Qwen."""
     return tiny_llama_folder(tmp_path_factory.mktemp("wide"), vocab=len(tiny_tokenizer) + 13, seed=3)
 
 

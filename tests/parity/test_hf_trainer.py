@@ -1,6 +1,6 @@
 """Hugging Face's own Trainer with peft, on the same batches: the same loss, gradient norm and rate at every step.
 
-Theirs reads padded rows with a mask, ours one row without; theirs divides by the answer tokens in its own way.
+Trainer reads padded rows with a mask, neoplug one row without; Trainer has its own division by the answer tokens.
 """
 
 import pytest
@@ -11,11 +11,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-# peft calls transformers by old names
+# raised within peft
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning")
 
 STEPS, WARMUP, RATE, DECAY, CLIP = 9, 3, 2e-2, 0.05, 2.1
-ROWS, ACCUMULATION, HELD_OUT = 2, 3, 6  # 18 rows train: each epoch is a whole number of steps, as theirs must be
+ROWS, ACCUMULATION, HELD_OUT = 2, 3, 6  # 18 rows for training: Trainer needs a whole number of steps per epoch
 
 
 def as_theirs(documents):
@@ -29,15 +29,15 @@ def as_theirs(documents):
     }
 
 
-class TheirTrainer(Trainer):
-    """Takes the micro-batches as they are; all else is Trainer's."""
+class TrainerOnBatches(Trainer):
+    """Trainer with the given micro-batches in place of its data loader."""
 
     def get_train_dataloader(self):
         return DataLoader(self.train_dataset, batch_size=None, shuffle=False)
 
 
 def theirs(model_path, options, start, micro_batches, folder, schedule):
-    """Return Trainer's lines and the weights that it ends with."""
+    """Return Trainer's lines and its final weights."""
     base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **options))
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -50,7 +50,7 @@ def theirs(model_path, options, start, micro_batches, folder, schedule):
         max_grad_norm=CLIP, gradient_accumulation_steps=ACCUMULATION, weight_decay=DECAY, optim="adamw_torch",
         logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
-    trainer = TheirTrainer(model, arguments, train_dataset=[as_theirs(each) for each in micro_batches])
+    trainer = TrainerOnBatches(model, arguments, train_dataset=[as_theirs(each) for each in micro_batches])
     trainer.train()
     return [line for line in trainer.state.log_history if "grad_norm" in line], trainable
 
@@ -73,7 +73,7 @@ def test_lora_follows_trainers_curve(run, tiny_student, tiny_chat, tmp_path, pac
         },
     )  # fmt: skip
     micro_batches = [documents for step in range(STEPS) for documents in ours.documents(step)]
-    if packing:  # any split of a step's documents is the same step to both
+    if packing:  # both give the same step for any split of its documents
         micro_batches = [part for documents in micro_batches for part in three_parts(documents)]
     lines, weights = theirs(tiny_student, options, ours.start, micro_batches, tmp_path / "theirs", schedule)
 
@@ -86,7 +86,7 @@ def test_lora_follows_trainers_curve(run, tiny_student, tiny_chat, tmp_path, pac
     assert ours.lines[0]["learning_rate"] == 0
     assert ours.lines[-1]["loss"] < 0.9 * ours.lines[0]["loss"]
     norms = [line["grad_norm"] for line in lines]
-    assert min(norms) < CLIP < max(norms)  # clipping acts, and not always
+    assert min(norms) < CLIP < max(norms)  # some steps are clipped, others are not
     ends = load_file(ours.path / "adapter" / "adapter_model.safetensors")
     for name, weight in weights.items():
         torch.testing.assert_close(ends[name.replace(".default", "")], weight.detach(), rtol=1e-3, atol=1e-4)

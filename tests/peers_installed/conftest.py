@@ -1,9 +1,9 @@
-"""What other libraries compute, beside what neoplug computes, on the same random hidden states and heads.
+"""Comparison of neoplug with other libraries on the same random hidden states and heads.
 
-B rows, L positions, S and T the student's and the teacher's hidden size, V vocabulary. Labels are shifted already:
+B rows, L positions, S and T the student's and the teacher's hidden size, V vocabulary. Labels are already shifted:
 the label at a position is the token that its hidden state predicts; -100 where nothing is scored.
 
-This folder needs the extra `peers` and is no part of a plain `pytest`. A peer that is missing is an error, not a skip.
+This folder needs the extra `peers`; a plain `pytest` does not run it. A missing peer is an error, not a skip.
 """
 
 import os
@@ -14,7 +14,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # Liger's Triton kernels on a CPU
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what the peers' own imports warn of is not ours to mend
+    warnings.simplefilter("ignore")  # the peers' imports raise warnings
     for peer in (
         "liger_kernel.transformers",
         "torchtune.modules.loss",
@@ -42,7 +42,7 @@ B, L, S, T, V = 3, 16, 12, 20, 61
 def pytest_collection_modifyitems(items):
     for item in items:
         if "peers_installed" in item.path.parts:
-            item.add_marker(pytest.mark.filterwarnings("ignore"))  # so here: neoplug's own are caught by its own tests
+            item.add_marker(pytest.mark.filterwarnings("ignore"))  # neoplug's other tests fail on its warnings
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class Outcome:
     by_head: Tensor
 
     def agrees_with(self, other: "Outcome", rtol: float = 2e-5) -> None:
-        """Raise AssertionError where value or gradients differ by more than float32 has to."""
+        """Raise AssertionError where value or gradients differ by more than float32 rounding."""
         torch.testing.assert_close(self.loss, other.loss, rtol=rtol, atol=1e-6)
         for mine, theirs in ((self.by_states, other.by_states), (self.by_head, other.by_head)):
             assert (mine - theirs).norm() <= rtol * theirs.norm()
@@ -79,7 +79,7 @@ class Outcome:
 
 @pytest.fixture(params=[0, 1])
 def micro(request):
-    """Return a micro-batch whose rows have prompts and padding: the first token of the last row is its only answer."""
+    """Return a micro-batch whose rows have prompts and padding; the last row has one answer token, its first."""
     rng = torch.Generator().manual_seed(request.param)
     labels = torch.randint(0, V, (B, L), generator=rng)
     labels[0, :5], labels[0, 9:11], labels[1, :3], labels[1, 12:], labels[2, 1:] = -100, -100, -100, -100, -100
@@ -99,7 +99,7 @@ def replaced():
 
 @pytest.fixture
 def theirs():
-    """Return a function that differentiates what a peer makes of (hidden states [B, L, S], head [V, S])."""
+    """Return a function that differentiates a peer's loss of (hidden states [B, L, S], head [V, S])."""
 
     def differentiate(function: Callable[[Tensor, Tensor], Tensor], micro: Micro) -> Outcome:
         states, head = micro.student.clone().requires_grad_(), micro.student_head.clone().requires_grad_()
@@ -112,7 +112,7 @@ def theirs():
 
 @pytest.fixture
 def from_logits(theirs):
-    """Return a function that differentiates what a peer makes of (student's logits, teacher's logits, labels)."""
+    """Return a function that differentiates a peer's loss of (student's logits, teacher's logits, labels)."""
 
     def differentiate(function: Callable[[Tensor, Tensor, Tensor], Tensor], micro: Micro) -> Outcome:
         return theirs(lambda states, head: function(states @ head.t(), micro.teacher_logits, micro.labels), micro)
@@ -122,12 +122,12 @@ def from_logits(theirs):
 
 @pytest.fixture
 def ours():
-    """Return a function that does the same with neoplug's objective: the mean over answer tokens of weighted losses."""
+    """Return a function that differentiates neoplug's objective: the mean over answer tokens of weighted losses."""
 
     def differentiate(micro: Micro, *mix: tuple[float, object], student=None, teacher=None, tokens=None) -> Outcome:
         """`mix` holds (weight, plugin); `student` and `teacher` are options of the heads: multiplier, cap.
 
-        The mean is over `tokens`, or those of the micro-batch. The shared vocabulary is what the student has.
+        The mean is over `tokens`, or those of the micro-batch. The shared vocabulary is the student's.
         """
         plugins = Plugins({"loss": {f"loss@{at}": plugin for at, (_, plugin) in enumerate(mix)}})
         values, gradients = plugins.functions("token_loss"), plugins.functions("token_gradient")

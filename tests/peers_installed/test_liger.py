@@ -1,6 +1,6 @@
 """Liger 0.8.5: `chunked_loss`, which is plain torch, and its Triton kernels, in Triton's interpreter.
 
-Its beta weighs the teacher, as here; 0 is the forward and 1 the reverse KL. No loss is multiplied by T^2. Means are
+Its beta weights the teacher, as here; 0 is the forward and 1 the reverse KL. No loss is multiplied by T^2. Means are
 over the labels that are not -100.
 """
 
@@ -62,7 +62,7 @@ def test_fused_linear_jsd_kernel(micro, ours, theirs, beta, temperature):
 
 @pytest.fixture
 def scalars(monkeypatch):
-    """Hand a kernel float32 scalars, as Triton does on a GPU; its interpreter leaves them Python's, without `.to`."""
+    """Pass float32 scalars to a kernel, as Triton does on a GPU; its interpreter passes Python numbers."""
     convert = interpreter._implicit_cvt
 
     def with_floats(value):
@@ -76,7 +76,7 @@ def scalars(monkeypatch):
 @pytest.mark.usefixtures("scalars")
 @pytest.mark.parametrize("log_target", [False, True])
 def test_kl_kernel(micro, ours, from_logits, log_target):
-    """It knows no mask: the scored rows alone are given to it."""
+    """The kernel has no mask, so it gets only the scored rows."""
 
     def loss(student, teacher, labels):
         log_q, log_p = (logits[labels != -100].log_softmax(-1) for logits in (student, teacher))

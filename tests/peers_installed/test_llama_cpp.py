@@ -1,6 +1,6 @@
-"""llama.cpp itself, by xllamacpp: the base in GGUF, and on it an exported LoRA, have the next token's probabilities.
+"""llama.cpp, by xllamacpp: next-token probabilities of the base in GGUF and of the exported LoRA on it.
 
-Rows of queries and keys that stand in another order than the base's would give others, and nothing else would tell.
+Only these reveal rows of queries and keys in another order than the base's.
 """
 
 import json
@@ -18,11 +18,11 @@ from neoplug.models.resolve import locate
 from neoplug.runs.directory import RunDir
 from neoplug.testing.families import make
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # peft calls transformers by old names
+pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # raised within peft
 IDS = list(range(40, 52))  # fewer than the families' windows
 FAMILIES = {"granite": {}, "llama": {}, "mistral": {}, "olmo2": {}, "qwen2": {}, "qwen3": {}}
 FAMILIES |= {"smollm3": {"no_rope_layers": [1, 1]}}  # llama.cpp leaves out each fourth layer's positions
-NEAR = 0.05  # nats: how llama.cpp's float32 differs from torch's, with attention in float16
+NEAR = 0.05  # nats: tolerance for llama.cpp's attention in float16
 
 
 def log_probabilities(model):
@@ -32,19 +32,19 @@ def log_probabilities(model):
 
 def by_llama_cpp(file, lora=None):
     """Return the log-probabilities [V] of the token after IDS."""
-    asked = xllamacpp.CommonParams()
-    asked.model.path, asked.n_ctx, asked.warmup, asked.fit_params = str(file), 64, False, False
-    asked.cache_type_k = asked.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path, parameters.n_ctx, parameters.warmup, parameters.fit_params = str(file), 64, False, False
+    parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     if lora:
-        asked.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
-    answer = xllamacpp.Server(asked).handle_completions({"prompt": IDS, "n_predict": 1, "n_probs": 300})
+        parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
+    answer = xllamacpp.Server(parameters).handle_completions({"prompt": IDS, "n_predict": 1, "n_probs": 300})
     answer = json.loads(answer) if isinstance(answer, str) else answer
     found = answer["choices"][0]["logprobs"]["content"] if "choices" in answer else answer["completion_probabilities"]
     return {token["id"]: token["logprob"] for token in found[0]["top_logprobs"]}
 
 
 def write_base(file, model):
-    """Write a model as GGUF, with as many tokens as it has and no merges to speak of."""
+    """Write a model as GGUF, with its number of tokens and a dummy tokenizer."""
     config = model.config
     architecture = (PLAIN | PAIRED)[config.model_type]
     writer = gguf.GGUFWriter(file, architecture)
@@ -88,7 +88,7 @@ def write_base(file, model):
 
 
 def as_llama_cpp(name, weight, config):
-    """Return the weight with each head's rows i and i + half beside each other, where the family has it so."""
+    """Return the weight with rows i and i + half of each head adjacent, in families where llama.cpp requires that."""
     for layer, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
         if config.model_type in PAIRED and f".{layer}." in name:
             half = len(weight) // heads // 2
@@ -98,7 +98,7 @@ def as_llama_cpp(name, weight, config):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_with_the_lora_llama_cpp_says_what_the_student_says(tmp_path, family):
+def test_llama_cpp_with_the_lora_has_the_probabilities_of_the_student(tmp_path, family):
     from peft import LoraConfig, get_peft_model
 
     folder = make(family, tmp_path / "base", **FAMILIES[family])

@@ -1,6 +1,6 @@
 """torchtune 0.6.1, `torchtune.modules.loss`: means over the labels that are not -100, at temperature 1.
 
-Its "forward KL" is the cross-entropy of p and q: it leaves out the teacher's entropy. The gradient is the same.
+Its "forward KL" is the cross-entropy of p and q: it omits the teacher's entropy. The gradient is the same.
 """
 
 import pytest
@@ -20,7 +20,7 @@ from neoplug_losses.reverse_kl import ReverseKL
 
 @pytest.fixture
 def whole(from_logits):
-    """Return a function that gives what one of its losses makes of all logits at once."""
+    """Return a function that differentiates one of torchtune's losses of all logits at once."""
 
     def differentiate(loss, micro):
         return from_logits(
@@ -32,7 +32,7 @@ def whole(from_logits):
 
 @pytest.fixture
 def chunked(from_logits):
-    """Return a function that gives what one of its losses makes of logits in four pieces of each row."""
+    """Return a function that differentiates one of torchtune's losses of logits in four chunks of each row."""
 
     def differentiate(loss, micro):
         return from_logits(
@@ -47,7 +47,7 @@ def form(request):
     return request.getfixturevalue(request.param), request.param == "chunked"
 
 
-def test_forward_kl_without_the_teachers_entropy_is_theirs(micro, ours, form):
+def test_forward_kl_without_the_teachers_entropy_is_torchtunes(micro, ours, form):
     differentiate, chunks = form
     theirs = differentiate(ForwardKLWithChunkedOutputLoss(4) if chunks else ForwardKLLoss(), micro)
     ours(micro, (1.0, ForwardKL(omit_teacher_entropy=True))).agrees_with(theirs)
@@ -58,15 +58,15 @@ def test_forward_kl_without_the_teachers_entropy_is_theirs(micro, ours, form):
     assert entropy > 0.1
 
 
-def test_reverse_kl_is_theirs(micro, ours, form):
+def test_reverse_kl_is_torchtunes(micro, ours, form):
     differentiate, chunks = form
     loss = ReverseKLWithChunkedOutputLoss(4) if chunks else ReverseKLLoss()
     ours(micro, (1.0, ReverseKL())).agrees_with(differentiate(loss, micro))
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.2])
-def test_symmetric_kl_is_theirs(micro, ours, form, ratio):
-    """Its `sym_kd_ratio` weighs the forward KL, whose entropy is left out: two losses here, or Jeffreys' gradient."""
+def test_symmetric_kl_is_torchtunes(micro, ours, form, ratio):
+    """`sym_kd_ratio` weights the forward KL without the teacher's entropy: two losses here, or Jeffreys' gradient."""
     differentiate, chunks = form
     theirs = differentiate(SymmetricKLWithChunkedOutputLoss(4, ratio) if chunks else SymmetricKLLoss(ratio), micro)
     ours(micro, (ratio, ForwardKL(omit_teacher_entropy=True)), (1 - ratio, ReverseKL())).agrees_with(theirs)

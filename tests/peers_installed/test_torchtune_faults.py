@@ -1,4 +1,4 @@
-"""What torchtune 0.6.1 still gets wrong, beside what happens here."""
+"""Faults of torchtune 0.6.1, compared with neoplug."""
 
 import importlib.util
 from pathlib import Path
@@ -22,16 +22,16 @@ from neoplug_losses.forward_kl import ForwardKL
 from neoplug_losses.reverse_kl import ReverseKL
 
 
-def test_its_forward_kl_is_not_zero_where_student_and_teacher_agree(micro, ours, from_logits, replaced):
+def test_torchtunes_forward_kl_is_not_zero_where_student_and_teacher_agree(micro, ours, from_logits, replaced):
     equal = replaced(micro, student=micro.teacher, student_head=micro.teacher_head)
     found = from_logits(lambda q, p, y: ForwardKLLoss()(q.flatten(0, 1), p.flatten(0, 1), y.flatten()), equal)
     assert found.loss > 0.5
-    assert found.by_states.abs().max() < 1e-6  # it is the minimum, and nothing says so
+    assert found.by_states.abs().max() < 1e-6  # this is the minimum, although it is not 0
     assert ours(equal, (1.0, ForwardKL())).loss.abs() < 1e-6
 
 
 @pytest.mark.parametrize("loss", [ReverseKLWithChunkedOutputLoss, SymmetricKLWithChunkedOutputLoss])
-def test_a_micro_batch_without_an_answer_is_not_a_number(micro, ours, from_logits, replaced, loss):
+def test_a_micro_batch_without_answer_tokens_gives_nan(micro, ours, from_logits, replaced, loss):
     mute = replaced(micro, labels=torch.full_like(micro.labels, -100))
     found = from_logits(lambda q, p, y: loss(4)(q.chunk(4, 1), p.chunk(4, 1), y), mute)
     assert found.loss.isnan()
@@ -41,7 +41,7 @@ def test_a_micro_batch_without_an_answer_is_not_a_number(micro, ours, from_logit
     assert torch.count_nonzero(here.by_head) == torch.count_nonzero(here.by_states) == 0
 
 
-def test_the_forward_kl_of_one_without_an_answer_cannot_be_differentiated(micro, from_logits, replaced):
+def test_the_forward_kl_of_a_micro_batch_without_answer_tokens_has_no_gradient(micro, from_logits, replaced):
     mute = replaced(micro, labels=torch.full_like(micro.labels, -100))
     with pytest.raises(RuntimeError, match="does not require grad"):
         from_logits(lambda q, p, y: ForwardKLWithChunkedOutputLoss(4)(q.chunk(4, 1), p.chunk(4, 1), y), mute)
@@ -49,8 +49,9 @@ def test_the_forward_kl_of_one_without_an_answer_cannot_be_differentiated(micro,
 
 @pytest.fixture
 def recipe(monkeypatch):
-    """Return the class of its distillation recipe, which lies beside the package."""
-    for name in ("int4_weight_only", "int8_dynamic_activation_int4_weight"):  # imported there, gone from torchao 0.16
+    """Return the class of torchtune's distillation recipe, which is installed next to the package."""
+    # The recipe imports these, which torchao 0.16 has removed.
+    for name in ("int4_weight_only", "int8_dynamic_activation_int4_weight"):
         monkeypatch.setattr(torchao.quantization, name, None, raising=False)
     path = Path(torchtune.__file__).parents[1] / "recipes" / "knowledge_distillation_single_device.py"
     spec = importlib.util.spec_from_file_location("torchtune_recipe", path)
@@ -60,7 +61,7 @@ def recipe(monkeypatch):
 
 
 class States(torch.nn.Module):
-    """A "model" whose tokens number the rows of a table of hidden states."""
+    """A "model" whose token ids are the row numbers of a table of hidden states."""
 
     def __init__(self, states, head):
         super().__init__()
@@ -72,11 +73,11 @@ class States(torch.nn.Module):
 
 @pytest.fixture
 def recipes_gradient(recipe):
-    """Return a function that lets the recipe take one step and gives the gradient of the head that it stepped with."""
+    """Return a function that runs one step of the recipe and returns the gradient of the head in that step."""
 
     def step(micro, rows_of_a_micro_batch):
         tokens = torch.arange(micro.labels.numel()).reshape(micro.labels.shape)
-        before = torch.hstack([torch.full((len(tokens), 1), -100), micro.labels[:, :-1]])  # it shifts them itself
+        before = torch.hstack([torch.full((len(tokens), 1), -100), micro.labels[:, :-1]])  # the recipe shifts them
         count = len(tokens) // rows_of_a_micro_batch
         parts = zip(tokens.chunk(count), before.chunk(count), strict=True)
         self, found = MagicMock(), []
@@ -101,9 +102,9 @@ def recipes_gradient(recipe):
     return step
 
 
-def test_its_recipe_divides_by_the_tokens_twice_and_depends_on_the_split(micro, ours, recipes_gradient, replaced):
+def test_the_recipe_divides_by_the_tokens_twice_and_depends_on_the_split(micro, ours, recipes_gradient, replaced):
     labels = micro.labels.clone()
-    labels[:, -1] = -100  # its shift loses what the last position predicts
+    labels[:, -1] = -100  # its shift drops the prediction of the last position
     micro = replaced(micro, labels=labels)
     whole, split = (recipes_gradient(micro, rows) for rows in (3, 1))
     exact = ours(micro, (0.5, CrossEntropy()), (0.5, ForwardKL())).by_head
@@ -117,8 +118,8 @@ def test_its_recipe_divides_by_the_tokens_twice_and_depends_on_the_split(micro, 
     torch.testing.assert_close(sum(parts), exact, rtol=1e-4, atol=1e-6)
 
 
-def test_doras_magnitude_trains_again():
-    """Mended (torchtune#2250): it once stood still, and DoRA was LoRA. For neoplug see tests/peers/test_dora.py."""
+def test_doras_magnitude_is_trained():
+    """Fixed (torchtune#2250): it did not change, so DoRA was LoRA. For neoplug see tests/peers/test_dora.py."""
     torch.manual_seed(0)
     dora, lora = (kind(12, 7, rank=2, alpha=4) for kind in (DoRALinear, LoRALinear))
     dora.initialize_dora_magnitude()

@@ -1,6 +1,6 @@
-"""TRL 1.16.0: what its GKD, GOLD and StudentWithObjective trainers and its self-distillation compute.
+"""TRL 1.16.0: the losses of its GKD, GOLD and distillation trainers and of its self-distillation.
 
-Its beta weighs the teacher, as here; 0 is the forward and 1 the reverse KL. No loss is multiplied by T^2. Means are
+Its beta weights the teacher, as here; 0 is the forward and 1 the reverse KL. No loss is multiplied by T^2. Means are
 over the labels that are not -100, where no other denominator is given.
 """
 
@@ -49,7 +49,7 @@ def test_generalised_jsd(micro, ours, from_logits, trainer, beta, temperature):
 @pytest.mark.parametrize("kind", ["plain", "hot", "scaled", "capped"])
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 1.0])
 def test_divergence_in_tiles(micro, ours, theirs, beta, kind):
-    """The StudentWithObjective trainer's: from hidden states and heads, with what a model does to its logits."""
+    """The loss of the distillation trainer: from hidden states and heads, with scaling and soft cap of logits."""
     temperature = 2.5 if kind == "hot" else 1.0
     scales = (0.25, 0.5) if kind == "scaled" else (1.0, 1.0)
     caps = (3.0, 5.0) if kind == "capped" else (None, None)
@@ -71,7 +71,7 @@ def test_divergence_in_tiles(micro, ours, theirs, beta, kind):
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_divergence_over_two_tiles_of_a_vocabulary(micro, ours, theirs, replaced, beta):
-    """Coarser: torch's log_softmax sums a row of a CPU's in one float32 number, which costs the JSD's gradient 4e-4."""
+    """The tolerance is wider: torch's log_softmax sums a row in float32, an error of 4e-4 in the JSD's gradient."""
     rng, rows = torch.Generator().manual_seed(7), VOCAB_CHUNK_SIZE + 999
     heads = {name: torch.randn(rows, getattr(micro, name).shape[1], generator=rng) for name in HEADS}
     wide = replaced(micro, **heads)

@@ -1,4 +1,4 @@
-"""What TRL 1.16.0 still gets wrong, and what it has mended, beside what happens here."""
+"""Faults of TRL 1.16.0, and faults that it has fixed, compared with neoplug."""
 
 import json
 import multiprocessing
@@ -29,7 +29,7 @@ def jsd(**options):
 
 
 def as_transformers(labels):
-    """Return the labels as transformers has them: at a token's own place, one after what predicts it."""
+    """Return the labels as in transformers: at the token's own position, one after the position that predicts it."""
     return torch.hstack([torch.full((len(labels), 1), -100), labels[:, :-1]])
 
 
@@ -49,39 +49,39 @@ def test_gkds_temperature_is_only_for_sampling(micro, ours, from_logits):
     assert (hot.by_head - cold.by_head).norm() > 0.1 * cold.by_head.norm()
 
 
-def test_a_hot_gradient_vanishes(micro, ours, from_logits):
-    """No T^2: at T = 100 a tenthousandth of the gradient is left, and the learning rate has another meaning."""
+def test_the_gradient_vanishes_at_high_temperature(micro, ours, from_logits):
+    """No T^2: at T = 100 a ten-thousandth of the gradient remains, so the learning rate has another effect."""
     cold, hot = (from_logits(jsd(beta=0, temperature=t), micro).by_head.norm() for t in (1.0, 100.0))
     assert hot < 2e-4 * cold
     cold, hot = (ours(micro, (1.0, ForwardKL(t))).by_head.norm() for t in (1.0, 100.0))
     assert 0.3 * cold < hot < 3 * cold
 
 
-def test_beta_no_longer_weighs_the_student(micro, ours, from_logits):
-    """Mended in 2025 (trl#3043), see tests/peers/test_swapped_beta.py."""
+def test_beta_no_longer_weights_the_student(micro, ours, from_logits):
+    """Fixed in 2025 (trl#3043), see tests/peers/test_swapped_beta.py."""
     found = from_logits(jsd(beta=0.1), micro)
     ours(micro, (1.0, JensenShannon(beta=0.1))).agrees_with(found)
     swapped = ours(micro, (1.0, JensenShannon(beta=0.9)))
     assert (swapped.by_states - found.by_states).norm() > 0.1 * found.by_states.norm()
 
 
-def test_beta_jumps_at_its_ends(micro, from_logits):
-    """From 0.001 to 0 the loss grows a thousandfold; here 0 and 1 are refused, and forward and reverse KL named."""
+def test_the_loss_is_discontinuous_at_beta_0(micro, from_logits):
+    """From 0.001 to 0 the loss grows a thousandfold; neoplug refuses 0 and 1 and names forward_kl and reverse_kl."""
     near, at = (from_logits(jsd(beta=beta), micro).loss for beta in (0.001, 0))
     assert at > 300 * near
     with pytest.raises(ValueError, match="forward_kl and reverse_kl"):
         JensenShannon(beta=0.0)
 
 
-def test_a_step_without_an_answer_is_not_a_number(micro, ours, from_logits, replaced):
-    mute = replaced(micro, labels=torch.full_like(micro.labels, -100))
-    assert from_logits(jsd(num_items_in_batch=torch.tensor(0)), mute).loss.isnan()
-    assert ours(mute, (1.0, JensenShannon()), tokens=1).loss == 0
+def test_a_step_without_answer_tokens_gives_nan(micro, ours, from_logits, replaced):
+    unanswered = replaced(micro, labels=torch.full_like(micro.labels, -100))
+    assert from_logits(jsd(num_items_in_batch=torch.tensor(0)), unanswered).loss.isnan()
+    assert ours(unanswered, (1.0, JensenShannon()), tokens=1).loss == 0
 
 
 @pytest.mark.parametrize("strategy", ["observed", "bayesian"])
-def test_golds_uld_learns_at_places_that_predict_no_answer(micro, ours, from_logits, strategy):
-    """`observed`, its default, is one off; either way a gap between two turns is taken for the end of the second."""
+def test_golds_uld_trains_on_positions_that_predict_no_answer_token(micro, ours, from_logits, strategy):
+    """`observed`, the default, is off by one; both strategies train on the gap between two turns."""
     config = SimpleNamespace(
         uld_crossentropy_weight=0.0, uld_distillation_weight=1.0, uld_student_temperature=1.0,
         uld_teacher_temperature=1.0, uld_skip_student_eos=False, uld_skip_teacher_eos=False, use_extended_uld=False,
@@ -89,20 +89,20 @@ def test_golds_uld_learns_at_places_that_predict_no_answer(micro, ours, from_log
     )  # fmt: skip
 
     def loss(student, teacher, labels):
-        seen = as_transformers(labels)
-        return ULDLoss(config)(student, teacher, seen, seen, seen, seen)
+        shifted = as_transformers(labels)
+        return ULDLoss(config)(student, teacher, shifted, shifted, shifted, shifted)
 
-    learnt = from_logits(loss, micro).by_states.norm(dim=-1) > 0
+    trained = from_logits(loss, micro).by_states.norm(dim=-1) > 0
     right = micro.labels != -100
-    assert torch.equal(learnt[1], right[1].roll(1) if strategy == "observed" else right[1])
-    two_turns = learnt[0].nonzero()[:, 0]
+    assert torch.equal(trained[1], right[1].roll(1) if strategy == "observed" else right[1])
+    two_turns = trained[0].nonzero()[:, 0]
     assert two_turns[-1] - two_turns[0] == len(two_turns) - 1  # no gap
     assert torch.equal(ours(micro, (1.0, ForwardKL())).by_states.norm(dim=-1) > 0, right)
 
 
 @pytest.fixture
 def first_step(tmp_path, tiny_student, tiny_teacher, tiny_chat):
-    """Return a function that trains for one step of four rows, and gives its loss and gradient norm."""
+    """Return a function that trains for one step of four rows, and returns its loss and gradient norm."""
     rows = [json.loads(line) for line in tiny_chat.read_text().splitlines()]
     rows = [{"messages": row["messages"][:2]} for row in rows]
 
@@ -125,19 +125,19 @@ def first_step(tmp_path, tiny_student, tiny_teacher, tiny_chat):
 
 
 def test_accumulation_no_longer_changes_gkds_loss(first_step):
-    """Mended (trl#4719), as long as nothing is sampled."""
+    """Fixed (trl#4719) for training without sampling."""
     assert first_step(GKDTrainer, GKDConfig, 4) == pytest.approx(first_step(GKDTrainer, GKDConfig, 1), rel=1e-4)
 
 
 def test_accumulation_multiplies_the_loss_of_golds_uld(first_step, tiny_teacher):
-    """Four times for four micro-batches; here nothing changes, see tests/peers/test_accumulation.py."""
+    """By four for four micro-batches. For neoplug see tests/peers/test_accumulation.py."""
     uld = {"use_uld_loss": True, "teacher_tokenizer_name_or_path": str(tiny_teacher)}
     whole, split = (first_step(GOLDTrainer, GOLDConfig, rows, **uld) for rows in (4, 1))
     assert split == pytest.approx([4 * number for number in whole], rel=0.05)
 
 
 def rank_of_two(rank, port, train, results):
-    """Train as one of two ranks, forked with all that is loaded."""
+    """Train as one of two ranks, in a forked process."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -146,7 +146,7 @@ def rank_of_two(rank, port, train, results):
 
 
 def test_two_ranks_halve_gkds_loss(first_step):
-    """The same four rows; here nothing changes, see tests/runs/test_ranks.py."""
+    """For the same four rows. For neoplug see tests/runs/test_ranks.py."""
     alone = first_step(GKDTrainer, GKDConfig, 4)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -163,8 +163,10 @@ def test_two_ranks_halve_gkds_loss(first_step):
     assert both == pytest.approx([number / 2 for number in alone], rel=1e-4)
 
 
-def test_one_size_and_two_meanings_are_trained_on(first_step, tmp_path, tiny_teacher, tiny_tokenizer):
-    """GKD compares the sizes of two vocabularies, and never looks at the teacher's tokenizer."""
+def test_vocabularies_of_one_size_with_different_tokens_are_accepted(
+    first_step, tmp_path, tiny_teacher, tiny_tokenizer
+):
+    """GKD compares the sizes of two vocabularies and does not read the teacher's tokenizer."""
     teacher = shutil.copytree(tiny_teacher, tmp_path / "teacher")
     content = json.loads((teacher / "tokenizer.json").read_text())
     ids = content["model"]["vocab"]
@@ -178,7 +180,7 @@ def test_one_size_and_two_meanings_are_trained_on(first_step, tmp_path, tiny_tea
 
 
 def test_the_magnitude_of_a_4_bit_dora_stays_float32(tmp_path, tiny_student, tiny_teacher):
-    """Mended (trl#7268): in bfloat16 it never moved; the rest still is. For neoplug see tests/peers/test_dora.py."""
+    """Fixed (trl#7268): bfloat16 never changed; the rest is bfloat16. For neoplug see tests/peers/test_dora.py."""
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     trainer = GKDTrainer(
         AutoModelForCausalLM.from_pretrained(tiny_student, quantization_config=nf4),
