@@ -1,4 +1,4 @@
-"""Tiny real models on disk, made once a session: a BPE tokenizer trained on real prose, random Llamas of two sizes."""
+"""Fixtures for all tests: a small BPE tokenizer, random Llamas of two sizes and a chat file, created once a session."""
 
 import json
 import os
@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share the cores
-os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin while they wait slow down other processes
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin slow down other processes
 
 # The results of tests do not depend on the speed of the machine.
 settings.register_profile("without clocks", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -25,22 +25,22 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-OWN_FAMILY = """
+CUSTOM_CODE = """
 import pathlib
 pathlib.Path({mark!r}).touch()
 from transformers import LlamaConfig, LlamaForCausalLM
 
-class OwnConfig(LlamaConfig):
-    model_type = "own"
+class CustomConfig(LlamaConfig):
+    model_type = "custom"
 
-class OwnModel(LlamaForCausalLM):
-    config_class = OwnConfig
+class CustomModel(LlamaForCausalLM):
+    config_class = CustomConfig
 """
 
 
 @pytest.fixture(autouse=True, scope="session")
 def neoplug_home(tmp_path_factory):
-    """Keep the user's cache out of the tests, unless NEOPLUG_HOME names one on purpose."""
+    """Isolate the tests from the user's cache, unless NEOPLUG_HOME is set."""
     os.environ.setdefault("NEOPLUG_HOME", str(tmp_path_factory.mktemp("neoplug-home")))
     return Path(os.environ["NEOPLUG_HOME"])
 
@@ -128,14 +128,14 @@ def tiny_chat(tmp_path_factory):
 
 
 @pytest.fixture
-def own_family(tmp_path, tiny_student, monkeypatch):
-    """Return the folder of a model whose family stands in a Python file beside it, and the file that this one makes."""
+def custom_code(tmp_path, tiny_student, monkeypatch):
+    """Return the folder of a model with a Python file of its architecture, and the file that this code creates."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("sys.path", [*sys.path])
-    folder = shutil.copytree(tiny_student, tmp_path / "own")
-    (folder / "own.py").write_text(OWN_FAMILY.format(mark=str(tmp_path / "ran")))
+    folder = shutil.copytree(tiny_student, tmp_path / "custom")
+    (folder / "custom.py").write_text(CUSTOM_CODE.format(mark=str(tmp_path / "ran")))
     config = json.loads((folder / "config.json").read_text())
-    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
-    config |= {"model_type": "own", "architectures": ["OwnModel"], "auto_map": classes}
+    classes = {"AutoConfig": "custom.CustomConfig", "AutoModelForCausalLM": "custom.CustomModel"}
+    config |= {"model_type": "custom", "architectures": ["CustomModel"], "auto_map": classes}
     (folder / "config.json").write_text(json.dumps(config))
     return folder, tmp_path / "ran"

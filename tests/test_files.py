@@ -1,4 +1,4 @@
-"""Atomic files: whole or absent, whatever happens in between."""
+"""Atomic writes: a file or folder is complete or absent after any failure."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def write_and_fail(target):
         raise KeyboardInterrupt
 
 
-def test_a_failed_folder_vanishes(tmp_path):
+def test_a_failed_folder_is_removed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_and_fail(tmp_path / "step-1")
     assert names(tmp_path) == []
@@ -74,7 +74,7 @@ def test_a_failed_folder_vanishes(tmp_path):
 
 @pytest.fixture
 def full_disk():
-    """Let the system refuse what a file has beyond a page, as a full disk does."""
+    """Limit file sizes to 4 KiB, so that writes fail as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     yield
@@ -90,7 +90,7 @@ def full_disk():
     ],
     ids=["python", "torch", "safetensors"],
 )
-def test_a_full_disk_is_told_whatever_a_library_makes_of_it(tmp_path, full_disk, write):
+def test_a_full_disk_is_a_disk_error_for_every_library(tmp_path, full_disk, write):
     target = tmp_path / "folder"
     with pytest.raises(DiskError, match=f"^{target} cannot be written: File too large\nfix: "):  # noqa: SIM117
         with files.folder_atomically(target) as folder:
@@ -100,7 +100,7 @@ def test_a_full_disk_is_told_whatever_a_library_makes_of_it(tmp_path, full_disk,
     assert names(tmp_path) == []
 
 
-def test_a_place_that_takes_no_file_is_told(tmp_path):
+def test_a_path_below_a_file_is_a_disk_error(tmp_path):
     (tmp_path / "file").touch()
     for write in (write_and_fail, lambda target: files.write_atomically(target, "")):
         with pytest.raises(DiskError, match=r"file/x cannot be written: no file can be created in .*file "):
@@ -116,7 +116,7 @@ def test_a_finished_folder_is_never_overwritten(tmp_path):
     assert names(tmp_path) == ["late", "run"]
 
 
-def test_sha256_is_hashlibs(tmp_path):
+def test_sha256_equals_hashlib(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"x" * 300_000)
     assert files.sha256_of(file) == hashlib.sha256(b"x" * 300_000).hexdigest()
@@ -136,7 +136,7 @@ def test_content_hash_ignores_order_and_survives_json(value):
     assert files.content_hash(turned) == files.content_hash(value) == files.content_hash(json.loads(json.dumps(value)))
 
 
-def test_content_hash_tells_values_apart_and_refuses_nan():
+def test_content_hash_differs_for_different_values_and_refuses_nan():
     assert len({files.content_hash(value) for value in ({}, [], None, 0, "", {"a": 1}, {"a": "1"})}) == 7
     with pytest.raises(ValueError, match="Out of range"):
         files.content_hash({"a": float("nan")})

@@ -1,7 +1,7 @@
-"""Hands out every installed `loss`, `adapter`, `optimizer` and `token_weight`: whoever adds a file is tested here.
+"""Parametrises tests by every installed `loss`, `adapter`, `optimizer` and `token_weight`, including new files.
 
-`--packaged FILE` takes four layers of the packaged model in place of the tiny one: a minute an adapter, or some. What
-each test says goes to FILE, by adapter; those that are in it already stay, so that one can be run anew with -k.
+`--packaged FILE` uses four layers of the packaged model in place of the tiny one: about a minute for each adapter. It
+writes outcomes to FILE by adapter; outcomes of adapters that are not run stay, so that -k repeats a single one.
 """
 
 import json
@@ -35,7 +35,7 @@ def pytest_configure(config):
 
 
 class Outcomes:
-    """Writes what each test of an adapter says: {adapter: {test: passed, skipped or failed}}."""
+    """Writes the outcomes of each adapter's tests: {adapter: {test: passed, skipped or failed}}."""
 
     def __init__(self, file):
         self.file, self.found = file, defaultdict(dict)
@@ -52,7 +52,7 @@ class Outcomes:
 
 @pytest.fixture(scope="session")
 def tiny_student(request, tiny_student):
-    """Return the folder of the student that adapters are put on."""
+    """Return the folder of the student that gets the adapters."""
     return Path(packaged().path) if request.config.getoption("--packaged", None) else tiny_student
 
 
@@ -63,18 +63,18 @@ def tiny_tokenizer(request, tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def rates(request):
-    """Return the learning rates of which one must do: on a trained model variants differ by more than 100 times."""
+    """Return learning rates of which one must lower the loss: on a trained model the best rates differ by 100 times."""
     return (1e-2, 1e-3, 1e-1) if request.config.getoption("--packaged", None) else (1e-2,)
 
 
 def packaged():
-    """Return where the cut of the packaged model stands."""
+    """Return the location of the packaged model, pruned to LAYERS layers."""
     checked = recipe.load("llm_neo_tiny", changes={"student": {"prepare": {"prune_depth": {"layers": LAYERS}}}})
     return prepare(find_model(checked.recipe.student, "student"), checked, None, "")
 
 
-def answering(hook):
-    """Yield (name, class) of the installed plugins with a hook. Broken ones answer for themselves elsewhere."""
+def implementing(hook):
+    """Yield (name, class) of the installed plugins that implement a hook, without those that cannot be imported."""
     for entry in installed():
         try:
             plugin = entry.load()
@@ -85,13 +85,13 @@ def answering(hook):
 
 
 def losses():
-    for name, plugin in answering("token_loss"):
+    for name, plugin in implementing("token_loss"):
         yield pytest.param(plugin(), id=name)
 
 
 def variants():
-    """Yield each loss as it is, and with another value of one of its options: whatever its constructor takes."""
-    for name, plugin in answering("token_loss"):
+    """Yield each loss with its defaults, and with another value of one option, where the constructor accepts it."""
+    for name, plugin in implementing("token_loss"):
         yield pytest.param(plugin(), id=name)
         hints = get_type_hints(plugin)
         for field in fields(plugin):
@@ -107,18 +107,18 @@ def others(hint, default):
 
 
 def adapters():
-    for name, plugin in answering("add_adapter"):
+    for name, plugin in implementing("add_adapter"):
         yield pytest.param(plugin(), id=name)
 
 
 def optimizers():
-    for name, plugin in answering("make_optimizer"):
+    for name, plugin in implementing("make_optimizer"):
         yield pytest.param(plugin(), id=name)
 
 
 def token_weights():
-    """Yield each with either of its directions, which an option `more_on` names."""
-    for name, plugin in answering("token_weight"):
+    """Yield each token weight in each of its directions, the values of the option `more_on`."""
+    for name, plugin in implementing("token_weight"):
         option = get_type_hints(plugin).get("more_on")
         for way in get_args(option) or (None,):
             yield pytest.param(plugin(**({"more_on": way} if way else {})), id=f"{name}-{way}")

@@ -1,9 +1,9 @@
-"""Every installed adapter is held to the same: what it cannot do it says itself, in attributes of its class.
+"""The same tests for every installed adapter; exceptions are declared by its class in `traits`.
 
     starts_elsewhere, changes_base, seedless, cannot_merge, not_on_quantised, shaped_by_weights, not_checkpointed
                                                                     reason or empty (docs/how-to/write-a-plugin.md)
 
-A statement that does not hold fails as well. A plugin without these attributes is held to all of it.
+A declared exception that is not true fails, too. A plugin without exceptions must pass every test.
 """
 
 import copy
@@ -34,7 +34,7 @@ from neoplug.training import checkpoint
 from neoplug_models.nf4 import NF4
 
 STEPS = 6
-# peft calls transformers by old names
+# raised within peft
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*removed in v(6|ersion):FutureWarning"),
     pytest.mark.filterwarnings("ignore:Specified to not save:UserWarning"),
@@ -46,7 +46,7 @@ pytestmark = [
 ]
 
 
-def says(adapter, statement):
+def declares(adapter, statement):
     return bool(getattr(AdapterTraits.of(adapter), statement))
 
 
@@ -107,7 +107,7 @@ def optimizer_of(model, rate=1e-2):
 
 
 def train(adapter, model, input_ids, optimizer=None, first=0, last=2):
-    """Train as the loop does: the plugin's penalty is part of the objective, its `on_step_end` follows each step."""
+    """Train as the loop does: with the plugin's penalty in the objective and `on_step_end` after each step."""
     optimizer = optimizer or optimizer_of(model)
     model.train()
     for step in range(first, last):
@@ -123,9 +123,8 @@ def train(adapter, model, input_ids, optimizer=None, first=0, last=2):
 
 
 def loss_of(model, input_ids):
-    predicted = model(input_ids=input_ids, use_cache=False).logits[
-        :, -input_ids.shape[1] : -1
-    ]  # some have more columns
+    # Virtual tokens add columns before those of the text.
+    predicted = model(input_ids=input_ids, use_cache=False).logits[:, -input_ids.shape[1] : -1]
     return cross_entropy(predicted.flatten(0, 1).float(), input_ids[:, 1:].flatten())
 
 
@@ -138,34 +137,34 @@ def trains_everything(model):
     return all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_it_starts_as_the_base(adapter, base, model, input_ids, adapted):
+def test_it_equals_the_base_at_the_start(adapter, base, model, input_ids, adapted):
     student, wanted = adapted(adapter, model), logits(base, input_ids)
     off = (logits(student, input_ids) - wanted).abs().max()
-    if hasattr(adapter, "base_weights"):  # it starts nearer than what it stands on
+    if hasattr(adapter, "base_weights"):  # it is closer to the base than the changed weights alone
         changed = copy.deepcopy(base)
         changed.load_state_dict(adapter.base_weights(student))
         assert 1e-3 < off < (logits(changed, input_ids) - wanted).abs().max()
         return
-    assert virtual_tokens(student) or off < (1 if says(adapter, "starts_elsewhere") else 1e-3)
-    assert not says(adapter, "starts_elsewhere") or off > 1e-3
+    assert virtual_tokens(student) or off < (1 if declares(adapter, "starts_elsewhere") else 1e-3)
+    assert not declares(adapter, "starts_elsewhere") or off > 1e-3
 
 
 @pytest.mark.slow
-def test_it_leaves_the_base_bit_for_bit_or_trains_all_of_it(adapter, base, model, input_ids, adapted):
+def test_the_base_is_unchanged_or_trained_in_full(adapter, base, model, input_ids, adapted):
     before = {parameter: parameter.detach().clone() for parameter in model.parameters()}
     student = adapted(adapter, model)
     everything = trains_everything(student)
     assert everything or not any(parameter.requires_grad for parameter in before)
     moved = not all(torch.equal(now, then) for now, then in before.items())
-    assert moved == says(adapter, "changes_base")
+    assert moved == declares(adapter, "changes_base")
     before = {parameter: parameter.detach().clone() for parameter in before}
     train(adapter, student, input_ids)
     assert all(torch.equal(now, then) != everything for now, then in before.items())
 
 
 @pytest.mark.slow
-def test_all_of_it_learns(adapter, model, input_ids, adapted):
-    student = adapted(adapter, model, steps=100)  # in the first of many nothing is given up yet
+def test_every_trainable_parameter_is_updated(adapter, model, input_ids, adapted):
+    student = adapted(adapter, model, steps=100)  # early steps of many prune nothing
     before = {name: parameter.detach().clone() for name, parameter in trainable(student).items()}
     train(adapter, student, input_ids)
     stuck = [name for name, parameter in trainable(student).items() if torch.equal(parameter, before[name])]
@@ -174,7 +173,7 @@ def test_all_of_it_learns(adapter, model, input_ids, adapted):
 
 
 @pytest.mark.slow
-def test_plain_peft_loads_what_it_saves_on_the_base_as_it_was(adapter, base, model, input_ids, adapted, tmp_path):
+def test_plain_peft_loads_the_saved_adapter_on_the_original_base(adapter, base, model, input_ids, adapted, tmp_path):
     from peft import PeftModel
 
     student = adapted(adapter, model)
@@ -183,23 +182,23 @@ def test_plain_peft_loads_what_it_saves_on_the_base_as_it_was(adapter, base, mod
         pytest.skip("neoplug itself saves a whole model")
     getattr(adapter, "save_adapter", lambda model, path: model.save_pretrained(path))(student, tmp_path)
     stands_on = copy.deepcopy(base)
-    if hasattr(adapter, "base_weights"):  # a run ships them
+    if hasattr(adapter, "base_weights"):  # a run saves them
         stands_on.load_state_dict(adapter.base_weights(student))
     loaded = PeftModel.from_pretrained(stands_on, tmp_path)
-    exactly = not says(adapter, "changes_base") and not hasattr(adapter, "save_adapter")
+    exactly = not declares(adapter, "changes_base") and not hasattr(adapter, "save_adapter")
     wanted = logits(student, input_ids)
     torch.testing.assert_close(logits(loaded, input_ids), wanted, atol=1e-5 if exactly else 2e-3, rtol=0)
     assert (wanted - logits(base, input_ids)).abs().max() > (1e-3 if exactly else 1e-2)
 
 
 @pytest.mark.slow
-def test_merged_it_computes_the_same_or_says_why_it_cannot(adapter, model, input_ids, adapted):
+def test_the_merged_model_computes_the_same_or_merging_is_refused(adapter, model, input_ids, adapted):
     student = adapted(adapter, model)
     train(adapter, student, input_ids)
     wanted = logits(student, input_ids)
     if trains_everything(student):
         pytest.skip("it is merged already")
-    if says(adapter, "cannot_merge"):
+    if declares(adapter, "cannot_merge"):
         with pytest.raises(UsageError, match="\nwhy: "):
             adapter.merge_adapter(student)
         return
@@ -213,15 +212,15 @@ def entry_of(adapter):
     return next(entry for entry in installed() if entry.target == target)
 
 
-def kept_as_a_run(adapter, student, folder, path):
-    """Leave what a finished run leaves of a student; return the run, and what its adapter stands on."""
+def saved_as_a_run(adapter, student, folder, path):
+    """Save a student as a finished run does; return the run's folder and the base of its adapter."""
     from transformers import AutoTokenizer
 
     located, base = locate(str(folder)), model_in(folder)
     resolved = {"format": 1, "student": {"model": str(folder)}, "adapter": {entry_of(adapter).name: {}}, "seed": 0}
     record = {"source": str(folder), "revision": None, "sha256": located.sha256}
     run = RunDir.create(path, resolved, {"format": 1, "models": {"student": record}})
-    if hasattr(adapter, "base_weights"):  # a run ships them
+    if hasattr(adapter, "base_weights"):  # a run saves them
         base.load_state_dict(adapter.base_weights(student))
         base.save_pretrained(run.student)
         AutoTokenizer.from_pretrained(folder).save_pretrained(run.student)
@@ -231,51 +230,51 @@ def kept_as_a_run(adapter, student, folder, path):
     return run.path, base
 
 
-def linear_alone(student, base):
-    """Say whether two models differ in nothing but weights of linear layers."""
+def differ_in_linear_layers_only(student, base):
+    """Return whether two models differ only in weights of linear layers."""
     linear = {f"{name}.weight" for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
     own = base.state_dict()
     return all(name in linear or torch.equal(weight, own[name]) for name, weight in student.state_dict().items())
 
 
-def told_of_loras():
-    """Return what the page on export says of each adapter as a LoRA."""
+def documented_loras():
+    """Return the cell of each adapter in the export page's table of LoRAs."""
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "export.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`\w.*) \| (.*) \|$", page.partition("## A LoRA of any adapter")[2], re.MULTILINE)
-    return {name: says for names, says in rows for name in re.findall(r"`(\w+)`", names)}
+    return {name: cell for names, cell in rows for name in re.findall(r"`(\w+)`", names)}
 
 
-def test_the_page_says_of_each_adapter_that_merges_what_it_is_as_a_lora():
+def test_the_page_has_each_adapter_that_can_be_merged():
     own = (entry for entry in installed() if entry.target.startswith("neoplug_adapters."))
     classes = {entry.name: entry.load() for entry in own}
     merge = {name for name, plugin in classes.items() if hasattr(plugin, "add_adapter")}
-    assert sorted(told_of_loras()) == sorted(name for name in merge if not says(classes[name], "cannot_merge"))
+    assert sorted(documented_loras()) == sorted(name for name in merge if not declares(classes[name], "cannot_merge"))
 
 
 @pytest.mark.slow
-def test_as_a_lora_it_computes_the_same_or_says_why_not(adapter, model, tiny_student, input_ids, adapted, tmp_path):
+def test_the_exported_lora_computes_the_same_or_is_refused(adapter, model, tiny_student, input_ids, adapted, tmp_path):
     from peft import PeftModel
 
     student = adapted(adapter, model)
     train(adapter, student, input_ids)
-    run, base = kept_as_a_run(adapter, student, tiny_student, tmp_path / "run")
-    if says(adapter, "cannot_merge"):
+    run, base = saved_as_a_run(adapter, student, tiny_student, tmp_path / "run")
+    if declares(adapter, "cannot_merge"):
         for write in (export, export_lora):
             with pytest.raises(UsageError, match=re.escape(AdapterTraits.of(adapter).cannot_merge)):
                 write(run, tmp_path / "lora")
         return
     merged = model_in(export(run, tmp_path / "merged"))
-    told = told_of_loras().get(entry_of(adapter).name, "")
-    if not linear_alone(merged, base):
-        assert "refused" in told or not told
+    documented = documented_loras().get(entry_of(adapter).name, "")
+    if not differ_in_linear_layers_only(merged, base):
+        assert "refused" in documented or not documented
         with pytest.raises(UsageError, match=r"why: .*model.* changed"):
             export_lora(run, tmp_path / "lora", rank=48)
         return
     found = export_lora(run, tmp_path / "lora", rank=48)  # the smaller size of each layer is 48 at most
     assert found.exact
     assert found.error < 1e-3
-    assert found.needed <= 16 or not re.match("exact(?!.*where)", told)
-    assert found.needed > 16 or not told.startswith("the largest")
+    assert found.needed <= 16 or not re.match("exact(?!.*where)", documented)
+    assert found.needed > 16 or not documented.startswith("the largest")
     loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "lora")
     wanted = logits(merged, input_ids)
     torch.testing.assert_close(logits(loaded, input_ids), wanted, atol=1e-4, rtol=0)
@@ -296,8 +295,8 @@ def fall(adapter, student, input_ids, rate):
 
 
 @pytest.mark.slow
-def test_what_starts_from_data_really_does(adapter, base, batches, adapted):
-    if not says(adapter, "reads_data"):
+def test_an_adapter_that_declares_to_read_data_depends_on_it(adapter, base, batches, adapted):
+    if not declares(adapter, "reads_data"):
         return
     first, again, other = (
         trainable(adapted(adapter, copy.deepcopy(base), batches=some))
@@ -310,7 +309,7 @@ def test_what_starts_from_data_really_does(adapter, base, batches, adapted):
 
 
 @pytest.mark.slow
-def test_the_seed_decides_the_start_and_nothing_else_is_drawn(adapter, base, adapted):
+def test_the_start_depends_only_on_the_seed(adapter, base, adapted):
     state = torch.random.get_rng_state()
     students = [adapted(adapter, copy.deepcopy(base), seed) for seed in (1, 1, 2)]
     first, again, other = (student.state_dict() for student in students)
@@ -321,12 +320,12 @@ def test_the_seed_decides_the_start_and_nothing_else_is_drawn(adapter, base, ada
         return
     kept = [student.peft_config["default"].to_dict() for student in students]
     assert kept[0] == kept[1]
-    assert (alike and kept[0] == kept[2]) == says(adapter, "seedless")
+    assert (alike and kept[0] == kept[2]) == declares(adapter, "seedless")
 
 
 @pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing_or_is_refused(adapter, base, input_ids, adapted):
-    if says(adapter, "not_checkpointed"):
+    if declares(adapter, "not_checkpointed"):
         train = SimpleNamespace(gradient_checkpointing=True)
         (problem,) = adapter.check(SimpleNamespace(adapter={}, train=train, student=SimpleNamespace(load={})))
         assert problem.why
@@ -344,7 +343,7 @@ def test_gradient_checkpointing_changes_nothing_or_is_refused(adapter, base, inp
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_the_undisturbed_one(adapter, base, input_ids, adapted, tmp_path):
+def test_a_resumed_run_equals_the_uninterrupted_one(adapter, base, input_ids, adapted, tmp_path):
     plugins = [replace(adapter) for _ in range(2)]
     runs = [adapted(plugin, copy.deepcopy(base)) for plugin in plugins]
     parts = [
@@ -369,13 +368,13 @@ def skeleton(base):
 
 
 @pytest.mark.slow
-def test_it_stands_on_the_meta_device_for_a_plan(adapter, base, adapted):
+def test_it_can_be_built_on_the_meta_device_for_a_plan(adapter, base, adapted):
     planned, real = trainable(adapted(adapter, skeleton(base))), trainable(adapted(adapter, copy.deepcopy(base)))
     counted = [sum(parameter.numel() for parameter in model.values()) for model in (planned, real)]
     assert planned.keys() == real.keys()
     assert counted[0] == counted[1]
     alike = all(parameter.shape == real[name].shape for name, parameter in planned.items())
-    assert alike != says(adapter, "shaped_by_weights")
+    assert alike != declares(adapter, "shaped_by_weights")
     assert all(parameter.is_meta for parameter in planned.values())
 
 
@@ -390,10 +389,10 @@ def other_width(request, tiny_tokenizer):
 
 
 @pytest.mark.slow
-def test_without_options_it_works_at_other_widths(adapter, other_width, input_ids, adapted):
+def test_default_options_work_at_other_widths(adapter, other_width, input_ids, adapted):
     base = other_width.eval()
     student = adapted(adapter, copy.deepcopy(base))
-    if not says(adapter, "starts_elsewhere"):
+    if not declares(adapter, "starts_elsewhere"):
         torch.testing.assert_close(logits(student, input_ids), logits(base, input_ids), atol=1e-3, rtol=0)
     before = loss_of(student, input_ids).item()
     train(adapter, student, input_ids, last=STEPS)
@@ -401,7 +400,7 @@ def test_without_options_it_works_at_other_widths(adapter, other_width, input_id
 
 
 def others(hint, value):
-    """Yield values of an option's type beside the one that it has."""
+    """Yield values of an option's type other than its present one."""
     if typing.get_origin(hint) in (typing.Union, UnionType):
         for kind in typing.get_args(hint):
             yield from others(kind, value)
@@ -419,8 +418,8 @@ def others(hint, value):
         yield ["q_proj"]
 
 
-def tried(adapter, base, adapted, option, values):
-    """Return the first of these values that is not refused, and the model with it; refusals name the option."""
+def first_accepted(adapter, base, adapted, option, values):
+    """Return the first of these values that is accepted, and the model with it; errors must name the option."""
     for value in values:
         try:
             return value, adapted(replace(adapter, **{option: value}), skeleton(base))
@@ -432,11 +431,11 @@ def tried(adapter, base, adapted, option, values):
 
 
 @pytest.mark.slow
-def test_each_option_reaches_peft_or_is_refused(adapter, base, adapted):
+def test_each_option_is_passed_to_peft_or_is_refused(adapter, base, adapted):
     hints, plain = typing.get_type_hints(type(adapter)), adapted(adapter, skeleton(base))
     for option in (field.name for field in fields(adapter)):
-        value, model = tried(adapter, base, adapted, option, others(hints[option], getattr(adapter, option)))
-        if model is None or trainable(model).keys() != trainable(plain).keys():  # it says which layers
+        value, model = first_accepted(adapter, base, adapted, option, others(hints[option], getattr(adapter, option)))
+        if model is None or trainable(model).keys() != trainable(plain).keys():  # the option selects layers
             continue
         now, then = (each.peft_config["default"] for each in (model, plain))
         if getattr(now, "target_modules", None) != getattr(then, "target_modules", None):
@@ -446,16 +445,16 @@ def test_each_option_reaches_peft_or_is_refused(adapter, base, adapted):
 
 
 @pytest.mark.slow
-def test_on_four_bits_it_trains_as_on_the_dequantised_base_or_is_refused(adapter, tiny_student, input_ids, adapted):
+def test_training_on_4_bits_equals_the_dequantised_base_or_is_refused(adapter, tiny_student, input_ids, adapted):
     train = SimpleNamespace(gradient_checkpointing=False)
     recipe = SimpleNamespace(adapter={}, student=SimpleNamespace(load={"nf4": {}}), train=train)
-    if says(adapter, "not_on_quantised") or not hasattr(adapter, "config"):
+    if declares(adapter, "not_on_quantised") or not hasattr(adapter, "config"):
         (problem,) = adapter.check(recipe)
         assert problem.why
         assert problem.fix
         return
     assert adapter.check(recipe) == []
-    four_bits = NF4(compute_dtype="float32")  # bfloat16, where a CPU has it, rounds too much to compare
+    four_bits = NF4(compute_dtype="float32")  # bfloat16 rounds too much to compare
     quantised = load_model(
         locate(str(tiny_student)), plugins=Plugins({"student.load": {"nf4": four_bits}}), role="student",
         section="student.load", dtype=torch.float32, device="cpu", attn_implementation=None,
@@ -471,7 +470,7 @@ def test_on_four_bits_it_trains_as_on_the_dequantised_base_or_is_refused(adapter
         for parameter in trainable(student).values():
             parameter.data = parameter.data.float() + 0.01 * torch.randn(parameter.shape, generator=noise)
         torch.manual_seed(0)
-        logits(student, input_ids)  # an evaluation repacks 4-bit layers on some CPUs
+        logits(student, input_ids)  # evaluation repacks 4-bit layers on some CPUs
         loss_of(student.train(), input_ids).backward()
     for name, reference in trainable(students[1]).items():
         gradient = trainable(students[0])[name].grad

@@ -1,4 +1,4 @@
-"""Every installed loss holds what losses hold, by the kit that strangers use."""
+"""Every installed loss passes the conformance kit for losses."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from neoplug.testing import LOSS, call, check_loss, examples
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Return a few examples, the same for all: drawing them costs more than trying them."""
+    """Return a few examples, shared by all losses, because drawing takes longer than the checks."""
     found = []
 
     @settings(max_examples=8, derandomize=True, database=None, phases=[Phase.generate])
@@ -34,8 +34,8 @@ def test_properties_hold_for_other_options(variant, drawn):
             check(variant, example)
 
 
-def test_a_loss_never_waits_for_a_number(variant):
-    """Tensors on the meta device have no numbers: whoever asks for one, and would stall a GPU, fails."""
+def test_a_loss_reads_no_number_from_the_device(variant):
+    """Tensors on the meta device have no values: reading one, which stalls a GPU, raises an error."""
     log_probabilities = torch.empty(4, 50, device="meta")
     labels = torch.empty(4, dtype=torch.int64, device="meta")
     arguments = {"student": log_probabilities, "teacher": log_probabilities, "labels": labels, "progress": 0.5}
@@ -43,7 +43,7 @@ def test_a_loss_never_waits_for_a_number(variant):
     assert all(call(hook, arguments) is not None for hook in hooks)
 
 
-# What the papers, or where these leave it open their code, take: arXiv numbers stand in the losses' files.
+# Defaults of the papers, or of their code where a paper gives none; arXiv numbers are in the losses' files.
 DEFAULTS = {
     "adaptive_kl": {"mu": 0.5},
     "alpha_beta": {"alpha": 0.5, "beta": 0.5},
@@ -66,5 +66,5 @@ def test_defaults_are_those_of_the_papers():
     assert {loss.temperature for loss in ours.values() if hasattr(loss, "temperature")} == {1.0}
 
 
-def test_the_shelf_is_not_empty():
+def test_the_catalogue_is_not_empty():
     assert {"cross_entropy", "forward_kl", "reverse_kl", "jsd"} <= {entry.name for entry in installed()}

@@ -13,7 +13,7 @@ TEXT = (ROOT / "docs" / "reference" / "losses.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def maker():
-    """Return the script that makes the page."""
+    """Return the module of the script that writes the page."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         import losses_page
@@ -43,7 +43,7 @@ def sections():
         yield name, text.strip()
 
 
-def lands(cells):
+def minimum(cells):
     """Return a row's numbers: (mean, width) twice, and the share raised on the missed mode."""
     numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", f"{cells[1]}; {cells[2]}")]
     return [tuple(numbers[0:2]), tuple(numbers[2:4])], numbers[4] / 100
@@ -72,37 +72,37 @@ def test_a_section_has_the_options_formula_and_source_of_the_file(maker):
         assert maker.source(plugin) != "-"
 
 
-def test_the_costs_are_those_that_were_measured(maker, measured):
+def test_the_costs_are_the_measured_ones(maker, measured):
     inner = "\n".join([*maker.summary(measured), "", maker.costs(measured)])
     assert maker.replace_between(TEXT, "costs", inner) == TEXT
     assert {name: cells[3] for name, cells in rows()} == {name: maker.cost(name, measured) for name in maker.losses()}
 
 
-def test_a_picture_has_the_title_of_its_row(maker):
+def test_a_picture_has_the_numbers_of_its_row(maker):
     for name, cells in rows():
         drawn = (maker.PICTURES / f"{name}.svg").read_text(encoding="utf-8")
         behaviour, where = re.search(r"<title>\w+: (\w+); lands at (.*)</title>", drawn).groups()
         assert cells[:2] == [behaviour, where]
 
 
-def test_every_loss_raises_what_its_row_says(maker):
+def test_the_raised_share_of_every_loss_is_that_of_its_row(maker):
     for name, cells in rows():
-        lift = maker.push_of(maker.losses()[name]).clamp(min=0)
-        assert lift[maker.MISSED].sum() / lift.sum() == pytest.approx(lands(cells)[1], abs=0.011), name
+        raised = maker.push_of(maker.losses()[name]).clamp(min=0)
+        assert raised[maker.MISSED].sum() / raised.sum() == pytest.approx(minimum(cells)[1], abs=0.011), name
 
 
-def test_forward_kl_ends_at_the_teachers_moments(maker):
+def test_the_minimum_of_forward_kl_has_the_teachers_moments(maker):
     """A Gaussian is an exponential family: the minimiser of forward KL has the teacher's mean and variance."""
-    (landed, *_), _ = lands(dict(rows())["forward_kl"])
+    (fitted, *_), _ = minimum(dict(rows())["forward_kl"])
     q = maker.gaussian(*maker.student_of([maker.fit(maker.losses()["forward_kl"]).final[0]])).detach().exp()[0]
     p = maker.teacher().exp()
     for power in (maker.GRID, maker.GRID**2):
         torch.testing.assert_close(q @ power, p @ power, atol=0.01, rtol=0.01)
-    assert landed == pytest.approx((-0.5, 2.3))
+    assert fitted == pytest.approx((-0.5, 2.3))
 
 
 @pytest.mark.slow
-def test_jsd_is_as_weak_as_the_page_says(maker):
+def test_jsds_gradient_norms_are_those_of_the_page(maker):
     assert maker.replace_between(TEXT, "strength", maker.strength()) == TEXT
     found = maker.values_and_gradient_norms()
     low, middle, high = (norm for name, (_, norm) in found.items() if name.startswith("jsd"))
@@ -110,9 +110,9 @@ def test_jsd_is_as_weak_as_the_page_says(maker):
 
 
 @pytest.mark.slow
-def test_every_loss_ends_where_its_row_says(maker):
+def test_the_minimum_of_every_loss_is_that_of_its_row(maker):
     for name, cells in rows():
         found = maker.fit(maker.losses()[name])
-        for here, there in zip(found.final, lands(cells)[0], strict=True):
+        for here, there in zip(found.final, minimum(cells)[0], strict=True):
             assert here == pytest.approx(there, abs=0.15), name
         assert cells[0] == found.behaviour, name

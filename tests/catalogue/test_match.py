@@ -1,4 +1,4 @@
-"""`plan --match` on every installed adapter: what it promises is counted on a real model, built by its override."""
+"""`plan --match` for every installed adapter: the planned size is compared with a real model built by its override."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory, tiny_student):
-    """Return the folder of a Llama that is wider than the ranks that adapters have by default."""
+    """Return the folder of a Llama that is wider than the default ranks of adapters."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = shutil.copytree(tiny_student, tmp_path_factory.mktemp("wide") / "student")
@@ -47,7 +47,7 @@ def load(tmp_path_factory, student, tiny_chat):
 
 @pytest.fixture(scope="module")
 def counted(student):
-    """Return a function that counts on the real model what there is, and what a recipe's adapter trains."""
+    """Return a function that counts the parameters of the real model, and those that a recipe's adapter trains."""
     from transformers import AutoModelForCausalLM
 
     ids = torch.randint(300, (2, 16), generator=torch.Generator().manual_seed(0))
@@ -65,8 +65,8 @@ def counted(student):
 
 
 @pytest.mark.slow
-def test_an_adapter_has_as_many_parameters_as_asked_for(adapter, load, counted, request):
-    """Twice as many as by default; half where the student itself has fewer."""
+def test_an_adapter_has_the_requested_number_of_parameters(adapter, load, counted, request):
+    """Twice the default number; half of it where the student itself has fewer."""
     name = request.node.callspec.id
     plain = load(f"adapter={{{name}: {{}}}}")
     own, default = counted(plain)
@@ -88,15 +88,15 @@ def test_an_adapter_has_as_many_parameters_as_asked_for(adapter, load, counted, 
     assert there == pytest.approx(trainable, rel=0.02 if AdapterTraits.of(adapter).shaped_by_weights else 0)
 
 
-def test_the_page_says_by_which_option_each_adapter_is_sized(adapter, request):
+def test_the_page_names_the_option_that_sizes_each_adapter(adapter, request):
     name, option = request.node.callspec.id, AdapterTraits.of(adapter).sized_by
     (page,) = re.findall(r"\n## As many parameters\n(.*?)\n## ", PAGE, re.DOTALL)
     rows = re.findall(r"^\| (?:`(\w+)`|none.*?) \| (.*) \|$", page, re.MULTILINE)
-    told = {adapter: option for option, adapters in rows for adapter in re.findall(r"`(\w+)`", adapters)}
-    assert told.get(name, "r") == (option if hasattr(adapter, option) else "")
+    documented = {adapter: option for option, adapters in rows for adapter in re.findall(r"`(\w+)`", adapters)}
+    assert documented.get(name, "r") == (option if hasattr(adapter, option) else "")
 
 
-def test_the_page_speaks_of_the_rates_of_adapters_that_there_are():
+def test_the_page_has_learning_rates_only_of_installed_adapters():
     (page,) = re.findall(r"\n## Learning rates\n(.*?)(?:\n## |\Z)", PAGE, re.DOTALL)
     rows = re.findall(r"^\| (.*) \| (.*) \| (.*) \|$", page, re.MULTILINE)[2:]
     named = [name for _, adapters, _ in rows for name in re.findall(r"`(\w+)`", adapters)]

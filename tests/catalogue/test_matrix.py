@@ -1,4 +1,4 @@
-"""The shipped matrix: a row for each adapter, true to what adapters say of themselves, as the page and `plan` say."""
+"""The shipped matrix: a row for each adapter, consistent with the traits of adapters, the page and `plan`."""
 
 import json
 import subprocess
@@ -31,14 +31,14 @@ def test_every_built_in_adapter_was_measured():
     assert not set(SHIPPED.rows) - set(built_in()), "run: python benchmarks/matrix.py"
 
 
-def test_every_family_and_loading_was_tried():
+def test_every_family_and_loading_was_measured():
     assert SHIPPED.families == list(FAMILIES)
     loaders = {entry.name for entry in installed() if "load_kwargs" in answered(entry.load())}
     assert set(SHIPPED.loadings) - {PLAIN} == loaders & set(SHIPPED.loadings)
     assert {"nf4", "fp4", "int8"} <= set(SHIPPED.loadings)
 
 
-def test_findings_speak_of_cells_that_there_are():
+def test_findings_refer_to_existing_cells():
     for name, row in SHIPPED.rows.items():
         cells = [
             (loading, family)
@@ -53,7 +53,7 @@ def test_findings_speak_of_cells_that_there_are():
         assert row.parameters > 0
 
 
-def test_what_an_adapter_says_of_quantised_students_is_what_was_measured():
+def test_traits_for_quantised_students_are_those_that_were_measured():
     for name, cls in ((name, cls) for name, cls in built_in().items() if name in SHIPPED.rows):
         refuses = bool(AdapterTraits.of(cls).not_on_quantised) or not hasattr(cls, "config")
         quantised = [way for way in SHIPPED.loadings if way != PLAIN]
@@ -65,7 +65,7 @@ def test_every_adapter_works_on_the_family_of_its_tests_and_lora_everywhere():
     assert all(summary(SHIPPED, "lora", way) == "all" for way in SHIPPED.loadings)
 
 
-def test_the_page_is_made_of_the_data():
+def test_the_page_shows_the_data():
     for name in SHIPPED.rows:
         cells = " | ".join(summary(SHIPPED, name, loading) for loading in SHIPPED.loadings)
         assert f"| `{name}` | {cells} |" in PAGE
@@ -73,7 +73,7 @@ def test_the_page_is_made_of_the_data():
     assert all(f"{package} {version}" in PAGE for package, version in SHIPPED.versions.items())
 
 
-def test_it_is_part_of_the_package():
+def test_the_matrix_is_part_of_the_package():
     import tomllib
 
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]

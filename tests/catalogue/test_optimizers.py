@@ -1,4 +1,4 @@
-"""Every installed optimizer: it resumes bit for bit from plain data, and takes each group at its own scheduled rate."""
+"""Every installed optimizer: it resumes bit for bit from plain data, and applies each group's scheduled rate."""
 
 from io import BytesIO
 
@@ -11,7 +11,7 @@ from neoplug.testing import call
 
 
 def model():
-    """A matrix large enough for 8-bit states, a bias, and an embedding."""
+    """Return a model with a matrix large enough for 8-bit states, a bias, and an embedding."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Embedding(70, 64), nn.Linear(64, 80))
 
@@ -67,8 +67,8 @@ def test_each_group_keeps_its_scheduled_rate(optimizer):
     assert moved[1:] == [False, True]
 
 
-def test_a_plan_knows_its_state(optimizer):
-    """A step on the meta device leaves state of the size that a real one leaves."""
+def test_the_state_on_the_meta_device_has_the_real_size(optimizer):
+    """A step on the meta device gives state of the same size as a real step."""
     sizes = []
     for device in ("cpu", "meta"):
         student = model().to(device)
@@ -82,7 +82,7 @@ def test_a_plan_knows_its_state(optimizer):
 
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "muon", "adamw", "sgd"])
-def test_the_shelf_holds_it(name):
+def test_the_optimizer_is_installed(name):
     from neoplug.registry import installed
 
     assert name in {entry.name for entry in installed()}

@@ -1,4 +1,4 @@
-"""Every installed token weight holds what they hold, by the kit that strangers use; and each is what it says it is."""
+"""Every installed token weight passes the conformance kit and equals its formula."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What house tests read: the project's own files, and the sources parsed."""
+"""Fixtures for tests of the project itself: its files, and its parsed sources."""
 
 import ast
 import subprocess
@@ -21,7 +21,7 @@ class Source:
 
 @pytest.fixture(scope="session")
 def project_files():
-    """Return the paths, from the root, of all that is tracked or about to be; what git ignores is not the project's."""
+    """Return the paths, from the root, of all tracked and untracked files, without those that git ignores."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return [name for name in done.stdout.split("\0") if (ROOT / name).is_file()]

@@ -12,7 +12,7 @@ NAMES = ["README.md", "CONTRIBUTING.md", *(f"{folder}/**/*.md" for folder in FOL
 DOCUMENTS = sorted({path for name in NAMES for path in ROOT.glob(name)})
 
 RUN = ("neoplug", "python", "torchrun")
-# Programs that tests do not run: .ci/run does, or a person.
+# Programs that tests do not run: .ci/run or a reader runs them.
 ELSEWHERE = {"pip", "pytest", "ruff", "mypy", "lint-imports", "pre-commit", "coverage", "mkdocs", "run", "lowest"}
 ELSEWHERE |= {"git", "cd", "source"}
 QUICK = "train.max_steps=2 data.held_out=1"  # added to a training command of the docs in a test

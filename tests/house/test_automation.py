@@ -1,4 +1,4 @@
-"""Workflows, hooks of pre-commit, issue forms and requirements: what GitHub and pip read without a test run."""
+"""Workflows, pre-commit hooks, issue forms and requirements: files for GitHub and pip that other tests do not read."""
 
 import os
 import re
@@ -66,7 +66,7 @@ def test_scripts_are_executable(name):
 
 @pytest.mark.parametrize("extra", [None, *EXTRAS])
 def test_each_requirement_has_a_lowest_version(extra):
-    """Without one, `--resolution lowest-direct` takes the first release there ever was."""
+    """Without one, `--resolution lowest-direct` installs the first release of the package."""
     written = EXTRAS[extra] if extra else PROJECT["dependencies"]
     bounds = {name.name: {one.operator for one in name.specifier} for name in map(Requirement, written)}
     assert [name for name, operators in bounds.items() if not operators & {">=", "=="}] == []
@@ -89,7 +89,7 @@ def test_ci_runs_the_hooks_of_pre_commit():
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.stem)
-def test_an_issue_form_has_what_github_requires(form):
+def test_an_issue_form_has_the_keys_that_github_requires(form):
     content = parsed(form)
     assert content["name"]
     assert content["description"]

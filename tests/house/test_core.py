@@ -1,4 +1,4 @@
-"""The core names no plugin: whatever is true of one variant stands with that variant."""
+"""The core names no plugin: facts about one variant are in the file of that variant."""
 
 import ast
 import re
@@ -8,18 +8,18 @@ import pytest
 
 METRICS = {"cross_entropy", "forward_kl", "reverse_kl", "jsd"}  # as metrics of evaluation, not as losses
 ALLOWED = {
-    "neoplug/cli/export.py": {"lora"},  # its option, and llama.cpp's
+    "neoplug/cli/export.py": {"lora"},  # the name of its option and of llama.cpp's
     "neoplug/evaluation/evaluate.py": METRICS,  # computes them
     "neoplug/evaluation/remarks.py": {"cross_entropy", "forward_kl"},  # explains them
     "neoplug/registry/measures.py": METRICS,  # lists them
     "neoplug/export/peft_files.py": {"lora"},  # in the name of vLLM's option
-    "neoplug/export/gguf_lora.py": {"lora"},  # how llama.cpp's files call their kind
+    "neoplug/export/gguf_lora.py": {"lora"},  # a value in llama.cpp's files
     "neoplug/training/diagnostics.py": {"teacher_entropy"},  # computes it
-    "neoplug/models/stored_adapter.py": {"eva"},  # how peft's files spell a start
+    "neoplug/models/stored_adapter.py": {"eva"},  # a value in peft's files
     "neoplug/recipe/schema.py": {"adamw"},  # the default optimizer
     "neoplug/testing/token_weights.py": {"position"},  # an argument of the hook
 }
-ENGLISH = {"full", "position"}  # called like a plain word: found only where the whole literal is the name
+ENGLISH = {"full", "position"}  # also English words: found only where the whole literal is the name
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_core_names_no_plugin(core, built_ins):
     assert not found
 
 
-def test_no_part_of_the_core_is_called_like_a_plugin(core, built_ins):
+def test_no_function_or_class_of_the_core_has_the_name_of_a_plugin(core, built_ins):
     parts = ast.FunctionDef | ast.ClassDef
     found = [
         f"{source.name}:{node.lineno}: {node.name}"
@@ -82,7 +82,7 @@ def test_no_part_of_the_core_is_called_like_a_plugin(core, built_ins):
     assert not found
 
 
-def test_what_is_allowed_is_needed(core, built_ins):
+def test_every_allowed_name_is_needed(core, built_ins):
     texts = {source.name: [text for _, text in literals(source.tree)] for source in core}
     for name, allowed in ALLOWED.items():
         assert set().union(*(named(text, built_ins) for text in texts[name])) == allowed

@@ -1,4 +1,4 @@
-"""Every command, every piece of Python and every recipe in the documentation works."""
+"""Every command, every Python block and every recipe in the documentation works."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ documented = pytest.mark.parametrize("document", docs.DOCUMENTS, ids=IDS)
 
 @pytest.fixture
 def checkout(tmp_path, project_files):
-    """Return a copy of the project with this environment as its .venv, as a reader of the docs has it."""
+    """Return a copy of the project with this environment as its .venv, as the docs assume."""
     for name in project_files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(docs.ROOT / name, tmp_path / name)
@@ -31,7 +31,7 @@ def checkout(tmp_path, project_files):
 
 
 @documented
-def test_it_is_known_where_each_command_runs(document):
+def test_every_command_has_a_known_program(document):
     list(docs.commands(document))
 
 
@@ -49,7 +49,7 @@ def test_it_is_known_where_each_command_runs(document):
         (".venv/bin/pytest -m 'not slow'", None),
     ],
 )
-def test_a_command_is_run_as_the_rules_say(written, run):
+def test_a_command_is_run_by_the_rules(written, run):
     assert docs.as_run(written) == run
 
 
@@ -61,7 +61,7 @@ def test_an_unknown_command_is_refused():
 @pytest.mark.slow
 @documented
 def test_every_command_works(document, checkout):
-    """The commands of a document run one after the other in one folder, as a reader would type them."""
+    """The commands of a document run one after the other in one folder, as a reader types them."""
     environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}  # noqa: PTH120
     for line, command in docs.commands(document):
         done = subprocess.run(
@@ -77,7 +77,7 @@ def test_every_command_works(document, checkout):
 
 
 @documented
-def test_every_piece_of_python_works(document, monkeypatch):
+def test_every_python_block_works(document, monkeypatch):
     """The Python blocks of a document are one program; its tests are called, its losses pass the conformance kit."""
     from neoplug.testing import check_loss
 
@@ -96,7 +96,7 @@ def test_every_piece_of_python_works(document, monkeypatch):
 
 
 @documented
-def test_every_recipe_is_one(document, tmp_path):
+def test_every_recipe_is_valid(document, tmp_path):
     """A block that names a student is a whole recipe: its only mistakes are files that do not exist here."""
     for block in docs.blocks(document, "yaml"):
         if "student:" not in block.text:

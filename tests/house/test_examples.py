@@ -1,4 +1,4 @@
-"""The examples that the docs use: a loss in a file of one's own, and a recipe that names it."""
+"""The examples of the docs: a loss in a local file, and a recipe that names it."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Hooks: each is called, documented argument by argument, drawn in the map, and in the docs as it is in the code."""
+"""Hooks: each is called by the core, its arguments are documented, and map and docs agree with the code."""
 
 import ast
 import inspect
@@ -12,8 +12,8 @@ from neoplug import __version__, hookspecs
 from neoplug.registry import SPECS
 
 ROOT = Path(__file__).parents[2]
-CALLERS = {"each", "one", "functions", "ask"}  # the ways in which `Plugins` calls a hook
-LEGEND = inspect.getdoc(hookspecs).rpartition("\n\n")[2]  # what the module says once, for all hooks
+CALLERS = {"each", "one", "functions", "ask"}  # the methods of `Plugins` that call a hook
+LEGEND = inspect.getdoc(hookspecs).rpartition("\n\n")[2]  # the module's legend for all hooks
 DUCK_TYPED = {"state_dict", "load_state_dict"}  # torch's Stateful: no hooks, but in the table
 CHANGELOG = ROOT / "CHANGELOG.md"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -54,12 +54,12 @@ def test_every_argument_is_documented(hook):
 
 
 @pytest.mark.parametrize("hook", SPECS)
-def test_every_hook_stands_in_the_map_of_the_run(hook):
+def test_every_hook_is_in_the_map_of_the_run(hook):
     assert re.search(rf"\b{hook}\b", hookspecs.__doc__)
 
 
 @pytest.mark.parametrize("hook", SPECS)
-def test_every_hook_says_how_many_answer(hook):
+def test_every_hook_states_how_many_plugins_may_implement_it(hook):
     assert SPECS[hook].answers in ("all", "each loss", "exactly one", "at most one")
 
 
@@ -86,7 +86,7 @@ def rows():
                 yield document.name, cells[0], cells[1]
 
 
-def test_the_hook_table_in_the_docs_is_that_of_the_code():
+def test_the_hook_table_in_the_docs_agrees_with_the_code():
     table = {}
     for _, cell, answers in rows():
         for name, listed in re.findall(r"`(\w+)\(([^)]*)\)", cell):

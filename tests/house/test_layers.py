@@ -16,7 +16,7 @@ def test_every_import_contract_is_kept(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
-def test_the_table_of_layers_in_the_docs_is_the_contract():
+def test_the_table_of_layers_in_the_docs_equals_the_contract():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     (contract,) = (contract for contract in settings["contracts"] if contract["type"] == "layers")
     layers = [re.split(r" *[|:] *", layer) for layer in contract["layers"]]

@@ -1,4 +1,4 @@
-"""The public API: what `neoplug` and `neoplug.testing` export stays, is documented, and is all that plugins import."""
+"""The public API: the exports of `neoplug` and `neoplug.testing` are fixed, documented, and all that plugins import."""
 
 import ast
 import inspect
@@ -28,7 +28,7 @@ TESTING = [
 ]  # fmt: skip
 NOT_DOCUMENTED = {"__version__", "Role"}  # a string and a Literal have no docstring
 
-# Import paths that documentation for plugin authors has named: path -> is it deprecated?
+# Import paths that earlier documentation named: path -> whether it is deprecated.
 PROMISED = {
     **{f"neoplug.{name}": False for name in ("Problem", "hookimpl", "run")},
     **{f"neoplug.hookspecs.{name}": False for name in ("HOOKS_OF_SECTION", "Role", "hookimpl")},
@@ -101,7 +101,7 @@ def test_importing_neoplug_imports_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_plugins_import_public_names_alone():
+def test_plugins_import_only_public_names():
     found = list(imported_by_plugins())
     assert len(found) > 50
     public = {f"neoplug.{name}" for name in PUBLIC} | {f"neoplug.testing.{name}" for name in TESTING}

@@ -20,7 +20,7 @@ DEFAULT = re.compile(r"^\| `(\w+)` \| .* \| (.*) \|$", re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def maker():
-    """Return the build hook of the site."""
+    """Return the module of the site's build hook."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(DOCS))
         import generate
@@ -45,7 +45,7 @@ def test_a_section_lists_each_key_with_its_default(maker, title, model):
     assert set(listed) == set(model.model_fields)
 
 
-def test_what_a_recipe_must_have_is_marked(maker):
+def test_required_keys_are_marked(maker):
     text = page(maker, "recipe.md")
     listed = dict(DEFAULT.findall(section(text, "## Top level")))
     assert set(listed) == {*Recipe.model_fields, "extends"}
@@ -73,7 +73,7 @@ def test_every_built_in_plugin_has_a_section_with_its_options(maker):
 
 
 @pytest.mark.parametrize("module", [neoplug, neoplug.testing], ids=lambda module: module.__name__)
-def test_public_names_without_a_docstring_of_their_own_are_described(module):
+def test_public_names_without_a_docstring_are_described(module):
     """The site takes classes and plain functions from their docstrings; everything else is described by hand."""
     text = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
     others = [name for name in module.__all__ if not documented(getattr(module, name))]

@@ -1,4 +1,4 @@
-"""The version is written in `neoplug/__init__.py` alone; whatever else states it agrees."""
+"""The version is defined only in `neoplug/__init__.py`; other files that state it agree."""
 
 import re
 import tomllib

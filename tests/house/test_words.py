@@ -1,4 +1,4 @@
-"""The project speaks of itself only: no machine's paths, no registry's hosts, nothing of how it came to be."""
+"""No file has paths of a machine, hosts of a registry, or numbers of issues."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ FOREIGN = re.compile(  # a letter in brackets each, so that this file does not f
 )
 
 
-def test_no_file_speaks_of_another_place(project_files):
+def test_no_file_names_paths_hosts_or_issues(project_files):
     found = []
     for name in project_files:
         text = (ROOT / name).read_text(encoding="utf-8", errors="replace")

@@ -254,8 +254,8 @@ def test_an_unknown_attention_is_refused_and_the_supported_ones_are_listed(tiny_
     assert caught.value.problems[0].path == (role, "attn_implementation")
 
 
-def test_a_models_code_does_not_run_by_default(own_family):
-    folder, ran = own_family
+def test_a_models_code_does_not_run_by_default(custom_code):
+    folder, ran = custom_code
     located = locate(str(folder), path=("teacher", "model"))
     for use in (load_config, lambda located, _: load_weights(located)):
         with pytest.raises((RecipeError, RunError), match="trust_remote_code"):
@@ -264,18 +264,18 @@ def test_a_models_code_does_not_run_by_default(own_family):
     assert not ran.exists()
 
 
-def test_a_models_code_runs_with_trust_remote_code(own_family, tiny_student):
-    folder, ran = own_family
+def test_a_models_code_runs_with_trust_remote_code(custom_code, tiny_student):
+    folder, ran = custom_code
     located = locate(str(folder), trust_remote_code=True)
     model = load_model(
         located, dtype=torch.float32, device="cpu", attn_implementation=None, plugins=Plugins({}), role="student",
         section="student.load",
     )  # fmt: skip
-    assert (type(model).__name__, ran.exists()) == ("OwnModel", True)
-    assert type(load_meta_model(located, "student")).__name__ == "OwnModel"
+    assert (type(model).__name__, ran.exists()) == ("CustomModel", True)
+    assert type(load_meta_model(located, "student")).__name__ == "CustomModel"
     assert torch.equal(model.lm_head.weight, load(tiny_student).lm_head.weight)
     before = located.sha256
-    (folder / "own.py").write_text("# other code")
+    (folder / "custom.py").write_text("# other code")
     assert locate(str(folder), trust_remote_code=True).sha256 != before  # the hash covers the code
 
 

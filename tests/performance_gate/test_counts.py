@@ -1,9 +1,9 @@
-"""One small step, counted: what neoplug itself asks of the machine may shrink but not grow, whatever the clock says.
+"""Operation counts of one small step: neoplug's operators, bytes and synchronisations must not exceed the budget.
 
-    python tests/performance_gate/test_counts.py    stores today's counts as the budget, budget.json beside this file
+    python tests/performance_gate/test_counts.py    writes the present counts to budget.json in this folder
 
-Counted are operators that neoplug's own lines call, the core's and the plugins'; not the model's, the optimizer's, nor
-what autograd does by itself. Counts hold for the torch that they were taken with; another may need a tenth more.
+It counts operators that lines of the core and of its plugins call, not those of the model, the optimizer or autograd.
+Counts hold for the torch version in the budget; another version may need a tenth more.
 """
 
 import json
@@ -44,7 +44,7 @@ LENGTHS = (20, 32, 9)
 
 
 class Counts(TorchDispatchMode):
-    """Counts operators by who called them, the bytes and the number of new tensors larger than a block, and waits."""
+    """Counts operators by caller, bytes of new tensors, new tensors larger than a block, and synchronisations."""
 
     def __init__(self):
         super().__init__()
@@ -78,7 +78,7 @@ def tensors(value):
 
 
 def ours(frame):
-    """Return the file and function of neoplug's that called an operator; None where it was someone else."""
+    """Return the file and function of neoplug that called an operator, or None for other callers."""
     while frame is not None and frame.f_code.co_filename in THIN:
         frame = frame.f_back
     file = Path(frame.f_code.co_filename) if frame else Path()
@@ -97,7 +97,7 @@ def model(layers):
 
 
 class Counted(Exception):
-    """The step is done."""
+    """Raised at the end of the counted step."""
 
 
 def step(closed):
@@ -134,17 +134,17 @@ def step(closed):
 
 
 @pytest.mark.parametrize("way", ["closed form", "autograd"])
-def test_no_count_grew(way):
+def test_no_count_exceeds_the_budget(way):
     budget = json.loads(BUDGET.read_text(encoding="utf-8"))
     share = 1 if torch.__version__.split("+")[0] == budget["torch"] else 1.1
     found, allowed = step(way == "closed form"), budget[way]
     grown = {
-        who: f"{allowed.get(who, 0)} -> {count}" for who, count in found.items() if count > share * allowed.get(who, 0)
+        caller: f"{allowed.get(caller, 0)} -> {count}"
+        for caller, count in found.items()
+        if count > share * allowed.get(caller, 0)
     }
     assert found["bytes"] > 0
-    assert not grown, (
-        f"{way}: {grown}; if it must be so, `python tests/performance_gate/test_counts.py` stores a new budget"
-    )
+    assert not grown, f"{way}: {grown}; if intended, `python tests/performance_gate/test_counts.py` stores a new budget"
 
 
 MORE = """
@@ -155,17 +155,17 @@ def token_loss(self, student, labels):
 """
 
 
-def test_the_counter_sees_what_a_plugin_asks_for_and_no_stranger(monkeypatch):
+def test_operators_of_a_plugin_are_counted_and_those_of_other_files_are_not(monkeypatch):
     before = step(closed=False)
     found = {}
-    for who in (sys.modules[CrossEntropy.__module__].__file__, str(TORCH / "strange.py")):
+    for caller in (sys.modules[CrossEntropy.__module__].__file__, str(TORCH / "other.py")):
         names = {"torch": torch}
-        exec(compile(MORE, who, "exec"), names)
+        exec(compile(MORE, caller, "exec"), names)
         monkeypatch.setattr(CrossEntropy, "token_loss", neoplug.hookimpl(names["token_loss"]))
-        found[who] = step(closed=False)
-    plugin, stranger = found.values()
+        found[caller] = step(closed=False)
+    plugin, other = found.values()
     assert [plugin[kind] > before[kind] for kind in ("bytes", "tensors above a block", "waits")] == [True] * 3
-    assert [stranger[kind] > before[kind] for kind in ("bytes", "tensors above a block", "waits")] == [False] * 3
+    assert [other[kind] > before[kind] for kind in ("bytes", "tensors above a block", "waits")] == [False] * 3
     assert before["tensors above a block"] == before["waits"] == 0
 
 

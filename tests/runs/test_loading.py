@@ -168,17 +168,17 @@ def test_weights_stored_quantised_need_their_plugin(lab, stored):
 
 
 @pytest.mark.slow
-def test_the_python_code_of_a_student_is_saved_with_it(lab, own_family):
+def test_the_python_code_of_a_student_is_saved_with_it(lab, custom_code):
     from transformers import AutoModelForCausalLM
 
-    folder, ran = own_family
+    folder, ran = custom_code
     student = {"model": str(folder), "prepare": {"prune_depth": {"layers": [0]}}}
     with pytest.raises(RecipeError, match=r"set `trust_remote_code: true` in `student`"):
         lab.run("refused", student=student)
     assert not ran.exists()
     run = lab.run("run", student=student | {"trust_remote_code": True}, **steps(1))
     model = AutoModelForCausalLM.from_pretrained(export(run.path, lab.folder / "out"), trust_remote_code=True)
-    assert (type(model).__name__, len(model.model.layers)) == ("OwnModel", 1)
+    assert (type(model).__name__, len(model.model.layers)) == ("CustomModel", 1)
     assert "subfolder='student', trust_remote_code=True)" in (run.path / "adapter" / "README.md").read_text()
 
 

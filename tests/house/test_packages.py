@@ -1,4 +1,4 @@
-"""The rooms of neoplug/: few loose modules, a docstring each, no circles, and a short longest chain of imports."""
+"""The packages of neoplug/: few top-level modules, a docstring each, no import cycles, and a bounded import depth."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -6,8 +6,8 @@ from itertools import groupby
 
 import pytest
 
-LOOSE = 6
-FLOORS = 14
+TOP_LEVEL = 6
+DEPTH = 14
 
 
 def module_name(source):
@@ -41,62 +41,64 @@ def modules(core):
     return {module_name(source): set(imported(source.tree, known)) for source in core}
 
 
-def room(module):
-    """Return the folder of a module directly below neoplug/, or the loose module itself."""
+def package(module):
+    """Return the package of a module directly below neoplug/, or the top-level module itself."""
     return ".".join(module.split(".")[:2])
 
 
 @pytest.fixture(scope="module")
-def rooms(modules):
-    """Return {room: the other rooms that it imports}."""
+def packages(modules):
+    """Return {package: the other packages that it imports}."""
     found = {}
     for module, others in modules.items():
-        found.setdefault(room(module), set()).update(room(other) for other in others if room(other) != room(module))
+        found.setdefault(package(module), set()).update(
+            package(other) for other in others if package(other) != package(module)
+        )
     return found
 
 
-def floors(graph):
-    """Return how many steps the longest chain of a graph without circles has."""
+def depth(graph):
+    """Return the length of the longest chain of a graph; raise CycleError for a graph with a cycle."""
     height = {}
     for node in TopologicalSorter(graph).static_order():
         height[node] = 1 + max((height[other] for other in graph.get(node, ())), default=0)
     return max(height.values())
 
 
-def test_a_chain_is_counted_by_its_links():
-    assert floors({"a": {"b"}, "b": {"c"}, "c": set(), "d": {"c"}}) == 3
+def test_depth_is_the_length_of_the_longest_chain():
+    assert depth({"a": {"b"}, "b": {"c"}, "c": set(), "d": {"c"}}) == 3
     with pytest.raises(CycleError):
-        floors({"a": {"b"}, "b": {"a"}})
+        depth({"a": {"b"}, "b": {"a"}})
 
 
-def test_few_modules_are_loose(core):
-    loose = [source.name for source in core if source.name.count("/") == 1]
-    assert len(loose) <= LOOSE, loose
+def test_few_modules_are_top_level(core):
+    top_level = [source.name for source in core if source.name.count("/") == 1]
+    assert len(top_level) <= TOP_LEVEL, top_level
 
 
-def test_no_module_imports_itself_through_others_not_even_for_types(core):
+def test_modules_have_no_import_cycle_even_for_types(core):
     known = {module_name(source) for source in core}
     graph = {module_name(source): set(imported(source.tree, known, types=True)) for source in core}
-    floors({module: others - {module} for module, others in graph.items()})  # raises CycleError with the circle
+    depth({module: others - {module} for module, others in graph.items()})  # raises CycleError with the cycle
 
 
-def test_no_room_imports_itself_through_others_and_the_chain_is_short(rooms):
-    assert floors(rooms) <= FLOORS
+def test_packages_have_no_import_cycle_and_a_bounded_depth(packages):
+    assert depth(packages) <= DEPTH
 
 
-def test_every_room_says_what_it_is_for(core):
+def test_every_package_docstring_states_its_scope(core):
     packages = [source for source in core if source.name.endswith("/__init__.py") and source.name.count("/") > 1]
 
-    def said(source):
+    def stated(source):
         text = " ".join((ast.get_docstring(source.tree) or "").split())
         return {phrase for phrase in ("Imported by", "Does not belong here") if phrase in text}
 
-    vague = [source.name for source in packages if not {"Imported by", "Does not belong here"} <= said(source)]
-    assert not vague
+    incomplete = [source.name for source in packages if not {"Imported by", "Does not belong here"} <= stated(source)]
+    assert not incomplete
 
 
 def test_first_lines_differ(core):
-    """A module's first line says its job, so that no two modules have the same one."""
+    """A module's first line states its job, so no two modules have the same one."""
     first = sorted((ast.get_docstring(source.tree) or "").partition("\n")[0] for source in core)
     assert all(first)
     assert [line for line, same in groupby(first) if len(list(same)) > 1] == []
