@@ -153,7 +153,7 @@ def test_a_fault_between_log_lines_is_in_no_checkpoint(lab, faulty):
 
 
 @pytest.mark.slow
-def test_the_command_ends_with_1_and_says_why(lab, faulty, monkeypatch, capsys):
+def test_the_command_exits_1_and_prints_the_reason(lab, faulty, monkeypatch, capsys):
     recipe = faulty("Value", "nan", range(24))
     monkeypatch.setattr(sys, "argv", ["neoplug", "run", str(recipe), "--output", str(lab.folder / "run")])
     with pytest.raises(SystemExit) as caught:
