@@ -96,7 +96,7 @@ def parse_options(written: Sequence[str]) -> dict[str, Any]:
 
     Raises RecipeError that lists all invalid options.
     """
-    from neoplug.recipe.yaml_reader import Source, read
+    from neoplug.recipe.yaml_reader import YamlText, read
 
     values: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -105,7 +105,7 @@ def parse_options(written: Sequence[str]) -> dict[str, Any]:
         if not (key.isidentifier() and equals and value.strip()):
             problems.append(Problem(f"`{text}` is not an option", fix="an option is written key=value"))
             continue
-        tree = read(Source(value, "option", Path.cwd(), f"{key}=", number))
+        tree = read(YamlText(value, "option", Path.cwd(), f"{key}=", number))
         values[key] = tree.values
         problems += tree.problems
     if problems:

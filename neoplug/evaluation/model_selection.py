@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Any
 
 from neoplug.errors import RunError, did_you_mean
-from neoplug.recipe.metric_checks import plain
+from neoplug.recipe.metric_checks import without_folder
 from neoplug.recipe.schema import Evaluate
 from neoplug.registry.measures import RANKING
 from neoplug.registry.nested import numbers
@@ -62,8 +62,8 @@ class Criterion:
         Raises:
             RunError: the evaluation has no metric of that name, or its value is not finite.
         """
-        values = {plain(name): value for name, value in numbers(measured).items() if name != "step"}
-        value = values.get(plain(self.metric))
+        values = {without_folder(name): value for name, value in numbers(measured).items() if name != "step"}
+        value = values.get(without_folder(self.metric))
         if value is None or not isfinite(value):
             raise RunError(
                 f"evaluate.metric_for_best_model is {self.metric}, but the evaluation measured {value}"

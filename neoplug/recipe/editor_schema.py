@@ -1,4 +1,4 @@
-"""The JSON schema of recipes: what an editor completes and checks, with the options of every installed plugin."""
+"""The JSON schema of recipes, with the options of every installed plugin: for completion and validation in editors."""
 
 import logging
 from typing import Any
@@ -12,13 +12,11 @@ from neoplug.registry.options import options_model
 
 logger = logging.getLogger(__name__)
 _FILE_PLUGIN = r"\.py:[A-Za-z_][\w.]*(@[\w-]+)?$"
-
-
 _DEFINITIONS = {name: section.__name__ for name, section in SECTIONS.items()}
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema. Imports every installed plugin; a broken one is left out with a warning."""
+    """Return the JSON schema. Imports every installed plugin; an invalid one is left out with a warning."""
     plugins = _usable(installed())
     found: dict[str, Any] = Recipe.model_json_schema()
     definitions = found["$defs"]
@@ -30,12 +28,12 @@ def json_schema() -> dict[str, Any]:
     found["properties"]["extends"] = {"type": "string", "description": "a shipped recipe or a file, one level"}
     found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     found["title"] = "neoplug recipe"
-    _ask_for_less_of_a_child(found)
+    _require_keys_unless_extending(found)
     return found
 
 
 def _usable(entries: list[Entry]) -> list[tuple[Entry, type]]:
-    """Import the plugins; log those that cannot be imported."""
+    """Return the plugins that are valid, with their classes; log the others."""
     usable = []
     for entry in entries:
         try:
@@ -50,7 +48,10 @@ def _usable(entries: list[Entry]) -> list[tuple[Entry, type]]:
 
 
 def _plugin_map(kind: str, plugins: list[tuple[Entry, type]], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Describe a map of the plugins that fit a section: by name, with a tag, by package; and local files."""
+    """Return the schema of a map of plugins of one kind: NAME, NAME@TAG, PACKAGE:NAME and FILE.py:CLASS.
+
+    definitions  output: gets the schema of each plugin's options
+    """
     properties: dict[str, Any] = {}
     patterns: dict[str, Any] = {_FILE_PLUGIN: {"type": ["object", "null"]}}
     names = [entry.name for entry, _ in plugins]
@@ -60,19 +61,20 @@ def _plugin_map(kind: str, plugins: list[tuple[Entry, type]], definitions: dict[
         full = f"{entry.package}:{entry.name}"
         definitions[f"{kind}.{full}"] = _options(kind, cls, f"{kind}.{full}", definitions)
         options = {"$ref": f"#/$defs/{kind}.{full}"}
-        patterns[rf"^{_literal(full)}(@[\w-]+)?$"] = options
+        patterns[rf"^{_escape(full)}(@[\w-]+)?$"] = options
         if names.count(entry.name) == 1:
             properties[entry.name] = options
-            patterns[rf"^{_literal(entry.name)}@[\w-]+$"] = options
+            patterns[rf"^{_escape(entry.name)}@[\w-]+$"] = options
     return {"type": "object", "properties": properties, "patternProperties": patterns, "additionalProperties": False}
 
 
-def _literal(text: str) -> str:
-    """Escape for the regular expressions of JSON Schema, which know fewer escapes than Python's."""
+def _escape(text: str) -> str:
+    """Escape a text for the regular expressions of JSON Schema, which have fewer escapes than Python's."""
     return "".join(letter if letter.isalnum() or letter in "_:-" else f"\\{letter}" for letter in text)
 
 
 def _options(kind: str, cls: type, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a plugin's options. `definitions` gets those of the types in them, under `name`."""
     try:
         options = options_model(cls).model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
         definitions |= {f"{name}.{inner}": schema for inner, schema in options.pop("$defs", {}).items()}
@@ -88,7 +90,7 @@ def _options(kind: str, cls: type, name: str, definitions: dict[str, Any]) -> di
 
 
 def _core_keys() -> dict[str, Any]:
-    """Describe the core's own keys of a loss."""
+    """Return the schemas of the keys of a loss that are not options of its plugin."""
     keys: dict[str, Any] = options_model(CoreKeys).model_json_schema()["properties"]
     maps = [
         {
@@ -106,13 +108,10 @@ def _nullable(described: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [described, {"type": "null"}]}
 
 
-def _ask_for_less_of_a_child(found: dict[str, Any]) -> None:
-    """Ask for required keys only where nothing is extended: a child may leave to its parent what it likes."""
-    complete: dict[str, Any] = {"required": found.pop("required")}
-    for name in ("student", "data", "teacher"):
-        required = found["$defs"][_DEFINITIONS[name]].get("required")
-        complete.setdefault("properties", {})[name] = {"required": required}
-    complete["properties"]["data"] = {"anyOf": [{"required": ["source"]}, {"required": ["sources"]}]}
-    for section in ("Teacher", "Student", "Data"):
-        found["$defs"][section].pop("required", None)
+def _require_keys_unless_extending(found: dict[str, Any]) -> None:
+    """Make required keys optional in a recipe with `extends`: the extended one may have them."""
+    keys = {name: {"required": found["$defs"][_DEFINITIONS[name]].pop("required")} for name in ("student", "teacher")}
+    del found["$defs"]["Data"]["required"]
+    keys["data"] = {"anyOf": [{"required": ["source"]}, {"required": ["sources"]}]}
+    complete = {"required": found.pop("required"), "properties": keys}
     found |= {"if": {"not": {"required": ["extends"]}}, "then": complete}

@@ -1,4 +1,4 @@
-"""The weight of a loss at each step: a number, times a schedule over the run's progress; and the keys that set it.
+"""The weight of a loss at each step, a number times a schedule over the run's progress; reading of its recipe keys.
 
 `progress` is 0.0 at the first optimizer step and 1.0 at the last; a run of one step is at 0.0.
 """
@@ -21,7 +21,7 @@ Schedule = Callable[[float], float]
 
 @dataclass(frozen=True)
 class Constant:
-    """The same weight all the time."""
+    """The factor 1 at every step."""
 
     def __call__(self, progress: float) -> float:
         """Return 1."""
@@ -42,7 +42,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from `start` at the first step to `end` at the last: flat at both ends."""
+    """Half a cosine period from `start` at the first step to `end` at the last."""
 
     start: Factor = 1.0
     end: Factor = 0.0
@@ -76,7 +76,7 @@ SCHEDULES: dict[str, type[Constant | Cosine | Linear | Step]] = {
 
 @dataclass(frozen=True)
 class CoreKeys:
-    """The keys of a loss that belong to the core, next to the options of its plugin."""
+    """The keys of a loss that neoplug reads itself, next to the options of the plugin."""
 
     weight: Factor = 1.0
     schedule: Name | dict[Name, dict[str, Any] | None] = "constant"
@@ -89,7 +89,8 @@ class Weight:
 
     value      the weight, before its schedule
     schedule   progress -> factor
-    calibrate  the loss whose gradient norm times `value` this loss's equals at the first step
+    calibrate  the target of the calibration: at the first step, the gradient norm of this loss, weighted, is made
+               equal to `value` times that of the loss named here
     measured   `value` is the result of the calibration
     """
 
@@ -99,16 +100,16 @@ class Weight:
     measured: bool = False
 
     def at(self, progress: float) -> float:
-        """Return the weight of a step."""
+        """Return the weight at this progress."""
         return self.value * self.schedule(progress)
 
     def calibrated(self, value: float) -> "Weight":
-        """Return the same with the weight that the calibration measured."""
+        """Return a copy with the weight that the calibration measured."""
         return replace(self, value=value, measured=True)
 
     @property
     def varies(self) -> bool:
-        """Whether the weight of a step may differ from the recipe's number."""
+        """Whether the weight may differ from the recipe's number at some step."""
         return self.calibrate is not None or not isinstance(self.schedule, Constant)
 
     @property
@@ -118,7 +119,7 @@ class Weight:
 
 
 def read_weight(options: Mapping[str, Any], path: Key) -> tuple[Weight, list[Problem]]:
-    """Return the weight that a loss's options at `path` give it, and all mistakes in them."""
+    """Return the weight that a loss has by its options, which are at `path`, and all mistakes in its weight's keys."""
     problems: list[Problem] = []
     read: dict[str, Any] = {}
     for key in [key for key in CORE_KEYS["loss"] if key in options]:

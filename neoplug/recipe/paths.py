@@ -1,4 +1,4 @@
-"""Local paths in a recipe: relative to the file that names them, in an override to the current folder."""
+"""Local paths in a recipe: resolved from the file that has them, then from the current folder."""
 
 import re
 from collections.abc import Iterator
@@ -25,7 +25,10 @@ _NO_PATH = re.compile(r"(pypi|python):|own$|.*\{", re.DOTALL)  # a chat template
 
 
 def make_absolute(tree: Tree) -> list[Problem]:
-    """Write local paths out in full, in place; return a problem for each that can only be a path but does not exist."""
+    """Make local paths in `tree.values` absolute, in place; return a problem for each that does not exist.
+
+    A text that may also be something else, as a hub id, is left as it is where no such file exists.
+    """
     sources = tree.get(("data", "sources"))
     several = [("data", "sources", name, "source") for name in sources] if isinstance(sources, dict) else []
     texts = {path: text for path in (*PATHS, *several) if isinstance(text := tree.get(path), str)}
@@ -35,7 +38,7 @@ def make_absolute(tree: Tree) -> list[Problem]:
 
 
 def make_options_absolute(tree: Tree, path: Key, cls: type) -> list[Problem]:
-    """Do the same for the options, at `path`, of a plugin class that name files: text, or lists and maps of it."""
+    """Do the same for the options of a plugin, which are at `path`: those of type `Path`, or lists or maps of it."""
     try:
         names = path_fields(cls)
     except Exception:  # types that cannot be read: building the plugin reports it
@@ -53,7 +56,7 @@ def _make_absolute(tree: Tree, path: Key, text: str, *, is_path: bool) -> Proble
 
 
 def _texts(value: Any, path: Key) -> Iterator[Key]:
-    """Yield the paths of all texts in a value."""
+    """Yield the path of each text in a value that is at `path`."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     if isinstance(value, str):
         yield path
@@ -62,7 +65,7 @@ def _texts(value: Any, path: Key) -> Iterator[Key]:
 
 
 def looks_local(text: str) -> bool:
-    """Return whether `text` can only be a path: it begins like one, or ends like a file of data or of a model."""
+    """Return whether `text` can only be a local path: by its first character, or its file name extension."""
     return text.startswith((".", "/", "~")) or text.lower().endswith(_SUFFIXES)
 
 
@@ -83,7 +86,7 @@ def _missing(text: str, folders: list[Path], path: Key) -> Problem:
 
 
 def _siblings(text: str, folders: list[Path]) -> list[str]:
-    """Return names near a missing file, written as it is."""
+    """Return the names in the folders of a missing file, with the prefix that `text` has."""
     lead = text[: text.rfind("/") + 1]
     try:
         return [lead + file.name for folder in folders for file in (folder / Path(lead).expanduser()).iterdir()]

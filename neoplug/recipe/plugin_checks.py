@@ -1,6 +1,6 @@
-"""The plugins of a recipe: found, imported, built from their options, and checked against each other.
+"""The plugins of a recipe: importing, building from their options, and checks of their combination.
 
-Works on the tree and not on the typed recipe, so that mistakes elsewhere in the recipe hide none of these.
+Reads the tree and not the validated recipe, so that mistakes elsewhere in the recipe hide none of these.
 """
 
 from collections.abc import Iterator
@@ -34,9 +34,9 @@ _MISSING = {
 
 @dataclass
 class NamedPlugin:
-    """A plugin that a recipe names: in a section, or as the loss that another is calibrated to.
+    """A plugin that a recipe names: in a section, or as the target of a loss's `calibrate`.
 
-    path      where it is named
+    path      the key that names it
     instance  None where its options have mistakes
     """
 
@@ -52,8 +52,10 @@ class NamedPlugin:
 class FoundPlugins:
     """The plugins of a recipe.
 
-    references  losses that others are calibrated to and that the recipe names nowhere else, with their defaults
-    weights     of the losses, by name
+    named       the plugins that it names in its sections
+    references  losses that only serve as calibration targets, built with their defaults
+    weights     loss name -> weight
+    problems    all mistakes found
     """
 
     named: list[NamedPlugin] = field(default_factory=list)
@@ -63,23 +65,24 @@ class FoundPlugins:
 
 
 def find_plugins(tree: Tree) -> FoundPlugins:
-    """Find and build all plugins that the recipe names; every mistake is among `problems`."""
+    """Import and build all plugins of the recipe; all mistakes are in the result's `problems`."""
     found = FoundPlugins()
     for section, name, options in _names(tree):
         path = path_of(section, name)
         try:
-            plugin = _load(section, name, path, tree.places[path].folder if path in tree.places else Path.cwd())
+            plugin = _load(section, name, path, tree.nearest(path).folder)
             found.named.append(plugin)
             if isinstance(options, dict):  # otherwise the typed recipe reports it
                 _build(found, plugin, options, tree)
         except RecipeError as error:
             found.problems += [p if p.path else replace(p, path=path) for p in error.problems]
     found.problems += [*_references(found, tree), *_conflicts(found, tree)]
-    found.problems += [*_unused_weights(found, tree), *_teacherless(found, tree)]
+    found.problems += [*_unused_weights(found, tree), *_missing_teacher(found, tree)]
     return found
 
 
 def _names(tree: Tree) -> Iterator[tuple[str, str, Any]]:
+    """Yield section, name and options of each plugin, also of those that are the default of a section."""
     for path, section in PLUGIN_MAPS.items():
         plugins = tree.get(path)
         if plugins is None and not tree.is_broken(path) and not tree.incomplete:
@@ -97,6 +100,7 @@ def _load(section: str, name: str, path: Key, folder: Path) -> NamedPlugin:
 
 
 def _build(found: FoundPlugins, plugin: NamedPlugin, options: dict[str, Any], tree: Tree) -> None:
+    """Set the plugin's instance and, for a loss, its weight. Raises RecipeError where its options are invalid."""
     found.problems += make_options_absolute(tree, plugin.path, plugin.cls)
     core = CORE_KEYS.get(plugin.section, ())
     if plugin.section == "loss":
@@ -107,7 +111,7 @@ def _build(found: FoundPlugins, plugin: NamedPlugin, options: dict[str, Any], tr
 
 
 def _references(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:
-    """Build with their defaults the losses that others are calibrated to and that the recipe does not name."""
+    """Build the calibration targets that the recipe does not name as losses; yield the mistakes in `calibrate`."""
     for name, weight in found.weights.items():
         path, other = (*path_of("loss", name), "calibrate"), weight.calibrate
         if other == name:
@@ -140,18 +144,21 @@ def _reference(name: str, path: Key, folder: Path, found: FoundPlugins) -> Named
 
 
 def _unused_weights(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:
+    """Yield a problem where the recipe has no loss, or none with a weight above 0."""
     losses = tree.get(("loss",))
     is_unknown = tree.is_broken(("loss",)) or may_be_inherited(tree, ("loss",))
     if is_unknown or not isinstance(losses, dict | None):
         return
     if not losses:
-        yield Problem("the recipe names no loss", fix="name at least one under `loss`", path=_emptied("loss", tree))
+        yield Problem(
+            "the recipe names no loss", fix="name at least one under `loss`", path=_cleared_path("loss", tree)
+        )
     elif len(found.weights) == len(losses) and not any(weight.ever_counts for weight in found.weights.values()):
         yield Problem("all losses have weight 0", "nothing would be learnt", "give one a weight above 0", ("loss",))
 
 
-def _teacherless(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:
-    """Report the losses and token weights that read the teacher, where there is none."""
+def _missing_teacher(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:
+    """Yield a problem for each loss and token weight that reads the teacher's output, where there is no teacher."""
     teacher = ("teacher",)
     if tree.get(teacher) is not None or tree.is_broken(teacher) or may_be_inherited(tree, teacher):
         return
@@ -164,40 +171,36 @@ def _teacherless(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:
             yield Problem(what, "", "add `teacher: {model: ...}`", teacher if teacher in tree.removed else plugin.path)
 
 
-def _emptied(section: str, tree: Tree) -> Key:
-    """Return the last plugin that a null removed from a map that now lacks one; else the map."""
+def _cleared_path(section: str, tree: Tree) -> Key:
+    """Return the path of the last plugin that a null removed from an empty section, else of the section."""
     removed = [path for path in tree.removed if path[:-1] == (section,)]
     return removed[-1] if removed else (section,)
 
 
 def _conflicts(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:
-    """Report hooks that take one answer: at each plugin but the first that gives it, or where none does."""
+    """Yield a problem for each second implementation of a hook that takes one, and for a required hook with none."""
     is_complete = len(found.named) == sum(1 for _ in _names(tree)) and not tree.broken and not tree.incomplete
     for hook, spec in SPECS.items():
         rule = getattr(spec, "answers", "all")
         if rule not in ("exactly one", "at most one"):
             continue
         paths = [plugin.path for plugin in found.named if hook in answered(plugin.cls)]
-        paths.sort(key=lambda path: (_order(tree, path), path))
+        paths.sort(key=lambda path: (reading_order(tree.key_mark(path), tree), path))
         yield from (_conflict(hook, path, paths[0], tree) for path in paths[1:])
         if not paths and rule == "exactly one" and is_complete:
-            yield replace(_MISSING[hook], path=_emptied(str(_MISSING[hook].path[0]), tree))
+            yield replace(_MISSING[hook], path=_cleared_path(str(_MISSING[hook].path[0]), tree))
 
 
 def _conflict(hook: str, later: Key, first: Key, tree: Tree) -> Problem:
-    here, there = tree.places.get(later), tree.places.get(first)
-    place = relative_place(there.key if there else None, here.key if here else None)
+    first_mark = tree.key_mark(first)
+    place = relative_place(first_mark, tree.key_mark(later))
     what = f"two plugins answer `{hook}`: {later[-1]} (here) and {first[-1]} ({place})"
-    fix = _FIX.get(hook, "keep one") if there else f"to leave the default out, write `{first[0]}: {{}}`"
+    fix = _FIX.get(hook, "keep one") if first_mark else f"to leave the default out, write `{first[0]}: {{}}`"
     return Problem(what, _WHY.get(hook, ""), fix, later)
 
 
-def _order(tree: Tree, path: Key) -> tuple[int, int, int]:
-    return reading_order(tree.places[path].key if path in tree.places else None, tree)
-
-
 def check_problems(found: FoundPlugins, plugins: Plugins, references: Plugins, recipe: Recipe) -> list[Problem]:
-    """Return what the `check` of each plugin refuses, each problem once."""
+    """Return the distinct problems that the `check` hooks of the plugins return or raise."""
     problems: dict[Problem, None] = {}
     for plugin in [*found.named, *found.references]:
         if "check" not in answered(plugin.cls):

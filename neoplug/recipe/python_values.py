@@ -1,4 +1,4 @@
-"""Plain Python values (maps, lists, text, numbers, booleans, None, paths) written as YAML, to be read like a recipe."""
+"""Serialization of plain Python values (maps, lists, text, numbers, booleans, None, paths) as a recipe's YAML."""
 
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -14,9 +14,9 @@ _YAML = "tag:yaml.org,2002:"
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
-    """Write values as YAML. What a recipe cannot express becomes a tag with its type's name, which the reader refuses.
+    """Return values as YAML. Of other types only a tag with the type's name is written, which the reader refuses.
 
-    Raises RecipeError where they are nested too deep to be written.
+    Raises RecipeError where they are nested too deeply.
     """
     try:
         return str(yaml.dump(values, Dumper=_Dumper, width=float("inf"), allow_unicode=True, sort_keys=False))
@@ -47,7 +47,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _plain_scalar(value: Any) -> Any:
-    """Return the plain scalar that a numpy scalar, or another kind of number, equals exactly; else `value` itself."""
+    """Return the Python scalar that equals a numpy scalar or other number exactly; else `value` itself."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if getattr(value, "shape", None) == () and hasattr(value, "item"):

@@ -1,4 +1,4 @@
-"""Where a recipe's text comes from: a file or a shipped name, what it extends, and overrides, laid into one tree."""
+"""Reading of a recipe from its sources: a file or a shipped recipe, the one it extends, overrides; merged to a tree."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from neoplug.errors import Mark, Problem, RecipeError, UsageError, did_you_mean
+from neoplug.errors import Mark, Problem, RecipeError, did_you_mean
 from neoplug.errors import Path as Key
 from neoplug.recipe.python_values import to_yaml
 from neoplug.recipe.schema import PLUGIN_MAPS
-from neoplug.recipe.tree import BROKEN, Node, Tree, lay
-from neoplug.recipe.yaml_reader import Source, read
+from neoplug.recipe.tree import BROKEN, Node, Tree, merge
+from neoplug.recipe.yaml_reader import YamlText, read
 from neoplug.registry.options import UnknownKey
 
 OVERRIDE = "override"  # the file that marks of overrides name
@@ -28,9 +28,10 @@ def shipped() -> dict[str, Path]:
 
 
 def locate(source: str | Path, folder: Path) -> tuple[Path, str]:
-    """Return the file that `source` means, and its name in messages: a file (from `folder`), else a shipped name.
+    """Return the recipe file that `source` names, and its name in messages.
 
-    Raises UsageError where there is neither.
+    source  a file, where relative from `folder`; else the name of a shipped recipe
+    Raises RecipeError where there is neither.
     """
     text = str(source)
     try:
@@ -43,49 +44,49 @@ def locate(source: str | Path, folder: Path) -> tuple[Path, str]:
     if text in known:
         return known[text], known[text].name
     what = f"there is no recipe `{text}`: no such file in {folder}, and none is shipped{did_you_mean(text, [*known])}"
-    raise UsageError(f"{what}\nfix: name a YAML file, or one of {', '.join(known)}")
+    raise RecipeError([Problem(what, fix=f"name a YAML file, or one of {', '.join(known)}")])
 
 
-def gather(path: Path, name: str, overrides: Sequence[str], changes: Tree) -> Tree:
-    """Read the recipe in `path`, what it extends, `changes` and `overrides`, in that order, into one tree.
+def read_recipe(path: Path, name: str, overrides: Sequence[str], changes: Tree) -> Tree:
+    """Return one tree of the recipe in `path`, merged over the one that it extends; `changes`, then `overrides` on top.
 
-    Raises RecipeError where the text of `path` is no YAML.
+    Raises RecipeError where `path` or `changes` is not a YAML map; other mistakes are the tree's `problems`.
     """
     child = read_file(path, name)
     parent = _parent_of(child, path, name)
     tree = Tree(replace(child.root, value={}), incomplete=parent.incomplete)
     for upper in (parent, child, changes):
         tree.problems += upper.problems
-        tree = replace(tree, root=lay(tree.root, upper.root, tree.removed))
+        tree = replace(tree, root=merge(tree.root, upper.root, tree.removed))
     for number, override in enumerate(overrides, 1):
         tree = _overridden(tree, override, number)
-    for plugins in filter(None, map(tree.get, PLUGIN_MAPS)):
+    for plugins in map(tree.get, PLUGIN_MAPS):
         if isinstance(plugins, dict):  # `name:` is `name: {}`, a plugin without options
             plugins |= {name: {} for name, options in plugins.items() if options is None}
     return tree
 
 
 def from_values(values: Mapping[str, Any], file: str = OVERRIDE, word: str = "") -> Tree:
-    """Make a tree of plain Python values; relative paths start at the current folder.
+    """Return the tree of plain Python values; relative paths in it start at the current folder.
 
-    word  the word of a command line that they come from, if they do: it is their place in messages
-    Raises RecipeError where they cannot be read as a recipe's map of sections.
+    word  the command line argument that they come from, if any: messages quote it as the place of the values
+    Raises RecipeError where they are not a map, or have a part that no recipe can express and that ends the reading.
     """
-    return _read_map(Source(to_yaml(values), file, Path.cwd(), word=word))
+    return _read_map(YamlText(to_yaml(values), file, Path.cwd(), word=word))
 
 
 def read_file(path: Path, name: str) -> Tree:
-    """Read one file. Raises RecipeError where it cannot be read or is no map."""
+    """Return the tree of one file. Raises RecipeError where it is unreadable or not a YAML map."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError([Problem(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}")]) from error
     except OSError as error:
-        raise UsageError(f"{name} cannot be read: {error.strerror}") from error
-    return _read_map(Source(text, name, path.resolve().parent))
+        raise RecipeError([Problem(f"{name} cannot be read: {error.strerror}")]) from error
+    return _read_map(YamlText(text, name, path.resolve().parent))
 
 
-def _read_map(source: Source) -> Tree:
+def _read_map(source: YamlText) -> Tree:
     tree = read(source)
     if tree.root.value is BROKEN:
         raise RecipeError(tree.problems)
@@ -96,9 +97,9 @@ def _read_map(source: Source) -> Tree:
 
 
 def _parent_of(child: Tree, path: Path, name: str) -> Tree:
-    """Return the recipe that `child` extends, else an empty one, and take `extends` out of `child`.
+    """Return the recipe that `child` extends, else an empty one; remove `extends` from `child`.
 
-    A parent that cannot be read is a problem and leaves the whole incomplete: the child's own mistakes are still found.
+    Where the parent cannot be read, the empty one has the problem and is `incomplete`: the child is still checked.
     """
     nothing = Tree(replace(child.root, value={}))
     extends = child.root.value.pop("extends", None)
@@ -113,17 +114,12 @@ def _parent_of(child: Tree, path: Path, name: str) -> Tree:
 
 
 def _read_parent(extends: Node, path: Path, name: str) -> Tree:
+    """Return the recipe that the value of `extends` names. Raises RecipeError."""
     named = extends.value
     if not isinstance(named, str) or not named:
         raise RecipeError([Problem("`extends` names one recipe: a shipped name or a file")])
-    try:
-        file, shown = locate(named, path.resolve().parent)
-        parent = read_file(file, str(Path(name).parent / shown))
-    except RecipeError:
-        raise
-    except UsageError as error:
-        what, _, fix = str(error).partition("\nfix: ")
-        raise RecipeError([Problem(what, fix=fix)]) from error
+    file, shown = locate(named, path.resolve().parent)
+    parent = read_file(file, str(Path(name).parent / shown))
     if "extends" in parent.root.value:
         what, why = f"`{named}` extends another recipe itself", "one level reads best: each value has one of two places"
         raise RecipeError([Problem(what, why, "copy what you need from it")])
@@ -131,18 +127,18 @@ def _read_parent(extends: Node, path: Path, name: str) -> Tree:
 
 
 def may_be_inherited(tree: Tree, path: Key) -> bool:
-    """Return whether what `path` lacks may be in the recipe that is extended, which could not be read."""
+    """Return whether a value that is missing at `path` may be in the extended recipe, which could not be read."""
     is_removed = any(path[:length] in tree.removed for length in range(1, len(path) + 1))
     if not tree.incomplete or is_removed or (path in tree.places and path not in PLUGIN_MAPS):
         return False
     plugin_map = next((known for known in PLUGIN_MAPS if path[: len(known)] == known), path)
-    node = tree.places.get(plugin_map)  # a file's map of plugins is whole; one made by overrides may be a part
+    node = tree.places.get(plugin_map)  # a file's map replaces the parent's; overrides add to it
     return node is None or node.key.file == OVERRIDE
 
 
 def _overridden(tree: Tree, override: str, number: int) -> Tree:
-    """Return `tree` with `key.path=value` laid over it: the value replaces what is there; null removes it."""
-    line = Source(override, OVERRIDE, Path.cwd(), line=number)
+    """Return `tree` with the override `key.path=value` applied: the value replaces the one there, null removes it."""
+    line = YamlText(override, OVERRIDE, Path.cwd(), line=number)
     match = _ASSIGNMENT.fullmatch(override) if override.isprintable() else None
     try:
         if not match or not match[1].strip():
@@ -156,7 +152,7 @@ def _overridden(tree: Tree, override: str, number: int) -> Tree:
         tree.problems.append(Problem(str(error), mark=line.mark(length=len(override))))
         return tree
     start = len(match[1]) + 1
-    given = read(Source(match[2], OVERRIDE, line.folder, override[:start], number))
+    given = read(YamlText(match[2], OVERRIDE, line.folder, override[:start], number))
     key, value = line.mark(length=start - 1), line.mark(0, start, len(override))
     node = Node(given.root.value, key, value, line.folder)
     tree.problems += given.problems
@@ -166,20 +162,20 @@ def _overridden(tree: Tree, override: str, number: int) -> Tree:
         tree.problems.append(Problem(what, mark=key))
     for name in reversed(path):
         node = replace(node, value={name: node})
-    return replace(tree, root=lay(tree.root, node, tree.removed, override=path))
+    return replace(tree, root=merge(tree.root, node, tree.removed, override=path))
 
 
 def joined(path: Sequence[str | int]) -> str:
-    """Write a path as an override does: parts with a dot or other unusual letters are quoted."""
+    """Write a path as in an override: keys are joined by dots, and quoted where they have unusual characters."""
     return ".".join(str(key) if re.fullmatch(r"[\w@-]+", str(key)) else f'"{key}"' for key in path)
 
 
 def split(text: str, values: Any) -> Key:
-    """Split `key.path` at its dots, given the values it is a path in.
+    """Return the keys of a dotted path into `values`.
 
-    A part in quotes is taken as it is; else the longest existing key; else a plugin of the form
-    `./file.py:Class`; else all up to the next dot. So dots in known names need no quotes, in new ones they do.
-    Raises ValueError where a part is empty.
+    Each key is, in this order of precedence: a part in quotes; the longest existing key; a plugin of the form
+    `./file.py:Class`; all up to the next dot. So a dot needs quotes in new keys only.
+    Raises ValueError where a key is empty.
     """
     path: list[str] = []
     rest = text.strip()
@@ -193,7 +189,7 @@ def split(text: str, values: Any) -> Key:
 
 
 def _first(text: str, values: Any) -> tuple[str, str]:
-    """Return the first part of a path, and what follows it: nothing, or a dot and more."""
+    """Return the first key of a dotted path, and the rest: empty, or a dot and further keys."""
     if quoted := _QUOTED.match(text):
         part, rest = quoted[1] or quoted[2] or "", text[quoted.end() :]
     else:
@@ -206,10 +202,10 @@ def _first(text: str, values: Any) -> tuple[str, str]:
     return part, rest
 
 
-def placed(tree: Tree, problem: Problem) -> Problem:
-    """Return `problem` with the mark of its path, unless it has one: of the value that is wrong, else of the key.
+def marked(tree: Tree, problem: Problem) -> Problem:
+    """Return `problem` with a mark: its own, else that of the wrong value, or of the key where the key is wrong.
 
-    Where nothing was written at the path, the nearest place above it is marked.
+    Where the path is not in the text, the nearest ancestor is marked.
     """
     about_key = isinstance(problem, UnknownKey) or problem.path[:-1] in PLUGIN_MAPS
     value = not about_key and not isinstance(tree.get(problem.path), dict)
@@ -217,20 +213,22 @@ def placed(tree: Tree, problem: Problem) -> Problem:
 
 
 def reading_order(mark: Mark | None, tree: Tree) -> tuple[int, int, int]:
-    """Sort places as a reader meets them: defaults, what is extended, the file, overrides; then line and column."""
+    """Return a sort key of marks: defaults, the extended recipe, the file, overrides; in each by line and column."""
     if mark is None:
         return (0, 0, 0)
     layer = 2 if mark.file == tree.places[()].key.file else 3 if mark.file == OVERRIDE else 1
     return (layer, mark.line, mark.column)
 
 
-def origin(mark: Mark) -> str:
-    """Say in short where a value was written."""
+def origin(mark: Mark | None) -> str:
+    """Return the origin of a value with this mark: "mine.yaml:3", "override", or "default" without one."""
+    if mark is None:
+        return "default"
     return OVERRIDE if mark.file == OVERRIDE else f"{Path(mark.file).name}:{mark.line}"
 
 
 def relative_place(mark: Mark | None, other: Mark | None) -> str:
-    """Return where `mark` is, in short where it is in the same file as `other`."""
+    """Return the place of `mark`: only its line where it is in the same file as `other`."""
     if mark is None:
         return "the default"
     return f"line {mark.line}" if other and mark.file == other.file else f"{mark.file}:{mark.line}"

@@ -1,6 +1,6 @@
-"""YAML as a tree of values with their places.
+"""A YAML reader that keeps the position of every value.
 
-Text is parsed to events and never constructed: no tag runs code, no alias loops or explodes, no key is lost.
+It reads the parser's events and constructs no Python objects: no tag runs code, aliases and duplicate keys are checked.
 Scalars follow YAML 1.2's core schema: `1e-4` is a number, only `true` and `false` are booleans, `on` and `no` are text.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from neoplug.errors import Mark, Problem
+from neoplug.errors import Mark, Problem, RecipeError
 from neoplug.recipe.tree import BROKEN, MAX_DEPTH, MAX_INTEGER, Node, Tree
 
 MAX_CHARACTERS = 200_000
@@ -33,14 +33,14 @@ _WORDS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Source:
-    """A text to read, or one that a word of a command line stands for.
+class YamlText:
+    """A YAML text and where it comes from.
 
     file    its name in messages
-    folder  where its relative paths start
-    lead    what precedes it on its line
+    folder  the folder from which relative paths in it start
+    lead    the text before it on its first line, as `key=` of an override
     line    the number of its first line
-    word    the place of all its values, where they come from one word of a command line
+    word    the command line argument from which the text was generated, if any: the mark of all its values
     """
 
     text: str
@@ -52,14 +52,14 @@ class Source:
 
     @cached_property
     def lines(self) -> list[str]:
-        """The text's lines as YAML counts them; each character that cannot be printed is replaced by one that can."""
+        """The lines as YAML counts them, `lead` included; unprintable characters are replaced, one for one."""
         return [
             "".join(letter if letter.isprintable() else " " if letter == "\t" else "\ufffd" for letter in line)
             for line in _BREAKS.split(self.lead + self.text)
         ]
 
     def mark(self, line: int = 0, column: int = 0, length: int = 1) -> Mark:
-        """Make a mark from a 0-based line and column of `text`."""
+        """Return the mark at a 0-based line and column of `text`."""
         if self.word:
             return Mark(self.file, 1, 1, len(self.word), self.word)
         line = min(line, len(self.lines) - 1)
@@ -68,18 +68,18 @@ class Source:
         return Mark(self.file, self.line + line, column + 1, max(1, min(length, len(whole) - column)), whole)
 
     def span(self, start: Any, end: Any) -> Mark:
-        """Make a mark from two of yaml's; where the second is in another line, the mark ends with the first's line."""
+        """Return the mark from `start` to `end`, which are yaml's marks; it ends with its first line."""
         length = end.column - start.column if end.line == start.line else MAX_CHARACTERS
         return self.mark(start.line, start.column, length)
 
 
-def read(source: Source) -> Tree:
-    """Read a text; its mistakes are the tree's `problems`, and its root is BROKEN where nothing could be read."""
+def read(source: YamlText) -> Tree:
+    """Return the tree of a text; mistakes are its `problems`, and its root is BROKEN where reading had to end."""
     reader = _Reader(source)
     try:
         root = reader.document()
-    except _Stop as stop:
-        reader.problems.append(stop.problem)
+    except RecipeError as error:
+        reader.problems += error.problems
     except UnicodeError:
         reader.problems.append(Problem("this is not UTF-8 text", fix="save the file as UTF-8", mark=source.mark()))
     except yaml.reader.ReaderError as error:
@@ -93,7 +93,7 @@ def read(source: Source) -> Tree:
     return Tree(Node(BROKEN, source.mark(), source.mark(), source.folder), reader.problems)
 
 
-def _syntax_problem(error: yaml.MarkedYAMLError, source: Source) -> Problem:
+def _syntax_problem(error: yaml.MarkedYAMLError, source: YamlText) -> Problem:
     what = f"this is not YAML: {error.problem or error.context}"
     if error.problem and error.context and error.context_mark:
         what += f", {error.context} from line {source.line + error.context_mark.line}"
@@ -102,17 +102,10 @@ def _syntax_problem(error: yaml.MarkedYAMLError, source: Source) -> Problem:
     return Problem(what, fix=fix, mark=source.mark(place.line, place.column) if place else source.mark())
 
 
-class _Stop(Exception):
-    """A mistake after which reading ends."""
-
-    def __init__(self, what: str, mark: Mark, fix: str = "", subject: str = "") -> None:
-        self.what, self.problem = what, Problem(subject + what, fix=fix, mark=mark)
-
-
 class _Reader:
-    """Makes a tree of libyaml's events; what cannot be in a recipe becomes a problem and a BROKEN node."""
+    """Builds a tree from libyaml's events; what a recipe cannot contain becomes a problem and a BROKEN node."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: YamlText) -> None:
         self.source = source
         self.events: Iterator[Any] = yaml.parse(source.text, Loader=_LOADER)
         self.problems: list[Problem] = []
@@ -121,7 +114,8 @@ class _Reader:
 
     def document(self) -> Node:
         if len(self.source.text) > MAX_CHARACTERS:
-            raise _Stop(f"the text has more than {MAX_CHARACTERS:,} characters", self.source.mark())
+            what = f"the text has more than {MAX_CHARACTERS:,} characters"
+            raise RecipeError([Problem(what, mark=self.source.mark())])
         next(self.events)  # the start of the stream
         is_empty = isinstance(next(self.events), yaml.StreamEndEvent)
         root = Node(None, self.source.mark(), self.source.mark(), self.source.folder)
@@ -130,11 +124,12 @@ class _Reader:
             next(self.events)  # the end of the document
             event = next(self.events)
             if not isinstance(event, yaml.StreamEndEvent):
-                raise _Stop("a second document begins here", self.mark(event), "keep one document in a file")
+                fix = "keep one document in a file"
+                raise RecipeError([Problem("a second document begins here", fix=fix, mark=self.mark(event))])
         return root
 
     def node(self, depth: int, key: Mark | None = None, event: Any = None) -> Node:
-        """Read the node that `event`, else the next event, begins. `key`: the place of its key."""
+        """Read the node that begins with `event`, by default the next event. `key` is the place of its key."""
         event = event or next(self.events)
         mark = self.mark(event)
         self.check_limits(depth, mark)
@@ -149,12 +144,13 @@ class _Reader:
         self.anchors[event.anchor] = node
         return node
 
-    def check_limits(self, depth: int, mark: Mark) -> None:
+    def check_limits(self, depth: int, mark: Mark, subject: str = "") -> None:
+        """Count one more node. Raises RecipeError above the limits of nodes and depth."""
         self.count += 1
         if self.count > MAX_NODES:
-            raise _Stop(f"more than {MAX_NODES:,} values", mark)
+            raise RecipeError([Problem(f"{subject}more than {MAX_NODES:,} values", mark=mark)])
         if depth > MAX_DEPTH:
-            raise _Stop(f"more than {MAX_DEPTH} levels deep", mark)
+            raise RecipeError([Problem(f"{subject}more than {MAX_DEPTH} levels deep", mark=mark)])
 
     def content(self, event: Any, depth: int, mark: Mark) -> Any:
         if isinstance(event, yaml.ScalarEvent):
@@ -164,10 +160,12 @@ class _Reader:
         return dict(self.items(depth + 1))
 
     def until(self, end: type) -> Iterator[Any]:
+        """Yield the first event of each node up to an event of the type `end`; the caller reads the node's others."""
         while not isinstance(event := next(self.events), end):
             yield event
 
     def items(self, depth: int) -> Iterator[tuple[str, Node]]:
+        """Yield the valid keys of a map with their nodes."""
         marks: dict[str, Mark] = {}
         for event in self.until(yaml.MappingEndEvent):
             mark, key = self.mark(event), getattr(event, "value", "")
@@ -203,25 +201,22 @@ class _Reader:
         return self.refuse(what, mark, why, f"write at most {MAX_INTEGER}; a name made of digits is written in quotes")
 
     def alias(self, name: str | None, depth: int, mark: Mark) -> Any:
-        """Return a copy of the value that an alias names."""
+        """Return the value that an alias names: the same nodes, which count again towards the limits."""
         if name not in self.anchors:
             return self.refuse(f"there is no anchor `&{name}` above", mark)
         if (node := self.anchors[name]) is None:
             return self.refuse(f"the alias `*{name}` is inside of what it names", mark)
-        try:
-            return self.copy(node, depth).value
-        except _Stop as stop:
-            raise _Stop(stop.what, mark, subject=f"the alias `*{name}` makes ") from None
+        self.count_again(node, depth, mark, f"the alias `*{name}` makes ")
+        return node.value
 
-    def copy(self, node: Node, depth: int) -> Node:
-        self.check_limits(depth, node.mark)
-        if isinstance(node.value, dict):
-            return replace(node, value={key: self.copy(inner, depth + 1) for key, inner in node.value.items()})
-        if isinstance(node.value, list):
-            return replace(node, value=[self.copy(inner, depth + 1) for inner in node.value])
-        return node
+    def count_again(self, node: Node, depth: int, mark: Mark, subject: str) -> None:
+        self.check_limits(depth, mark, subject)
+        value = node.value
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            self.count_again(inner, depth + 1, mark, subject)
 
     def refuse(self, what: str, mark: Mark, why: str = "", fix: str = "") -> Any:
+        """Record a problem; return BROKEN, the value of its node."""
         self.problems.append(Problem(what, why, fix, mark=mark))
         return BROKEN
 

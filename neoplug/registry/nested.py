@@ -1,4 +1,4 @@
-"""Flattening of nested maps, as recipes, results and metrics: each value with its path."""
+"""Flattening of nested maps, such as recipes, results and metrics, to paths and values."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def leaves(values: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def numbers(values: Mapping[str, Any], separator: str = ".") -> dict[str, float]:
-    """Return {joined path: number} of the leaves that are numbers, as {"probes.calibration.ece": 0.1}; no booleans."""
+    """Return the leaves that are numbers (no booleans) by their joined paths, as {"probes.calibration.ece": 0.1}."""
     return {
         separator.join(map(str, path)): value
         for path, value in leaves(values)

@@ -1,7 +1,7 @@
-"""Strict checks of plain values against types; what pydantic finds becomes problems that people can read.
+"""Strict validation of plugin options against the types of their fields; pydantic's errors become `Problem`s.
 
-`true` is no number, text is no number, 8.0 is no integer, NaN and infinity are no numbers; 8 is a fine float.
-Values go through pydantic as JSON, whose strict mode still makes tuples of lists and paths of text.
+Neither `true` nor text is a number, 8.0 is no integer, NaN and infinity are invalid; 8 is a valid float.
+Values are validated as JSON, because pydantic's strict mode then still makes tuples from lists and paths from text.
 """
 
 import dataclasses
@@ -16,9 +16,11 @@ from pydantic.fields import FieldInfo
 
 from neoplug.errors import NeoplugError, OptionError, Problem, RecipeError, did_you_mean
 from neoplug.errors import Path as Key
-from neoplug.registry.suggestions import NO_NUMBER, show, suggestion
+from neoplug.registry.suggestions import NO_NUMBER, as_written, suggest_fix
 
 T = TypeVar("T")
+KeysAt = Callable[[Key], Sequence[str]]
+FieldAt = Callable[[Key], FieldInfo | None]
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 _NAMES = {
@@ -36,20 +38,20 @@ def fields_of(cls: type) -> dict[str, "dataclasses.Field[Any]"]:
 
 
 def path_fields(cls: type) -> set[str]:
-    """Return the options whose type is made of `pathlib.Path`: they name files or folders that exist."""
+    """Return the names of the options whose type contains `pathlib.Path`: they name existing files or folders."""
     hints = get_type_hints(cls)
-    return {name for name in fields_of(cls) if pathlib.Path in _parts(hints[name])}
+    return {name for name in fields_of(cls) if pathlib.Path in _nested_types(hints[name])}
 
 
-def _parts(hint: Any) -> list[Any]:
-    """Return a type and all types in it: the branches of a union, the items of a list, the keys of a map."""
-    return [hint, *(inner for part in get_args(hint) for inner in _parts(part))]
+def _nested_types(hint: Any) -> list[Any]:
+    """Return a type and all its type arguments, recursively: members of a union, items of a list, keys of a map."""
+    return [hint, *(inner for part in get_args(hint) for inner in _nested_types(part))]
 
 
 def options_model(cls: type) -> type[BaseModel]:
-    """Return a pydantic model of a plugin's options; its aliases are the options' names.
+    """Return a pydantic model that validates a plugin's options; the options' names are its aliases.
 
-    The author's class stays untouched: the model only checks what it will be built from.
+    The plugin's class is not changed.
     Raises RecipeError where a type cannot be expressed in a recipe.
     """
     try:
@@ -65,7 +67,7 @@ def options_model(cls: type) -> type[BaseModel]:
 
 
 def defaults(cls: type) -> dict[str, Any]:
-    """Return the defaults of a plugin's options that a recipe can express, without None.
+    """Return the defaults of a plugin's options, as plain values; without None and those that a recipe cannot express.
 
     Raises RecipeError where a type cannot be expressed in a recipe.
     """
@@ -73,8 +75,9 @@ def defaults(cls: type) -> dict[str, Any]:
     for field in options_model(cls).model_fields.values():
         value = field.get_default(call_default_factory=True)
         with suppress(TypeError, ValueError):  # of json: a required option, or no plain value
-            found[str(field.alias)] = json.loads(json.dumps(value, allow_nan=False))
-    return {name: value for name, value in found.items() if value is not None}
+            if value is not None:
+                found[str(field.alias)] = json.loads(json.dumps(value, allow_nan=False))
+    return found
 
 
 def _default(field: "dataclasses.Field[Any]") -> dict[str, Any]:
@@ -83,11 +86,11 @@ def _default(field: "dataclasses.Field[Any]") -> dict[str, Any]:
 
 
 def build(cls: type[T], options: Mapping[str, Any], *, path: Key = (), core: Sequence[str] = ()) -> T:
-    """Build a plugin from its options, strictly checked.
+    """Build a plugin from its options, which are strictly validated.
 
-    path  where the options are in the recipe; problems carry it
-    core  keys next to the options that belong to the core (only for suggestions)
-    Raises RecipeError with every mistake, also what `__post_init__` refuses.
+    path  the path of the options in the recipe, which the problems get
+    core  other valid keys of the same map, that are not options (only for suggestions)
+    Raises RecipeError with every mistake; where there is none, with the exception of the constructor.
     """
     try:
         model = options_model(cls)
@@ -97,11 +100,12 @@ def build(cls: type[T], options: Mapping[str, Any], *, path: Key = (), core: Seq
     try:
         checked = model.model_validate_json(json.dumps(dict(options)))
     except ValidationError as error:
-        known = Known(
+        problems = type_problems(
+            error, options, path,
             lambda place: literals(fields[str(place[0])]) if place else [*fields, *core],
             lambda place: fields.get(str(place[0])) if len(place) == 1 else None,
-        )
-        raise RecipeError(type_problems(error, options, path, known)) from error
+        )  # fmt: skip
+        raise RecipeError(problems) from error
     given = {field.alias or "": getattr(checked, name) for name, field in model.model_fields.items()
              if name in checked.model_fields_set}  # fmt: skip
     try:
@@ -109,13 +113,13 @@ def build(cls: type[T], options: Mapping[str, Any], *, path: Key = (), core: Seq
     except RecipeError:
         raise
     except Exception as error:
-        raise RecipeError([_refusal(cls, error, options, path)]) from error
+        raise RecipeError([_constructor_problem(cls, error, options, path)]) from error
 
 
-def _refusal(cls: type, error: Exception, options: Mapping[str, Any], path: Key) -> Problem:
-    """Turn what a plugin's constructor raised into a problem at the option that it is about.
+def _constructor_problem(cls: type, error: Exception, options: Mapping[str, Any], path: Key) -> Problem:
+    """Return the problem of an exception in a plugin's constructor, at the option that it names.
 
-    A ValueError or an error of neoplug's is the author's message to the user, anything else is a fault of the plugin.
+    A ValueError or NeoplugError rejects the options, with a message to the user; any other is a bug of the plugin.
     """
     what = str(error).strip() or type(error).__name__
     if not isinstance(error, ValueError | NeoplugError):
@@ -130,37 +134,30 @@ def first_named(message: str, names: Iterable[str]) -> str | None:
     return next((word for word in words if word in names), None)
 
 
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """What is known of a map of options or a section; places are paths below it.
+def type_problems(error: ValidationError, values: Any, path: Key, keys_at: KeysAt, field_at: FieldAt) -> list[Problem]:
+    """Return the problems of a failed validation, one for each wrong value or key.
 
-    keys   the keys that may be at a place
-    field  the type and default of the value at a place, or None
+    values    the validated map, which is at `path` in the recipe
+    keys_at   place (a path in `values`) -> the keys that may be there
+    field_at  place -> the type and default of the value there, or None
     """
-
-    keys: Callable[[Key], Sequence[str]]
-    field: Callable[[Key], FieldInfo | None]
-
-
-def type_problems(error: ValidationError, values: Any, path: Key, known: Known) -> list[Problem]:
-    """Turn pydantic's errors about `values`, which are at `path`, into problems, one for each place."""
     grouped: dict[Key, list[Any]] = {}
     for detail in error.errors(include_url=False):
         grouped.setdefault(_place(detail, values), []).append(detail)
     return [
-        _problem(details, place, path, known)
+        _problem(details, place, path, keys_at, field_at)
         for place, details in grouped.items()
         if not any(_is_other_branch(details, place, other) for other in grouped)
     ]
 
 
 def _is_other_branch(details: list[Any], place: Key, other: Key) -> bool:
-    """Return whether these are branches of a union that did not fit, while the mistake is inside of one that did."""
+    """Return whether these are errors of a union's other members, and `other` is a mistake inside the intended one."""
     return other != place and other[: len(place)] == place and all(len(d["loc"]) > len(place) for d in details)
 
 
 def _place(detail: Any, values: Any) -> Key:
-    """Drop from pydantic's location what is no key of the data: the branch of a union, `[key]`."""
+    """Return pydantic's location of an error without parts that are no keys of `values`: members of unions, `[key]`."""
     place: list[str | int] = []
     here = values
     for part in detail["loc"]:
@@ -174,35 +171,36 @@ def _place(detail: Any, values: Any) -> Key:
     return tuple(place)
 
 
-def _problem(details: list[Any], place: Key, path: Key, known: Known) -> Problem:
+def _problem(details: list[Any], place: Key, path: Key, keys_at: KeysAt, field_at: FieldAt) -> Problem:
+    """Return one problem for pydantic's errors at one place (several for a union)."""
     first, full = details[0], path + place
     kind, value = first["type"], first["input"]
     if kind == "missing":
         return Problem(f"`{_label(full)}` is missing", "it has no default", path=full)
     if kind in ("extra_forbidden", "unexpected_keyword_argument") or first["loc"][-1:] == ("[key]",):
-        return unknown_key(known.keys(place[:-1]), full)
+        return unknown_key(keys_at(place[:-1]), full)
     if all(detail["type"] == "value_error" for detail in details):
         return Problem(str(first["ctx"]["error"]), path=full)
-    field = known.field(place)
+    field = field_at(place)
     choices = literals(field)
     expected = list(dict.fromkeys(_expected(detail, field) for detail in details))
     if "a number" in expected:
         expected = [words for words in expected if words != "a whole number"]
     close = did_you_mean(str(value), choices)
-    what = f"`{_label(full)}` is {show(value)}, but must be {' or '.join(expected)}{close}"
+    what = f"`{_label(full)}` is {as_written(value)}, but must be {' or '.join(expected)}{close}"
     why = NO_NUMBER if isinstance(value, bool) and any("number" in words for words in expected) else ""
-    fix = "" if choices else suggestion(value, expected, field.default if field else None)
+    fix = "" if choices else suggest_fix(value, expected, field.default if field else None)
     return Problem(what, why, fix, full)
 
 
 def literals(field: FieldInfo | None) -> list[str]:
-    """Return the values that a field's type names."""
-    named = [part for part in _parts(field.annotation) if get_origin(part) is Literal] if field else []
+    """Return the values of the `Literal`s in a field's type, as text."""
+    named = [part for part in _nested_types(field.annotation) if get_origin(part) is Literal] if field else []
     return list(dict.fromkeys(str(value) for part in named for value in get_args(part)))
 
 
 def _label(path: Key) -> str:
-    """Name a value by its key, an item of a list by the list's: layers[1]."""
+    """Return a value's name in messages: its key; for an item of a list the list's key and the index, as layers[1]."""
     keys = [number for number, part in enumerate(path) if isinstance(part, str)]
     return f"{path[keys[-1]]}{''.join(f'[{part}]' for part in path[keys[-1] + 1 :])}" if keys else "recipe"
 
@@ -218,7 +216,7 @@ def unknown_key(known: Sequence[str], path: Key) -> UnknownKey:
 
 
 def _expected(detail: Any, field: FieldInfo | None) -> str:
-    """Return in words what a value must be."""
+    """Return what the value must be, as "a whole number" or "at least 1"."""
     kind, context = detail["type"], detail.get("ctx") or {}
     if kind == "literal_error":
         choices = literals(field)
@@ -231,4 +229,4 @@ def _expected(detail: Any, field: FieldInfo | None) -> str:
         if word in context:
             return f"{limit} {context[word]:g}"
     name = kind.removesuffix("_type").removesuffix("_parsing")
-    return _NAMES.get(name) or _NAMES.get(kind) or f"something else: {detail['msg'].lower()}"
+    return _NAMES.get(name) or f"something else: {detail['msg'].lower()}"

@@ -60,7 +60,8 @@ def mistakes(source, overrides=(), changes=None):
 
 def test_prompts_in_the_teachers_own_template_cannot_be_trained_on(folder):
     found = mistakes("good.yaml", ["teacher.chat_template=own", "data.train_on=all"])
-    assert found == ["override:1:23: the teacher has prompts of its own, but `train_on: all` scores the prompts too"]
+    what = "the teacher's prompts differ from the student's, but `train_on: all` trains on the prompts too"
+    assert found == [f"override:1:23: {what}"]
     assert recipe.load("good.yaml", ["teacher.chat_template=own", "data.train_on=last"]).recipe.teacher.chat_template
 
 
@@ -590,7 +591,7 @@ def test_a_missing_parent_hides_no_mistake_and_makes_none(folder, values):
     (missing,) = [what for what in found["nowhere"] if "there is no recipe `nowhere`" in what[1]]
     without, together = found["nowhere"] - {missing}, found.get("good.yaml", set())
     assert without <= together
-    assert all("two plugins" in what or "both say" in what or "missing" in what or "needs a teacher" in what or
+    assert all("two plugins" in what or "both set" in what or "missing" in what or "needs a teacher" in what or
                "no plugin adds" in what or "makes an optimizer" in what or "good.yaml" in where
                for where, what in together - without)  # fmt: skip
 
@@ -699,7 +700,7 @@ def test_sources_are_a_map_that_children_and_overrides_edit(folder):
     assert list(recipe.load("mix.yaml", ["data.sources.a=null"]).recipe.data.parts) == ["b"]
     assert list(recipe.load("good.yaml").recipe.data.parts) == [""]
     messages = mistakes("mix.yaml", ["data.sources.a.weight=1", "data.source=hub/c", "data.sources.b.sorce=x"])
-    assert any("`source` and `sources`" in line and "both say what to read" in line for line in messages)
+    assert any("`source` and `sources`" in line and "both set what to read" in line for line in messages)
     messages = mistakes("mix.yaml", ["data.sources.a.weight=1"])
     assert messages[0].endswith("of the `sources`, a has a weight and b has none")
     assert "did you mean `source`?" in mistakes("mix.yaml", ["data.sources.b.sorce=x"])[0]

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neoplug.recipe.tree import BROKEN
-from neoplug.recipe.yaml_reader import MAX_NODES, Source, read
+from neoplug.recipe.yaml_reader import MAX_NODES, YamlText, read
 
 
 def parse(text):
-    tree = read(Source(text, "r.yaml", Path("/r")))
+    tree = read(YamlText(text, "r.yaml", Path("/r")))
     return tree.values, tree
 
 
@@ -218,6 +218,6 @@ def test_a_second_document_is_refused():
 
 
 def test_a_prefix_shifts_columns_but_not_lines():
-    tree = read(Source("{a: 1}", "override", Path(), lead="adapter.x=", line=3))
+    tree = read(YamlText("{a: 1}", "override", Path(), lead="adapter.x=", line=3))
     assert str(tree.mark(("a",))) == "override:3:12"
     assert tree.mark(("a",)).text == "adapter.x={a: 1}"

@@ -1,4 +1,4 @@
-"""Options of plugins: strict, all mistakes at once, and the author's class untouched."""
+"""Options of plugins: strict validation, all mistakes at once, and an unchanged plugin class."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -85,7 +85,7 @@ def test_an_instance_is_of_the_authors_class_and_built_once():
         ({"count": 1, "made": [2]}, ("made",), "unknown key `made`"),
     ],
 )  # fmt: skip
-def test_wrong_options_are_refused_in_words(options, place, words):
+def test_a_wrong_option_is_reported_with_what_it_must_be(options, place, words):
     assert refused(Everything, options) == {place: words}
 
 
@@ -114,7 +114,7 @@ def test_wrong_options_are_refused_in_words(options, place, words):
         ({"table": {"a": "b"}}, ""),
     ],
 )
-def test_a_wrong_option_gets_the_fix_that_is_sure(options, fix):
+def test_a_fix_is_suggested_where_it_is_certain(options, fix):
     with pytest.raises(RecipeError) as error:
         build(Everything, {"count": 1, **options})
     (problem,) = error.value.problems
@@ -124,11 +124,11 @@ def test_a_wrong_option_gets_the_fix_that_is_sure(options, fix):
 
 
 @pytest.mark.parametrize(("wrong", "meant"), [("LEFT", "left"), ("rihgt", "right")])
-def test_a_near_literal_is_suggested_in_any_letters(wrong, meant):
+def test_the_nearest_literal_is_suggested_whatever_its_case(wrong, meant):
     assert refused(Everything, {"count": 1, "side": wrong})[("side",)].endswith(f"; did you mean `{meant}`?")
 
 
-def test_all_mistakes_come_at_once():
+def test_all_mistakes_are_reported_at_once():
     found = refused(Everything, {"rate": "a", "flag": 0, "nmae": "x", "inner": {"size": True}})
     assert set(found) == {("count",), ("rate",), ("flag",), ("nmae",), ("inner", "size")}
 
@@ -144,7 +144,7 @@ VALUES = (
 
 
 @given(st.dictionaries(st.sampled_from(["count", "rate", "flag", "name", "side", "layers", "other"]), VALUES))
-def test_what_is_built_has_the_types_it_declares(options):
+def test_a_built_plugin_has_the_declared_types(options):
     try:
         plugin = build(Everything, options)
     except RecipeError:
@@ -172,7 +172,7 @@ class Refusing:
             raise ValueError("")
 
 
-def test_a_constructors_refusal_stands_at_the_option_it_names():
+def test_a_constructors_error_is_reported_at_the_option_it_names():
     assert refused(Refusing, {"alphabet": "b", "beta": 2.0}) == {
         ("beta",): "alphabets matter, but beta is 2.0 and alphabet is b"
     }
@@ -191,7 +191,7 @@ class Odder:
 
 
 @pytest.mark.parametrize("cls", [Odd, Odder])
-def test_options_that_no_recipe_can_state_are_a_problem(cls):
+def test_option_types_that_no_recipe_can_express_are_a_problem(cls):
     assert "cannot be read from a recipe" in refused(cls, {})[()]
 
 
@@ -199,7 +199,7 @@ def test_options_that_no_recipe_can_state_are_a_problem(cls):
     ("message", "name"),
     [("r is 0", "r"), ("the error: r", "r"), ("lora_r is 0", None), ("`lora_alpha` and r", "lora_alpha"), ("", None)],
 )
-def test_a_name_counts_as_a_whole_word(message, name):
+def test_only_whole_words_count_as_names(message, name):
     assert first_named(message, ["r", "lora_alpha", ""]) == name
 
 
