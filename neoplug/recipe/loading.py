@@ -36,6 +36,7 @@ EXCLUSIVE_KEYS = (
     ("train", "max_steps", "num_train_epochs", "how long to train"),
     ("data", "source", "sources", "what to read"),
 )
+FIRST_KEYS: dict[Key, str] = {("teacher",): "model", ("student",): "model", ("data",): "source"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,15 +139,13 @@ def _suggest_section(problem: Problem) -> Problem:
 def _suggest_map(problem: Problem, tree: Tree) -> Problem:
     """Return the problem with the intended map as the fix where the recipe has a name, or a list of names, instead."""
     path, value = problem.path, tree.get(problem.path)
-    if path in PLUGIN_MAPS and isinstance(value, str | list):
-        names = [value] if isinstance(value, str) else value
-        meant = ", ".join(f"{name}: {{}}" for name in names) if all(isinstance(name, str) for name in names) else ""
-    else:
-        first = {"teacher": "model", "student": "model", "data": "source"}.get(".".join(map(str, path)))
-        meant = f"{first}: {value if value is not None else '...'}" if isinstance(value, str | None) and first else ""
-    if value is None and meant:
-        return replace(problem, why="", fix=f"add `{path[0]}: {{{meant}}}`")
-    return replace(problem, fix=f"write {{{meant}}}") if meant else problem
+    names = [value] if isinstance(value, str) else value
+    if path in PLUGIN_MAPS and isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+        return replace(problem, fix=f"write {{{', '.join(f'{name}: {{}}' for name in names)}}}")
+    key = FIRST_KEYS.get(path)
+    if key and value is None:
+        return replace(problem, why="", fix=f"add `{path[0]}: {{{key}: ...}}`")
+    return replace(problem, fix=f"write {{{key}: {value}}}") if key and isinstance(value, str) else problem
 
 
 def _unknown_nulls(tree: Tree) -> Iterator[Problem]:
@@ -172,22 +171,21 @@ def _exclusive_keys(tree: Tree) -> Iterator[Problem]:
         values = tree.get((section,))
         if not isinstance(values, dict) or any(values.get(key) is None for key in keys):
             continue
-        here: list[Key] = [(section, key) for key in values if key in keys]
-        first, later = sorted(here, key=lambda path: reading_order(tree.mark(path), tree))
-        del values[str(later[1])]
-        earlier = relative_place(tree.mark(first), tree.mark(later))
-        what = f"`{later[1]}` and `{first[1]}` ({earlier}) both set {purpose}"
-        yield Problem(what, fix="keep one; null removes the other", mark=tree.mark(later))
+        marks = {key: tree.mark((section, key)) for key in sorted(keys)}
+        first, later = sorted(marks, key=lambda key: reading_order(marks[key], tree))
+        del values[later]
+        what = f"`{later}` and `{first}` ({relative_place(marks[first], marks[later])}) both set {purpose}"
+        yield Problem(what, fix="keep one; null removes the other", mark=marks[later])
 
 
-def _teacher_prompts_in_loss(tree: Tree) -> list[Problem]:
-    """Return a problem where the teacher has its own prompt format and the prompts are trained on too."""
+def _teacher_prompts_in_loss(tree: Tree) -> Iterator[Problem]:
+    """Yield a problem where the teacher has its own prompt format and the prompts are trained on too."""
     path: Key = ("teacher", "chat_template")
     if not tree.get(path) or tree.get(("data", "train_on")) != "all":
-        return []
+        return
     what = "the teacher's prompts differ from the student's, but `train_on: all` trains on the prompts too"
     fix = "train_on: answers (or last), or let the teacher read the student's prompts"
-    return [Problem(what, "only the answers have the same text for both", fix, path)]
+    yield Problem(what, "only the answers have the same text for both", fix, path)
 
 
 def _sorted(found: list[Problem], tree: Tree) -> list[Problem]:
