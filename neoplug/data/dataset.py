@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +19,8 @@ from neoplug.data.encode.chat import template_text
 from neoplug.data.encode.row_encoder import RowEncoder
 from neoplug.data.encode.teacher_encoder import TeacherEncoder
 from neoplug.data.encode.text_encoder import Tokenizer
-from neoplug.data.ingest.pipeline import INSPECTED_ROWS, recognise_columns
-from neoplug.data.ingest.recipe_sources import eval_source_of, training_sources
+from neoplug.data.ingest.pipeline import inspect
+from neoplug.data.ingest.recipe_sources import RecipeSource, eval_source_of, training_sources
 from neoplug.data.ingest.report import Report
 from neoplug.data.ingest.sources import is_local
 from neoplug.data.mixture import Mixture, epoch_rows
@@ -101,7 +100,7 @@ def load_unvalidated_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEn
         why = error.reason if isinstance(error, DiskError) else error
         fix = "free some disk space there, or set NEOPLUG_HOME to a folder on another disk"
         raise UsageError(f"the tokens cannot be stored in {folder.parent}: {why}\nfix: {fix}") from error
-    return _corpus(store, data)
+    return _corpus(store, data, training, evaluation)
 
 
 def check_local_sources(data: Data) -> list[Problem]:
@@ -114,7 +113,7 @@ def check_local_sources(data: Data) -> list[Problem]:
         if source is None or not is_local(source.name):
             continue
         try:
-            recognise_columns(list(islice(source.reader.rows(), INSPECTED_ROWS)), source)
+            inspect(source)
         except RecipeError as error:
             problems += error.problems
     return problems
@@ -126,17 +125,17 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _corpus(store: Store, data: Data) -> Corpus:
-    """Return a store's content, with the locations and weights of the recipe's sources, which it does not have."""
+def _corpus(store: Store, data: Data, training: Mapping[str, RecipeSource], evaluation: RecipeSource | None) -> Corpus:
+    """Return a store's content, with what it does not have of the sources: their locations, weights and notes."""
     report = TypeAdapter(Report).validate_python(store.record["report"])
     rows = {name: counts.training_rows for name, counts in report.read.items()}
     weights = {name: source.weight for name, source in data.parts.items() if source.weight is not None}
     in_epoch = epoch_rows(rows, weights) if weights else rows
-    for name, source in data.parts.items():
-        report.read[name].source, report.read[name].epoch_rows = source.source, in_epoch[name]
-    evaluation = eval_source_of(data)
+    for name, source in training.items():
+        counts = report.read[name]
+        counts.source, counts.epoch_rows, counts.notes = source.name, in_epoch[name], source.reader.notes
     if report.eval_read and evaluation:
-        report.eval_read.source = evaluation.name
+        report.eval_read.source, report.eval_read.notes = evaluation.name, evaluation.reader.notes
     return Corpus(
         rows=store.rows,
         held_out=store.held_out,

@@ -1,5 +1,6 @@
 """Local paths in a recipe: resolved from the file that has them, then from the current folder."""
 
+import glob
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ PATHS: tuple[Key, ...] = (
     ("data", "chat_template"),
 )
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".txt", ".md", ".gguf", ".safetensors", ".jinja")
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _NO_PATH = re.compile(r"(pypi|python):|own$|.*\{", re.DOTALL)  # a chat template may be Jinja text itself
 
 
@@ -65,8 +67,16 @@ def _texts(value: Any, path: Key) -> Iterator[Key]:
 
 
 def looks_local(text: str) -> bool:
-    """Return whether `text` can only be a local path: by its first character, or its file name extension."""
-    return text.startswith((".", "/", "~")) or text.lower().endswith(_SUFFIXES)
+    """Return whether `text` can only be a local path: by its first character or file name extension, or as a glob.
+
+    A file may be compressed (`.jsonl.gz`).
+    """
+    return text.startswith((".", "/", "~")) or text.lower().endswith((*_SUFFIXES, *_COMPRESSIONS)) or is_glob(text)
+
+
+def is_glob(text: str) -> bool:
+    """Return whether `text` is a pattern of file names, such as `data/*.jsonl`; hub ids have no such characters."""
+    return glob.has_magic(text) and not text.startswith("python:")
 
 
 def _find(text: str, folders: list[Path]) -> Path | None:
@@ -75,13 +85,22 @@ def _find(text: str, folders: list[Path]) -> Path | None:
             path = (folder / Path(text).expanduser()).absolute()
             if path.exists():
                 return path.resolve()
+            if is_glob(text) and glob.glob(pattern := _pattern(text, folder), recursive=True):  # noqa: PTH207 -- may be absolute
+                return Path(pattern)
         except (OSError, RuntimeError, ValueError):
             return None
     return None
 
 
+def _pattern(text: str, folder: Path) -> str:
+    """Return the glob `text` below a folder, whose own name is no pattern."""
+    return str(Path(glob.escape(str(folder))) / Path(text).expanduser())
+
+
 def _missing(text: str, folders: list[Path], path: Key) -> Problem:
     why = f"looked in {' and '.join(map(str, folders))}" if not text.startswith(("/", "~")) else ""
+    if is_glob(text):
+        return Problem(f"no file matches {text}", why, path=path)
     return Problem(f"there is no file or folder {text}{did_you_mean(text, _siblings(text, folders))}", why, path=path)
 
 

@@ -76,8 +76,13 @@ class Student(Model):
 
 
 class SourceRows(Section):
-    """Which rows of a source are read, and how. `streaming` reads the first `max_rows` and downloads no others."""
+    """Which rows of a source are read, and how. `streaming` reads the first `max_rows` and downloads no others.
 
+    `name`: the configuration of a hub dataset or of a folder; `revision`: the commit, tag or branch of a hub dataset.
+    """
+
+    name: Text | None = None
+    revision: Text | None = None
     split: Text = "train"
     columns: dict[Column, Text] = {}
     streaming: bool = False
@@ -102,6 +107,7 @@ class Data(SourceRows):
 
     One `source`, or several `sources` by names of your choice. `split`, `columns`, `streaming` and `max_rows` are those
     of the one source, and of `eval_source`, unless `eval_split` names another split; alone, that is one of the source.
+    `name` and `revision` are those of the one source, and of an `eval_source` that is the same dataset.
     `max_dropped_rows`: the share of a source's rows that may be unusable, from 0 to 1; more of them end the run.
     """
 
@@ -160,6 +166,8 @@ class Data(SourceRows):
     def read_like(self, source: str, split: str | None = None) -> Source:
         """Return a source that is read like the only one of this section, or another split of it."""
         same = {name: getattr(self, name) for name in ("columns", "streaming", "max_rows")}
+        if source == self.source:
+            same |= {"name": self.name, "revision": self.revision}
         return Source(source=source, split=split or self.split, **same)
 
 

@@ -9,7 +9,8 @@ import pytest
 from pyarrow import parquet
 
 from neoplug.data import check_local_sources, load_corpus
-from neoplug.data.ingest.sources import files_of_split, open_source
+from neoplug.data.ingest.folders import files_of_split
+from neoplug.data.ingest.sources import open_source
 from neoplug.errors import RecipeError
 
 
@@ -116,7 +117,7 @@ def test_the_files_of_a_folder_are_selected_by_split(tmp_path):
 def test_all_files_of_a_folder_without_splits_are_train(tmp_path):
     for name in ("b.json", "a.csv", ".hidden.json", "notes.txt"):
         (tmp_path / name).write_text("[]", encoding="utf-8")
-    assert [file.name for file in files_of_split(tmp_path, "train")] == ["a.csv", "b.json"]
+    assert [file.name for file in files_of_split(tmp_path, "train").files] == ["a.csv", "b.json"]
 
 
 def test_a_dataset_saved_to_disk(tmp_path):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from neoplug.data.ingest.readers import Reason, Row
+from neoplug.data.ingest.values import Reason, Row
 from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.files import content_hash
 
@@ -133,6 +133,11 @@ def _name_in_source(column: str, names: Sequence[str], mapping: Mapping[Any, str
     """Return the source's name of the column that neoplug names `column`."""
     alias = ALIASES.get(column, column)
     return mapping.get(column, alias if alias in names and column not in names else column)
+
+
+def usable_names(mapping: Mapping[Any, str]) -> set[str]:
+    """Return the names of all columns that a source may have and that are then read; no other column is."""
+    return {*KNOWN, *ALIASES.values(), *mapping.values()}
 
 
 def names_of(rows: Iterable[Row]) -> list[str]:

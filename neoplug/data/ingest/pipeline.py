@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from neoplug.data.encode.lengths import Fitted, fit
 from neoplug.data.encode.row_encoder import ROWS_AT_ONCE, RowEncoder
-from neoplug.data.ingest.columns import Columns, Content, names_of, recognise
-from neoplug.data.ingest.readers import Reason, Row
+from neoplug.data.ingest.columns import Columns, Content, names_of, recognise, usable_names
 from neoplug.data.ingest.recipe_sources import RecipeSource
 from neoplug.data.ingest.report import Report, SourceCounts
+from neoplug.data.ingest.values import Reason, Row
 from neoplug.data.store.spool import Spool
 from neoplug.errors import Problem, RecipeError
 
@@ -39,11 +39,10 @@ class IngestPipeline:
         first_row  index of the source's first row among the rows of all sources
         raises     RecipeError where the source has no rows, or none that can be used
         """
-        rows, before = source.reader.rows(), self.spool.rows
-        inspected = list(islice(rows, INSPECTED_ROWS))
-        columns = recognise_columns(inspected, source)
+        before = self.spool.rows
+        columns, rows = inspect(source)
         counts.columns = list(columns.used)
-        for batch in _batches(self._contents(chain(inspected, rows), columns, counts)):
+        for batch in _batches(self._contents(rows, columns, counts)):
             with source.labelled_errors():
                 fitted = self._fit(batch, counts)
             for content in batch:
@@ -79,18 +78,22 @@ class IngestPipeline:
         return Problem(what + source.suffix, why, fix, source.key)
 
 
-def recognise_columns(rows: Sequence[Row | Reason], source: RecipeSource) -> Columns:
-    """Return the mapping of a source's columns, recognised by its first rows.
+def inspect(source: RecipeSource) -> tuple[Columns, Iterator[Row | Reason]]:
+    """Return the mapping of a source's columns, recognised by its first rows, and all rows with these columns.
 
     raises  RecipeError where there is no row, or the columns match no kind of row
     """
-    if not rows:
+    rows = source.reader.rows(usable_names(source.columns))
+    first = list(islice(rows, INSPECTED_ROWS))
+    names = source.reader.column_names()
+    if not first:
         raise RecipeError([Problem(f"{source.name} has no rows", path=source.key)])
-    readable = [row for row in rows if not isinstance(row, Reason)]
+    readable = [row for row in first if not isinstance(row, Reason)]
     if not readable:
-        raise RecipeError([Problem(f"no row of {source.name} can be read; the first is {rows[0]}", path=source.key)])
+        raise RecipeError([Problem(f"no row of {source.name} can be read; the first is {first[0]}", path=source.key)])
     with source.labelled_errors():
-        return recognise(names_of(readable), source.columns)
+        columns = recognise(list(dict.fromkeys([*names, *names_of(readable)])), source.columns)
+    return columns, chain(first, rows)
 
 
 def _content(row: Row | Reason, number: int, columns: Columns, data: Data) -> Content | Reason:

@@ -42,7 +42,8 @@ class RecipeSource:
     @cached_property
     def reader(self) -> RowSource:
         """Return the reader of its rows; RecipeError where there is no such source."""
-        reader = open_source(self.name, self.settings.split, self.key, streaming=self.settings.streaming)
+        options = {name: getattr(self.settings, name) for name in ("streaming", "name", "revision")}
+        reader = open_source(self.name, self.settings.split, self.key, **options)
         return reader if self.settings.max_rows is None else FirstRows(reader, self.settings.max_rows)
 
     @contextmanager

@@ -41,6 +41,7 @@ class SourceCounts:
     epoch_rows      how many of `training_rows` are in an epoch
     tokens          the student's tokens of all training rows
     answer_tokens   how many of `tokens` are in the loss
+    notes           sentences about what of the source is not read
     """
 
     source: str
@@ -52,6 +53,7 @@ class SourceCounts:
     epoch_rows: int = 0
     tokens: int = 0
     answer_tokens: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def drop(self, row: int, reason: str, content: Any = None) -> None:
         """Count a dropped row; the first one for a reason gives the excerpt, from its `content`."""
@@ -201,6 +203,8 @@ class Report:
         lines = [_read_line(name, read) for name, read in self.read.items()]
         if self.eval_read:
             lines.append(f"data: {_count(self.eval_read.rows, 'evaluation row')}")
+        notes = [note for read in self.sources.values() for note in read.notes]
+        lines += [f"data: {note}" for note in dict.fromkeys(notes)]
         if len(self.kinds) > 1:
             lines += [f"data: {line}" for line in self.kind_lines()]
         lines += [f"data: {line}" for line in _reasons(self.dropped)]
