@@ -13,7 +13,9 @@ from neoplug.registry.measures import RANKING
 Options = dict[str, dict[str, Any]]  # a plugin map: name in the recipe -> options
 Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
-Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "text"]
+Column = Literal[
+    "messages", "tools", "system", "history", "prompt", "completion", "instruction", "input", "output", "text"
+]
 
 DEVICES = ["cpu", "cuda", "cuda:0"]
 RANKED = "; ".join(

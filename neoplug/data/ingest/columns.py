@@ -2,19 +2,21 @@
 
     messages (+ tools)              a conversation, a list of {role, content}, or ShareGPT's `conversations` of
                                     {from, value}; `tools` are the functions that the assistant may call
-    prompt + completion             two texts
+    prompt + completion             two texts, or two lists of messages, which are one conversation
     instruction (+ input) + output  Alpaca's three texts
     text                            one text
 
-The rows of a source may be of several kinds. A row with all columns of its kind becomes a `Content`; for any other row,
-the reason why it cannot be used is returned, to be counted.
+A conversation or an Alpaca row may have a `system` text and a `history` of earlier turns: the row is then a
+conversation that begins with these. The rows of a source may be of several kinds. A row with all columns of its kind
+becomes a `Content`; for any other row, the reason why it cannot be used is returned, to be counted.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from neoplug.data.ingest.conversations import BEFORE, is_conversation, joined
+from neoplug.data.ingest.json_text import calls_fault, parsed, parsed_list, parsed_tools, with_parsed_calls
 from neoplug.data.ingest.values import Reason, Row
 from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.files import content_hash
@@ -27,26 +29,37 @@ NEEDED: dict[Kind, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-OPTIONAL: dict[Kind, tuple[str, ...]] = {"messages": ("tools",), "completion": (), "alpaca": ("input",), "text": ()}
-KNOWN = tuple(name for kind in NEEDED for name in (*NEEDED[kind], *OPTIONAL[kind]))
+OF_MESSAGES = ("tools", *BEFORE)  # what a row of messages may have
+OPTIONAL: dict[Kind, tuple[str, ...]] = {
+    "messages": OF_MESSAGES,
+    "completion": (),
+    "alpaca": ("input", *BEFORE),
+    "text": (),
+}
+KNOWN = tuple(dict.fromkeys(name for kind in NEEDED for name in (*NEEDED[kind], *OPTIONAL[kind])))
 MAY_BE_EMPTY = ("prompt", "input")
-ALIASES = {"messages": "conversations"}  # neoplug's column name -> another name under which it is recognised
+# neoplug's column name -> another name under which it is recognised
+ALIASES = {"messages": "conversations", "system": "system_prompt"}
+# Columns that usually hold text of the prompt. Where a row does not use one that it fills, this is reported.
+PROMPT_TEXT = ("system", "system_prompt", "history", "instruction", "input", "prompt", "question", "context", "tools")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # the other roles have the same names in both formats
 
 
 @dataclass(frozen=True)
 class Content:
-    """The columns of a row that neoplug uses. Rows of equal `values` are identical, whatever their other columns.
+    """The columns of a row that neoplug uses. Rows of equal `digest` are identical, whatever their other columns.
 
     number  index of the row in its source
-    values  neoplug's column name -> value; messages have no keys whose value is None
-    digest  sha256 of the values, in hexadecimal: it decides whether the row is held out
+    values  neoplug's column name -> value
+    digest  sha256 of the values without keys that are None, in hexadecimal: it decides whether the row is held out
+    unused  the source's columns of PROMPT_TEXT that have text which is not in `values`
     """
 
     number: int
     kind: Kind
     values: Mapping[str, Any]
     digest: str
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,18 +80,36 @@ class Columns:
 
     def content(self, row: Row, number: int) -> Content | Reason:
         """Return the content of the row, or the reason why it cannot be used."""
-        values: dict[str, Any] = {}
         kind = self._kind_of(row)
-        for column, source_column in self.kinds[kind].items():
+        columns = self._columns_of(kind, row)
+        values: dict[str, Any] = {}
+        for column, source_column in columns.items():
             value = NORMALISE[column](row.get(source_column)) if column in NORMALISE else row.get(source_column)
-            if value is None and column in OPTIONAL[kind]:
+            if value is None and column in (*OPTIONAL[kind], *OF_MESSAGES):
                 continue
             if reason := _fault(value, column):
                 return reason
-            values[column] = _plain(value) if column == "messages" else _without_none(value)
+            values[column] = value
+        if is_conversation(values):
+            kind, messages = "messages", joined(values)
+            if reason := messages if isinstance(messages, Reason) else _messages_fault(roles_and_contents(messages)):
+                return reason
+            values = {name: value for name, value in values.items() if name in OF_MESSAGES and name not in BEFORE}
+            values["messages"] = roles_and_contents(messages)
+        if kind == "messages":
+            values["messages"] = [_with_text(message) for message in values["messages"]]
+        values = {name: value for name, value in values.items() if name not in BEFORE}
         if kind == "alpaca" and not values.get("input", "").strip():
             values.pop("input", None)
-        return Content(number, kind, values, content_hash(values))
+        return Content(number, kind, values, content_hash(_without_none(values)), _unused(row, columns, values))
+
+    def _columns_of(self, kind: Kind, row: Row) -> Mapping[str, str]:
+        """Return the columns of a row: of a prompt and completion that are messages, also those of messages."""
+        columns = self.kinds[kind]
+        if kind != "completion" or not any(isinstance(row.get(columns[name]), list) for name in NEEDED[kind]):
+            return columns
+        of_messages = self.kinds.get("messages", {})
+        return {**columns, **{name: of_messages.get(name, name) for name in OF_MESSAGES}}
 
     def _kind_of(self, row: Row) -> Kind:
         """Return the first kind whose columns all have a value in the row; else the first with any value.
@@ -137,7 +168,7 @@ def _name_in_source(column: str, names: Sequence[str], mapping: Mapping[Any, str
 
 def usable_names(mapping: Mapping[Any, str]) -> set[str]:
     """Return the names of all columns that a source may have and that are then read; no other column is."""
-    return {*KNOWN, *ALIASES.values(), *mapping.values()}
+    return {*KNOWN, *PROMPT_TEXT, *ALIASES.values(), *mapping.values()}
 
 
 def names_of(rows: Iterable[Row]) -> list[str]:
@@ -163,34 +194,47 @@ def _listed(names: Sequence[str]) -> str:
     return f"the columns found are {', '.join(names)}" if names else "no columns were found"
 
 
-def _parsed_tools(value: Any) -> Any:
-    """Return tools from a JSON string, as many datasets store them, and other values unmodified; "" becomes None."""
-    try:
-        return json.loads(value or "null") if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _roles_and_contents(value: Any) -> Any:
+def roles_and_contents(value: Any) -> Any:
     """Return messages with the keys `role` and `content`, also where they have ShareGPT's `from` and `value`."""
+    value = parsed_list(value)
     if not isinstance(value, list):
         return value
     return [
         {"role": SHAREGPT_ROLES.get(message["from"], message["from"]), "content": message.get("value")}
         if isinstance(message, dict) and isinstance(message.get("from"), str)
-        else message
+        else with_parsed_calls(message)
         for message in value
     ]
 
 
-NORMALISE = {"tools": _parsed_tools, "messages": _roles_and_contents}  # for columns that have several formats
+# For columns that have several formats.
+NORMALISE = {"tools": parsed_tools, "messages": roles_and_contents, "history": parsed}
+
+
+def _unused(row: Row, columns: Mapping[str, str], values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns of PROMPT_TEXT that are not among a row's columns and have text which is not in its values."""
+    others = [name for name in PROMPT_TEXT if row.get(name) and name not in columns.values()]
+    others = [name for name in others if not isinstance(row[name], str) or row[name].strip()]
+    if not others:
+        return ()
+    texts = [value for value in values.values() if isinstance(value, str)]
+    texts += [message.get("content") or "" for message in values.get("messages", [])]
+    return tuple(name for name in others if not any(str(row[name]).strip() in text for text in texts))
 
 
 def _fault(value: Any, name: str) -> Reason:
     """Return the reason why a column's value cannot be used; an empty string where it can."""
+    if name in BEFORE or (name in ("prompt", "completion") and isinstance(value, list)):
+        return ""  # `joined` checks these
     if name == "tools":
-        return "" if isinstance(value, list) else f"tools is {type(value).__name__}, not a list"
+        return _tools_fault(value)
     return _messages_fault(value) if name == "messages" else _text_fault(value, name)
+
+
+def _tools_fault(value: Any) -> Reason:
+    if not isinstance(value, list):
+        return f"tools is {type(value).__name__}, not a list"
+    return "a tool that is text, but not a JSON object" if any(isinstance(tool, str) for tool in value) else ""
 
 
 def _text_fault(value: Any, name: str) -> Reason:
@@ -216,22 +260,21 @@ def _messages_fault(value: Any) -> Reason:
             return "a message whose content is not text"
         if message["role"] == "assistant" and not any(value for name, value in message.items() if name != "role"):
             return "an empty answer"
+        if reason := calls_fault(message):
+            return reason
     return ""
 
 
-def _plain(messages: Any) -> list[dict[str, Any]]:
-    """Return messages without keys whose value is None, which parquet adds, and with a content in parts as one text."""
-    return [_without_none({**message, "content": _joined_parts(message.get("content"))}) for message in messages]
+def _with_text(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message whose content in parts is one text."""
+    content = message.get("content")
+    return {**message, "content": "".join(part["text"] for part in content or ())} if _is_parts(content) else {**message}
 
 
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     return [_without_none(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _joined_parts(content: Any) -> Any:
-    return "".join(part["text"] for part in content) if _is_parts(content) else content
 
 
 def _is_parts(content: Any) -> bool:

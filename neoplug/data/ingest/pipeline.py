@@ -61,6 +61,8 @@ class IngestPipeline:
             counts.rows += 1
             content_or_reason = _content(row, number, columns, self.data)
             if isinstance(content_or_reason, Content):
+                for name in content_or_reason.unused:
+                    counts.note(number, f"with text in `{name}` that is not used")
                 yield content_or_reason
             else:
                 counts.drop(number, content_or_reason, row)

@@ -17,7 +17,7 @@ EXCERPT = 100  # characters shown of a row
 
 @dataclass
 class Dropped:
-    """The rows of a source that are dropped for one reason.
+    """The rows of a source that are dropped for one reason, or of which the same is reported.
 
     rows     how many
     first    the numbers of the first ones
@@ -28,6 +28,12 @@ class Dropped:
     first: list[int] = field(default_factory=list)
     excerpt: str = ""
 
+    def add(self, row: int) -> None:
+        """Count a row."""
+        self.rows += 1
+        if len(self.first) < EXAMPLES:
+            self.first.append(row)
+
 
 @dataclass
 class SourceCounts:
@@ -36,6 +42,7 @@ class SourceCounts:
     columns         the source's columns that are used
     rows            rows read
     dropped         reason -> the rows (numbered from 0) that are dropped for it
+    noted           what is reported of rows that are kept -> these rows
     without_answer  rows that have no answer token left after cutting; they are not in `dropped`
     training_rows   rows to train on: packed rows with packing, else documents
     epoch_rows      how many of `training_rows` are in an epoch
@@ -48,6 +55,7 @@ class SourceCounts:
     columns: list[str] = field(default_factory=list)
     rows: int = 0
     dropped: dict[str, Dropped] = field(default_factory=dict)
+    noted: dict[str, Dropped] = field(default_factory=dict)
     without_answer: int = 0
     training_rows: int = 0
     epoch_rows: int = 0
@@ -57,10 +65,12 @@ class SourceCounts:
 
     def drop(self, row: int, reason: str, content: Any = None) -> None:
         """Count a dropped row; the first one for a reason gives the excerpt, from its `content`."""
-        dropped = self.dropped.setdefault(reason, Dropped(excerpt="" if reason in self.dropped else _excerpt(content)))
-        dropped.rows += 1
-        if len(dropped.first) < EXAMPLES:
-            dropped.first.append(row)
+        excerpt = "" if reason in self.dropped else _excerpt(content)
+        self.dropped.setdefault(reason, Dropped(excerpt=excerpt)).add(row)
+
+    def note(self, row: int, note: str) -> None:
+        """Count a row that is kept, of which something is reported."""
+        self.noted.setdefault(note, Dropped()).add(row)
 
     def lost(self) -> dict[str, Dropped]:
         """Return reason -> all rows that are not used: those in `dropped`, and those without an answer token."""
@@ -158,10 +168,15 @@ class Report:
     def dropped(self) -> dict[str, Dropped]:
         """Return reason -> the rows that are dropped for it; the reason names the source where there are several."""
         return {
-            reason + (f" in {key[-1]}" if key != ("data", "source") else ""): dropped
+            reason + _in_source(key): rows
             for key, read in self.sources.items()
-            for reason, dropped in read.dropped.items()
+            for reason, rows in read.dropped.items()
         }
+
+    @property
+    def noted(self) -> dict[str, Dropped]:
+        """Return what is reported of rows that are kept -> these rows; it names the source where there are several."""
+        return {note + _in_source(key): rows for key, read in self.sources.items() for note, rows in read.noted.items()}
 
     @property
     def packed_rows(self) -> int:
@@ -208,6 +223,7 @@ class Report:
         if len(self.kinds) > 1:
             lines += [f"data: {line}" for line in self.kind_lines()]
         lines += [f"data: {line}" for line in _reasons(self.dropped)]
+        lines += [f"data: {_count(rows.rows, 'row')} {note}{_shown(rows)}" for note, rows in self.noted.items()]
         if self.leaked:
             verb = "is" if self.leaked == 1 else "are"
             lines.append(f"data: {_count(self.leaked, 'evaluation row')} {verb} also in the training rows")
@@ -252,9 +268,17 @@ def _reasons(dropped: Mapping[str, Dropped]) -> list[str]:
 
 
 def _reason(reason: str, dropped: Dropped) -> str:
-    shown = ", ".join(map(str, dropped.first)) + (", ..." if dropped.rows > len(dropped.first) else "")
-    where = f" (row{'s' * (dropped.rows > 1)} {shown})" if dropped.first else ""
-    return f"{_count(dropped.rows, 'row')} dropped, {reason}{where}"
+    return f"{_count(dropped.rows, 'row')} dropped, {reason}{_shown(dropped)}"
+
+
+def _shown(rows: Dropped) -> str:
+    """Return the numbers of the first rows in parentheses."""
+    numbers = ", ".join(map(str, rows.first)) + (", ..." if rows.rows > len(rows.first) else "")
+    return f" (row{'s' * (rows.rows > 1)} {numbers})" if rows.first else ""
+
+
+def _in_source(key: Key) -> str:
+    return f" in {key[-1]}" if key != ("data", "source") else ""
 
 
 def _too_many(key: Key, read: SourceCounts, allowed: float) -> Problem:
