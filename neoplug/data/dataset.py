@@ -49,6 +49,7 @@ class Corpus:
     row_lengths  [R] int64: the student's tokens of each training row
     longest      `student` and `teacher` -> tokens of the longest document as this model reads it
     ids_read_by_both  [U] int64: every token id that both models read, ascending
+    ids_read  `student` and `teacher` -> [U] int64: every token id that this model reads, ascending
     """
 
     rows: Sequence[list[Document]]
@@ -59,6 +60,7 @@ class Corpus:
     row_lengths: np.ndarray
     longest: Mapping[str, int]
     ids_read_by_both: np.ndarray
+    ids_read: Mapping[str, np.ndarray]
 
 
 def load_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEncoder | None = None) -> Corpus:
@@ -145,4 +147,5 @@ def _corpus(store: Store, data: Data, training: Mapping[str, RecipeSource], eval
         row_lengths=store.row_lengths,
         longest=store.longest,
         ids_read_by_both=store.used,
+        ids_read=store.used_by,
     )

@@ -30,10 +30,10 @@ from neoplug.runs.preflight import (
     dry_run_teacher,
     find_model,
     validate_document_lengths,
-    validate_shared_vocabulary,
 )
 from neoplug.runs.progress import Progress
 from neoplug.runs.steps import training_batches
+from neoplug.runs.token_checks import validate_rows_of_tokens, validate_shared_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def validate_inputs(checked: ResolvedRecipe, text: TextInputs) -> RunInputs:
     """Refuse data or a teacher that do not fit the student; return the inputs with the unmodified student as base.
 
     Raises:
-        RecipeError: the data have problems, tokens that the teacher's vocabulary lacks, or documents that are too long;
+        RecipeError: the data have problems, tokens that a model has no row for, or documents that are too long;
             or the teacher cannot be loaded with its section of the recipe.
     """
     if text.problems:
@@ -133,6 +133,8 @@ def validate_inputs(checked: ResolvedRecipe, text: TextInputs) -> RunInputs:
     rows = _vocabulary_size(text.student, "student")
     their_rows = _vocabulary_size(text.teacher, "teacher") if text.teacher else rows
     vocabulary = shared(text.tokenizer, text.teacher_tokenizer, rows, their_rows)
+    own = {"student": text.tokenizer, "teacher": text.teacher_tokenizer}
+    validate_rows_of_tokens(text.corpus, {"student": rows, "teacher": their_rows}, own)
     validate_shared_vocabulary(text.corpus, vocabulary, text.tokenizer)
     validate_document_lengths(text.corpus, {"student": text.student, "teacher": text.teacher})
     if checked.recipe.teacher and text.teacher:

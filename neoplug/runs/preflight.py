@@ -23,7 +23,6 @@ from neoplug.models.stored_adapter import (
     virtual_tokens,
     warn_other_base,
 )
-from neoplug.models.vocabulary import Vocabulary
 from neoplug.recipe import Model, Recipe, ResolvedRecipe, Student
 from neoplug.registry import path_of
 from neoplug.registry.compatibility import validate_compatibility
@@ -204,17 +203,3 @@ def validate_room_for_virtual_tokens(corpus: Corpus, student: ResolvedModel, mod
     """Refuse documents too long for the student once the adapter of `model` adds its virtual tokens."""
     if tokens := virtual_tokens(model):
         validate_document_lengths(corpus, {"student": student}, tokens)
-
-
-def validate_shared_vocabulary(corpus: Corpus, vocabulary: Vocabulary, tokenizer: Any) -> None:
-    """Refuse text with tokens that the teacher's vocabulary lacks."""
-    unshared = vocabulary.unshared(torch.from_numpy(corpus.ids_read_by_both.copy()))
-    if unshared:
-        named = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in sorted(unshared)[:5])
-        problem = Problem(
-            what=f"the text has {len(unshared)} tokens that the teacher's vocabulary lacks, such as {named}",
-            why="the teacher cannot read them",
-            fix="use a teacher with the student's vocabulary, or text without these tokens",
-            path=("data", "source"),
-        )
-        raise RecipeError([problem])

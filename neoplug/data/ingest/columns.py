@@ -268,7 +268,9 @@ def _messages_fault(value: Any) -> Reason:
 def _with_text(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message whose content in parts is one text."""
     content = message.get("content")
-    return {**message, "content": "".join(part["text"] for part in content or ())} if _is_parts(content) else {**message}
+    if not isinstance(content, list) or not _is_parts(content):
+        return {**message}
+    return {**message, "content": "".join(part["text"] for part in content)}
 
 
 def _without_none(value: Any) -> Any:

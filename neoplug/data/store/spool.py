@@ -111,7 +111,8 @@ class Spool:
         lengths, teacher_lengths = np.array(self._lengths)[order], np.array(self._teacher_lengths)[order]
         starts = np.concatenate([[0], np.cumsum(lengths + teacher_lengths)])
         sizes, documents = np.diff(bounds, append=len(order)), self._read(order)
-        fingerprint, used = Fingerprint(), np.zeros(0, bool)
+        fingerprint, none = Fingerprint(), np.zeros(0, bool)
+        used = {"used": none, "used_by_student": none, "used_by_teacher": none}
         with (
             _array_file(folder, "input_ids", TOKEN, starts[-1]) as tokens,
             _array_file(folder, "loss_mask", FLAG, starts[-1]) as masks,
@@ -124,13 +125,16 @@ class Spool:
                         tokens.write(text.input_ids.data)
                         masks.write(text.loss_mask.data)
                     same_text = document.teacher_ids is None  # else only the answer tokens are read by both models
-                    used = _marked(used, document.input_ids[same_text | document.loss_mask])
+                    used["used"] = _marked(used["used"], document.input_ids[same_text | document.loss_mask])
+                    used["used_by_student"] = _marked(used["used_by_student"], document.input_ids)
+                    of_teacher = document.input_ids if document.teacher_ids is None else document.teacher_ids
+                    used["used_by_teacher"] = _marked(used["used_by_teacher"], of_teacher)
         arrays = {
             "starts": starts,
             "ends": starts[:-1] + lengths,
             "row": np.array(self._source_rows)[order],
             "bounds": bounds,
-            "used": np.flatnonzero(used),
+            **{name: np.flatnonzero(marked) for name, marked in used.items()},
         }
         for name, values in arrays.items():
             np.save(file_of(folder, name), values.astype(np.int64))

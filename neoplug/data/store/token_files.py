@@ -10,6 +10,7 @@ student's, followed by the teacher's where it has its own chat template.
     row        [D] int64: index of each document's row, as `Document.row`
     bounds     [R + 1] int64: index of the first document of each training row, and of the first held-out document
     used       [U] int64: every token id that both models read, ascending
+    used_by_student, used_by_teacher  [U] int64: every token id that this model reads, ascending
 """
 
 import json
@@ -26,7 +27,8 @@ from neoplug.files import content_hash, sha256_of, write_atomically
 
 logger = logging.getLogger(__name__)
 
-ARRAYS = ("input_ids", "loss_mask", "starts", "ends", "row", "bounds", "used")
+IDS_USED = ("used", "used_by_student", "used_by_teacher")
+ARRAYS = ("input_ids", "loss_mask", "starts", "ends", "row", "bounds", *IDS_USED)
 RECORD = "neoplug.json"  # file with the report and fingerprint of the store, and the hashes of its arrays
 
 T = TypeVar("T")
@@ -64,6 +66,7 @@ class Store:
                 raise ValueError(f"the content of {name} does not match its hash")
         mapped = {name: np.load(file_of(folder, name), mmap_mode="r").view(np.ndarray) for name in ARRAYS}
         self.input_ids, self.loss_mask, self.used = mapped["input_ids"], mapped["loss_mask"], mapped["used"]
+        self.used_by = {"student": mapped["used_by_student"], "teacher": mapped["used_by_teacher"]}
         self.starts, self.ends = mapped["starts"], mapped["ends"]
         self.row, self.bounds = mapped["row"], mapped["bounds"]
         self._training_documents = int(self.bounds[-1])
