@@ -18,6 +18,7 @@ from neoplug.data.batch import Document
 from neoplug.data.encode.chat import template_text
 from neoplug.data.encode.row_encoder import RowEncoder
 from neoplug.data.encode.teacher_encoder import TeacherEncoder
+from neoplug.data.encode.template_options import validate_options
 from neoplug.data.encode.text_encoder import Tokenizer
 from neoplug.data.ingest.pipeline import inspect
 from neoplug.data.ingest.recipe_sources import RecipeSource, eval_source_of, training_sources
@@ -85,6 +86,11 @@ def load_unvalidated_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEn
              the tokens cannot be stored
     """
     training, evaluation, template = training_sources(data), eval_source_of(data), template_text(data.chat_template)
+    templates = [
+        *_templates(tokenizer, template),
+        *(_templates(teacher.chat.tokenizer, teacher.chat.template) if teacher else ()),
+    ]
+    validate_options(data.chat_template_kwargs, templates)
     hashed = data.model_dump(exclude=NOT_IN_KEY) | {
         "sources": [[name, dict(source.columns), source.reader.identity()] for name, source in training.items()],
         "eval_source": evaluation and evaluation.reader.identity(),
@@ -103,6 +109,12 @@ def load_unvalidated_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEn
         fix = "free some disk space there, or set NEOPLUG_HOME to a folder on another disk"
         raise UsageError(f"the tokens cannot be stored in {folder.parent}: {why}\nfix: {fix}") from error
     return _corpus(store, data, training, evaluation)
+
+
+def _templates(tokenizer: Tokenizer, template: str | None) -> list[str]:
+    """Return the chat templates that may render rows: the given one, or all of the tokenizer."""
+    own = tokenizer.chat_template or {}
+    return [template] if template else [own] if isinstance(own, str) else list(own.values())
 
 
 def check_local_sources(data: Data) -> list[Problem]:

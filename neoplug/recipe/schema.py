@@ -14,7 +14,17 @@ Options = dict[str, dict[str, Any]]  # a plugin map: name in the recipe -> optio
 Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 Column = Literal[
-    "messages", "tools", "system", "history", "prompt", "completion", "instruction", "input", "output", "text"
+    "messages",
+    "tools",
+    "chat_template_kwargs",
+    "system",
+    "history",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "text",
 ]
 
 DEVICES = ["cpu", "cuda", "cuda:0"]
@@ -110,6 +120,7 @@ class Data(SourceRows):
     One `source`, or several `sources` by names of your choice. `split`, `columns`, `streaming` and `max_rows` are those
     of the one source, and of `eval_source`, unless `eval_split` names another split; alone, that is one of the source.
     `name` and `revision` are those of the one source, and of an `eval_source` that is the same dataset.
+    `chat_template_kwargs`: options of the chat template, such as `enable_thinking: false`; those of a row come first.
     `max_dropped_rows`: the share of a source's rows that may be unusable, from 0 to 1; more of them end the run.
     """
 
@@ -122,6 +133,7 @@ class Data(SourceRows):
     eval_source: Text | None = None
     eval_split: Text | None = None
     chat_template: Text | None = None
+    chat_template_kwargs: dict[Text, Any] = {}
     max_dropped_rows: Annotated[float, Field(ge=0, le=1)] = 0.05
 
     @field_validator("held_out")

@@ -127,7 +127,10 @@ def test_rows_that_the_template_cannot_render_are_counted(tmp_path, tiny_tokeniz
             "all 2 rows are broken\nwhy: data: 1 row dropped, empty text (row 0); data: 1",
         ),
         ([{"txt": "a"}], "the columns match no kind of row; `txt`: did you mean `text`?"),
-        ([{"prompt": "long " * 200, "completion": "a"}] * 2 + [{"prompt": "a", "completion": "b"}], "fix: fix"),
+        (
+            [{"prompt": "long " * 200, "completion": "a"}] * 2 + [{"prompt": "a", "completion": "b"}],
+            "fix: set a larger data.max_length",
+        ),
         ([], "has no rows"),
     ],
 )

@@ -6,6 +6,7 @@ The turn's span is the text that only the second has. That requires that a templ
 when messages are added, which is verified for each turn of each row.
 """
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ class ChatTemplate:
         raises  RecipeError where there is no template, or it is not valid Jinja
         """
         self.tokenizer, self.key = tokenizer, key
+        self._options: Mapping[str, Any] = {}
         try:
             self.template: str = tokenizer.get_chat_template(template)
         except ValueError as error:
@@ -64,6 +66,14 @@ class ChatTemplate:
         except RenderError as error:  # a valid template may refuse this conversation and still render the rows
             if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
                 raise RecipeError([_invalid_jinja(error.__cause__, key)]) from error
+
+    def with_options(self, options: Mapping[str, Any] | None) -> "ChatTemplate":
+        """Return this template with options of `chat_template_kwargs`, such as `enable_thinking`."""
+        if not options:
+            return self
+        changed = copy.copy(self)
+        changed._options = options
+        return changed
 
     def render(self, messages: Sequence[Message], turns: str, tools: Tools = None) -> Rendered:
         """Return the conversation's text and the spans of its assistant turns.
@@ -89,6 +99,7 @@ class ChatTemplate:
                 chat_template=self.template,
                 add_generation_prompt=generation_prompt,
                 tokenize=False,
+                **self._options,
             )
             return text
 
@@ -102,7 +113,7 @@ class ChatTemplate:
                 tools=tools,
                 chat_template=self.template,
                 return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
+                **{**self.tokenizer.special_tokens_map, **self._options},
             )
         end = self.tokenizer.eos_token or ""
         return texts[0], [(a, b + len(end) if end and texts[0].startswith(end, b) else b) for a, b in spans[0] if b > a]

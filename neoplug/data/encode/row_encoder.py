@@ -160,7 +160,8 @@ def _rendered(
     template = "the chat template" if chat.key == STUDENT_KEY else "the teacher's chat template"
     for content in contents:
         try:
-            rendered[content.number] = chat.render(messages_of(content), train_on, content.values.get("tools"))
+            with_options = chat.with_options(content.values.get("chat_template_kwargs"))
+            rendered[content.number] = with_options.render(messages_of(content), train_on, content.values.get("tools"))
         except UnstableTemplate as error:
             raise unstable_template_error(error, content.number, chat.key) from error
         except RenderError as error:

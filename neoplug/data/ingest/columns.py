@@ -29,11 +29,11 @@ NEEDED: dict[Kind, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-OF_MESSAGES = ("tools", *BEFORE)  # what a row of messages may have
+OF_MESSAGES = ("tools", "chat_template_kwargs", *BEFORE)  # what a row of messages may have
 OPTIONAL: dict[Kind, tuple[str, ...]] = {
     "messages": OF_MESSAGES,
     "completion": (),
-    "alpaca": ("input", *BEFORE),
+    "alpaca": ("input", "chat_template_kwargs", *BEFORE),
     "text": (),
 }
 KNOWN = tuple(dict.fromkeys(name for kind in NEEDED for name in (*NEEDED[kind], *OPTIONAL[kind])))
@@ -208,7 +208,12 @@ def roles_and_contents(value: Any) -> Any:
 
 
 # For columns that have several formats.
-NORMALISE = {"tools": parsed_tools, "messages": roles_and_contents, "history": parsed}
+NORMALISE = {
+    "tools": parsed_tools,
+    "messages": roles_and_contents,
+    "history": parsed,
+    "chat_template_kwargs": parsed,
+}
 
 
 def _unused(row: Row, columns: Mapping[str, str], values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -228,6 +233,8 @@ def _fault(value: Any, name: str) -> Reason:
         return ""  # `joined` checks these
     if name == "tools":
         return _tools_fault(value)
+    if name == "chat_template_kwargs":
+        return "" if isinstance(value, dict) else f"{name} is {type(value).__name__}, not an object"
     return _messages_fault(value) if name == "messages" else _text_fault(value, name)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neoplug.data.encode.lengths import Fitted, fit
 from neoplug.data.encode.row_encoder import ROWS_AT_ONCE, RowEncoder
 from neoplug.data.ingest.columns import Columns, Content, names_of, recognise, usable_names
+from neoplug.data.ingest.fixes import fixes_of
 from neoplug.data.ingest.recipe_sources import RecipeSource
 from neoplug.data.ingest.report import Report, SourceCounts
 from neoplug.data.ingest.values import Reason, Row
@@ -76,7 +77,7 @@ class IngestPipeline:
     def no_row_left(self, what: str, source: RecipeSource) -> Problem:
         """Return the problem that no row of a source can be used; `what` says for what, the report's lines say why."""
         why = "; ".join(self.report.lines()[len(self.report.read) :])
-        fix = "fix the rows or the chat template, or set a larger data.max_length"
+        fix = "; ".join(fixes_of(self.report.reasons_lost())) or "fix the rows"
         return Problem(what + source.suffix, why, fix, source.key)
 
 
@@ -106,7 +107,17 @@ def _content(row: Row | Reason, number: int, columns: Columns, data: Data) -> Co
         content = columns.content(row, number)
     except ValueError as error:  # JSON may contain NaN, which has no hash
         return f"a value that cannot be hashed ({error})"
-    return content if isinstance(content, Reason) else _nothing_to_train_on(content, data) or content
+    if isinstance(content, Reason) or (reason := _nothing_to_train_on(content, data)):
+        return content if isinstance(content, Reason) else reason
+    return _with_options(content, data.chat_template_kwargs)
+
+
+def _with_options(content: Content, options: Mapping[str, Any]) -> Content:
+    """Return a row with the recipe's options of the chat template, unless it has its own; its digest stays the same."""
+    if not options or content.kind not in ("messages", "alpaca"):
+        return content
+    name = "chat_template_kwargs"
+    return replace(content, values={**content.values, name: {**options, **content.values.get(name, {})}})
 
 
 def _nothing_to_train_on(content: Content, data: Data) -> Reason:

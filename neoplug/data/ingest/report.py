@@ -7,6 +7,7 @@ from typing import Any
 
 from neoplug.data.encode.lengths import Fitted
 from neoplug.data.ingest.columns import NEEDED, Kind
+from neoplug.data.ingest.fixes import fixes_of
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem
 
@@ -178,6 +179,10 @@ class Report:
         """Return what is reported of rows that are kept -> these rows; it names the source where there are several."""
         return {note + _in_source(key): rows for key, read in self.sources.items() for note, rows in read.noted.items()}
 
+    def reasons_lost(self) -> list[str]:
+        """Return the reasons why rows of any source are not used, the most frequent first."""
+        return [reason for read in self.sources.values() for reason in _most_frequent(read.lost())]
+
     @property
     def packed_rows(self) -> int:
         """Return the number of training rows of all sources: with packing, of packed rows."""
@@ -259,12 +264,16 @@ def _read_line(name: str, read: SourceCounts) -> str:
 
 def _reasons(dropped: Mapping[str, Dropped]) -> list[str]:
     """Return one line for each reason, the most frequent first; one line for all after the first REASONS."""
-    ordered = sorted(dropped.items(), key=lambda item: -item[1].rows)
+    ordered = list(_most_frequent(dropped).items())
     lines = [_reason(reason, rows) for reason, rows in ordered[:REASONS]]
     rest = ordered[REASONS:]
     if rest:
         lines.append(f"{_count(sum(d.rows for _, d in rest), 'row')} dropped, for {len(rest)} other reasons")
     return lines
+
+
+def _most_frequent(dropped: Mapping[str, Dropped]) -> dict[str, Dropped]:
+    return dict(sorted(dropped.items(), key=lambda item: -item[1].rows))
 
 
 def _reason(reason: str, dropped: Dropped) -> str:
@@ -284,11 +293,12 @@ def _in_source(key: Key) -> str:
 def _too_many(key: Key, read: SourceCounts, allowed: float) -> Problem:
     lost = read.lost()
     rows = sum(dropped.rows for dropped in lost.values())
+    fix = "; ".join(fixes_of(_most_frequent(lost))) or "fix the rows (`neoplug preview` shows some)"
     return Problem(
         f"{rows:,} of the {read.rows:,} rows of `{key[-1]}` are dropped ({rows / read.rows:.1%}), "
         f"and at most {allowed:.1%} may be",
         why="; ".join(_reasons(lost)),
-        fix="fix the rows (`neoplug preview` shows some), or set data.max_dropped_rows to the share that you accept",
+        fix=f"{fix}, or set data.max_dropped_rows to the share that you accept",
         path=key,
     )
 
