@@ -13,7 +13,7 @@ from neoplug.registry.nested import leaves
 
 if TYPE_CHECKING:
     from neoplug.models.reference import ResolvedModel
-    from neoplug.recipe import ResolvedRecipe
+    from neoplug.recipe import Data, ResolvedRecipe
     from neoplug.registry import Entry
 
 
@@ -34,7 +34,7 @@ def lock_record(
             f"{section}.{name}": _plugin_record(entry) for (section, name), entry in sorted(checked.entries.items())
         },
         "models": {role: _model_record(located) for role, located in sorted(models.items()) if located},
-        "data": {"fingerprint": fingerprint},
+        "data": {"fingerprint": fingerprint, **_data_record(checked.recipe.data)},
     }
 
 
@@ -57,6 +57,18 @@ def _plugin_record(entry: Entry) -> dict[str, Any]:
     if entry.file:
         record["sha256"] = sha256_of(entry.file)
     return record
+
+
+def _data_record(data: Data) -> dict[str, Any]:
+    """Return what the recipe names of its data beyond the sources; a key that it does not set is left out."""
+    named = {
+        name or "source": {key: value for key in ("name", "revision") if (value := getattr(source, key)) is not None}
+        for name, source in data.parts.items()
+    }
+    record = {"sources": {name: keys for name, keys in named.items() if keys}}
+    return {
+        key: value for key, value in (record | {"chat_template_kwargs": data.chat_template_kwargs}).items() if value
+    }
 
 
 def _model_record(located: ResolvedModel) -> dict[str, Any]:

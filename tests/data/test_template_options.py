@@ -5,6 +5,7 @@ import json
 import pytest
 
 from neoplug.data import load_corpus
+from neoplug.data.encode.differences import Templates, differences
 from neoplug.errors import RecipeError
 
 TURNS = (
@@ -90,3 +91,11 @@ def test_what_the_rows_give_is_no_option(texts):
 def test_options_of_a_row_that_are_no_object_are_a_fault(texts):
     with pytest.raises(RecipeError, match="chat_template_kwargs is list, not an object"):
         texts([*rows_of(2), *rows_of(1, chat_template_kwargs=[1])])
+
+
+def test_they_are_options_of_the_comparison_with_the_teachers_template(tiny_tokenizer):
+    templates = Templates(THINKING, TURNS)
+    assert differences(tiny_tokenizer, tiny_tokenizer, templates) == []
+    teacher = Templates(THINKING, None, OPTIONS)
+    (line,) = differences(tiny_tokenizer, tiny_tokenizer, teacher)
+    assert "/no_think low" in line

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from neoplug.errors import UsageError
+from neoplug.recipe.schema import Data
 from neoplug.registry import Entry
 from neoplug.runs.directory import RunDir, chosen_output, default_output
 from neoplug.runs.lock import difference, lock_record
@@ -198,7 +199,7 @@ def test_the_lock_holds_versions_hashes_seed_and_hardware(tmp_path):
         ("loss", "forward_kl"): Entry("forward_kl", "neoplug", "9", "neoplug_losses.forward_kl:ForwardKL"),
     }
     located = SimpleNamespace(source="here", revision="main", sha256="ab", path="/elsewhere", adapter=None)
-    checked = SimpleNamespace(recipe=SimpleNamespace(seed=7), entries=entries)
+    checked = SimpleNamespace(recipe=SimpleNamespace(seed=7, data=Data(source="here")), entries=entries)
     lock = lock_record(checked, {"student": located, "teacher": None}, "feed")
     assert lock["format"] == 1
     assert lock["seed"] == 7
@@ -218,3 +219,19 @@ def test_the_lock_holds_versions_hashes_seed_and_hardware(tmp_path):
     shuffled = SimpleNamespace(recipe=checked.recipe, entries=dict(reversed(entries.items())))
     again = lock_record(shuffled, {"teacher": None, "student": located}, "feed")
     assert json.dumps(again) == json.dumps(lock)
+
+
+@pytest.mark.parametrize(
+    ("data", "recorded"),
+    [
+        (
+            {"source": "some/one", "name": "sft", "revision": "v2"},
+            {"sources": {"source": {"name": "sft", "revision": "v2"}}},
+        ),
+        ({"sources": {"a": {"source": "x", "name": "sft"}, "b": {"source": "y"}}}, {"sources": {"a": {"name": "sft"}}}),
+        ({"source": "x", "chat_template_kwargs": {"effort": "low"}}, {"chat_template_kwargs": {"effort": "low"}}),
+    ],
+)
+def test_the_lock_holds_what_the_recipe_names_of_its_data(data, recorded):
+    checked = SimpleNamespace(recipe=SimpleNamespace(seed=7, data=Data(**data)), entries={})
+    assert lock_record(checked, {}, "feed")["data"] == {"fingerprint": "feed"} | recorded

@@ -6,9 +6,9 @@ format it was not trained on may give worse predictions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from neoplug.data.encode.chat import ChatTemplate, Message, Rendered, RenderError, UnstableTemplate, template_text
 from neoplug.data.encode.teacher_encoder import TeacherEncoder
@@ -36,10 +36,12 @@ class Templates:
 
     student  None: the template of the student's tokenizer
     teacher  None: the teacher reads the student's text; the template of its tokenizer is then only compared
+    options  `chat_template_kwargs` of both
     """
 
     student: str | None
     teacher: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def differences(student: Tokenizer, teacher: Tokenizer, templates: Templates | None) -> list[str]:
@@ -72,7 +74,8 @@ def _template_differences(student: Tokenizer, teacher: Tokenizer, templates: Tem
         return
     try:
         of_student, of_teacher = (
-            ChatTemplate(tokenizer, template).render(SAMPLE, "answers") for tokenizer, template in pairs
+            ChatTemplate(tokenizer, template).with_options(templates.options).render(SAMPLE, "answers")
+            for tokenizer, template in pairs
         )
     except (RenderError, UnstableTemplate) as error:
         yield f"its chat template cannot be compared with the student's: {error}"
@@ -100,4 +103,5 @@ def templates_of(data: Data, teacher: TeacherEncoder | None, report: Report) -> 
     """Return the templates that render a recipe's conversations; None where no row is a conversation."""
     if not report.kinds.keys() & {"messages", "alpaca"}:
         return None
-    return Templates(template_text(data.chat_template), teacher.chat.template if teacher else None)
+    of_teacher = teacher.chat.template if teacher else None
+    return Templates(template_text(data.chat_template), of_teacher, data.chat_template_kwargs)
