@@ -44,6 +44,7 @@ def messages(row, mapping=None):
         {"instruction": "a", "output": "b", "system_prompt": "Be brief."},
         {"prompt": [user("a")], "completion": [assistant("b")], "system": "Be brief."},
         {"prompt": [SYSTEM, user("a")], "completion": "b"},
+        {"prompt": json.dumps([SYSTEM, user("a")]), "completion": json.dumps([assistant("b")])},
     ],
 )
 def test_system_is_the_first_message(row):
@@ -104,6 +105,12 @@ def test_prompt_and_completion_as_messages_are_what_transformers_renders(tmp_pat
     assert sorted(tiny_tokenizer.decode(document.input_ids) for document in documents) == sorted(whole)
     scored = [tiny_tokenizer.decode(document.input_ids[document.loss_mask]) for document in documents]
     assert sorted(scored) == [f"b{n}<|im_end|>" for n in range(4)]
+
+
+@pytest.mark.parametrize("prompt", ["[1, 2]", "[", '[{"a": 1}]', "[]"])
+def test_a_prompt_that_is_other_json_is_text(prompt):
+    found = content({"prompt": prompt, "completion": "b"})
+    assert (found.kind, found.values["prompt"]) == ("completion", prompt)
 
 
 def test_an_answer_in_a_prompt_is_excluded_from_the_loss():

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from neoplug.data.ingest.conversations import BEFORE, is_conversation, joined
-from neoplug.data.ingest.json_text import calls_fault, parsed, parsed_list, parsed_tools, with_parsed_calls
+from neoplug.data.ingest.json_text import (
+    calls_fault,
+    parsed,
+    parsed_list,
+    parsed_messages,
+    parsed_tools,
+    with_parsed_calls,
+)
 from neoplug.data.ingest.values import Reason, Row
 from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.files import content_hash
@@ -106,7 +113,8 @@ class Columns:
     def _columns_of(self, kind: Kind, row: Row) -> Mapping[str, str]:
         """Return the columns of a row: of a prompt and completion that are messages, also those of messages."""
         columns = self.kinds[kind]
-        if kind != "completion" or not any(isinstance(row.get(columns[name]), list) for name in NEEDED[kind]):
+        texts = [parsed_messages(row.get(columns[name])) for name in NEEDED[kind]]
+        if kind != "completion" or not any(isinstance(text, list) for text in texts):
             return columns
         of_messages = self.kinds.get("messages", {})
         return {**columns, **{name: of_messages.get(name, name) for name in OF_MESSAGES}}
@@ -212,6 +220,8 @@ NORMALISE = {
     "tools": parsed_tools,
     "messages": roles_and_contents,
     "history": parsed,
+    "prompt": parsed_messages,
+    "completion": parsed_messages,
     "chat_template_kwargs": parsed,
 }
 

@@ -140,7 +140,7 @@ def _not_loaded(
     text = " ".join(str(error).split())
     what = f"the dataset {dataset} (split {split}) cannot be loaded: {type(error).__name__}: {text}"
     known = re.findall(r"""['"]([^'"]+)['"]""", text)
-    kind = f"{type(error).__name__} {text}".lower()
+    kind = f"{type(error).__name__} {text}".replace(dataset, "").lower()
     if "revision" in kind and revision is not None:
         return Problem(what, fix="name a commit, tag or branch of the dataset", path=(*key[:-1], "revision"))
     if "config" in kind:
@@ -156,6 +156,7 @@ def _not_loaded(
     why = f"there is no file or folder {dataset} here, so it is read as the id of a dataset on the Hugging Face hub"
     if "offline" in kind:
         return Problem(what, why, "unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE, or name a local file", key)
-    if "gated" in kind or "401" in kind or "403" in kind:
+    if re.search(r"gated|\b40[13]\b", kind):
         return Problem(what, why, "log in with `hf auth login`, and accept the dataset's terms on its page", key)
-    return Problem(what, why, path=key)
+    fix = "check the name of the dataset, and the network" if "reach" in kind else ""
+    return Problem(what, why, fix, key)

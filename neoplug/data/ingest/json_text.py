@@ -23,6 +23,15 @@ def parsed_list(value: Any) -> Any:
     return [_parsed_dict(item) for item in value] if isinstance(value, list) else value
 
 
+def parsed_messages(value: Any) -> Any:
+    """Return messages from a text that is a JSON list of {role, content}; any other value unmodified."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    found = parsed(value)
+    is_messages = isinstance(found, list) and found and all(isinstance(m, dict) and "role" in m for m in found)
+    return found if is_messages else value
+
+
 def parsed_tools(value: Any) -> Any:
     """Return tools as a list of dicts; the list, each tool, and each tool's `parameters` may be JSON text."""
     tools = parsed_list(value)
