@@ -85,7 +85,8 @@ def load_unvalidated_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEn
     raises   RecipeError where a source, its columns or the split cannot be used, or no row is left; UsageError where
              the tokens cannot be stored
     """
-    training, evaluation, template = training_sources(data), eval_source_of(data), template_text(data.chat_template)
+    training, evaluation = training_sources(data), eval_source_of(data)
+    template = template_text(data.chat_template, tokenizer)
     templates = [
         *_templates(tokenizer, template),
         *(_templates(teacher.chat.tokenizer, teacher.chat.template) if teacher else ()),
@@ -102,7 +103,9 @@ def load_unvalidated_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEn
         with lock(folder):
             if (store := open_store(folder)) is None:
                 _remove(folder)
-                make_store(folder, data, RowEncoder(tokenizer, template, data.train_on, teacher), training, evaluation)
+                keep = data.keep_incomplete_rows
+                encoder = RowEncoder(tokenizer, template, data.train_on, teacher, keep_incomplete=keep)
+                make_store(folder, data, encoder, training, evaluation)
                 store = Store(folder)
     except (OSError, DiskError) as error:
         why = error.reason if isinstance(error, DiskError) else error

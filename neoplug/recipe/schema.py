@@ -122,6 +122,7 @@ class Data(SourceRows):
     `name` and `revision` are those of the one source, and of an `eval_source` that is the same dataset.
     `chat_template_kwargs`: options of the chat template, such as `enable_thinking: false`; those of a row come first.
     `max_dropped_rows`: the share of a source's rows that may be unusable, from 0 to 1; more of them end the run.
+    `keep_incomplete_rows`: train on rows of which the chat template leaves something out, such as tools or a thought.
     """
 
     source: Text | None
@@ -134,6 +135,7 @@ class Data(SourceRows):
     eval_split: Text | None = None
     chat_template: Text | None = None
     chat_template_kwargs: dict[Text, Any] = {}
+    keep_incomplete_rows: bool = False
     max_dropped_rows: Annotated[float, Field(ge=0, le=1)] = 0.05
 
     @field_validator("held_out")

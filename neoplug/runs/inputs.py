@@ -116,7 +116,7 @@ def resolve_text(recipe: Recipe, models: Mapping[Role, ResolvedModel], progress:
         tokenizer=tokenizer,
         teacher_tokenizer=theirs,
         corpus=corpus,
-        differences=differences(tokenizer, theirs, templates_of(recipe.data, encoder, corpus.report)),
+        differences=differences(tokenizer, theirs, templates_of(recipe.data, tokenizer, encoder, corpus.report)),
         problems=corpus.report.problems(recipe.data.max_dropped_rows, has_prompts=encoder is not None),
     )
 

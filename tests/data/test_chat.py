@@ -5,6 +5,7 @@ import json
 import pytest
 
 from neoplug.data.encode.chat import ChatTemplate, RenderError, UnstableTemplate, template_text
+from neoplug.data.encode.faults import CHANGES_EARLIER_TEXT
 from neoplug.data.encode.row_encoder import RowEncoder
 from neoplug.data.ingest.columns import recognise
 from neoplug.errors import RecipeError
@@ -156,7 +157,7 @@ def test_a_token_that_spans_prompt_and_answer_belongs_to_the_prompt(tiny_tokeniz
     row = tokenised(tiny_tokenizer, messages, joined)
     first = tiny_tokenizer.decode(row.input_ids[:1])
     assert first == "er"  # the token that spans the border
-    assert tiny_tokenizer.decode(row.input_ids[row.loss_mask]) == " end"
+    assert tiny_tokenizer.decode(row.input_ids[row.loss_mask]) == " end<|im_end|>"  # the template has no stop token
 
 
 @pytest.mark.parametrize(
@@ -175,10 +176,15 @@ def test_a_token_that_starts_with_the_prompts_last_space_is_in_the_prompt(
         assert tokenizer.decode(row.input_ids[row.loss_mask]) == scored.replace("<|end|>", end)
 
 
-def test_a_template_that_changes_earlier_text_is_refused_with_the_row(tiny_tokenizer):
-    with pytest.raises(RecipeError, match=r"row 0, at character .*'<think>hm</think>b") as caught:
-        tokenised(tiny_tokenizer, THOUGHTS, FORGETFUL)
-    assert caught.value.problems[0].path == ("data", "chat_template")
+def test_a_row_of_which_the_template_changes_earlier_text_is_dropped(tiny_tokenizer):
+    with pytest.raises(UnstableTemplate, match=r"at character .*'<think>hm</think>b"):
+        spans(tiny_tokenizer, THOUGHTS, FORGETFUL)
+    columns = recognise(["messages"], {})
+    contents = [columns.content({"messages": turns}, number) for number, turns in enumerate((TURNS, THOUGHTS, TURNS))]
+    dropped = []
+    encoder = RowEncoder(tiny_tokenizer, FORGETFUL, "answers")
+    assert [row.row for row in encoder.encode(contents, lambda *why: dropped.append(why))] == [0, 2]
+    assert dropped == [(1, f"the chat template {CHANGES_EARLIER_TEXT}")]
     assert spans(tiny_tokenizer, THOUGHTS, FORGETFUL, turns="last") == ["<think>so</think>d<|im_end|>"]
     assert spans(tiny_tokenizer, THOUGHTS[:2], FORGETFUL) == ["<think>hm</think>b<|im_end|>"]
 
@@ -201,20 +207,21 @@ def test_a_missing_template_is_an_error_with_the_recipes_key(llama_tokenizer):
     assert caught.value.problems[0].path == ("data", "chat_template")
 
 
-def test_a_template_is_text_or_a_file(tmp_path):
+def test_a_template_is_text_or_a_file(tiny_tokenizer, tmp_path):
     file = tmp_path / "chat.jinja"
     file.write_text(INST, encoding="utf-8")
-    assert template_text(str(file)) == template_text(INST) == INST
-    assert template_text(None) is None
+    assert template_text(str(file), tiny_tokenizer) == template_text(INST, tiny_tokenizer) == INST
+    assert template_text(None, tiny_tokenizer) is None
     with pytest.raises(RecipeError, match=r"nowhere\.jinja"):
-        template_text(str(tmp_path / "nowhere.jinja"))
+        template_text(str(tmp_path / "nowhere.jinja"), tiny_tokenizer)
 
 
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("written", [list, json.dumps])
 def test_the_tools_of_a_row_are_passed_to_the_template(tiny_tokenizer, marked, written):
     tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}
-    answer = "{% generation %}sunny{% endgeneration %}" if marked else "sunny"
+    answer = "{{ messages[1]['content'] }}"
+    answer = "{% generation %}" + answer + "{% endgeneration %}" if marked else answer
     template = "{% for tool in tools %}[{{ tool['function']['name'] }}]{% endfor %}{{ messages[0]['content'] }} A: "
     template += "{% if messages|length > 1 %}" + answer + "{% endif %}"
     turns = [{"role": "user", "content": "now?"}, {"role": "assistant", "content": "sunny"}]
@@ -226,4 +233,4 @@ def test_the_tools_of_a_row_are_passed_to_the_template(tiny_tokenizer, marked, w
     assert "tools" not in columns.content({"messages": turns, "tools": None}, 0).values
     assert columns.content({"messages": turns, "tools": "rain"}, 0) == "tools is str, not a list"
     (row,) = RowEncoder(tiny_tokenizer, template, "answers").encode([found], pytest.fail)
-    assert tiny_tokenizer.decode(row.input_ids) == rendered.text
+    assert tiny_tokenizer.decode(row.input_ids) == rendered.text + "<|im_end|>"  # no stop token is in the template

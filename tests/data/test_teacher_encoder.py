@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from neoplug.data.encode.faults import CHANGES_EARLIER_TEXT
 from neoplug.data.encode.row_encoder import RowEncoder
 from neoplug.data.encode.teacher_encoder import KEY, TeacherEncoder
 from neoplug.data.ingest.columns import recognise
@@ -118,7 +119,7 @@ def test_rows_that_the_teachers_template_cannot_render_are_dropped_with_a_reason
     said = []
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + TULU
     blind = "{% for m in messages %}{% if loop.last %}{% generation %}{{ m['content'] }}{% endgeneration %}"
-    for template in (strict, blind + "{% endif %}{% endfor %}"):
+    for template in (strict, blind + "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"):
         assert read(tiny_tokenizer, {"messages": TURNS}, None, template, refused=lambda *why: said.append(why)) is None
     assert said == [
         (0, "refused by the teacher's chat template: no system here"),
@@ -141,9 +142,9 @@ def test_errors_of_the_teachers_template_have_its_key_in_the_recipe(tiny_tokeniz
     with pytest.raises(RecipeError, match="the teacher's tokenizer has no chat template") as caught:
         TeacherEncoder(llama_tokenizer, None)
     assert caught.value.problems[0].path == KEY
-    with pytest.raises(RecipeError, match="the teacher's chat template changes earlier text") as caught:
-        read(tiny_tokenizer, {"messages": THOUGHTS}, None, FORGETFUL)
-    assert caught.value.problems[0].path == KEY
+    dropped = []
+    read(tiny_tokenizer, {"messages": THOUGHTS}, None, FORGETFUL, refused=lambda *why: dropped.append(why))
+    assert dropped == [(0, f"the teacher's chat template {CHANGES_EARLIER_TEXT}")]
     with pytest.raises(RecipeError, match=r"is not valid Jinja: (?s:.*)line 2 is '\{% for m in %\}'") as caught:
         TeacherEncoder(tiny_tokenizer, "Hello\n{% for m in %}")
     assert caught.value.problems[0].path == KEY

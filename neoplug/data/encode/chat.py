@@ -1,22 +1,35 @@
 """Rendering of conversations by a chat template, and the spans of the text that are assistant turns.
 
-A template that marks the assistant's text with {% generation %} gives the spans itself. With any other, a conversation
-is rendered twice for each assistant turn: with the messages before the turn and a generation prompt, and with the turn.
-The turn's span is the text that only the second has. That requires that a template renders earlier messages the same
-when messages are added, which is verified for each turn of each row.
+Each row is rendered by the template that transformers chooses for it: of a tokenizer with several named ones, rows with
+tools get `tool_use`. A template that marks the assistant's text with {% generation %} gives the spans itself. With any
+other, a conversation is rendered twice for each assistant turn: with the messages before the turn and a generation
+prompt, and with the turn. The turn's span is the text that only the second has. That requires that a template renders
+earlier messages the same when messages are added, which is verified for each turn of each row.
 """
 
 import copy
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from neoplug.data.encode.faults import (
+    CHANGES_EARLIER_TEXT,
+    CHANGES_PROMPT,
+    END_ADDED,
+    NO_END,
+    NO_HEADER,
+    OPENS_MORE,
+)
+from neoplug.data.encode.stop_tokens import StopTokens, closer_in
 from neoplug.data.encode.text_encoder import Tokenizer
+from neoplug.data.ingest.messages import is_unscored
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 
@@ -26,11 +39,21 @@ Span = tuple[int, int]  # characters of the rendered text, end excluded
 
 STUDENT_KEY: Key = ("data", "chat_template")
 SAMPLE_USER_TURN: Sequence[Message] = ({"role": "user", "content": "?"},)
+SAMPLE_ANSWER = "It is 4."
+SAMPLE: Sequence[Message] = (*SAMPLE_USER_TURN, {"role": "assistant", "content": SAMPLE_ANSWER}, *SAMPLE_USER_TURN)
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class UnstableTemplate(Exception):
-    """Adding a message to a conversation changes the text of the messages before it, so that no span can be found."""
+    """The assistant's turns cannot be located in the text of a conversation.
+
+    reason   the cause, equal for all rows with the same fault
+    details  where in the text of this row
+    """
+
+    def __init__(self, reason: str, details: str) -> None:
+        super().__init__(f"{reason}: {details}")
+        self.reason, self.details = reason, details
 
 
 class RenderError(Exception):
@@ -39,14 +62,19 @@ class RenderError(Exception):
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, and the spans of its assistant turns, each with the token that ends the turn."""
+    """A conversation as text.
+
+    spans  the scored parts of the text: its assistant turns, each with the token that ends the turn
+    turns  the index of each span's message; empty where the whole text is one span
+    """
 
     text: str
     spans: list[Span]
+    turns: list[int] = field(default_factory=list)
 
 
 class ChatTemplate:
-    """Renders conversations with one chat template."""
+    """Renders conversations with one chat template, or with the named ones of a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, template: str | None, key: Key = STUDENT_KEY) -> None:
         """Use the tokenizer's template where `template`, Jinja text, is None.
@@ -56,13 +84,11 @@ class ChatTemplate:
         """
         self.tokenizer, self.key = tokenizer, key
         self._options: Mapping[str, Any] = {}
+        self._with_options: dict[str, ChatTemplate] = {}  # options in JSON -> this template with them
+        self._given = template
+        self.template = self._template_of_rows_without_tools()
         try:
-            self.template: str = tokenizer.get_chat_template(template)
-        except ValueError as error:
-            raise RecipeError([_no_template(key)]) from error
-        self._end_tokens = tuple({*tokenizer.all_special_tokens, *tokenizer.added_tokens_encoder})
-        try:
-            self._text(SAMPLE_USER_TURN)
+            self.text(SAMPLE_USER_TURN)
         except RenderError as error:  # a valid template may refuse this conversation and still render the rows
             if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
                 raise RecipeError([_invalid_jinja(error.__cause__, key)]) from error
@@ -71,91 +97,187 @@ class ChatTemplate:
         """Return this template with options of `chat_template_kwargs`, such as `enable_thinking`."""
         if not options:
             return self
-        changed = copy.copy(self)
-        changed._options = options
-        return changed
+        key = json.dumps(options, sort_keys=True, default=str)
+        if key not in self._with_options:
+            changed = copy.copy(self)
+            changed._options = options
+            for name in ("stop_tokens", "_end_marks"):  # cached properties, which may depend on the options
+                changed.__dict__.pop(name, None)
+            self._with_options[key] = changed
+        return self._with_options[key]
+
+    def _template_of_rows_without_tools(self) -> str:
+        named = self.tokenizer.chat_template
+        choices: Sequence[Tools] = (None, []) if isinstance(named, dict) else (None,)
+        for tools in choices:
+            try:
+                template: str = self.tokenizer.get_chat_template(self._given, tools)
+                return template
+            except ValueError as error:
+                cause = error
+        problem = _no_default(named, self.key) if isinstance(named, dict) and named else _no_template(self.key)
+        raise RecipeError([problem]) from cause
+
+    def template_of(self, tools: Tools) -> str:
+        """Return the template of a row with these tools. RenderError where none of the named ones is for it."""
+        with _render_errors():
+            template: str = self.tokenizer.get_chat_template(self._given, tools)
+            return template
 
     def render(self, messages: Sequence[Message], turns: str, tools: Tools = None) -> Rendered:
         """Return the conversation's text and the spans of its assistant turns.
 
-        turns   `answers` all assistant turns | `last` the last one | `all` the whole text
+        turns   `answers` all assistant turns | `last` the last one | `all` the whole text; always without the turns
+                that the row itself excludes from the loss
         raises  UnstableTemplate; RenderError where the template cannot render the conversation
         """
+        chosen = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        chosen = chosen[-1:] if turns == "last" else chosen
+        unscored = [index for index, message in enumerate(messages) if is_unscored(message)]
         if turns == "all":
-            text = self._text(messages, tools)
-            return Rendered(text, [(0, len(text))])
-        if GENERATION.search(self.template):
-            text, spans = self._text_and_marked_spans(messages, tools)
-        else:
-            text = self._text(messages, tools)
-            spans = list(self._turn_spans(messages, tools, text, only_last=turns == "last"))
-        return Rendered(text, spans[-1:] if turns == "last" else spans)
+            text = self.text(messages, tools)
+            return Rendered(text, self._without(unscored, [(0, len(text))], messages, tools, text))
+        if GENERATION.search(self.template_of(tools)):
+            return self._marked(messages, tools, chosen, unscored)
+        text = self.text(messages, tools)
+        scored = [index for index in chosen if index not in unscored]
+        return Rendered(text, [self._turn_span(messages, tools, text, index) for index in scored], scored)
 
-    def _text(self, messages: Sequence[Message], tools: Tools = None, *, generation_prompt: bool = False) -> str:
+    def closed(self, rendered: Rendered, messages: Sequence[Message]) -> tuple[Rendered, str]:
+        """Return the conversation with the tokenizer's end token after a last answer that no stop token ends.
+
+        Also return what is to be reported of it; empty where a stop token of the template ends each scored answer.
+        """
+        text, spans, note = rendered.text, rendered.spans, ""
+        eos = self.tokenizer.eos_token or ""
+        open_end = messages[-1]["role"] == "assistant" and spans[-1:] and spans[-1][1] == len(text)
+        if eos and open_end and not self.stop_tokens.closes(text):
+            text, note = text + eos, END_ADDED.format(eos)
+            spans = [*spans[:-1], (spans[-1][0], len(text))]
+        checked = spans if len(rendered.turns) == len(spans) else spans[-1:] if open_end else []
+        if not all(self.stop_tokens.closes(text[start:end]) for start, end in checked):
+            note = NO_END
+        return replace(rendered, text=text, spans=spans), note
+
+    @cached_property
+    def stop_tokens(self) -> StopTokens:
+        """The tokens that end a turn of this template."""
+        closer = ""
+        with suppress(RenderError):
+            closer = closer_in(self.tokenizer, self.text(SAMPLE), SAMPLE_ANSWER)
+        return StopTokens(self.tokenizer, closer)
+
+    @cached_property
+    def _end_marks(self) -> str:
+        """Return what the template writes after the last turn of a conversation only, such as an end-of-text token."""
+        with suppress(RenderError):
+            text = self.text(SAMPLE[:2])
+            marks = text[self.stop_tokens.common_length(text, self.text(SAMPLE)) :]
+            return marks if self.stop_tokens.is_blank(marks) else ""
+        return ""
+
+    def text(self, messages: Sequence[Message], tools: Tools = None, *, generation_prompt: bool = False) -> str:
+        """Return the conversation's text. RenderError where the template cannot render it."""
         with _render_errors():
             text: str = self.tokenizer.apply_chat_template(
                 list(messages),
                 tools=tools,
-                chat_template=self.template,
+                chat_template=self._given,
                 add_generation_prompt=generation_prompt,
                 tokenize=False,
                 **self._options,
             )
             return text
 
-    def _text_and_marked_spans(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
-        """Return the text and the spans inside {% generation %}, each with the end token that follows it."""
+    def _marked(
+        self, messages: Sequence[Message], tools: Tools, chosen: Sequence[int], unscored: Sequence[int]
+    ) -> Rendered:
+        """Return the text and the spans inside {% generation %} of the chosen turns, each with its stop token."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         with _render_errors():
-            texts, spans = render_jinja_template(
+            texts, marks = render_jinja_template(
                 conversations=[list(messages)],
                 tools=tools,
-                chat_template=self.template,
+                chat_template=self.template_of(tools),
                 return_assistant_tokens_mask=True,
                 **{**self.tokenizer.special_tokens_map, **self._options},
             )
-        end = self.tokenizer.eos_token or ""
-        return texts[0], [(a, b + len(end) if end and texts[0].startswith(end, b) else b) for a, b in spans[0] if b > a]
+        text = texts[0]
+        spans = [(a, self.stop_tokens.end_of_turn(text, a, b)) for a, b in marks[0] if b > a]
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        if len(spans) != len(answers):  # not one mark for each turn
+            spans = spans[-1:] if len(chosen) < len(answers) else spans
+            return Rendered(text, self._without(unscored, spans, messages, tools, text))
+        scored = {index: span for index, span in zip(answers, spans, strict=True) if index in chosen}
+        scored = {index: span for index, span in scored.items() if index not in unscored}
+        return Rendered(text, list(scored.values()), list(scored))
 
-    def _turn_spans(self, messages: Sequence[Message], tools: Tools, text: str, *, only_last: bool) -> Iterator[Span]:
-        """Yield the span of each assistant turn; `text` is that of the whole conversation."""
-        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        for index in turns[-1:] if only_last else turns:
-            answered = text if index + 1 == len(messages) else self._text(messages[: index + 1], tools)
+    def _turn_span(self, messages: Sequence[Message], tools: Tools, text: str, index: int) -> Span:
+        """Return the span of one assistant turn; `text` is that of the whole conversation."""
+        answered = text if index + 1 == len(messages) else self.text(messages[: index + 1], tools)
+        try:
+            kept = self._kept(answered, text, is_last=index + 1 == len(messages))
             start = len(self._prompt(messages[:index], tools, answered))
-            if not text.startswith(answered):
-                raise UnstableTemplate(_difference(text, answered))
-            yield start, self._end_of_turn(answered)
+        except UnstableTemplate as error:
+            later = any(message["role"] == "assistant" for message in messages[index + 1 :])
+            if error.reason != CHANGES_EARLIER_TEXT or later:
+                raise
+            raise UnstableTemplate(CHANGES_PROMPT, error.details) from error
+        return start, self.stop_tokens.end_of_turn(text, start, max(start, kept))
+
+    def _kept(self, beginning: str, text: str, *, is_last: bool = False) -> int:
+        """Return how much of the text of the first messages is also in that of the whole conversation, `text`.
+
+        End marks after the last turn may go when a turn is added.
+
+        raises  UnstableTemplate where anything else goes
+        """
+        if is_last:
+            return len(text.removesuffix(self._end_marks))
+        kept = self.stop_tokens.common_length(beginning, text)
+        if not self.stop_tokens.is_blank(beginning[kept:]):
+            raise UnstableTemplate(CHANGES_EARLIER_TEXT, _difference(text, beginning))
+        return kept
 
     def _prompt(self, before: Sequence[Message], tools: Tools, answered: str) -> str:
         """Return the text before an answer: the messages `before` it and the generation prompt.
 
         answered  the text of the same conversation with the answer
         """
-        if before:
-            prompt = self._text(before, tools, generation_prompt=True)
-            if not answered.startswith(prompt):
-                raise UnstableTemplate(_difference(answered, prompt))
-            return prompt
-        return self._prompt_of_first_turn(answered)
+        if not before:
+            return self._prompt_of_first_turn(answered)
+        prompt = self.text(before, tools, generation_prompt=True)
+        if not answered.startswith(prompt):
+            self._kept(self.text(before, tools), answered)
+            opened = prompt[self.stop_tokens.common_length(prompt, answered) :]
+            raise UnstableTemplate(OPENS_MORE.format(opened), _difference(answered, prompt))
+        return prompt
+
+    def _without(
+        self, unscored: Sequence[int], spans: Sequence[Span], messages: Sequence[Message], tools: Tools, text: str
+    ) -> list[Span]:
+        """Return the spans without the parts that belong to the unscored messages."""
+        parts = list(spans)
+        for index in unscored:
+            first = self._kept(self.text(messages[:index], tools), text) if index else 0
+            is_last = index + 1 == len(messages)
+            after = len(text) if is_last else self._kept(self.text(messages[: index + 1], tools), text)
+            parts = [part for start, end in parts for part in ((start, min(end, first)), (max(start, after), end))]
+            parts = [(start, end) for start, end in parts if start < end]
+        return parts
 
     def _prompt_of_first_turn(self, answered: str) -> str:
         """Return the text before an answer that is the first message.
 
         Templates render no empty conversation, so the generation prompt is taken from a sample and located in the text.
         """
-        prompted = self._text(SAMPLE_USER_TURN, generation_prompt=True)
-        header = prompted.removeprefix(self._text(SAMPLE_USER_TURN))
+        prompted = self.text(SAMPLE_USER_TURN, generation_prompt=True)
+        header = prompted.removeprefix(self.text(SAMPLE_USER_TURN))
         at = answered.find(header)
         if at < 0:
-            raise UnstableTemplate(f"the assistant's header {header!r} is not in {answered!r}")
+            raise UnstableTemplate(NO_HEADER, f"the assistant's header {header!r} is not in {answered!r}")
         return answered[: at + len(header)]
-
-    def _end_of_turn(self, answered: str) -> int:
-        """Return the end of the turn's span: whitespace after the end token is left out, since it is not generated."""
-        stripped = answered.rstrip()
-        return len(stripped) if stripped.endswith(self._end_tokens) else len(answered)
 
 
 def _difference(longer: str, shorter: str) -> str:
@@ -175,19 +297,10 @@ def _render_errors() -> Iterator[None]:
         raise RenderError(f"{type(error).__name__}: {error}") from error
 
 
-def unstable_template_error(error: UnstableTemplate, row: int, key: Key = STUDENT_KEY) -> RecipeError:
-    """Return the error about a row in whose rendered text the assistant turns cannot be located."""
-    template = "chat template" if key == STUDENT_KEY else "teacher's chat template"
-    return RecipeError(
-        [
-            Problem(
-                f"the {template} changes earlier text when a turn is added (row {row}, {error})",
-                why="the assistant's turns cannot be located then; some templates drop the reasoning of earlier turns",
-                fix="train_on: last (or all), or a chat_template that keeps turns or marks them with {% generation %}",
-                path=key,
-            )
-        ]
-    )
+def _no_default(named: Mapping[str, str], key: Key) -> Problem:
+    names = ", ".join(sorted(named))
+    what = f"the tokenizer has several chat templates ({names}), and none of them is named default"
+    return Problem(what, fix=f"name one of them, as in chat_template: {next(iter(named))}", path=key)
 
 
 def _no_template(key: Key) -> Problem:
@@ -205,13 +318,18 @@ def _invalid_jinja(error: jinja2.TemplateSyntaxError, key: Key) -> Problem:
     )
 
 
-def template_text(template: str | None, key: Key = STUDENT_KEY) -> str | None:
-    """Return the recipe's chat template: the text itself, or the content of the file that it names."""
+def template_text(template: str | None, tokenizer: Tokenizer, key: Key = STUDENT_KEY) -> str | None:
+    """Return the recipe's chat template: the text itself, one that the tokenizer has under this name, or a file's."""
+    named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     if template is None or "{" in template:
         return template
+    if template in named:
+        found: str = named[template]
+        return found
     try:
         return Path(template).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         fix = "set chat_template to Jinja text or to the path of a file with it"
+        fix += f", or to a name that the tokenizer has: {', '.join(sorted(named))}" if named else ""
         what = f"the chat template {template} cannot be read: {error}"
         raise RecipeError([Problem(what, fix=fix, path=key)]) from error

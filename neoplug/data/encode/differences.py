@@ -99,9 +99,9 @@ def _end_of_answer(rendered: Rendered) -> str:
     return rendered.text[start:end].partition(ANSWER)[2]
 
 
-def templates_of(data: Data, teacher: TeacherEncoder | None, report: Report) -> Templates | None:
+def templates_of(data: Data, tokenizer: Tokenizer, teacher: TeacherEncoder | None, report: Report) -> Templates | None:
     """Return the templates that render a recipe's conversations; None where no row is a conversation."""
     if not report.kinds.keys() & {"messages", "alpaca"}:
         return None
     of_teacher = teacher.chat.template if teacher else None
-    return Templates(template_text(data.chat_template), of_teacher, data.chat_template_kwargs)
+    return Templates(template_text(data.chat_template, tokenizer), of_teacher, data.chat_template_kwargs)

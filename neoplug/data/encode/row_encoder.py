@@ -1,25 +1,15 @@
 """Tokenisation of rows: the tokens and the loss mask of a row at full length, before it is cut to documents."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import numpy as np
 
-from neoplug.data.encode.chat import (
-    STUDENT_KEY,
-    ChatTemplate,
-    Rendered,
-    RenderError,
-    UnstableTemplate,
-    unstable_template_error,
-)
+from neoplug.data.encode.chat import ChatTemplate, Rendered
+from neoplug.data.encode.conversations import ConversationRenderer, OnDrop, TrainOn, messages_of
 from neoplug.data.encode.teacher_encoder import Answer, TeacherEncoder, answers_of
 from neoplug.data.encode.text_encoder import EncodedText, TextEncoder, Tokenizer
 from neoplug.data.ingest.columns import Content
-
-TrainOn = Literal["answers", "all", "last"]
-OnDrop = Callable[[int, str], Any]  # takes the number of a row that is dropped, and the reason
 
 ROWS_AT_ONCE = 512  # rows in one call of the tokenizer
 
@@ -42,6 +32,7 @@ class EncodedRow:
     teacher_loss_mask  [M] bool: the same answer tokens in `teacher_ids`, one for one
     answers         the assistant turns of a conversation, or the completion of a prompt, for the teacher's text; () for
                     plain text, and for a conversation where the teacher reads the student's tokens
+    notes           what is to be reported of the row; equal for all rows with the same note, since they are counted
     """
 
     row: int
@@ -51,6 +42,7 @@ class EncodedRow:
     teacher_ids: np.ndarray | None = None
     teacher_loss_mask: np.ndarray | None = None
     answers: Sequence[Answer] = ()
+    notes: Sequence[str] = ()
 
 
 class RowEncoder:
@@ -58,23 +50,31 @@ class RowEncoder:
 
     template  the student's chat template, Jinja text; None: that of the tokenizer
     teacher   None: the teacher reads the student's tokens
+    keep_incomplete  keep rows of which a chat template leaves something out
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: str | None, train_on: TrainOn, teacher: TeacherEncoder | None = None
+        self,
+        tokenizer: Tokenizer,
+        template: str | None,
+        train_on: TrainOn,
+        teacher: TeacherEncoder | None = None,
+        *,
+        keep_incomplete: bool = False,
     ) -> None:
         self._text_encoder = TextEncoder(tokenizer)
         self._template = template
         self._train_on = train_on
         self._teacher = teacher
+        self._keep_incomplete = keep_incomplete
         self._chat: ChatTemplate | None = None
 
     def encode(self, contents: Sequence[Content], on_drop: OnDrop) -> Iterator[EncodedRow]:
-        """Yield the tokens of the rows in order, without those that a chat template cannot render.
+        """Yield the tokens of the rows in order, without those that a chat template cannot render whole.
 
         on_drop  is called with the number of each row that is left out, and the reason
         raises   RecipeError where a row is a conversation and there is no chat template, or where the template is not
-                 valid or changes earlier text when a turn is added
+                 valid
         """
         for first in range(0, len(contents), ROWS_AT_ONCE):
             batch = contents[first : first + ROWS_AT_ONCE]
@@ -91,10 +91,9 @@ class RowEncoder:
         return content.kind == "messages" or (content.kind == "alpaca" and has_template)
 
     def _texts(self, contents: Sequence[Content]) -> Iterator[EncodedRow]:
-        encoder = self._text_encoder
         texts = self._text_encoder.encode([content.values["text"] for content in contents])
         for content, text in zip(contents, texts, strict=True):
-            ids = _with_end([*encoder.prefix, *text, *encoder.suffix], encoder.eos)
+            ids = self._text_encoder.whole(text)
             yield _encoded(content, ids, prompt_tokens=0, windowed=True)
 
     def _completions(self, contents: Sequence[Content]) -> Iterator[EncodedRow]:
@@ -102,30 +101,34 @@ class RowEncoder:
 
         Where a token of the joined text would span the border, the completion is tokenised separately.
         """
+        encoder = self._text_encoder
         pairs = [_prompt_and_completion(content) for content in contents]
-        prompts = self._text_encoder.encode([prompt for prompt, _ in pairs])
-        joined = self._text_encoder.encode([prompt + completion for prompt, completion in pairs])
+        prompts = encoder.encode([prompt for prompt, _ in pairs])
+        joined = encoder.encode([prompt + completion for prompt, completion in pairs])
         for content, (_, text), prompt, whole in zip(contents, pairs, prompts, joined, strict=True):
             border_is_kept = whole[: len(prompt)] == prompt
-            completion = whole[len(prompt) :] if border_is_kept else self._text_encoder.encode_continuation(text)
-            opening = [*self._text_encoder.prefix, *prompt]
-            ids = _with_end([*opening, *completion], self._text_encoder.eos)
+            completion = whole[len(prompt) :] if border_is_kept else encoder.encode_continuation(text)
+            opening = encoder.opened(prompt)
+            given = [*opening, *completion]
+            ids = encoder.ended(given, encoder.eos)
             row = _encoded(content, ids, 0 if self._train_on == "all" else len(opening), windowed=False)
-            end_token = self._text_encoder.tokenizer.eos_token or ""
-            answer = Answer(row.input_ids[row.loss_mask], text + end_token, content=text)
-            yield replace(row, answers=(answer,))
+            end_token = encoder.tokenizer.eos_token or ""
+            if ids == given and encoder.eos:  # white space after the completion's own end token is not generated
+                row.loss_mask[len(ids) - encoder.blank_at_end(ids) :] = False
+                text, end_token = text.rstrip(), ""
+            yield replace(row, answers=(Answer(row.input_ids[row.loss_mask], text + end_token, content=text),))
 
     def _chats(self, contents: Sequence[Content], on_drop: OnDrop) -> Iterator[EncodedRow]:
         if not contents:
             return
         self._chat = self._chat or ChatTemplate(self._text_encoder.tokenizer, self._template)
-        rendered = _rendered(self._chat, contents, self._train_on, on_drop)
-        encoded = self._text_encoder.encode_with_starts([text.text for text in rendered.values()])
+        rendered = ConversationRenderer(self._chat, self._train_on, self._keep_incomplete).render(contents, on_drop)
+        encoded = self._text_encoder.encode_with_starts([text.text for text, _ in rendered.values()])
         messages = {content.number: messages_of(content) for content in contents}
-        for (number, text), tokens in zip(rendered.items(), encoded, strict=True):
+        for (number, (text, notes)), tokens in zip(rendered.items(), encoded, strict=True):
             loss_mask = _loss_mask(tokens, text)
             answers = list(answers_of(tokens, loss_mask, text, messages[number])) if self._teacher else ()
-            yield EncodedRow(number, tokens.input_ids, loss_mask, windowed=False, answers=answers)
+            yield EncodedRow(number, tokens.input_ids, loss_mask, windowed=False, answers=answers, notes=notes)
 
     def _with_teacher(
         self, teacher: TeacherEncoder, contents: Sequence[Content], rows: Sequence[EncodedRow], on_drop: OnDrop
@@ -133,7 +136,9 @@ class RowEncoder:
         """Yield the rows, with the teacher's text for conversations; drop those whose teacher text cannot be made."""
         answers = {row.row: row.answers for row in rows}
         conversations = [c for c in contents if c.kind in ("messages", "alpaca") and c.number in answers]
-        rendered = _rendered(teacher.chat, conversations, self._train_on, on_drop)
+        renderer = ConversationRenderer(teacher.chat, self._train_on, self._keep_incomplete)
+        found = renderer.render(conversations, on_drop)
+        rendered = {number: text for number, (text, _) in found.items()}
         for number, text in list(rendered.items()):
             expected = len(answers[number])
             if len(text.spans) != expected:
@@ -149,24 +154,8 @@ class RowEncoder:
         for row in rows:
             if row.row not in dropped:
                 ids, loss_mask = text_of.get(row.row, (None, None))
-                yield replace(row, teacher_ids=ids, teacher_loss_mask=loss_mask)
-
-
-def _rendered(
-    chat: ChatTemplate, contents: Iterable[Content], train_on: TrainOn, on_drop: OnDrop
-) -> dict[int, Rendered]:
-    """Return row number -> the rendered conversation; drop the rows that the template cannot render."""
-    rendered = {}
-    template = "the chat template" if chat.key == STUDENT_KEY else "the teacher's chat template"
-    for content in contents:
-        try:
-            with_options = chat.with_options(content.values.get("chat_template_kwargs"))
-            rendered[content.number] = with_options.render(messages_of(content), train_on, content.values.get("tools"))
-        except UnstableTemplate as error:
-            raise unstable_template_error(error, content.number, chat.key) from error
-        except RenderError as error:
-            on_drop(content.number, f"refused by {template}: {error}")
-    return rendered
+                notes = [*row.notes, *(note for note in found.get(row.row, (None, ()))[1] if note not in row.notes)]
+                yield replace(row, teacher_ids=ids, teacher_loss_mask=loss_mask, notes=notes)
 
 
 def _loss_mask(tokens: EncodedText, rendered: Rendered) -> np.ndarray:
@@ -186,20 +175,6 @@ def _encoded(content: Content, ids: list[int], prompt_tokens: int, *, windowed: 
     """Return a row whose answer tokens are all those after the prompt's."""
     loss_mask = np.arange(len(ids)) >= max(1, prompt_tokens)
     return EncodedRow(content.number, np.array(ids, np.int64), loss_mask, windowed)
-
-
-def _with_end(ids: list[int], end: list[int]) -> list[int]:
-    """Return the tokens with the end token, which some tokenizers have added already."""
-    return ids if not end or ids[-1:] == end else ids + end
-
-
-def messages_of(content: Content) -> list[dict[str, Any]]:
-    """Return the messages of a conversation, or an Alpaca row as one user turn and one assistant turn."""
-    if content.kind == "messages":
-        messages: list[dict[str, Any]] = content.values["messages"]
-        return messages
-    question = "\n\n".join(content.values[name] for name in ("instruction", "input") if name in content.values)
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": content.values["output"]}]
 
 
 def _prompt_and_completion(content: Content) -> tuple[str, str]:

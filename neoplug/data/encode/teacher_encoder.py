@@ -40,7 +40,7 @@ def teacher_encoder(chat_template: str | None, tokenizer: Tokenizer) -> "Teacher
     """Return the encoder for a `teacher.chat_template`; None for None: the teacher reads the student's tokens."""
     if chat_template is None:
         return None
-    return TeacherEncoder(tokenizer, None if chat_template == OWN else template_text(chat_template, KEY))
+    return TeacherEncoder(tokenizer, None if chat_template == OWN else template_text(chat_template, tokenizer, KEY))
 
 
 def answers_of(
@@ -48,9 +48,9 @@ def answers_of(
 ) -> Iterator[Answer]:
     """Yield an answer for each span of a conversation; `loss_mask` [L] bool marks the answer tokens."""
     borders = np.append(tokens.starts, len(rendered.text))
-    contents = [message.get("content") or "" for message in messages if message["role"] == "assistant"]
-    of_spans = ([""] * len(rendered.spans) + contents)[len(contents) :]  # the last turns': `last` has only one span
-    for (start, end), content in zip(rendered.spans, of_spans, strict=True):
+    known = len(rendered.turns) == len(rendered.spans)
+    contents = [messages[turn].get("content") or "" for turn in rendered.turns] if known else [""] * len(rendered.spans)
+    for (start, end), content in zip(rendered.spans, contents, strict=True):
         inside = np.flatnonzero(loss_mask & (tokens.starts >= start) & (tokens.starts < end))
         if not len(inside):
             yield Answer(tokens.input_ids[:0], "", end - start)

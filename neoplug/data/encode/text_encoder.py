@@ -40,12 +40,42 @@ class TextEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.prefix, self.suffix = _affixes(tokenizer)
+        self._blank: dict[int, bool] = {}
         self._backend = _exact_backend(tokenizer) if tokenizer.is_fast else None
 
     @property
     def eos(self) -> list[int]:
         """Return the end-of-sequence token in a list; an empty list where the tokenizer has none."""
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+
+    def opened(self, ids: Sequence[int]) -> list[int]:
+        """Return the tokens of a text after the prefix, of which the text may have the last tokens itself."""
+        first = next((place for place, token in enumerate(ids) if not self._is_blank(token)), 0)
+        return [*self.prefix[: len(self.prefix) - _overlap(self.prefix, ids[first:])], *ids]
+
+    def ended(self, ids: Sequence[int], end: Sequence[int]) -> list[int]:
+        """Return the tokens of a text with the special tokens `end`, unless the text has them itself.
+
+        White space after special tokens of the text changes nothing.
+        """
+        said = ids[: len(ids) - self.blank_at_end(ids)]
+        if end and list(said[-1:]) == list(end[-1:]):
+            return list(ids)
+        return [*ids, *end[_overlap(said, end) :]]
+
+    def whole(self, ids: Sequence[int]) -> list[int]:
+        """Return the tokens of a text with prefix, suffix and end-of-sequence token, none of them twice."""
+        end = self.suffix if self.suffix[-1:] == self.eos else [*self.suffix, *self.eos]
+        return self.ended(self.opened(ids), end)
+
+    def blank_at_end(self, ids: Sequence[int]) -> int:
+        """Return how many of the last tokens are white space."""
+        return next((count for count, token in enumerate(reversed(ids)) if not self._is_blank(token)), len(ids))
+
+    def _is_blank(self, token: int) -> bool:
+        if token not in self._blank:
+            self._blank[token] = not self.tokenizer.decode([token]).strip()
+        return self._blank[token]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text."""
@@ -99,3 +129,9 @@ def _affixes(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
         if whole[start : start + len(plain)] == plain:
             return whole[:start], whole[start + len(plain) :]
     return [], []
+
+
+def _overlap(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return the length of the longest end of `left` with which `right` begins."""
+    longest = min(len(left), len(right))
+    return next((n for n in range(longest, 0, -1) if list(left[-n:]) == list(right[:n])), 0)

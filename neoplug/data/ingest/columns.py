@@ -16,14 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from neoplug.data.ingest.conversations import BEFORE, is_conversation, joined
-from neoplug.data.ingest.json_text import (
-    calls_fault,
-    parsed,
-    parsed_list,
-    parsed_messages,
-    parsed_tools,
-    with_parsed_calls,
-)
+from neoplug.data.ingest.json_text import calls_fault, parsed, parsed_messages, parsed_tools
+from neoplug.data.ingest.messages import mask_fault, roles_and_contents
 from neoplug.data.ingest.values import Reason, Row
 from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.files import content_hash
@@ -45,11 +39,12 @@ OPTIONAL: dict[Kind, tuple[str, ...]] = {
 }
 KNOWN = tuple(dict.fromkeys(name for kind in NEEDED for name in (*NEEDED[kind], *OPTIONAL[kind])))
 MAY_BE_EMPTY = ("prompt", "input")
-# neoplug's column name -> another name under which it is recognised
+# neoplug's column name -> the name that a row may have in its place
 ALIASES = {"messages": "conversations", "system": "system_prompt"}
 # Columns that usually hold text of the prompt. Where a row does not use one that it fills, this is reported.
 PROMPT_TEXT = ("system", "system_prompt", "history", "instruction", "input", "prompt", "question", "context", "tools")
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # the other roles have the same names in both formats
+# Of which an answer has one.
+SAID = ("content", "reasoning_content", "reasoning", "thinking", "tool_calls")
 
 
 @dataclass(frozen=True)
@@ -75,10 +70,12 @@ class Columns:
 
     kinds  the first is the main kind of the source
     used   the source's columns that belong to the main kind
+    other  a source's column in `kinds` -> the one that a row may have in its place
     """
 
     kinds: Mapping[Kind, Mapping[str, str]]
     used: Sequence[str]
+    other: Mapping[str, str]
 
     @property
     def main(self) -> Kind:
@@ -91,7 +88,8 @@ class Columns:
         columns = self._columns_of(kind, row)
         values: dict[str, Any] = {}
         for column, source_column in columns.items():
-            value = NORMALISE[column](row.get(source_column)) if column in NORMALISE else row.get(source_column)
+            value = self._value(row, source_column)
+            value = NORMALISE[column](value) if column in NORMALISE else value
             if value is None and column in (*OPTIONAL[kind], *OF_MESSAGES):
                 continue
             if reason := _fault(value, column):
@@ -119,6 +117,11 @@ class Columns:
         of_messages = self.kinds.get("messages", {})
         return {**columns, **{name: of_messages.get(name, name) for name in OF_MESSAGES}}
 
+    def _value(self, row: Row, column: str) -> Any:
+        """Return a column's value, or that of the column which the row has in its place."""
+        value = row.get(column)
+        return row.get(self.other[column]) if value is None and column in self.other else value
+
     def _kind_of(self, row: Row) -> Kind:
         """Return the first kind whose columns all have a value in the row; else the first with any value.
 
@@ -126,9 +129,9 @@ class Columns:
         row, already formatted.
         """
         filled = {
-            kind: [row[columns[name]] is not None for name in NEEDED[kind]]
+            kind: [self._value(row, columns[name]) is not None for name in NEEDED[kind]]
             for kind, columns in self.kinds.items()
-            if all(columns[name] in row for name in NEEDED[kind])
+            if all(columns[name] in row or self.other.get(columns[name]) in row for name in NEEDED[kind])
         }
         partial = [kind for kind, present in filled.items() if any(present)]
         complete = [kind for kind in partial if all(filled[kind]) and (kind != "text" or kind == partial[0])]
@@ -165,7 +168,15 @@ def recognise(names: Sequence[str], mapping: Mapping[Any, str]) -> Columns:
     main = [kind for kind, columns in kinds.items() if all(columns[name] in names for name in NEEDED[kind])]
     if not main:
         raise RecipeError([_unrecognised(names, mapping)])
-    return Columns({main[0]: kinds[main[0]]} | kinds, [name for name in kinds[main[0]].values() if name in names])
+    other = _other_names(mapping)
+    named = [name for column in kinds[main[0]].values() for name in (column, other.get(column, ""))]
+    return Columns({main[0]: kinds[main[0]]} | kinds, [name for name in named if name in names], other)
+
+
+def _other_names(mapping: Mapping[Any, str]) -> dict[str, str]:
+    """Return each name of a column with aliases -> its other name, without those that the recipe maps."""
+    pairs = [pair for pair in ALIASES.items() if pair[0] not in mapping and not {*pair} & {*mapping.values()}]
+    return {name: other for pair in pairs for name, other in (pair, pair[::-1])}
 
 
 def _name_in_source(column: str, names: Sequence[str], mapping: Mapping[Any, str]) -> str:
@@ -200,19 +211,6 @@ def _unrecognised(names: Sequence[str], mapping: Mapping[Any, str]) -> Problem:
 
 def _listed(names: Sequence[str]) -> str:
     return f"the columns found are {', '.join(names)}" if names else "no columns were found"
-
-
-def roles_and_contents(value: Any) -> Any:
-    """Return messages with the keys `role` and `content`, also where they have ShareGPT's `from` and `value`."""
-    value = parsed_list(value)
-    if not isinstance(value, list):
-        return value
-    return [
-        {"role": SHAREGPT_ROLES.get(message["from"], message["from"]), "content": message.get("value")}
-        if isinstance(message, dict) and isinstance(message.get("from"), str)
-        else with_parsed_calls(message)
-        for message in value
-    ]
 
 
 # For columns that have several formats.
@@ -275,9 +273,9 @@ def _messages_fault(value: Any) -> Reason:
             return "a message without content"
         if not (content is None or isinstance(content, str) or _is_parts(content)):
             return "a message whose content is not text"
-        if message["role"] == "assistant" and not any(value for name, value in message.items() if name != "role"):
+        if message["role"] == "assistant" and not any(message.get(name) for name in SAID):
             return "an empty answer"
-        if reason := calls_fault(message):
+        if reason := calls_fault(message) or mask_fault(message):
             return reason
     return ""
 

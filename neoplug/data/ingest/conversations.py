@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from neoplug.data.ingest.json_text import parsed, parsed_list
+from neoplug.data.ingest.messages import ROLES
 from neoplug.data.ingest.values import Reason
 
 BEFORE = ("system", "history")  # columns of the text before a conversation
@@ -61,7 +62,8 @@ def _messages(values: Mapping[str, Any]) -> list[Message] | Reason:
 
 def _unscored(message: Any) -> Any:
     """Return a message of a prompt; an assistant's turn in it is not scored, unless the turn says so."""
-    if not isinstance(message, dict) or message.get("role", message.get("from")) not in ("assistant", "gpt"):
+    role = message.get("role", message.get("from")) if isinstance(message, dict) else None
+    if not isinstance(role, str) or ROLES.get(role, role) != "assistant":
         return message
     return {"weight": 0, **message}
 

@@ -3,7 +3,18 @@
 import re
 from collections.abc import Iterable
 
+MARK = "marks the answers with {% generation %}"
+KEEP = "set data.keep_incomplete_rows: true to train on what is left of them"
 FIXES = {  # pattern of the whole reason -> what helps
+    # of `neoplug.data.encode.faults`
+    r".* changes earlier text when .*": f"set data.train_on: last, or a chat_template that keeps turns or {MARK}",
+    r".* changes the text before .*": f"set a chat_template that keeps the messages before an answer, or {MARK}",
+    r".* in its generation prompt, .*": f"set a chat_template whose turns begin as its generation prompt, or that {MARK}",
+    r".* writes no assistant header .*": f"set a chat_template that {MARK}, or let a message of the user come first",
+    r".* has no role `.*": f"rename the role in the rows, set a chat_template that names it, or {KEEP}",
+    r".* leaves out .*": f"set a chat_template that shows it, remove it from the rows, or {KEEP}",
+    r".* is excluded from the loss by the row": "remove these rows, or the mask of an answer",
+    r"`\w+` of a turn is .*": "set it to 0 or 1",
     r"not JSON: .*": "write one JSON object per line, or one array in a .json file",
     r"not UTF-8": "save the file as UTF-8",
     r"half a character .*": "write such a character as it is, or as a pair of escapes",

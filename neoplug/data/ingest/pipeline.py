@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from neoplug.data.encode.faults import MASKED
 from neoplug.data.encode.lengths import Fitted, fit
 from neoplug.data.encode.row_encoder import ROWS_AT_ONCE, RowEncoder
 from neoplug.data.ingest.columns import Columns, Content, names_of, recognise, usable_names
 from neoplug.data.ingest.fixes import fixes_of
+from neoplug.data.ingest.messages import is_unscored
 from neoplug.data.ingest.recipe_sources import RecipeSource
 from neoplug.data.ingest.report import Report, SourceCounts
 from neoplug.data.ingest.values import Reason, Row
@@ -71,8 +73,12 @@ class IngestPipeline:
     def _fit(self, batch: Sequence[Content], counts: SourceCounts) -> dict[int, Fitted]:
         """Return row number -> the row's documents; count each row that a chat template does not render."""
         values = {content.number: content.values for content in batch}
-        encoded = self.encoder.encode(batch, lambda row, reason: counts.drop(row, reason, values[row]))
-        return {row.row: fit(row, self.data.max_length) for row in encoded}
+        fitted = {}
+        for row in self.encoder.encode(batch, lambda number, reason: counts.drop(number, reason, values[number])):
+            fitted[row.row] = fit(row, self.data.max_length)
+            for note in row.notes:
+                counts.note(row.row, note)
+        return fitted
 
     def no_row_left(self, what: str, source: RecipeSource) -> Problem:
         """Return the problem that no row of a source can be used; `what` says for what, the report's lines say why."""
@@ -124,8 +130,14 @@ def _nothing_to_train_on(content: Content, data: Data) -> Reason:
     """Return the reason why a conversation has no token to train on; an empty string where it has."""
     if content.kind != "messages" or data.train_on == "all":
         return ""
-    roles = [message["role"] for message in content.values["messages"]]
-    return "" if "assistant" in roles else f"no assistant turn, only {', '.join(dict.fromkeys(roles))}"
+    messages = content.values["messages"]
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
+        return f"no assistant turn, only {', '.join(dict.fromkeys(roles))}"
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if all(map(is_unscored, answers[-1:] if data.train_on == "last" else answers)):
+        return f"{'the last' if data.train_on == 'last' else 'each'} {MASKED}"
+    return ""
 
 
 def _batches(contents: Iterable[Content]) -> Iterator[list[Content]]:
