@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from neoplug.data.batch import Document
 from neoplug.data.encode.chat import template_text
+from neoplug.data.encode.clock import reads_clock, today
 from neoplug.data.encode.row_encoder import RowEncoder
 from neoplug.data.encode.teacher_encoder import TeacherEncoder
 from neoplug.data.encode.template_options import validate_options
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from neoplug.recipe import Data
 
 # Settings of `data` that are not part of the cache key: it has the content that they name, or no token depends on them.
-NOT_IN_KEY = {"source", "sources", "eval_source", "chat_template", "max_dropped_rows"}
+NOT_IN_KEY = {"source", "sources", "eval_source", "chat_template", "chat_template_date", "max_dropped_rows"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,7 @@ class Corpus:
     fingerprint  sha256 of the tokens and loss masks of `rows` and `held_out`, in hexadecimal
     row_lengths  [R] int64: the student's tokens of each training row
     longest      `student` and `teacher` -> tokens of the longest document as this model reads it
+    day          the date that a chat template read, YYYY-MM-DD; None where none read it
     ids_read_by_both  [U] int64: every token id that both models read, ascending
     ids_read  `student` and `teacher` -> [U] int64: every token id that this model reads, ascending
     """
@@ -62,6 +64,7 @@ class Corpus:
     longest: Mapping[str, int]
     ids_read_by_both: np.ndarray
     ids_read: Mapping[str, np.ndarray]
+    day: str | None = None
 
 
 def load_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEncoder | None = None) -> Corpus:
@@ -98,20 +101,31 @@ def load_unvalidated_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEn
         "chat_template": template,
         "teacher": teacher and [teacher.chat.template, tokenizer_identity(teacher.chat.tokenizer)],
     }
-    folder = cache_root() / "tokens" / store_key(hashed, tokenizer)
+    day = data.chat_template_date or today()
+    clock = reads_clock(template or tokenizer.chat_template) or (teacher is not None and teacher.chat.reads_clock)
+    root = cache_root() / "tokens"
+    folder, dated = root / store_key(hashed, tokenizer), root / store_key(hashed | {"day": day}, tokenizer)
     try:
         with lock(folder):
-            if (store := open_store(folder)) is None:
-                _remove(folder)
+            folders = [folder, dated] if clock else [folder]
+            if (store := next(filter(None, map(open_store, folders)), None)) is None:
+                for found in folders:
+                    _remove(found)
                 keep = data.keep_incomplete_rows
-                encoder = RowEncoder(tokenizer, template, data.train_on, teacher, keep_incomplete=keep)
-                make_store(folder, data, encoder, training, evaluation)
-                store = Store(folder)
+                encoder = RowEncoder(tokenizer, template, data.train_on, teacher, keep_incomplete=keep, day=day)
+                make_store(folders[-1], data, encoder, training, evaluation)
+                if clock and not _has_conversations(Store(dated)):  # no template was used
+                    dated.rename(folder)
+                store = Store(next(found for found in folders if found.is_dir()))
     except (OSError, DiskError) as error:
         why = error.reason if isinstance(error, DiskError) else error
         fix = "free some disk space there, or set NEOPLUG_HOME to a folder on another disk"
         raise UsageError(f"the tokens cannot be stored in {folder.parent}: {why}\nfix: {fix}") from error
-    return _corpus(store, data, training, evaluation)
+    return replace(_corpus(store, data, training, evaluation), day=day if clock and _has_conversations(store) else None)
+
+
+def _has_conversations(store: Store) -> bool:
+    return bool({"messages", "alpaca"} & {*store.record["report"]["kinds"]})
 
 
 def _templates(tokenizer: Tokenizer, template: str | None) -> list[str]:

@@ -1,5 +1,6 @@
 """The schema of recipes: sections, keys, types and ranges. Names and meanings are transformers' where it has them."""
 
+from datetime import date
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -122,6 +123,7 @@ class Data(SourceRows):
     `name` and `revision` are those of the one source, and of an `eval_source` that is the same dataset.
     `chat_template_kwargs`: options of the chat template, such as `enable_thinking: false`; those of a row come first.
     `max_dropped_rows`: the share of a source's rows that may be unusable, from 0 to 1; more of them end the run.
+    `chat_template_date`: the date that a chat template reads, as YYYY-MM-DD; None is the day on which the run starts.
     `keep_incomplete_rows`: train on rows of which the chat template leaves something out, such as tools or a thought.
     """
 
@@ -135,8 +137,17 @@ class Data(SourceRows):
     eval_split: Text | None = None
     chat_template: Text | None = None
     chat_template_kwargs: dict[Text, Any] = {}
+    chat_template_date: Text | None = Field(None, examples=["2026-01-31"])
     keep_incomplete_rows: bool = False
     max_dropped_rows: Annotated[float, Field(ge=0, le=1)] = 0.05
+
+    @field_validator("chat_template_date")
+    @classmethod
+    def _a_date(cls, day: str | None) -> str | None:
+        try:
+            return None if day is None else date.fromisoformat(day).isoformat()
+        except ValueError as error:
+            raise ValueError(f"`chat_template_date` is {day}, but a date is YYYY-MM-DD, as 2026-01-31") from error
 
     @field_validator("held_out")
     @classmethod

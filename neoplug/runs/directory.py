@@ -129,6 +129,12 @@ class RunDir:
         return lock
 
     @property
+    def chat_template_date(self) -> str | None:
+        """The date that the run's chat templates read; None where they read none."""
+        day: str | None = self.lock["data"].get("chat_template_date")
+        return day
+
+    @property
     def metrics(self) -> MetricsFile:
         """The lines of metrics.jsonl."""
         return MetricsFile(self.path / "metrics.jsonl")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neoplug import recipe as recipes
+from neoplug.data.encode.clock import today
 from neoplug.distributed.world import World
 from neoplug.errors import UsageError
 from neoplug.recipe import ResolvedRecipe
@@ -55,10 +56,11 @@ def _execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Prog
         return result.as_dict()
     with stopping() as stop, checked.marking(), buffered_log() as log_buffer, ExitStack() as cleanup:
         validate_devices(checked.recipe)
+        day = (directory and directory.chat_template_date) or today()
         world = World(checked.recipe.student.device)
         if directory is not None and world.is_main:
             cleanup.enter_context(directory.held())
-        inputs = prepare_student(checked, resolve_inputs(checked, progress), progress)
+        inputs = prepare_student(checked, resolve_inputs(checked, progress, world.broadcast(day)), progress)
         if directory is not None:
             validate_same_lock(directory, checked, inputs)
         else:
@@ -123,7 +125,7 @@ def validate_same_lock(directory: RunDir, checked: ResolvedRecipe, inputs: RunIn
 def build_lock(checked: ResolvedRecipe, inputs: RunInputs) -> dict[str, Any]:
     """Return the lock of a run with these inputs."""
     models = {"student": inputs.student, "teacher": inputs.teacher}
-    return lock_record(checked, models, inputs.corpus.fingerprint)
+    return lock_record(checked, models, inputs.corpus.fingerprint, inputs.corpus.day)
 
 
 @contextmanager

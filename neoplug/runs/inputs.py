@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from neoplug.data import Corpus, check_local_sources, load_unvalidated_corpus
+from neoplug.data.encode.clock import today
 from neoplug.data.encode.differences import DIFFERENCE, differences, templates_of
 from neoplug.data.encode.teacher_encoder import teacher_encoder
 from neoplug.errors import Problem, RecipeError
@@ -71,14 +72,16 @@ class RunInputs(TextInputs):
     trains_whole: bool | None
 
 
-def resolve_inputs(checked: ResolvedRecipe, progress: Progress) -> RunInputs:
+def resolve_inputs(checked: ResolvedRecipe, progress: Progress, day: str | None = None) -> RunInputs:
     """Locate the models, tokenise the data and compare the vocabularies; log the report of the data.
+
+    day  the date that chat templates read where the recipe does not say; None: today
 
     Raises:
         RecipeError: a model or the data cannot be used.
     """
     progress.phase("locating the models")
-    text = resolve_text(checked.recipe, find_models(checked.recipe), progress)
+    text = resolve_text(checked.recipe, find_models(checked.recipe), progress, day)
     if not text.problems:
         _log_data(text)
     return validate_inputs(checked, text)
@@ -98,8 +101,12 @@ def find_models(recipe: Recipe) -> dict[Role, ResolvedModel]:
     return models
 
 
-def resolve_text(recipe: Recipe, models: Mapping[Role, ResolvedModel], progress: Progress) -> TextInputs:
+def resolve_text(
+    recipe: Recipe, models: Mapping[Role, ResolvedModel], progress: Progress, day: str | None = None
+) -> TextInputs:
     """Load the tokenizers, read and tokenise the data.
+
+    day  the date that chat templates read where the recipe does not say; None: today
 
     Raises:
         RecipeError: a model has no tokenizer, or the data cannot be read.
@@ -108,8 +115,9 @@ def resolve_text(recipe: Recipe, models: Mapping[Role, ResolvedModel], progress:
     tokenizer = load_tokenizer(student, ("student", "model"))
     theirs = load_tokenizer(teacher, ("teacher", "model")) if teacher else tokenizer
     progress.phase("reading the data")
-    encoder = teacher_encoder(recipe.teacher.chat_template, theirs) if recipe.teacher else None
-    corpus = load_unvalidated_corpus(recipe.data, tokenizer, encoder)
+    data = recipe.data.model_copy(update={"chat_template_date": recipe.data.chat_template_date or day or today()})
+    encoder = teacher_encoder(recipe.teacher.chat_template, theirs, data.chat_template_date) if recipe.teacher else None
+    corpus = load_unvalidated_corpus(data, tokenizer, encoder)
     return TextInputs(
         student=student,
         teacher=teacher,

@@ -21,9 +21,12 @@ FORMAT = 1
 
 
 def lock_record(
-    checked: ResolvedRecipe, models: Mapping[str, ResolvedModel | None], fingerprint: str
+    checked: ResolvedRecipe, models: Mapping[str, ResolvedModel | None], fingerprint: str, day: str | None = None
 ) -> dict[str, Any]:
-    """Return a run's lock: versions, hardware, plugins, `models` by role, `fingerprint` of the tokenised data."""
+    """Return a run's lock: versions, hardware, plugins, `models` by role, `fingerprint` of the tokenised data.
+
+    day  the date that a chat template read, YYYY-MM-DD: a resumed run renders its rows with the same; None: none did
+    """
     return {
         "format": FORMAT,
         "versions": versions(),
@@ -34,7 +37,11 @@ def lock_record(
             f"{section}.{name}": _plugin_record(entry) for (section, name), entry in sorted(checked.entries.items())
         },
         "models": {role: _model_record(located) for role, located in sorted(models.items()) if located},
-        "data": {"fingerprint": fingerprint, **_data_record(checked.recipe.data)},
+        "data": {
+            "fingerprint": fingerprint,
+            **_data_record(checked.recipe.data),
+            **({"chat_template_date": day} if day else {}),
+        },
     }
 
 

@@ -63,7 +63,7 @@ def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[
     directory = RunDir.open(target) if RunDir.is_run(target) else None
     with checked.marking():
         validate_devices(checked.recipe)
-        inputs = resolve_inputs(checked, progress)
+        inputs = resolve_inputs(checked, progress, directory.chat_template_date if directory else None)
         if directory is not None:
             whole = directory.model.is_dir()
             inputs = replace(inputs, trains_whole=whole, base=inputs.base if whole else base_of(directory))

@@ -19,6 +19,7 @@ from typing import Any
 
 import jinja2
 
+from neoplug.data.encode.clock import pinned_clock, reads_clock
 from neoplug.data.encode.faults import (
     CHANGES_EARLIER_TEXT,
     CHANGES_PROMPT,
@@ -76,16 +77,19 @@ class Rendered:
 class ChatTemplate:
     """Renders conversations with one chat template, or with the named ones of a tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None, key: Key = STUDENT_KEY) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: str | None, key: Key = STUDENT_KEY, day: str | None = None
+    ) -> None:
         """Use the tokenizer's template where `template`, Jinja text, is None.
 
         key     the recipe's key of the template, for errors
+        day     the date that the template reads, YYYY-MM-DD; None: the clock's
         raises  RecipeError where there is no template, or it is not valid Jinja
         """
         self.tokenizer, self.key = tokenizer, key
         self._options: Mapping[str, Any] = {}
         self._with_options: dict[str, ChatTemplate] = {}  # options in JSON -> this template with them
-        self._given = template
+        self._given, self._day = template, day
         self.template = self._template_of_rows_without_tools()
         try:
             self.text(SAMPLE_USER_TURN)
@@ -117,6 +121,11 @@ class ChatTemplate:
                 cause = error
         problem = _no_default(named, self.key) if isinstance(named, dict) and named else _no_template(self.key)
         raise RecipeError([problem]) from cause
+
+    @property
+    def reads_clock(self) -> bool:
+        """Return whether a template may read the clock."""
+        return reads_clock(self._given or self.tokenizer.chat_template)
 
     def template_of(self, tools: Tools) -> str:
         """Return the template of a row with these tools. RenderError where none of the named ones is for it."""
@@ -178,7 +187,7 @@ class ChatTemplate:
 
     def text(self, messages: Sequence[Message], tools: Tools = None, *, generation_prompt: bool = False) -> str:
         """Return the conversation's text. RenderError where the template cannot render it."""
-        with _render_errors():
+        with _render_errors(), pinned_clock(self._day):
             text: str = self.tokenizer.apply_chat_template(
                 list(messages),
                 tools=tools,
@@ -195,7 +204,7 @@ class ChatTemplate:
         """Return the text and the spans inside {% generation %} of the chosen turns, each with its stop token."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        with _render_errors():
+        with _render_errors(), pinned_clock(self._day):
             texts, marks = render_jinja_template(
                 conversations=[list(messages)],
                 tools=tools,

@@ -51,6 +51,7 @@ class RowEncoder:
     template  the student's chat template, Jinja text; None: that of the tokenizer
     teacher   None: the teacher reads the student's tokens
     keep_incomplete  keep rows of which a chat template leaves something out
+    day       the date that the template reads, YYYY-MM-DD; None: the clock's
     """
 
     def __init__(
@@ -61,12 +62,13 @@ class RowEncoder:
         teacher: TeacherEncoder | None = None,
         *,
         keep_incomplete: bool = False,
+        day: str | None = None,
     ) -> None:
         self._text_encoder = TextEncoder(tokenizer)
         self._template = template
         self._train_on = train_on
         self._teacher = teacher
-        self._keep_incomplete = keep_incomplete
+        self._keep_incomplete, self._day = keep_incomplete, day
         self._chat: ChatTemplate | None = None
 
     def encode(self, contents: Sequence[Content], on_drop: OnDrop) -> Iterator[EncodedRow]:
@@ -121,7 +123,7 @@ class RowEncoder:
     def _chats(self, contents: Sequence[Content], on_drop: OnDrop) -> Iterator[EncodedRow]:
         if not contents:
             return
-        self._chat = self._chat or ChatTemplate(self._text_encoder.tokenizer, self._template)
+        self._chat = self._chat or ChatTemplate(self._text_encoder.tokenizer, self._template, day=self._day)
         rendered = ConversationRenderer(self._chat, self._train_on, self._keep_incomplete).render(contents, on_drop)
         encoded = self._text_encoder.encode_with_starts([text.text for text, _ in rendered.values()])
         messages = {content.number: messages_of(content) for content in contents}

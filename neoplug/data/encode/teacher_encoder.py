@@ -36,11 +36,15 @@ class Answer:
     content: str = ""
 
 
-def teacher_encoder(chat_template: str | None, tokenizer: Tokenizer) -> "TeacherEncoder | None":
-    """Return the encoder for a `teacher.chat_template`; None for None: the teacher reads the student's tokens."""
+def teacher_encoder(chat_template: str | None, tokenizer: Tokenizer, day: str | None = None) -> "TeacherEncoder | None":
+    """Return the encoder for a `teacher.chat_template`; None for None: the teacher reads the student's tokens.
+
+    day  the date that the template reads, YYYY-MM-DD; None: the clock's
+    """
     if chat_template is None:
         return None
-    return TeacherEncoder(tokenizer, None if chat_template == OWN else template_text(chat_template, tokenizer, KEY))
+    template = None if chat_template == OWN else template_text(chat_template, tokenizer, KEY)
+    return TeacherEncoder(tokenizer, template, day)
 
 
 def answers_of(
@@ -63,10 +67,10 @@ def answers_of(
 class TeacherEncoder:
     """Encodes conversations for the teacher: prompts by its template and tokenizer, answers in the student's tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: str | None, day: str | None = None) -> None:
         """Use the tokenizer's template where `template` is None; RecipeError where it cannot be used."""
         self._text_encoder = TextEncoder(tokenizer)
-        self.chat = ChatTemplate(tokenizer, template, KEY)
+        self.chat = ChatTemplate(tokenizer, template, KEY, day)
 
     def encode(self, rendered: Sequence[Rendered], answers: Sequence[Sequence[Answer]]) -> list[MaskedIds]:
         """Return the teacher's tokens and loss mask of each conversation.
