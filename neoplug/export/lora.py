@@ -13,6 +13,7 @@ from neoplug.files import folder_atomically
 from neoplug.models.load import load_config
 from neoplug.runs.directory import RunDir
 from neoplug.runs.saved_student import base_of
+from neoplug.runs.trained_tokenizer import stored_tokenizer, tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ def export_lora(run: Path, out: Path, dtype: str = "float32", rank: int | None =
     matrices = {name: product.padded(chosen, DTYPES[dtype]) for name, product in products.items()}
     with folder_atomically(out) as draft:
         write_folder(draft, matrices, measured, before, layers, base)
+        if stored_tokenizer(directory):
+            tokenizer_of(directory, base).save_pretrained(draft)
         if gguf:
             write_gguf(matrices, chosen, before.config.get_text_config(), draft / "adapter.gguf")
     return measured

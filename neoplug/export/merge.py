@@ -10,12 +10,13 @@ import torch
 from neoplug.environment.dtypes import DTYPES
 from neoplug.errors import UsageError, did_you_mean
 from neoplug.files import folder_atomically
-from neoplug.models.load import load_tokenizer, load_weights
+from neoplug.models.load import load_weights
 from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.models.reference import ResolvedModel
 from neoplug.registry import Plugins
 from neoplug.runs.directory import RunDir
 from neoplug.runs.saved_student import adapter_plugins, base_of, is_peft, with_peft, with_plugin_adapter
+from neoplug.runs.trained_tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +36,7 @@ def export(run: Path, out: Path, dtype: str = "float32") -> Path:
     model = standalone_model(directory, base)
     with folder_atomically(out) as draft, quiet():
         model.to(DTYPES[dtype]).save_pretrained(draft)
-        load_tokenizer(base).save_pretrained(draft)
+        tokenizer_of(directory, base).save_pretrained(draft)
     return out
 
 

@@ -16,12 +16,19 @@ from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.directory import RunDir
 from neoplug.runs.model_card import card
 from neoplug.runs.result import RunResult
+from neoplug.runs.trained_tokenizer import has_other_template, log_template
 
 
 def save_student(
     model: nn.Module, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, directory: RunDir
 ) -> None:
-    """Write adapter/, and student/ if its base is not the original model; or model/, for a model without an adapter."""
+    """Write adapter/, and student/ if its base is not the original model; or model/, for a model without an adapter.
+
+    tokenizer  with the chat template of the data; adapter/ has it if the base has another template
+    """
+    has_own_template = checked.recipe.data.chat_template is not None and has_other_template(tokenizer, base)
+    if has_own_template:
+        log_template(base)
     _save_base(model, checked, base, tokenizer, directory)
     if _is_peft(model):
         has_base = directory.student.exists()
@@ -30,9 +37,13 @@ def save_student(
     if checked.plugins.implements("save_adapter"):
         with folder_atomically(_removed(directory.adapter)) as draft:
             checked.plugins.one("save_adapter", model=model, path=draft)
+            if has_own_template:
+                tokenizer.save_pretrained(draft)
     elif _is_peft(model):
         with folder_atomically(_removed(directory.adapter)) as draft:
             _save_peft(model, draft)
+            if has_own_template:
+                tokenizer.save_pretrained(draft)
     else:
         with folder_atomically(_removed(directory.model)) as draft:
             _save_whole(model, draft, base, tokenizer)
@@ -47,6 +58,8 @@ def _save_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokeniz
     elif base.kind == "prepared" and not directory.student.exists():
         with folder_atomically(directory.student) as draft:
             shutil.copytree(base.path, draft, dirs_exist_ok=True)
+            if checked.recipe.data.chat_template is not None:
+                tokenizer.save_pretrained(draft)
 
 
 def write_card(directory: RunDir, result: RunResult) -> None:

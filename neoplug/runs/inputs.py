@@ -15,8 +15,9 @@ from functools import partial
 from typing import Any
 
 from neoplug.data import Corpus, check_local_sources, load_unvalidated_corpus
+from neoplug.data.encode.chat import template_text
 from neoplug.data.encode.clock import today
-from neoplug.data.encode.differences import DIFFERENCE, differences, templates_of
+from neoplug.data.encode.differences import DIFFERENCE, differences, has_conversations, templates_of
 from neoplug.data.encode.teacher_encoder import teacher_encoder
 from neoplug.errors import Problem, RecipeError
 from neoplug.hookspecs import Role
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 class TextInputs:
     """The tokenizers and the data of a run.
 
-    tokenizer          of the student
+    tokenizer          of the student, with the chat template that renders the conversations of the data
     teacher_tokenizer  the same one where the recipe has no teacher
     differences        a line for each difference of the teacher's tokenizer and chat template
     problems           problems of the data, for which a run is refused
@@ -118,6 +119,8 @@ def resolve_text(
     data = recipe.data.model_copy(update={"chat_template_date": recipe.data.chat_template_date or day or today()})
     encoder = teacher_encoder(recipe.teacher.chat_template, theirs, data.chat_template_date) if recipe.teacher else None
     corpus = load_unvalidated_corpus(data, tokenizer, encoder)
+    if has_conversations(corpus.report):
+        tokenizer.chat_template = template_text(data.chat_template, tokenizer) or tokenizer.chat_template
     return TextInputs(
         student=student,
         teacher=teacher,

@@ -80,6 +80,21 @@ def _summary(recipe: Mapping[str, Any], result: RunResult) -> str:
 def _usage(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], repository: str | None) -> str:
     """Return Python code that loads the model; or a sentence where the base cannot be loaded by a hub id."""
     where = repository or run.path.absolute().name
+    return _model_usage(run, recipe, lock, repository, where) + _template_note(run, repository, where)
+
+
+def _template_note(run: RunDir, repository: str | None, where: str) -> str:
+    """Return how to load the tokenizer with the trained chat template; empty where that is the base's."""
+    if not (run.adapter / "tokenizer_config.json").is_file():
+        return ""
+    folder = f"{where!r}, subfolder='adapter'" if run.student.is_dir() else repr(repository or f"{where}/adapter")
+    loaded = f"`AutoTokenizer.from_pretrained({folder})`"
+    return f"\nIt was trained with another chat template than that of its base; {loaded} has it.\n"
+
+
+def _model_usage(
+    run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], repository: str | None, where: str
+) -> str:
     student = lock["models"]["student"]
     trust = ", trust_remote_code=True" if recipe["student"].get("trust_remote_code") else ""
     if run.model.is_dir():
