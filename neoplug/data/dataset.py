@@ -92,14 +92,14 @@ def load_unvalidated_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEn
     template = template_text(data.chat_template, tokenizer)
     templates = [
         *_templates(tokenizer, template),
-        *(_templates(teacher.chat.tokenizer, teacher.chat.template) if teacher else ()),
+        *(_templates(teacher.chat.tokenizer, teacher.chat.given) if teacher else ()),
     ]
     validate_options(data.chat_template_kwargs, templates)
     hashed = data.model_dump(exclude=NOT_IN_KEY) | {
         "sources": [[name, dict(source.columns), source.reader.identity()] for name, source in training.items()],
         "eval_source": evaluation and evaluation.reader.identity(),
         "chat_template": template,
-        "teacher": teacher and [teacher.chat.template, tokenizer_identity(teacher.chat.tokenizer)],
+        "teacher": teacher and [teacher.chat.given, tokenizer_identity(teacher.chat.tokenizer)],
     }
     day = data.chat_template_date or today()
     clock = reads_clock(template or tokenizer.chat_template) or (teacher is not None and teacher.chat.reads_clock)

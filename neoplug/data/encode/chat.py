@@ -75,7 +75,11 @@ class Rendered:
 
 
 class ChatTemplate:
-    """Renders conversations with one chat template, or with the named ones of a tokenizer."""
+    """Renders conversations with one chat template, or with the named ones of a tokenizer.
+
+    given     the Jinja text of the recipe; None: the tokenizer's
+    template  the template of rows without tools
+    """
 
     def __init__(
         self, tokenizer: Tokenizer, template: str | None, key: Key = STUDENT_KEY, day: str | None = None
@@ -89,7 +93,7 @@ class ChatTemplate:
         self.tokenizer, self.key = tokenizer, key
         self._options: Mapping[str, Any] = {}
         self._with_options: dict[str, ChatTemplate] = {}  # options in JSON -> this template with them
-        self._given, self._day = template, day
+        self.given, self._day = template, day
         self.template = self._template_of_rows_without_tools()
         try:
             self.text(SAMPLE_USER_TURN)
@@ -115,7 +119,7 @@ class ChatTemplate:
         choices: Sequence[Tools] = (None, []) if isinstance(named, dict) else (None,)
         for tools in choices:
             try:
-                template: str = self.tokenizer.get_chat_template(self._given, tools)
+                template: str = self.tokenizer.get_chat_template(self.given, tools)
                 return template
             except ValueError as error:
                 cause = error
@@ -125,12 +129,12 @@ class ChatTemplate:
     @property
     def reads_clock(self) -> bool:
         """Return whether a template may read the clock."""
-        return reads_clock(self._given or self.tokenizer.chat_template)
+        return reads_clock(self.given or self.tokenizer.chat_template)
 
     def template_of(self, tools: Tools) -> str:
         """Return the template of a row with these tools. RenderError where none of the named ones is for it."""
         with _render_errors():
-            template: str = self.tokenizer.get_chat_template(self._given, tools)
+            template: str = self.tokenizer.get_chat_template(self.given, tools)
             return template
 
     def render(self, messages: Sequence[Message], turns: str, tools: Tools = None) -> Rendered:
@@ -191,7 +195,7 @@ class ChatTemplate:
             text: str = self.tokenizer.apply_chat_template(
                 list(messages),
                 tools=tools,
-                chat_template=self._given,
+                chat_template=self.given,
                 add_generation_prompt=generation_prompt,
                 tokenize=False,
                 **self._options,

@@ -4,7 +4,7 @@ Reasons are equal for all rows with the same fault, since rows are counted by re
 """
 
 CHANGES_EARLIER_TEXT = "changes earlier text when a turn is added, so that no answer can be located"
-CHANGES_PROMPT = "changes the text before the last answer when it is added, so that the answer cannot be located"
+CHANGES_PROMPT = "changes the text up to the last answer when a turn is added, so that it cannot be located"
 OPENS_MORE = "opens {0!r} in its generation prompt, with which the answer does not begin"
 NO_HEADER = "writes no assistant header before a first answer"
 LEAVES_OUT = "leaves out {0}"

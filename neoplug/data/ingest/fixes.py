@@ -8,7 +8,7 @@ KEEP = "set data.keep_incomplete_rows: true to train on what is left of them"
 FIXES = {  # pattern of the whole reason -> what helps
     # of `neoplug.data.encode.faults`
     r".* changes earlier text when .*": f"set data.train_on: last, or a chat_template that keeps turns or {MARK}",
-    r".* changes the text before .*": f"set a chat_template that keeps the messages before an answer, or {MARK}",
+    r".* changes the text up to the last answer .*": f"set a chat_template that keeps its text, or {MARK}",
     r".* its generation prompt, .*": f"set a chat_template whose turns begin as its generation prompt, or that {MARK}",
     r".* writes no assistant header .*": f"set a chat_template that {MARK}, or let a message of the user come first",
     r".* has no role `.*": f"rename the role in the rows, set a chat_template that names it, or {KEEP}",
