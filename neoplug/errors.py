@@ -1,11 +1,13 @@
 """Errors for users: each has a message (place, what is wrong, why, fix) and an exit code."""
 
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from linecache import getlines
 from traceback import walk_tb
+from typing import Any
 
 Path = tuple[str | int, ...]  # a key in a recipe
 
@@ -98,12 +100,14 @@ class DiskError(RunError):
 
 
 class PluginError(RunError):
-    """An exception raised in a plugin's hook; that exception is the `__cause__`.
+    """A plugin's hook that failed: it raised an exception, which is the `__cause__`, or its answer is refused.
 
-    log   the file that holds the traceback; None where there is no run directory yet
+    place  file:line; empty where there is no source
+    log    the file that holds the traceback; None where there is no run directory yet
     """
 
     log: pathlib.Path | None = None
+    place = ""
 
     def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
         super().__init__(plugin, hook)
@@ -115,6 +119,34 @@ class PluginError(RunError):
     def __str__(self) -> str:
         more = f"{self.log} holds the traceback" if self.log else "`neoplug --traceback ...` shows the traceback"
         return "\n".join([self.what, *([f"at: {self.place}"] if self.place else []), f"fix: fix the plugin; {more}"])
+
+
+class AnswerError(PluginError):
+    """An answer of a plugin's hook that the hook's rule refuses.
+
+    what      what the plugin did, a sentence without a full stop
+    function  the method that implements the hook
+    """
+
+    def __init__(self, plugin: str, hook: str, what: str, why: str, fix: str, function: Callable[..., Any]) -> None:
+        RunError.__init__(self, plugin, hook)
+        self.plugin, self.what, self.why, self.fix = plugin, what, why, fix
+        self.place = definition(function)
+
+    def __str__(self) -> str:
+        place = [f"at: {self.place}"] if self.place else []
+        return "\n".join([self.what, *place, f"why: {self.why}", f"fix: {self.fix}"])
+
+
+def definition(function: Callable[..., Any]) -> str:
+    """Return `file:line` of a function's `def`; an empty text where there is no source."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return ""
+    first = code.co_firstlineno  # that of the first decorator
+    lines = getlines(code.co_filename)[first - 1 :]
+    offset = next((number for number, line in enumerate(lines) if line.lstrip().startswith(("def ", "async def "))), 0)
+    return f"{code.co_filename}:{first + offset}"
 
 
 class OptionError(ValueError):

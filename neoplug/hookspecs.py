@@ -37,9 +37,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import pluggy
+
+from neoplug.answers.rules import answers, returns, version_added
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +56,6 @@ hookspec = pluggy.HookspecMarker("neoplug")
 hookimpl = pluggy.HookimplMarker("neoplug")
 
 Role = Literal["teacher", "student"]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Recipe section -> hooks, of which a plugin named in the section must implement at least one.
 HOOKS_OF_SECTION: dict[str, tuple[str, ...]] = {
@@ -69,31 +70,9 @@ HOOKS_OF_SECTION: dict[str, tuple[str, ...]] = {
 }
 
 
-def answers(rule: Literal["all", "each loss", "exactly one", "at most one"]) -> Callable[[Function], Function]:
-    """Record how many plugins may implement a hook; the registry, the command line and the docs read it."""
-
-    def mark(function: Function) -> Function:
-        function.answers = rule  # type: ignore[attr-defined]
-        return function
-
-    return mark
-
-
-def version_added(version: str) -> Callable[[Function], Function]:
-    """Record the version of neoplug that introduced a hook, as "0.1"; docs and tests read it.
-
-    How a hook is changed or removed is in CONTRIBUTING.md, "Change or remove a hook".
-    """
-
-    def mark(function: Function) -> Function:
-        function.version_added = version  # type: ignore[attr-defined]
-        return function
-
-    return mark
-
-
 @hookspec
 @answers("all")
+@returns("problems", "they are shown with the recipe's other mistakes", "return a list of neoplug.Problem")
 @version_added("0.1")
 def check(recipe: Recipe) -> list[Problem]:
     """Return the problems of using this plugin in this recipe. Called once, before models or data are read.
@@ -108,6 +87,7 @@ def check(recipe: Recipe) -> list[Problem]:
 
 @hookspec
 @answers("all")
+@returns("nothing", "the model that the hook receives is the one that is stored", "change `model` in place")
 @version_added("0.1")
 def prepare_student(model: PreTrainedModel, batches: Iterable[Batch] | None, rng: Generator) -> None:
     """Change the student in place before it is trained, for example by pruning. The result is cached by content hash.
@@ -121,6 +101,7 @@ def prepare_student(model: PreTrainedModel, batches: Iterable[Batch] | None, rng
 
 @hookspec
 @answers("all")
+@returns("keyword arguments", "they are passed to `from_pretrained`", "return a map of names to values")
 @version_added("0.1")
 def load_kwargs(role: Role) -> dict[str, Any]:
     """Return keyword arguments for `from_pretrained`. The same argument from two plugins is an error.
@@ -132,6 +113,7 @@ def load_kwargs(role: Role) -> dict[str, Any]:
 
 @hookspec
 @answers("all")
+@returns("nothing", "the model that the hook receives is the one that is used", "change `model` in place")
 @version_added("0.1")
 def after_load(model: PreTrainedModel, role: Role) -> None:
     """Change a loaded model in place, for example to prepare it for k-bit training.
@@ -146,6 +128,7 @@ def after_load(model: PreTrainedModel, role: Role) -> None:
 
 @hookspec
 @answers("exactly one")
+@returns("module", "it is the model that is trained", "return the model with its adapter")
 @version_added("0.1")
 def add_adapter(
     model: PreTrainedModel, batches: Iterable[Batch] | None, total_steps: int, rng: Generator
@@ -163,6 +146,7 @@ def add_adapter(
 
 @hookspec
 @answers("at most one")
+@returns("parameter groups", "the optimizer is made over them", "return [{'params': [...], 'lr': ...}, ...]")
 @version_added("0.1")
 def param_groups(model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
     """Return torch optimizer groups (`params`, `lr`, ...) that cover each trainable parameter exactly once.
@@ -175,6 +159,7 @@ def param_groups(model: torch.nn.Module, learning_rate: float) -> list[dict[str,
 
 @hookspec
 @answers("exactly one")
+@returns("optimizer", "it updates every trainable parameter", "return a torch optimizer over all of `groups`")
 @version_added("0.1")
 def make_optimizer(groups: list[dict[str, Any]], model: torch.nn.Module) -> torch.optim.Optimizer:
     """Return a torch optimizer over `groups`.
@@ -188,12 +173,18 @@ def make_optimizer(groups: list[dict[str, Any]], model: torch.nn.Module) -> torc
 
 @hookspec
 @answers("all")
+@returns(
+    "edited batch",
+    "both models read the edited batch, and the objective is computed on its labels",
+    "change `batch` in place; shorten `positions`, `labels` and `rows` together",
+)
 @version_added("0.1")
 def edit_batch(batch: Batch, progress: float, rng: Generator) -> None:
     """Change a training micro-batch in place, on the CPU, before the forward passes of teacher and student.
 
-    batch     a `neoplug.Batch`: `labels` [N] may be rewritten; shortening `positions`, `labels` and `rows` together
-              drops answer tokens from the objective
+    batch     a `neoplug.Batch`: `labels` [N] and `input_ids` [T] may be rewritten; shortening `positions`, `labels`
+              and `rows` together drops answer tokens from the objective. Tokens are those that the models share, and
+              with token weights documents keep their lengths and answer tokens their positions
     progress  0.0 at the first optimizer step, 1.0 at the last
     rng       seeded by (seed, plugin name, step, micro-batch), so a resumed run draws the same numbers
     """
@@ -202,6 +193,12 @@ def edit_batch(batch: Batch, progress: float, rng: Generator) -> None:
 
 @hookspec
 @answers("each loss")
+@returns(
+    "tensor",
+    "a plugin returns the loss of each token; only the loop sums and divides",
+    "return one value for each token, computed from `student`, without a mean or a sum over tokens",
+    shapes=("N",), gradient=True, read_only=("student", "teacher", "labels"),
+)  # fmt: skip
 @version_added("0.1")
 def token_loss(student: Tensor, teacher: Tensor, labels: Tensor, progress: float) -> Tensor:
     """Return the loss of each token. Called for each chunk of answer tokens, several times a step.
@@ -210,13 +207,20 @@ def token_loss(student: Tensor, teacher: Tensor, labels: Tensor, progress: float
     teacher   [N, V] float32 log-probabilities without gradient, read-only
     labels    [N] int64; masked positions are already removed
     progress  0.0 at the first optimizer step, 1.0 at the last
-    returns   [N] float32 nats, finite, without mean, mask, shift or weight: the loop applies these to all losses alike
+    returns   [N] float32 nats, finite, with a gradient to `student`, without mean, mask, shift or weight: the loop
+              applies these to all losses alike
     """
     raise NotImplementedError
 
 
 @hookspec
 @answers("each loss")
+@returns(
+    "tensors",
+    "a plugin returns the loss of each token and its gradient; only the loop sums and divides",
+    "return two tensors, the loss of each token and its gradient by each logit, without a mean or a sum over tokens",
+    shapes=("N", "N V"), read_only=("student", "teacher", "labels"),
+)  # fmt: skip
 @version_added("0.1")
 def token_gradient(student: Tensor, teacher: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Tensor]:
     """Return the loss of each token and its closed-form gradient. Optional next to `token_loss`; faster than autograd.
@@ -231,6 +235,12 @@ def token_gradient(student: Tensor, teacher: Tensor, labels: Tensor, progress: f
 
 @hookspec
 @answers("all")
+@returns(
+    "tensor",
+    "a plugin returns the weight of each token, which multiplies the token's losses",
+    "return one value for each token, without a mean or a sum over tokens",
+    shapes=("N",), read_only=("student", "teacher", "labels"),
+)  # fmt: skip
 @version_added("0.1")
 def token_weight(student: Tensor, teacher: Tensor, labels: Tensor, position: Tensor, progress: float) -> Tensor:
     """Return the weight of each answer token. Weights of several plugins are multiplied; `torch.no_grad` is on.
@@ -250,6 +260,12 @@ def token_weight(student: Tensor, teacher: Tensor, labels: Tensor, position: Ten
 
 @hookspec
 @answers("all")
+@returns(
+    "tensor",
+    "its gradient is added to that of the loss",
+    "return a scalar tensor computed from the trainable parameters of `model`",
+    shapes=("1",), gradient=True,
+)  # fmt: skip
 @version_added("0.1")
 def penalty(model: torch.nn.Module, progress: float) -> Tensor:
     """Return a scalar, with gradient, that is added to the loss once an optimizer step; logged separately from `loss`.
@@ -262,6 +278,7 @@ def penalty(model: torch.nn.Module, progress: float) -> Tensor:
 
 @hookspec
 @answers("all")
+@returns("numbers", "they are written into the step's line of metrics.jsonl", "return {name: number}, or None")
 @version_added("0.1")
 def on_step_end(
     step: int, progress: float, model: torch.nn.Module, metrics: dict[str, Any], name: str
@@ -282,6 +299,7 @@ def on_step_end(
 
 @hookspec
 @answers("all")
+@returns("json", "the result is stored in JSON files", "return numbers, text, lists and maps; {} for no result")
 @version_added("0.1")
 def on_evaluate(
     model: torch.nn.Module,
@@ -301,13 +319,14 @@ def on_evaluate(
                     batch's answer tokens, in order. The batch may come from `neoplug.collate`; V is the vocabulary that
                     teacher and student share
     tokenizer       of the student; a shared token has the same id in the teacher
-    returns         numbers, lists and maps that JSON can hold
+    returns         numbers (also of numpy, and tensors of no dimension), text, lists and maps that JSON can hold
     """
     raise NotImplementedError
 
 
 @hookspec
 @answers("at most one")
+@returns("tensors by name", "they are stored as the base of the adapter", "return {name: tensor}")
 @version_added("0.1")
 def base_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """Return the base weights of an adapter that changed them, where the adapter's files cannot restore the original.
@@ -322,6 +341,7 @@ def base_weights(model: torch.nn.Module) -> dict[str, Tensor]:
 
 @hookspec
 @answers("at most one")
+@returns("files", "without files the trained weights are lost", "write the adapter into the folder `path`")
 @version_added("0.1")
 def save_adapter(model: torch.nn.Module, path: Path) -> None:
     """Write the adapter to the existing folder `path`, in files that can be loaded on the original base.
@@ -333,6 +353,7 @@ def save_adapter(model: torch.nn.Module, path: Path) -> None:
 
 @hookspec
 @answers("at most one")
+@returns("transformers model", "it is stored with `save_pretrained`", "return the transformers model, without adapter")
 @version_added("0.1")
 def merge_adapter(model: torch.nn.Module) -> PreTrainedModel:
     """Return a plain transformers model equivalent to `model`. Without this hook neoplug uses peft's merge."""
@@ -341,6 +362,7 @@ def merge_adapter(model: torch.nn.Module) -> PreTrainedModel:
 
 @hookspec
 @answers("all")
+@returns("nothing", "what is not in `path` is not part of the checkpoint", "write files into the folder `path`")
 @version_added("0.1")
 def on_save(model: torch.nn.Module, path: Path) -> None:
     """Write further files into the checkpoint folder `path`, which is renamed into place afterwards.
@@ -354,6 +376,7 @@ def on_save(model: torch.nn.Module, path: Path) -> None:
 
 @hookspec
 @answers("all")
+@returns("added keys", "result.json holds what the run measured", "add keys to `result` in place; change none")
 @version_added("0.1")
 def on_train_end(model: torch.nn.Module, result: dict[str, Any]) -> None:
     """Read the result before it is written, and add keys; existing keys must not change. Called on every rank.

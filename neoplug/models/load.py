@@ -172,7 +172,7 @@ def plugin_kwargs(plugins: "Plugins", role: Role, taken: Iterable[str] = ()) -> 
     set_by = dict.fromkeys(taken, "neoplug itself")
     problems = []
     for name, kwargs in plugins.each("load_kwargs", section=f"{role}.load", role=role).items():
-        for key, value in (kwargs or {}).items():
+        for key, value in kwargs.items():
             if key in set_by:
                 problems.append(_set_twice(key, name, set_by[key], role))
             set_by[key], merged[key] = f"`{name}`", value

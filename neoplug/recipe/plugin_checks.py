@@ -207,15 +207,11 @@ def check_problems(found: FoundPlugins, plugins: Plugins, references: Plugins, r
             continue
         manager = references if plugin in found.references else plugins
         try:
-            refused = list(manager.ask(plugin.section, plugin.name, "check", recipe=recipe.model_copy(deep=True)) or ())
-            if not all(isinstance(problem, Problem) for problem in refused):
-                raise TypeError("it must return a list of neoplug.Problem")
+            refused = manager.ask(plugin.section, plugin.name, "check", recipe=recipe.model_copy(deep=True))
         except RecipeError as error:
             refused = error.problems
         except PluginError as error:
             refused = [Problem(error.what, fix=f"fix it at {error.place}" if error.place else "fix the plugin")]
-        except TypeError as error:
-            refused = [Problem(f"the plugin `{plugin.name}` failed in `check`: {error}")]
         for problem in refused:
             problems[problem if problem.path or problem.mark else replace(problem, path=plugin.path)] = None
     return list(problems)

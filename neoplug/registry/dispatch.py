@@ -1,14 +1,21 @@
-"""Calls of hooks: which plugins of a run implement a hook, and their calls in the order of their names."""
+"""Calls of hooks: which plugins of a run implement a hook, and their calls in the order of their names.
+
+Every call goes through `_Bound`, which checks the answer (`answers.checks`).
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import isgenerator
 from typing import Any
 
 import pluggy
 
 from neoplug import hookspecs
+from neoplug.answers.checks import before_call, read_answer
+from neoplug.answers.plain_values import Refusal
+from neoplug.answers.rules import Returns
+from neoplug.errors import AnswerError, Problem, RecipeError, plugin_errors
 from neoplug.errors import Path as Key
-from neoplug.errors import Problem, RecipeError, plugin_errors
 from neoplug.registry.discovery import GROUP
 from neoplug.registry.validation import SPECS, class_problems
 
@@ -37,10 +44,22 @@ class _Bound:
     arguments: Sequence[str]
 
     def __call__(self, **arguments: Any) -> Any:
-        """Call it with those of the hook's arguments that it takes. Raises PluginError for what the plugin raises."""
+        """Call it with those of the arguments that it takes, and return its answer in the form that the core reads.
+
+        Raises:
+            PluginError: the plugin raised an exception, or its answer breaks the rule of the hook.
+        """
+        rule: Returns = SPECS[self.hook].returns  # type: ignore[attr-defined]
+        before = before_call(rule, arguments)
         with plugin_errors(self.label, self.hook):
             # `name` is the plugin's name in the recipe, so the caller of the hook does not pass it.
-            return self.function(*[self.name if name == "name" else arguments[name] for name in self.arguments])
+            answer = self.function(*[self.name if name == "name" else arguments[name] for name in self.arguments])
+            answer = list(answer) if isgenerator(answer) else answer
+        try:
+            return read_answer(rule, answer, arguments, before)
+        except Refusal as refusal:
+            what, why, fix = refusal.sentence(self.label, self.hook), refusal.why or rule.why, refusal.fix or rule.fix
+            raise AnswerError(self.label, self.hook, what, why, fix, self.function) from None
 
 
 class Plugins:

@@ -334,7 +334,8 @@ class Trainer:
         measured["remarks"] = remarks(measured)
         for remark in measured["remarks"]:
             logger.debug(remark)
-        self.checked.plugins.each("on_train_end", model=module, result=measured)  # plugins add keys
+        reserved = set(RunResult.model_fields)  # plugins add keys of other names
+        self.checked.plugins.each("on_train_end", model=module, result=measured, reserved=reserved)
         result = RunResult(**measured, seconds=monotonic() - self.began)
         if self.world.is_main:
             write_card(self.directory, result)

@@ -149,7 +149,7 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
             "on_step_end", step=done, progress=progress, model=config.student.module, metrics=seen
         )
         for name, answer in answers.items():
-            add_plugin_metrics(extras, name, answer or {})
+            add_plugin_metrics(extras, name, answer)
         config.optimizer.zero_grad()
         host_values = {"step": done, "started": started, "learning_rate": rate, "seconds": perf_counter() - started}
         host_values["peak_memory_bytes"] = peak_memory(world.device)
@@ -187,7 +187,9 @@ def micro_batches(config: LoopConfig, step: int, progress: float) -> Iterator[tu
         real, documents = bool(documents), documents or [without_answers(config.corpus.rows[0][0])]
         batch = collate(documents)
         for name, edit in edits.items() if real else ():
-            edit(batch=batch, progress=progress, rng=generator(config.seed, name, step, number, config.world.rank))
+            rng = generator(config.seed, name, step, number, config.world.rank)
+            vocabulary = config.student.head.vocabulary  # this and `keeps_text` are for the check of the edited batch
+            edit(batch=batch, progress=progress, rng=rng, vocabulary=vocabulary, keeps_text=bool(weighted))
         if weighted:
             batch.in_answer = positions_in_answers(documents)[batch.positions]
         yield batch, real
@@ -232,7 +234,7 @@ def validate_gradient_norm(loss: str, norm: float, calibrated: str) -> None:
 
 def add_penalty(penalties: dict[str, Tensor], parameters: list[nn.Parameter]) -> Tensor:
     """Add the gradient of the sum of the penalties to `.grad` of the parameters; return the sum, detached."""
-    total = torch.stack([penalty.reshape(()) for penalty in penalties.values()]).sum()
+    total = torch.stack(list(penalties.values())).sum()
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:

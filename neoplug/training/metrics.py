@@ -159,18 +159,13 @@ def add_plugin_metrics(extras: dict[str, Any], plugin: str, answer: dict[str, An
     """Add a plugin's metrics to a step's, in place.
 
     Raises:
-        RunError: a name is taken, or a value is not a single number.
+        RunError: a name is taken.
     """
     for name, value in answer.items():
         if name in extras or name in FIELDS:
             raise RunError(
                 f"`{plugin}` returned a metric `{name}` from `on_step_end`, a name that is taken\n"
                 "why: a line of metrics.jsonl has each name once\nfix: choose another name"
-            )
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise RunError(
-                f"the metric `{name}` of `{plugin}` has shape {list(value.shape)}\n"
-                "why: a metric is one number per step\nfix: return a number or a tensor of one element"
             )
         extras[name] = value
 

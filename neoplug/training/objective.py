@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neoplug.errors import RunError
 from neoplug.models.head import Head
 from neoplug.teachers.base import Signal, require_logits
 from neoplug.training.diagnostics import Diagnosis
@@ -54,9 +53,8 @@ class TokenWeights:
         """Return the weights [t] of a tile's tokens. One below 0 becomes NaN, which the next flush refuses."""
         position = self.position[rows]
         product = torch.ones(position.shape, device=position.device)
-        for name, function in self.functions.items():
+        for function in self.functions.values():
             weight = function(position=position, **arguments)
-            _validate_shape(f"the token weight `{name}`", "token_weight", weight, position.shape)
             product = product * weight
             product = product.masked_fill(weight < 0, torch.nan)
         return product
@@ -75,8 +73,10 @@ def objective(
     token_weights  multiplies loss and gradient of each token, if given
     returns        float32 scalar with a gradient to `hidden` and a trainable head; [K, N] float32 nats without gradient
 
+    The functions check their answers themselves, as those of `registry.Plugins` do.
+
     Raises:
-        RunError: a plugin returns another shape or writes into its inputs, or the signal has no logits.
+        RunError: an answer is refused, or the signal has no logits.
     """
     weighted, values = _Objective.apply(  # type: ignore[no-untyped-call]
         hidden, losses, head, signal, labels, progress, diagnosis, token_weights, *head.parameters()
@@ -134,18 +134,14 @@ def _tile(
     if diagnosis is not None:
         diagnosis.add(student, teacher, labels)
     arguments = {"teacher": teacher, "labels": labels, "progress": progress}
-    validate_unchanged = _validator_of_inputs(student=student, teacher=teacher, labels=labels)
     values: dict[str, Tensor] = {}
     for loss in losses:
         if loss.token_gradient is not None:
             value, gradient = loss.token_gradient(student=student, **arguments)
-            validate_unchanged(loss.name, "token_gradient")
-            _validate_shape(f"the loss `{loss.name}`", "token_gradient", value, labels.shape)
-            _validate_shape(f"the loss `{loss.name}`", "token_gradient", gradient, logits.shape)
             _accumulate(logits, gradient, loss.weight, first=not values)
             values[loss.name] = value
     if without := [loss for loss in losses if loss.token_gradient is None]:
-        differentiated, gradient = _differentiate(without, student, arguments, validate_unchanged)
+        differentiated, gradient = _differentiate(without, student, arguments)
         _accumulate(logits, gradient, 1.0, first=not values)
         values |= differentiated
     each = torch.stack([values[loss.name] for loss in losses])
@@ -165,52 +161,18 @@ def _accumulate(total: Tensor, gradient: Tensor, weight: float, first: bool) -> 
 
 
 def _differentiate(
-    losses: Sequence[Loss],
-    student: Tensor,
-    arguments: dict[str, Any],
-    validate_unchanged: Callable[[str, str], None],
+    losses: Sequence[Loss], student: Tensor, arguments: dict[str, Any]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return losses without a closed form, [t] each, and the gradient [t, V] of their weighted sum by the logits."""
     leaf = student.detach().requires_grad_()
     with torch.enable_grad():
-        values = {}
-        for loss in losses:
-            values[loss.name] = loss.token_loss(student=leaf, **arguments)
-            validate_unchanged(loss.name, "token_loss")
-            _validate_shape(f"the loss `{loss.name}`", "token_loss", values[loss.name], leaf.shape[:1])
+        values = {loss.name: loss.token_loss(student=leaf, **arguments) for loss in losses}
         total = torch.stack([loss.weight * values[loss.name].sum() for loss in losses]).sum()
     gradient = torch.zeros_like(leaf)
     if total.requires_grad:  # a loss may read the teacher alone
         (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True, materialize_grads=True)
     gradient = gradient.addcmul(student.exp(), gradient.sum(-1, keepdim=True), value=-1)  # through log-softmax
     return {name: value.detach() for name, value in values.items()}, gradient
-
-
-def _validator_of_inputs(**inputs: Tensor | None) -> Callable[[str, str], None]:
-    """Return a function of a loss and its hook that raises RunError if one of the inputs has been written into."""
-    before = {name: (tensor, tensor._version) for name, tensor in inputs.items() if tensor is not None}
-
-    def validate(loss: str, hook: str) -> None:
-        for name, (tensor, version) in before.items():
-            if tensor._version != version:
-                raise RunError(
-                    f"the loss `{loss}` wrote into `{name}` in `{hook}`\n"
-                    "why: other losses and the gradient are computed from the same numbers\n"
-                    "fix: use operators that return a new tensor, as `exp()` and not `exp_()`"
-                )
-
-    return validate
-
-
-def _validate_shape(plugin: str, hook: str, answer: Any, shape: torch.Size) -> None:
-    """Refuse an answer that is not a tensor of this shape, which might broadcast; needs no synchronisation."""
-    if not isinstance(answer, Tensor) or answer.shape != shape:
-        what = f"shape {list(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
-        raise RunError(
-            f"{plugin} answered `{hook}` with {what}, where a tensor of shape {list(shape)} is expected\n"
-            "why: a plugin returns the loss or weight of each token; only the loop sums and divides\n"
-            "fix: return one value for each token, without a mean or a sum over tokens"
-        )
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ def make_optimizer(model: nn.Module, plugins: Plugins, learning_rate: float) -> 
     groups = plugins.one("param_groups", model=model, learning_rate=learning_rate)
     if groups is None:
         groups = [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
-    groups = [{"lr": learning_rate, **group, "params": list(group["params"])} for group in groups]
+    groups = [{"lr": learning_rate, **group} for group in groups]
     groups = [group for group in groups if group["params"]]
     _validate_groups(groups, trainable)
     optimizer: Optimizer = plugins.one("make_optimizer", groups=groups, model=model)

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -165,31 +166,31 @@ class Recorder:
     value: object = None
 
     @hookimpl
-    def penalty(self, progress):
-        return (self.value, progress)
+    def on_evaluate(self, tokenizer):
+        return [self.value, tokenizer]
 
     @hookimpl
     def on_step_end(self, model, step, name):
-        return name
+        return {name: step}
 
 
 @dataclass(eq=False)
 class First:
     @hookimpl(tryfirst=True)
-    def penalty(self):
+    def on_evaluate(self):
         return "first"
 
 
 @dataclass(eq=False)
 class Last:
     @hookimpl(trylast=True)
-    def penalty(self, model):
+    def on_evaluate(self, model):
         return model
 
 
 @dataclass(eq=False)
 class Renamed:
-    @hookimpl(specname="penalty")
+    @hookimpl(specname="on_evaluate")
     def cost(self, model):
         return model
 
@@ -198,7 +199,7 @@ class Renamed:
 class Loss:
     @hookimpl
     def token_loss(self, student):
-        return student
+        return student.sum(-1)
 
     @hookimpl
     def on_evaluate(self):
@@ -212,15 +213,15 @@ def test_the_order_of_calls_is_the_order_of_names(names, random):
     for name in names:
         sections[random.choice(list(sections))][name] = classes.get(name, Recorder)()
     plugins = Plugins(sections)
-    assert plugins.implements("penalty") == ("l", "a", "b", "b@2", "z", "m")
-    assert list(plugins.each("penalty", model=1, progress=0.5)) == ["l", "a", "b", "b@2", "z", "m"]
+    assert plugins.implements("on_evaluate") == ("l", "a", "b", "b@2", "z", "m")
+    assert list(plugins.each("on_evaluate", model=1, tokenizer=0.5)) == ["l", "a", "b", "b@2", "z", "m"]
 
 
 def test_each_returns_results_by_name_and_passes_only_the_arguments_taken():
     plugins = Plugins({"probes": {"x": Recorder(1)}, "treatments": {"f": First(), "r": Renamed()}})
-    assert plugins.each("penalty", model="model", progress=0.5) == {"f": "first", "x": (1, 0.5), "r": "model"}
-    assert plugins.each("on_step_end", step=1, model=None, metrics={}) == {"x": "x"}
-    assert plugins.each("penalty", section="probes", model=0, progress=1) == {"x": (1, 1)}
+    assert plugins.each("on_evaluate", model="model", tokenizer=0.5) == {"f": "first", "x": [1, 0.5], "r": "model"}
+    assert plugins.each("on_step_end", step=1, model=None, metrics={}) == {"x": {"x": 1}}
+    assert plugins.each("on_evaluate", section="probes", model=0, tokenizer=1) == {"x": [1, 1]}
     assert plugins.each("after_load", model=0, role="student") == {}
     assert plugins.section("probes").keys() == {"x"}
     assert plugins.section("loss") == {}
@@ -229,23 +230,24 @@ def test_each_returns_results_by_name_and_passes_only_the_arguments_taken():
 def test_one_returns_the_only_result_or_none():
     plugins = Plugins({"probes": {"x": Recorder()}, "treatments": {"f": First(), "l": Last()}})
     assert plugins.one("merge_adapter", model=1) is None
-    assert Plugins({"probes": {"x": Recorder()}}).one("penalty", progress=1.0) == (None, 1.0)
-    assert "x" in messages(lambda: plugins.one("penalty", model=1, progress=1.0))[0]
+    assert Plugins({"probes": {"x": Recorder()}}).one("on_evaluate", tokenizer=1.0) == [None, 1.0]
+    assert "x" in messages(lambda: plugins.one("on_evaluate", model=1, tokenizer=1.0))[0]
 
 
 def test_labels_of_plugins_with_the_same_name_contain_the_section():
     plugins = Plugins(
         {"teacher.load": {"x": Recorder(1)}, "student.load": {"x": Recorder(2)}, "probes": {"y": Recorder(3)}}
     )
-    answers = plugins.each("penalty", progress=0)
-    assert answers == {"student.load.x": (2, 0), "teacher.load.x": (1, 0), "y": (3, 0)}
-    assert plugins.each("penalty", section="teacher.load", progress=0) == {"x": (1, 0)}
+    answers = plugins.each("on_evaluate", tokenizer=0)
+    assert answers == {"student.load.x": [2, 0], "teacher.load.x": [1, 0], "y": [3, 0]}
+    assert plugins.each("on_evaluate", section="teacher.load", tokenizer=0) == {"x": [1, 0]}
     assert set(plugins.instances()) == {"student.load.x", "teacher.load.x", "y"}
 
 
 def test_token_hooks_call_only_losses_by_their_names():
     plugins = Plugins({"loss": {"x": Loss()}, "probes": {"x": Loss(), "y": Loss()}})
-    assert plugins.each("token_loss", student=1) == {"x": 1}
+    student = torch.zeros(2, 3, requires_grad=True)
+    assert list(plugins.each("token_loss", student=student)) == ["x"]
     assert set(plugins.each("on_evaluate")) == {"loss.x", "probes.x", "y"}
 
 
@@ -255,11 +257,11 @@ def test_prepare_is_short_for_student_prepare():
 
 @dataclass(eq=False)
 class Unmarked:
-    def penalty(self, model):
+    def on_evaluate(self, model):
         return 0
 
     @hookimpl
-    def on_evaluate(self, model):
+    def penalty(self, model):
         return {}
 
 
@@ -272,7 +274,7 @@ class Child(Loss):
 class Static:
     @staticmethod
     @hookimpl
-    def penalty(model):
+    def on_evaluate(model):
         return model
 
     @property
@@ -281,39 +283,39 @@ class Static:
 
 
 def test_static_hooks_work_and_properties_are_not_read():
-    assert class_problems(Static, "treatments") == []
-    assert Plugins({"treatments": {"s": Static()}}).each("penalty", model=3) == {"s": 3}
+    assert class_problems(Static, "probes") == []
+    assert Plugins({"probes": {"s": Static()}}).each("on_evaluate", model=3) == {"s": 3}
 
 
 @dataclass(eq=False)
 class Keyword:
     @hookimpl
-    def penalty(self, *, model):
+    def on_evaluate(self, *, model):
         return model
 
 
 @dataclass(eq=False)
 class Greedy:
     @hookimpl
-    def penalty(self, **everything):
+    def on_evaluate(self, **everything):
         return everything
 
 
 @dataclass(eq=False)
 class OldWrapper:
     @hookimpl(hookwrapper=True)
-    def penalty(self):
+    def on_evaluate(self):
         yield
 
 
 @pytest.mark.parametrize(
     ("cls", "expected"),
     [
-        (Unmarked, "Unmarked.penalty is named like a hook, but is not marked"),
+        (Unmarked, "Unmarked.on_evaluate is named like a hook, but is not marked"),
         (Child, "Child.token_loss is named like a hook, but is not marked"),
-        (Keyword, "Keyword.penalty must take `model` by position, without a default"),
-        (Greedy, "Greedy.penalty takes `everything`, which the hook does not have"),
-        (OldWrapper, "OldWrapper.penalty is a hook wrapper"),
+        (Keyword, "Keyword.on_evaluate must take `model` by position, without a default"),
+        (Greedy, "Greedy.on_evaluate takes `everything`, which the hook does not have"),
+        (OldWrapper, "OldWrapper.on_evaluate is a hook wrapper"),
     ],
 )
 def test_what_pluggy_ignores_is_refused(cls, expected):
@@ -340,14 +342,14 @@ def test_every_section_names_hooks_and_every_hook_how_many_may_implement_it():
 @dataclass(eq=False)
 class TwoArguments:
     @hookimpl
-    def penalty(self, model, progress):
-        return progress
+    def on_evaluate(self, model, tokenizer):
+        return tokenizer
 
 
 @dataclass(eq=False)
 class OneArgument:
     @hookimpl
-    def penalty(self, model):
+    def on_evaluate(self, model):
         return 0.0
 
 
@@ -357,17 +359,17 @@ def lines_of(warnings):
 
 
 def test_a_deprecated_hook_warns_where_a_plugin_implements_it(monkeypatch):
-    monkeypatch.setitem(hookspecs.penalty.neoplug_spec, "warn_on_impl", DeprecationWarning("penalty goes in 0.3"))
-    with pytest.warns(DeprecationWarning, match="penalty goes in 0.3") as found:
+    monkeypatch.setitem(hookspecs.on_evaluate.neoplug_spec, "warn_on_impl", DeprecationWarning("it goes in 0.3"))
+    with pytest.warns(DeprecationWarning, match="it goes in 0.3") as found:
         plugins = Plugins({"probes": {"x": OneArgument()}})
-    assert lines_of(found) == [(__file__, OneArgument.penalty.__code__.co_firstlineno)]
-    assert plugins.each("penalty", model=None, progress=0.5) == {"x": 0.0}, "it is still called"
+    assert lines_of(found) == [(__file__, OneArgument.on_evaluate.__code__.co_firstlineno)]
+    assert plugins.each("on_evaluate", model=None, tokenizer=0.5) == {"x": 0.0}, "it is still called"
 
 
 def test_a_deprecated_argument_warns_only_where_a_plugin_requests_it(monkeypatch):
-    warning = {"progress": DeprecationWarning("progress goes in 0.3")}
-    monkeypatch.setitem(hookspecs.penalty.neoplug_spec, "warn_on_impl_args", warning)
-    with pytest.warns(DeprecationWarning, match="progress goes in 0.3") as found:
+    warning = {"tokenizer": DeprecationWarning("tokenizer goes in 0.3")}
+    monkeypatch.setitem(hookspecs.on_evaluate.neoplug_spec, "warn_on_impl_args", warning)
+    with pytest.warns(DeprecationWarning, match="tokenizer goes in 0.3") as found:
         plugins = Plugins({"probes": {"one": OneArgument(), "two": TwoArguments()}})
-    assert lines_of(found) == [(__file__, TwoArguments.penalty.__code__.co_firstlineno)]
-    assert plugins.each("penalty", model=None, progress=0.5) == {"one": 0.0, "two": 0.5}, "it is still passed"
+    assert lines_of(found) == [(__file__, TwoArguments.on_evaluate.__code__.co_firstlineno)]
+    assert plugins.each("on_evaluate", model=None, tokenizer=0.5) == {"one": 0.0, "two": 0.5}, "it is still passed"

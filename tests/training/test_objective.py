@@ -36,6 +36,12 @@ def losses(closed=True, names=tuple(MIX)):
     return [Loss(name, WEIGHTS[name], values[name], gradients.get(name)) for name in names]
 
 
+def plugin(**hooks):
+    """Return a plugin with these hooks."""
+    marked = {name: hookimpl(function) for name, function in hooks.items()}
+    return dataclass(eq=False)(type("Odd", (), marked))()
+
+
 def linear(rows, seed, dtype=torch.float32, bias=False):
     torch.manual_seed(seed)
     layer = nn.Linear(HIDDEN, rows, bias=bias).to(dtype)
@@ -154,21 +160,22 @@ def test_token_weights_are_factors_of_each_tokens_loss_and_gradient(closed, monk
 @pytest.mark.parametrize(
     ("weight", "fault"),
     [
-        (lambda labels, **_: labels[:1] * 1.0, "shape"),
-        (lambda **_: 1.0, "float"),
-        (lambda labels, **_: -1.0 * labels, None),
+        (lambda labels: labels[:1] * 1.0, "shape"),
+        (lambda labels: 1.0, "float"),
+        (lambda labels: -1.0 * labels, None),
     ],
 )
 def test_invalid_token_weights_are_refused_or_make_the_loss_not_finite(weight, fault):
     head, hidden, labels = Head(linear(20, 1), Vocabulary(20)), torch.randn(6, HIDDEN), torch.arange(6)
-    weights = TokenWeights({"odd": weight}, torch.arange(6))
+    odd = plugin(token_weight=lambda self, labels: weight(labels))
+    weights = TokenWeights(Plugins({"token_weights": {"odd": odd}}).functions("token_weight"), torch.arange(6))
     only = losses(names=("cross_entropy",))
 
     def weighted():
         return objective(only, hidden, head, None, labels, 0.0, token_weights=weights)
 
     if fault:
-        with pytest.raises(RunError, match=f"token weight `odd` answered `token_weight` with .*{fault}"):
+        with pytest.raises(RunError, match=f"the plugin `odd` answered `token_weight` with .*{fault}"):
             weighted()
     else:
         assert weighted()[1].isnan().tolist() == [[False, *[True] * 5]]
@@ -323,16 +330,18 @@ def test_a_block_is_freed_before_the_next_is_computed(monkeypatch):
 @pytest.mark.parametrize("closed", [True, False], ids=["closed form", "autograd"])
 @pytest.mark.parametrize("name", ["teacher", "labels"])
 def test_a_loss_that_writes_into_shared_arguments_is_refused(closed, name):
-    def token_loss(student, **given):
-        given[name].add_(1)
+    def token_loss(self, student, teacher, labels):
+        {"teacher": teacher, "labels": labels}[name].add_(1)
         return student.sum(-1)
 
-    def token_gradient(student, **given):
-        return token_loss(student, **given), torch.ones_like(student)
+    def token_gradient(self, student, teacher, labels):
+        return token_loss(self, student, teacher, labels), torch.ones_like(student)
 
     hook = "token_gradient" if closed else "token_loss"
-    odd = Loss("odd", 1.0, token_loss, token_gradient if closed else None)
+    hooks = {"token_loss": token_loss, **({"token_gradient": token_gradient} if closed else {})}
+    plugins = Plugins({"loss": {"odd": plugin(**hooks)}})
+    odd = Loss("odd", 1.0, plugins.functions("token_loss")["odd"], plugins.functions("token_gradient").get("odd"))
     head = Head(linear(20, 1), Vocabulary(20))
     hidden, labels = torch.randn(3, HIDDEN, requires_grad=True), torch.arange(3)
-    with pytest.raises(RunError, match=f"the loss `odd` wrote into `{name}` in `{hook}`"):
+    with pytest.raises(RunError, match=f"the plugin `odd` in `{hook}` wrote into `{name}`"):
         objective([odd, *losses()], hidden, head, LiveSignal(hidden.detach(), head), labels, 0.0)

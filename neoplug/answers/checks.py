@@ -1,0 +1,254 @@
+"""Checks of answers: each answer of a hook is compared with the rule next to the hook's specification.
+
+A check returns the answer in the form that the core reads, or raises Refusal. Checks of tensors compare shapes, dtypes
+and devices, and read no value, so they do not synchronise. torch is imported where a tensor is checked, since the hook
+`check` is called without it.
+
+N rows and V columns of `student`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from neoplug.answers.edited_batch import EditedBatch
+from neoplug.answers.plain_values import Refusal, number, plain
+from neoplug.errors import Problem
+
+if TYPE_CHECKING:
+    from neoplug.answers.rules import Kind, Returns
+
+Arguments = Mapping[str, Any]  # of a call; the core may pass more than the hook has, which only the check reads
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a check must know of the arguments before the call.
+
+    versions  argument -> how often torch had written into it
+    state     of the argument that the hook changes
+    """
+
+    versions: dict[str, int]
+    state: Any = None
+
+
+def before_call(rule: Returns, arguments: Arguments) -> Before:
+    """Return what `read_answer` compares the arguments with after the call."""
+    given = {name: arguments[name] for name in rule.read_only if arguments.get(name) is not None}
+    versions = {name: tensor._version for name, tensor in given.items()}
+    state = _STATES[rule.kind](arguments) if rule.kind in _STATES else None
+    return Before(versions, state)
+
+
+def read_answer(rule: Returns, answer: Any, arguments: Arguments, before: Before) -> Any:
+    """Return the answer in the form that the core reads.
+
+    Raises:
+        Refusal: the answer breaks the rule, or the hook wrote into an argument that it must not change.
+    """
+    for name, version in before.versions.items():
+        if arguments[name]._version != version:
+            why = "other plugins and the gradient are computed from the same numbers"
+            raise Refusal(
+                f"wrote into `{name}`", why, "use operators that return a new tensor, as `exp()` not `exp_()`"
+            )
+    return _CHECKS[rule.kind](rule, answer, arguments, before.state)
+
+
+def _expect(right: bool, answer: Any, expected: str) -> None:
+    """Raise Refusal unless `right`."""
+    if not right:
+        raise Refusal.of(answer, expected)
+
+
+def _nothing(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> None:
+    _expect(answer is None, answer, "nothing is read")
+
+
+def _problems(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> list[Problem]:
+    is_list = answer is None or (isinstance(answer, Iterable) and not isinstance(answer, str | Mapping))
+    _expect(is_list, answer, "a list of problems is expected")
+    problems = list(answer or ())
+    for problem in problems:
+        _expect(isinstance(problem, Problem), problem, "a neoplug.Problem is expected in the list")
+    return problems
+
+
+def _keyword_arguments(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> dict[str, Any]:
+    _expect(answer is None or isinstance(answer, Mapping), answer, "a map is expected")
+    for name in answer or ():
+        _expect(isinstance(name, str), name, "the name of an argument is expected")
+    return dict(answer or {})
+
+
+def _module(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> Any:
+    from torch import nn
+
+    _expect(isinstance(answer, nn.Module), answer, "a torch.nn.Module is expected")
+    return answer
+
+
+def _parameter_groups(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> list[dict[str, Any]]:
+    """Return groups with lists of parameters; that they cover all parameters is checked by `training.optim`."""
+    from torch import Tensor
+
+    _expect(isinstance(answer, list | tuple), answer, "a list of parameter groups is expected")
+    groups = []
+    for group in answer:
+        _expect(isinstance(group, Mapping) and "params" in group, group, "a map with `params` is expected as a group")
+        params = group["params"]
+        is_iterable = isinstance(params, Iterable) and not isinstance(params, str | Mapping)
+        _expect(is_iterable, params, "a list of parameters is expected as `params`")
+        params = [params] if isinstance(params, Tensor) else list(params)
+        for parameter in params:
+            _expect(isinstance(parameter, Tensor), parameter, "a parameter is expected in `params`")
+        if "lr" in group:
+            _expect(isinstance(number(group["lr"]), int | float), group["lr"], "a number is expected as `lr`")
+        groups.append({**group, "params": params})
+    return groups
+
+
+def _optimizer(_rule: Returns, answer: Any, arguments: Arguments, _before: Any) -> Any:
+    from torch.optim import Optimizer
+
+    _expect(isinstance(answer, Optimizer), answer, "a torch.optim.Optimizer is expected")
+    expected = {id(parameter) for group in arguments["groups"] for parameter in group["params"]}
+    updated = [id(parameter) for group in answer.param_groups for parameter in group["params"]]
+    if missing := len(expected - set(updated)):
+        raise Refusal(f"with an optimizer that lacks {missing} of the {len(expected)} tensors of `groups`")
+    if more := len(set(updated) - expected):
+        raise Refusal(f"with an optimizer that has {more} tensors which are not in `groups`")
+    if len(updated) > len(expected):
+        raise Refusal("with an optimizer that has a tensor of `groups` twice")
+    return answer
+
+
+def _tensor(rule: Returns, answer: Any, arguments: Arguments, _before: Any) -> Any:
+    (letters,) = rule.shapes
+    _validate_tensor(answer, letters, arguments)
+    if rule.gradient:
+        from torch import is_grad_enabled
+
+        _expect(answer.is_floating_point(), answer, "floating-point numbers are expected")
+        if is_grad_enabled() and not answer.requires_grad:
+            raise Refusal("with a tensor without a gradient", "it would train nothing")
+    return answer.reshape(()) if letters == "1" else answer
+
+
+def _tensors(rule: Returns, answer: Any, arguments: Arguments, _before: Any) -> tuple[Any, ...]:
+    count = len(rule.shapes)
+    _expect(isinstance(answer, list | tuple) and len(answer) == count, answer, f"{count} tensors are expected")
+    for tensor, letters in zip(answer, rule.shapes, strict=True):
+        _validate_tensor(tensor, letters, arguments)
+        _expect(tensor.is_floating_point(), tensor, "floating-point numbers are expected")
+    return tuple(answer)
+
+
+def _validate_tensor(tensor: Any, letters: str, arguments: Arguments) -> None:
+    """Refuse what is not a tensor of real numbers with these dimensions, on the device of the call's tensors."""
+    from torch import Tensor
+
+    if letters == "1":
+        _expect(isinstance(tensor, Tensor) and tensor.numel() == 1, tensor, "a scalar tensor is expected")
+    else:
+        student: Tensor = arguments["student"]  # [N, V]
+        shape = [{"N": student.shape[0], "V": student.shape[1]}[letter] for letter in letters.split()]
+        is_right = isinstance(tensor, Tensor) and list(tensor.shape) == shape
+        _expect(is_right, tensor, f"a tensor of shape {shape} is expected")
+        _expect(tensor.device == student.device, tensor, f"a tensor on {student.device} is expected")
+    _expect(not tensor.is_complex(), tensor, "real numbers are expected")
+
+
+def _numbers(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> dict[str, Any]:
+    """Return metrics as numbers and tensors of one element, which stay on their device.
+
+    Tensors are copied: a plugin may add to its own in place before the metrics are written.
+    """
+    from torch import Tensor
+
+    _expect(answer is None or isinstance(answer, Mapping), answer, "a map is expected")
+    metrics: dict[str, Any] = {}
+    for name, value in (answer or {}).items():
+        _expect(isinstance(name, str), name, "the name of a metric is expected")
+        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+            metrics[name] = value.detach().clone()
+            continue
+        metrics[name] = number(value)
+        if metrics[name] is None:
+            raise Refusal.of(value, "a number is expected", name, "metric")
+    return metrics
+
+
+def _json(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> Any:
+    _expect(answer is not None, answer, "a map is expected")
+    return plain(answer)
+
+
+def _tensors_by_name(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> dict[str, Any]:
+    from torch import Tensor
+
+    _expect(isinstance(answer, Mapping) and bool(answer), answer, "a map of names to tensors is expected")
+    for name, tensor in answer.items():
+        _expect(isinstance(name, str), name, "the name of a weight is expected")
+        if not isinstance(tensor, Tensor):
+            raise Refusal.of(tensor, "a tensor is expected", name, "weight")
+    return dict(answer)
+
+
+def _files(_rule: Returns, answer: Any, arguments: Arguments, _before: Any) -> None:
+    _expect(answer is None, answer, "nothing is read")
+    if not any(arguments["path"].iterdir()):
+        raise Refusal("wrote no file into `path`")
+
+
+def _transformers_model(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> Any:
+    from transformers import PreTrainedModel
+
+    _expect(isinstance(answer, PreTrainedModel), answer, "a transformers.PreTrainedModel is expected")
+    return answer
+
+
+def _edited_batch(rule: Returns, answer: Any, arguments: Arguments, before: EditedBatch) -> None:
+    _expect(answer is None or answer is arguments["batch"], answer, "nothing is read")
+    before.validate(arguments["batch"], arguments.get("vocabulary"), arguments.get("keeps_text", False))
+
+
+def _added_keys(rule: Returns, answer: Any, arguments: Arguments, before: dict[str, Any]) -> None:
+    """Convert the added values to what JSON holds, in place; refuse changes of other values and of reserved names."""
+    _expect(answer is None, answer, "nothing is read")
+    result = arguments["result"]
+    for name, value in before.items():
+        if name not in result or result[name] != value:
+            raise Refusal(f"changed `{name}` of the result", "it is what the run measured", "add a key of another name")
+    for name in [name for name in result if name not in before]:
+        if name in arguments.get("reserved", ()):
+            raise Refusal(f"added `{name}` to the result, a name that is taken", fix="choose another name")
+        _expect(isinstance(name, str), name, "the name of a key is expected")
+        result[name] = plain(result[name], (name,))
+
+
+_STATES: dict[str, Callable[[Arguments], Any]] = {
+    "edited batch": lambda arguments: EditedBatch.of(arguments["batch"]),
+    "added keys": lambda arguments: deepcopy(arguments["result"]),
+}
+_CHECKS: dict[Kind, Callable[[Any, Any, Any, Any], Any]] = {
+    "added keys": _added_keys,
+    "edited batch": _edited_batch,
+    "files": _files,
+    "json": _json,
+    "keyword arguments": _keyword_arguments,
+    "module": _module,
+    "nothing": _nothing,
+    "numbers": _numbers,
+    "optimizer": _optimizer,
+    "parameter groups": _parameter_groups,
+    "problems": _problems,
+    "tensor": _tensor,
+    "tensors": _tensors,
+    "tensors by name": _tensors_by_name,
+    "transformers model": _transformers_model,
+}

@@ -1,0 +1,80 @@
+"""Marks on hook specifications: how many plugins answer a hook, what an answer is, and since when the hook exists.
+
+A mark is data on the specification's function, which the registry, the command line, the docs and the tests read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Kind = Literal[
+    "added keys",
+    "edited batch",
+    "files",
+    "json",
+    "keyword arguments",
+    "module",
+    "nothing",
+    "numbers",
+    "optimizer",
+    "parameter groups",
+    "problems",
+    "tensor",
+    "tensors",
+    "tensors by name",
+    "transformers model",
+]
+
+
+@dataclass(frozen=True)
+class Returns:
+    """What a hook returns, or leaves in an argument; `answers.checks` checks it at every call of the hook.
+
+    Shapes, dtypes and gradients are compared without reading values, so that a check never synchronises a device.
+
+    kind       the check, one for each kind of answer
+    why        what the answer is used for, in the words of an error message
+    fix        what the author of a plugin writes instead
+    shapes     of tensors, in letters: N rows and V columns of `student`, 1 one element
+    gradient   whether the tensor must carry a gradient
+    read_only  arguments that the hook must not write into
+    """
+
+    kind: Kind
+    why: str
+    fix: str
+    shapes: tuple[str, ...] = ()
+    gradient: bool = False
+    read_only: tuple[str, ...] = ()
+
+
+def answers(rule: Literal["all", "each loss", "exactly one", "at most one"]) -> Callable[[Function], Function]:
+    """Record how many plugins may implement a hook."""
+    return _mark("answers", rule)
+
+
+def returns(
+    kind: Kind, why: str, fix: str, *, shapes: tuple[str, ...] = (), gradient: bool = False,
+    read_only: tuple[str, ...] = (),
+) -> Callable[[Function], Function]:  # fmt: skip
+    """Record the rule that each answer of a hook is checked against; the arguments are the fields of `Returns`."""
+    return _mark("returns", Returns(kind, why, fix, shapes, gradient, read_only))
+
+
+def version_added(version: str) -> Callable[[Function], Function]:
+    """Record the version of neoplug that introduced a hook, as "0.1".
+
+    How a hook is changed or removed is in CONTRIBUTING.md, "Change or remove a hook".
+    """
+    return _mark("version_added", version)
+
+
+def _mark(name: str, value: Any) -> Callable[[Function], Function]:
+    def mark(function: Function) -> Function:
+        setattr(function, name, value)
+        return function
+
+    return mark
