@@ -78,6 +78,19 @@ def folder_atomically(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def discarded_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder next to `path`, named after it, and remove it at the end of the block."""
+    with _folder_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
+    try:
+        with disk_errors(path):
+            yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Raise DiskError in place of any error that a full or read-only disk caused; other errors are raised unchanged."""
     try:

@@ -3,31 +3,45 @@
     recipe = read(RECIPE, overrides)
     check(recipe)                                                   before anything is loaded
     rows = tokenise(recipe.data);  train, held_out = split(rows)
+    on the meta device, without data:                               a dry run, before weights are loaded
+        load_kwargs("teacher");  load_kwargs("student");  prepare_student(student, None, rng)
+        model = add_adapter(student, None, total_steps, rng)
+        groups = param_groups(model, learning_rate);  make_optimizer(groups, model)
     student = load in full precision
     prepare_student(student, batches, rng)                          pruning; cached, then loaded like any model
     for role in teacher, student:
         model = load(**load_kwargs(role))                           quantisation
         after_load(model, role)
-    before = evaluate(student);  on_evaluate(...)                   evaluation metrics and probes
+    for model in teacher, student:
+        on_evaluate(model, teacher, ...)                            evaluation metrics and probes, before training
     model = add_adapter(student, batches, total_steps, rng)         everything else is frozen
-    optimizer = make_optimizer(param_groups(model, learning_rate), model)
+    groups = param_groups(model, learning_rate);  optimizer = make_optimizer(groups, model)
+    state_dict();  on_save(model, path);  load_state_dict(state)    tried once, in a folder that is removed
     for step in range(max_steps):
-        for batch in the step's micro-batches:
+        for batch in the step's micro-batches:                      all edits of a step come before its first loss
             edit_batch(batch, progress, rng)
+        for batch in the step's micro-batches:
             for chunk of the batch's answer tokens:
-                token_loss(student, teacher, labels, progress)      or token_gradient, where the loss has a closed form
+                token_gradient(student, teacher, labels, progress)  of the losses with a closed form
+                token_loss(student, teacher, labels, progress)      of the other losses
                 token_weight(student, teacher, labels, position, progress)    times loss and gradient of each token
         divide by the step's answer tokens
         penalty(model, progress)                                    added to the loss, once a step
         clip, optimizer.step()
         on_step_end(step, progress, model, metrics, name)
-        every eval_steps: on_evaluate(...);  every save_steps: on_save(model, path), state_dict()
-    after = evaluate(model)
+        every eval_steps, but not after the last step:
+            on_evaluate(model, teacher, ...)
+        every save_steps, and after the last step:
+            state_dict();  on_save(model, path)
+    on_evaluate(model, teacher, ...)
     base_weights(model);  save_adapter(model, path);  on_train_end(model, result)
-    merge_adapter(model)                                            in `neoplug export`, after the run
+    in `neoplug export`, after the run:
+        model = add_adapter(student, None, total_steps, rng)        where peft does not load the adapter
+        merge_adapter(model)
 
 A plugin is a dataclass whose fields are its options; a method with a hook's name and `@hookimpl` implements that hook
-and takes any subset of the hook's arguments, by name. Plugins are called in the order of their names.
+and takes any subset of the hook's arguments, by name. Plugins are called in the order of their names, those marked
+`@hookimpl(tryfirst=True)` before and `@hookimpl(trylast=True)` after all others.
 
 N answer tokens of one chunk, V shared vocabulary. `model` is the transformers (or peft) module, head in place. `rng`
 is a torch.Generator on the CPU, seeded by (seed, plugin name), so that one plugin's draws do not change another's.
@@ -72,7 +86,7 @@ HOOKS_OF_SECTION: dict[str, tuple[str, ...]] = {
 
 @hookspec
 @answers("all")
-@returns("problems", "they are shown with the recipe's other mistakes", "return a list of neoplug.Problem")
+@returns("problems")
 @version_added("0.1")
 def check(recipe: Recipe) -> list[Problem]:
     """Return the problems of using this plugin in this recipe. Called once, before models or data are read.
@@ -87,7 +101,7 @@ def check(recipe: Recipe) -> list[Problem]:
 
 @hookspec
 @answers("all")
-@returns("nothing", "the model that the hook receives is the one that is stored", "change `model` in place")
+@returns("nothing")
 @version_added("0.1")
 def prepare_student(model: PreTrainedModel, batches: Iterable[Batch] | None, rng: Generator) -> None:
     """Change the student in place before it is trained, for example by pruning. The result is cached by content hash.
@@ -101,7 +115,7 @@ def prepare_student(model: PreTrainedModel, batches: Iterable[Batch] | None, rng
 
 @hookspec
 @answers("all")
-@returns("keyword arguments", "they are passed to `from_pretrained`", "return a map of names to values")
+@returns("keyword arguments")
 @version_added("0.1")
 def load_kwargs(role: Role) -> dict[str, Any]:
     """Return keyword arguments for `from_pretrained`. The same argument from two plugins is an error.
@@ -113,7 +127,7 @@ def load_kwargs(role: Role) -> dict[str, Any]:
 
 @hookspec
 @answers("all")
-@returns("nothing", "the model that the hook receives is the one that is used", "change `model` in place")
+@returns("nothing")
 @version_added("0.1")
 def after_load(model: PreTrainedModel, role: Role) -> None:
     """Change a loaded model in place, for example to prepare it for k-bit training.
@@ -128,7 +142,7 @@ def after_load(model: PreTrainedModel, role: Role) -> None:
 
 @hookspec
 @answers("exactly one")
-@returns("module", "it is the model that is trained", "return the model with its adapter")
+@returns("module")
 @version_added("0.1")
 def add_adapter(
     model: PreTrainedModel, batches: Iterable[Batch] | None, total_steps: int, rng: Generator
@@ -146,7 +160,7 @@ def add_adapter(
 
 @hookspec
 @answers("at most one")
-@returns("parameter groups", "the optimizer is made over them", "return [{'params': [...], 'lr': ...}, ...]")
+@returns("parameter groups")
 @version_added("0.1")
 def param_groups(model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
     """Return torch optimizer groups (`params`, `lr`, ...) that cover each trainable parameter exactly once.
@@ -159,7 +173,7 @@ def param_groups(model: torch.nn.Module, learning_rate: float) -> list[dict[str,
 
 @hookspec
 @answers("exactly one")
-@returns("optimizer", "it updates every trainable parameter", "return a torch optimizer over all of `groups`")
+@returns("optimizer")
 @version_added("0.1")
 def make_optimizer(groups: list[dict[str, Any]], model: torch.nn.Module) -> torch.optim.Optimizer:
     """Return a torch optimizer over `groups`.
@@ -173,11 +187,7 @@ def make_optimizer(groups: list[dict[str, Any]], model: torch.nn.Module) -> torc
 
 @hookspec
 @answers("all")
-@returns(
-    "edited batch",
-    "both models read the edited batch, and the objective is computed on its labels",
-    "change `batch` in place; shorten `positions`, `labels` and `rows` together",
-)
+@returns("edited batch")
 @version_added("0.1")
 def edit_batch(batch: Batch, progress: float, rng: Generator) -> None:
     """Change a training micro-batch in place, on the CPU, before the forward passes of teacher and student.
@@ -193,12 +203,7 @@ def edit_batch(batch: Batch, progress: float, rng: Generator) -> None:
 
 @hookspec
 @answers("each loss")
-@returns(
-    "tensor",
-    "a plugin returns the loss of each token; only the loop sums and divides",
-    "return one value for each token, computed from `student`, without a mean or a sum over tokens",
-    shapes=("N",), gradient=True, read_only=("student", "teacher", "labels"),
-)  # fmt: skip
+@returns("tensor", shapes=("N",), gradient=True, read_only=("student", "teacher", "labels"))
 @version_added("0.1")
 def token_loss(student: Tensor, teacher: Tensor, labels: Tensor, progress: float) -> Tensor:
     """Return the loss of each token. Called for each chunk of answer tokens, several times a step.
@@ -215,12 +220,7 @@ def token_loss(student: Tensor, teacher: Tensor, labels: Tensor, progress: float
 
 @hookspec
 @answers("each loss")
-@returns(
-    "tensors",
-    "a plugin returns the loss of each token and its gradient; only the loop sums and divides",
-    "return two tensors, the loss of each token and its gradient by each logit, without a mean or a sum over tokens",
-    shapes=("N", "N V"), read_only=("student", "teacher", "labels"),
-)  # fmt: skip
+@returns("tensors", shapes=("N", "N V"), read_only=("student", "teacher", "labels"))
 @version_added("0.1")
 def token_gradient(student: Tensor, teacher: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Tensor]:
     """Return the loss of each token and its closed-form gradient. Optional next to `token_loss`; faster than autograd.
@@ -235,12 +235,7 @@ def token_gradient(student: Tensor, teacher: Tensor, labels: Tensor, progress: f
 
 @hookspec
 @answers("all")
-@returns(
-    "tensor",
-    "a plugin returns the weight of each token, which multiplies the token's losses",
-    "return one value for each token, without a mean or a sum over tokens",
-    shapes=("N",), read_only=("student", "teacher", "labels"),
-)  # fmt: skip
+@returns("tensor", shapes=("N",), read_only=("student", "teacher", "labels"))
 @version_added("0.1")
 def token_weight(student: Tensor, teacher: Tensor, labels: Tensor, position: Tensor, progress: float) -> Tensor:
     """Return the weight of each answer token. Weights of several plugins are multiplied; `torch.no_grad` is on.
@@ -260,12 +255,7 @@ def token_weight(student: Tensor, teacher: Tensor, labels: Tensor, position: Ten
 
 @hookspec
 @answers("all")
-@returns(
-    "tensor",
-    "its gradient is added to that of the loss",
-    "return a scalar tensor computed from the trainable parameters of `model`",
-    shapes=("1",), gradient=True,
-)  # fmt: skip
+@returns("scalar", gradient=True)
 @version_added("0.1")
 def penalty(model: torch.nn.Module, progress: float) -> Tensor:
     """Return a scalar, with gradient, that is added to the loss once an optimizer step; logged separately from `loss`.
@@ -278,7 +268,7 @@ def penalty(model: torch.nn.Module, progress: float) -> Tensor:
 
 @hookspec
 @answers("all")
-@returns("numbers", "they are written into the step's line of metrics.jsonl", "return {name: number}, or None")
+@returns("numbers")
 @version_added("0.1")
 def on_step_end(
     step: int, progress: float, model: torch.nn.Module, metrics: dict[str, Any], name: str
@@ -299,7 +289,7 @@ def on_step_end(
 
 @hookspec
 @answers("all")
-@returns("json", "the result is stored in JSON files", "return numbers, text, lists and maps; {} for no result")
+@returns("json")
 @version_added("0.1")
 def on_evaluate(
     model: torch.nn.Module,
@@ -326,7 +316,7 @@ def on_evaluate(
 
 @hookspec
 @answers("at most one")
-@returns("tensors by name", "they are stored as the base of the adapter", "return {name: tensor}")
+@returns("tensors by name")
 @version_added("0.1")
 def base_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """Return the base weights of an adapter that changed them, where the adapter's files cannot restore the original.
@@ -341,7 +331,7 @@ def base_weights(model: torch.nn.Module) -> dict[str, Tensor]:
 
 @hookspec
 @answers("at most one")
-@returns("files", "without files the trained weights are lost", "write the adapter into the folder `path`")
+@returns("files")
 @version_added("0.1")
 def save_adapter(model: torch.nn.Module, path: Path) -> None:
     """Write the adapter to the existing folder `path`, in files that can be loaded on the original base.
@@ -353,7 +343,7 @@ def save_adapter(model: torch.nn.Module, path: Path) -> None:
 
 @hookspec
 @answers("at most one")
-@returns("transformers model", "it is stored with `save_pretrained`", "return the transformers model, without adapter")
+@returns("transformers model")
 @version_added("0.1")
 def merge_adapter(model: torch.nn.Module) -> PreTrainedModel:
     """Return a plain transformers model equivalent to `model`. Without this hook neoplug uses peft's merge."""
@@ -362,7 +352,7 @@ def merge_adapter(model: torch.nn.Module) -> PreTrainedModel:
 
 @hookspec
 @answers("all")
-@returns("nothing", "what is not in `path` is not part of the checkpoint", "write files into the folder `path`")
+@returns("nothing")
 @version_added("0.1")
 def on_save(model: torch.nn.Module, path: Path) -> None:
     """Write further files into the checkpoint folder `path`, which is renamed into place afterwards.
@@ -376,7 +366,7 @@ def on_save(model: torch.nn.Module, path: Path) -> None:
 
 @hookspec
 @answers("all")
-@returns("added keys", "result.json holds what the run measured", "add keys to `result` in place; change none")
+@returns("added keys")
 @version_added("0.1")
 def on_train_end(model: torch.nn.Module, result: dict[str, Any]) -> None:
     """Read the result before it is written, and add keys; existing keys must not change. Called on every rank.

@@ -129,38 +129,48 @@ def _optimizer(_rule: Returns, answer: Any, arguments: Arguments, _before: Any) 
 
 def _tensor(rule: Returns, answer: Any, arguments: Arguments, _before: Any) -> Any:
     (letters,) = rule.shapes
-    _validate_tensor(answer, letters, arguments)
-    if rule.gradient:
-        from torch import is_grad_enabled
+    _validate_shape(answer, letters, arguments)
+    _validate_numbers(answer, rule.gradient)
+    return answer
 
-        _expect(answer.is_floating_point(), answer, "floating-point numbers are expected")
-        if is_grad_enabled() and not answer.requires_grad:
-            raise Refusal("with a tensor without a gradient", "it would train nothing")
-    return answer.reshape(()) if letters == "1" else answer
+
+def _scalar(rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> Any:
+    from torch import Tensor
+
+    _expect(isinstance(answer, Tensor) and answer.numel() == 1, answer, "a scalar tensor is expected")
+    _validate_numbers(answer, rule.gradient)
+    return answer.reshape(())
 
 
 def _tensors(rule: Returns, answer: Any, arguments: Arguments, _before: Any) -> tuple[Any, ...]:
     count = len(rule.shapes)
     _expect(isinstance(answer, list | tuple) and len(answer) == count, answer, f"{count} tensors are expected")
     for tensor, letters in zip(answer, rule.shapes, strict=True):
-        _validate_tensor(tensor, letters, arguments)
+        _validate_shape(tensor, letters, arguments)
         _expect(tensor.is_floating_point(), tensor, "floating-point numbers are expected")
     return tuple(answer)
 
 
-def _validate_tensor(tensor: Any, letters: str, arguments: Arguments) -> None:
-    """Refuse what is not a tensor of real numbers with these dimensions, on the device of the call's tensors."""
+def _validate_shape(tensor: Any, letters: str, arguments: Arguments) -> None:
+    """Refuse what is not a tensor of these dimensions on the device of `student`."""
     from torch import Tensor
 
-    if letters == "1":
-        _expect(isinstance(tensor, Tensor) and tensor.numel() == 1, tensor, "a scalar tensor is expected")
-    else:
-        student: Tensor = arguments["student"]  # [N, V]
-        shape = [{"N": student.shape[0], "V": student.shape[1]}[letter] for letter in letters.split()]
-        is_right = isinstance(tensor, Tensor) and list(tensor.shape) == shape
-        _expect(is_right, tensor, f"a tensor of shape {shape} is expected")
-        _expect(tensor.device == student.device, tensor, f"a tensor on {student.device} is expected")
+    student: Tensor = arguments["student"]  # [N, V]
+    shape = [{"N": student.shape[0], "V": student.shape[1]}[letter] for letter in letters.split()]
+    is_right = isinstance(tensor, Tensor) and list(tensor.shape) == shape
+    _expect(is_right, tensor, f"a tensor of shape {shape} is expected")
+    _expect(tensor.device == student.device, tensor, f"a tensor on {student.device} is expected")
+
+
+def _validate_numbers(tensor: Any, gradient: bool) -> None:
+    """Refuse complex numbers, and a tensor without a gradient where the core differentiates it."""
+    from torch import is_grad_enabled
+
     _expect(not tensor.is_complex(), tensor, "real numbers are expected")
+    if gradient:
+        _expect(tensor.is_floating_point(), tensor, "floating-point numbers are expected")
+        if is_grad_enabled() and not tensor.requires_grad:
+            raise Refusal("with a tensor without a gradient", "it would train nothing")
 
 
 def _numbers(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> dict[str, Any]:
@@ -247,8 +257,40 @@ _CHECKS: dict[Kind, Callable[[Any, Any, Any, Any], Any]] = {
     "optimizer": _optimizer,
     "parameter groups": _parameter_groups,
     "problems": _problems,
+    "scalar": _scalar,
     "tensor": _tensor,
     "tensors": _tensors,
     "tensors by name": _tensors_by_name,
     "transformers model": _transformers_model,
+}
+# Why the core needs the answer, and what the author of a plugin writes instead; a Refusal may say it more exactly.
+WORDS: dict[Kind, tuple[str, str]] = {
+    "added keys": ("result.json holds what the run measured", "add keys to `result` in place; change none"),
+    "edited batch": (
+        "both models read the edited batch, and the objective is computed on its labels",
+        "change `batch` in place; shorten `positions`, `labels` and `rows` together",
+    ),
+    "files": ("without files the trained weights are lost", "write the adapter into the folder `path`"),
+    "json": ("the result is stored in JSON files", "return numbers, text, lists and maps; {} where there is no result"),
+    "keyword arguments": ("they are passed to `from_pretrained`", "return a map of names to values"),
+    "module": ("it is the model that is trained", "return the model with its adapter"),
+    "nothing": ("what this hook returns is not used", "change the arguments in place, and return nothing"),
+    "numbers": ("they are written into the step's line of metrics.jsonl", "return {name: number}, or None"),
+    "optimizer": ("it updates every trainable parameter", "return a torch optimizer over all of `groups`"),
+    "parameter groups": ("the optimizer is made over them", "return [{'params': [...], 'lr': ...}, ...]"),
+    "problems": ("they are shown with the recipe's other mistakes", "return a list of neoplug.Problem"),
+    "scalar": (
+        "its gradient is added to that of the loss",
+        "return a scalar tensor computed from the trainable parameters of `model`",
+    ),
+    "tensor": (
+        "a plugin returns the loss or weight of each token; only the loop sums and divides",
+        "return one value for each token, computed from `student`, without a mean or a sum over tokens",
+    ),
+    "tensors": (
+        "a plugin returns the loss of each token and its gradient; only the loop sums and divides",
+        "return the loss of each token and its gradient by each logit, without a mean or a sum over tokens",
+    ),
+    "tensors by name": ("they are stored as the base of the adapter", "return {name: tensor}"),
+    "transformers model": ("it is stored with `save_pretrained`", "return the transformers model, without adapter"),
 }

@@ -22,6 +22,7 @@ Kind = Literal[
     "optimizer",
     "parameter groups",
     "problems",
+    "scalar",
     "tensor",
     "tensors",
     "tensors by name",
@@ -35,17 +36,13 @@ class Returns:
 
     Shapes, dtypes and gradients are compared without reading values, so that a check never synchronises a device.
 
-    kind       the check, one for each kind of answer
-    why        what the answer is used for, in the words of an error message
-    fix        what the author of a plugin writes instead
-    shapes     of tensors, in letters: N rows and V columns of `student`, 1 one element
+    kind       what the answer is: a check, and the words of its message
+    shapes     of tensors, in letters: N rows and V columns of `student`
     gradient   whether the tensor must carry a gradient
     read_only  arguments that the hook must not write into
     """
 
     kind: Kind
-    why: str
-    fix: str
     shapes: tuple[str, ...] = ()
     gradient: bool = False
     read_only: tuple[str, ...] = ()
@@ -57,11 +54,10 @@ def answers(rule: Literal["all", "each loss", "exactly one", "at most one"]) -> 
 
 
 def returns(
-    kind: Kind, why: str, fix: str, *, shapes: tuple[str, ...] = (), gradient: bool = False,
-    read_only: tuple[str, ...] = (),
-) -> Callable[[Function], Function]:  # fmt: skip
+    kind: Kind, *, shapes: tuple[str, ...] = (), gradient: bool = False, read_only: tuple[str, ...] = ()
+) -> Callable[[Function], Function]:
     """Record the rule that each answer of a hook is checked against; the arguments are the fields of `Returns`."""
-    return _mark("returns", Returns(kind, why, fix, shapes, gradient, read_only))
+    return _mark("returns", Returns(kind, shapes, gradient, read_only))
 
 
 def version_added(version: str) -> Callable[[Function], Function]:

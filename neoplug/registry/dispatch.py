@@ -11,7 +11,7 @@ from typing import Any
 import pluggy
 
 from neoplug import hookspecs
-from neoplug.answers.checks import before_call, read_answer
+from neoplug.answers.checks import WORDS, before_call, read_answer
 from neoplug.answers.plain_values import Refusal
 from neoplug.answers.rules import Returns
 from neoplug.errors import AnswerError, Problem, RecipeError, plugin_errors
@@ -58,8 +58,10 @@ class _Bound:
         try:
             return read_answer(rule, answer, arguments, before)
         except Refusal as refusal:
-            what, why, fix = refusal.sentence(self.label, self.hook), refusal.why or rule.why, refusal.fix or rule.fix
-            raise AnswerError(self.label, self.hook, what, why, fix, self.function) from None
+            what, (why, fix) = refusal.sentence(self.label, self.hook), WORDS[rule.kind]
+            raise AnswerError(
+                self.label, self.hook, what, refusal.why or why, refusal.fix or fix, self.function
+            ) from None
 
 
 class Plugins:

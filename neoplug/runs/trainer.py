@@ -126,6 +126,8 @@ class Trainer:
         schedule = make_schedule(optimizer, recipe.train, total)
         if earlier is not None:
             checkpoint.load(earlier, student.module, optimizer, schedule, plugins, self.world.rank)
+        else:
+            checkpoint.try_plugins(self.directory.checkpoints, student.module, plugins, writes=self.world.is_main)
         first = self.state.step
         if not recipe.data.packing and any(
             model and model.layout == "padded" for model in (student, teacher and teacher.model)

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from neoplug.errors import RunError, plugin_errors
-from neoplug.files import folder_atomically
+from neoplug.files import discarded_folder, folder_atomically
 from neoplug.registry import Plugins
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,21 @@ def save(
         plugins.each("on_save", model=model, path=draft)
         (draft / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}), encoding="utf-8")
     return path
+
+
+def try_plugins(folder: Path, model: nn.Module, plugins: Plugins, *, writes: bool) -> None:
+    """Call what a save and a resume call of plugins, with files in a folder that is removed.
+
+    Called before the first step, so that a plugin that cannot be saved fails before anything is trained. Its state is
+    afterwards the one before.
+
+    writes  whether this process writes checkpoints
+    """
+    packed = pack(plugins)
+    if writes and plugins.implements("on_save"):
+        with discarded_folder(at(folder, 0)) as draft:
+            plugins.each("on_save", model=model, path=draft)
+    _load_states(BytesIO(packed), plugins)
 
 
 def latest(folder: Path) -> Path | None:
@@ -102,11 +117,15 @@ def restore(path: Path, model: nn.Module, plugins: Plugins, rank: int = 0) -> No
     with torch.no_grad():
         for name, tensor in present.items():
             tensor.copy_(stored[name])
-    plugin_states = torch.load(path / f"plugins-{rank}.pt", map_location="cpu", weights_only=True)
-    present_plugins = plugins.instances()
-    for name, state in plugin_states.items():
+    _load_states(path / f"plugins-{rank}.pt", plugins)
+
+
+def _load_states(file: Path | BytesIO, plugins: Plugins) -> None:
+    """Load state dicts that `pack` serialised into the plugins."""
+    present = plugins.instances()
+    for name, state in torch.load(file, map_location="cpu", weights_only=True).items():
         with plugin_errors(name, "load_state_dict"):
-            present_plugins[current_name(name, list(present_plugins))].load_state_dict(state)
+            present[current_name(name, list(present))].load_state_dict(state)
 
 
 def pack(plugins: Plugins) -> bytes:

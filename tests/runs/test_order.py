@@ -1,0 +1,252 @@
+"""The pseudocode in hookspecs.py is the order of calls: it is expanded, and compared with what a run calls."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from neoplug import hookspecs
+from neoplug.errors import RunError
+from neoplug.export.merge import standalone_model
+from neoplug.registry import SPECS
+from neoplug.runs.directory import RunDir
+from neoplug.runs.saved_student import base_of
+
+STEPS, MICRO_BATCHES, EVAL_STEPS, SAVE_STEPS = 4, 2, 3, 2
+NAMES = [*SPECS, "state_dict", "load_state_dict"]
+# A header of a block -> how often the block runs, given the step.
+TIMES = {
+    "on the meta device, without data": lambda step: 1,
+    "for role in teacher, student": lambda step: 2,
+    "for model in teacher, student": lambda step: 2,
+    "for step in range(max_steps)": lambda step: STEPS,
+    "for batch in the step's micro-batches": lambda step: MICRO_BATCHES,
+    "for chunk of the batch's answer tokens": lambda step: 1,
+    "every eval_steps, but not after the last step": lambda step: step % EVAL_STEPS == 0 and step != STEPS,
+    "every save_steps, and after the last step": lambda step: step % SAVE_STEPS == 0 or step == STEPS,
+    "in `neoplug export`, after the run": lambda step: 1,
+}
+RECORDERS = """
+def record(*hooks):
+    '''Write the names of the hooks that are called into a file.'''
+    with open("FILE", "a") as file:
+        file.write(" ".join(hooks) + "\\n")
+
+
+@dataclass(eq=False)
+class Loads:
+    @hookimpl
+    def load_kwargs(self):
+        record("load_kwargs")
+        return {}
+
+    @hookimpl
+    def after_load(self):
+        record("after_load")
+
+
+@dataclass(eq=False)
+class Prepares:
+    @hookimpl
+    def prepare_student(self):
+        record("prepare_student")
+
+
+@dataclass(eq=False)
+class Adapts:
+    @hookimpl
+    def add_adapter(self, model):
+        record("add_adapter")
+        for name, weight in model.named_parameters():
+            weight.requires_grad_("norm" in name)
+        return model
+
+    @hookimpl
+    def param_groups(self, model):
+        record("param_groups")
+        return [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
+
+    @hookimpl
+    def base_weights(self, model):
+        record("base_weights")
+        return model.state_dict()
+
+    @hookimpl
+    def save_adapter(self, model, path):
+        record("save_adapter")
+        (path / "nothing.txt").write_text("")
+
+    @hookimpl
+    def merge_adapter(self, model):
+        record("merge_adapter")
+        return model
+
+
+@dataclass(eq=False)
+class Optimizes:
+    @hookimpl
+    def make_optimizer(self, groups):
+        record("make_optimizer")
+        return torch.optim.SGD(groups)
+
+
+@dataclass(eq=False)
+class Open:
+    @hookimpl
+    def token_loss(self, student, labels):
+        record("token_loss")
+        return -student.gather(-1, labels[:, None])[:, 0]
+
+
+@dataclass(eq=False)
+class Closed(Open):
+    @hookimpl
+    def token_gradient(self, student, teacher):
+        record("token_gradient")
+        return student.mean(-1), torch.zeros_like(student)
+
+
+@dataclass(eq=False)
+class Weighs:
+    @hookimpl
+    def token_weight(self, labels):
+        record("token_weight")
+        return torch.ones(len(labels))
+
+
+@dataclass(eq=False)
+class Treats:
+    @hookimpl
+    def check(self):
+        record("check")
+        return []
+
+    @hookimpl
+    def edit_batch(self):
+        record("edit_batch")
+
+    @hookimpl
+    def penalty(self, model):
+        record("penalty")
+        return sum(weight.sum() for weight in model.parameters() if weight.requires_grad)
+
+    @hookimpl
+    def on_step_end(self):
+        record("on_step_end")
+
+    @hookimpl
+    def on_evaluate(self):
+        record("on_evaluate")
+        return {}
+
+    @hookimpl
+    def on_save(self):
+        record("on_save")
+
+    @hookimpl
+    def on_train_end(self):
+        record("on_train_end")
+
+    def state_dict(self):
+        record("state_dict")
+        return {}
+
+    def load_state_dict(self, state):
+        record("load_state_dict")
+"""
+
+
+def lines():
+    """Return the lines of the pseudocode without comments: (indentation, code)."""
+    code = inspect.getdoc(hookspecs).partition("\n\n")[2].partition("\n\n")[0]
+    return [(len(line) - len(line.lstrip()), re.split(r"\s{3,}", line.strip())[0]) for line in code.splitlines()]
+
+
+def expand(block, step=0):
+    """Return the hooks that lines of pseudocode call, in order."""
+    called = []
+    while block:
+        (indent, code), block = block[0], block[1:]
+        inner = []
+        while block and block[0][0] > indent:
+            inner, block = [*inner, block[0]], block[1:]
+        called += re.findall(rf"\b({'|'.join(NAMES)})\(", code)
+        if inner:
+            times = TIMES[code.removesuffix(":")](step)
+            for number in range(int(times)):
+                called += expand(inner, number + 1 if code.startswith("for step") else step)
+    return called
+
+
+def test_a_block_is_expanded_as_often_as_it_runs():
+    block = [(0, "check(recipe)"), (0, "for step in range(max_steps):"), (4, "penalty(model)")]
+    block += [(4, "every save_steps, and after the last step:"), (8, "on_save(model)"), (0, "on_train_end(model)")]
+    assert expand(block) == ["check", *["penalty", "penalty", "on_save"] * 2, "on_train_end"]
+
+
+def test_every_hook_is_in_the_expansion():
+    assert set(expand(lines())) == set(NAMES)
+
+
+def test_a_run_calls_its_hooks_in_the_order_of_the_pseudocode(lab):
+    log = lab.folder / "calls.txt"
+    lab.plugin("recorders", RECORDERS.replace("FILE", str(log)))
+    run = lab.run(
+        "run",
+        teacher={"load": {"./recorders.py:Loads": {}}},
+        student={"load": {"./recorders.py:Loads": {}}, "prepare": {"./recorders.py:Prepares": {}}},
+        adapter={"./recorders.py:Adapts": {}},
+        optimizer={"./recorders.py:Optimizes": {}},
+        loss={"./recorders.py:Open": {}, "./recorders.py:Closed": {}},
+        token_weights={"./recorders.py:Weighs": {}},
+        treatments={"./recorders.py:Treats": {}},
+        train={
+            "max_steps": STEPS, "gradient_accumulation_steps": MICRO_BATCHES, "save_steps": SAVE_STEPS,
+            "per_device_train_batch_size": 1,
+        },
+        evaluate={"eval_steps": EVAL_STEPS},
+    )  # fmt: skip
+    directory = RunDir.open(run.path)
+    standalone_model(directory, base_of(directory))
+    assert Path(log).read_text(encoding="utf-8").split() == expand(lines())
+
+
+FAILS = """
+@dataclass(eq=False)
+class Fails:
+    kind: str
+
+    @hookimpl
+    def on_save(self, path):
+        if self.kind == "on_save":
+            (path / "missing" / "file.txt").write_text("")
+
+    @hookimpl
+    def on_step_end(self):
+        return {}
+
+    def state_dict(self):
+        return {}[self.kind] if self.kind == "state_dict" else {"path": Path("x")} if self.kind == "unloadable" else {}
+
+    def load_state_dict(self, state):
+        if self.kind == "load_state_dict":
+            raise RuntimeError("no")
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("on_save", "failed in `on_save`"),
+        ("state_dict", "failed in `state_dict`"),
+        ("load_state_dict", "failed in `load_state_dict`"),
+        ("unloadable", "state_dict of .* cannot be read back"),
+    ],
+)
+def test_saving_is_tried_before_the_first_step(lab, kind, message):
+    lab.plugin("fails", FAILS)
+    with pytest.raises(RunError, match=message):
+        lab.run("run", probes={"./fails.py:Fails": {"kind": kind}})
+    assert not (lab.folder / "run" / "metrics.jsonl").exists()
+    assert not lab.at("run").hidden_leftovers
