@@ -201,6 +201,8 @@ class Data(SourceRows):
 class Train(Section):
     """The training loop. Without `max_steps` and `num_train_epochs` it runs one epoch.
 
+    `lr_scheduler_type`: a schedule of transformers; `constant` has no warm-up.
+
     `log_gradient_norms`: at logging steps, the gradient norm of each loss alone; takes one more forward pass, and one
     backward pass a loss.
     """
@@ -210,7 +212,7 @@ class Train(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     per_device_train_batch_size: Positive = 4
     gradient_accumulation_steps: Positive = 1
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     warmup_steps: Annotated[float, Field(ge=0)] = 0.1
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     gradient_checkpointing: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite, nan
 from time import perf_counter
 from typing import Any
 
@@ -94,7 +95,7 @@ class Metrics:
             line = self._line(step, values)
             if fault := _not_finite(line):
                 self.write(lines)
-                raise RunError(self._error_message(fault, step))
+                raise RunError(self._error_message(fault, step, line))
             lines.append(line)
         self.write(lines)
 
@@ -123,7 +124,7 @@ class Metrics:
             "seconds": seconds,
         }
 
-    def _error_message(self, fault: str, step: StepValues) -> str:
+    def _error_message(self, fault: str, step: StepValues, line: dict[str, Any]) -> str:
         """Return the error message with the rows of all ranks; every rank has the same fault and calls this."""
         faulty = sorted(set(self.gather([int(row) for rows, finite in step.rows for row in rows[~finite]])))
         role = "rows at fault" if faulty else "rows of this step"
@@ -132,6 +133,13 @@ class Metrics:
         if len(faulty) > 20:
             listed += f" and {len(faulty) - 20} more"
         fix = "check these rows in the source, lower train.learning_rate, or resume from the last checkpoint"
+        wrong = [name for name, value in line["losses"].items() if not isfinite(value)]
+        if wrong:
+            by_itself = _finite_student(line)
+            fault += "; the student's probabilities are finite, so the loss is at fault" if by_itself else ""
+            tests = " and ".join(f"`neoplug check {name}`" for name in wrong)
+            tests += " tests whether it is finite for any probabilities"
+            fix = f"fix the loss: {tests}" if by_itself else f"{tests}; {fix}"
         names = list(step.invalid_weights)
         invalid = self.gather([number for number, name in enumerate(names) if step.invalid_weights[name]])
         plugins = [names[number] for number in sorted(set(invalid))]
@@ -183,6 +191,12 @@ def _tensors(extras: dict[str, Any]) -> list[Tensor]:
 
 def _diagnosis(step: StepValues) -> list[Tensor]:
     return [] if step.diagnosis_sums is None else list(step.diagnosis_sums)
+
+
+def _finite_student(line: dict[str, Any]) -> bool:
+    """Return whether a line shows that the student's log-probabilities are finite: another loss or a diagnosis is."""
+    shown = [*line["losses"].values(), line.get("diagnostics", {}).get("student_cross_entropy", nan)]
+    return any(isfinite(value) for value in shown)
 
 
 def _not_finite(line: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Parameter groups, the optimizer and its schedule."""
 
+import logging
 from collections import Counter
 from math import ceil
 from typing import Any
@@ -11,6 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from neoplug.errors import RunError
 from neoplug.recipe import Train
 from neoplug.registry import Plugins
+
+logger = logging.getLogger(__name__)
 
 
 def make_optimizer(model: nn.Module, plugins: Plugins, learning_rate: float) -> Optimizer:
@@ -36,12 +39,15 @@ def make_optimizer(model: nn.Module, plugins: Plugins, learning_rate: float) -> 
 
 
 def make_schedule(optimizer: Optimizer, train: Train, total_steps: int) -> LRScheduler:
-    """Return transformers' schedule: linear warm-up from 0, then cosine or linear to 0, or constant."""
+    """Return transformers' schedule of that name; all but `constant` begin with a linear warm-up from 0."""
     from transformers import get_scheduler
 
     warmup = train.warmup_steps if train.warmup_steps >= 1 else ceil(train.warmup_steps * total_steps)
-    name = "constant_with_warmup" if train.lr_scheduler_type == "constant" else train.lr_scheduler_type
-    schedule: LRScheduler = get_scheduler(name, optimizer, num_warmup_steps=int(warmup), num_training_steps=total_steps)
+    if train.lr_scheduler_type == "constant" and warmup and "warmup_steps" in train.model_fields_set:
+        logger.warning("train.warmup_steps has no effect with `constant`; `constant_with_warmup` has a warm-up")
+    schedule: LRScheduler = get_scheduler(
+        train.lr_scheduler_type, optimizer, num_warmup_steps=int(warmup), num_training_steps=total_steps
+    )
     return schedule
 
 

@@ -129,6 +129,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(lab, faulty, value):
     assert lab.at("run").adapter_bytes == lab.at("fixed").adapter_bytes
 
 
+@pytest.mark.parametrize(
+    ("more", "logging_steps", "certain"), [({}, 1, True), ({"cross_entropy": {}}, 9, True), ({}, 9, False)]
+)
+def test_a_loss_that_is_nan_by_itself_is_named_with_its_check(lab, more, logging_steps, certain):
+    """Another loss, or the diagnosis of a step that is logged, shows that the student is not the cause."""
+    lab.plugin("faults", FAULTS)
+    (lab.folder / "fault.txt").touch()
+    marks = {"rows": list(range(24)), "file": str(lab.folder / "fault.txt"), "step": 1}
+    loss = {"./faults.py:Value": {"value": "nan"}, **more}
+    with pytest.raises(RunError, match=r"step 1: loss \./faults\.py:Value is nan") as caught:
+        lab.run("run", loss=loss, treatments={"./faults.py:Mark": marks}, train={"logging_steps": logging_steps})
+    assert "`neoplug check ./faults.py:Value`" in str(caught.value).splitlines()[-1]
+    assert ("so the loss is at fault" in str(caught.value)) == certain
+
+
 @pytest.mark.parametrize("value", [pytest.param("nan", marks=pytest.mark.slow), "inf"])
 def test_a_gradient_that_is_not_finite_stops_the_run(lab, faulty, value):
     recipe = faulty("Slope", value, range(24), save_steps=1, logging_steps=100)
