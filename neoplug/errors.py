@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from linecache import getlines
+from linecache import getline, getlines
 from traceback import walk_tb
 from typing import Any
 
@@ -174,6 +174,12 @@ def plugin_errors(plugin: str, hook: str) -> Iterator[None]:
 def line_in(error: BaseException, file: str) -> int | None:
     """Return the line of the last frame in `file` of an exception's traceback; None without one."""
     return next((line for name, line in reversed(_lines(error)) if name == file), None)
+
+
+def innermost(error: BaseException) -> tuple[str, int, str]:
+    """Return file, line and text of the line in which an exception was raised."""
+    file, line = _lines(error)[-1]
+    return file, line, getline(file, line).strip()
 
 
 def _lines(error: BaseException) -> list[tuple[str, int]]:

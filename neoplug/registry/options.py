@@ -5,8 +5,10 @@ Values are validated as JSON, because pydantic's strict mode then still makes tu
 """
 
 import dataclasses
+import inspect
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -14,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from neoplug.errors import NeoplugError, OptionError, Problem, RecipeError, did_you_mean
+from neoplug.errors import NeoplugError, OptionError, Problem, RecipeError, did_you_mean, innermost
 from neoplug.errors import Path as Key
 from neoplug.registry.suggestions import NO_NUMBER, as_written, suggest_fix
 
@@ -52,18 +54,58 @@ def options_model(cls: type) -> type[BaseModel]:
     """Return a pydantic model that validates a plugin's options; the options' names are its aliases.
 
     The plugin's class is not changed.
-    Raises RecipeError where a type cannot be expressed in a recipe.
+    Raises RecipeError, which names the option and its line, where a type cannot be expressed in a recipe.
     """
+    options = fields_of(cls)
     try:
-        hints = get_type_hints(cls, include_extras=True)
-        fields: dict[str, Any] = {
-            f"option_{number}": (hints[name], Field(alias=name, title=name, **_default(field)))
-            for number, (name, field) in enumerate(fields_of(cls).items())
-        }
-        return create_model(cls.__name__, __config__=STRICT, **fields)
+        return _model_of(cls, options)
     except Exception as error:
-        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise RecipeError([Problem(f"the options of {cls.__qualname__} cannot be read from a recipe", why)]) from error
+        alone = ((name, _type_error(cls, name)) for name in options)
+        name, reason = next(((name, reason) for name, reason in alone if reason), ("", error))
+        why = f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
+        option = f"the option `{name}`" if name else "the options"
+        place = f" ({found})" if (found := definition_of_option(cls, name)) else ""
+        what = f"{option} of {cls.__qualname__} cannot be read from a recipe{place}"
+        fix = "annotate it with a type of numbers, text, lists, maps, dataclasses or `Literal`, or `field(init=False)`"
+        raise RecipeError([Problem(what, why, fix)]) from error
+
+
+def _model_of(cls: type, options: "Mapping[str, dataclasses.Field[Any]]") -> type[BaseModel]:
+    hints = get_type_hints(cls, include_extras=True)
+    fields: dict[str, Any] = {
+        f"option_{number}": (hints[name], Field(alias=name, title=name, **_default(field)))
+        for number, (name, field) in enumerate(options.items())
+    }
+    return create_model(cls.__name__, __config__=STRICT, **fields)
+
+
+def _type_error(cls: type, name: str) -> Exception | None:
+    """Return why the type of one option cannot be checked; None where it can."""
+    owner = _owner(cls, name)
+    try:
+        only = type(cls.__name__, (), {"__annotations__": {name: inspect.get_annotations(owner)[name]}})
+        only.__module__ = owner.__module__  # where the names of types are looked up
+        _model_of(only, {name: fields_of(cls)[name]})
+    except Exception as error:
+        return error
+    return None
+
+
+def _owner(cls: type, name: str) -> type:
+    """Return the class of the bases that annotates an option."""
+    return next((base for base in cls.__mro__ if name in inspect.get_annotations(base)), cls)
+
+
+def definition_of_option(cls: type, name: str) -> str:
+    """Return `file:line` of an option's annotation or value in its class; an empty text where there is no source."""
+    owner = next((base for base in cls.__mro__ if name in inspect.get_annotations(base) or name in vars(base)), cls)
+    try:
+        lines, first = inspect.getsourcelines(owner)
+        file = inspect.getsourcefile(owner)
+    except (OSError, TypeError):
+        return ""
+    pattern = re.compile(rf"\s+{re.escape(name)}\s*[:=]")
+    return next((f"{file}:{first + number}" for number, line in enumerate(lines) if pattern.match(line)), "")
 
 
 def defaults(cls: type) -> dict[str, Any]:
@@ -105,25 +147,41 @@ def build(cls: type[T], options: Mapping[str, Any], *, path: Key = (), core: Seq
             lambda place: literals(fields[str(place[0])]) if place else [*fields, *core],
             lambda place: fields.get(str(place[0])) if len(place) == 1 else None,
         )  # fmt: skip
-        raise RecipeError(problems) from error
+        raise RecipeError([_without_annotation(cls, problem, path) for problem in problems]) from error
     given = {field.alias or "": getattr(checked, name) for name, field in model.model_fields.items()
              if name in checked.model_fields_set}  # fmt: skip
     try:
         return cls(**given)
     except RecipeError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError([_constructor_problem(cls, error, options, path)]) from error
 
 
-def _constructor_problem(cls: type, error: Exception, options: Mapping[str, Any], path: Key) -> Problem:
+def _without_annotation(cls: type, problem: Problem, path: Key) -> Problem:
+    """Return the problem; in place of an unknown key, that an attribute of the class is no option without a type."""
+    name = str(problem.path[-1]) if problem.path else ""
+    is_option = isinstance(problem, UnknownKey) and problem.path[:-1] == path and not name.startswith("_")
+    value = inspect.getattr_static(cls, name, None)
+    annotated = any(name in inspect.get_annotations(base) for base in cls.__mro__)
+    if not is_option or value is None or annotated or callable(value) or hasattr(value, "__get__"):
+        return problem
+    place = f" ({found})" if (found := definition_of_option(cls, name)) else ""
+    what = f"`{name}` of {cls.__qualname__} has no annotation{place}"
+    why = "a dataclass makes options of annotated names only"
+    return Problem(what, why, f"write `{name}: {type(value).__name__} = ...` in the class", problem.path)
+
+
+def _constructor_problem(cls: type, error: BaseException, options: Mapping[str, Any], path: Key) -> Problem:
     """Return the problem of an exception in a plugin's constructor, at the option that it names.
 
-    A ValueError or NeoplugError rejects the options, with a message to the user; any other is a bug of the plugin.
+    A ValueError or NeoplugError that is raised on purpose rejects the options, with a message to the user; any other is
+    a bug of the plugin, whose file and line are named.
     """
     what = str(error).strip() or type(error).__name__
-    if not isinstance(error, ValueError | NeoplugError):
-        what = f"{cls.__qualname__} cannot be built: {type(error).__name__}: {what}"
+    file, line, text = innermost(error)
+    if not isinstance(error, ValueError | NeoplugError) or (text and not re.search(r"\braise\b", text)):
+        what = f"{cls.__qualname__} cannot be built: {type(error).__name__}: {what} ({file}:{line})"
     option = error.option if isinstance(error, OptionError) else first_named(what, options)
     return Problem(what, path=(*path, option) if option else path)
 

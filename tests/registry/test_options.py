@@ -1,6 +1,7 @@
 """Options of plugins: strict validation, all mistakes at once, and an unchanged plugin class."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -176,7 +177,8 @@ def test_a_constructors_error_is_reported_at_the_option_it_names():
     assert refused(Refusing, {"alphabet": "b", "beta": 2.0}) == {
         ("beta",): "alphabets matter, but beta is 2.0 and alphabet is b"
     }
-    assert refused(Refusing, {"kind": "type"}) == {(): "Refusing cannot be built: TypeError: no"}
+    line = line_of('TypeError("no")')
+    assert refused(Refusing, {"kind": "type"}) == {(): f"Refusing cannot be built: TypeError: no ({__file__}:{line})"}
     assert refused(Refusing, {"beta": -1.0}) == {(): "ValueError"}
 
 
@@ -193,6 +195,63 @@ class Odder:
 @pytest.mark.parametrize("cls", [Odd, Odder])
 def test_option_types_that_no_recipe_can_express_are_a_problem(cls):
     assert "cannot be read from a recipe" in refused(cls, {})[()]
+
+
+def line_of(text):
+    """Return the first line of this file that holds a text."""
+    return next(number for number, line in enumerate(Path(__file__).read_text().splitlines(), 1) if text in line)
+
+
+def test_a_type_that_no_recipe_can_express_is_named_with_option_and_line():
+    found = {cls: refused(cls, {})[()] for cls in (Odd, Odder, Inherits)}
+    for cls, name, text in ((Odd, "device", 'device: "NoSuchName"'), (Odder, "thing", "thing: Odd.__class__"),
+                            (Inherits, "device", 'device: "NoSuchName"')):  # fmt: skip
+        start = f"the option `{name}` of {cls.__name__} cannot be read"
+        assert found[cls].startswith(start)
+        assert f"({__file__}:{line_of(text)})" in found[cls]
+
+
+@dataclass(eq=False)
+class Inherits(Odd):
+    count: int = 1
+
+
+@dataclass(eq=False)
+class Unannotated:
+    strength: float = 1.0
+    temperature = 2.0
+
+    def method(self):
+        return self.temperature
+
+
+def test_an_option_without_annotation_is_named_as_that():
+    found = refused(Unannotated, {"temperature": 3.0})
+    assert found == {
+        ("temperature",): f"`temperature` of Unannotated has no annotation ({__file__}:{line_of('= 2.0')})"
+    }
+    assert "unknown key" in refused(Unannotated, {"method": 1})[("method",)]
+    assert "unknown key" in refused(Unannotated, {"strengths": 1})[("strengths",)]
+
+
+@dataclass(eq=False)
+class Crashing:
+    text: str = "1"
+
+    def __post_init__(self):
+        if self.text == "exit":
+            raise SystemExit(3)
+        self.number = {"a": 1}[self.text] if self.text == "b" else int(self.text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "where"),
+    [("b", "KeyError", '{"a": 1}'), ("x", "ValueError", '{"a": 1}'), ("exit", "SystemExit", "raise SystemExit")],
+)
+def test_a_crash_in_a_constructor_names_file_and_line(text, kind, where):
+    (what,) = refused(Crashing, {"text": text}).values()
+    assert what.startswith(f"Crashing cannot be built: {kind}: ")
+    assert what.endswith(f"({__file__}:{line_of(where)})")
 
 
 @pytest.mark.parametrize(
