@@ -1,6 +1,6 @@
 """Calls of hooks: which plugins of a run implement a hook, and their calls in the order of their names.
 
-Every call goes through `_Bound`, which checks the answer (`answers.checks`).
+Every call goes through `checked_call`, which checks the answer (`answers.checks`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,24 +44,33 @@ class _Bound:
     arguments: Sequence[str]
 
     def __call__(self, **arguments: Any) -> Any:
-        """Call it with those of the arguments that it takes, and return its answer in the form that the core reads.
+        """Call it with those of the arguments that it takes, and return its checked answer."""
+        # `name` is the plugin's name in the recipe, so the caller of the hook does not pass it.
+        taken = [self.name if name == "name" else arguments[name] for name in self.arguments]
+        return checked_call(self.hook, self.label, self.function, taken, arguments)
 
-        Raises:
-            PluginError: the plugin raised an exception, or its answer breaks the rule of the hook.
-        """
-        rule: Returns = SPECS[self.hook].returns  # type: ignore[attr-defined]
-        before = before_call(rule, arguments)
-        with plugin_errors(self.label, self.hook):
-            # `name` is the plugin's name in the recipe, so the caller of the hook does not pass it.
-            answer = self.function(*[self.name if name == "name" else arguments[name] for name in self.arguments])
-            answer = list(answer) if isgenerator(answer) else answer
-        try:
-            return read_answer(rule, answer, arguments, before)
-        except Refusal as refusal:
-            what, (why, fix) = refusal.sentence(self.label, self.hook), WORDS[rule.kind]
-            raise AnswerError(
-                self.label, self.hook, what, refusal.why or why, refusal.fix or fix, self.function
-            ) from None
+
+def checked_call(
+    hook: str, label: str, function: Callable[..., Any], taken: Sequence[Any], arguments: Mapping[str, Any]
+) -> Any:
+    """Call an implementation of a hook and return its answer in the form that the core reads.
+
+    taken      the arguments that the implementation takes, in order
+    arguments  all arguments of the call, by name
+
+    Raises:
+        PluginError: the plugin raised an exception, or its answer breaks the rule of the hook.
+    """
+    rule: Returns = SPECS[hook].returns  # type: ignore[attr-defined]
+    before = before_call(rule, arguments)
+    with plugin_errors(label, hook):
+        answer = function(*taken)
+        answer = list(answer) if isgenerator(answer) else answer
+    try:
+        return read_answer(rule, answer, arguments, before)
+    except Refusal as refusal:
+        what, (why, fix) = refusal.sentence(label, hook), WORDS[rule.kind]
+        raise AnswerError(label, hook, what, refusal.why or why, refusal.fix or fix, function) from None
 
 
 class Plugins:

@@ -6,6 +6,7 @@ receives the example's logits. Each document has three tokens, of which only the
 N answer tokens, T = 3 N tokens, V vocabulary.
 """
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +20,9 @@ from neoplug.data.batch import Batch, Document, collate
 from neoplug.models.head import Head
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.vocabulary import Vocabulary
+from neoplug.registry.dispatch import checked_call
 from neoplug.teachers.live import LiveTeacher
-from neoplug.testing.examples import Example, call, hook, token_loss
+from neoplug.testing.examples import Example, hook, token_loss
 from neoplug.training.objective import Loss, objective
 
 ANSWER = np.array([False, True, False])
@@ -65,7 +67,7 @@ def optimizer_step(loss: Any, example: Example, parts: Iterable[slice] = (slice(
 
     parts  the answer tokens of each micro-batch; where there are none, its document has no answer tokens
     """
-    named = Loss("loss", 1.0, partial(_call, token_loss(loss)), _gradient_of(loss))
+    named = Loss("loss", 1.0, partial(_call, "token_loss", token_loss(loss)), _gradient_of(loss))
     student, teacher = TableModel(example.student), TableModel(example.teacher)
     total = torch.zeros(())
     for part in parts:
@@ -99,9 +101,10 @@ def _model(module: TableModel) -> LanguageModel:
 
 def _gradient_of(loss: Any) -> Any:
     function = hook(loss, "token_gradient")
-    return None if function is None else partial(_call, function)
+    return None if function is None else partial(_call, "token_gradient", function)
 
 
-def _call(hook: Any, **arguments: Any) -> Any:
-    """Call a hook with those of the arguments that it takes."""
-    return call(hook, arguments)
+def _call(name: str, function: Any, **arguments: Any) -> Any:
+    """Call an implementation of a hook with those of the arguments that it takes; its answer is checked as in a run."""
+    taken = [arguments[argument] for argument in inspect.signature(function).parameters]
+    return checked_call(name, function.__qualname__, function, taken, arguments)

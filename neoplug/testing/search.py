@@ -11,9 +11,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from neoplug.errors import did_you_mean, line_in
+from neoplug.registry import answered
 from neoplug.testing.examples import Example, examples
 
 FEW = 5  # number of examples for slow properties
+# Hooks that give a plugin a model before the first loss.
+GIVE_MODELS = ("prepare_student", "after_load", "on_evaluate", "add_adapter", "param_groups", "make_optimizer")
 Property = Callable[[Any, Example], None]
 Verdict = Literal["holds", "does not hold", "exempt", "not tried"]
 
@@ -118,9 +121,23 @@ def examine(plugin: Any, kit: Kit, *, max_examples: int = 40) -> list[Finding]:
             caught[found.name] = _failure(plugin, alone, count) or found
             skipped |= {name: why for name, (needed, why) in kit.needs.items() if needed in caught}
             remaining = {name: check for name, check in remaining.items() if name not in skipped}
+    if "shape" in caught and not isinstance(caught["shape"].error, Broken) and (why := _needs_models(plugin)):
+        return [Finding(name, kit.title(name), "not tried", why) for name in kit.properties]
     if "shape" not in caught:
         caught |= {name: found for name, check in kit.once.items() if (found := _crash(plugin, name, check))}
     return [_finding(plugin, kit, name, skipped, caught) for name in kit.properties]
+
+
+def _needs_models(plugin: Any) -> str:
+    """Return why a plugin that crashes on examples cannot be tested: a hook before the first step gives it the models.
+
+    Returns an empty text where no hook does.
+    """
+    hooks = answered(type(plugin))
+    giving = [hook for hook in GIVE_MODELS if hook in hooks and "model" in hooks[hook].signature.parameters]
+    if not giving:
+        return ""
+    return f"`{giving[0]}` gives it a model of the run, which a check does not have; run a recipe with it for two steps"
 
 
 @dataclass(frozen=True, eq=False)

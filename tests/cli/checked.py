@@ -76,3 +76,16 @@ class Excused(Jeffreys):
 
 class Plain:
     """Not a dataclass."""
+
+
+@dataclass(eq=False)
+class WantsModel:
+    """A loss that reads the model which another hook of it receives."""
+
+    @hookimpl
+    def after_load(self, model, role):
+        self.model = model
+
+    @hookimpl
+    def token_loss(self, student):
+        return student.sum(-1) * len(list(self.model.parameters()))

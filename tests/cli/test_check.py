@@ -132,3 +132,10 @@ def test_without_hypothesis_the_extra_is_named(neoplug, monkeypatch):
     answer = neoplug("check", "jsd")
     assert answer.code == 2
     assert "pip install 'neoplug[check]'" in answer.err
+
+
+def test_a_loss_that_reads_a_model_is_not_tried(neoplug):
+    done = neoplug("check", f"{FILE}:WantsModel")
+    assert done.code == 0
+    assert set(verdicts(done.out).values()) == {"not tried"}
+    assert "`after_load` gives it a model" in done.out

@@ -1,6 +1,7 @@
 """The examples of the docs: a loss in a local file, and a recipe that names it."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,28 @@ def test_the_loss_is_its_definition(jeffreys, temperature):
     expected = (rel_entr(p, q) + rel_entr(q, p)).sum(-1) / 2 * temperature**2
     log_q, log_p = (torch.from_numpy(logits).log_softmax(-1) for logits in (student, teacher))
     assert_allclose(jeffreys(temperature).token_loss(log_q, log_p), expected, rtol=1e-10)
+
+
+def pages_with_the_loss():
+    """Return {page: the code of its class Jeffreys}."""
+    root = EXAMPLES.parent
+    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    blocks = [
+        (page.name, code) for page in pages for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    ]
+    return {name: code for name, code in blocks if "class Jeffreys" in code}
+
+
+@pytest.mark.parametrize(("page", "code"), pages_with_the_loss().items(), ids=pages_with_the_loss())
+def test_every_page_shows_the_same_loss(jeffreys, page, code):
+    names = {"__name__": "shown"}
+    exec(code, names)
+    log_q, log_p = torch.randn(2, 5, 7, dtype=torch.float64).log_softmax(-1)
+    for temperature in (1.0, 2.0):
+        found, expected = (
+            cls(temperature=temperature).token_loss(log_q, log_p) for cls in (names["Jeffreys"], jeffreys)
+        )
+        assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_the_loss_passes_the_conformance_kit(jeffreys):
