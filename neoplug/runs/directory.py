@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ import yaml
 from neoplug.errors import UsageError
 from neoplug.files import disk_errors, exclusive_lock, folder_atomically, write_atomically
 from neoplug.runs.result import RunResult
+
+# What a run writes before its first step.
+BEFORE_TRAINING = {
+    *("recipe.yaml", "lock.json", "result.json", "metrics.jsonl", "log.txt", ".lock", "evaluation", "checkpoints"),
+    *("tensorboard", "mlflow", "wandb"),  # folders of trackers
+}
 
 if TYPE_CHECKING:
     import pyarrow
@@ -69,7 +76,9 @@ class RunDir:
         target = Path(path)
         validate_output_path(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
+        if cls.is_run(target):
+            cls(target).remove()  # it is reusable
+        elif target.is_dir():
             target.rmdir()  # it is empty
         try:
             with folder_atomically(target) as folder:
@@ -115,6 +124,23 @@ class RunDir:
     def is_run(path: Path | str) -> bool:
         """Return whether `path` is a run directory."""
         return all((Path(path) / name).is_file() for name in ("recipe.yaml", "lock.json"))
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether the run failed before its first step, and the directory holds nothing but what such a run writes."""
+        result = self.result
+        if result is None or result.status != "failed" or any(self.checkpoints.glob("*")) or self.metrics.read():
+            return False
+        return {entry.name for entry in self.path.iterdir()} <= BEFORE_TRAINING
+
+    def remove(self) -> None:
+        """Remove a reusable directory.
+
+        Raises:
+            UsageError: another process holds its lock.
+        """
+        with self.held():
+            shutil.rmtree(self.path)
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -245,12 +271,13 @@ class MetricsFile:
 
 
 def validate_output_path(path: Path) -> None:
-    """Refuse a path where no run directory can be created; an empty folder is accepted.
+    """Refuse a path where no run directory can be created; an empty folder and a reusable run are accepted.
 
     Raises:
         UsageError: the path exists, or its parent cannot be written to.
     """
-    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+    is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    if path.is_symlink() or not (is_free or (RunDir.is_run(path) and RunDir(path).is_reusable)):
         raise path_exists_error(path)
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):

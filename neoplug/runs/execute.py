@@ -12,7 +12,7 @@ from neoplug.data.encode.clock import today
 from neoplug.distributed.world import World
 from neoplug.errors import UsageError
 from neoplug.recipe import ResolvedRecipe
-from neoplug.runs.directory import RunDir, chosen_output, path_exists_error, validate_output_path
+from neoplug.runs.directory import RunDir, chosen_output, validate_output_path
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import difference, lock_record
 from neoplug.runs.preflight import validate_devices
@@ -77,15 +77,15 @@ def _execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Prog
 def run_to_resume(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir | None:
     """Return the run in the directory `output`; None where the run is a new one.
 
+    A run that failed before its first step is begun anew, unless `resume` is True.
+
     Raises:
         UsageError: there is a run and `resume` is False, or its recipe differs from `checked`; or `output` cannot be
             created.
     """
-    if not RunDir.is_run(output):
+    if not (resume and RunDir.is_run(output)):
         validate_output_path(output)
         return None
-    if not resume:
-        raise path_exists_error(output)
     directory = RunDir.open(output)
     if changed := difference(directory.resolved, checked.resolved()):
         lines = "\n".join(f"  {line}" for line in changed)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from neoplug.errors import RunError
+from neoplug.errors import RunError, UsageError
 
 PLUGINS = """
 @dataclass(eq=False)
@@ -87,6 +87,14 @@ class Result:
     def on_train_end(self, result):
         result["norms"] = torch.ones(3)
 """
+LATE = """
+@dataclass(eq=False)
+class Late:
+    @hookimpl
+    def on_step_end(self, step):
+        if step == 2:
+            raise RuntimeError("late")
+"""
 CASES = {
     "probe": ({"probes": {"./answers.py:Probe": {"kind": "tensor"}}}, "on_evaluate", r"`losses`, which is shape"),
     "loss": ({"loss": {"./answers.py:NoGradient": {}}}, "token_loss", "without a gradient"),
@@ -146,3 +154,36 @@ def test_what_a_plugin_leaves_at_the_end_is_checked(lab, sections, message):
     lab.plugin("answers", PLUGINS)
     with pytest.raises(RunError, match=message):
         lab.run("run", **sections, train={"max_steps": 1})
+
+
+@pytest.fixture
+def failed(lab):
+    """Return the folder of a run that failed before its first step."""
+    lab.plugin("answers", PLUGINS)
+    with pytest.raises(RunError):
+        lab.run("run", treatments={"./answers.py:Penalty": {"kind": "none"}})
+    return lab.folder / "run"
+
+
+def test_the_folder_of_a_run_that_failed_before_its_first_step_is_used_again(lab, failed):
+    run = lab.run("run", train={"max_steps": 1})
+    assert run.result["status"] == "completed"
+    assert "Penalty" not in (failed / "recipe.yaml").read_text(encoding="utf-8")
+    with pytest.raises(UsageError, match="holds a run already"):
+        lab.run("run", train={"max_steps": 1})
+
+
+def test_a_folder_with_another_file_is_not_used_again(lab, failed):
+    (failed / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds a run already"):
+        lab.run("run", train={"max_steps": 1})
+    assert (failed / "notes.txt").read_text() == "mine"
+
+
+def test_the_folder_of_a_run_that_failed_after_a_step_is_not_used_again(lab):
+    lab.plugin("late", LATE)
+    with pytest.raises(RunError, match="late"):
+        lab.run("run", probes={"./late.py:Late": {}}, train={"logging_steps": 1})
+    assert len(lab.at("run").lines) == 1
+    with pytest.raises(UsageError, match="holds a run already"):
+        lab.run("run")
