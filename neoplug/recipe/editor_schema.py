@@ -8,6 +8,7 @@ from neoplug.hookspecs import HOOKS_OF_SECTION
 from neoplug.recipe.loss_weights import SCHEDULES, CoreKeys
 from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe
 from neoplug.registry import Entry, answered, class_problems, installed
+from neoplug.registry.discovery import SHIPPED
 from neoplug.registry.options import options_model
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def _plugin_map(kind: str, plugins: list[tuple[Entry, type]], definitions: dict[
         definitions[f"{kind}.{full}"] = _options(kind, cls, f"{kind}.{full}", definitions)
         options = {"$ref": f"#/$defs/{kind}.{full}"}
         patterns[rf"^{_escape(full)}(@[\w-]+)?$"] = options
-        if names.count(entry.name) == 1:
+        if names.count(entry.name) == 1 or entry.package == SHIPPED:
             properties[entry.name] = options
             patterns[rf"^{_escape(entry.name)}@[\w-]+$"] = options
     return {"type": "object", "properties": properties, "patternProperties": patterns, "additionalProperties": False}

@@ -1,6 +1,6 @@
 """Discovery of plugins by their names in a recipe: entry points of installed packages, and local files.
 
-A name in a recipe is `name`, `package:name` or `./file.py:Class`, each with an optional `@tag`.
+A name in a recipe is `name`, `package:name`, `./file.py:Class` or `package.module:Class`, each with an optional `@tag`.
 `installed` and `find` import no plugin; `Entry.load` imports one.
 """
 
@@ -11,9 +11,10 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import lru_cache
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,8 @@ from typing import Any
 from neoplug.errors import Problem, RecipeError, did_you_mean, line_in
 
 GROUP = "neoplug"
+SHIPPED = "neoplug"  # the package whose names no other package changes
+NEAR = 5  # names in the message about an unknown one
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<attribute>[A-Za-z_][\w.]*)")
 _TAG = re.compile(r"[\w-]+")
 
@@ -33,12 +36,14 @@ class Entry:
     package  name of the distribution; for a local file, its path
     version  of the distribution; empty for a local file
     target   `module:attribute`, or `/path/file.py:attribute`
+    note     what else the name in the recipe could mean, for `plan`; empty where it means nothing else
     """
 
     name: str
     package: str
     version: str
     target: str
+    note: str = field(default="", compare=False)
 
     @property
     def file(self) -> Path | None:
@@ -125,6 +130,8 @@ def find(name_in_recipe: str, base: Path) -> Entry:
 
     base  the folder to which `./file.py:Class` is relative
 
+    A name that neoplug ships is neoplug's, whatever else is installed: other packages' need `package:name`.
+
     Raises RecipeError for an unknown or ambiguous name, or a missing file.
     """
     name = _without_tag(name_in_recipe)
@@ -136,17 +143,34 @@ def find(name_in_recipe: str, base: Path) -> Entry:
     matches = matches or [
         e for e in entries if e.name == short and package and _canonical(e.package) == _canonical(package)
     ]
-    if len(matches) == 1:
-        return matches[0]
+    shipped = [entry for entry in matches if entry.package == SHIPPED]
+    if len(matches) == 1 or len(shipped) == 1:
+        chosen, *others = sorted(matches, key=lambda entry: entry not in shipped)
+        also = [f"`{entry.package}:{entry.name}` is installed too" for entry in others]
+        also += [f"{module.origin} is a module of that name"] if package and (module := _module(package)) else []
+        return replace(chosen, note=f"`{name}` is the plugin of {chosen.package}; {' and '.join(also)}" if also else "")
     if matches:
         full = [f"`{entry.package}:{entry.name}`" for entry in matches]
         raise RecipeError([Problem(f"several packages have a plugin `{short}`", fix=f"write {' or '.join(full)}")])
     names = sorted(
         {entry.name for entry in entries} | {f"{entry.package}:{entry.name}" for entry in entries if package}
     )
-    why = f"installed: {', '.join(sorted({entry.name for entry in entries}))}"
-    fix = "`neoplug plugins` lists what is installed; a file is `./file.py:Class`"
+    if package and short.isidentifier() and _module(package):
+        return Entry(short, package, "", f"{package}:{short}")
+    every = {entry.name for entry in entries}
+    near = sorted(get_close_matches(short, every, n=NEAR, cutoff=0.5))
+    more = f"{len(every) - len(near)} {'more' if near else 'plugins, none of a similar name'}"
+    why = f"installed: {' and '.join([', '.join(near)] * bool(near) + [more] * (len(every) > len(near)))}"
+    fix = "`neoplug plugins` lists what is installed; a file is `./file.py:Class`, a module `package.module:Class`"
     raise RecipeError([Problem(f"no plugin is named `{name}`{did_you_mean(name, names)}", why, fix)])
+
+
+def _module(name: str) -> ModuleSpec | None:
+    """Return where the module of that name is; None where there is none. Imports the packages that it is in."""
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
 
 
 def _without_tag(name_in_recipe: str) -> str:

@@ -90,6 +90,7 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
         "disk_bytes": _disk_bytes(checked.recipe, student, sizes, run["steps"]),
     }
     warnings = [
+        *(entry.note for _, entry in sorted(checked.entries.items()) if entry.note),
         *map(DIFFERENCE.format, inputs.differences),
         *_warnings(planned, Path(recipe.output_dir or "runs").absolute()),
     ]

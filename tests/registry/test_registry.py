@@ -77,6 +77,38 @@ def test_an_unknown_name_gets_a_suggestion_and_the_installed_names(packages, tmp
     assert "did you mean `vendor:lora`?" in messages(find, "vendor:lorra", tmp_path)[0]
 
 
+def test_a_shipped_name_stays_that_of_neoplug(packages, tmp_path):
+    packages(neoplug={"loss": "a:A"}, vendor={"loss": "b:B", "other": "c:C"})
+    entry = find("loss@hot", tmp_path)
+    assert (entry.package, entry.target) == ("neoplug", "a:A")
+    assert entry.note == "`loss` is the plugin of neoplug; `vendor:loss` is installed too"
+    assert find("vendor:loss", tmp_path).target == "b:B"
+    assert find("vendor:loss", tmp_path).note == find("other", tmp_path).note == ""
+
+
+def test_a_class_of_a_module_is_a_plugin_unless_a_package_has_one_of_that_name(packages, tmp_path, monkeypatch):
+    (tmp_path / "losses_of_mine").mkdir()
+    (tmp_path / "losses_of_mine" / "own.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    packages(vendor={"lora": "a:A"})
+    entry = find("losses_of_mine.own:Loss@hot", tmp_path)
+    assert (entry.name, entry.target, entry.file) == ("Loss", "losses_of_mine.own:Loss", None)
+    assert entry.load()().beta == 0.5
+    (message,) = messages(find("losses_of_mine.own:Los", tmp_path).load)
+    assert "losses_of_mine.own has no `Los`; did you mean `Loss`?" in message
+    assert "no plugin is named `losses_of_mine.none:Loss`" in messages(find, "losses_of_mine.none:Loss", tmp_path)[0]
+    packages(json={"tool": "a:A"})
+    entry = find("json:tool", tmp_path)
+    assert entry.target == "a:A"
+    assert "is a module of that name" in entry.note
+
+
+def test_only_near_names_are_listed(packages, tmp_path):
+    packages(vendor={"lora": "a:A", "dora": "b:B", "prefix_tuning": "c:C"})
+    assert "installed: dora, lora and 1 more" in messages(find, "lroa", tmp_path)[0]
+    assert "installed: 3 plugins, none of a similar name" in messages(find, "zzz", tmp_path)[0]
+
+
 @pytest.mark.parametrize("name", ["lora@a@b", "lora@", "lora@a b", "./x.py:A@b@c"])
 def test_an_invalid_tag_is_refused(name, tmp_path, packages):
     packages(vendor={"lora": "a:A"})
