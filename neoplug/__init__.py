@@ -12,6 +12,7 @@ from neoplug.hookspecs import Role, hookimpl
 if TYPE_CHECKING:
     from neoplug.data.batch import Batch, Document, collate
     from neoplug.environment.dtypes import resolve_dtype
+    from neoplug.models.adaptable_weights import AdaptableWeight, adaptable_weights
     from neoplug.models.load import meta_model, reload_config
     from neoplug.models.quiet import quiet_peft
     from neoplug.models.stored_adapter import rename_cache_argument
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from neoplug.training.divergence import Divergence, Softened, log_mixture
 
 __all__ = [
+    "AdaptableWeight",
     "AdapterTraits",
     "Batch",
     "Divergence",
@@ -34,6 +36,7 @@ __all__ = [
     "Softened",
     "UsageError",
     "__version__",
+    "adaptable_weights",
     "collate",
     "did_you_mean",
     "hookimpl",
@@ -49,12 +52,14 @@ __version__ = "0.1.0"
 
 # Imported on first use: these import torch, which a plugin's `check(recipe)` and the command line need not wait for.
 _MODULES = {
+    "AdaptableWeight": "neoplug.models.adaptable_weights",
     "AdapterTraits": "neoplug.registry.adapter_traits",
     "Batch": "neoplug.data.batch",
     "Divergence": "neoplug.training.divergence",
     "Document": "neoplug.data.batch",
     "Recipe": "neoplug.recipe.schema",
     "Softened": "neoplug.training.divergence",
+    "adaptable_weights": "neoplug.models.adaptable_weights",
     "collate": "neoplug.data.batch",
     "log_mixture": "neoplug.training.divergence",
     "meta_model": "neoplug.models.load",

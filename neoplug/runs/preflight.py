@@ -26,6 +26,7 @@ from neoplug.models.stored_adapter import (
 from neoplug.recipe import Model, Recipe, ResolvedRecipe, Student
 from neoplug.registry import path_of
 from neoplug.registry.compatibility import validate_compatibility
+from neoplug.runs.adapted_weights import validated_adapter
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.seeds import generator
 from neoplug.training.optim import make_optimizer
@@ -145,18 +146,19 @@ def adapt_skeleton(checked: ResolvedRecipe, model: Any, steps: int, student: Res
     """Return a student on the meta device with the recipe's adapter.
 
     Raises:
-        RecipeError: the adapter is known not to work with this kind of model, has no trainable parameter, or differs
-            in form from the stored adapter that it is to start from.
+        RecipeError: the adapter is known not to work with this kind of model, changes other weights than its options
+            select, has no trainable parameter, or differs in form from the stored adapter that it is to start from.
     """
     validate_compatibility(checked, model.config.get_text_config().model_type)
     rng = generator(checked.recipe.seed, "rehearsal")
-    found: nn.Module = checked.plugins.one("add_adapter", model=model, batches=None, total_steps=steps, rng=rng)
+    ((section, name),) = checked.plugins.named("add_adapter")
+    with validated_adapter(checked.plugins, model) as result:
+        result.adapted = checked.plugins.one("add_adapter", model=model, batches=None, total_steps=steps, rng=rng)
+    found: nn.Module = result.adapted
     if not any(weight.requires_grad and weight.numel() for weight in found.parameters()):
-        ((section, name),) = checked.plugins.named("add_adapter")
         what, fix = f"`{name}` leaves nothing of the student to train", "give its options other values"
         raise RecipeError([Problem(what, "it has no trainable parameter", fix, path_of(section, name))])
     if student.adapter is not None:
-        (name,) = checked.plugins.implements("add_adapter")
         validate_same_adapter(found, student.adapter, name)
     return found
 

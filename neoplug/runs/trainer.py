@@ -25,6 +25,7 @@ from neoplug.models.stored_adapter import load_adapter_weights, virtual_tokens
 from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe
 from neoplug.recipe.loss_weights import Weight
+from neoplug.runs.adapted_weights import validated_adapter
 from neoplug.runs.artifacts import save_student, write_card
 from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import RunInputs
@@ -210,13 +211,15 @@ class Trainer:
             enable = getattr(base, "activation_checkpointing_enable", None)  # its newer name
             (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
         weights = list(base.parameters())
-        model = plugins.one(
-            "add_adapter",
-            model=base,
-            batches=training_batches(self.checked, self.inputs.corpus),
-            total_steps=total_steps,
-            rng=generator(recipe.seed, name),
-        )
+        with validated_adapter(plugins, base) as result:
+            result.adapted = plugins.one(
+                "add_adapter",
+                model=base,
+                batches=training_batches(self.checked, self.inputs.corpus),
+                total_steps=total_steps,
+                rng=generator(recipe.seed, name),
+            )
+        model: nn.Module = result.adapted
         if stored := self.inputs.base.adapter:
             load_adapter_weights(model, stored, name)
         self.loader.round_frozen_weights(weights)

@@ -66,6 +66,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 0], "tie_word_embeddings": True},
 }
 
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+SHARED_EXPERTS = {**EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1,
+                  "topk_group": 1}  # fmt: skip
+LATENT = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "head_dim": None, "num_key_value_heads": 4,
+}  # fmt: skip
+# Further families with experts, which the pages of measurements do not list; in the first two, the first layer is dense
+MORE_FAMILIES: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {**SHARED_EXPERTS, **LATENT},
+    "glm4_moe": SHARED_EXPERTS,
+    "gpt_oss": {
+        "num_local_experts": 4, "num_experts_per_tok": 2, **ALTERNATING,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}  # fmt: skip
+
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer of single bytes with a chat template, common to all families."""
@@ -87,7 +104,7 @@ def configuration(family: str, **changes: Any) -> PretrainedConfig:
     from transformers import AutoConfig
 
     tokens = {"vocab_size": len(SPECIAL) + 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    options = USUAL | tokens | FAMILIES[family] | changes
+    options = USUAL | tokens | (FAMILIES | MORE_FAMILIES)[family] | changes
     return AutoConfig.for_model(family, **{name: value for name, value in options.items() if value is not None})
 
 

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
-from neoplug import Problem, RecipeError, hookimpl
+from neoplug import Problem, RecipeError, adaptable_weights, hookimpl
 from neoplug_adapters.companions import key_of, quantiser
+from neoplug_adapters.experts import (
+    Targets,
+    converted_names,
+    parameter_patterns,
+    pattern_values,
+    select,
+    unpaired_projection,
+)
 from neoplug_adapters.targets import linear_sizes, target_names, unmatched, validate_regexes
 from neoplug_adapters.tuner import Tuner, is_transposed
 
@@ -141,10 +149,68 @@ class LowRank(Tuner):
         options = self._options(model)
         if self.target_modules == "all-linear":  # peft's own all-linear, which also finds fused experts
             options["exclude_modules"] = self._excluded(model)
+        whole = self._targets_with_experts(model)
+        if whole is not None:
+            options |= self._by_whole_names(whole)
         if self.takes_components and self.r == type(self).r and not self.rank_pattern:
-            targets = target_names(model, self.target_modules, options["exclude_modules"], self.layers_to_transform)
+            excluded = options["exclude_modules"]
+            targets = whole.module_names if whole else target_names(
+                model, self.target_modules, excluded, self.layers_to_transform
+            )  # fmt: skip
             options |= self._fitted_ranks(model, targets)
         return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=is_transposed(model), **options)
+
+    def _targets_with_experts(self, model: PreTrainedModel) -> Targets | None:
+        """Return the targets in a model of which some are given to peft as `target_parameters`; None in all others.
+
+        Raises RecipeError for targets that this adapter cannot adapt.
+        """
+        if not any(weight.is_stacked for weight in adaptable_weights(model)):
+            return None
+        excluded = self._excluded(model) if self.target_modules == "all-linear" else self.exclude_modules
+        targets = select(model, self.target_modules, excluded, self.layers_to_transform, self.modules_to_save)
+        if not targets.parameters:
+            return targets if converted_names(model) else None
+        if pair := unpaired_projection(self.target_modules, targets.experts):
+            what = f"`{pair[0]}` is named without `{pair[1]}`"
+            raise self._option_error("target_modules", what, f"name `{pair[1]}` too: experts hold both in one tensor")
+        if self.traits.not_on_experts:
+            raise RecipeError([self._problem_of_experts(targets)])
+        return targets
+
+    def _problem_of_experts(self, targets: Targets) -> Problem:
+        path = ("adapter", self.name, "target_modules")
+        if targets.experts:
+            what, why = f"`{self.name}` cannot adapt the experts of this model", self.traits.not_on_experts
+            others = ", ".join(sorted({name.rpartition(".")[2] for name in targets.module_names}))
+            layers = f"name the layers to adapt, as target_modules: [{others}]" if others else "name other layers"
+            return Problem(what, why, f"{layers}, or name `lora`", path)
+        name = targets.parameters[0].names[0]
+        what = f"`{self.name}` cannot adapt `{name}`"
+        why = "peft takes its name for the experts in this family, and adapts it only as a parameter, by plain LoRA"
+        return Problem(what, why, "name `lora`, or other layers", path)
+
+    def _by_whole_names(self, targets: Targets) -> dict[str, Any]:
+        """Return the arguments of peft's configuration that select exactly these targets, with their ranks."""
+        for option in ("rank_pattern", "alpha_pattern"):
+            for weight in targets.experts:
+                if (values := pattern_values(weight, getattr(self, option))) and len(set(values)) > 1:
+                    what = f"{option} has several values for the projections in `{weight.parameter}`: {values}"
+                    raise self._option_error(option, what, "one value: experts hold these projections in one tensor")
+        patterns = {
+            name: parameter_patterns(targets.parameters, pattern, default)
+            | {key: pattern[key] for key in pattern if any(weight.has_pattern(key) for weight in targets.modules)}
+            for name, pattern, default in (
+                ("rank_pattern", self.rank_pattern, self.r), ("alpha_pattern", self.alpha_pattern, self.lora_alpha)
+            )
+        }  # fmt: skip
+        return {
+            "target_modules": targets.module_names,
+            "target_parameters": [weight.parameter for weight in targets.parameters],
+            "exclude_modules": None,
+            "layers_to_transform": None,
+            **patterns,
+        }
 
     def _fitted_ranks(self, model: PreTrainedModel, targets: list[str]) -> dict[str, Any]:
         """Return lower ranks, with the same scale, for targets that have fewer than r components."""
@@ -159,12 +225,7 @@ class LowRank(Tuner):
 
     def _adapt(self, model: PreTrainedModel, config: Any, batches: Iterable[Batch] | None) -> torch.nn.Module:
         self._validate_shared(model)
-        try:
-            adapted = super()._adapt(model, config, batches)
-        except Exception:
-            self._validate_experts(config)
-            raise
-        self._validate_experts(config)
+        adapted = super()._adapt(model, config, batches)
         self._validate_embeddings(adapted)
         return adapted
 
@@ -187,14 +248,6 @@ class LowRank(Tuner):
                 what, why = f"`{self.name}` cannot adapt `{name}`", "peft starts and trains it as plain LoRA there"
                 fix = "name only linear layers, or name `lora`"
                 raise RecipeError([Problem(what, why, fix, ("adapter", self.name, "target_modules"))])
-
-    def _validate_experts(self, config: LoraConfig) -> None:
-        """Refuse experts stored in one tensor, which peft's configuration lists by now, if they are not supported."""
-        if not self.traits.not_on_experts or not config.target_parameters:
-            return
-        what = f"`{self.name}` cannot adapt the experts of this model"
-        fix = "name the layers to adapt, as target_modules: [k_proj, o_proj, q_proj, v_proj], or name `lora`"
-        raise RecipeError([Problem(what, self.traits.not_on_experts, fix, ("adapter", self.name, "target_modules"))])
 
     def _for_peft(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the options that peft has, with its default initialisation in place of the variant's."""

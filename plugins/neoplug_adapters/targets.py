@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from neoplug import did_you_mean
+from neoplug import adaptable_weights, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +29,7 @@ def unmatched(
     patterns  option -> regexes of name endings, as peft reads the keys of `rank_pattern`
     """
     names = [name for name, _ in model.named_modules() if name]
+    names += [name for weight in adaptable_weights(model) if weight.is_stacked for name in weight.names]
     for option, wanted in targets.items():
         for target in _missing(wanted, names):
             yield option, f"`{target}` matches no module of the model{_suggestion(target, names)}"

@@ -68,6 +68,8 @@ class Tuner:
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        if isinstance(self.target_modules, str) and self.target_modules.lower() == "all-linear":  # as peft reads it
+            self.target_modules = "all-linear"
         if not self.target_modules:
             raise ValueError("target_modules is empty, so nothing would train; all-linear takes every linear layer")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):

@@ -31,6 +31,7 @@ class Quantised:
 
     def validate_fit(self, model: PreTrainedModel, role: Role, plugin: str, **wanted: Any) -> None:
         """Refuse what transformers ignores: weights quantised in another way, and `skip_modules` that match nothing."""
+        from torch.nn import Linear
         from transformers.quantizers.quantizers_utils import should_convert_module
 
         stored = model.config.quantization_config.to_dict()
@@ -40,12 +41,21 @@ class Quantised:
                 "why: transformers loads it as it is stored, whatever the recipe says\n"
                 "fix: name the plugin of that quantisation, or use the unquantised model"
             )
-        names = [name for name, _ in model.named_modules()]
+        names = [name for name, module in model.named_modules() if isinstance(module, Linear)]
         for skipped in self.skip_modules:
             if all(should_convert_module(name, [skipped]) for name in names):
-                ends = sorted({name.rpartition(".")[2] for name in names})
-                what = f"no module is called `{skipped}`{did_you_mean(skipped, ends)}"
-                raise RecipeError([Problem(what, path=(role, "load", plugin, "skip_modules"))])
+                raise RecipeError([_without_effect(skipped, names, (role, "load", plugin, "skip_modules"))])
+
+
+def _without_effect(skipped: str, layers: list[str], path: tuple[str | int, ...]) -> Problem:
+    """Return the problem of a name in `skip_modules` that is no linear layer's."""
+    inside = sorted({name.rpartition(".")[2] for name in layers if f".{skipped}." in f".{name}"})
+    if inside:
+        what, why = f"`{skipped}` names a module that holds layers, and no layer", "layers inside it are quantised"
+        return Problem(what, why, f"name the layers in it: {', '.join(inside)}", path)
+    ends = sorted({name.rpartition(".")[2] for name in layers})
+    what = f"no module is called `{skipped}`{did_you_mean(skipped, ends)}"
+    return Problem(what, "only linear layers are quantised", f"name some of {', '.join(ends)}", path)
 
 
 @dataclass(eq=False)

@@ -16,9 +16,10 @@ import neoplug.testing
 ROOT = Path(__file__).parents[2]
 
 PUBLIC = [
-    "AdapterTraits", "Batch", "Divergence", "Document", "OptionError", "Problem", "Recipe", "RecipeError", "Role",
-    "RunError", "Softened", "UsageError", "__version__", "collate", "did_you_mean", "hookimpl", "log_mixture",
-    "meta_model", "quiet_peft", "reload_config", "rename_cache_argument", "resolve_dtype", "run",
+    "AdaptableWeight", "AdapterTraits", "Batch", "Divergence", "Document", "OptionError", "Problem", "Recipe",
+    "RecipeError", "Role", "RunError", "Softened", "UsageError", "__version__", "adaptable_weights", "collate",
+    "did_you_mean", "hookimpl", "log_mixture", "meta_model", "quiet_peft", "reload_config", "rename_cache_argument",
+    "resolve_dtype", "run",
 ]  # fmt: skip
 TESTING = [
     "LOSS", "TOKEN_WEIGHT", "Broken", "Example", "Finding", "Kit", "call", "check_chunks", "check_closed_form",

@@ -147,6 +147,8 @@ def test_skipped_modules_and_the_head_are_not_quantised(tiny_teacher, kind):
     with pytest.raises(RecipeError, match="no module is called `k_porj`; did you mean `k_proj`") as caught:
         load(tiny_teacher, kind(skip_modules=["k_porj"]))
     assert caught.value.problems[0].path == ("student", "load", kind.__name__.lower(), "skip_modules")
+    with pytest.raises(RecipeError, match=r"`mlp` names a module(.|\n)*in it: down_proj, gate_proj, up_proj"):
+        load(tiny_teacher, kind(skip_modules=["mlp"]))
 
 
 @pytest.mark.parametrize("kind", [NF4, FP4])
