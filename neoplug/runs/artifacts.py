@@ -30,18 +30,13 @@ def save_student(
     if has_own_template:
         log_template(base)
     _save_base(model, checked, base, tokenizer, directory)
-    if _is_peft(model):
+    if is_peft(model):
         has_base = directory.student.exists()
         source = str(directory.student.absolute()) if has_base else base.path
         _set_base(model, source, None if has_base else base.revision)
-    if checked.plugins.implements("save_adapter"):
+    if is_peft(model) or checked.plugins.implements("save_adapter"):
         with folder_atomically(_removed(directory.adapter)) as draft:
-            checked.plugins.one("save_adapter", model=model, path=draft)
-            if has_own_template:
-                tokenizer.save_pretrained(draft)
-    elif _is_peft(model):
-        with folder_atomically(_removed(directory.adapter)) as draft:
-            _save_peft(model, draft)
+            save_adapter(model, checked, draft)
             if has_own_template:
                 tokenizer.save_pretrained(draft)
     else:
@@ -49,13 +44,27 @@ def save_student(
             _save_whole(model, draft, base, tokenizer)
 
 
+def save_adapter(model: nn.Module, checked: ResolvedRecipe, path: Path) -> None:
+    """Write the adapter to the existing folder `path`, with the recipe's plugin or as peft does."""
+    if checked.plugins.implements("save_adapter"):
+        checked.plugins.one("save_adapter", model=model, path=path)
+    else:
+        _save_peft(model, path)
+
+
+def save_changed_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, path: Path) -> None:
+    """Write the base to the folder `path` if the adapter changed it."""
+    if not checked.plugins.implements("base_weights"):
+        return
+    weights = checked.plugins.one("base_weights", model=model)
+    with folder_atomically(_removed(path)) as draft:
+        _save_whole(model.get_base_model() if is_peft(model) else model, draft, base, tokenizer, weights)
+
+
 def _save_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, directory: RunDir) -> None:
     """Write student/ if the adapter's base is not the original model: it was prepared, or changed by the adapter."""
-    if checked.plugins.implements("base_weights"):
-        weights = checked.plugins.one("base_weights", model=model)
-        with folder_atomically(_removed(directory.student)) as draft:
-            _save_whole(model.get_base_model() if _is_peft(model) else model, draft, base, tokenizer, weights)
-    elif base.kind == "prepared" and not directory.student.exists():
+    save_changed_base(model, checked, base, tokenizer, directory.student)
+    if base.kind == "prepared" and not directory.student.exists():
         with folder_atomically(directory.student) as draft:
             shutil.copytree(base.path, draft, dirs_exist_ok=True)
             if checked.recipe.data.chat_template is not None:
@@ -75,7 +84,8 @@ def _removed(path: Path) -> Path:
     return path
 
 
-def _is_peft(model: nn.Module) -> bool:
+def is_peft(model: nn.Module) -> bool:
+    """Return whether a model has an adapter of peft."""
     from peft import PeftModel
 
     return isinstance(model, PeftModel)

@@ -32,6 +32,7 @@ from neoplug.runs.inputs import RunInputs
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.progress import Progress
 from neoplug.runs.result import EvaluationValues, RunResult, RunState, Sample, Status
+from neoplug.runs.save_dry_run import dry_run_save_on_main
 from neoplug.runs.saved_student import trainable_as_float32
 from neoplug.runs.signals import ImmediateStop, Stop
 from neoplug.runs.steps import count_steps, make_losses, make_sampler, training_batches
@@ -123,6 +124,9 @@ class Trainer:
         student = self.loader.verify_student(self.add_adapter(base, total), name)
         if earlier is None and continues:  # the student before training includes its stored adapter
             self.evaluate_before(student, teacher, batches)
+        if earlier is None:
+            self.phase("trying to save the student")
+            dry_run_save_on_main(student, self.loader, self.directory.path)
         optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
         schedule = make_schedule(optimizer, recipe.train, total)
         if earlier is not None:

@@ -265,12 +265,13 @@ class LowRank(Tuner):
 
 
 def write_adapter(config: LoraConfig, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Write an adapter in peft's two files, configuration and weights."""
+    """Write an adapter in peft's two files, configuration and weights; tied weights are written twice, as peft does."""
     from safetensors.torch import save_file
 
     plain = deepcopy(config)
     plain.inference_mode = True
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, path / "adapter_model.safetensors")
+    separate = {name: weight.detach().clone().contiguous() for name, weight in weights.items()}
+    save_file(separate, path / "adapter_model.safetensors", metadata={"format": "pt"})
     plain.save_pretrained(path)
 
 
