@@ -6,6 +6,7 @@ are loaded into it, so the plugin's configuration must equal the stored one.
 
 import logging
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Fields that select the adapted modules: they do not differ in effect where the weights have the same names.
-TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+TARGETS = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern")
+SCALES = (
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+)  # they do not differ in effect where each layer's are equal
 # Fields of an adapter's origin, initialisation and training: they do not change what the adapter computes.
 HISTORY = (
     "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "peft_version", "revision",
@@ -99,8 +106,11 @@ def load_adapter(model: "PreTrainedModel", stored: StoredAdapter) -> "PeftModel"
     """Return a teacher with its stored adapter, which is loaded to the teacher's device; frozen, in evaluation mode."""
     from peft import PeftModel
 
-    with quiet_peft():
-        adapted = PeftModel.from_pretrained(model, str(stored.folder), torch_device=str(model.device))
+    try:
+        with quiet_peft():
+            adapted = PeftModel.from_pretrained(model, str(stored.folder), torch_device=str(model.device))
+    except (RuntimeError, ValueError, TypeError, LookupError, NotImplementedError) as error:
+        raise stored.error("cannot be loaded by peft", f"{type(error).__name__}: {error}") from error
     return rename_cache_argument(adapted).eval().requires_grad_(False)
 
 
@@ -110,20 +120,20 @@ def load_adapter_weights(model: nn.Module, stored: StoredAdapter, plugin: str) -
 
     validate_same_adapter(model, stored, plugin)
     adapted: Any = model
-    expected = _stored_shapes(adapted)
-    _validate_base_weights(adapted, stored, expected.keys())
-    weights = {name: weight for name, weight in stored.weights.items() if name in expected}
+    expected, present = _stored_shapes(adapted), _weights_for(adapted, stored)
+    _validate_base_weights(adapted, stored, present.keys() - expected.keys())
+    weights = {name: weight for name, weight in present.items() if name in expected}
     with torch.no_grad(), quiet_peft():
         set_peft_model_state_dict(adapted, weights, adapter_name=adapted.active_adapter)
 
 
-def _validate_base_weights(model: nn.Module, stored: StoredAdapter, adapters: Collection[str]) -> None:
+def _validate_base_weights(model: nn.Module, stored: StoredAdapter, names: Collection[str]) -> None:
     """Raise RecipeError where base weights that the adapter's file contains differ from those of `model`.
 
-    adapters  names of the adapter's own weights; peft may store embeddings of the base with them
+    names  of these weights; peft may store embeddings of the base with those of the adapter
     """
     base = model.state_dict()
-    for name in sorted(stored.weights.keys() - adapters):
+    for name in sorted(names):
         weight = base[name].cpu()
         if not torch.equal(stored.weights[name].to(weight.dtype), weight):
             raise stored.error(
@@ -150,8 +160,12 @@ def validate_same_adapter(model: nn.Module, stored: StoredAdapter, plugin: str) 
             f"cannot be trained further by `{plugin}`: it holds virtual tokens, but not the network that computed them",
             fix="start a new adapter, without adapter_path; a stopped run is continued with `--resume`",
         )
-    names = _unmatched_names(model, stored.weights)
-    if differences := _differences(stored.config, model.active_peft_config, compare_targets=bool(names)):
+    weights = _weights_for(model, stored)
+    names = _unmatched_names(model, weights)
+    differences = _differences(stored.config, model.active_peft_config, compare_targets=bool(names))
+    if differences.keys() <= set(SCALES) and not names and _has_same_scales(model, stored):
+        differences = {}
+    if differences:
         saved, built = (", ".join(f"{name} {pair[at]}" for name, pair in differences.items()) for at in (0, 1))
         options = ", ".join(f"{name}: {pair[0]}" for name, pair in differences.items())
         method = "" if "peft_type" in differences else f"set `{{{options}}}` at adapter.{plugin}, or "
@@ -160,7 +174,7 @@ def validate_same_adapter(model: nn.Module, stored: StoredAdapter, plugin: str) 
             "training continues only from an adapter of the same configuration as the recipe's",
             f"{method}name the plugin that builds it",
         )
-    _validate_weights(model, stored, names)
+    _validate_weights(model, stored, weights, names)
 
 
 def validate_adapter_fits(model: "PreTrainedModel", stored: StoredAdapter) -> None:
@@ -172,7 +186,36 @@ def validate_adapter_fits(model: "PreTrainedModel", stored: StoredAdapter) -> No
 
     with quiet_peft():
         adapted: Any = get_peft_model(model, stored.config)
-    _validate_weights(adapted, stored, _unmatched_names(adapted, stored.weights))
+    weights = _weights_for(adapted, stored)
+    _validate_weights(adapted, stored, weights, _unmatched_names(adapted, weights))
+    _validate_base_shapes(adapted, stored, weights)
+
+
+def _validate_base_shapes(model: nn.Module, stored: StoredAdapter, weights: Mapping[str, Tensor]) -> None:
+    """Raise RecipeError where base weights in the adapter's file have another shape, as those of resized embeddings."""
+    base = model.state_dict()
+    for name in sorted(weights.keys() & base.keys()):
+        if weights[name].shape != base[name].shape:
+            trained, present = list(weights[name].shape), list(base[name].shape)
+            raise stored.error(
+                f"does not fit the model: it holds {name} of shape {trained}, but the model's is {present}",
+                "it was trained on a base whose embeddings were resized",
+                f"resize the base's embeddings to {trained[0]} rows, save it, and set `model` to the result",
+            )
+
+
+def validate_start_fits(stored: StoredAdapter, is_quantised: bool) -> None:
+    """Raise RecipeError where peft would change quantised base weights when it loads the adapter.
+
+    is_quantised  whether the model is stored or loaded with quantised weights
+    """
+    start = getattr(stored.config, "init_lora_weights", True)
+    if is_quantised and start not in BASE_KEPT:
+        raise stored.error(
+            f"cannot be loaded into a quantised model: its start, init_lora_weights: {start}, was not converted",
+            "peft computes the start from the base's weights again and subtracts it from them, and these are quantised",
+            "load the model unquantised, or save the adapter with peft's path_initial_model_for_weight_conversion",
+        )
 
 
 def warn_other_base(stored: StoredAdapter, base: ResolvedModel) -> None:
@@ -234,6 +277,43 @@ def _encoder(model: Any) -> Any:
     return model.prompt_encoder[model.active_adapter]
 
 
+def _weights_for(model: Any, stored: StoredAdapter) -> dict[str, Tensor]:
+    """Return the stored weights by the names of `model`, as peft converts them when it loads them.
+
+    Files of transformers before 5 have the matrices of each expert apart. Raises RecipeError where peft cannot convert.
+    """
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers as convert
+
+    config, name = model.active_peft_config, model.active_adapter
+    try:
+        converted: dict[str, Tensor] = convert(model, config, stored.weights, name)
+    except (ValueError, RuntimeError, LookupError) as error:
+        raise stored.error("does not fit the model: peft cannot convert its names", str(error)) from error
+    return converted
+
+
+def _has_same_scales(model: Any, stored: StoredAdapter) -> bool:
+    """Return whether each adapted layer has the rank and lora_alpha that peft reads from the stored configuration."""
+    from peft.utils.other import get_pattern_key
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config: Any = deepcopy(stored.config)
+    base, adapter = model.get_base_model(), model.active_adapter
+    convert_peft_config_for_transformers(config, base, None)
+    for name, layer in base.named_modules():
+        alphas: Any = getattr(layer, "lora_alpha", {})
+        if adapter not in alphas:
+            continue
+        parameter = getattr(layer, "parameter_name", None)
+        full = name.replace(".base_layer", "") + (f".{parameter}" if parameter else "")
+        for values, pattern, default in (
+            (layer.r, config.rank_pattern, config.r), (alphas, config.alpha_pattern, config.lora_alpha)
+        ):  # fmt: skip
+            if values[adapter] != pattern.get(get_pattern_key(pattern.keys(), full), default):
+                return False
+    return True
+
+
 def _unmatched_names(model: Any, weights: Mapping[str, Tensor]) -> list[str]:
     """Return the weights' names that only the model or only the file has, except the file's weights of the base."""
     expected = _stored_shapes(model).keys()
@@ -241,9 +321,9 @@ def _unmatched_names(model: Any, weights: Mapping[str, Tensor]) -> list[str]:
     return sorted(missing | unexpected)
 
 
-def _validate_weights(model: Any, stored: StoredAdapter, unmatched: list[str]) -> None:
+def _validate_weights(model: Any, stored: StoredAdapter, weights: Mapping[str, Tensor], unmatched: list[str]) -> None:
     """Raise RecipeError for unmatched names (from `_unmatched_names`) or a weight of another shape."""
-    weights, expected = stored.weights, _stored_shapes(model)
+    expected = _stored_shapes(model)
     if unmatched:
         name = unmatched[0]
         where = "the model has no such weight" if name in weights else "the file has no such weight"

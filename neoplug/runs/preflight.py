@@ -20,6 +20,7 @@ from neoplug.models.stored_adapter import (
     locate_adapter,
     validate_adapter_fits,
     validate_same_adapter,
+    validate_start_fits,
     virtual_tokens,
     warn_other_base,
 )
@@ -70,13 +71,15 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
 
 def dry_run_teacher(checked: ResolvedRecipe, section: Model, teacher: ResolvedModel) -> None:
     """Refuse conflicting `load` plugins, and an attention or a stored adapter that does not fit the teacher."""
-    plugin_kwargs(checked.plugins, "teacher")
+    kwargs = plugin_kwargs(checked.plugins, "teacher")
     if section.attn_implementation is None and teacher.adapter is None:
         return
     with meta_device("teacher", "the teacher is loaded without a dry run"):
         skeleton = load_meta_model(teacher, "teacher", section.attn_implementation)
         if teacher.adapter is not None:
             warn_other_base(teacher.adapter, teacher)
+            is_quantised = "quantization_config" in kwargs or hasattr(skeleton.config, "quantization_config")
+            validate_start_fits(teacher.adapter, is_quantised)
             validate_adapter_fits(skeleton, teacher.adapter)
 
 

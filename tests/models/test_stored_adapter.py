@@ -17,6 +17,7 @@ from neoplug.models.stored_adapter import (
     locate_adapter,
     validate_adapter_fits,
     validate_same_adapter,
+    validate_start_fits,
     warn_other_base,
 )
 
@@ -114,6 +115,31 @@ def test_shapes_are_compared_before_weights_are_loaded(copy, tiny_student):
     assert f"{name} is [4, 7], but the model needs [4, 48]" in refusal(adapted(tiny_student), copy).what
     with pytest.raises(RecipeError, match=r"is \[4, 7\]"):
         validate_adapter_fits(load_meta_model(locate(str(tiny_student)), "teacher"), locate_adapter(str(copy)))
+
+
+def test_a_teachers_adapter_on_resized_embeddings_is_refused(copy, tiny_student):
+    weights, rows = load_file(copy / "adapter_model.safetensors"), 400
+    embeddings = {"base_model.model.model.embed_tokens.weight": torch.zeros(rows, 48)}
+    save_file(weights | embeddings, copy / "adapter_model.safetensors")
+    with pytest.raises(RecipeError, match=rf"holds .*embed_tokens.weight of shape \[{rows}, 48\](.|\n)*to {rows} rows"):
+        validate_adapter_fits(load_meta_model(locate(str(tiny_student)), "teacher"), locate_adapter(str(copy)))
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_a_start_that_was_not_converted_is_refused_for_a_quantised_model(copy, start):
+    config = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": start}))
+    stored = locate_adapter(str(copy))
+    validate_start_fits(stored, is_quantised=False)
+    with pytest.raises(RecipeError, match=f"init_lora_weights: {start}, was not converted"):
+        validate_start_fits(stored, is_quantised=True)
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian"])
+def test_other_starts_fit_a_quantised_model(copy, start):
+    config = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": start}))
+    validate_start_fits(locate_adapter(str(copy)), is_quantised=True)
 
 
 @pytest.mark.parametrize(
