@@ -11,7 +11,7 @@ from neoplug.errors import Mark, Problem, RecipeError, did_you_mean
 from neoplug.errors import Path as Key
 from neoplug.recipe.python_values import to_yaml
 from neoplug.recipe.schema import PLUGIN_MAPS
-from neoplug.recipe.tree import BROKEN, Node, Tree, merge
+from neoplug.recipe.tree import BROKEN, Node, Tree, is_option, merge
 from neoplug.recipe.yaml_reader import YamlText, read
 from neoplug.registry.options import UnknownKey
 
@@ -208,8 +208,19 @@ def marked(tree: Tree, problem: Problem) -> Problem:
     Where the path is not in the text, the nearest ancestor is marked.
     """
     about_key = isinstance(problem, UnknownKey) or problem.path[:-1] in PLUGIN_MAPS
+    path = problem.path if about_key else _item(tree, problem)
     value = not about_key and not isinstance(tree.get(problem.path), dict)
-    return problem if problem.mark else replace(problem, mark=tree.mark(problem.path, value=value))
+    return problem if problem.mark else replace(problem, mark=tree.mark(path, value=value))
+
+
+def _item(tree: Tree, problem: Problem) -> Key:
+    """Return the path of the item of an option, a list or map, that a problem names first; else the problem's."""
+    held = tree.get(problem.path) if is_option(problem.path) else None
+    items = {str(key): key for key in held} if isinstance(held, dict) else {}
+    if isinstance(held, list):
+        items = {str(item): at for at, item in enumerate(held)}
+    named = (quoted or number for quoted, number in re.findall(r"`([^`]+)`|\b(\d+)\b", problem.what))
+    return next(((*problem.path, items[name]) for name in named if name in items), problem.path)
 
 
 def reading_order(mark: Mark | None, tree: Tree) -> tuple[int, int, int]:

@@ -337,7 +337,7 @@ class _Comparison:
                 named = [weight for weight in self.weights if weight.has_pattern(key)]
                 if any(self._is_adapted(weight) for weight in named):
                     continue
-                path = (*self.path, option, key)
+                path = (*self.path, option)
                 if named:
                     what, why = f"`{key}` is not adapted", f"{option} sets values of adapted layers"
                     yield Problem(what, why, "name it in target_modules too, or leave it out here", path)
@@ -357,7 +357,7 @@ class _Comparison:
             if rank not in (wanted, wanted * len(weight.projections)):
                 what = f"`{weight.parameter}` has rank {rank}, but rank_pattern sets {wanted} by `{keys[0]}`"
                 why = "peft does not apply the key to it"
-                yield Problem(what, why, "name the layer by its whole name", (*self.path, "rank_pattern", keys[0]))
+                yield Problem(what, why, "name the layer by its whole name", (*self.path, "rank_pattern"))
 
 
 def _ending(weight: AdaptableWeight) -> str:

@@ -28,15 +28,16 @@ def unmatched(
     layers    peft's `layers_to_transform`
     patterns  option -> regexes of name endings, as peft reads the keys of `rank_pattern`
     """
-    names = [name for name, _ in model.named_modules() if name]
-    names += [name for weight in adaptable_weights(model) if weight.is_stacked for name in weight.names]
+    layer_names = [name for weight in adaptable_weights(model) for name in weight.names]
+    names = [*(name for name, _ in model.named_modules() if name), *layer_names]
     for option, wanted in targets.items():
-        for target in _missing(wanted, names):
-            yield option, f"`{target}` matches no module of the model{_suggestion(target, names)}"
+        for target in _missing(wanted, names if option == "modules_to_save" else layer_names):
+            yield option, _without_layer(target, names, layer_names, is_regex=isinstance(wanted, str))
     for option, keys in patterns.items():
         for key in keys:
-            if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
-                yield option, f"`{key}` matches no module of the model{_suggestion(key, names)}"
+            if not any(re.match(rf"(.*\.)?({key})$", name) for name in layer_names):
+                what = _without_layer(key, names, layer_names, is_regex=False)
+                yield option, f"{what} (a key is a regex of the end of a whole name, as `layers.0.*`)"
     count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     for layer in [layers] if isinstance(layers, int) else layers or []:
         if count is not None and not 0 <= layer < count:
@@ -104,6 +105,12 @@ def _layer_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def linear_endings(model: torch.nn.Module) -> list[str]:
+    """Return the last parts of the names of the linear layers in the model's layers, for messages."""
+    weights = [weight for weight in adaptable_weights(model) if weight.is_linear and weight.layer is not None]
+    return sorted({weight.names[0].rpartition(".")[2] for weight in weights if not weight.is_stacked})
+
+
 def uncalled_layers(model: torch.nn.Module) -> list[str]:
     """Return name endings of linear layers whose weights a model reads without calling them, as mamba's fused kernels.
 
@@ -143,7 +150,22 @@ def _missing(wanted: Names, names: list[str]) -> list[str]:
     return [target for target in wanted if not any(_matches(name, [target]) for name in names)]
 
 
+def _without_layer(target: str, names: list[str], layer_names: list[str], is_regex: bool) -> str:
+    """Return what is wrong with a name or regex that matches no layer."""
+    what = f"`{target}` matches no module of the model"
+    if is_regex and any(_matches(name, [target]) for name in names):
+        return f"{what}: a text is a regex of the whole name; [{target}] is a list of name endings"
+    inside = {name.rpartition(".")[2] for name in layer_names if f".{target}." in f".{name}"}
+    if inside:
+        return f"`{target}` names a module that holds layers, and no layer; name the layers in it: {_listed(inside)}"
+    return what + _suggestion(target, layer_names)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
 def _suggestion(name: str, names: list[str]) -> str:
-    """Return the end of an error message: the most similar last part of a module's name, or all of them but numbers."""
+    """Return the end of an error message: the most similar last part of a layer's name, or all of them."""
     parts = sorted({part for full in names if not (part := full.rpartition(".")[2]).isdigit()})
     return did_you_mean(name, parts) or f"; its modules are named {', '.join(parts)}"

@@ -20,6 +20,7 @@ from neoplug import AdapterTraits, Problem, RecipeError, hookimpl
 from neoplug_adapters.companions import key_of, quantiser
 from neoplug_adapters.targets import (
     Names,
+    linear_endings,
     linear_sizes,
     single_output_layers,
     target_names,
@@ -114,9 +115,14 @@ class Tuner:
         problems = [self._problem(option, what) for option, what in self._unmatched(model)]
         if problems:
             raise RecipeError(problems)
-        with self._problems(ValueError, NotImplementedError), drawing_from(rng), quiet_peft(), self._device_of(model):
+        with (
+            self._problems(model, ValueError, NotImplementedError),
+            drawing_from(rng),
+            quiet_peft(),
+            self._device_of(model),
+        ):
             config = self._config(model, total_steps)
-            with self._problems(TypeError):  # peft's error for layers of a type that it does not support
+            with self._problems(model, TypeError):  # peft's error for layers of a type that it does not support
                 adapted = self._adapt(model, config, batches)
         if experts := unadapted_expert_weights(adapted, getattr(config, "target_parameters", None)):
             log.info("%s does not adapt %d weights of experts, which are no linear layers", self.name, experts)
@@ -209,20 +215,26 @@ class Tuner:
         return with_endings(self.exclude_modules, endings) if endings else self.exclude_modules
 
     @contextmanager
-    def _problems(self, *kinds: type[Exception]) -> Iterator[None]:
+    def _problems(self, model: PreTrainedModel, *kinds: type[Exception]) -> Iterator[None]:
         """Raise RecipeError for exceptions of these types, with which peft refuses; others are faults in code."""
+        present = linear_endings(model)
         try:
             yield
         except kinds as error:
-            raise RecipeError([self._peft_problem(error)]) from error
+            raise RecipeError([self._peft_problem(error, present)]) from error
 
-    def _peft_problem(self, error: Exception) -> Problem:
-        """Return the problem that peft reports: with an option that its message names, else with the targets."""
+    def _peft_problem(self, error: Exception, present: list[str]) -> Problem:
+        """Return the problem that peft reports: with an option that its message names, else with the targets.
+
+        present  names of linear layers that the model has
+        """
+        usual = [name for name in ("q_proj", "v_proj") if name in present] or present
+        layers = f"target_modules: [{', '.join(usual)}]"
         named = {field.name for field in fields(self)} & set(re.findall(r"\w+", str(error)))
         for option in sorted(named - OF_LAYERS):
-            fix = f"another {option}, or other layers as target_modules: [q_proj, v_proj]"
+            fix = f"another {option}, or other layers as {layers}"
             return Problem(f"peft does not take this {option}", str(error), fix, ("adapter", self.name, option))
-        fix = "name the layers to adapt, as target_modules: [q_proj, v_proj]"
+        fix = f"name the layers to adapt, as {layers}"
         return Problem("peft cannot adapt these targets", str(error), fix, ("adapter", self.name, "target_modules"))
 
     def _problem(self, option: str, what: str) -> Problem:
