@@ -48,6 +48,16 @@ def virtual_tokens(model: nn.Module) -> int:
     return config.num_virtual_tokens if getattr(config, "is_prompt_learning", False) else 0
 
 
+def trigger_tokens(model: nn.Module) -> list[list[int]]:
+    """Return the token sequences that the adapters of a peft model look for in its input, as activated LoRA does."""
+    configs: Any = getattr(model, "peft_config", None) or {}
+    found = []
+    for config in configs.values() if isinstance(configs, Mapping) else ():
+        values = [value for name, value in vars(config).items() if name.endswith("_tokens")]
+        found += [list(value) for value in values if isinstance(value, list | tuple) and value]
+    return found
+
+
 def rename_cache_argument(model: "PeftModel") -> "PeftModel":
     """Rename the cache argument that peft passes to the one that the model's `forward` takes; return `model`.
 

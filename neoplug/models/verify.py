@@ -5,6 +5,7 @@ documents of one row do not influence each other.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from neoplug.data.batch import Document, Layout, Windows, collate
 from neoplug.errors import RunError
 from neoplug.models.head import Head
 from neoplug.models.language_model import LanguageModel
-from neoplug.models.stored_adapter import virtual_tokens
+from neoplug.models.stored_adapter import trigger_tokens, virtual_tokens
 from neoplug.models.varlen_attention import restore_attention, use_varlen
 from neoplug.models.vocabulary import Vocabulary
 
@@ -106,13 +107,18 @@ def _sample_length(config: object, longest: int) -> int:
     return max(9, min(longest, 3 * max(windows, default=0) // 2 + 8))
 
 
-def _sample(model: LanguageModel, length: int, seed: int) -> Document:
-    """Return a document of random tokens of the shared vocabulary."""
+def _sample(model: LanguageModel, length: int, seed: int, triggers: Sequence[Sequence[int]] = ()) -> Document:
+    """Return a document of random tokens of the shared vocabulary, in the middle of which are the sequences `triggers`.
+
+    length  without these sequences
+    """
     rng = torch.Generator().manual_seed(seed)
     drawn = torch.randint(model.head.vocabulary.size, (length,), generator=rng)
     ids = model.head.vocabulary.ids
     tokens = drawn if ids is None else ids.cpu()[drawn]
-    return Document(tokens.numpy(), torch.ones(length, dtype=torch.bool).numpy(), row=0)
+    inserted = torch.tensor([token for sequence in triggers for token in sequence], dtype=torch.int64)
+    tokens = torch.cat([tokens[: length // 2], inserted, tokens[length // 2 :]])
+    return Document(tokens.numpy(), torch.ones(len(tokens), dtype=torch.bool).numpy(), row=0)
 
 
 def _verify_head(model: LanguageModel, role: str) -> None:
@@ -190,7 +196,9 @@ def isolation_failure(model: LanguageModel, length: int) -> str | None:
     The hidden states of each must equal those of the document alone, and those of the second, of `length` tokens, must
     not change when the first is replaced.
     """
-    first, other, second = (_sample(model, n, seed) for n, seed in ((6, 1), (6, 2), (length, 3)))
+    triggers = trigger_tokens(model.module)
+    first, second = _sample(model, 6, 1, triggers), _sample(model, length, 3, triggers)
+    other = _sample(model, len(first), 2)  # without the tokens that an adapter looks for
     try:
         together, replaced = (model.hidden(collate([document, second]).to(model.device)) for document in (first, other))
     except UNSUPPORTED as error:

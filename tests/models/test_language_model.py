@@ -414,3 +414,23 @@ def test_a_trainable_head_may_have_a_frozen_bfloat16_bias():
         logits = Head(module, vocabulary)(hidden)
         assert logits.dtype == torch.float32
         torch.testing.assert_close(logits.double(), exact[:, rows], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("invocation", [[7, 8, 9], [5]])
+def test_documents_are_isolated_from_an_adapter_that_reads_token_ids(invocation):
+    """Activated LoRA changes the tokens after the last invocation of a row: each document needs its own row."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(3)
+    base = AutoModelForCausalLM.from_config(CONFIGS["llama"]).eval()
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], alora_invocation_tokens=invocation, task_type="CAUSAL_LM")
+    model = get_peft_model(base, config).eval()
+    for weight in model.parameters():
+        weight.data.add_(0.1 * torch.randn_like(weight))
+    ours = language_model(model, "lm_head", Vocabulary(ROWS))
+    rows = [[10, 11, *invocation, 12, 13, 14], [20, 21, 22, 23], [30, *invocation, 31, 32, 33, 34, 35, 36]]
+    batch = collate([Document(np.array(row), np.ones(len(row), dtype=bool), row=0) for row in rows])
+    with torch.no_grad():
+        found = ours.head(ours.hidden(batch))
+        expected = [model(input_ids=torch.tensor([row])).logits[0, :-1] for row in rows]
+    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-4)
