@@ -29,27 +29,22 @@ OPTIONS = (
 )  # fmt: skip
 
 
-@dataclass
-class Result:
-    """The result of the hook `add_adapter`, once it has been called."""
+def add_adapter(plugins: Plugins, base: nn.Module, **arguments: Any) -> nn.Module:
+    """Return `base` with the adapter of the plugin that implements `add_adapter`, compared with the plugin's options.
 
-    adapted: Any = None
-
-
-@contextmanager
-def validated_adapter(plugins: Plugins, base: nn.Module) -> Iterator[Result]:
-    """Run code that calls `add_adapter` on `base`; then compare the adapter with the options of its plugin.
+    arguments  further arguments of the hook
 
     Raises:
         RecipeError: the adapter changes other weights than its options select.
     """
     ((section, name),) = plugins.named("add_adapter")
-    weights, result = adaptable_weights(base), Result()
+    weights = adaptable_weights(base)
     with recorded_configs() as given:
-        yield result
+        adapted: nn.Module = plugins.one("add_adapter", model=base, **arguments)
     if given:
         plugin = plugins.section(section)[name]
-        validate_adapted_weights(result.adapted, weights, plugin, given[-1], path_of(section, name), name)
+        validate_adapted_weights(adapted, weights, plugin, given[-1], path_of(section, name), name)
+    return adapted
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Loading, verification and evaluation of a recipe's teacher and student."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.inputs import RunInputs
 from neoplug.teachers.base import Teacher
 from neoplug.teachers.live import LiveTeacher
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -79,6 +82,19 @@ class ModelLoader:
             for weight in weights:
                 if not weight.requires_grad and weight.dtype == torch.float32:
                     weight.data = weight.data.to(self.dtype("student"))
+
+    def has_rounded(self, weights: Iterable[nn.Parameter], plugin: str) -> bool:
+        """Return whether trained weights of the base were rounded when it was loaded; log it.
+
+        The dry run on the meta device may not find out which weights `plugin` trains.
+        """
+        if self.inputs.trains_whole is not False or self.checked.recipe.student.load:
+            return False
+        rounded = sum(weight.requires_grad and weight.dtype != torch.float32 for weight in weights)
+        if rounded:
+            what = "`%s` trains %d weights of the base, other than on the meta device: it is loaded again, in float32"
+            logger.warning(what, plugin, rounded)
+        return bool(rounded)
 
     def held_out(self) -> list[Batch]:
         """Return the held-out text in batches on the student's device."""

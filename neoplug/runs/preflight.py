@@ -27,7 +27,7 @@ from neoplug.models.stored_adapter import (
 from neoplug.recipe import Model, Recipe, ResolvedRecipe, Student
 from neoplug.registry import path_of
 from neoplug.registry.compatibility import validate_compatibility
-from neoplug.runs.adapted_weights import validated_adapter
+from neoplug.runs.adapted_weights import add_adapter
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.seeds import generator
 from neoplug.training.optim import make_optimizer
@@ -47,22 +47,25 @@ def find_model(section: Model, role: Role) -> ResolvedModel:
 def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Corpus) -> bool | None:
     """Prepare the student and add its adapter on the meta device, to refuse a misfit before weights are loaded.
 
-    Returns whether every weight of the base is trained; None where plugins or the model cannot run on the meta device.
+    Returns whether every weight of the base is trained: False if none is; None if some are, or where plugins or the
+    model cannot run on the meta device.
 
     Raises:
         RecipeError: the recipe does not fit the model.
         PluginError: a plugin failed.
     """
     steps = count_steps(checked.recipe.train, make_sampler(checked, corpus, 1).steps_per_epoch)
-    whole = None
+    whole, is_known = None, False
     plugin_kwargs(checked.plugins, "student")
     with meta_device("student", "the student is loaded in float32 until its trainable weights are known"):
         base = load_meta_model(student, "student", checked.recipe.student.attn_implementation)
         base = prepare_skeleton(checked, base)
         weights = list(base.parameters())
         model = adapt_skeleton(checked, base, steps, student)
-        whole = all(weight.requires_grad for weight in weights)
-    if whole is not None:
+        trained = [weight.requires_grad for weight in weights]
+        whole = None if any(trained) and not all(trained) else all(trained)
+        is_known = True
+    if is_known:
         validate_room_for_virtual_tokens(corpus, student, model)
         with meta_device("student", "the optimizer is made without a dry run"):
             make_optimizer(model, checked.plugins, checked.recipe.train.learning_rate)
@@ -155,9 +158,7 @@ def adapt_skeleton(checked: ResolvedRecipe, model: Any, steps: int, student: Res
     validate_compatibility(checked, model.config.get_text_config().model_type)
     rng = generator(checked.recipe.seed, "rehearsal")
     ((section, name),) = checked.plugins.named("add_adapter")
-    with validated_adapter(checked.plugins, model) as result:
-        result.adapted = checked.plugins.one("add_adapter", model=model, batches=None, total_steps=steps, rng=rng)
-    found: nn.Module = result.adapted
+    found = add_adapter(checked.plugins, model, batches=None, total_steps=steps, rng=rng)
     if not any(weight.requires_grad and weight.numel() for weight in found.parameters()):
         what, fix = f"`{name}` leaves nothing of the student to train", "give its options other values"
         raise RecipeError([Problem(what, "it has no trainable parameter", fix, path_of(section, name))])

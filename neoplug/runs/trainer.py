@@ -25,7 +25,7 @@ from neoplug.models.stored_adapter import load_adapter_weights, virtual_tokens
 from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe
 from neoplug.recipe.loss_weights import Weight
-from neoplug.runs.adapted_weights import validated_adapter
+from neoplug.runs.adapted_weights import add_adapter
 from neoplug.runs.artifacts import save_student, write_card
 from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import RunInputs
@@ -215,15 +215,11 @@ class Trainer:
             enable = getattr(base, "activation_checkpointing_enable", None)  # its newer name
             (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
         weights = list(base.parameters())
-        with validated_adapter(plugins, base) as result:
-            result.adapted = plugins.one(
-                "add_adapter",
-                model=base,
-                batches=training_batches(self.checked, self.inputs.corpus),
-                total_steps=total_steps,
-                rng=generator(recipe.seed, name),
-            )
-        model: nn.Module = result.adapted
+        batches, rng = training_batches(self.checked, self.inputs.corpus), generator(recipe.seed, name)
+        model = add_adapter(plugins, base, batches=batches, total_steps=total_steps, rng=rng)
+        if self.loader.has_rounded(weights, name):
+            self.inputs = self.loader.inputs = replace(self.inputs, trains_whole=None)
+            return self.add_adapter(self.loader.load("student", self.inputs.base), total_steps)
         if stored := self.inputs.base.adapter:
             load_adapter_weights(model, stored, name)
         self.loader.round_frozen_weights(weights)

@@ -13,7 +13,7 @@ from neoplug import hookimpl
 from neoplug.errors import RecipeError
 from neoplug.models.load import meta_model
 from neoplug.registry import Plugins
-from neoplug.runs.adapted_weights import validated_adapter
+from neoplug.runs.adapted_weights import add_adapter
 from neoplug.testing.families import configuration
 from neoplug_adapters.dora import DoRA
 from neoplug_adapters.eva import EVA
@@ -46,9 +46,7 @@ class ThirdParty:
 def add(plugin, model):
     plugins = Plugins({"adapter": {"mine": plugin}})
     rng = torch.Generator().manual_seed(0)
-    with validated_adapter(plugins, model) as result:
-        result.adapted = plugins.one("add_adapter", model=model, batches=None, total_steps=1, rng=rng)
-    return result.adapted
+    return add_adapter(plugins, model, batches=None, total_steps=1, rng=rng)
 
 
 def build(family, **changes):

@@ -25,6 +25,11 @@ class Whole:
     def save_adapter(self, model, path):
         torch.save({{name: weight.detach() for name, weight in model.named_parameters()}}, path / "weights.pt")
 """
+HIDES = """
+        if model.device.type == "meta":
+            model.register_parameter("new", torch.nn.Parameter(torch.ones(1, device="meta")))
+            return model
+"""
 BFLOAT16 = {"student": {"dtype": "bfloat16"}, "train": {"learning_rate": 1e-8, "max_steps": 1}}
 
 
@@ -41,6 +46,26 @@ def test_trainable_weights_are_float32(lab, tiny_student, read):
     changes = {name: (weight - stored[name]).abs().max() for name, weight in trained.items()}
     assert all(weight.dtype == torch.float32 for weight in trained.values())
     assert 0 < max(changes.values()) < 1e-6
+
+
+def test_weights_that_train_other_than_on_the_meta_device_are_float32(lab, tiny_student, caplog):
+    """A hook may hide that it fails on the meta device; the base is then loaded again."""
+    hides = WHOLE.format(read="1").replace(
+        "        for name, weight in model", HIDES + "        for name, weight in model"
+    )
+    lab.plugin("whole", hides)
+    trained = weights_of(lab.run("run", adapter={"./whole.py:Whole": {}}, **BFLOAT16))
+    stored = load_file(tiny_student / "model.safetensors")
+    assert 0 < max((weight - stored[name]).abs().max() for name, weight in trained.items()) < 1e-6
+    assert "`./whole.py:Whole` trains 20 weights of the base, other than on the meta device" in caplog.text
+
+
+def test_trained_weights_among_frozen_ones_are_not_rounded(lab, tiny_student):
+    lab.plugin("whole", WHOLE.format(read="1"))
+    trained = weights_of(lab.run("run", adapter={"./whole.py:Whole": {"only": "q_proj"}}, **BFLOAT16))
+    stored = load_file(tiny_student / "model.safetensors")
+    changes = [(trained[name] - stored[name]).abs().max() for name in trained if "q_proj" in name]
+    assert 0 < max(changes) < 1e-6
 
 
 @pytest.mark.parametrize("read", ["weight.abs().max().item()", "1"])
