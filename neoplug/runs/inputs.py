@@ -15,9 +15,8 @@ from functools import partial
 from typing import Any
 
 from neoplug.data import Corpus, check_local_sources, load_unvalidated_corpus
-from neoplug.data.encode.chat import template_text
 from neoplug.data.encode.clock import today
-from neoplug.data.encode.differences import DIFFERENCE, differences, has_conversations, templates_of
+from neoplug.data.encode.differences import DIFFERENCE, differences, templates_of
 from neoplug.data.encode.teacher_encoder import teacher_encoder
 from neoplug.errors import Problem, RecipeError
 from neoplug.hookspecs import Role
@@ -120,15 +119,16 @@ def resolve_text(
     data = recipe.data.model_copy(update={"chat_template_date": recipe.data.chat_template_date or day or today()})
     encoder = teacher_encoder(recipe.teacher.chat_template, theirs, data.chat_template_date) if recipe.teacher else None
     corpus = load_unvalidated_corpus(data, tokenizer, encoder)
-    if has_conversations(corpus.report):
-        tokenizer.chat_template = template_text(data.chat_template, tokenizer) or tokenizer.chat_template
+    templates = templates_of(data, tokenizer, encoder, corpus.report)
+    if templates and templates.student:
+        tokenizer.chat_template = templates.student
     return TextInputs(
         student=student,
         teacher=teacher,
         tokenizer=tokenizer,
         teacher_tokenizer=theirs,
         corpus=corpus,
-        differences=differences(tokenizer, theirs, templates_of(recipe.data, tokenizer, encoder, corpus.report)),
+        differences=differences(tokenizer, theirs, templates),
         problems=corpus.report.problems(recipe.data.max_dropped_rows, has_prompts=encoder is not None),
     )
 

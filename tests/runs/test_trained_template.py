@@ -1,6 +1,8 @@
 """The chat template that a student was trained with goes with its adapter, its exports and its uploads."""
 
+import copy
 import logging
+import shutil
 
 import pytest
 from transformers import AutoTokenizer
@@ -68,3 +70,12 @@ def test_a_template_that_is_the_bases_is_not_stored_again(lab, tiny_tokenizer, t
     assert not (run.path / "adapter" / "tokenizer_config.json").exists()
     export(run.path, tmp_path / "whole")
     assert reads(tmp_path / "whole") == tiny_tokenizer.apply_chat_template(TURNS, tokenize=False)
+
+
+def test_a_template_that_the_tokenizer_has_under_a_name(lab, tmp_path, tiny_tokenizer, tiny_student):
+    named = copy.deepcopy(tiny_tokenizer)
+    named.chat_template = {"default": tiny_tokenizer.chat_template, "brief": TRAINED}
+    student = shutil.copytree(tiny_student, tmp_path / "student")
+    named.save_pretrained(student)
+    run = lab.run("named", student={"model": str(student)}, data={"chat_template": "brief"}, train={"max_steps": 1})
+    assert reads(run.path / "adapter") == expected(tiny_tokenizer)

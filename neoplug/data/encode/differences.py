@@ -99,14 +99,9 @@ def _end_of_answer(rendered: Rendered) -> str:
     return rendered.text[start:end].partition(ANSWER)[2]
 
 
-def has_conversations(report: Report) -> bool:
-    """Return whether rows are conversations, or Alpaca rows, which become conversations."""
-    return bool(report.kinds.keys() & {"messages", "alpaca"})
-
-
 def templates_of(data: Data, tokenizer: Tokenizer, teacher: TeacherEncoder | None, report: Report) -> Templates | None:
     """Return the templates that render a recipe's conversations; None where no row is a conversation."""
-    if not has_conversations(report):
+    if not report.kinds.keys() & {"messages", "alpaca"}:
         return None
     of_teacher = teacher.chat.template if teacher else None
     return Templates(template_text(data.chat_template, tokenizer), of_teacher, data.chat_template_kwargs)
