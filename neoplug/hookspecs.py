@@ -15,8 +15,9 @@
     for model in teacher, student:
         on_evaluate(model, teacher, ...)                            evaluation metrics and probes, before training
     model = add_adapter(student, batches, total_steps, rng)         everything else is frozen
+    base_weights(model);  save_adapter(model, path)                 tried once, in a folder that is removed
     groups = param_groups(model, learning_rate);  optimizer = make_optimizer(groups, model)
-    state_dict();  on_save(model, path);  load_state_dict(state)    tried once, in a folder that is removed
+    state_dict();  on_save(model, path);  load_state_dict(state)    likewise
     for step in range(max_steps):
         for batch in the step's micro-batches:                      all edits of a step come before its first loss
             edit_batch(batch, progress, rng)
