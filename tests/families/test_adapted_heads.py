@@ -117,7 +117,7 @@ def test_through_the_command_line(lab, family, monkeypatch, capsys):
     assert "trainable" in command("plan", file)
     command("run", file, "--output", run)
     lines = lab.lines()
-    lab.break_off()
+    lab.interrupt()
     command("run", file, "--output", run, "--resume")
     assert lab.lines() == lines
     command("export", run, str(lab.path / "by-command"))
