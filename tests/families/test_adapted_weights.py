@@ -33,7 +33,7 @@ SHARED = ["shared_experts.gate_proj", "shared_experts.up_proj", "shared_experts.
 
 
 @dataclass(eq=False)
-class ThirdParty:
+class OtherPlugin:
     """An adapter of peft with one option that has none of peft's names."""
 
     config: dict[str, Any]
@@ -163,20 +163,20 @@ def test_experts_that_peft_does_not_convert_are_adapted_by_name(tmp_path):
             r"names `model.embed_tokens`, which `mine` does not(.|\n)*`lm_head` too",
         ),
         ("llama", LoRA(target_modules=["q_proj", "lm_head"], modules_to_save=["lm_head"]), "`lm_head` is named twice"),
-        ("deepseek_v3", ThirdParty({"target_modules": SHARED[:2]}), "`shared_experts.gate_proj` names .*does not"),
+        ("deepseek_v3", OtherPlugin({"target_modules": SHARED[:2]}), "`shared_experts.gate_proj` names .*does not"),
         (
             "mixtral",
-            ThirdParty({"target_modules": "all-linear", "exclude_modules": ["experts"]}),
+            OtherPlugin({"target_modules": "all-linear", "exclude_modules": ["experts"]}),
             "exclude_modules does not",
         ),
         (
             "mixtral",
-            ThirdParty({"target_modules": ["q_proj", "w1", "w3"], "layers_to_transform": [1]}),
+            OtherPlugin({"target_modules": ["q_proj", "w1", "w3"], "layers_to_transform": [1]}),
             "layers_to_transform",
         ),
         (
             "mixtral",
-            ThirdParty({"target_modules": ["w2"], "rank_pattern": {"w2": 2}}),
+            OtherPlugin({"target_modules": ["w2"], "rank_pattern": {"w2": 2}}),
             "has rank 8, but rank_pattern sets 2",
         ),
     ],
