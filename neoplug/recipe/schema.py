@@ -77,9 +77,11 @@ class Teacher(Model):
     """The teacher. `chat_template`: how it formats the prompts around the student's answers.
 
     `own` is the template of its tokenizer; else Jinja text or the path of a file. None: it reads the student's tokens.
+    `max_segmentation_difference`: the share of documents that its tokenizer may split into other tokens, from 0 to 1.
     """
 
     chat_template: Text | None = None
+    max_segmentation_difference: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
 class Student(Model):

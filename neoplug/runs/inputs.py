@@ -17,6 +17,7 @@ from typing import Any
 from neoplug.data import Corpus, check_local_sources, load_unvalidated_corpus
 from neoplug.data.encode.clock import today
 from neoplug.data.encode.differences import DIFFERENCE, differences, templates_of
+from neoplug.data.encode.segmentation import Segmentation, compare_segmentation
 from neoplug.data.encode.teacher_encoder import teacher_encoder
 from neoplug.errors import Problem, RecipeError
 from neoplug.hookspecs import Role
@@ -34,7 +35,7 @@ from neoplug.runs.preflight import (
 )
 from neoplug.runs.progress import Progress
 from neoplug.runs.steps import training_batches
-from neoplug.runs.token_checks import validate_rows_of_tokens, validate_shared_vocabulary
+from neoplug.runs.token_checks import validate_rows_of_tokens, validate_segmentation, validate_shared_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ class TextInputs:
 
     tokenizer          of the student, with the chat template that renders the conversations of the data
     teacher_tokenizer  the same one where the recipe has no teacher
-    differences        a line for each difference of the teacher's tokenizer and chat template
+    differences        a line for each difference of the teacher's tokenizer, chat template and tokens of the text
+    segmentation       how the teacher's tokenizer splits the text; None where the recipe has no teacher
     problems           problems of the data, for which a run is refused
     """
 
@@ -55,6 +57,7 @@ class TextInputs:
     teacher_tokenizer: Any
     corpus: Corpus
     differences: list[str]
+    segmentation: Segmentation | None
     problems: list[Problem]
 
 
@@ -122,13 +125,16 @@ def resolve_text(
     templates = templates_of(data, tokenizer, encoder, corpus.report)
     if templates and templates.student:
         tokenizer.chat_template = templates.student
+    segmentation = compare_segmentation(corpus.rows, tokenizer, theirs, recipe.seed) if teacher else None
+    splits = segmentation.describe(corpus.report.row_label) if segmentation else ""
     return TextInputs(
         student=student,
         teacher=teacher,
         tokenizer=tokenizer,
         teacher_tokenizer=theirs,
         corpus=corpus,
-        differences=differences(tokenizer, theirs, templates),
+        differences=[*differences(tokenizer, theirs, templates), *([f"it {splits}"] if splits else [])],
+        segmentation=segmentation,
         problems=corpus.report.problems(recipe.data.max_dropped_rows, has_prompts=encoder is not None),
     )
 
@@ -138,7 +144,8 @@ def validate_inputs(checked: ResolvedRecipe, text: TextInputs) -> RunInputs:
 
     Raises:
         RecipeError: the data have problems, tokens that a model has no row for, or documents that are too long;
-            or the teacher cannot be loaded with its section of the recipe.
+            the teacher's tokenizer splits too many documents into other tokens; or the teacher cannot be loaded with
+            its section of the recipe.
     """
     if text.problems:
         raise RecipeError(text.problems)
@@ -148,6 +155,8 @@ def validate_inputs(checked: ResolvedRecipe, text: TextInputs) -> RunInputs:
     own = {"student": text.tokenizer, "teacher": text.teacher_tokenizer}
     validate_rows_of_tokens(text.corpus, {"student": rows, "teacher": their_rows}, own)
     validate_shared_vocabulary(text.corpus, vocabulary, text.tokenizer)
+    if checked.recipe.teacher and text.segmentation:
+        validate_segmentation(text.corpus, text.segmentation, checked.recipe.teacher.max_segmentation_difference)
     validate_document_lengths(text.corpus, {"student": text.student, "teacher": text.teacher})
     if checked.recipe.teacher and text.teacher:
         dry_run_teacher(checked, checked.recipe.teacher, text.teacher)

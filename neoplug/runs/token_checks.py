@@ -1,4 +1,4 @@
-"""Checks before a run that each model has a row for every token that it reads, and that the models share the tokens."""
+"""Checks before a run that models have a row for each token, share the tokens, and split text into the same tokens."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from neoplug.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
     from neoplug.data import Corpus
+    from neoplug.data.encode.segmentation import Segmentation
     from neoplug.models.vocabulary import Vocabulary
 
 SHOWN = 5  # tokens named in an error
@@ -59,3 +60,17 @@ def validate_shared_vocabulary(corpus: Corpus, vocabulary: Vocabulary, tokenizer
             path=("data", "source"),
         )
         raise RecipeError([problem])
+
+
+def validate_segmentation(corpus: Corpus, segmentation: Segmentation, allowed: float) -> None:
+    """Refuse a teacher whose tokenizer splits more than a share `allowed` of the documents into other tokens."""
+    if segmentation.share <= allowed:
+        return
+    key = "max_segmentation_difference"
+    problem = Problem(
+        what=f"the teacher's tokenizer {segmentation.describe(corpus.report.row_label)}",
+        why=f"the teacher reads the student's tokens, and was trained on its own; `{key}` allows {allowed:.2%}",
+        fix=f"use a teacher whose tokenizer splits text as the student's does, or allow it with `teacher.{key}`",
+        path=("teacher", "model"),
+    )
+    raise RecipeError([problem])
