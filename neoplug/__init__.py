@@ -12,6 +12,7 @@ from neoplug.hookspecs import Role, hookimpl
 if TYPE_CHECKING:
     from neoplug.data.batch import Batch, Document, collate
     from neoplug.environment.dtypes import resolve_dtype
+    from neoplug.export.merge import export_model
     from neoplug.models.adaptable_weights import AdaptableWeight, adaptable_weights
     from neoplug.models.load import meta_model, reload_config
     from neoplug.models.quiet import quiet_peft
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from neoplug.recipe.schema import Recipe
     from neoplug.registry.adapter_traits import AdapterTraits
     from neoplug.runs.execute import run
+    from neoplug.runs.remeasure import evaluate
     from neoplug.training.divergence import Divergence, Softened, log_mixture
 
 __all__ = [
@@ -39,6 +41,8 @@ __all__ = [
     "adaptable_weights",
     "collate",
     "did_you_mean",
+    "evaluate",
+    "export_model",
     "hookimpl",
     "log_mixture",
     "meta_model",
@@ -61,6 +65,8 @@ _MODULES = {
     "Softened": "neoplug.training.divergence",
     "adaptable_weights": "neoplug.models.adaptable_weights",
     "collate": "neoplug.data.batch",
+    "evaluate": "neoplug.runs.remeasure",
+    "export_model": "neoplug.export.merge",
     "log_mixture": "neoplug.training.divergence",
     "meta_model": "neoplug.models.load",
     "quiet_peft": "neoplug.models.quiet",

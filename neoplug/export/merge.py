@@ -1,6 +1,7 @@
 """Export of a run as a standalone model: its adapter merged in float32 into the unrounded weights of the base."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from neoplug.files import folder_atomically
 from neoplug.models.load import load_weights
 from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.models.reference import ResolvedModel
-from neoplug.registry import Plugins
+from neoplug.registry import Plugins, given_classes
 from neoplug.runs.directory import RunDir
 from neoplug.runs.saved_student import adapter_plugins, base_of, is_peft, with_peft, with_plugin_adapter
 from neoplug.runs.trained_tokenizer import tokenizer_of
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+
+def export_model(run: str | Path, out: str | Path, *, dtype: str = "float32", plugins: Sequence[type] = ()) -> Path:
+    """Write the student of a finished run to the new folder `out`, as a model that plain transformers loads.
+
+    dtype    of the weights: float32, bfloat16 or float16
+    plugins  classes that the run's recipe may name, each by its `__name__`, such as those of a notebook
+
+    Returns `out`. Raises UsageError where `out` exists, `run` is not a finished run, its base has changed, or its
+    adapter cannot be merged.
+    """
+    with given_classes(plugins):
+        return export(Path(run), Path(out), dtype)
 
 
 def export(run: Path, out: Path, dtype: str = "float32") -> Path:

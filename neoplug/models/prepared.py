@@ -15,6 +15,7 @@ from neoplug.files import cache_root, content_hash, folder_atomically, lock, sha
 from neoplug.models.load import load_config, load_tokenizer, load_weights
 from neoplug.models.quiet import quiet
 from neoplug.models.reference import RECORD, ResolvedModel
+from neoplug.registry import source_of
 from neoplug.seeds import generator
 
 if TYPE_CHECKING:
@@ -125,11 +126,14 @@ def _plugins(checked: "ResolvedRecipe") -> dict[str, Any]:
     }
 
 
-def _source_hash(cls: type) -> str | None:
-    """Return the hash of a plugin's file, or of all files of its package, since it may import them."""
+def _source_hash(cls: type) -> str:
+    """Return the hash of a plugin's file, or of all files of its package, since it may import them.
+
+    Of a class without a file, as of a notebook, it is the hash of its own text.
+    """
     try:
         file = Path(inspect.getfile(cls))
         files = sorted(file.parent.glob("*.py")) if (file.parent / "__init__.py").exists() else [file]
         return content_hash([sha256_of(file) for file in files])
     except (OSError, TypeError):
-        return None
+        return content_hash(source_of(cls))

@@ -4,7 +4,7 @@ Imported by `recipe` and the layers above it. Also here: suggestions for mistype
 matrix and the list of metrics. Does not belong here: reading recipe files (`recipe`), any plugin by name.
 """
 
-from neoplug.registry.discovery import Entry, find, installed
+from neoplug.registry.discovery import Entry, find, given_classes, installed, source_of
 from neoplug.registry.dispatch import Plugins, path_of
 from neoplug.registry.options import build
 from neoplug.registry.validation import CORE_KEYS, SPECS, answered, class_problems
@@ -18,6 +18,8 @@ __all__ = [
     "build",
     "class_problems",
     "find",
+    "given_classes",
     "installed",
     "path_of",
+    "source_of",
 ]

@@ -1,7 +1,8 @@
-"""Discovery of plugins by their names in a recipe: entry points of installed packages, and local files.
+"""Discovery of plugins by their names in a recipe: entry points of installed packages, local files, given classes.
 
-A name in a recipe is `name`, `package:name`, `./file.py:Class` or `package.module:Class`, each with an optional `@tag`.
-`installed` and `find` import no plugin; `Entry.load` imports one.
+A name in a recipe is `name`, `package:name`, `./file.py:Class` or `package.module:Class`, each with an optional `@tag`;
+or the name of a class that a Python call gives, as a notebook does. `installed` and `find` import no plugin;
+`Entry.load` imports one.
 """
 
 import hashlib
@@ -10,7 +11,9 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -19,7 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from neoplug.errors import Problem, RecipeError, did_you_mean, line_in
+from neoplug.errors import Problem, RecipeError, UsageError, did_you_mean, line_in
+from neoplug.files import sha256_of
 
 GROUP = "neoplug"
 SHIPPED = "neoplug"  # the package whose names no other package changes
@@ -32,10 +36,11 @@ _TAG = re.compile(r"[\w-]+")
 class Entry:
     """A plugin that can be loaded.
 
-    name     as its package registers it; for a local file, the class
-    package  name of the distribution; for a local file, its path
-    version  of the distribution; empty for a local file
+    name     as its package registers it; else the class
+    package  name of the distribution; for a local file, its path; for a class of a module or a given one, the module
+    version  of the distribution; empty where there is none
     target   `module:attribute`, or `/path/file.py:attribute`
+    given    the class itself, where a Python call gives it
     note     what else the name in the recipe could mean, for `plan`; empty where it means nothing else
     """
 
@@ -43,6 +48,7 @@ class Entry:
     package: str
     version: str
     target: str
+    given: type | None = field(default=None, compare=False, repr=False)
     note: str = field(default="", compare=False)
 
     @property
@@ -51,8 +57,25 @@ class Entry:
         match = _FILE.fullmatch(self.target)
         return Path(match["file"]) if match and Path(match["file"]).is_absolute() else None
 
+    @property
+    def sha256(self) -> str | None:
+        """The hash of the source of a plugin without a version: of its file, or of the text of a given class.
+
+        None where there is no source, and for a plugin with a version.
+        """
+        if self.version:
+            return None
+        if self.given:
+            text = source_of(self.given)
+            return hashlib.sha256(text.encode()).hexdigest() if text else None
+        module = None if self.file else _module(self.target.rpartition(":")[0])
+        origin = module.origin if module and module.has_location else self.file
+        return sha256_of(Path(origin)) if origin else None
+
     def load(self) -> type:
         """Import and return the plugin's class. Raises RecipeError, which names package or file, where that fails."""
+        if self.given:
+            return self.given
         module, _, attribute = self.target.rpartition(":")
         try:
             if not module:
@@ -106,6 +129,45 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
+_given: ContextVar[Sequence[Entry]] = ContextVar("entries of given classes", default=())
+
+
+@contextmanager
+def given_classes(classes: Sequence[type]) -> Iterator[None]:
+    """Let recipes name these classes, each by its `__name__`, while the context lasts.
+
+    Raises UsageError for what is no class, for two classes of one name, and for a name that neoplug ships.
+    """
+    owners = {entry.name: f"a plugin of {SHIPPED}" for entry in installed() if entry.package == SHIPPED}
+    for cls in classes:
+        if not inspect.isclass(cls):
+            raise UsageError(f"`plugins` has {cls!r}, which is no class\nfix: give the class of the plugin")
+        if owner := owners.get(cls.__name__):
+            raise UsageError(f"`plugins` has a class `{cls.__name__}`, which is also {owner}\nfix: rename the class")
+        owners[cls.__name__] = "another class of it"
+    token = _given.set(
+        [Entry(cls.__name__, cls.__module__, "", f"{cls.__module__}:{cls.__qualname__}", cls) for cls in classes]
+    )
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def source_of(cls: type) -> str | None:
+    """Return the source text of a class; None where there is none.
+
+    Python finds no text of a class that a notebook's cell defines, but finds that of its methods.
+    """
+    with suppress(OSError, TypeError):
+        return inspect.getsource(cls)
+    methods = []
+    for method in filter(inspect.isfunction, vars(cls).values()):
+        with suppress(OSError, TypeError):
+            methods.append(inspect.getsource(method))
+    return "".join(methods) or None
+
+
 def installed() -> list[Entry]:
     """List the entry points of group `neoplug`, sorted by name and package. Imports none of them."""
     from importlib.metadata import entry_points
@@ -130,22 +192,23 @@ def find(name_in_recipe: str, base: Path) -> Entry:
 
     base  the folder to which `./file.py:Class` is relative
 
-    A name that neoplug ships is neoplug's, whatever else is installed: other packages' need `package:name`.
+    A name that neoplug ships is neoplug's, and one of a given class that class's, whatever else is installed: other
+    packages' need `package:name`.
 
     Raises RecipeError for an unknown or ambiguous name, or a missing file.
     """
     name = _without_tag(name_in_recipe)
     if match := _FILE.fullmatch(name):
         return _find_file(match, base)
-    entries = installed()
+    entries = [*_given.get(), *installed()]
     package, _, short = name.rpartition(":")
     matches = [entry for entry in entries if entry.name == short and package in ("", entry.package)]
     matches = matches or [
         e for e in entries if e.name == short and package and _canonical(e.package) == _canonical(package)
     ]
-    shipped = [entry for entry in matches if entry.package == SHIPPED]
-    if len(matches) == 1 or len(shipped) == 1:
-        chosen, *others = sorted(matches, key=lambda entry: entry not in shipped)
+    preferred = [entry for entry in matches if entry.given or entry.package == SHIPPED]
+    if len(matches) == 1 or len(preferred) == 1:
+        chosen, *others = sorted(matches, key=lambda entry: entry not in preferred)
         also = [f"`{entry.package}:{entry.name}` is installed too" for entry in others]
         also += [f"{module.origin} is a module of that name"] if package and (module := _module(package)) else []
         return replace(chosen, note=f"`{name}` is the plugin of {chosen.package}; {' and '.join(also)}" if also else "")
@@ -162,6 +225,7 @@ def find(name_in_recipe: str, base: Path) -> Entry:
     more = f"{len(every) - len(near)} {'more' if near else 'plugins, none of a similar name'}"
     why = f"installed: {' and '.join([', '.join(near)] * bool(near) + [more] * (len(every) > len(near)))}"
     fix = "`neoplug plugins` lists what is installed; a file is `./file.py:Class`, a module `package.module:Class`"
+    fix += "" if package else f"; the class of a notebook is given in Python, `neoplug.run(..., plugins=[{short}])`"
     raise RecipeError([Problem(f"no plugin is named `{name}`{did_you_mean(name, names)}", why, fix)])
 
 

@@ -1,7 +1,7 @@
 """Execution of a recipe: start or resume a run in its directory."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -12,6 +12,7 @@ from neoplug.data.encode.clock import today
 from neoplug.distributed.world import World
 from neoplug.errors import UsageError
 from neoplug.recipe import ResolvedRecipe
+from neoplug.registry import given_classes
 from neoplug.runs.directory import RunDir, chosen_output, validate_output_path
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import difference, lock_record
@@ -26,11 +27,13 @@ logger = logging.getLogger("neoplug")
 
 def run(
     recipe: str | Path, *, output: str | Path | None = None, resume: bool = False, progress: Progress | None = None,
-    **overrides: Any,
+    plugins: Sequence[type] = (), **overrides: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a recipe, given as a file or by the name of a shipped one, and return the content of its result.json.
 
     Keyword arguments override sections of the recipe: `train={"max_steps": 2}`.
+
+    plugins  classes that the recipe may name, each by its `__name__`, such as those of a notebook
 
     Raises:
         RecipeError: the recipe cannot be run; the message lists all mistakes.
@@ -38,9 +41,10 @@ def run(
             in this process.
         RunError: the run failed.
     """
-    checked = recipes.load(recipe, changes=overrides)
-    folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
-    return execute(checked, folder, resume, progress or Silent())
+    with given_classes(plugins):
+        checked = recipes.load(recipe, changes=overrides)
+        folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
+        return execute(checked, folder, resume, progress or Silent())
 
 
 def execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The lock of a run: versions, hardware, content hashes of models, data and plugin files; and how two differ."""
+"""The lock of a run: versions, hardware, content hashes of models, data and plugins; and how two differ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from neoplug.environment.info import hardware, versions
-from neoplug.files import sha256_of
 from neoplug.registry.nested import leaves
 
 if TYPE_CHECKING:
@@ -61,8 +60,8 @@ def _as_json(values: Mapping[str, Any], key: str) -> str:
 
 def _plugin_record(entry: Entry) -> dict[str, Any]:
     record: dict[str, Any] = {"package": entry.package, "version": entry.version, "target": entry.target}
-    if entry.file:
-        record["sha256"] = sha256_of(entry.file)
+    if digest := entry.sha256:
+        record["sha256"] = digest
     return record
 
 

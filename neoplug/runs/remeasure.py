@@ -14,12 +14,12 @@ from neoplug.errors import UsageError
 from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe, Student
 from neoplug.recipe.source import from_values
-from neoplug.registry import Plugins
+from neoplug.registry import Plugins, given_classes
 from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import resolve_inputs
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.preflight import validate_devices
-from neoplug.runs.progress import Progress
+from neoplug.runs.progress import Progress, Silent
 from neoplug.runs.saved_student import (
     adapter_plugins,
     base_of,
@@ -31,6 +31,24 @@ from neoplug.runs.saved_student import (
 
 logger = logging.getLogger(__name__)
 TARGET = "RUN_OR_MODEL"  # place of mistakes that come from the target, not from the recipe
+
+
+def evaluate(
+    target: str | Path, recipe: str | Path, *, progress: Progress | None = None, plugins: Sequence[type] = ()
+) -> dict[str, Any]:
+    """Evaluate a run's student, or any model, with a recipe's held-out text, teacher and probes, as `neoplug eval`.
+
+    target   the directory of a finished run, or a model, named as in recipes
+    plugins  classes that run and recipe may name, each by its `__name__`, such as those of a notebook
+
+    Returns {format, target, student: its metrics and `probes`, teacher: the same, empty without one}.
+
+    Raises:
+        UsageError: `target` is a folder with neither of them, or its run has not finished.
+        RecipeError: the recipe with this student is not valid.
+    """
+    with given_classes(plugins):
+        return remeasure(str(target), recipe_for_target(str(target), recipe), progress or Silent())
 
 
 def recipe_for_target(target: str, recipe: str | Path, overrides: Sequence[str] = ()) -> ResolvedRecipe:

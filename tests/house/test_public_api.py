@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = [
     "AdaptableWeight", "AdapterTraits", "Batch", "Divergence", "Document", "OptionError", "Problem", "Recipe",
     "RecipeError", "Role", "RunError", "Softened", "UsageError", "__version__", "adaptable_weights", "collate",
-    "did_you_mean", "hookimpl", "log_mixture", "meta_model", "quiet_peft", "reload_config", "rename_cache_argument",
-    "resolve_dtype", "run",
+    "did_you_mean", "evaluate", "export_model", "hookimpl", "log_mixture", "meta_model", "quiet_peft", "reload_config",
+    "rename_cache_argument", "resolve_dtype", "run",
 ]  # fmt: skip
 TESTING = [
     "LOSS", "TOKEN_WEIGHT", "Broken", "Example", "Finding", "Kit", "call", "check_chunks", "check_closed_form",
