@@ -193,6 +193,20 @@ class UsageError(NeoplugError):
     exit_code = 2
 
 
+class DamageError(UsageError):
+    """A file that is missing or does not hold what neoplug wrote: exit 2.
+
+    what  what is wrong with it, as a predicate: "is empty"
+    """
+
+    def __init__(self, file: pathlib.Path, what: str, fix: str) -> None:
+        super().__init__(file, what, fix)
+        self.file, self.what, self.fix = file, what, fix
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.what}\nfix: {self.fix}"
+
+
 class RecipeError(UsageError):
     """All mistakes of a recipe at once: exit 2, before a model is loaded."""
 

@@ -30,7 +30,8 @@ from neoplug.data.store.build import make_store
 from neoplug.data.store.key import store_key, tokenizer_identity
 from neoplug.data.store.token_files import Store, open_store
 from neoplug.errors import DiskError, Problem, RecipeError, UsageError
-from neoplug.files import PARTIAL, cache_root, lock
+from neoplug.files import cache_root, lock
+from neoplug.files.atomic import PARTIAL
 
 if TYPE_CHECKING:
     from neoplug.recipe import Data

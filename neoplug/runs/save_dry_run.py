@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from neoplug.data.batch import Document, collate
 from neoplug.errors import NeoplugError, Problem, RecipeError, RunError
+from neoplug.files import discarded_folder
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.quiet import quiet_peft
 from neoplug.models.reference import ResolvedModel
@@ -61,14 +61,14 @@ def dry_run_save(student: LanguageModel, loader: ModelLoader, folder: Path) -> N
     with (
         torch.random.fork_rng(devices=cuda),
         evaluating(module),
-        TemporaryDirectory(dir=folder, prefix=".try") as tried,
+        discarded_folder(folder / "dry-run") as tried,
     ):
         torch.manual_seed(derive(loader.checked.recipe.seed, "dry run of saving"))
         tolerance = TOLERANCE[loader.dtype("student")]
         inputs = _inputs(student, loader)
         with moved(student, inputs, loader.checked.recipe.seed, tolerance) as expected:
-            _save(module, loader, Path(tried))
-        found = _logits_of_saved(student, loader, Path(tried), inputs)
+            _save(module, loader, tried)
+        found = _logits_of_saved(student, loader, tried, inputs)
     if found is None:
         return
     difference = relative_difference(found, expected)

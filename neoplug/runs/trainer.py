@@ -18,7 +18,7 @@ from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, Usa
 from neoplug.evaluation.evaluate import Evaluation
 from neoplug.evaluation.model_selection import criterion
 from neoplug.evaluation.remarks import remarks
-from neoplug.files import remove_partial
+from neoplug.files import remove_abandoned
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.models.stored_adapter import load_adapter_weights, virtual_tokens
@@ -66,13 +66,14 @@ class Trainer:
     def run(self) -> RunResult:
         """Train and evaluate; write the result, also that of a run that failed or was interrupted."""
         started = monotonic()
-        earlier = checkpoint.latest(self.directory.checkpoints)
+        needs_best = self.checked.recipe.evaluate.load_best_model_at_end
+        earlier = checkpoint.latest(self.directory.checkpoints, with_best=needs_best)
         if earlier is not None:
             self.state = RunState.read(checkpoint.read_state(earlier), earlier / "state.json")
             self.validate_world_size(self.state.world)
         self.began = started - self.state.seconds
         if self.world.is_main:
-            remove_partial(self.directory.path)
+            remove_abandoned(self.directory.path)
             self.directory.metrics.cut(self.state.step)
         reported = self.checked.recipe.trackers if self.world.is_main else []
         self.trackers = Trackers(reported, self.directory.path, self.checked.resolved())

@@ -5,6 +5,7 @@
     plugins-RANK.pt         the state dicts of the plugins of each rank
     state.json              the step, and what the run has measured so far
     and files of plugins    (`on_save`)
+    contents.json           sizes and hashes of these files (`neoplug.files.contents`)
 
 Random numbers and the order of the data are functions of (seed, step), so checkpoints contain neither.
 """
@@ -19,14 +20,14 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from neoplug.errors import RunError, plugin_errors
-from neoplug.files import discarded_folder, folder_atomically
+from neoplug.errors import DamageError, RunError, plugin_errors
+from neoplug.files import discarded_folder, read_json
+from neoplug.files.contents import damage, recorded_folder
 from neoplug.registry import Plugins
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def save(
     for damaged in folder.glob("step-*"):
         if _step(damaged) >= step:  # `latest` skipped it, so a resumed run repeats its steps
             shutil.rmtree(damaged)
-    with folder_atomically(path) as draft:
+    with recorded_folder(path) as draft:
         save_file(_trained_tensors(model), draft / "trainable.safetensors")
         torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, draft / "training.pt")
         for rank, packed in enumerate(plugin_states):
@@ -77,17 +78,35 @@ def try_plugins(folder: Path, model: nn.Module, plugins: Plugins, *, writes: boo
     _load_states(BytesIO(packed), plugins)
 
 
-def latest(folder: Path) -> Path | None:
-    """Return the newest undamaged checkpoint, None if there is none; damaged ones are skipped with a warning."""
+def latest(folder: Path, *, with_best: bool = False) -> Path | None:
+    """Return the newest undamaged checkpoint, None where there are no checkpoints.
+
+    with_best  whether the best checkpoint so far, which a checkpoint's state names, must be undamaged too
+
+    Those that are skipped because they are damaged are named in a warning, with the step that the run goes on from.
+
+    Raises:
+        DamageError: all checkpoints are damaged.
+    """
+    damages: list[str] = []
     for path in sorted(folder.glob("step-*"), key=_step, reverse=True):
-        try:
-            json.loads((path / "state.json").read_text(encoding="utf-8"))
-            load_file(path / "trainable.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
-            logger.warning("%s is damaged and not used: %s", path, error)
-        else:
+        found = damage(path) or (_damage_of_best(path) if with_best else "")
+        if not found:
+            if damages:
+                logger.warning("damaged: %s; the run goes on from step %d", "; ".join(damages), _step(path))
             return path
+        damages.append(f"{path.name}/{found}")
+    if damages:
+        fix = f"restore one; or remove {folder}, and the run begins again at step 0 with --resume"
+        raise DamageError(folder, f"has no undamaged checkpoint: {'; '.join(damages)}", fix)
     return None
+
+
+def _damage_of_best(path: Path) -> str:
+    """Return what is wrong with the best checkpoint that a checkpoint's state names; empty if nothing is."""
+    best = (read_state(path).get("best") or {}).get("step")
+    found = "" if best is None else damage(at(path.parent, best))
+    return f"state.json names step {best} as the best: {found}" if found else ""
 
 
 def load(
@@ -149,9 +168,9 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         RunError: the checkpoint was written in another format.
     """
-    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    if state["format"] != FORMAT:
-        raise RunError(f"{path} has format {state['format']}; this neoplug reads format {FORMAT}")
+    state = read_json(path / "state.json", f"restore it, or remove {path}")
+    if state.get("format") != FORMAT:
+        raise RunError(f"{path} has format {state.get('format')}; this neoplug reads format {FORMAT}")
     return state
 
 

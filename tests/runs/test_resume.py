@@ -2,14 +2,20 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from neoplug.errors import PluginError, UsageError
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from damage import WAYS
 
 TRIP = """
 import fcntl
@@ -207,6 +213,41 @@ def test_a_run_of_a_live_process_is_locked_and_that_of_a_killed_one_is_not(inter
         assert {path: path.stat().st_mtime_ns for path in broken.path.rglob("*")} == before
         other.kill()
     assert_same(interruptible.run("locked", resume=True), uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [
+        ("bit-flipped", "trainable.safetensors"),
+        ("bit-flipped", "training.pt"),
+        ("truncated", "plugins-0.pt"),
+        ("map", "state.json"),
+        ("deleted", "mine.txt"),
+        ("nested", "contents.json"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(interruptible, uninterrupted, way, name, caplog):
+    broken = interruptible.run(f"damaged-{name}", "step 5 raise")
+    assert broken.steps_saved == [2, 4]
+    WAYS[way](broken.path / "checkpoints" / "step-4" / name)
+    caplog.clear()
+    resumed = interruptible.run(f"damaged-{name}", resume=True)
+    (message,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert message.startswith(f"damaged: step-4/{name} ")
+    assert message.endswith("; the run goes on from step 2")
+    assert_same(resumed, uninterrupted)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_again_only_where_they_are_removed(interruptible, uninterrupted):
+    broken = interruptible.run("all-damaged", "step 5 raise")
+    for step in (2, 4):
+        (broken.path / "checkpoints" / f"step-{step}" / "contents.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in broken.path.rglob("*") if path.name != "log.txt"}
+    with pytest.raises(UsageError, match=r"step-4/contents.json is missing; step-2/(.|\n)*begins again at step 0"):
+        interruptible.run("all-damaged", resume=True)
+    assert {path: path.stat().st_mtime_ns for path in broken.path.rglob("*") if path.name != "log.txt"} == before
+    shutil.rmtree(broken.path / "checkpoints")
+    assert_same(interruptible.run("all-damaged", resume=True), uninterrupted)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Checkpoints that a resumed run keeps after it has skipped a damaged checkpoint."""
+"""Checkpoints: damaged ones are skipped, and replaced when their steps are repeated."""
 
 import pytest
 import torch

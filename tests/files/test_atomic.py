@@ -60,6 +60,55 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_modes_follow_the_umask_whatever_a_library_writes(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        files.write_atomically(tmp_path / "file", "")
+        with files.folder_atomically(tmp_path / "step-1") as draft:
+            save_file({"x": torch.zeros(1)}, draft / "x")  # with mode 0600
+            (draft / "deep").mkdir()
+            (draft / "deep" / "y").touch(0o600)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    folder, file = 0o777 & ~umask, 0o666 & ~umask
+    assert modes == {"file": file, "step-1": folder, "x": file, "deep": folder, "y": file}
+
+
+def hold_partials(folder, connection):
+    with files.folder_atomically(folder / "model") as draft, files.discarded_folder(folder / "wheel"):
+        (draft / "half").write_text("1")
+        connection.send(None)
+        connection.recv()
+
+
+def test_partials_of_killed_processes_are_removed_and_those_of_living_ones_stay(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = []
+    for _ in range(2):
+        ours, theirs = context.Pipe()
+        processes.append((context.Process(target=hold_partials, args=(tmp_path, theirs)), ours))
+        processes[-1][0].start()
+        ours.recv()
+    partials = names(tmp_path)
+    assert len(partials) == 4
+    (killed, _), (living, connection) = processes
+    files.remove_abandoned(tmp_path)
+    assert names(tmp_path) == partials
+    killed.kill()
+    killed.join(20)
+    with files.discarded_folder(tmp_path / "wheel"):  # removes that of the same name
+        assert len([name for name in names(tmp_path) if name.startswith(".wheel.")]) == 2
+        assert len([name for name in names(tmp_path) if name.startswith(".model.")]) == 2
+    files.remove_abandoned(tmp_path)
+    assert len(names(tmp_path)) == 2
+    connection.send(None)
+    living.join(20)
+    assert names(tmp_path) == ["model"]
+    assert (tmp_path / "model" / "half").read_text() == "1"
+
+
 def write_and_fail(target):
     with files.folder_atomically(target) as draft:
         (draft / "a").write_text("1")

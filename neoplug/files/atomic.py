@@ -1,6 +1,7 @@
 """File operations: atomic writes of files and folders, content hashes, locks, and the location of neoplug's cache."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -8,14 +9,20 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from neoplug.errors import DiskError
 
-PARTIAL = ".partial"  # suffix of incomplete files and folders; they remain after a process was killed
+if sys.platform != "win32":
+    import fcntl
+
+PARTIAL = ".partial"  # suffix of incomplete files and folders, which a killed process leaves
+DAY = 86_400  # seconds
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # of a full or read-only disk
 PROBE = 16_384  # bytes written to test whether a disk accepts data
 
@@ -36,20 +43,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     Raises DiskError where it cannot be written.
     """
-    with _folder_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
-    partial = Path(name)
-    try:
-        with disk_errors(path), os.fdopen(handle, "wb") as file:
+    with _partial(path, Path.touch) as partial:
+        with disk_errors(path), partial.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        partial.chmod(_default_mode())  # mkstemp sets 0600; results have the default mode
         partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     _sync(path.parent)
 
 
@@ -61,33 +60,81 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     written.
     """
     _validate_absent(path)
-    with _folder_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
-    try:
+    with _partial(path, Path.mkdir) as partial:
         with disk_errors(path):
             yield partial
-            _sync_tree(partial)
-        partial.chmod(_default_mode() | 0o111 & ~_umask())
+            _finish_tree(partial)
         _validate_absent(path)
         partial.rename(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     _sync(path.parent)
 
 
 @contextmanager
 def discarded_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder next to `path`, named after it, and remove it at the end of the block."""
+    with _partial(path, Path.mkdir) as partial, disk_errors(path):
+        yield partial
+
+
+@contextmanager
+def _partial(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield a new hidden file or folder next to `path`, removed at the end of the block unless it was renamed.
+
+    This process holds a lock on it: it is not abandoned. Those of `path` that are abandoned are removed first.
+    """
     with _folder_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
+        remove_abandoned(path.parent, f".{glob.escape(path.name)}.*{PARTIAL}")
+        partial, handle = _locked_partial(path, make)
     try:
-        with disk_errors(path):
-            yield partial
+        yield partial
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
+        if handle is not None:
+            os.close(handle)
+
+
+def _locked_partial(path: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
+    """Create a partial of `path`; return it with the handle that holds its lock (None on Windows)."""
+    while True:
+        partial = path.with_name(f".{path.name}.{token_hex(4)}{PARTIAL}")
+        make(partial)
+        if sys.platform == "win32":
+            return partial, None
+        with suppress(FileNotFoundError):  # removed by another process before the lock was held
+            handle = os.open(partial, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks: nothing is removed there
+                fcntl.flock(handle, fcntl.LOCK_SH)
+            if partial.exists():
+                return partial, handle
+            os.close(handle)
+
+
+def remove_abandoned(folder: Path, pattern: str = f"**/.*{PARTIAL}") -> None:
+    """Remove the partial files and folders in `folder` whose process was killed; those of living ones are locked.
+
+    On Windows, which cannot lock a folder, they are removed when they are a day old.
+    """
+    for partial in list(folder.glob(pattern)):
+        if sys.platform == "win32":
+            if time.time() - partial.stat().st_mtime > DAY:
+                _remove(partial)
+            continue
+        with suppress(OSError):  # locked, or removed by another process
+            handle = os.open(partial, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(partial)
+            finally:
+                os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -125,15 +172,6 @@ def _disk_reason(error: Exception) -> str:
     match = re.search(r"\(os error (\d+)\)", str(error))  # the form of Rust's errors, which safetensors raises
     number = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
     return os.strerror(number) if number and number in DISK_ERRORS else ""
-
-
-def remove_partial(folder: Path) -> None:
-    """Remove incomplete files and folders of killed processes below `folder`; no process may be writing there."""
-    for partial in list(folder.rglob(f".*{PARTIAL}")):
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -184,20 +222,14 @@ def _validate_absent(path: Path) -> None:
         raise FileExistsError(f"{path} exists already")
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _default_mode() -> int:
-    return 0o666 & ~_umask()
-
-
-def _sync_tree(folder: Path) -> None:
+def _finish_tree(folder: Path) -> None:
+    """Flush a folder to disk; its files get the mode that the folder was created with: some libraries write 0600."""
+    mode = folder.stat().st_mode & 0o666
     for parent, _, names in os.walk(folder):
-        for name in names:
-            _sync(Path(parent, name))
+        for file in (Path(parent, name) for name in names):
+            if not file.is_symlink():
+                file.chmod(mode)
+                _sync(file)
         _sync(Path(parent))
 
 

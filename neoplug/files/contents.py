@@ -1,0 +1,111 @@
+"""The contents of a folder: its files' sizes and hashes, recorded when they are written, verified before they are read.
+
+    contents.json   {format, files: {path: {size, sha256}}, sha256: hash of `files`}
+
+Checkpoints, runs, and the models and tokens in the cache have it. Files that it does not name are not verified.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from neoplug.errors import DamageError
+from neoplug.files.atomic import content_hash, folder_atomically, remove_abandoned, sha256_of, write_atomically
+from neoplug.files.json_reader import read_json
+
+logger = logging.getLogger(__name__)
+
+RECORD = "contents.json"
+FORMAT = 1
+
+
+@contextmanager
+def recorded_folder(path: Path) -> Iterator[Path]:
+    """Yield the draft of a new folder, as `folder_atomically` does; the record of its files is written last."""
+    with folder_atomically(path) as draft:
+        yield draft
+        record(draft, files_below(draft))
+
+
+def record(folder: Path, files: Iterable[Path]) -> None:
+    """Record the present contents of `files` in `folder`, and keep what is recorded of its other files."""
+    entries = {file.relative_to(folder).as_posix(): _entry(file) for file in files}
+    known = dict(recorded(folder)) if (folder / RECORD).is_file() else {}
+    whole = _with_hash(dict(sorted((known | entries).items())))
+    write_atomically(folder / RECORD, json.dumps(whole, indent=1) + "\n")
+
+
+def recorded(folder: Path) -> Mapping[str, Mapping[str, Any]]:
+    """Return the recorded path -> {size, sha256} of the folder's files. Raises DamageError where there is none."""
+    fix = "restore it; or remove it, and the files are used unverified"
+    whole = read_json(folder / RECORD, fix)
+    files = whole.get("files")
+    if not isinstance(files, dict) or whole != _with_hash(files):
+        raise DamageError(folder / RECORD, "does not have the contents that were written", fix)
+    return files
+
+
+def _with_hash(files: dict[str, Any]) -> dict[str, Any]:
+    """Return the whole content of a record."""
+    return {"format": FORMAT, "files": files, "sha256": content_hash(files)}
+
+
+def damage(folder: Path, *parts: str) -> str:
+    """Return what is wrong with the first recorded file that differs from its record, such as "a/b is missing".
+
+    parts  paths in the folder, of files or of folders with all their files; none: all files are verified
+
+    It is empty where all are as they were written.
+    """
+    try:
+        files = recorded(folder)
+    except DamageError as error:
+        return f"{error.file.name} {error.what}"
+    chosen = {name: entry for name, entry in files.items() if not parts or _is_in(name, parts)}
+    found = (_difference(folder / name, entry) for name, entry in chosen.items())
+    return next((f"{name} {what}" for name, what in zip(chosen, found, strict=True) if what), "")
+
+
+def intact(folder: Path, remedy: str) -> bool:
+    """Return whether a folder in the cache is there, complete and undamaged.
+
+    A damaged one is removed, with a warning that ends with `remedy`, as are drafts that killed processes left there.
+    """
+    remove_abandoned(folder.parent)
+    if not folder.is_dir():
+        return False
+    found = damage(folder)
+    if found:
+        logger.warning("%s is damaged: %s; %s", folder, found, remedy)
+        shutil.rmtree(folder)
+    return not found
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files in a folder and the folders in it, sorted."""
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"size": file.stat().st_size, "sha256": sha256_of(file)}
+
+
+def _difference(file: Path, entry: Mapping[str, Any]) -> str:
+    """Return how a file differs from its entry in a record; empty where it does not."""
+    try:
+        if not file.is_file():
+            return "is missing"
+        size = file.stat().st_size
+        if size != entry["size"]:
+            return f"has {size:,} bytes of the {entry['size']:,} that were written" if size else "is empty"
+        return "" if sha256_of(file) == entry["sha256"] else "does not have the contents that were written (SHA-256)"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _is_in(name: str, parts: Iterable[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}/") for part in parts)
