@@ -5,10 +5,8 @@ Rows are tokenised once: their tokens are stored in the cache, under a hash of e
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,10 +26,10 @@ from neoplug.data.ingest.sources import is_local
 from neoplug.data.mixture import Mixture, epoch_rows
 from neoplug.data.store.build import make_store
 from neoplug.data.store.key import store_key, tokenizer_identity
-from neoplug.data.store.token_files import Store, open_store
+from neoplug.data.store.token_files import Store
 from neoplug.errors import DiskError, Problem, RecipeError, UsageError
 from neoplug.files import cache_root, lock
-from neoplug.files.atomic import PARTIAL
+from neoplug.files.contents import intact
 
 if TYPE_CHECKING:
     from neoplug.recipe import Data
@@ -109,15 +107,13 @@ def load_unvalidated_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEn
     try:
         with lock(folder):
             folders = [folder, dated] if clock else [folder]
-            if (store := next(filter(None, map(open_store, folders)), None)) is None:
-                for found in folders:
-                    _remove(found)
+            if not any(intact(found, "the rows are tokenised again") for found in folders):
                 keep = data.keep_incomplete_rows
                 encoder = RowEncoder(tokenizer, template, data.train_on, teacher, keep_incomplete=keep, day=day)
                 make_store(folders[-1], data, encoder, training, evaluation)
                 if clock and not _has_conversations(Store(dated)):  # no template was used
                     dated.rename(folder)
-                store = Store(next(found for found in folders if found.is_dir()))
+            store = Store(next(found for found in folders if found.is_dir()))
     except (OSError, DiskError) as error:
         why = error.reason if isinstance(error, DiskError) else error
         fix = "free some disk space there, or set NEOPLUG_HOME to a folder on another disk"
@@ -149,12 +145,6 @@ def check_local_sources(data: Data) -> list[Problem]:
         except RecipeError as error:
             problems += error.problems
     return problems
-
-
-def _remove(folder: Path) -> None:
-    """Remove a damaged store, and the incomplete ones of processes that were killed while they wrote it."""
-    for path in [folder, *folder.parent.glob(f".{folder.name}.*{PARTIAL}")]:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _corpus(store: Store, data: Data, training: Mapping[str, RecipeSource], evaluation: RecipeSource | None) -> Corpus:

@@ -89,7 +89,7 @@ def _partial(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     try:
         yield partial
     finally:
-        _remove(partial)
+        remove(partial)
         if handle is not None:
             os.close(handle)
 
@@ -118,18 +118,18 @@ def remove_abandoned(folder: Path, pattern: str = f"**/.*{PARTIAL}") -> None:
     for partial in list(folder.glob(pattern)):
         if sys.platform == "win32":
             if time.time() - partial.stat().st_mtime > DAY:
-                _remove(partial)
+                remove(partial)
             continue
         with suppress(OSError):  # locked, or removed by another process
             handle = os.open(partial, os.O_RDONLY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(partial)
+                remove(partial)
             finally:
                 os.close(handle)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file or folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)

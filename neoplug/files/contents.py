@@ -7,14 +7,22 @@ Checkpoints, runs, and the models and tokens in the cache have it. Files that it
 
 import json
 import logging
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from neoplug.errors import DamageError
-from neoplug.files.atomic import content_hash, folder_atomically, remove_abandoned, sha256_of, write_atomically
+from neoplug.files.atomic import (
+    PARTIAL,
+    content_hash,
+    folder_atomically,
+    remove,
+    remove_abandoned,
+    sha256_of,
+    write_atomically,
+)
 from neoplug.files.json_reader import read_json
 
 logger = logging.getLogger(__name__)
@@ -75,14 +83,21 @@ def intact(folder: Path, remedy: str) -> bool:
 
     A damaged one is removed, with a warning that ends with `remedy`, as are drafts that killed processes left there.
     """
-    remove_abandoned(folder.parent)
-    if not folder.is_dir():
+    remove_abandoned(folder.parent, f".*{PARTIAL}")
+    if not folder.exists():
         return False
-    found = damage(folder)
+    stamps = [(file, file.stat()) for file in files_below(folder)]
+    found = _damage_once(folder, tuple((file, at.st_ino, at.st_size, at.st_mtime_ns) for file, at in stamps))
     if found:
         logger.warning("%s is damaged: %s; %s", folder, found, remedy)
-        shutil.rmtree(folder)
+        remove(folder)
     return not found
+
+
+@lru_cache(maxsize=32)
+def _damage_once(folder: Path, stamps: tuple[tuple[Path, int, int, int], ...]) -> str:
+    """Return the damage of a folder; a process that needs it several times hashes it again only if `stamps` differ."""
+    return damage(folder)
 
 
 def files_below(folder: Path) -> list[Path]:

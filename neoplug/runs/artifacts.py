@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from neoplug.errors import RunError
 from neoplug.files import folder_atomically, write_atomically
+from neoplug.files.contents import RECORD
 from neoplug.models import dropout
 from neoplug.models.load import load_config
 from neoplug.models.reference import ResolvedModel
@@ -66,7 +67,7 @@ def _save_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokeniz
     save_changed_base(model, checked, base, tokenizer, directory.student)
     if base.kind == "prepared" and not directory.student.exists():
         with folder_atomically(directory.student) as draft:
-            shutil.copytree(base.path, draft, dirs_exist_ok=True)
+            shutil.copytree(base.path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RECORD))
             if checked.recipe.data.chat_template is not None:
                 tokenizer.save_pretrained(draft)
 

@@ -129,7 +129,9 @@ def validate_same_lock(directory: RunDir, checked: ResolvedRecipe, inputs: RunIn
 def build_lock(checked: ResolvedRecipe, inputs: RunInputs) -> dict[str, Any]:
     """Return the lock of a run with these inputs."""
     models = {"student": inputs.student, "teacher": inputs.teacher}
-    return lock_record(checked, models, inputs.corpus.fingerprint, inputs.corpus.day)
+    loaded = models | {"student": inputs.base}
+    weights = {role: located.weights_sha256 if located else None for role, located in loaded.items()}
+    return lock_record(checked, models, inputs.corpus.fingerprint, inputs.corpus.day, weights)
 
 
 @contextmanager

@@ -20,12 +20,18 @@ FORMAT = 1
 
 
 def lock_record(
-    checked: ResolvedRecipe, models: Mapping[str, ResolvedModel | None], fingerprint: str, day: str | None = None
+    checked: ResolvedRecipe,
+    models: Mapping[str, ResolvedModel | None],
+    fingerprint: str,
+    day: str | None = None,
+    weights: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Return a run's lock: versions, hardware, plugins, `models` by role, `fingerprint` of the tokenised data.
 
-    day  the date that a chat template read, YYYY-MM-DD: a resumed run renders its rows with the same; None: none did
+    day      the date that a chat template read, YYYY-MM-DD: a resumed run renders its rows with the same; None: none
+    weights  role -> hash of the weights that are loaded, where neoplug converted or prepared them; else None
     """
+    made = {role: {"weights_sha256": digest} for role, digest in (weights or {}).items() if digest}
     return {
         "format": FORMAT,
         "versions": versions(),
@@ -35,7 +41,9 @@ def lock_record(
         "plugins": {
             f"{section}.{name}": _plugin_record(entry) for (section, name), entry in sorted(checked.entries.items())
         },
-        "models": {role: _model_record(located) for role, located in sorted(models.items()) if located},
+        "models": {
+            role: _model_record(located) | made.get(role, {}) for role, located in sorted(models.items()) if located
+        },
         "data": {
             "fingerprint": fingerprint,
             **_data_record(checked.recipe.data),

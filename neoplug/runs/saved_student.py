@@ -30,12 +30,14 @@ def base_of(directory: RunDir) -> ResolvedModel:
         return ResolvedModel(str(directory.student), None, section["model"], "prepared", trust)
     revision = locked["revision"] or section.get("revision")
     base = locate(section["model"], revision, ("student", "model"), trust_remote_code=trust)
-    if base.sha256 != locked["sha256"]:
-        raise UsageError(
-            f"{section['model']} is not the model that the run {directory.path} was trained on\n"
-            f"why: its files have sha256 {base.sha256}, those of the run had {locked['sha256']}\n"
-            "fix: restore the files of the run"
-        )
+    found = {"sha256": base.sha256, "weights_sha256": base.weights_sha256}
+    for name, digest in found.items():
+        if digest != locked.get(name):
+            raise UsageError(
+                f"{section['model']} is not the model that the run {directory.path} was trained on\n"
+                f"why: its files have {name} {digest}, those of the run had {locked.get(name)}\n"
+                "fix: restore the files of the run"
+            )
     return base
 
 

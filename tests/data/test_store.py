@@ -121,7 +121,7 @@ def test_a_change_of_anything_that_tokens_depend_on_makes_another_store(
     assert len(stores()) == 5
 
 
-@pytest.mark.parametrize("name", ["input_ids.npy", "bounds.npy", "neoplug.json"])
+@pytest.mark.parametrize("name", ["input_ids.npy", "bounds.npy", "neoplug.json", "contents.json"])
 def test_a_damaged_store_is_rebuilt_with_a_warning(home, tmp_path, texts, tiny_tokenizer, section, caplog, name):
     data = section(written(tmp_path, "rows.jsonl", texts))
     before = load_corpus(data, tiny_tokenizer)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from neoplug import hookimpl
 from neoplug.errors import UsageError
 from neoplug.export.merge import export
+from neoplug.files.contents import recorded_folder
 from neoplug.models.resolve import locate
 from neoplug.runs.directory import RunDir
 
@@ -148,10 +149,9 @@ def test_an_adapter_without_peft_is_merged_by_its_hook(tmp_path, tiny_teacher):
     from safetensors.torch import save_file
 
     run = make_run(tmp_path / "run", tiny_teacher, {f"{__file__}:Scaled": {}})
-    step = run.checkpoints / "step-7"
-    step.mkdir(parents=True)
-    save_file({"lm_head.factor": torch.tensor([1.5])}, step / "trainable.safetensors")
-    (step / "state.json").write_text(json.dumps({"format": 1, "step": 7}))
+    with recorded_folder(run.checkpoints / "step-7") as step:
+        save_file({"lm_head.factor": torch.tensor([1.5])}, step / "trainable.safetensors")
+        (step / "state.json").write_text(json.dumps({"format": 1, "step": 7}))
     with pytest.raises(UsageError, match="is not finished"):  # a run killed after a checkpoint
         export(run.path, tmp_path / "out")
     run.adapter.mkdir()  # a run killed before its result was written

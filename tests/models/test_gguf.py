@@ -1,5 +1,6 @@
 """Conversion of GGUF files, compared with the model that the file was written from."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -16,6 +17,10 @@ from neoplug.models import gguf as conversion
 from neoplug.models.resolve import locate
 
 from .conftest import write_gguf
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from damage import WAYS
 
 IDS = torch.arange(3, 43).view(2, 20)
 TEXT = "Hello  World!  x  12345\n 12 äöü 日本語 🙂\n\n\tdef f(x): return x <|im_end|> don't"
@@ -102,3 +107,26 @@ def test_of_two_processes_one_converts(tiny_gguf, tmp_path):
     assert len(paths) == 1
     record = json.loads((Path(paths.pop()) / "neoplug.json").read_text())
     assert record["sha256"] == sha256_of(tiny_gguf)
+
+
+@pytest.mark.parametrize("way", ["bit-flipped", "truncated", "deleted", "nested"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "neoplug.json", "contents.json"])
+def test_a_damaged_conversion_is_made_again_with_a_warning(tiny_gguf, way, name, caplog):
+    located = locate(str(tiny_gguf))
+    before = {file.name: file.read_bytes() for file in Path(located.path).iterdir()}
+    WAYS[way](Path(located.path) / name)
+    again = locate(str(tiny_gguf))
+    assert again == located
+    assert {file.name: file.read_bytes() for file in Path(located.path).iterdir()} == before
+    assert (again.sha256, again.weights_sha256) == (located.sha256, located.weights_sha256)
+    (message,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert f"is damaged: {name} " in message
+    assert message.endswith(f"; {tiny_gguf} is converted again")
+
+
+def test_the_hash_of_weights_is_that_of_their_file(tiny_gguf):
+    """Not of the configuration, which names the version of transformers."""
+    located = locate(str(tiny_gguf))
+    folder = Path(located.path)
+    expected = json.dumps({"model.safetensors": sha256_of(folder / "model.safetensors")}, separators=(",", ":"))
+    assert located.weights_sha256 == hashlib.sha256(expected.encode()).hexdigest()

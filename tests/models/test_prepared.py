@@ -22,6 +22,10 @@ from neoplug.registry import Plugins
 from neoplug_models.prune_depth import PruneDepth
 from neoplug_models.prune_width import PruneWidth
 
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from damage import WAYS
+
 
 @dataclass(eq=False)
 class Shift:
@@ -183,3 +187,16 @@ def test_the_record_holds_what_the_student_was_made_from(tiny_teacher):
     assert record["plugins"]["prune_depth"]["options"] == {
         "num_hidden_layers": "None", "layers": "[0, 3]", "importance": "'even'", "calibration_tokens": "None",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "contents.json"])
+def test_a_damaged_student_is_prepared_again_with_a_warning(tiny_student, name, caplog):
+    first = run(tiny_student, {"s": Shift("batches")}, batches=(7.0,), fingerprint=name)
+    expected = norm(first)
+    WAYS["bit-flipped"](Path(first.path) / name)
+    second = run(tiny_student, {"s": Shift("batches")}, batches=(7.0,), fingerprint=name)
+    assert second == first
+    torch.testing.assert_close(norm(second), expected, rtol=0, atol=0)
+    (message,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert f"is damaged: {name} " in message
+    assert message.endswith("; the student is prepared again")

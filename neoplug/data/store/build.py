@@ -18,7 +18,7 @@ from neoplug.data.split import split
 from neoplug.data.store.spool import Spool
 from neoplug.data.store.token_files import write_record
 from neoplug.errors import RecipeError
-from neoplug.files import folder_atomically
+from neoplug.files.contents import recorded_folder
 
 if TYPE_CHECKING:
     from neoplug.recipe import Data
@@ -38,7 +38,7 @@ def make_store(
     raises      RecipeError where a source, its columns or the split cannot be used, or no row is left
     """
     report = Report(data.max_length, packing=data.packing)
-    with folder_atomically(folder) as target:
+    with recorded_folder(folder) as target:
         with Spool(target / "spool") as spool:
             pipeline = IngestPipeline(data, encoder, spool, report)
             rows_of = _ingest_training(pipeline, training)

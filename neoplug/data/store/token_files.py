@@ -14,7 +14,6 @@ student's, followed by the teacher's where it has its own chat template.
 """
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +22,11 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from neoplug.data.batch import Document
-from neoplug.files import content_hash, sha256_of, write_atomically
-
-logger = logging.getLogger(__name__)
+from neoplug.files import read_json, write_atomically
 
 IDS_USED = ("used", "used_by_student", "used_by_teacher")
 ARRAYS = ("input_ids", "loss_mask", "starts", "ends", "row", "bounds", *IDS_USED)
-RECORD = "neoplug.json"  # file with the report and fingerprint of the store, and the hashes of its arrays
+RECORD = "neoplug.json"  # file with the report and fingerprint of the store
 
 T = TypeVar("T")
 
@@ -56,14 +53,8 @@ class Store:
     """A token store, opened for reading."""
 
     def __init__(self, folder: Path) -> None:
-        """Map the arrays into memory; ValueError, KeyError, TypeError or OSError where a file is missing or damaged."""
-        whole = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        self.record: dict[str, Any] = whole["record"]
-        if content_hash(self.record) != whole["sha256"]:
-            raise ValueError(f"the content of {RECORD} does not match its hash")
-        for name in ARRAYS:
-            if sha256_of(file_of(folder, name)) != self.record["sha256"][name]:
-                raise ValueError(f"the content of {name} does not match its hash")
+        """Map the arrays of an intact folder into memory."""
+        self.record = read_json(folder / RECORD, f"remove {folder}")
         mapped = {name: np.load(file_of(folder, name), mmap_mode="r").view(np.ndarray) for name in ARRAYS}
         self.input_ids, self.loss_mask, self.used = mapped["input_ids"], mapped["loss_mask"], mapped["used"]
         self.used_by = {"student": mapped["used_by_student"], "teacher": mapped["used_by_teacher"]}
@@ -112,18 +103,5 @@ def file_of(folder: Path, name: str) -> Path:
 
 
 def write_record(folder: Path, **values: Any) -> None:
-    """Write `values` and the hashes of the store's arrays to RECORD, the last file of a store: it marks it complete."""
-    record = {"format": 1, **values, "sha256": {name: sha256_of(file_of(folder, name)) for name in ARRAYS}}
-    whole = {"record": record, "sha256": content_hash(record)}
-    write_atomically(folder / RECORD, json.dumps(whole) + "\n")
-
-
-def open_store(folder: Path) -> Store | None:
-    """Return the store in `folder`; None where there is none, or where it is damaged, with a warning in the log."""
-    if not folder.exists():
-        return None
-    try:
-        return Store(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("the stored tokens in %s are damaged (%s); the rows are tokenised again", folder, error)
-        return None
+    """Write `values` to RECORD."""
+    write_atomically(folder / RECORD, json.dumps({"format": 1, **values}) + "\n")
