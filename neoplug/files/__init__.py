@@ -16,6 +16,7 @@ from neoplug.files.atomic import (
     write_atomically,
 )
 from neoplug.files.json_reader import parse_map, read_json, read_text
+from neoplug.files.regular import read_regular
 
 __all__ = [
     "cache_root",
@@ -27,6 +28,7 @@ __all__ = [
     "lock",
     "parse_map",
     "read_json",
+    "read_regular",
     "read_text",
     "remove_abandoned",
     "sha256_of",

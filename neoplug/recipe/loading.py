@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
+from neoplug.recipe.limits import MAX_PLUGINS, MAX_SOURCES
 from neoplug.recipe.loss_weights import Weight
 from neoplug.recipe.metric_checks import metric_problems
 from neoplug.recipe.paths import make_absolute
@@ -86,6 +87,8 @@ def load(
     """
     path, name = locate(source, Path.cwd())
     tree = read_recipe(path, name, overrides, changes if isinstance(changes, Tree) else from_values(changes or {}))
+    if too_many := list(_too_many(tree)):
+        raise RecipeError(_sorted([*tree.problems, *too_many], tree))
     problems = [
         *tree.problems,
         *_unknown_nulls(tree),
@@ -113,6 +116,18 @@ def _by_section(named: list[NamedPlugin]) -> Plugins:
     for plugin in named:
         sections.setdefault(plugin.section, {})[plugin.name] = plugin.instance
     return Plugins(sections)
+
+
+def _too_many(tree: Tree) -> Iterator[Problem]:
+    """Yield a problem where there are more plugins or sources than a recipe may have; each is looked up later."""
+    counts = {path: len(plugins) for path in PLUGIN_MAPS if isinstance(plugins := tree.get(path), dict)}
+    if sum(counts.values()) > MAX_PLUGINS:
+        largest = max(counts, key=lambda path: counts[path])
+        yield Problem(f"more than {MAX_PLUGINS} plugins", path=largest)
+    sources = tree.get(("data", "sources"))
+    if isinstance(sources, dict) and len(sources) > MAX_SOURCES:
+        what = f"more than {MAX_SOURCES:,} sources"
+        yield Problem(what, fix="name a folder, or a pattern such as `data/*.jsonl`", path=("data", "sources"))
 
 
 def _validated(tree: Tree) -> tuple[Recipe | None, list[Problem]]:

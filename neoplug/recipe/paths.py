@@ -2,12 +2,13 @@
 
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from neoplug.errors import SHOWN_PROBLEMS, Problem, did_you_mean
 from neoplug.errors import Path as Key
-from neoplug.errors import Problem, did_you_mean
 from neoplug.recipe.tree import Tree
 from neoplug.registry.options import path_fields
 
@@ -34,9 +35,8 @@ def make_absolute(tree: Tree) -> list[Problem]:
     sources = tree.get(("data", "sources"))
     several = [("data", "sources", name, "source") for name in sources] if isinstance(sources, dict) else []
     texts = {path: text for path in (*PATHS, *several) if isinstance(text := tree.get(path), str)}
-    named = {path: text for path, text in texts.items() if text and not _NO_PATH.match(text)}
-    found = (_make_absolute(tree, path, text, is_path=looks_local(text)) for path, text in named.items())
-    return [problem for problem in found if problem]
+    named = [path for path, text in texts.items() if text and not _NO_PATH.match(text)]
+    return _make_absolute(tree, named, looks_local)
 
 
 def make_options_absolute(tree: Tree, path: Key, cls: type) -> list[Problem]:
@@ -45,16 +45,23 @@ def make_options_absolute(tree: Tree, path: Key, cls: type) -> list[Problem]:
         names = path_fields(cls)
     except Exception:  # types that cannot be read: building the plugin reports it
         return []
-    texts = [leaf for name in names for leaf in _texts(tree.get((*path, name)), (*path, name))]
-    return [problem for leaf in texts if (problem := _make_absolute(tree, leaf, tree.get(leaf), is_path=True))]
+    leaves = [leaf for name in names for leaf in _texts(tree.get((*path, name)), (*path, name))]
+    return _make_absolute(tree, leaves, lambda _: True)
 
 
-def _make_absolute(tree: Tree, path: Key, text: str, *, is_path: bool) -> Problem | None:
-    folders = list(dict.fromkeys([tree.nearest(path).folder, Path.cwd()]))
-    if found := _find(text, folders):
-        tree.get(path[:-1])[path[-1]] = str(found)
-        return None
-    return _missing(text, folders, path) if is_path else None
+def _make_absolute(tree: Tree, paths: list[Key], is_path: Callable[[str], bool]) -> list[Problem]:
+    problems: list[Problem] = []
+    for path in paths:
+        text = tree.get(path)
+        folders = list(dict.fromkeys([tree.nearest(path).folder, Path.cwd()]))
+        if found := _find(text, folders):
+            tree.get(path[:-1])[path[-1]] = str(found)
+            if found.exists() and not (found.is_file() or found.is_dir()):
+                problems.append(Problem(f"{text} is a pipe, a device or a socket, but no file or folder", path=path))
+        elif is_path(text):
+            names = _siblings(text, folders) if len(problems) < SHOWN_PROBLEMS else ()  # it is slow
+            problems.append(_missing(text, folders, names, path))
+    return problems
 
 
 def _texts(value: Any, path: Key) -> Iterator[Key]:
@@ -97,17 +104,16 @@ def _pattern(text: str, folder: Path) -> str:
     return str(Path(glob.escape(str(folder))) / Path(text).expanduser())
 
 
-def _missing(text: str, folders: list[Path], path: Key) -> Problem:
+def _missing(text: str, folders: list[Path], names: Iterable[str], path: Key) -> Problem:
     why = f"looked in {' and '.join(map(str, folders))}" if not text.startswith(("/", "~")) else ""
     if is_glob(text):
         return Problem(f"no file matches {text}", why, path=path)
-    return Problem(f"there is no file or folder {text}{did_you_mean(text, _siblings(text, folders))}", why, path=path)
+    return Problem(f"there is no file or folder {text}{did_you_mean(text, names)}", why, path=path)
 
 
-def _siblings(text: str, folders: list[Path]) -> list[str]:
-    """Return the names in the folders of a missing file, with the prefix that `text` has."""
+def _siblings(text: str, folders: list[Path]) -> Iterator[str]:
+    """Yield the names in the folders of a missing file, with the prefix that `text` has."""
     lead = text[: text.rfind("/") + 1]
-    try:
-        return [lead + file.name for folder in folders for file in (folder / Path(lead).expanduser()).iterdir()]
-    except (OSError, RuntimeError, ValueError):
-        return []
+    with suppress(OSError, RuntimeError, ValueError):
+        for folder in folders:
+            yield from (lead + file.name for file in (folder / Path(lead).expanduser()).iterdir())

@@ -123,7 +123,7 @@ def _references(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:
             yield Problem(what, why, "name a loss that is not calibrated itself", path)
         elif other and other not in tree.get(("loss",)) and other not in [known.name for known in found.references]:
             try:
-                found.references.append(_reference(other, path, tree.places[path].folder, found))
+                found.references.append(_reference(other, path, tree.nearest(path).folder, found))
             except RecipeError as error:
                 yield from (replace(problem, path=path) for problem in error.problems)
 

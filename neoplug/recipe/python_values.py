@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import yaml
 
 from neoplug.errors import Problem, RecipeError
-from neoplug.recipe.tree import MAX_DEPTH
+from neoplug.recipe.limits import MAX_DEPTH
 
 _YAML = "tag:yaml.org,2002:"
 

@@ -4,20 +4,26 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from neoplug.errors import Mark, Problem, RecipeError, did_you_mean
 from neoplug.errors import Path as Key
+from neoplug.files import read_regular
+from neoplug.recipe.limits import MAX_CHARACTERS, MAX_DEPTH, Size
 from neoplug.recipe.python_values import to_yaml
-from neoplug.recipe.schema import PLUGIN_MAPS
+from neoplug.recipe.schema import PLUGIN_MAPS, Recipe
 from neoplug.recipe.tree import BROKEN, Node, Tree, is_option, merge
 from neoplug.recipe.yaml_reader import YamlText, read
 from neoplug.registry.options import UnknownKey
 
 OVERRIDE = "override"  # the file that marks of overrides name
+MOST_DOTS = 100  # of a key without quotes
 _ASSIGNMENT = re.compile(r"""((?:"[^"]*"|'[^']*'|[^="'])*)=(.*)""", re.DOTALL)
+_DOT = re.compile(r"\.|\Z")
 _QUOTED = re.compile(r""""([^"]*)"|'([^']*)'""")
+_TOP_KEY = re.compile(r"""^["']?([A-Za-z_][\w-]*)["']?:(?=\s|$)""", re.MULTILINE)
 _FILE_PLUGIN = re.compile(r"((\.{0,2}/|~).+?|[^.]+)\.py:[A-Za-z_]\w*(@[\w-]+)?(?=\.|$)")
 
 
@@ -36,7 +42,7 @@ def locate(source: str | Path, folder: Path) -> tuple[Path, str]:
     text = str(source)
     try:
         path = folder / Path(text).expanduser()
-        if path.is_file():
+        if path.exists() and not path.is_dir():
             return path, text
     except (OSError, RuntimeError, ValueError):
         pass
@@ -52,14 +58,15 @@ def read_recipe(path: Path, name: str, overrides: Sequence[str], changes: Tree) 
 
     Raises RecipeError where `path` or `changes` is not a YAML map; other mistakes are the tree's `problems`.
     """
-    child = read_file(path, name)
-    parent = _parent_of(child, path, name)
+    size = Size()
+    child = _as_map(read(read_file(path, name), size))
+    parent = _parent_of(child, path, name, size)
     tree = Tree(replace(child.root, value={}), incomplete=parent.incomplete)
     for upper in (parent, child, changes):
         tree.problems += upper.problems
         tree = replace(tree, root=merge(tree.root, upper.root, tree.removed))
     for number, override in enumerate(overrides, 1):
-        tree = _overridden(tree, override, number)
+        tree = _overridden(tree, override, number, size)
     for plugins in map(tree.get, PLUGIN_MAPS):
         if isinstance(plugins, dict):  # `name:` is `name: {}`, a plugin without options
             plugins |= {name: {} for name, options in plugins.items() if options is None}
@@ -72,22 +79,23 @@ def from_values(values: Mapping[str, Any], file: str = OVERRIDE, word: str = "")
     word  the command line argument that they come from, if any: messages quote it as the place of the values
     Raises RecipeError where they are not a map, or have a part that no recipe can express and that ends the reading.
     """
-    return _read_map(YamlText(to_yaml(values), file, Path.cwd(), word=word))
+    return _as_map(read(YamlText(to_yaml(values), file, Path.cwd(), word=word)))
 
 
-def read_file(path: Path, name: str) -> Tree:
-    """Return the tree of one file. Raises RecipeError where it is unreadable or not a YAML map."""
+def read_file(path: Path, name: str) -> YamlText:
+    """Return the text of a file; bytes that are not UTF-8 are lone surrogates, which `read` reports.
+
+    Raises RecipeError where it is unreadable.
+    """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecipeError([Problem(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}")]) from error
+        content = read_regular(path, 4 * MAX_CHARACTERS + 1)  # of a longer one, enough for `read` to refuse it
     except OSError as error:
         raise RecipeError([Problem(f"{name} cannot be read: {error.strerror}")]) from error
-    return _read_map(YamlText(text, name, path.resolve().parent))
+    return YamlText(content.decode("utf-8-sig", errors="surrogateescape"), name, path.resolve().parent)
 
 
-def _read_map(source: YamlText) -> Tree:
-    tree = read(source)
+def _as_map(tree: Tree) -> Tree:
+    """Return the tree of a recipe. Raises RecipeError where reading it ended early, or it is no map."""
     if tree.root.value is BROKEN:
         raise RecipeError(tree.problems)
     if not isinstance(tree.root.value, dict):
@@ -96,7 +104,7 @@ def _read_map(source: YamlText) -> Tree:
     return tree
 
 
-def _parent_of(child: Tree, path: Path, name: str) -> Tree:
+def _parent_of(child: Tree, path: Path, name: str, size: Size) -> Tree:
     """Return the recipe that `child` extends, else an empty one; remove `extends` from `child`.
 
     Where the parent cannot be read, the empty one has the problem and is `incomplete`: the child is still checked.
@@ -107,43 +115,59 @@ def _parent_of(child: Tree, path: Path, name: str) -> Tree:
         return nothing
     try:
         if extends.value is not BROKEN:
-            return _read_parent(extends, path, name)
+            return _read_parent(extends, path, name, size)
     except RecipeError as error:
         nothing.problems += [p if p.mark else replace(p, mark=extends.mark) for p in error.problems]
     return replace(nothing, incomplete=True)
 
 
-def _read_parent(extends: Node, path: Path, name: str) -> Tree:
+def _read_parent(extends: Node, path: Path, name: str, size: Size) -> Tree:
     """Return the recipe that the value of `extends` names. Raises RecipeError."""
     named = extends.value
     if not isinstance(named, str) or not named:
         raise RecipeError([Problem("`extends` names one recipe: a shipped name or a file")])
     file, shown = locate(named, path.resolve().parent)
-    parent = read_file(file, str(Path(name).parent / shown))
+    text = read_file(file, str(Path(name).parent / shown))
+    tree = read(text, size)
+    if not _is_recipe(tree, text):
+        raise RecipeError(
+            [Problem(f"`{named}` is no recipe", "few of its keys are those of a recipe, so it is not quoted")]
+        )
+    parent = _as_map(tree)
     if "extends" in parent.root.value:
         what, why = f"`{named}` extends another recipe itself", "one level reads best: each value has one of two places"
         raise RecipeError([Problem(what, why, "copy what you need from it")])
     return parent
 
 
+def _is_recipe(tree: Tree, text: YamlText) -> bool:
+    """Return whether at least half of the keys at the top of a file, readable or not, are those of a recipe.
+
+    Of a file that is none no line is shown in messages: another's recipe may name any file that the user can read.
+    """
+    keys = tree.root.value if isinstance(tree.root.value, dict) else _TOP_KEY.findall(text.text)
+    known = [key for key in keys if key in Recipe.model_fields or key == "extends"]
+    return 0 < len(known) >= len(keys) / 2
+
+
 def may_be_inherited(tree: Tree, path: Key) -> bool:
     """Return whether a value that is missing at `path` may be in the extended recipe, which could not be read."""
     is_removed = any(path[:length] in tree.removed for length in range(1, len(path) + 1))
-    if not tree.incomplete or is_removed or (path in tree.places and path not in PLUGIN_MAPS):
+    if not tree.incomplete or is_removed or (tree.node(path) and path not in PLUGIN_MAPS):
         return False
     plugin_map = next((known for known in PLUGIN_MAPS if path[: len(known)] == known), path)
-    node = tree.places.get(plugin_map)  # a file's map replaces the parent's; overrides add to it
+    node = tree.node(plugin_map)  # a file's map replaces the parent's; overrides add to it
     return node is None or node.key.file == OVERRIDE
 
 
-def _overridden(tree: Tree, override: str, number: int) -> Tree:
+def _overridden(tree: Tree, override: str, number: int, size: Size) -> Tree:
     """Return `tree` with the override `key.path=value` applied: the value replaces the one there, null removes it."""
     line = YamlText(override, OVERRIDE, Path.cwd(), line=number)
     match = _ASSIGNMENT.fullmatch(override) if override.isprintable() else None
     try:
         if not match or not match[1].strip():
             raise ValueError("an override is written key.path=value")
-        path = split(match[1], tree.values)
+        path = split(match[1], tree.root.value)
         if path[0] == "extends":
             raise ValueError("`extends` cannot be overridden: write a file that extends the other recipe")
         if not match[2].strip():
@@ -152,11 +176,11 @@ def _overridden(tree: Tree, override: str, number: int) -> Tree:
         tree.problems.append(Problem(str(error), mark=line.mark(length=len(override))))
         return tree
     start = len(match[1]) + 1
-    given = read(YamlText(match[2], OVERRIDE, line.folder, override[:start], number))
+    given = read(YamlText(match[2], OVERRIDE, line.folder, override[:start], number), size, len(path))
     key, value = line.mark(length=start - 1), line.mark(0, start, len(override))
     node = Node(given.root.value, key, value, line.folder)
     tree.problems += given.problems
-    is_there = path in tree.places or path[:-1] not in PLUGIN_MAPS or may_be_inherited(tree, path[:-1])
+    is_there = tree.node(path) or path[:-1] not in PLUGIN_MAPS or may_be_inherited(tree, path[:-1])
     if node.value is None and not is_there:
         what = f"there is no `{path[-1]}` to remove{did_you_mean(str(path[-1]), list(tree.get(path[:-1]) or ()))}"
         tree.problems.append(Problem(what, mark=key))
@@ -175,7 +199,8 @@ def split(text: str, values: Any) -> Key:
 
     Each key is, in this order of precedence: a part in quotes; the longest existing key; a plugin of the form
     `./file.py:Class`; all up to the next dot. So a dot needs quotes in new keys only.
-    Raises ValueError where a key is empty.
+    values  a map of maps, plain values or nodes
+    Raises ValueError where a key is empty, or there are too many.
     """
     path: list[str] = []
     rest = text.strip()
@@ -183,8 +208,11 @@ def split(text: str, values: Any) -> Key:
         part, rest = _first(rest, values)
         path.append(part)
         values = values.get(part) if isinstance(values, dict) else None
+        values = values.value if isinstance(values, Node) else values
         if not rest:
             return tuple(path)
+        if len(path) == MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} levels deep")
         rest = rest[1:]
 
 
@@ -193,9 +221,10 @@ def _first(text: str, values: Any) -> tuple[str, str]:
     if quoted := _QUOTED.match(text):
         part, rest = quoted[1] or quoted[2] or "", text[quoted.end() :]
     else:
-        known = [key for key in values if text == key or text.startswith(f"{key}.")] if isinstance(values, dict) else []
+        ends = (dot.start() for dot in islice(_DOT.finditer(text), MOST_DOTS))
+        known = [text[:end] for end in ends if text[:end] in values] if isinstance(values, dict) else []
         file = _FILE_PLUGIN.match(text)
-        part = max(known, key=len) if any(known) else file[0] if file else text.partition(".")[0]
+        part = known[-1] if any(known) else file[0] if file else text.partition(".")[0]
         rest = text[len(part) :]
     if not part or (rest and not rest.startswith(".")):
         raise ValueError(f"`{text}` is no key: an override is written key.path=value")
@@ -227,7 +256,7 @@ def reading_order(mark: Mark | None, tree: Tree) -> tuple[int, int, int]:
     """Return a sort key of marks: defaults, the extended recipe, the file, overrides; in each by line and column."""
     if mark is None:
         return (0, 0, 0)
-    layer = 2 if mark.file == tree.places[()].key.file else 3 if mark.file == OVERRIDE else 1
+    layer = 2 if mark.file == tree.root.key.file else 3 if mark.file == OVERRIDE else 1
     return (layer, mark.line, mark.column)
 
 

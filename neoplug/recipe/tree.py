@@ -1,7 +1,8 @@
 """A recipe as a tree of nodes (values with their positions in the text) and as plain values; merging of trees."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,6 @@ from neoplug.errors import Mark, Problem
 from neoplug.errors import Path as Key
 from neoplug.recipe.schema import PLUGIN_MAPS
 
-MAX_DEPTH = 24
-MAX_INTEGER = 2**63 - 1
 BROKEN = object()  # the value of a node that has a problem already
 
 
@@ -30,6 +29,20 @@ class Node:
     mark: Mark
     folder: Path
 
+    def child(self, key: str | int) -> "Node | None":
+        """Return the node of a key of a map, or at a place of a list; None where there is none."""
+        if isinstance(self.value, dict):
+            return self.value.get(key)
+        is_place = isinstance(self.value, list) and isinstance(key, int) and key < len(self.value)
+        return self.value[key] if is_place else None
+
+    def items(self) -> Iterator[tuple[str | int, "Node"]]:
+        """Yield the keys of a map, or the numbers of a list, with their nodes; nothing for a scalar."""
+        if isinstance(self.value, dict):
+            yield from self.value.items()
+        elif isinstance(self.value, list):
+            yield from enumerate(self.value)
+
 
 @dataclass
 class Tree:
@@ -38,34 +51,33 @@ class Tree:
     problems    mistakes found while it was read
     removed     path -> null node, of each null that removes the key below it, if that exists
     incomplete  the recipe that this one extends could not be read
-    values      the plain values; BROKEN nodes are left out of maps and are None in lists
-    places      path -> node, of all in `values` and `broken`; () is the root
-    broken      the paths of BROKEN nodes
     """
 
     root: Node
     problems: list[Problem] = field(default_factory=list)
     removed: dict[Key, Node] = field(default_factory=dict)
     incomplete: bool = False
-    values: Any = field(init=False)
-    places: dict[Key, Node] = field(init=False, default_factory=dict)
-    broken: set[Key] = field(init=False, default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.values = self._plain(self.root, ())
+    @cached_property
+    def values(self) -> Any:
+        """The plain values; BROKEN nodes are left out of maps and are None in lists."""
+        return _plain(self.root)
 
-    def _plain(self, node: Node, path: Key) -> Any:
-        """Return the plain value of a node; register it and those inside it in `places` and `broken`."""
-        self.places[path] = node
-        if isinstance(node.value, dict):
-            values = {key: self._plain(inner, (*path, key)) for key, inner in sorted(node.value.items())}
-            return {key: value for key, value in values.items() if value is not BROKEN}
-        if isinstance(node.value, list):
-            items = [self._plain(inner, (*path, number)) for number, inner in enumerate(node.value)]
-            return [None if item is BROKEN else item for item in items]
-        if node.value is BROKEN:
-            self.broken.add(path)
-        return node.value
+    @cached_property
+    def broken(self) -> set[Key]:
+        """The paths of BROKEN nodes."""
+        return set(_broken(self.root, ()))
+
+    @cached_property
+    def _above_broken(self) -> set[Key]:
+        return {path[:length] for path in self.broken for length in range(len(path))}
+
+    def node(self, path: Key) -> Node | None:
+        """Return the node at `path`; None where there is none. The path () is that of the root."""
+        node: Node | None = self.root
+        for key in path:
+            node = node.child(key) if node else None
+        return node
 
     def get(self, path: Key) -> Any:
         """Return the value at `path`; None where there is none."""
@@ -77,20 +89,38 @@ class Tree:
     def nearest(self, path: Key) -> Node:
         """Return the node at `path` or the null that removed it, else those of the nearest ancestor."""
         ancestors = (path[:length] for length in range(len(path), -1, -1))
-        return next(node for each in ancestors if (node := self.places.get(each) or self.removed.get(each)))
+        return next(node for each in ancestors if (node := self.node(each) or self.removed.get(each)))
 
     def mark(self, path: Key, *, value: bool = False) -> Mark:
         """Return the mark of the key at `path`, or of its value; where absent, of the nearest ancestor's key."""
-        node = self.nearest(path)
-        return node.mark if value and (path in self.places or path in self.removed) else node.key
+        if node := self.node(path) or self.removed.get(path):
+            return node.mark if value else node.key
+        return self.nearest(path).key
 
     def key_mark(self, path: Key) -> Mark | None:
         """Return the mark of the key at `path`; None where it is not in the text, as a default."""
-        return self.places[path].key if path in self.places else None
+        node = self.node(path)
+        return node.key if node else None
 
     def is_broken(self, path: Key) -> bool:
         """Return whether a node at, above or below `path` is BROKEN."""
-        return any(path[: len(bad)] == bad or bad[: len(path)] == path for bad in self.broken)
+        return path in self._above_broken or any(path[:length] in self.broken for length in range(len(path) + 1))
+
+
+def _plain(node: Node) -> Any:
+    inner = {key: _plain(child) for key, child in sorted(node.items())}
+    if isinstance(node.value, dict):
+        return {key: value for key, value in inner.items() if value is not BROKEN}
+    if isinstance(node.value, list):
+        return [None if value is BROKEN else value for value in inner.values()]
+    return node.value
+
+
+def _broken(node: Node, path: Key) -> Iterator[Key]:
+    if node.value is BROKEN:
+        yield path
+    for key, child in node.items():
+        yield from _broken(child, (*path, key))
 
 
 def merge(lower: Node, upper: Node, removed: dict[Key, Node], *, path: Key = (), override: Key = ()) -> Node:

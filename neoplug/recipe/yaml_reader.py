@@ -14,10 +14,8 @@ from typing import Any
 import yaml
 
 from neoplug.errors import Mark, Problem, RecipeError
-from neoplug.recipe.tree import BROKEN, MAX_DEPTH, MAX_INTEGER, Node, Tree
-
-MAX_CHARACTERS = 200_000
-MAX_NODES = 5_000  # aliases count as often as they are used
+from neoplug.recipe.limits import MAX_CHARACTERS, MAX_INTEGER, Size
+from neoplug.recipe.tree import BROKEN, Node, Tree
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BREAKS = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
@@ -52,11 +50,8 @@ class YamlText:
 
     @cached_property
     def lines(self) -> list[str]:
-        """The lines as YAML counts them, `lead` included; unprintable characters are replaced, one for one."""
-        return [
-            "".join(letter if letter.isprintable() else " " if letter == "\t" else "\ufffd" for letter in line)
-            for line in _BREAKS.split(self.lead + self.text)
-        ]
+        """The lines as YAML counts them, `lead` included."""
+        return _BREAKS.split(self.lead + self.text)
 
     def mark(self, line: int = 0, column: int = 0, length: int = 1) -> Mark:
         """Return the mark at a 0-based line and column of `text`."""
@@ -67,24 +62,33 @@ class YamlText:
         whole = self.lines[line]
         return Mark(self.file, self.line + line, column + 1, max(1, min(length, len(whole) - column)), whole)
 
+    def mark_at(self, position: int) -> Mark:
+        """Return the mark of the character at a position in `text`."""
+        before = _BREAKS.split(self.text[:position])
+        return self.mark(len(before) - 1, len(before[-1]))
+
     def span(self, start: Any, end: Any) -> Mark:
         """Return the mark from `start` to `end`, which are yaml's marks; it ends with its first line."""
         length = end.column - start.column if end.line == start.line else MAX_CHARACTERS
         return self.mark(start.line, start.column, length)
 
 
-def read(source: YamlText) -> Tree:
-    """Return the tree of a text; mistakes are its `problems`, and its root is BROKEN where reading had to end."""
-    reader = _Reader(source)
+def read(source: YamlText, size: Size | None = None, depth: int = 0) -> Tree:
+    """Return the tree of a text; mistakes are its `problems`, and its root is BROKEN where reading had to end.
+
+    size   what was read of the same recipe before; it is added to
+    depth  of the text's root in the recipe
+    """
+    reader = _Reader(source, size or Size())
     try:
-        root = reader.document()
+        root = reader.document(depth)
     except RecipeError as error:
         reader.problems += error.problems
-    except UnicodeError:
-        reader.problems.append(Problem("this is not UTF-8 text", fix="save the file as UTF-8", mark=source.mark()))
+    except UnicodeEncodeError as error:
+        mark = source.mark_at(error.start)
+        reader.problems.append(Problem("this is not UTF-8 text", fix="save the file as UTF-8", mark=mark))
     except yaml.reader.ReaderError as error:
-        before = _BREAKS.split(source.text[: error.position])
-        mark = source.mark(len(before) - 1, len(before[-1]))
+        mark = source.mark_at(error.position)
         reader.problems.append(Problem(f"a character cannot be read: {error.reason}", mark=mark))
     except yaml.MarkedYAMLError as error:
         reader.problems.append(_syntax_problem(error, source))
@@ -105,22 +109,19 @@ def _syntax_problem(error: yaml.MarkedYAMLError, source: YamlText) -> Problem:
 class _Reader:
     """Builds a tree from libyaml's events; what a recipe cannot contain becomes a problem and a BROKEN node."""
 
-    def __init__(self, source: YamlText) -> None:
-        self.source = source
+    def __init__(self, source: YamlText, size: Size) -> None:
+        self.source, self.size = source, size
         self.events: Iterator[Any] = yaml.parse(source.text, Loader=_LOADER)
         self.problems: list[Problem] = []
         self.anchors: dict[str | None, Node | None] = {}  # a node is None until it is complete
-        self.count = 0
 
-    def document(self) -> Node:
-        if len(self.source.text) > MAX_CHARACTERS:
-            what = f"the text has more than {MAX_CHARACTERS:,} characters"
-            raise RecipeError([Problem(what, mark=self.source.mark())])
+    def document(self, depth: int) -> Node:
+        self.size.add_text(len(self.source.text), self.source.mark())
         next(self.events)  # the start of the stream
         is_empty = isinstance(next(self.events), yaml.StreamEndEvent)
         root = Node(None, self.source.mark(), self.source.mark(), self.source.folder)
         if not is_empty:
-            root = replace(root, value=self.node(0).value)
+            root = replace(root, value=self.node(depth).value)
             next(self.events)  # the end of the document
             event = next(self.events)
             if not isinstance(event, yaml.StreamEndEvent):
@@ -132,25 +133,17 @@ class _Reader:
         """Read the node that begins with `event`, by default the next event. `key` is the place of its key."""
         event = event or next(self.events)
         mark = self.mark(event)
-        self.check_limits(depth, mark)
+        self.size.add_node(depth, mark)
         if isinstance(event, yaml.AliasEvent):
             return Node(self.alias(event.anchor, depth, mark), key or mark, mark, self.source.folder)
         self.anchors[event.anchor] = None  # without an anchor, under None: no alias has this name
         node = Node(self.content(event, depth, mark), key or mark, mark, self.source.folder)
         if event.tag is not None:
-            tag = (mark.text[mark.column - 1 :].split() or ["!"])[0]
+            tag = (mark.text[mark.column - 1 :].split(maxsplit=1) or ["!"])[0]
             why = "a recipe holds maps, lists, text, numbers, true, false and null; a tag could run code"
             node.value = self.refuse(f"`{tag}` cannot be in a recipe", mark, why, "write the plain value")
         self.anchors[event.anchor] = node
         return node
-
-    def check_limits(self, depth: int, mark: Mark, subject: str = "") -> None:
-        """Count one more node. Raises RecipeError above the limits of nodes and depth."""
-        self.count += 1
-        if self.count > MAX_NODES:
-            raise RecipeError([Problem(f"{subject}more than {MAX_NODES:,} values", mark=mark)])
-        if depth > MAX_DEPTH:
-            raise RecipeError([Problem(f"{subject}more than {MAX_DEPTH} levels deep", mark=mark)])
 
     def content(self, event: Any, depth: int, mark: Mark) -> Any:
         if isinstance(event, yaml.ScalarEvent):
@@ -210,9 +203,10 @@ class _Reader:
         return node.value
 
     def count_again(self, node: Node, depth: int, mark: Mark, subject: str) -> None:
-        self.check_limits(depth, mark, subject)
         value = node.value
-        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        self.size.add_node(depth, mark, subject)
+        self.size.add_text(sum(map(len, value)) if isinstance(value, dict | str) else 0, mark, subject)
+        for _, inner in node.items():
             self.count_again(inner, depth + 1, mark, subject)
 
     def refuse(self, what: str, mark: Mark, why: str = "", fix: str = "") -> Any:

@@ -202,16 +202,17 @@ def type_problems(error: ValidationError, values: Any, path: Key, keys_at: KeysA
     grouped: dict[Key, list[Any]] = {}
     for detail in error.errors(include_url=False):
         grouped.setdefault(_place(detail, values), []).append(detail)
+    parents = {place[:length] for place in grouped for length in range(len(place))}
     return [
         _problem(details, place, path, keys_at, field_at)
         for place, details in grouped.items()
-        if not any(_is_other_branch(details, place, other) for other in grouped)
+        if not (place in parents and _is_of_other_members(details, place))
     ]
 
 
-def _is_other_branch(details: list[Any], place: Key, other: Key) -> bool:
-    """Return whether these are errors of a union's other members, and `other` is a mistake inside the intended one."""
-    return other != place and other[: len(place)] == place and all(len(d["loc"]) > len(place) for d in details)
+def _is_of_other_members(details: list[Any], place: Key) -> bool:
+    """Return whether errors at a place with mistakes inside of it are those of a union's other members."""
+    return all(len(detail["loc"]) > len(place) for detail in details)
 
 
 def _place(detail: Any, values: Any) -> Key:

@@ -8,8 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neoplug.errors import EXCERPT
+from neoplug.recipe.limits import MAX_NODES
 from neoplug.recipe.tree import BROKEN
-from neoplug.recipe.yaml_reader import MAX_NODES, YamlText, read
+from neoplug.recipe.yaml_reader import YamlText, read
 
 
 def parse(text):
@@ -75,11 +77,11 @@ def test_every_value_has_the_correct_position(values, flow):
     value, tree = parse(text)
 
     def check(node, path):
-        place = tree.places[path]
+        place = tree.node(path)
         assert 1 <= place.key.line <= text.count("\n") + 1
         if isinstance(node, dict):
             for key, inner in node.items():
-                mark = tree.places[*path, key].key
+                mark = tree.node((*path, key)).key
                 shown = mark.text[mark.column - 1 :][: mark.length]
                 if key.isidentifier() and key.isascii() and not shown.startswith("?"):
                     assert shown.strip("\"'") == key
@@ -116,12 +118,12 @@ def test_a_mark_is_one_based_and_its_caret_is_under_the_value():
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 @pytest.mark.parametrize("before", [1, 5, 1000, 4990])
-def test_a_long_line_is_whole_without_a_width_and_truncated_around_its_caret_with_one(before, width):
+def test_a_long_line_is_truncated_around_its_caret_to_a_width(before, width):
     text = f"a: [{'x' * before}, KEY, {'y' * (5000 - before)}]"
     _, tree = parse(text)
     mark = tree.mark(("a", 1), value=True)
     line, carets = mark.excerpt().split("\n")
-    assert line == f"  1 | {text}"
+    assert len(line) <= EXCERPT
     assert line[carets.index("^") : carets.rindex("^") + 1] == "KEY"
     line, carets = mark.excerpt(width).split("\n")
     assert len(line) <= width

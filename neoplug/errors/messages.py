@@ -1,17 +1,23 @@
 """Errors for users: each has a message (place, what is wrong, why, fix) and an exit code."""
 
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from linecache import getline, getlines
 from traceback import walk_tb
 from typing import Any
 
+from neoplug.errors.text import CUT, escaped, one_for_one, presentable, redacted
+
 Path = tuple[str | int, ...]  # a key in a recipe
 
-CUT = " ... "  # in place of the cut ends of a line
+EXCERPT = 200  # columns of a quoted line
+SHOWN_PROBLEMS = 30
+LONGEST_NAME = 100  # of those that a suggestion is sought for, and among
+MOST_NAMES = 1_000
 
 
 @dataclass(frozen=True)
@@ -25,20 +31,20 @@ class Mark:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
+        return escaped(f"{self.file}:{self.line}:{self.column}", keep="")
 
     def excerpt(self, width: int | None = None) -> str:
-        """Return the line with carets under the marked part; cut to `width` columns around that part, if given."""
+        """Return the line with carets under the marked part; cut around that part to `width` columns, or EXCERPT."""
         number = str(self.line)
-        text, start, length = self.text, self.column - 1, max(1, self.length)
-        room = max(40, width - len(number) - 5 - 2 * len(CUT)) if width else len(text)
-        if len(text) > room + 2 * len(CUT):
-            first = max(0, min(start - room // 4, len(text) - room))
-            text, lead = text[first : first + room], CUT if first else ""
-            length = max(1, min(length, first + room - start))
-            start += len(lead) - first
-            text = lead + text + (CUT if first + room < len(self.text) else "")
-        return f"  {number} | {text}\n  {' ' * len(number)} | {' ' * start}{'^' * length}"
+        room = max(40, (width or EXCERPT) - len(number) - 5 - 2 * len(CUT))
+        start, length = self.column - 1, max(1, self.length)
+        first = max(0, min(start - room // 4, len(self.text) - room))
+        if len(self.text) <= room + 2 * len(CUT):
+            first, room = 0, len(self.text)
+        lead, rest = CUT if first else "", CUT if first + room < len(self.text) else ""
+        length = max(1, min(length, first + room - start))
+        text = lead + one_for_one(redacted(self.text)[first : first + room]) + rest
+        return f"  {number} | {text}\n  {' ' * len(number)} | {' ' * (start + len(lead) - first)}{'^' * length}"
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,17 @@ class Problem:
 
     def message(self, width: int | None = None) -> str:
         """Return the message; the quoted line is cut to `width` columns, if given."""
-        place = f"{self.mark}: " if self.mark else f"{'.'.join(map(str, self.path))}: " if self.path else ""
-        lines = [place + self.what]
-        if self.mark:
-            lines.append(self.mark.excerpt(width))
-        lines += [f"{word}: {text}" for word, text in (("why", self.why), ("fix", self.fix)) if text]
-        return "\n".join(lines)
+        place = str(self.mark or ".".join(map(str, self.path)))
+        what = [f"{place}: {_part(self.what)}" if place else _part(self.what)]
+        excerpt = [self.mark.excerpt(width)] if self.mark else []
+        return "\n".join(
+            what + excerpt + [f"{word}: {_part(text)}" for word, text in (("why", self.why), ("fix", self.fix)) if text]
+        )
+
+
+def _part(text: str) -> str:
+    """Return a part of a message; what follows a line break in it is indented, so that it is no part of its own."""
+    return presentable(text).replace("\n", "\n  ")
 
 
 class NeoplugError(Exception):
@@ -77,8 +88,8 @@ class NeoplugError(Exception):
     exit_code = 1
 
     def message(self, width: int | None = None) -> str:
-        """Return the message; quoted lines are cut to `width` columns, if given."""
-        return str(self)
+        """Return the message for people; quoted lines are cut to `width` columns, if given."""
+        return "\n".join(map(presentable, str(self).split("\n")))
 
 
 class RunError(NeoplugError):
@@ -212,11 +223,16 @@ class RecipeError(UsageError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
-        super().__init__("\n\n".join(map(str, self.problems)))
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return self.message()
 
     def message(self, width: int | None = None) -> str:
-        """Return the messages of all problems; quoted lines are cut to `width` columns, if given."""
-        return "\n\n".join(problem.message(width) for problem in self.problems)
+        """Return the messages of the first SHOWN_PROBLEMS problems, and how many more there are."""
+        shown = [problem.message(width) for problem in self.problems[:SHOWN_PROBLEMS]]
+        more = len(self.problems) - len(shown)
+        return "\n\n".join([*shown, f"and {more:,} more mistake{'s' * (more > 1)}"] if more else shown)
 
 
 class Interrupted(NeoplugError):
@@ -227,8 +243,14 @@ class Interrupted(NeoplugError):
         super().__init__(message)
 
 
-def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """Return "; did you mean `close`?" for the nearest of `names`, or an empty string."""
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean `close`?" for the nearest of `names`, or an empty string.
+
+    The search is slow: it is for a name of at most LONGEST_NAME letters, among at most MOST_NAMES such names.
+    """
+    if len(name) > LONGEST_NAME:
+        return ""
+    names = [known for known in islice(names, MOST_NAMES) if len(known) <= LONGEST_NAME]
     folded = {known.lower(): known for known in names}  # a name that differs in case only is the nearest
     close = [folded[name.lower()]] if name.lower() in folded else get_close_matches(name, names, n=1)
     return f"; did you mean `{close[0]}`?" if close else ""
