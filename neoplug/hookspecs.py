@@ -39,6 +39,8 @@
     in `neoplug export`, after the run:
         model = add_adapter(student, None, total_steps, rng)        where peft does not load the adapter
         merge_adapter(model)
+    in `neoplug preview`, without models:
+        check(recipe);  edit_batch(batch, progress, rng)            for each micro-batch that it shows
 
 A plugin is a dataclass whose fields are its options; a method with a hook's name and `@hookimpl` implements that hook
 and takes any subset of the hook's arguments, by name. Plugins are called in the order of their names, those marked

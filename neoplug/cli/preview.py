@@ -10,8 +10,10 @@ from neoplug.errors import RecipeError
 
 if TYPE_CHECKING:
     from neoplug.data.preview_text import Piece
+    from neoplug.runs.preview import Preview, RowText
 
 OPEN, CLOSE = "«", "»"
+CHANGES = 20  # lines about one row
 
 
 def preview(
@@ -21,9 +23,10 @@ def preview(
 ) -> None:
     """Show a few training rows as text.
 
-    Answer tokens are coloured on a terminal, and «marked» elsewhere. Also shows counts of the data, dropped rows, and
-    how the teacher's tokenizer differs from the student's. Loads no model. Where a run would end with an error in the
-    data, the preview is shown first, then the error.
+    Answer tokens are coloured on a terminal, and «marked» elsewhere. Treatments are applied as in the first steps, and
+    what they change is listed. Also shows counts of the data, dropped rows, and how the teacher's tokenizer differs
+    from the student's. Loads no model. Where a run would end with an error in the data, the preview is shown first,
+    then the error.
     """
     from neoplug import recipe as recipes
 
@@ -32,15 +35,11 @@ def preview(
     from neoplug.runs.preview import preview as make_preview
 
     shown = make_preview(checked, rows)
-    for number, (row, (tokens, scored)) in enumerate(zip(shown.rows, shown.tokens, strict=True), start=1):
-        heading(f"row {number}: {tokens} tokens, {scored} scored, {len(row)} document{'s' * (len(row) != 1)}")
-        for place, document in enumerate(row, start=1):
-            if len(row) > 1:
-                echo(f"-- document {place}")
-            print_document(document.student)
-            if document.teacher is not None:
-                echo("-- the teacher reads")
-                print_document(document.teacher)
+    first = 1
+    for row in shown.rows:
+        print_row(row, first)
+        first += row.rows
+    print_section("treatments", treatment_lines(shown))
     print_section("data", [f"{shown.total:,} training rows, {shown.held_out:,} held-out documents", *shown.report])
     print_section("kinds of rows", shown.kinds)
     print_section("the first row dropped for each reason", [dropped_line(*one) for one in shown.dropped])
@@ -48,6 +47,38 @@ def preview(
     if shown.problems:
         with checked.marking():
             raise RecipeError(shown.problems)
+
+
+def print_row(row: "RowText", number: int) -> None:
+    """Print a row, and what treatments changed in it; `number` counts from 1."""
+    name = f"row {number}" if row.rows == 1 else f"rows {number} to {number + row.rows - 1}"
+    documents = f"{len(row.documents)} document{'s' * (len(row.documents) != 1)}"
+    heading(f"{name}: {row.tokens} tokens, {row.scored} scored, {documents}{', dropped by treatments' * row.emptied}")
+    for place, document in enumerate(row.documents, start=1):
+        if len(row.documents) > 1:
+            echo(f"-- document {place}")
+        print_document(document.student)
+        if document.teacher is not None:
+            echo("-- the teacher reads")
+            print_document(document.teacher)
+    if row.changes:
+        echo("-- changed by treatments")
+    for line in row.changes[:CHANGES]:
+        echo(f"  {printable(line)}")
+    if len(row.changes) > CHANGES:
+        echo(f"  and {len(row.changes) - CHANGES} more")
+
+
+def treatment_lines(shown: "Preview") -> list[str]:
+    """Return which treatments changed the rows shown, and how many rows."""
+    if not shown.treatments:
+        return []
+    changed = sum(row.rows for row in shown.rows if row.changes)
+    emptied = sum(row.rows for row in shown.rows if row.emptied)
+    return [
+        f"{', '.join(shown.treatments)}: applied to the rows above, which are the first that the run trains",
+        f"rows changed: {changed}; dropped, since no answer token is left: {emptied}",
+    ]
 
 
 def print_section(title: str, lines: list[str]) -> None:

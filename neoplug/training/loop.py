@@ -5,7 +5,7 @@ checkpoints and evaluations. The objective is an exact sum over answer tokens, d
 tokens of all micro-batches and ranks.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from time import perf_counter
@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from neoplug.data import BatchSampler, Corpus, without_answers
-from neoplug.data.batch import Batch, collate, positions_in_answers
+from neoplug.data import BatchSampler, Corpus
+from neoplug.data.batch import Batch
 from neoplug.distributed.world import World
 from neoplug.errors import RunError
 from neoplug.models.language_model import LanguageModel
 from neoplug.recipe import Train
 from neoplug.recipe.loss_weights import Weight
 from neoplug.registry import Plugins
-from neoplug.seeds import derive, generator
+from neoplug.seeds import derive
 from neoplug.teachers.base import Teacher
+from neoplug.training.batch_source import BatchSource, progress_at
 from neoplug.training.diagnostics import Diagnosis
 from neoplug.training.metrics import Metrics, StepValues, add_plugin_metrics, peak_memory
 from neoplug.training.module import StudentWithObjective, gradient_norms, plugin_state_restored
@@ -71,6 +72,18 @@ class LoopConfig:
     eval_steps: int | None
     seed: int
 
+    @property
+    def batches(self) -> BatchSource:
+        """Return the micro-batches of this rank."""
+        return BatchSource(
+            corpus=self.corpus,
+            sampler=self.sampler,
+            plugins=self.plugins,
+            seed=self.seed,
+            rank=self.world.rank,
+            vocabulary=self.student.head.vocabulary,
+        )
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LoopEvents:
@@ -103,9 +116,9 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
     module.train()
     for step in range(first, config.total_steps):
         started = perf_counter()
-        progress = step / max(1, config.total_steps - 1)
+        progress = progress_at(step, config.total_steps)
         torch.manual_seed(derive(config.seed, "step", step, world.rank))  # dropout repeats in a resumed run
-        batches = list(micro_batches(config, step, progress))
+        batches = list(config.batches.micro_batches(step, progress))
         counts = torch.tensor([sum(b.answer_tokens for b, _ in batches), sum(b.tokens for b, real in batches if real)])
         counts = world.sum(counts.to(world.device, non_blocking=True))
         scale = world.size / counts[0].clamp(min=1)  # a wrapper averages gradients over ranks, where a sum is needed
@@ -174,25 +187,6 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
         if stops or verdict.stop:
             return done
     return config.total_steps
-
-
-def micro_batches(config: LoopConfig, step: int, progress: float) -> Iterator[tuple[Batch, bool]]:
-    """Yield this rank's micro-batches of a step on the CPU, after `edit_batch`, each with whether it has rows.
-
-    A rank without rows left processes a document without answer tokens, so that all ranks take part in every reduction.
-    """
-    edits, weighted = config.plugins.functions("edit_batch"), config.plugins.named("token_weight")
-    for number, rows in enumerate(config.sampler.micro_batches(step, config.world.rank)):
-        documents = [document for row in rows for document in config.corpus.rows[row]]
-        real, documents = bool(documents), documents or [without_answers(config.corpus.rows[0][0])]
-        batch = collate(documents)
-        for name, edit in edits.items() if real else ():
-            rng = generator(config.seed, name, step, number, config.world.rank)
-            vocabulary = config.student.head.vocabulary  # this and `keeps_text` are for the check of the edited batch
-            edit(batch=batch, progress=progress, rng=rng, vocabulary=vocabulary, keeps_text=bool(weighted))
-        if weighted:
-            batch.in_answer = positions_in_answers(documents)[batch.positions]
-        yield batch, real
 
 
 def measure_gradient_norms(

@@ -6,6 +6,20 @@ import shutil
 
 import pytest
 
+DROP_FIRST = '''
+from dataclasses import dataclass
+from neoplug import hookimpl
+
+@dataclass(eq=False)
+class DropFirst:
+    """Drops the answers of the first row of each micro-batch."""
+
+    @hookimpl
+    def edit_batch(self, batch):
+        keep = batch.rows != batch.rows[0]
+        batch.positions, batch.labels, batch.rows = batch.positions[keep], batch.labels[keep], batch.rows[keep]
+'''
+
 
 @pytest.fixture
 def planned(neoplug, recipe):
@@ -220,6 +234,24 @@ def test_a_preview_shows_what_the_teacher_reads_and_what_was_dropped(neoplug, re
     allowed = neoplug("preview", recipe, f"data={data}", "data.max_dropped_rows=0.1")
     assert (allowed.code, allowed.err) == (0, "")
     assert "the teacher reads" not in allowed.out
+
+
+def test_a_preview_names_the_treatments_and_what_they_change(neoplug, recipe, tmp_path):
+    shown = neoplug("preview", recipe, "--rows", "4", "treatments={label_noise: {probability: 1.0}}")
+    assert shown.code == 0, shown.err
+    assert "\n  label_noise: applied to the rows above, which are the first that the run trains\n" in shown.out
+    assert "\n  rows changed: 4; dropped, since no answer token is left: 0\n" in shown.out
+    rows = shown.out.partition("\ntreatments\n")[0].split("row ")[1:]
+    scored = [int(row.partition(" tokens, ")[2].partition(" scored")[0]) for row in rows]
+    assert [row.count("has the label") for row in rows] == [min(20, count) for count in scored]
+    assert [f"  and {count - 20} more\n" in row for count, row in zip(scored, rows, strict=True)] == [
+        count > 20 for count in scored
+    ]
+    (tmp_path / "drop.py").write_text(DROP_FIRST)
+    dropped = neoplug("preview", recipe, "--rows", "4", f"treatments={{{tmp_path}/drop.py:DropFirst: {{}}}}").out
+    assert dropped.count(", 0 scored, 1 document, dropped by treatments") == 2  # of two micro-batches
+    assert "rows changed: 2; dropped, since no answer token is left: 2" in dropped
+    assert "treatments" not in neoplug("preview", recipe).out
 
 
 def test_a_plan_warns_of_a_teacher_that_ends_its_answers_with_another_token(planned):

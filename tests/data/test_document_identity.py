@@ -4,7 +4,6 @@ import hashlib
 import json
 import struct
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from neoplug.data import BatchSampler, Document, collate, load_corpus, without_a
 from neoplug.data.encode.row_encoder import RowEncoder
 from neoplug.recipe import Data
 from neoplug.registry import Plugins
-from neoplug.training.loop import micro_batches
+from neoplug.training.batch_source import BatchSource
 
 MAX_LENGTH = 24
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "back", "again"]
@@ -145,17 +144,15 @@ def test_a_second_load_gives_the_same_identities(written, section, tiny_tokenize
 
 
 def run_of(corpus, rank, world):
-    """Return an object with the attributes of a training run that `micro_batches` reads."""
+    """Return the micro-batches of a rank."""
     sampler = BatchSampler(len(corpus.rows), batch_size=2, accumulation=2, world=world, seed=5)
-    return SimpleNamespace(
-        plugins=Plugins({}), sampler=sampler, world=SimpleNamespace(rank=rank), corpus=corpus, seed=5
-    )
+    return BatchSource(plugins=Plugins({}), sampler=sampler, rank=rank, corpus=corpus, seed=5)
 
 
 def documents_of_steps(corpus, steps, rank=0, world=1):
     """Return for each step the documents of its micro-batches, without micro-batches that have no rows."""
     run = run_of(corpus, rank, world)
-    return [[d for batch, real in micro_batches(run, step, 0.0) if real for d in batch.documents] for step in steps]
+    return [[d for batch, real in run.micro_batches(step, 0.0) if real for d in batch.documents] for step in steps]
 
 
 def test_ranks_and_a_resumed_run_have_the_documents_of_a_single_process(written, section, tiny_tokenizer):

@@ -39,7 +39,7 @@ def test_a_run_that_is_resumed_on_another_day_is_the_same(lab, monkeypatch):
 def test_a_recipe_may_fix_the_date_and_preview_shows_it(lab):
     file = lab.recipe(data={"chat_template": DATED, "chat_template_date": "2020-05-17"})
     shown = preview.preview(neoplug.recipe.load(file), rows=1)
-    assert shown.rows[0][0].student[0][0].startswith("2020-05-17\n<|im_start|>user")
+    assert shown.rows[0].documents[0].student[0][0].startswith("2020-05-17\n<|im_start|>user")
     unquoted = yaml.safe_load(file.read_text())
     unquoted["data"]["chat_template_date"] = date(2020, 5, 17)
     file.write_text(yaml.safe_dump(unquoted))  # YAML dates are written without quotes

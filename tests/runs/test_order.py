@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from neoplug import hookspecs
+from neoplug import recipe as recipes
 from neoplug.errors import RunError
 from neoplug.export.merge import standalone_model
 from neoplug.registry import SPECS
 from neoplug.runs.directory import RunDir
+from neoplug.runs.preview import preview
 from neoplug.runs.saved_student import base_of
 
 STEPS, MICRO_BATCHES, EVAL_STEPS, SAVE_STEPS = 4, 2, 3, 2
@@ -26,6 +28,7 @@ TIMES = {
     "every eval_steps, but not after the last step": lambda step: step % EVAL_STEPS == 0 and step != STEPS,
     "every save_steps, and after the last step": lambda step: step % SAVE_STEPS == 0 or step == STEPS,
     "in `neoplug export`, after the run": lambda step: 1,
+    "in `neoplug preview`, without models": lambda step: 1,
 }
 RECORDERS = """
 def record(*hooks):
@@ -209,6 +212,7 @@ def test_a_run_calls_its_hooks_in_the_order_of_the_pseudocode(lab):
     )  # fmt: skip
     directory = RunDir.open(run.path)
     standalone_model(directory, base_of(directory))
+    preview(recipes.load(run.path / "recipe.yaml"), rows=1)
     assert Path(log).read_text(encoding="utf-8").split() == expand(lines())
 
 

@@ -1,0 +1,49 @@
+"""The training micro-batches of any step, as the models read them: collated, then edited by the plugins."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from neoplug.data import BatchSampler, Corpus, without_answers
+from neoplug.data.batch import Batch, collate, positions_in_answers
+from neoplug.models.vocabulary import Vocabulary
+from neoplug.registry import Plugins
+from neoplug.seeds import generator
+
+
+def progress_at(step: int, total_steps: int) -> float:
+    """Return the progress of a run at a step, which counts from 0: 0.0 at the first step, 1.0 at the last."""
+    return step / max(1, total_steps - 1)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BatchSource:
+    """Makes the micro-batches of one rank.
+
+    vocabulary  that the models share, for the check of edited batches; None: any token exists
+    """
+
+    corpus: Corpus
+    sampler: BatchSampler
+    plugins: Plugins
+    seed: int
+    rank: int
+    vocabulary: Vocabulary | None = None
+
+    def micro_batches(self, step: int, progress: float) -> Iterator[tuple[Batch, bool]]:
+        """Yield the micro-batches of a step on the CPU, after `edit_batch`, each with whether it has rows.
+
+        A rank without rows left processes a document without answer tokens, so that all ranks take part in every
+        reduction.
+        """
+        edits, weighted = self.plugins.functions("edit_batch"), self.plugins.named("token_weight")
+        for number, rows in enumerate(self.sampler.micro_batches(step, self.rank)):
+            documents = [document for row in rows for document in self.corpus.rows[row]]
+            real, documents = bool(documents), documents or [without_answers(self.corpus.rows[0][0])]
+            batch = collate(documents)
+            for name, edit in edits.items() if real else ():
+                rng = generator(self.seed, name, step, number, self.rank)
+                checked = {"vocabulary": self.vocabulary, "keeps_text": bool(weighted)}  # for the edited batch's check
+                edit(batch=batch, progress=progress, rng=rng, **checked)
+            if weighted:
+                batch.in_answer = positions_in_answers(documents)[batch.positions]
+            yield batch, real
