@@ -9,15 +9,19 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable
-from traceback import print_exception
+from traceback import format_exception
+from typing import Any
 
 import typer
 
 from neoplug import __version__
 from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
 from neoplug.errors import NeoplugError, UsageError
+from neoplug.errors.text import escaped, redacted
 
+UNESCAPED_WARNING = warnings.formatwarning
 WAIT = 20.0  # seconds, enough for a machine's first process to find and print the same error
 UNLIMITED = 1_000_000  # columns of a help text that is not on a terminal, where nothing is wrapped or cut
 app = typer.Typer(
@@ -65,6 +69,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # printing must not fail where stdout has no Unicode
+    warnings.formatwarning = format_warning
     # Threads of GNU OpenMP spin while they wait: with one other busy process, that made a forward pass 4 times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     options = {"traceback": False}
@@ -73,11 +78,16 @@ def main() -> None:
         app(prog_name="neoplug", obj=options, **unwrapped)
     except NeoplugError as error:
         if options["traceback"]:
-            print_exception(error)
+            print(escaped(redacted("".join(format_exception(error)))), file=sys.stderr)
         wait_for_first_process(error)
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
         print(error.message(columns), file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def format_warning(*warning: Any, **line: Any) -> str:
+    """Return the text of a Python warning, escaped and without credentials."""
+    return escaped(redacted(UNESCAPED_WARNING(*warning, **line)))
 
 
 def wait_for_first_process(error: NeoplugError) -> None:

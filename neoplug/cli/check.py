@@ -16,7 +16,7 @@ import typer
 
 from neoplug.cli.arguments import AsJson
 from neoplug.cli.plugins import json_ready
-from neoplug.cli.screen import columns, echo, heading, printable, table
+from neoplug.cli.screen import columns, echo, echo_json, heading, table
 from neoplug.errors import Mark, Problem, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def check(
         "not_checked": [hook for hook in hooks if hook not in TESTED],
     }
     if as_json:
-        echo(json.dumps(report, indent=2, allow_nan=False))
+        echo_json(report)
     else:
         print_report(report)
     if any(one["verdict"] == "does not hold" for one in report["properties"]):
@@ -197,7 +197,7 @@ def print_report(report: dict[str, Any]) -> None:
         properties = list(of_kind)
         lines = columns([[f"  {one['verdict']}", one["name"], explanation(one)] for one in properties])
         for line, one in zip(lines, properties, strict=True):
-            echo(printable(line))
+            echo(line)
             print_example(one)
     if report["not_checked"]:
         heading("not checked")
@@ -214,7 +214,7 @@ def print_example(one: dict[str, Any]) -> None:
     """Print how a property fails, and the smallest example that breaks it."""
     if one["verdict"] != "does not hold":
         return
-    echo(printable(f"    {one['why']}"))
+    echo(f"    {one['why']}")
     if one["at"]:
         echo(f"    at {one['at']}")
     numbers = {**one.get("example", {}), **{name: one[name] for name in ("found", "expected") if name in one}}

@@ -1,10 +1,9 @@
 """`neoplug doctor`: installed versions, the machine, and which features work."""
 
-import json
 from typing import Any
 
 from neoplug.cli.arguments import AsJson
-from neoplug.cli.screen import echo, heading, size, table
+from neoplug.cli.screen import echo_json, heading, size, table
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -13,7 +12,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     report = examine()
     if as_json:
-        echo(json.dumps(report, indent=2))
+        echo_json(report)
     else:
         print_report(report)
 

@@ -1,11 +1,11 @@
 """`neoplug eval`: evaluate a run's student, or any model, by a recipe."""
 
-import json
 from typing import Annotated
 
 import typer
 
 from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument
+from neoplug.cli.screen import echo_json
 
 
 def eval(
@@ -29,7 +29,7 @@ def eval(
     from neoplug.runs.progress import Silent
 
     if as_json:
-        print(json.dumps(remeasure(target, checked, Silent()), indent=2))
+        echo_json(remeasure(target, checked, Silent()))
         return
     with watch.log_to_stderr(), watch.progress(every=1) as progress:
         metrics = remeasure(target, checked, progress)

@@ -1,11 +1,10 @@
 """`neoplug plugins --matrix`: print the measured compatibility of adapters, quantisations and model families."""
 
-import json
 import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from neoplug.cli.screen import echo, heading, table
+from neoplug.cli.screen import echo, echo_json, heading, table
 from neoplug.errors import UsageError
 from neoplug.registry import find, installed
 from neoplug.registry.compatibility import Matrix, matrices, matrix_for, measured_on, reasons, summary
@@ -18,7 +17,7 @@ def print_matrices(name: str | None, as_json: bool) -> None:
     """
     found = list(matrices(installed())) if name is None else [matrix_of(name)]
     if as_json:
-        echo(json.dumps([asdict(each) | {"differing": each.differing()} for each in found], indent=2))
+        echo_json([asdict(each) | {"differing": each.differing()} for each in found])
         return
     for each in found:
         print_matrix(each)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument
-from neoplug.cli.screen import echo, heading, size, table
+from neoplug.cli.screen import echo, echo_json, heading, size, table
 from neoplug.cli.watch import log_to_stderr
 from neoplug.errors import UsageError
 
@@ -36,7 +36,7 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, match: Wanted = No
     with checked.marking(), log_to_stderr():  # plugins log what they change to fit the model
         planned = make_plan(checked, wanted)
     if as_json:
-        echo(json.dumps(planned, indent=2))
+        echo_json(planned)
     else:
         print_plan(planned)
 
@@ -67,8 +67,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     share = parameters["trainable"] / parameters["total"]
     echo(f"  trainable: {parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.2%})")
     heading("data")
-    for line in plan["data"]["lines"]:
-        echo(f"  {line}")
+    table([[f"  {line}"] for line in plan["data"]["lines"]])
     heading("the run")
     echo(f"  {plan['steps']:,} steps, {plan['epochs']:.2f} epochs")
     echo(f"  {plan['tokens']:,} tokens, {plan['answer_tokens']:,} of them scored")
@@ -86,8 +85,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
         )
     if plan["warnings"]:
         heading("warnings")
-        for line in plan["warnings"]:
-            echo(f"  {line}")
+        table([[f"  {line}"] for line in plan["warnings"]])
 
 
 def model_cells(model: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ import typer
 from neoplug import hookspecs
 from neoplug.cli.arguments import AsJson
 from neoplug.cli.matrix import print_matrices
-from neoplug.cli.screen import echo, heading, table
+from neoplug.cli.screen import echo, echo_json, heading, table
 from neoplug.errors import NeoplugError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def plugins(
         entries = installed() if section is None else list(plugins_of(section))
         rows = [{key: getattr(entry, key) for key in HEADER} for entry in entries]
         if as_json:
-            echo(json.dumps(rows, indent=2))
+            echo_json(rows)
         else:
             table([[str(row[key]) for key in HEADER] for row in rows], header=HEADER)
 
@@ -75,7 +75,7 @@ def plugins_of(section: str) -> Iterator["Entry"]:
         try:
             answers = answered(entry.load())
         except NeoplugError as error:
-            print(f"left out: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+            print(f"left out: {error.message().partition(chr(10))[0]}", file=sys.stderr)
             continue
         if set(answers) & set(sections[section]):
             yield entry
@@ -152,7 +152,7 @@ def source_file(plugin: type) -> str | None:
 def print_plugin(plugin: dict[str, Any], as_json: bool) -> None:
     """Print one plugin."""
     if as_json:
-        echo(json.dumps(plugin, indent=2))
+        echo_json(plugin)
         return
     echo(f"{plugin['name']}  {plugin['package']} {plugin['version']}  {plugin['target']}")
     echo(f"sections: {', '.join(plugin['sections']) or 'none'}")

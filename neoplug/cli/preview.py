@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neoplug.cli.arguments import Overrides, RecipeArgument
-from neoplug.cli.screen import console, echo, heading, is_terminal, printable
+from neoplug.cli.screen import console, echo, heading, is_terminal
 from neoplug.errors import RecipeError
+from neoplug.errors.text import escaped
 
 if TYPE_CHECKING:
     from neoplug.data.preview_text import Piece
@@ -64,7 +65,7 @@ def print_row(row: "RowText", number: int) -> None:
     if row.changes:
         echo("-- changed by treatments")
     for line in row.changes[:CHANGES]:
-        echo(f"  {printable(line)}")
+        echo(f"  {escaped(line, keep='')}")
     if len(row.changes) > CHANGES:
         echo(f"  and {len(row.changes) - CHANGES} more")
 
@@ -86,7 +87,7 @@ def print_section(title: str, lines: list[str]) -> None:
     if lines:
         heading(title)
     for line in lines:
-        echo(f"  {printable(line)}")
+        echo(f"  {escaped(line, keep='')}")
 
 
 def dropped_line(reason: str, row: int, excerpt: str) -> str:
@@ -96,7 +97,7 @@ def dropped_line(reason: str, row: int, excerpt: str) -> str:
 
 def print_document(document: "list[Piece]") -> None:
     """Print a document; answer tokens are green on a terminal, and in «guillemets» elsewhere."""
-    document = [(printable(text), scored) for text, scored in document]
+    document = [(escaped(text), scored) for text, scored in document]
     if not is_terminal():
         echo("".join(f"{OPEN}{text}{CLOSE}" if scored else text for text, scored in document))
         return

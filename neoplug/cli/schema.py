@@ -1,8 +1,6 @@
 """`neoplug schema`: print the JSON schema with which an editor completes and checks recipes."""
 
-import json
-
-from neoplug.cli.screen import echo
+from neoplug.cli.screen import echo_json
 
 
 def schema() -> None:
@@ -12,4 +10,4 @@ def schema() -> None:
     """
     from neoplug import recipe
 
-    echo(json.dumps(recipe.json_schema(), indent=2))
+    echo_json(recipe.json_schema())

@@ -1,15 +1,17 @@
-"""Output to stdout: with rich on a terminal; elsewhere plain lines, never wrapped, cut or coloured."""
+"""Output to stdout, escaped: with rich on a terminal; elsewhere plain lines, never wrapped, cut or coloured."""
 
-import re
+import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from neoplug.errors.text import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Cells = Sequence[str]
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+WIDEST = 100  # columns to which a cell is padded
 
 
 def is_terminal() -> bool:
@@ -25,18 +27,19 @@ def console() -> "Console":
 
 
 def echo(text: str = "") -> None:
-    """Print a line and flush stdout, so that a pipe receives it at once."""
-    print(text, flush=True)
+    """Print escaped text and flush stdout, so that a pipe receives it at once."""
+    print(escaped(text), flush=True)
 
 
-def printable(text: str) -> str:
-    """Return untrusted text with control characters escaped, as \\x1b, so that it cannot control the terminal."""
-    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+def echo_json(value: Any) -> None:
+    """Print a value as JSON, in which all but ASCII is escaped."""
+    print(json.dumps(value, indent=2).replace("\x7f", "\\u007f"), flush=True)
 
 
 def heading(text: str) -> None:
     """Print a heading after an empty line."""
     echo()
+    text = escaped(text, keep="")
     if is_terminal():
         console().print(text, style="bold", markup=False)
     else:
@@ -53,8 +56,9 @@ def table(rows: Sequence[Cells], *, header: Cells = (), numbers: bool = False) -
 
 
 def columns(rows: Sequence[Cells], *, numbers: bool = False) -> list[str]:
-    """Return the rows as lines with cells aligned by spaces; the last column is not padded."""
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    """Return the rows as lines with escaped cells aligned by spaces; the last column is not padded."""
+    rows = [[escaped(cell, keep="") for cell in row] for row in rows]
+    widths = [min(WIDEST, max(map(len, cells))) for cells in zip(*rows, strict=True)]
     return [
         "  ".join(
             cell.rjust(width) if numbers and place else cell.ljust(width)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neoplug.cli.screen import duration, echo, heading, printable, size, table
+from neoplug.cli.screen import duration, echo, heading, size, table
 from neoplug.registry.measures import MEASURES
 from neoplug.registry.nested import numbers
 from neoplug.runs.directory import RunDir
@@ -74,7 +74,7 @@ def print_sample(sample: Mapping[str, str]) -> None:
     heading("one prompt, continued")
     for name in ("prompt", "before", "after"):
         if sample.get(name) is not None:
-            echo(f"  {name + ':':8} {printable(' '.join(sample[name].split()))}")
+            echo(f"  {name + ':':8} {' '.join(sample[name].split())}")
 
 
 def format_cost(result: Mapping[str, Any]) -> str:

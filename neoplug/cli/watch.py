@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from neoplug.cli.screen import console, duration, echo, is_terminal
+from neoplug.errors.text import TextFormatter, escaped
 from neoplug.runs.progress import Silent
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class _ToStderr(logging.Handler):
         print(self.format(record), file=sys.stderr, flush=True)
 
 
-class _Plain(logging.Formatter):
+class _Plain(TextFormatter):
     """Formats an info record as its text, a more severe one with its level in front."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -145,11 +146,11 @@ class Bar:
             step=f"{number}/{self.clock.total}",
             left="" if left is None else f"{duration(left)} left",
         )
-        self.details.plain = "  ".join(format_metrics(metrics))
+        self.details.plain = escaped("  ".join(format_metrics(metrics)), keep="")
 
     def phase(self, text: str) -> None:
         """Show the current phase; the bar does not move."""
-        self.bar.update(self.task, description=text)
+        self.bar.update(self.task, description=escaped(text, keep=""))
 
     def finished(self, result: Mapping[str, Any]) -> None:
         """Mark the bar as done."""

@@ -31,7 +31,7 @@ class Mark:
     text: str
 
     def __str__(self) -> str:
-        return escaped(f"{self.file}:{self.line}:{self.column}", keep="")
+        return f"{self.file}:{self.line}:{self.column}"
 
     def excerpt(self, width: int | None = None) -> str:
         """Return the line with carets under the marked part; cut around that part to `width` columns, or EXCERPT."""
@@ -69,7 +69,7 @@ class Problem:
 
     def message(self, width: int | None = None) -> str:
         """Return the message; the quoted line is cut to `width` columns, if given."""
-        place = str(self.mark or ".".join(map(str, self.path)))
+        place = escaped(redacted(str(self.mark or ".".join(map(str, self.path)))), keep="")
         what = [f"{place}: {_part(self.what)}" if place else _part(self.what)]
         excerpt = [self.mark.excerpt(width)] if self.mark else []
         return "\n".join(

@@ -1,5 +1,6 @@
 """Text from recipes, data, models and servers made fit for people: escaped, without credentials, limited in length."""
 
+import logging
 import re
 import unicodedata
 
@@ -65,3 +66,11 @@ def shortened(text: str, longest: int = LONGEST) -> str:
 def presentable(text: str) -> str:
     """Return `text` as a part of a message: without credentials, escaped and shortened."""
     return shortened(escaped(redacted(text)))
+
+
+class TextFormatter(logging.Formatter):
+    """Formats a log record as text for people: escaped, without credentials."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line, and its traceback."""
+        return escaped(redacted(super().format(record)))

@@ -11,6 +11,7 @@ from neoplug import recipe as recipes
 from neoplug.data.encode.clock import today
 from neoplug.distributed.world import World
 from neoplug.errors import UsageError
+from neoplug.errors.text import TextFormatter
 from neoplug.recipe import ResolvedRecipe
 from neoplug.registry import given_classes
 from neoplug.runs.directory import RunDir, chosen_output, validate_output_path
@@ -165,5 +166,5 @@ class _LogFile(logging.FileHandler):
 
 def _log_file_handler(log: Path) -> logging.FileHandler:
     handler = _LogFile(log, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(TextFormatter("%(asctime)s %(levelname)s %(message)s"))
     return handler

@@ -1,9 +1,11 @@
 """The model card of a trained student in the hub's format: description, code to load it, metrics, and origin."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from neoplug.errors.text import escaped
 from neoplug.registry.measures import MEASURES
 from neoplug.runs.directory import RunDir, as_yaml
 from neoplug.runs.result import RunResult
@@ -20,15 +22,32 @@ def card(run: RunDir, result: RunResult, repository: str | None = None) -> str:
     recipe, lock = without_local_paths(run.resolved), without_local_paths(run.lock)
     parts = [
         f"---\n{_metadata(run, recipe, lock, result)}---\n",
-        f"# {run.path.absolute().name}\n",
+        f"# {escaped(run.path.absolute().name, keep='')}\n",
         _summary(recipe, result),
         f"## Use\n\n{_usage(run, recipe, lock, repository)}",
         f"## On held-out text\n\n{_table(result)}",
         f"## What made it\n\n{_origins(lock)}",
-        f"```yaml\n{as_yaml(recipe)}```\n",
+        fenced(as_yaml(recipe), "yaml"),
         "`neoplug run recipe.yaml` runs this recipe again.\n",
     ]
     return "\n".join(parts)
+
+
+def fenced(text: str, language: str) -> str:
+    """Return lines of code as a Markdown block, with a fence longer than any in them."""
+    fence = _longer_than_those_of(text, least=3)
+    return f"{fence}{language}\n{escaped(text)}{fence}\n"
+
+
+def code(text: str) -> str:
+    """Return a line of code in a Markdown text, with more backticks around it than it has."""
+    ticks, pad = _longer_than_those_of(text, least=1), " " if "`" in text else ""
+    return f"{ticks}{pad}{escaped(text, keep='')}{pad}{ticks}"
+
+
+def _longer_than_those_of(text: str, least: int) -> str:
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    return "`" * max(least, longest + 1)
 
 
 def without_local_paths(value: Any) -> Any:
@@ -67,11 +86,11 @@ def _is_hub_id(source: Any) -> bool:
 
 
 def _summary(recipe: Mapping[str, Any], result: RunResult) -> str:
-    adapters, losses = " + ".join(recipe["adapter"]), " + ".join(recipe["loss"])
-    taught = f", taught by `{recipe['teacher']['model']}`" if recipe.get("teacher") else ""
+    adapters, losses = (escaped(" + ".join(recipe[section]), keep="") for section in ("adapter", "loss"))
+    taught = f", taught by {code(recipe['teacher']['model'])}" if recipe.get("teacher") else ""
     parameters = f"{result.trainable_parameters:,} of {result.total_parameters:,} parameters"
     return (
-        f"`{recipe['student']['model']}`{taught}, distilled by neoplug with "
+        f"{code(recipe['student']['model'])}{taught}, distilled by neoplug with "
         f"{adapters} and {losses}: {result.steps:,} steps, {result.answer_tokens:,} answer tokens, {parameters} "
         "trained.\n"
     )
@@ -88,7 +107,7 @@ def _template_note(run: RunDir, repository: str | None, where: str) -> str:
     if not (run.adapter / "tokenizer_config.json").is_file():
         return ""
     folder = f"{where!r}, subfolder='adapter'" if run.student.is_dir() else repr(repository or f"{where}/adapter")
-    loaded = f"`AutoTokenizer.from_pretrained({folder})`"
+    loaded = code(f"AutoTokenizer.from_pretrained({folder})")
     return f"\nIt was trained with another chat template than that of its base; {loaded} has it.\n"
 
 
@@ -105,7 +124,7 @@ def _model_usage(
     elif student["revision"]:
         base = f"{student['source']!r}, revision={student['revision']!r}"
     else:
-        base = f"`{student['source']}` (sha256 {student['sha256']})"
+        base = f"{code(student['source'])} (sha256 {student['sha256']})"
         return f"Its base is {base}; `neoplug export` makes one model of both.\n"
     return _python(
         f"base = AutoModelForCausalLM.from_pretrained({base}{trust})",
@@ -117,7 +136,7 @@ def _python(*lines: str) -> str:
     imports = ["from transformers import AutoModelForCausalLM"]
     if len(lines) > 1:
         imports.insert(0, "from peft import PeftModel")
-    return "\n".join(["```python", *imports, "", *lines, "```\n"])
+    return fenced("\n".join([*imports, "", *lines]) + "\n", "python")
 
 
 def _table(result: RunResult) -> str:
@@ -144,7 +163,7 @@ def _origins(lock: Mapping[str, Any]) -> str:
 def _origin_lines(lock: Mapping[str, Any]) -> Iterator[str]:
     for role, model in lock["models"].items():
         stamp = f"revision {model['revision']}" if model["revision"] else f"sha256 {model['sha256']}"
-        yield f"{role}: `{model['source']}`, {stamp}"
+        yield f"{role}: {code(model['source'])}, {stamp}"
     yield f"data: sha256 of the tokens {lock['data']['fingerprint']}"
     yield f"seed: {lock['seed']}"
     yield "versions: " + ", ".join(f"{name} {version}" for name, version in lock["versions"].items() if version)
