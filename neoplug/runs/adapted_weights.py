@@ -84,7 +84,9 @@ def validate_adapted_weights(
     selection = Selection.of(plugin, given, weights)
     if selection.target_modules is None and not selection.target_parameters:
         return
-    comparison = _Comparison(selection, weights, _adapted_ranks(adapted), _saved_modules(adapted), path, name)
+    comparison = _Comparison(
+        selection, weights, _adapted_ranks(adapted), copied_modules(adapted.get_base_model()), path, name
+    )
     if problems := list(comparison.problems()):
         raise RecipeError(problems)
     comparison.log_omitted()
@@ -104,12 +106,11 @@ def _adapted_ranks(adapted: Any) -> dict[str, int | None]:
     return found
 
 
-def _saved_modules(adapted: Any) -> set[str]:
-    """Return the modules of the base that peft trains fully, by their names in the base."""
+def copied_modules(base: nn.Module) -> set[str]:
+    """Return the names of the modules of a base of which peft trains a copy, as `modules_to_save` names them."""
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    modules = adapted.get_base_model().named_modules()
-    return {name for name, module in modules if isinstance(module, AuxiliaryTrainingWrapper)}
+    return {name for name, module in base.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)}
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ class RunInputs(TextInputs):
 
     base          the prepared student, or the unmodified one where the recipe does not prepare it
     trains_whole  whether every weight of the base is trained: it is then loaded in float32, so that training starts
-                  from the stored weights; False if none is, and for a quantised student; None: some are, or this is
-                  unknown until the adapter is added
+                  from the stored weights; False if none is, and for a quantised student; None: some are, or copies of
+                  some, or this is unknown until the adapter is added
     """
 
     vocabulary: Vocabulary

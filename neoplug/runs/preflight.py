@@ -27,7 +27,7 @@ from neoplug.models.stored_adapter import (
 from neoplug.recipe import Model, Recipe, ResolvedRecipe, Student
 from neoplug.registry import path_of
 from neoplug.registry.compatibility import validate_compatibility
-from neoplug.runs.adapted_weights import add_adapter
+from neoplug.runs.adapted_weights import add_adapter, copied_modules
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.seeds import generator
 from neoplug.training.optim import make_optimizer
@@ -47,8 +47,8 @@ def find_model(section: Model, role: Role) -> ResolvedModel:
 def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Corpus) -> bool | None:
     """Prepare the student and add its adapter on the meta device, to refuse a misfit before weights are loaded.
 
-    Returns whether every weight of the base is trained: False if none is; None if some are, or where plugins or the
-    model cannot run on the meta device.
+    Returns whether every weight of the base is trained: False if none is; None if some are, or copies of some, or where
+    plugins or the model cannot run on the meta device.
 
     Raises:
         RecipeError: the recipe does not fit the model.
@@ -63,7 +63,8 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
         weights = list(base.parameters())
         model = adapt_skeleton(checked, base, steps, student)
         trained = [weight.requires_grad for weight in weights]
-        whole = None if any(trained) and not all(trained) else all(trained)
+        some = any(trained) and not all(trained)
+        whole = None if some or copied_modules(model) else all(trained)
         is_known = True
     if is_known:
         validate_room_for_virtual_tokens(corpus, student, model)

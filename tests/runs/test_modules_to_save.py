@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from neoplug.errors import RecipeError
@@ -63,6 +64,20 @@ def test_they_train_as_in_full_fine_tuning_and_are_saved(lab, request, student, 
         expected = module(whole if tied or name in names else before).weight
         torch.testing.assert_close(module(exported).weight, expected, rtol=1e-5, atol=1e-6)
     assert (whole.lm_head.weight - before.lm_head.weight).abs().max() > 1e-3
+
+
+def test_a_copy_starts_from_the_stored_weights_and_not_from_rounded_ones(lab, tiny_teacher):
+    """At a rate of 1e-8 a weight does not change; rounding to bfloat16 would change it by up to 2 ** -8 of its size."""
+    adapter = {"lora": {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "layers.1.mlp.up_proj"]}}
+    student = {"model": str(tiny_teacher), "dtype": "bfloat16"}
+    run = lab.run("run", student=student, adapter=adapter, train={"learning_rate": 1e-8, "max_steps": 1})
+    stored = load_file(tiny_teacher / "model.safetensors")
+    copies = {name.removeprefix("base_model.model."): weight for name, weight in run.adapter.items()}
+    copies = {name: weight for name, weight in copies.items() if name in stored}
+    assert set(copies) == {"lm_head.weight", "model.layers.1.mlp.up_proj.weight"}
+    for name, weight in copies.items():
+        assert 0 < (weight - stored[name]).abs().max() < 1e-6
+        assert (stored[name].bfloat16() - stored[name]).abs().max() > 1e-4
 
 
 def test_a_quantised_module_is_refused(lab):
