@@ -85,19 +85,20 @@ def plugin_options(found: Schema) -> Iterator[str]:
             yield from (f"### {plugin}", "", described(definition), "")
             if others := [f"`{other}`" for other in order if other in listed[plugin] and other != kind]:
                 yield from (f"Also accepted under {', '.join(others)}.", "")
-            yield from table(definition, definition.get("required", []))
+            yield from table(definition, definition.get("required", []), meanings=True)
 
 
-def table(definition: Schema, required: list[str]) -> Iterator[str]:
-    """Yield a table of the keys of an object: type and default."""
+def table(definition: Schema, required: list[str], *, meanings: bool = False) -> Iterator[str]:
+    """Yield a table of the keys of an object: type, default and, with `meanings`, description."""
     keys = definition.get("properties", {})
     if not keys:
         yield from ("No options.", "")
         return
-    yield from ("| key | type | default |", "| --- | --- | --- |")
+    yield from ("| key | type | default |" + " meaning |" * meanings, "| --- | --- | --- |" + " --- |" * meanings)
     for name, value in keys.items():
         default = "required" if name in required else as_code(value["default"]) if "default" in value else ""
-        yield f"| `{name}` | {kind_of(value)} | {default} |"
+        meaning = value.get("description", "").replace("|", "\\|").replace("<", "&lt;")
+        yield f"| `{name}` | {kind_of(value)} | {default} |" + f" {meaning} |" * meanings
     yield ""
 
 

@@ -104,9 +104,12 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def options(plugin: type) -> Iterator[dict[str, Any]]:
-    """Yield name, type and default of each option; a default that JSON cannot hold is its `repr`."""
+    """Yield name, type, default and comment of each option; a default that JSON cannot hold is its `repr`."""
+    from neoplug.registry.comments import comments_of
+
     if not dataclasses.is_dataclass(plugin):
         return
+    comments = comments_of(plugin)
     for field in dataclasses.fields(plugin):
         if not field.init:
             continue
@@ -115,6 +118,8 @@ def options(plugin: type) -> Iterator[dict[str, Any]]:
             option["default"] = json_ready(field.default_factory())
         elif field.default is not dataclasses.MISSING:
             option["default"] = json_ready(field.default)
+        if field.name in comments:
+            option["comment"] = comments[field.name]
         yield option
 
 
@@ -158,7 +163,8 @@ def print_plugin(plugin: dict[str, Any], as_json: bool) -> None:
     echo(f"sections: {', '.join(plugin['sections']) or 'none'}")
     echo(f"source: {plugin['source']}")
     heading("options")
-    table([[f"  {option['name']}", option["type"], default(option)] for option in plugin["options"]] or [["  none"]])
+    cells = [[f"  {o['name']}", o["type"], default(o), o.get("comment", "")] for o in plugin["options"]]
+    table(cells or [["  none"]])
     heading("hooks")
     table([[f"  {hook}", f"implemented by {rule}"] for hook, rule in plugin["hooks"].items()] or [["  none"]])
     if plugin["docstring"]:

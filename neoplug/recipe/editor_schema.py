@@ -8,6 +8,7 @@ from neoplug.hookspecs import HOOKS_OF_SECTION
 from neoplug.recipe.loss_weights import SCHEDULES, CoreKeys
 from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe
 from neoplug.registry import Entry, answered, class_problems, installed
+from neoplug.registry.comments import comments_of
 from neoplug.registry.discovery import SHIPPED
 from neoplug.registry.options import options_model
 
@@ -82,6 +83,8 @@ def _options(kind: str, cls: type, name: str, definitions: dict[str, Any]) -> di
     except Exception as error:  # a default or type without a JSON form: it is still checked on loading
         logger.warning("%s: its options are not described: %s", cls.__qualname__, error)
         options = {"type": "object"}
+    for option, comment in comments_of(cls).items() if "properties" in options else ():
+        options["properties"][option] = options["properties"][option] | {"description": comment}
     if kind == "loss":
         options["properties"] = _core_keys() | options.get("properties", {})
     options["title"] = cls.__qualname__

@@ -58,6 +58,15 @@ def test_a_plugin_is_shown_with_options_hooks_docstring_and_source(neoplug, thir
         assert part in text
 
 
+def test_the_comment_of_an_option_is_shown_and_in_the_schema(neoplug):
+    comment = "of each label, in [0, 1]"  # after the option in its file
+    (option,) = json.loads(neoplug("plugins", "label_noise", "--json").out)["options"]
+    assert option["comment"] == comment
+    assert f"  probability  float  required  {comment}\n" in neoplug("plugins", "label_noise").out
+    schema = json.loads(neoplug("schema").out)["$defs"]["treatments.neoplug:label_noise"]
+    assert schema["properties"]["probability"]["description"] == comment
+
+
 def test_a_plugin_in_a_local_file_is_shown_too(neoplug, third_party, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text((third_party / "example_loss.py").read_text())
