@@ -8,6 +8,7 @@ from typing import Any
 from neoplug.errors.text import escaped
 from neoplug.registry.measures import MEASURES
 from neoplug.runs.directory import RunDir, as_yaml
+from neoplug.runs.publishable import publishable
 from neoplug.runs.result import RunResult
 
 COLUMNS = ("before", "after", "teacher")
@@ -19,7 +20,7 @@ def card(run: RunDir, result: RunResult, repository: str | None = None) -> str:
     result      of a completed run
     repository  hub id that the model is pushed to; None for the card in the run directory
     """
-    recipe, lock = without_local_paths(run.resolved), without_local_paths(run.lock)
+    recipe, lock = publishable(run.resolved), publishable(run.lock)
     parts = [
         f"---\n{_metadata(run, recipe, lock, result)}---\n",
         f"# {escaped(run.path.absolute().name, keep='')}\n",
@@ -48,15 +49,6 @@ def code(text: str) -> str:
 def _longer_than_those_of(text: str, least: int) -> str:
     longest = max(map(len, re.findall("`+", text)), default=0)
     return "`" * max(least, longest + 1)
-
-
-def without_local_paths(value: Any) -> Any:
-    """Return a recipe or lock with local paths cut to their last component, so that no private path is published."""
-    if isinstance(value, Mapping):
-        return {without_local_paths(key): without_local_paths(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [without_local_paths(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _metadata(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], result: RunResult) -> str:

@@ -1,10 +1,7 @@
 """Upload to the hub: a local server takes the files, and plain peft and transformers load them from it."""
 
-import base64
 import json
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from neoplug.export.hub import push
 from neoplug.registry.measures import MEASURES
 from neoplug.runs.directory import RunDir
 from neoplug.runs.model_card import card
+from tests.runs import hub_server
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # huggingface_hub's use of httpx
@@ -23,78 +21,10 @@ pytestmark = [
 ]
 
 
-class Hub(ThreadingHTTPServer):
-    """The part of the hub's HTTP API that takes a commit; keeps the uploaded files."""
-
-    def __init__(self, folder):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.refuse = folder, False
-        self.large, self.created, self.tokens = {}, [], set()
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-    def answer(self, method, path, body):
-        if method == "PUT":
-            self.large[path.rpartition("/")[2]] = body
-        elif path == "/api/repos/create":
-            self.created.append(json.loads(body))
-            return {"url": f"{self.url}/me/student"}
-        elif "/preupload/" in path:
-            named = [file["path"] for file in json.loads(body)["files"]]
-            modes = {True: "lfs", False: "regular"}
-            return {
-                "files": [
-                    {"path": name, "uploadMode": modes[name.endswith("safetensors")], "shouldIgnore": False}
-                    for name in named
-                ]
-            }
-        elif path.endswith("/objects/batch"):
-            objects = [
-                {**known, "actions": {"upload": {"href": f"{self.url}/lfs/{known['oid']}"}}}
-                for known in json.loads(body)["objects"]
-            ]
-            return {"transfer": "basic", "objects": objects}
-        elif "/commit/" in path:
-            self.commit([json.loads(line)["value"] for line in body.splitlines()][1:])
-            return {"commitUrl": f"{self.url}/me/student/commit/1", "commitOid": "1", "pullRequestUrl": None}
-        return {}
-
-    def commit(self, files):
-        for file in files:
-            target = self.folder / file["path"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(self.large[file["oid"]] if "oid" in file else base64.b64decode(file["content"]))
-
-
-class Handler(BaseHTTPRequestHandler):
-    def handle_any(self):
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        self.server.tokens.add(self.headers.get("authorization"))
-        status = 404 if self.command == "GET" else 403 if self.server.refuse else 200
-        answer = self.server.answer(self.command, self.path, body) if status == 200 else {"error": "no"}
-        sent = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(sent)))
-        self.end_headers()
-        self.wfile.write(sent)
-
-    do_GET = do_POST = do_PUT = handle_any
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    server = Hub(tmp_path / "hub")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-    yield server
-    server.shutdown()
-    server.server_close()
+    with hub_server.running(tmp_path / "hub", monkeypatch) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +44,7 @@ def test_plain_peft_loads_what_was_pushed(hub, pruned):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert push(pruned.path, "me/student", private=True) == f"{hub.url}/me/student"
+    assert f"of pruned at {hub.url}/me/student in one commit" in push(pruned.path, "me/student", private=True)
     assert hub.created[0]["visibility"] == "private"
     assert "Bearer hf_of_a_test" in hub.tokens
     there = PeftModel.from_pretrained(
@@ -129,7 +59,8 @@ def test_plain_peft_loads_what_was_pushed(hub, pruned):
         json.loads((hub.folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
         == "me/student"
     )
-    assert json.loads((hub.folder / "result.json").read_text()) == pruned.result
+    public = {name: value for name, value in pruned.result.items() if name != "sample"}  # that is held-out text
+    assert json.loads((hub.folder / "result.json").read_text()) == public
     assert len((hub.folder / "metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -185,8 +116,8 @@ def test_a_fully_trained_model_is_pushed_as_a_model(hub, lab):
 
 
 def test_an_upload_that_the_hub_refuses_is_an_error_message(hub, pruned):
-    hub.refuse = True
-    with pytest.raises(RunError, match=r"the upload of .* failed"):
+    hub.faults = dict.fromkeys(hub_server.STEPS, hub_server.status(403))
+    with pytest.raises(RunError, match="nothing was published: me/student was not created"):
         push(pruned.path, "me/student")
     assert not hub.folder.exists()
 
@@ -194,6 +125,8 @@ def test_an_upload_that_the_hub_refuses_is_an_error_message(hub, pruned):
 def test_an_invalid_repository_name_and_an_unfinished_run_are_refused(hub, pruned, tmp_path):
     with pytest.raises(UsageError, match="is not the name of a repository"):
         push(pruned.path, "me/a/b")
+    with pytest.raises(UsageError, match="it has no user"):
+        push(pruned.path, "student")
     with pytest.raises(UsageError, match="no run directory"):
         push(tmp_path, "me/student")
     assert hub.created == []

@@ -7,9 +7,9 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
-from neoplug.export.hub import open_for_push, stage
 from neoplug.export.lora import export_lora
 from neoplug.export.merge import export
+from neoplug.export.staging import staged
 
 TRAINED = (
     "Be brief.\n{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -35,8 +35,8 @@ def expected(tokenizer):
 
 def test_the_adapter_and_the_upload_have_the_trained_template(trained, tmp_path, tiny_tokenizer):
     assert reads(trained.path / "adapter") == expected(tiny_tokenizer)
-    directory, result = open_for_push(trained.path)
-    stage(directory, result, tmp_path, "me/student")
+    for name, content in staged(trained.path, "me/student").items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     assert reads(tmp_path) == expected(tiny_tokenizer)
     card = (tmp_path / "README.md").read_text()
     assert "another chat template than that of its base; `AutoTokenizer.from_pretrained('me/student')` has it" in card

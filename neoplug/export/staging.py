@@ -1,0 +1,93 @@
+"""What a push publishes of a finished run: adapter or model, prepared base, card, recipe, lock, result and metrics."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from neoplug.errors import UsageError
+from neoplug.models.reference import CONFIG, RECORD
+from neoplug.runs.directory import RunDir, as_json, as_yaml
+from neoplug.runs.model_card import card
+from neoplug.runs.publishable import publishable, without_text
+from neoplug.runs.result import RunResult
+
+Content: TypeAlias = Path | bytes  # a file that is published as it is, or the contents of one that is made for the push
+
+CARD = "README.md"
+BASES = ("base_model_name_or_path", "tokenizer_name_or_path")  # fields of peft's configuration that name the base
+OWN_TEXTS = ("status", "reason", "remarks", "best")  # fields of result.json with texts of neoplug itself
+
+
+def staged(path: Path, repository: str) -> dict[str, Content]:
+    """Return the files to publish of the finished run `path`: name in the repository -> content.
+
+    Where the adapter's base is published too, both are in subfolders: transformers would apply an adapter at the root
+    of the repository to the base that it loads from there.
+
+    Raises:
+        UsageError: `path` is not a finished run.
+    """
+    run, result = open_for_push(path)
+    base = run.lock["models"]["student"]
+    if run.adapter.is_dir() and run.student.is_dir():
+        files = _files(run.adapter, "adapter/") | _files(run.student, "student/")
+        _set_base(files, "adapter/", repository, None)
+    else:
+        files = _files(run.adapter if run.adapter.is_dir() else run.model)
+        _set_base(files, "", base["source"] if base["revision"] else None, base["revision"])
+    files[CARD] = card(run, result, repository).encode()
+    files["recipe.yaml"] = as_yaml(publishable(run.resolved)).encode()
+    files["lock.json"] = as_json(publishable(run.lock)).encode()
+    files["result.json"] = as_json(_public_result(result)).encode()
+    files["metrics.jsonl"] = "".join(json.dumps(without_text(line)) + "\n" for line in run.metrics.read()).encode()
+    return files
+
+
+def open_for_push(path: Path) -> tuple[RunDir, RunResult]:
+    """Return a finished run and its result. Raises UsageError where `path` is not a finished run."""
+    run = RunDir.open(path)
+    result = run.result if run.is_finished else None
+    if result is None:
+        raise UsageError(f"{path} is not finished\nwhy: its student is not fully trained\nfix: --resume it")
+    return run, result
+
+
+def _files(folder: Path, prefix: str = "") -> dict[str, Content]:
+    """Return the files below a folder of trained weights, without the run's own card and the record of the cache."""
+    left_out = (CARD, RECORD)
+    found = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in left_out)
+    return {prefix + file.relative_to(folder).as_posix(): file for file in found}
+
+
+def _set_base(files: dict[str, Content], prefix: str, source: str | None, revision: str | None) -> None:
+    """Let the adapter's configuration name its base by hub id and commit; None: the base is local and has no name."""
+    config = files.get(prefix + CONFIG)
+    if not isinstance(config, Path):
+        return
+    values = publishable(json.loads(config.read_text(encoding="utf-8")))
+    values |= {name: source for name in BASES if values.get(name)} | {"revision": revision}
+    files[prefix + CONFIG] = as_json(values).encode()
+
+
+def _public_result(result: RunResult) -> dict[str, Any]:
+    """Return the content of result.json without held-out text: the sample, and texts among a plugin's measurements."""
+    values = {name: value for name, value in result.as_dict().items() if name != "sample"}
+    return {name: publishable(value) if name in OWN_TEXTS else without_text(value) for name, value in values.items()}
+
+
+def digest(content: Content, algorithm: str, start: bytes = b"") -> str:
+    """Return the hex digest of `start` and the content."""
+    found = hashlib.new(algorithm, start, usedforsecurity=False)
+    if isinstance(content, bytes):
+        found.update(content)
+    else:
+        with content.open("rb") as file:
+            while block := file.read(2**20):
+                found.update(block)
+    return found.hexdigest()
+
+
+def size(content: Content) -> int:
+    """Return the number of bytes."""
+    return len(content) if isinstance(content, bytes) else content.stat().st_size

@@ -1,0 +1,92 @@
+"""A push survives any server: what it says is compared with what the server holds, for each fault at each step."""
+
+import pytest
+
+from neoplug.errors import RunError
+from neoplug.export.hub import push
+from neoplug.export.staging import staged
+from tests.runs import hub_server
+from tests.runs.hub_server import STEPS, cut, drop, hang, redirect, status
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's use of httpx
+
+HTML = {"content-type": "text/html"}
+FAULTS = {
+    **{str(code): status(code) for code in (400, 401, 402, 403, 404, 408, 409, 413, 429, 500, 502, 503, 504)},
+    "wait an hour": status(429, {"retry-after": "3600", "ratelimit": '"api";r=0;t=3600'}),
+    "html": status(200, HTML, b"<html>Sign in</html>"),
+    "html error": status(500, HTML, b"<html>\x1b[31m</html>"),
+    "half of json": status(200, (), b'{"url": '),
+    "no keys": status(200, (), {}),
+    "a list": status(200, (), []),
+    "null": status(200, (), b"null"),
+    "wrong types": status(200, (), {"url": 1, "files": {"a": 1}, "objects": "x", "commitOid": [], "siblings": 3}),
+    "not utf-8": status(200, (), b"\xff\xfe\x00"),
+    "deeply nested": status(200, (), b"[" * 100_000),
+    "redirect": redirect,
+    "to nowhere": status(302, {"location": "http://127.0.0.1:1/login"}),
+    "no location": status(302),
+    "dropped": drop,
+    "cut": cut,
+    "silent": hang,
+}
+
+
+STATES = ("create", "put", "commit")  # steps that change what the hub holds
+
+
+@pytest.fixture(scope="module")
+def run(module_lab):
+    return module_lab.run("run", train={"max_steps": 1}).path
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, run):
+    files = staged(run, "me/student")
+    monkeypatch.setattr("neoplug.export.hub.staged", lambda *_: files)  # once for all faults
+    monkeypatch.setattr("neoplug.export.hub_client.SILENCE", 0.1)
+    with hub_server.running(tmp_path / "hub", monkeypatch) as server:
+        server.expected = files.keys()
+        yield server
+
+
+def outcome(run):
+    """Return whether a push says that it published, and what it says."""
+    try:
+        return True, push(run, "me/student")
+    except RunError as error:
+        return False, str(error)
+
+
+def validate(hub, published, text):
+    """Compare what a push says with what the hub holds."""
+    first, *more = text.splitlines()
+    if published:
+        assert hub.files.keys() >= hub.expected
+        assert first.startswith("published")
+        return
+    assert [line.split(":")[0] for line in more] == ["why", "fix"]
+    assert first.startswith("nothing was published: ")
+    assert not hub.files
+    if "is unknown" not in first:
+        assert hub.exists is not first.endswith(("was not created", "does not exist"))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_said_is_what_the_hub_holds(hub, run, fault):
+    for step in STEPS:
+        for late in (False, True)[: 1 + (step in STATES)]:
+            hub.reset({step: FAULTS[fault]}, late)
+            published, text = outcome(run)
+            validate(hub, published, text)
+            assert published or step != "show", "a commit that the hub confirmed is published"
+
+
+@pytest.mark.parametrize("fault", ["500", "dropped", "silent", "html", "no keys"])
+def test_a_commit_without_an_answer_on_a_hub_that_shows_nothing_is_unknown(hub, run, fault):
+    for late in (False, True):
+        hub.reset({"commit": FAULTS[fault], "show": status(503)}, late)
+        published, text = outcome(run)
+        assert not published
+        assert text.startswith("it is unknown whether run was published\n")
+        assert f"fix: look at {hub.url}/me/student" in text
