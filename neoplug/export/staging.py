@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from neoplug.errors import UsageError
+from neoplug.files import contents
 from neoplug.models.reference import CONFIG, RECORD
 from neoplug.runs.directory import RunDir, as_json, as_yaml
 from neoplug.runs.model_card import card
@@ -54,8 +55,8 @@ def open_for_push(path: Path) -> tuple[RunDir, RunResult]:
 
 
 def _files(folder: Path, prefix: str = "") -> dict[str, Content]:
-    """Return the files below a folder of trained weights, without the run's own card and the record of the cache."""
-    left_out = (CARD, RECORD)
+    """Return the files below a folder of trained weights, without the run's own card and records of its origin."""
+    left_out = (CARD, RECORD, contents.RECORD)
     found = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in left_out)
     return {prefix + file.relative_to(folder).as_posix(): file for file in found}
 
@@ -72,8 +73,11 @@ def _set_base(files: dict[str, Content], prefix: str, source: str | None, revisi
 
 def _public_result(result: RunResult) -> dict[str, Any]:
     """Return the content of result.json without held-out text: the sample, and texts among a plugin's measurements."""
-    values = {name: value for name, value in result.as_dict().items() if name != "sample"}
-    return {name: publishable(value) if name in OWN_TEXTS else without_text(value) for name, value in values.items()}
+    return {
+        name: publishable(value) if name in OWN_TEXTS else without_text(value)
+        for name, value in result.as_dict().items()
+        if name in OWN_TEXTS or not (name == "sample" or isinstance(value, str))
+    }
 
 
 def digest(content: Content, algorithm: str, start: bytes = b"") -> str:

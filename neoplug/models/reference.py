@@ -55,7 +55,7 @@ class StoredAdapter:
         try:
             with quiet_peft():
                 return PeftConfig.from_pretrained(str(self.folder))
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # of any content of the file
             raise self.error(f"has no {CONFIG} that peft can read", f"{type(error).__name__}: {error}") from error
 
     @property

@@ -139,7 +139,7 @@ def _table(result: RunResult) -> str:
         cells = [_number(values.get(measure.name)) for values in evaluations.values()]
         if any(cells):
             rows.append([f"{measure.title} ({measure.unit})" if measure.unit else measure.title, *cells])
-    remarks = "".join(f"\n{remark}\n" for remark in result.remarks)
+    remarks = "".join(f"\n{remark}\n" for remark in publishable(result.remarks))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n{remarks}"
 
 

@@ -27,6 +27,7 @@ from neoplug.runs.preflight import (
     adapt_skeleton,
     is_impossible_on_meta,
     prepare_skeleton,
+    validate_devices,
     validate_room_for_virtual_tokens,
 )
 from neoplug.runs.progress import Silent
@@ -63,10 +64,11 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
     `neoplug.runs.match_size.Match`).
 
     Raises:
-        RecipeError: model, data or plugins do not fit the recipe.
+        RecipeError: devices, models, data or plugins do not fit the recipe.
         UsageError: no size of the adapter comes near `wanted`.
     """
     recipe = checked.recipe
+    validate_devices(recipe)
     located = find_models(recipe)
     inputs = validate_inputs(checked, resolve_text(recipe, located, Silent()))
     corpus = inputs.corpus

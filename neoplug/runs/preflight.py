@@ -14,7 +14,7 @@ from neoplug.data import Corpus
 from neoplug.errors import NeoplugError, PluginError, Problem, RecipeError, RunError
 from neoplug.hookspecs import Role
 from neoplug.models.load import load_config, load_meta_model, plugin_kwargs
-from neoplug.models.reference import ResolvedModel
+from neoplug.models.reference import CONFIG, ResolvedModel, StoredAdapter
 from neoplug.models.resolve import locate
 from neoplug.models.stored_adapter import (
     locate_adapter,
@@ -84,7 +84,22 @@ def dry_run_teacher(checked: ResolvedRecipe, section: Model, teacher: ResolvedMo
             warn_other_base(teacher.adapter, teacher)
             is_quantised = "quantization_config" in kwargs or hasattr(skeleton.config, "quantization_config")
             validate_start_fits(teacher.adapter, is_quantised)
-            validate_adapter_fits(skeleton, teacher.adapter)
+            with _refused_by_peft(teacher.adapter):
+                validate_adapter_fits(skeleton, teacher.adapter)
+
+
+@contextmanager
+def _refused_by_peft(stored: StoredAdapter) -> Iterator[None]:
+    """Raise RecipeError in place of any error of peft, but for those of the meta device."""
+    try:
+        yield
+    except NeoplugError:
+        raise
+    except Exception as error:  # peft has no error class of its own
+        if META_ERROR.search(str(error)):
+            raise
+        why = f"{stored.folder / CONFIG}: {type(error).__name__}: {error}"
+        raise stored.error("is refused by peft for this model", why, "name an adapter of this model") from error
 
 
 @contextmanager
@@ -172,18 +187,25 @@ def validate_devices(recipe: Recipe) -> None:
     """Refuse devices and attention implementations that a section names and this machine does not have."""
     from transformers.utils import is_flash_attn_2_available
 
-    problems = []
+    problems, present = [], devices()
     for role, section in (("student", recipe.student), ("teacher", recipe.teacher)):
-        kind = ((section and section.device) or "cpu").partition(":")[0]
-        found = torch.accelerator.current_accelerator(check_available=True)
-        if kind != "cpu" and (found is None or found.type != kind):
+        device = (section and section.device) or "cpu"
+        if device not in present and f"{device}:0" not in present:
+            what, why = f"there is no {device} device here", f"the devices here are {', '.join(present)}"
             fix = "leave `device` out: the best one here is taken, and `neoplug doctor` shows it"
-            problems.append(Problem(f"there is no {kind} device here", fix=fix, path=(role, "device")))
+            problems.append(Problem(what, why, fix, (role, "device")))
         if section and section.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
             what, why = "flash_attention_2 does not work here", "it needs the package flash-attn and a CUDA GPU"
             problems.append(Problem(what, why, "leave it out: sdpa is taken", (role, "attn_implementation")))
     if problems:
         raise RecipeError(problems)
+
+
+def devices() -> list[str]:
+    """Return the devices of this machine, as recipes name them: cpu, cuda:0, cuda:1."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count() if found else 0
+    return ["cpu", *(f"{found.type}:{index}" for index in range(count))] if found else ["cpu"]
 
 
 def validate_document_lengths(corpus: Corpus, models: Mapping[Role, ResolvedModel | None], before: int = 0) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from neoplug.errors import RunError
+from neoplug.errors import Interrupted, RunError, UsageError
 from neoplug.export.hub import push
 from neoplug.export.staging import staged
 from tests.runs import hub_server
@@ -90,3 +90,60 @@ def test_a_commit_without_an_answer_on_a_hub_that_shows_nothing_is_unknown(hub, 
         assert not published
         assert text.startswith("it is unknown whether run was published\n")
         assert f"fix: look at {hub.url}/me/student" in text
+
+
+def test_a_commit_that_the_hub_confirms_and_does_not_have(hub, run, monkeypatch):
+    monkeypatch.setattr(hub_server.Hub, "commit", lambda *_: True)
+    assert not (answer := outcome(run))[0]
+    assert answer[1].startswith("nothing was published\nwhy: the hub confirmed the commit 1, in which")
+
+
+def test_a_commit_that_lacks_a_file(hub, run, monkeypatch):
+    keep = hub_server.Hub.commit
+    monkeypatch.setattr(hub_server.Hub, "commit", lambda hub, files: keep(hub, files[1:]))
+    assert not (answer := outcome(run))[0]
+    assert answer[1].startswith("not all files were published\n")
+
+
+def test_a_hub_that_cannot_be_reached(run, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://me:hunter2@127.0.0.1:1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    assert not (answer := outcome(run))[0]
+    assert answer[1].startswith(
+        "nothing was published: me/student was not created\nwhy: POST /api/repos/create: Connect"
+    )
+    assert "hunter2" not in answer[1]
+
+
+def test_a_token_that_is_no_header_is_not_shown(hub, run, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a\ntest")
+    assert not (answer := outcome(run))[0]
+    assert "of_a" not in answer[1]
+
+
+def test_a_second_push_of_the_same_run_is_one_more_commit(hub, run):
+    assert outcome(run)[0]
+    assert outcome(run)[0]
+    assert len(hub.created) == 2
+    hub.faults = {"commit": status(403)}
+    (hub.folder / "README.md").write_text("changed")
+    assert outcome(run)[1].startswith("nothing was published: me/student is as it was\n")
+
+
+def test_a_push_that_is_to_be_private_refuses_a_public_repository(hub, run):
+    assert outcome(run)[0]
+    with pytest.raises(UsageError, match="nothing was published: me/student is public"):
+        push(run, "me/student", private=True)
+    hub.private = True
+    assert push(run, "me/student", private=True).startswith("published")
+
+
+def test_an_interrupted_push_says_what_it_left(hub, run, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.HfApi.preupload_lfs_files", interrupt)
+    with pytest.raises(Interrupted, match="nothing was published: me/student was created, and is empty") as stopped:
+        push(run, "me/student")
+    assert stopped.value.exit_code == 130

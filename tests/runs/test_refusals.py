@@ -1,10 +1,14 @@
 """Runs that cannot work are refused with the reason, before weights are loaded where that is possible."""
 
 import pytest
+import torch
 
 import neoplug
 from neoplug.errors import RecipeError, RunError, UsageError
+from neoplug.recipe import load
 from neoplug.runs.directory import RunDir
+from neoplug.runs.plan import plan
+from neoplug.runs.preflight import validate_devices
 
 ANSWERS = """
 @dataclass(eq=False)
@@ -99,6 +103,24 @@ def test_an_unavailable_device_is_refused(lab, role):
     with pytest.raises(RecipeError, match=r"recipe.yaml:\d+:\d+: there is no npu device here"):
         lab.run("run", **{role: {"device": "npu"}})
     assert not (lab.folder / "run").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "xpu", "npu:3"])
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_plan_refuses_an_unavailable_device_and_names_those_that_are_there(lab, role, device, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
+    message = rf"recipe.yaml:\d+:\d+: there is no {device} device here(.|\n)*: the devices here are cpu, cuda:0, cuda:1"
+    checked = load(lab.recipe(**{role: {"device": device}}))
+    with pytest.raises(RecipeError, match=message), checked.marking():
+        plan(checked)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:1"])
+def test_available_devices_are_accepted(lab, device, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
+    validate_devices(load(lab.recipe(student={"device": device})).recipe)
 
 
 def test_documents_longer_than_learned_positions_are_refused(lab, tiny_tokenizer, tmp_path):

@@ -46,3 +46,33 @@ def test_of_resized_embeddings(lab, adapter):
     recipe = lab.recipe(teacher={"adapter_path": str(adapter)})
     with pytest.raises(RecipeError, match=r"recipe.yaml:\d+:\d+: the adapter .*lm_head.weight of shape \[500, 64\]"):
         refuse(recipe)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ["no_such_layer"]},
+        {"target_modules": 3},
+        {"r": 0},
+        {"r": "four"},
+        {"peft_type": "IA3"},
+        {"peft_type": "NONE"},
+        {"layer_replication": [[0, 99]]},
+        {"rank_pattern": {"q_proj": -1}},
+        {"init_lora_weights": "nonsense"},
+    ],
+    ids=str,
+)
+def test_of_a_configuration_that_peft_refuses(lab, adapter, changes):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(RecipeError, match=r"recipe.yaml:\d+:\d+: the adapter `.*/adapter` ") as refused:
+        refuse(lab.recipe(teacher={"adapter_path": str(adapter)}))
+    assert "why: " in str(refused.value) or "weights differ" in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "[" * 100_000, '{"peft_type": ["LORA"]}', "\x00"])
+def test_of_a_configuration_that_is_none(lab, adapter, content):
+    (adapter / "adapter_config.json").write_text(content)
+    with pytest.raises(RecipeError, match=r"recipe.yaml:\d+:\d+: the adapter `.*/adapter` has no adapter_config.json"):
+        refuse(lab.recipe(teacher={"adapter_path": str(adapter)}))
