@@ -38,7 +38,11 @@ class Requests(Counter[str]):
         return bool(self) and (self.answered or not is_unconnected)
 
     def note(self, request: Any) -> None:
-        """Count a request before it is sent. Raises RuntimeError for an address that is asked again and again."""
+        """Count a request before it is sent, and limit its time, for which huggingface_hub sets no limit.
+
+        Raises RuntimeError for an address that is asked again and again.
+        """
+        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), SILENCE)
         self.last = _named(request)
         self[self.last] += 1
         if self[self.last] > REQUESTS:
@@ -65,7 +69,6 @@ def watched_requests() -> Iterator[Requests]:
 
     def make() -> Any:
         client = original()
-        client.timeout = SILENCE
         hooks = client.event_hooks
         client.event_hooks = {
             "request": [*hooks["request"], requests.note],

@@ -28,6 +28,7 @@ from neoplug.data.encode.faults import (
     NO_HEADER,
     OPENS_MORE,
 )
+from neoplug.data.encode.limits import LimitError, render_limits
 from neoplug.data.encode.stop_tokens import StopTokens, closer_in
 from neoplug.data.encode.text_encoder import Tokenizer
 from neoplug.data.ingest.messages import is_unscored
@@ -190,8 +191,11 @@ class ChatTemplate:
         return ""
 
     def text(self, messages: Sequence[Message], tools: Tools = None, *, generation_prompt: bool = False) -> str:
-        """Return the conversation's text. RenderError where the template cannot render it."""
-        with _render_errors(), pinned_clock(self._day):
+        """Return the conversation's text.
+
+        raises  RenderError where the template cannot render it; RecipeError where that takes more than a limit
+        """
+        with self._limits(), _render_errors(), pinned_clock(self._day):
             text: str = self.tokenizer.apply_chat_template(
                 list(messages),
                 tools=tools,
@@ -202,13 +206,24 @@ class ChatTemplate:
             )
             return text
 
+    @contextmanager
+    def _limits(self) -> Iterator[None]:
+        """Raise RecipeError in the block where the template takes more time or memory than any row may."""
+        try:
+            with render_limits():
+                yield
+        except LimitError as error:
+            whose = "the chat template" if self.given else "the tokenizer's chat template"
+            what, why = f"{whose} {error} for one conversation", "it has a loop or a text that grows without end"
+            raise RecipeError([Problem(what, why, "use another template", self.key)]) from error
+
     def _marked(
         self, messages: Sequence[Message], tools: Tools, chosen: Sequence[int], unscored: Sequence[int]
     ) -> Rendered:
         """Return the text and the spans inside {% generation %} of the chosen turns, each with its stop token."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        with _render_errors(), pinned_clock(self._day):
+        with self._limits(), _render_errors(), pinned_clock(self._day):
             texts, marks = render_jinja_template(
                 conversations=[list(messages)],
                 tools=tools,
@@ -304,6 +319,8 @@ def _render_errors() -> Iterator[None]:
     """Turn any exception of a template into a RenderError; a template can raise any Python exception."""
     try:
         yield
+    except (LimitError, MemoryError):
+        raise
     except jinja2.TemplateError as error:
         raise RenderError(str(error)) from error
     except Exception as error:

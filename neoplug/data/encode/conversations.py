@@ -1,20 +1,22 @@
 """Conversations of rows as text: rendered by a chat template, and compared with what the rows say."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from neoplug.data.encode.chat import STUDENT_KEY, ChatTemplate, Rendered, RenderError, UnstableTemplate
 from neoplug.data.encode.faults import LEAVES_OUT, NO_ROLE, REFUSED, THOUGHT_LEFT_OUT
+from neoplug.data.encode.limits import LONGEST, TOO_LONG
 from neoplug.data.encode.traces import left_out, unknown_roles
 from neoplug.data.ingest.columns import Content
+from neoplug.errors import RecipeError
 
 TrainOn = Literal["answers", "all", "last"]
 OnDrop = Callable[[int, str], Any]  # takes the number of a row that is dropped, and the reason
 
 
 class Incomplete(Exception):
-    """The text does not have all that the row says."""
+    """The text does not have all that the row says, or is longer than any row may be."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,18 @@ class ConversationRenderer:
         """Return row number -> the rendered conversation and what is to be reported of it.
 
         The rows that the template cannot render as they are meant are dropped.
+
+        raises  RecipeError where the template takes more time or memory than any row may
         """
         rendered = {}
         for content in contents:
             try:
                 rendered[content.number] = self._rendered(content)
+            except RecipeError as error:  # of a template beyond a limit, which other rows would reach as well
+                problems = [
+                    replace(problem, what=f"row {content.number}: {problem.what}") for problem in error.problems
+                ]
+                raise RecipeError(problems) from error
             except UnstableTemplate as error:
                 on_drop(content.number, f"{self.template} {error.reason}")
             except RenderError as error:
@@ -54,6 +63,8 @@ class ConversationRenderer:
         messages, tools = messages_of(content), content.values.get("tools")
         chat = self.chat.with_options(content.values.get("chat_template_kwargs"))
         rendered = chat.render(messages, self.train_on, tools)
+        if len(rendered.text) > LONGEST:
+            raise Incomplete(f"{self.template} writes {TOO_LONG}")
         faults, notes = [], []
         if roles := unknown_roles(chat, messages, tools):
             faults.append(f"{self.template} {NO_ROLE.format(', '.join(f'`{role}`' for role in roles))}")

@@ -7,6 +7,7 @@ import numpy as np
 
 from neoplug.data.encode.chat import ChatTemplate, Rendered
 from neoplug.data.encode.conversations import ConversationRenderer, OnDrop, TrainOn, messages_of
+from neoplug.data.encode.limits import LONGEST, TOO_LONG, characters
 from neoplug.data.encode.teacher_encoder import Answer, TeacherEncoder, answers_of
 from neoplug.data.encode.text_encoder import EncodedText, TextEncoder, Tokenizer
 from neoplug.data.ingest.columns import Content
@@ -72,14 +73,13 @@ class RowEncoder:
         self._chat: ChatTemplate | None = None
 
     def encode(self, contents: Sequence[Content], on_drop: OnDrop) -> Iterator[EncodedRow]:
-        """Yield the tokens of the rows in order, without those that a chat template cannot render whole.
+        """Yield the tokens of the rows in order, without those that are too long or not rendered whole.
 
         on_drop  is called with the number of each row that is left out, and the reason
         raises   RecipeError where a row is a conversation and there is no chat template, or where the template is not
-                 valid
+                 valid or takes more time or memory than any row may
         """
-        for first in range(0, len(contents), ROWS_AT_ONCE):
-            batch = contents[first : first + ROWS_AT_ONCE]
+        for batch in _batches(contents, on_drop):
             texts = [content for content in batch if content.kind == "text"]
             chats = [content for content in batch if self.is_chat(content)]
             completions = [content for content in batch if content.kind != "text" and not self.is_chat(content)]
@@ -158,6 +158,24 @@ class RowEncoder:
                 ids, loss_mask = text_of.get(row.row, (None, None))
                 notes = [*row.notes, *(note for note in found.get(row.row, (None, ()))[1] if note not in row.notes)]
                 yield replace(row, teacher_ids=ids, teacher_loss_mask=loss_mask, notes=notes)
+
+
+def _batches(contents: Sequence[Content], on_drop: OnDrop) -> Iterator[list[Content]]:
+    """Yield the rows in parts that the tokenizer has memory for, without rows that are too long for it alone."""
+    batch: list[Content] = []
+    total = 0
+    for content in contents:
+        length = characters(content.values)
+        if length > LONGEST:
+            on_drop(content.number, TOO_LONG)
+            continue
+        if batch and (len(batch) == ROWS_AT_ONCE or total + length > LONGEST):
+            yield batch
+            batch, total = [], 0
+        batch.append(content)
+        total += length
+    if batch:
+        yield batch
 
 
 def _loss_mask(tokens: EncodedText, rendered: Rendered) -> np.ndarray:
