@@ -32,10 +32,10 @@ def staged(path: Path, repository: str) -> dict[str, Content]:
     run, result = open_for_push(path)
     base = run.lock["models"]["student"]
     if run.adapter.is_dir() and run.student.is_dir():
-        files = _files(run.adapter, "adapter/") | _files(run.student, "student/")
+        files = _files(run, run.adapter, "adapter/") | _files(run, run.student, "student/")
         _set_base(files, "adapter/", repository, None)
     else:
-        files = _files(run.adapter if run.adapter.is_dir() else run.model)
+        files = _files(run, run.adapter if run.adapter.is_dir() else run.model)
         _set_base(files, "", base["source"] if base["revision"] else None, base["revision"])
     files[CARD] = card(run, result, repository).encode()
     files["recipe.yaml"] = as_yaml(publishable(run.resolved)).encode()
@@ -54,11 +54,19 @@ def open_for_push(path: Path) -> tuple[RunDir, RunResult]:
     return run, result
 
 
-def _files(folder: Path, prefix: str = "") -> dict[str, Content]:
-    """Return the files below a folder of trained weights, without the run's own card and records of its origin."""
+def _files(run: RunDir, folder: Path, prefix: str = "") -> dict[str, Content]:
+    """Return the files that the run wrote below a folder, without its own card and the records of its origin.
+
+    Links, and files that the record of the run's contents does not name, are not published.
+    """
     left_out = (CARD, RECORD, contents.RECORD)
-    found = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in left_out)
-    return {prefix + file.relative_to(folder).as_posix(): file for file in found}
+    written = contents.recorded(run.path) if (run.path / contents.RECORD).is_file() else None
+    return {
+        prefix + file.relative_to(folder).as_posix(): file
+        for file in contents.files_below(folder)
+        if file.name not in left_out and not file.is_symlink()
+        if written is None or file.relative_to(run.path).as_posix() in written
+    }
 
 
 def _set_base(files: dict[str, Content], prefix: str, source: str | None, revision: str | None) -> None:

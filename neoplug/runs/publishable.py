@@ -5,16 +5,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from neoplug.errors.text import redacted
+
 MASK = "***"  # in place of a credential
 SHORTEST = 8  # characters of a credential in the environment; a shorter one could be part of any text
 
 _CREDENTIAL = re.compile(r"(?:\w+_)?(?:api_?key|secret|password|passwd)|(?:access_?|auth_?|hf_?)?token", re.IGNORECASE)
 _VARIABLE = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_SECRET = re.compile(
-    r"(?<=://)[^/\s?#@]+(?=@)"  # user:password@ of a URL
-    r"|(?i:(?<=[?&;#])(?:access_|auth_)?(?:token|key|secret|password|signature)=)[^&\s#;]+"  # a parameter of a URL
-    r"|\bhf_\w{20,}|\bgh[opsur]_\w{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{20,}|\bsk-[\w-]{20,}|\bAKIA[A-Z0-9]{16}\b"
-)
 _WHOLE_PATH = re.compile(r"(?:file:|~\w*/|/|\.\./|[A-Za-z]:[/\\]|\\\\).*")
 _PATH = re.compile(r"(?<![\w/.~<-])(?:file://)?(?:~\w*)?(?:/[^\s/'\"`,;]+)+/([^\s/'\"`,;]*)")  # in a sentence
 
@@ -46,7 +43,7 @@ def masked(text: str) -> str:
     for name, secret in os.environ.items():
         if _VARIABLE.search(name) and len(secret) >= SHORTEST:
             text = text.replace(secret, MASK)
-    return _SECRET.sub(MASK, text)
+    return redacted(text)
 
 
 def _named(key: str, value: Any) -> Any:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from neoplug.cli import app
 from neoplug.export.staging import staged
+from neoplug.files.contents import files_below, record
 from neoplug.runs.publishable import publishable, without_text
 
 SECRETS = {
@@ -48,13 +49,13 @@ def run(finished, tmp_path):
     row = "What is 7 plus 7?"
     result["after"]["probes"] = {"mine": {"worst_row": row, "rows": [row, 3.0], "score": 0.5}}
     result["quoted"] = row
-    result["remarks"] = ["rows of /home/someone/clients/rows.jsonl were seen"]
+    result["remarks"] = ["rows of /srv/someone/clients/rows.jsonl were seen"]
     (path / "result.json").write_text(json.dumps(result))
     lock = json.loads((path / "lock.json").read_text())
-    lock["plugins"]["loss.mine"] = {"target": "/home/someone/mine.py:Mine", "package": SECRETS["HF_TOKEN"]}
+    lock["plugins"]["loss.mine"] = {"target": "/srv/someone/mine.py:Mine", "package": SECRETS["HF_TOKEN"]}
     (path / "lock.json").write_text(json.dumps(lock))
     config = json.loads((path / "adapter/adapter_config.json").read_text())
-    config |= {"tokenizer_name_or_path": "/home/someone/model", "loftq_config": {"file": "/home/someone/q.pt"}}
+    config |= {"tokenizer_name_or_path": "/srv/someone/model", "loftq_config": {"file": "/srv/someone/q.pt"}}
     (path / "adapter/adapter_config.json").write_text(json.dumps(config))
     return path
 
@@ -102,15 +103,15 @@ def test_measurements_stay_the_same_numbers(run):
 @pytest.mark.parametrize(
     ("private", "public"),
     [
-        ("/home/me/rows.jsonl", "rows.jsonl"),
-        ("/home/me/my rows/", "my rows"),
+        ("/srv/me/rows.jsonl", "rows.jsonl"),
+        ("/srv/me/my rows/", "my rows"),
         ("~/rows.jsonl", "rows.jsonl"),
         ("../me/rows.jsonl", "rows.jsonl"),
-        ("file:///home/me/rows.jsonl", "rows.jsonl"),
+        ("file:///srv/me/rows.jsonl", "rows.jsonl"),
         (r"C:\Users\me\rows.jsonl", "rows.jsonl"),
-        ("/home/me/loss.py:Loss", "loss.py:Loss"),
-        ("see /home/me/a/rows.jsonl, line 3", "see rows.jsonl, line 3"),
-        ("https://me:pw@host/a/b?token=x&v=1", "https://***@host/a/b?***&v=1"),
+        ("/srv/me/loss.py:Loss", "loss.py:Loss"),
+        ("see /srv/me/a/rows.jsonl, line 3", "see rows.jsonl, line 3"),
+        ("https://me:pw@host/a/b?token=x&v=1", "https://*****@host/a/b?token=*&v=1"),
     ],
 )
 def test_of_a_local_path_the_last_part_is_left(private, public):
@@ -140,3 +141,13 @@ def test_a_dry_run_lists_the_files_and_sends_nothing(run, monkeypatch):
 
 def test_texts_are_left_out_of_measurements():
     assert without_text({"a": "x", "b": {"c": "x", "d": 1}, "e": ["x", 2.0, None]}) == {"b": {"d": 1}, "e": [2.0, None]}
+
+
+def test_only_files_that_the_run_wrote_are_published(finished, run, tmp_path):
+    (tmp_path / "id_rsa").write_text("private")
+    (run / "adapter" / "link.txt").symlink_to(tmp_path / "id_rsa")
+    before = staged(finished.path, "me/student").keys()
+    assert staged(run, "me/student").keys() == before
+    record(run, [file for file in files_below(run / "adapter") if not file.is_symlink()])
+    (run / "adapter" / "notes.txt").write_text("private")
+    assert staged(run, "me/student").keys() == before

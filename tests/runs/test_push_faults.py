@@ -117,7 +117,7 @@ def test_a_hub_that_cannot_be_reached(run, monkeypatch):
 
 
 def test_a_token_that_is_no_header_is_not_shown(hub, run, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_of_a\ntest")
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_tëst")
     assert not (answer := outcome(run))[0]
     assert "of_a" not in answer[1]
 
