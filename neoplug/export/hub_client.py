@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from neoplug.errors.text import escaped, shortened
+from neoplug.errors.text import shortened
 from neoplug.models.quiet import quiet
 from neoplug.runs.publishable import masked
 
@@ -113,7 +113,7 @@ def reason(error: BaseException) -> str:
         text = f"the answer is not that of a hub ({type(error).__name__}: {error})"
     else:
         text = f"{type(error).__name__}: {error}".removesuffix(": ")
-    return shortened(escaped(masked(" ".join(text.split()))), LONGEST)
+    return shortened(masked(" ".join(text.split())), LONGEST)
 
 
 def _is_no_hub(error: BaseException) -> bool:
