@@ -158,6 +158,7 @@ def _corpus(store: Store, data: Data, training: Mapping[str, RecipeSource], eval
         counts.source, counts.epoch_rows, counts.notes = source.name, in_epoch[name], source.reader.notes
     if report.eval_read and evaluation:
         report.eval_read.source, report.eval_read.notes = evaluation.name, evaluation.reader.notes
+        report.eval_key = "eval_source" if data.eval_source else "eval_split"
     return Corpus(
         rows=store.rows,
         held_out=store.held_out,

@@ -318,6 +318,28 @@ def test_eval_split_is_another_split_of_the_source(tmp_path, section, tiny_token
     assert len(load_corpus(own, tiny_tokenizer).held_out) == 4
 
 
+@pytest.mark.parametrize("key", ["eval_split", "eval_source"])
+def test_unusable_evaluation_rows_name_the_key_of_the_recipe(tmp_path, section, tiny_tokenizer, key):
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "test.jsonl").write_text('{"text": "a"}\n{"text": 1}\n')
+    named = {"eval_split": "test"} if key == "eval_split" else {"eval_source": str(tmp_path / "test.jsonl")}
+    with pytest.raises(RecipeError) as caught:
+        load_corpus(section(tmp_path, **named), tiny_tokenizer)
+    (problem,) = caught.value.problems
+    assert problem.path == ("data", key)
+    assert f"1 of the 2 rows of `{key}`" in problem.what
+
+
+def test_rows_of_several_kinds_in_a_csv_file(tmp_path, section, tiny_tokenizer):
+    """CSV has no null: a row of one kind has empty texts in the columns of the others."""
+    names = ("prompt", "completion", "instruction", "output", "text")
+    rows = [{"prompt": "p", "completion": "c"}, {"instruction": "i", "output": "o"}, {"text": "t"}, {"completion": "d"}]
+    file = written(tmp_path, ".csv", [dict.fromkeys(names, "") | row for row in rows])
+    report = load_corpus(section(file, held_out=1), tiny_tokenizer).report
+    assert {kind: counts.rows for kind, counts in report.kinds.items()} == {"completion": 2, "alpaca": 1, "text": 1}
+    assert not report.dropped
+
+
 def test_a_missing_eval_split_is_refused(tmp_path, section):
     (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
     for source, said in ((tmp_path, "has no split `test`"), (tmp_path / "train.jsonl", "has one split, `train`")):

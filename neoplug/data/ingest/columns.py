@@ -39,6 +39,7 @@ OPTIONAL: dict[Kind, tuple[str, ...]] = {
 }
 KNOWN = tuple(dict.fromkeys(name for kind in NEEDED for name in (*NEEDED[kind], *OPTIONAL[kind])))
 MAY_BE_EMPTY = ("prompt", "input")
+EMPTY = (None, "")  # what a row has in the columns of another kind; in CSV, which has no null, an empty text
 # neoplug's column name -> the name that a row may have in its place
 ALIASES = {"messages": "conversations", "system": "system_prompt"}
 # Columns that usually hold text of the prompt. Where a row does not use one that it fills, this is reported.
@@ -120,7 +121,7 @@ class Columns:
     def _value(self, row: Row, column: str) -> Any:
         """Return a column's value, or that of the column which the row has in its place."""
         value = row.get(column)
-        return row.get(self.other[column]) if value is None and column in self.other else value
+        return row.get(self.other[column], value) if value in EMPTY and column in self.other else value
 
     def _kind_of(self, row: Row) -> Kind:
         """Return the first kind whose columns all have a value in the row; else the first with any value.
@@ -129,7 +130,7 @@ class Columns:
         row, already formatted.
         """
         filled = {
-            kind: [self._value(row, columns[name]) is not None for name in NEEDED[kind]]
+            kind: [self._value(row, columns[name]) not in EMPTY for name in NEEDED[kind]]
             for kind, columns in self.kinds.items()
             if all(columns[name] in row or self.other.get(columns[name]) in row for name in NEEDED[kind])
         }

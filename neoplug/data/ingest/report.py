@@ -138,6 +138,7 @@ class Report:
     leaked     number of rows of the evaluation source that are also in a training source
     train      counts of the training rows of all sources
     held_out   counts of the rows that are evaluated on
+    eval_key   the key of `data` that names the evaluation rows
     """
 
     max_length: int
@@ -148,6 +149,7 @@ class Report:
     train: SplitCounts = field(default_factory=SplitCounts)
     held_out: SplitCounts = field(default_factory=SplitCounts)
     packing: bool = True
+    eval_key: str = "eval_source"
 
     def count(self, kind: Kind, fitted: Fitted | None) -> None:
         """Count a row of a kind, and the tokens of its documents; `fitted` is None for a row that is dropped."""
@@ -163,7 +165,7 @@ class Report:
         counts: dict[Key, SourceCounts] = {
             ("data", "sources", name) if name else ("data", "source"): read for name, read in self.read.items()
         }
-        return counts | ({("data", "eval_source"): self.eval_read} if self.eval_read else {})
+        return counts | ({("data", self.eval_key): self.eval_read} if self.eval_read else {})
 
     @property
     def dropped(self) -> dict[str, Dropped]:
