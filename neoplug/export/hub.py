@@ -135,11 +135,11 @@ class _Upload:
 
         Raises RunError, or Interrupted, where it does not show it.
         """
+        why = f"{address(error) or self.requests.last}: {reason(error)}"
         is_sent = self.requests.may_have_effect(error)
         missing = self._missing() if is_sent else None
         if self.requests.committed and missing == []:
             return f"published {_amount(self.files)} of {self.name} at {self.url}; the hub did not confirm the commit"
-        why = f"{address(error) or self.requests.last}: {reason(error)}"
         then = fix(error)
         what = f"nothing was published: {self._state(is_known=not is_sent or is_refusal(error))}"
         if self.requests.committed and not is_refusal(error):
@@ -190,7 +190,7 @@ def _is_same(there: "RepoSibling | None", content: Content) -> bool:
 
 
 def _amount(files: Mapping[str, Content]) -> str:
-    return f"{len(files)} files ({sum(map(size, files.values())) / 1e6:,.1f} MB)"
+    return f"{len(files)} files ({sum(map(size, files.values())):,} bytes)"
 
 
 def _failure(what: str, why: str, fix: str, error: BaseException) -> NeoplugError:

@@ -92,6 +92,14 @@ def test_a_commit_without_an_answer_on_a_hub_that_shows_nothing_is_unknown(hub, 
         assert f"fix: look at {hub.url}/me/student" in text
 
 
+@pytest.mark.parametrize("fault", ["403", "silent"])
+def test_the_request_that_failed_is_named(hub, run, fault):
+    addresses = {"create": "/api/repos/create", "commit": "/api/models/me/student/commit/main"}
+    for step, address in addresses.items():
+        hub.reset({step: FAULTS[fault]})
+        assert f"\nwhy: POST {address}: " in outcome(run)[1]
+
+
 def test_a_commit_that_the_hub_confirms_and_does_not_have(hub, run, monkeypatch):
     monkeypatch.setattr(hub_server.Hub, "commit", lambda *_: True)
     assert not (answer := outcome(run))[0]
