@@ -1,6 +1,5 @@
 """Export of the change that a run made to its base as a plain LoRA for peft, vLLM and llama.cpp, for any adapter."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -9,9 +8,10 @@ from neoplug.export.gguf_lora import validate_targets, write_gguf
 from neoplug.export.low_rank import Fidelity, Product, changed_layers, decompose, fidelity, largest_saving_rank
 from neoplug.export.merge import load_unquantised, open_for_export, standalone_model
 from neoplug.export.peft_files import write_folder
-from neoplug.files import folder_atomically
+from neoplug.files import folder_atomically, read_json
 from neoplug.models.load import load_config
 from neoplug.runs.directory import RunDir
+from neoplug.runs.run_files import RESTORE
 from neoplug.runs.saved_student import base_of
 from neoplug.runs.trained_tokenizer import stored_tokenizer, tokenizer_of
 
@@ -61,5 +61,5 @@ def _default_rank(products: dict[str, Product], most: int, directory: RunDir) ->
     if needed <= most:
         return max(needed, 1)
     file = directory.adapter / "adapter_config.json"
-    own = json.loads(file.read_text(encoding="utf-8")).get("r") if file.is_file() else None
+    own = read_json(file, RESTORE).get("r") if file.is_file() else None
     return min(own if isinstance(own, int) and own > 0 else DEFAULT_RANK, most)

@@ -16,7 +16,7 @@ from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.models.reference import ResolvedModel
 from neoplug.registry import Plugins, given_classes
 from neoplug.runs.directory import RunDir
-from neoplug.runs.saved_student import adapter_plugins, base_of, is_peft, with_peft, with_plugin_adapter
+from neoplug.runs.saved_student import adapter_plugins, base_of, is_peft, with_plugin_adapter, with_run_adapter
 from neoplug.runs.trained_tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
@@ -67,20 +67,14 @@ def open_for_export(run: Path, out: Path, dtype: str) -> RunDir:
         raise UsageError(
             f"{out} exists already\nwhy: existing files are not overwritten\nfix: name a folder that does not exist"
         )
-    directory = RunDir.open(run)
-    if not directory.is_finished:
-        raise UsageError(
-            f"{run} is not finished\nwhy: its student is not fully trained\n"
-            "fix: continue it with `neoplug run RECIPE --output RUN --resume`"
-        )
-    return directory
+    return RunDir.open_finished(run)
 
 
 def standalone_model(directory: RunDir, base: ResolvedModel) -> "PreTrainedModel":
     """Return the trained student as a plain model in float32. Raises UsageError where its adapter cannot be merged."""
     plugins = adapter_plugins(directory)
     if is_peft(directory):
-        return _merged(with_peft(load_unquantised(base), directory.adapter), plugins)
+        return _merged(with_run_adapter(load_unquantised(base), directory), plugins)
     if plugins.implements("merge_adapter"):
         return _merged(with_plugin_adapter(load_unquantised(base), directory, plugins), plugins)
     if directory.model.is_dir():

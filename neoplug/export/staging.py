@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from neoplug.errors import UsageError
-from neoplug.files import contents
+from neoplug.files import contents, read_json
 from neoplug.models.reference import CONFIG, RECORD
 from neoplug.runs.directory import RunDir, as_json, as_yaml
 from neoplug.runs.model_card import card
 from neoplug.runs.publishable import publishable, without_text
 from neoplug.runs.result import RunResult
+from neoplug.runs.run_files import RESTORE
 
 Content: TypeAlias = Path | bytes  # a file that is published as it is, or the contents of one that is made for the push
 
@@ -47,10 +48,10 @@ def staged(path: Path, repository: str) -> dict[str, Content]:
 
 def open_for_push(path: Path) -> tuple[RunDir, RunResult]:
     """Return a finished run and its result. Raises UsageError where `path` is not a finished run."""
-    run = RunDir.open(path)
-    result = run.result if run.is_finished else None
-    if result is None:
-        raise UsageError(f"{path} is not finished\nwhy: its student is not fully trained\nfix: --resume it")
+    run = RunDir.open_finished(path)
+    run.verify("metrics.jsonl")
+    if (result := run.result) is None:
+        raise UsageError(f"{path} is not finished\nwhy: it has no result.json\nfix: --resume it")
     return run, result
 
 
@@ -74,7 +75,7 @@ def _set_base(files: dict[str, Content], prefix: str, source: str | None, revisi
     config = files.get(prefix + CONFIG)
     if not isinstance(config, Path):
         return
-    values = publishable(json.loads(config.read_text(encoding="utf-8")))
+    values = publishable(read_json(config, RESTORE))
     values |= {name: source for name in BASES if values.get(name)} | {"revision": revision}
     files[prefix + CONFIG] = as_json(values).encode()
 

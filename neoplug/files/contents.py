@@ -7,7 +7,7 @@ Checkpoints, runs, and the models and tokens in the cache have it. Files that it
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -36,13 +36,19 @@ def recorded_folder(path: Path) -> Iterator[Path]:
     """Yield the draft of a new folder, as `folder_atomically` does; the record of its files is written last."""
     with folder_atomically(path) as draft:
         yield draft
-        record(draft, files_below(draft))
+        record(draft, ".")
 
 
-def record(folder: Path, files: Iterable[Path]) -> None:
-    """Record the present contents of `files` in `folder`, and keep what is recorded of its other files."""
+def record(folder: Path, *parts: str, without: Collection[str] = ()) -> None:
+    """Record the present contents of files in `folder`, and keep what is recorded of its other files.
+
+    parts    paths in the folder, of files or of folders with all their files; absent ones have no entry afterwards
+    without  names of files that are left out
+    """
+    files = [file for part in parts for file in files_below(folder / part) if file.name not in without]
     entries = {file.relative_to(folder).as_posix(): _entry(file) for file in files}
-    known = dict(recorded(folder)) if (folder / RECORD).is_file() else {}
+    known = recorded(folder) if (folder / RECORD).is_file() else {}
+    known = {name: entry for name, entry in known.items() if not _is_in(name, parts)}
     whole = _with_hash(dict(sorted((known | entries).items())))
     write_atomically(folder / RECORD, json.dumps(whole, indent=1) + "\n")
 
@@ -100,9 +106,9 @@ def _damage_once(folder: Path, stamps: tuple[tuple[Path, int, int, int], ...]) -
     return damage(folder)
 
 
-def files_below(folder: Path) -> list[Path]:
-    """Return all files in a folder and the folders in it, sorted."""
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+def files_below(path: Path) -> list[Path]:
+    """Return all files in a folder and the folders in it; a file itself."""
+    return sorted(file for file in (path, *path.rglob("*")) if file.is_file())
 
 
 def _entry(file: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@
     metrics.jsonl    a line for each optimizer step
     result.json      how the run ended, and what it measured
     evaluation/      NAME.parquet: the sums per held-out document of each evaluation (`neoplug.evaluation.evaluate`)
+    contents.json    size and hash of each of these files, and of the saved student (`neoplug.files.contents`)
     adapter/ student/ model/ checkpoints/step-N/ log.txt
     .lock            locked by the process that runs; removed when it ends
 
@@ -14,6 +15,7 @@ It is created atomically with recipe and lock in it: a folder without them is no
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -27,15 +29,30 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from neoplug.errors import UsageError
-from neoplug.files import disk_errors, exclusive_lock, folder_atomically, write_atomically
+from neoplug.errors import DamageError, UsageError
+from neoplug.files import disk_errors, exclusive_lock, folder_atomically, read_json, remove_abandoned, write_atomically
+from neoplug.files.contents import RECORD, damage, record
 from neoplug.runs.result import RunResult
+from neoplug.runs.run_files import (
+    RESTORE,
+    SAVED_AGAIN,
+    lines_of,
+    read_lock,
+    read_metrics,
+    read_recipe,
+    validate_steps,
+)
+
+logger = logging.getLogger(__name__)
 
 # What a run writes before its first step.
 BEFORE_TRAINING = {
-    *("recipe.yaml", "lock.json", "result.json", "metrics.jsonl", "log.txt", ".lock", "evaluation", "checkpoints"),
-    *("tensorboard", "mlflow", "wandb"),  # folders of trackers
+    *("recipe.yaml", "lock.json", "contents.json", "result.json", "metrics.jsonl", "log.txt", ".lock"),
+    *("evaluation", "checkpoints", "tensorboard", "mlflow", "wandb"),  # folders of trackers
 }
+
+REQUIRED = ("recipe.yaml", "lock.json")  # in each run directory
+SAVED = ("result.json", "adapter", "student", "model")  # written, or written again, when a run ends
 
 if TYPE_CHECKING:
     import pyarrow
@@ -84,6 +101,7 @@ class RunDir:
             with folder_atomically(target) as folder:
                 write_atomically(folder / "recipe.yaml", as_yaml(resolved))
                 write_atomically(folder / "lock.json", as_json(lock))
+                record(folder, *REQUIRED)
         except OSError as error:
             if target.exists():  # another process created it in the meantime
                 raise path_exists_error(target) from error
@@ -99,9 +117,50 @@ class RunDir:
         """
         target = Path(path)
         if not cls.is_run(target):
-            what = "it has no recipe.yaml and lock.json" if target.exists() else "nothing is there"
+            what = f"it has no {_absent(target)}" if target.exists() else "nothing is there"
             raise UsageError(f"{target} is no run directory: {what}\nfix: name a folder that `neoplug run` wrote")
         return cls(target)
+
+    @classmethod
+    def open_finished(cls, path: Path | str) -> RunDir:
+        """Open the directory of a finished run, its recipe, lock, result and student verified.
+
+        Raises:
+            UsageError: `path` is no run directory, or the run is not finished.
+            DamageError: a file is damaged.
+        """
+        directory = cls.open(path)
+        directory.verify(*REQUIRED, *SAVED)
+        if not directory.is_finished:
+            raise UsageError(
+                f"{path} is not finished, so there is no student\n"
+                "fix: continue it with `neoplug run RECIPE --output RUN --resume`"
+            )
+        return directory
+
+    def verify(self, *parts: str) -> None:
+        """Compare files, or folders of files, with what the run recorded when it wrote them.
+
+        Raises:
+            DamageError: a file is damaged.
+        """
+        if not (self.path / RECORD).exists():
+            logger.warning("%s has no %s: its files are not verified", self.path, RECORD)
+        elif found := damage(self.path, *parts):
+            name = found.partition(" ")[0]
+            top = name.partition("/")[0]
+            fix = SAVED_AGAIN.format(self.path / top) if top in SAVED else RESTORE
+            raise DamageError(self.path / name, found.removeprefix(f"{name} "), fix)
+
+    def continue_from(self, step: int) -> None:
+        """Remove what a killed process left, and the metrics of later steps than `step`.
+
+        Raises:
+            DamageError: metrics of steps up to `step` are lost.
+        """
+        validate_steps(self.metrics.path, step, self.checkpoints)
+        remove_abandoned(self.path)
+        self.metrics.cut(step)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -123,7 +182,7 @@ class RunDir:
     @staticmethod
     def is_run(path: Path | str) -> bool:
         """Return whether `path` is a run directory."""
-        return all((Path(path) / name).is_file() for name in ("recipe.yaml", "lock.json"))
+        return not _absent(Path(path))
 
     @property
     def is_reusable(self) -> bool:
@@ -145,14 +204,12 @@ class RunDir:
     @property
     def resolved(self) -> dict[str, Any]:
         """The recipe that the run was started with."""
-        recipe: dict[str, Any] = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
-        return recipe
+        return read_recipe(self.path / "recipe.yaml")
 
     @property
     def lock(self) -> dict[str, Any]:
         """The lock of the run, as `build_lock` made it."""
-        lock: dict[str, Any] = json.loads((self.path / "lock.json").read_text(encoding="utf-8"))
-        return lock
+        return read_lock(self.path / "lock.json")
 
     @property
     def chat_template_date(self) -> str | None:
@@ -170,14 +227,17 @@ class RunDir:
         """The content of result.json; None while there is none.
 
         Raises:
-            RunError: the file does not hold a result.
+            DamageError: the file does not hold a result.
         """
         file = self.path / "result.json"
-        return RunResult.read(json.loads(file.read_text(encoding="utf-8")), file) if file.is_file() else None
+        fix = SAVED_AGAIN.format(file)
+        return RunResult.read(read_json(file, fix), file) if file.exists() else None
 
     def write_result(self, result: RunResult) -> None:
-        """Write result.json atomically."""
+        """Write result.json atomically; then record the contents of a finished run, but for its card."""
         write_atomically(self.path / "result.json", as_json(result.as_dict()))
+        if result.status == "completed":
+            record(self.path, "metrics.jsonl", *SAVED, without=("README.md",))
 
     @property
     def is_finished(self) -> bool:
@@ -185,9 +245,8 @@ class RunDir:
 
         A run that was killed after it saved the student and before it wrote result.json is finished too.
         """
-        result = self.result
         saved = self.adapter.is_dir() or self.model.is_dir()
-        return saved and (result is None or result.status == "completed")
+        return saved and ((result := self.result) is None or result.status == "completed")
 
     def write_evaluation(self, name: str, documents: pyarrow.Table) -> None:
         """Write evaluation/NAME.parquet atomically; equal tables give equal files.
@@ -201,6 +260,7 @@ class RunDir:
         contents = pyarrow.BufferOutputStream()
         parquet.write_table(documents, contents)
         write_atomically(self.path / "evaluation" / f"{name}.parquet", contents.getvalue().to_pybytes())
+        record(self.path, f"evaluation/{name}.parquet")
 
     @property
     def adapter(self) -> Path:
@@ -251,23 +311,17 @@ class MetricsFile:
             os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all lines, without a last one that is incomplete because the process was killed."""
-        return list(self._lines())
+        """Return all lines, without a last one that is incomplete because the process was killed.
+
+        Raises:
+            DamageError: a line is damaged.
+        """
+        return read_metrics(self.path)
 
     def cut(self, after_step: int) -> None:
-        """Drop all lines of later steps than `after_step`, and an incomplete last one."""
-        if not self.path.exists():
-            return
-        kept = [json.dumps(line) + "\n" for line in self._lines() if line["step"] <= after_step]
-        write_atomically(self.path, "".join(kept))
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        if not self.path.exists():
-            return
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        for line in text.splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)
+        """Keep the lines of the first `after_step` steps alone."""
+        if self.path.exists():
+            write_atomically(self.path, "".join(f"{line}\n" for line in lines_of(self.path)[:after_step]))
 
 
 def validate_output_path(path: Path) -> None:
@@ -285,6 +339,11 @@ def validate_output_path(path: Path) -> None:
         raise UsageError(f"{path} cannot be created\nwhy: {parent} {why}\nfix: choose another --output")
 
 
+def _absent(path: Path) -> str:
+    """Return those of recipe.yaml and lock.json that a folder does not have, in words; empty for a run directory."""
+    return " and ".join(name for name in REQUIRED if not (path / name).is_file())
+
+
 def path_exists_error(path: Path) -> UsageError:
     """Return the error for a path that exists."""
     if RunDir.is_run(path):
@@ -293,7 +352,8 @@ def path_exists_error(path: Path) -> UsageError:
             "why: a run is never overwritten\n"
             "fix: continue it with --resume, or choose another --output"
         )
-    return UsageError(f"{path} exists and is no run\nwhy: nothing is overwritten\nfix: choose another --output")
+    what = f"{path} exists and is no run: it has no {_absent(path)}"
+    return UsageError(f"{what}\nwhy: nothing is overwritten\nfix: choose another --output")
 
 
 def _sizes(path: Path) -> Iterator[int]:
@@ -317,4 +377,11 @@ def as_json(value: Any) -> str:
 
 def as_yaml(value: Mapping[str, Any]) -> str:
     """Return a recipe as YAML, its keys in their order."""
-    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=1000)
+    return yaml.dump(dict(value), Dumper=_WithoutAliases, sort_keys=False, allow_unicode=True, width=1000)
+
+
+class _WithoutAliases(yaml.SafeDumper):
+    """Writes a value that occurs twice twice: a recipe with aliases is not read again."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True

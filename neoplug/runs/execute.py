@@ -14,7 +14,7 @@ from neoplug.errors import UsageError
 from neoplug.errors.text import TextFormatter
 from neoplug.recipe import ResolvedRecipe
 from neoplug.registry import given_classes
-from neoplug.runs.directory import RunDir, chosen_output, validate_output_path
+from neoplug.runs.directory import REQUIRED, SAVED, RunDir, chosen_output, validate_output_path
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import difference, lock_record
 from neoplug.runs.preflight import validate_devices
@@ -92,6 +92,7 @@ def run_to_resume(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir
         validate_output_path(output)
         return None
     directory = RunDir.open(output)
+    directory.verify(*REQUIRED, *(SAVED if directory.is_finished and directory.result else ()))
     if changed := difference(directory.resolved, checked.resolved()):
         lines = "\n".join(f"  {line}" for line in changed)
         raise UsageError(

@@ -25,8 +25,8 @@ from neoplug.runs.saved_student import (
     base_of,
     is_peft,
     trainable_as_float32,
-    with_peft,
     with_plugin_adapter,
+    with_run_adapter,
 )
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ def recipe_for_target(target: str, recipe: str | Path, overrides: Sequence[str] 
         RecipeError: the recipe with this student is not valid.
     """
     if RunDir.is_run(target):
-        return recipes.load(recipe, overrides, from_values(_student_and_adapter(RunDir.open(target)), TARGET, target))
+        sections = _student_and_adapter(RunDir.open_finished(target))
+        return recipes.load(recipe, overrides, from_values(sections, TARGET, target))
     if Path(target).is_dir() and not (Path(target) / "config.json").is_file():
         raise UsageError(
             f"{target} is neither a run nor a model: it has no recipe.yaml and lock.json, and no config.json\n"
@@ -97,16 +98,7 @@ def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[
 
 
 def _student_and_adapter(directory: RunDir) -> Mapping[str, Any]:
-    """Return the sections `student` and `adapter` of a run's recipe, to be merged into another recipe.
-
-    Raises:
-        UsageError: the run has not finished.
-    """
-    if not directory.is_finished:
-        raise UsageError(
-            f"{directory.path} is not finished, so there is no student to measure\n"
-            "fix: resume it with `neoplug run RECIPE --output RUN --resume`"
-        )
+    """Return the sections `student` and `adapter` of a finished run's recipe, to be merged into another recipe."""
     resolved = directory.resolved
     student = dict.fromkeys(Student.model_fields) | resolved["student"] | {"prepare": None, "adapter_path": None}
     for folder in (directory.model, directory.student):
@@ -125,6 +117,6 @@ def _trained_student(base: nn.Module, directory: RunDir) -> nn.Module:
 
 def _with_adapter(base: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:
     if is_peft(directory) and not plugins.implements("save_adapter"):
-        adapted: nn.Module = with_peft(base, directory.adapter)
+        adapted: nn.Module = with_run_adapter(base, directory)
         return adapted
     return with_plugin_adapter(base, directory, plugins)

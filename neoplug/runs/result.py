@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from neoplug.errors import RunError
 from neoplug.evaluation.model_selection import Best
+from neoplug.runs.run_files import validated
 
 Status = Literal["completed", "interrupted", "failed"]
+MEASURED = ("after", "trainable_parameters", "total_parameters", "steps", "tokens", "answer_tokens")  # if completed
 EvaluationValues = dict[str, Any]  # metric of `registry.measures` -> mean; and `probes`: probe -> its answer
 
 
@@ -56,17 +57,10 @@ class Measured(BaseModel):
         """Return the content of `file`.
 
         Raises:
-            RunError: a field is missing or has another type.
+            DamageError: a field is missing or has another type.
         """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise RunError(
-                f"{file}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}\n"
-                "why: the file was changed, or another version of neoplug wrote it\n"
-                "fix: restore it; or remove it (of a checkpoint, the whole folder) and resume with --resume"
-            ) from error
+        fix = "restore it; or remove it (of a checkpoint, the whole folder) and resume with --resume"
+        return validated(cls, values, file, fix)
 
 
 class RunState(Measured):
@@ -103,6 +97,13 @@ class RunResult(Measured):
     )
     remarks: list[str] = Field(default=[], description="findings about the result, in sentences")
     seconds: float | None = Field(default=None, description="wall time of the whole run, over all its sessions")
+
+    @model_validator(mode="after")
+    def _completed_has_all(self) -> Self:
+        """Refuse a completed result without what each completed run measures."""
+        if self.status == "completed" and (missing := [key for key in MEASURED if getattr(self, key) is None]):
+            raise ValueError(f"a completed run has `{missing[0]}`")
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that were set, as plain data for JSON; how the run ended comes first."""

@@ -9,11 +9,12 @@ from torch import nn
 
 from neoplug.errors import RunError, UsageError
 from neoplug.models.quiet import quiet_peft
-from neoplug.models.reference import ResolvedModel
+from neoplug.models.reference import CONFIG, WEIGHTS, ResolvedModel
 from neoplug.models.resolve import locate
-from neoplug.models.stored_adapter import rename_cache_argument
+from neoplug.models.stored_adapter import locate_adapter, rename_cache_argument
 from neoplug.registry import Plugins, build, find
 from neoplug.runs.directory import RunDir
+from neoplug.runs.run_files import RESTORE
 from neoplug.seeds import derive, generator
 from neoplug.training import checkpoint
 
@@ -44,6 +45,21 @@ def base_of(directory: RunDir) -> ResolvedModel:
 def is_peft(directory: RunDir) -> bool:
     """Return whether the run's adapter is stored in peft's format."""
     return (directory.adapter / "adapter_config.json").is_file()
+
+
+def with_run_adapter(model: nn.Module, directory: RunDir) -> Any:
+    """Return the model with the adapter of a finished run, as `with_peft` does.
+
+    Raises:
+        RecipeError: a file is missing or damaged; it is never looked up on the hub.
+    """
+    stored = locate_adapter(str(directory.adapter.absolute()), ("adapter",))
+    try:
+        return with_peft(model, stored.folder)
+    except Exception as error:  # peft and safetensors raise many types for damaged files
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        what = f"cannot be loaded: {CONFIG} or {' or '.join(WEIGHTS)} is damaged"
+        raise stored.error(what, reason, RESTORE) from error
 
 
 def with_peft(model: nn.Module, adapter: Path) -> Any:

@@ -18,7 +18,6 @@ from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, Usa
 from neoplug.evaluation.evaluate import Evaluation
 from neoplug.evaluation.model_selection import criterion
 from neoplug.evaluation.remarks import remarks
-from neoplug.files import remove_abandoned
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.models.stored_adapter import load_adapter_weights, virtual_tokens
@@ -73,8 +72,7 @@ class Trainer:
             self.validate_world_size(self.state.world)
         self.began = started - self.state.seconds
         if self.world.is_main:
-            remove_abandoned(self.directory.path)
-            self.directory.metrics.cut(self.state.step)
+            self.directory.continue_from(self.state.step)
         reported = self.checked.recipe.trackers if self.world.is_main else []
         self.trackers = Trackers(reported, self.directory.path, self.checked.resolved())
         try:

@@ -217,9 +217,20 @@ def saved_as_a_run(adapter, student, folder, path):
     from transformers import AutoTokenizer
 
     located, base = locate(str(folder)), model_in(folder)
-    resolved = {"format": 1, "student": {"model": str(folder)}, "adapter": {entry_of(adapter).name: {}}, "seed": 0}
+    resolved = {
+        "format": 1,
+        "student": {"model": str(folder)},
+        "data": {},
+        "loss": {},
+        "adapter": {entry_of(adapter).name: {}},
+        "seed": 0,
+    }
     record = {"source": str(folder), "revision": None, "sha256": located.sha256}
-    run = RunDir.create(path, resolved, {"format": 1, "models": {"student": record}})
+    lock = {
+        "format": 1, "seed": 0, "platform": "", "versions": {}, "hardware": {"cpu": "", "gpus": []},
+        "data": {"fingerprint": ""}, "models": {"student": record},
+    }  # fmt: skip
+    run = RunDir.create(path, resolved, lock)
     if hasattr(adapter, "base_weights"):  # a run saves them
         base.load_state_dict(adapter.base_weights(student))
         base.save_pretrained(run.student)

@@ -70,7 +70,7 @@ def test_a_result_has_the_sample_the_files_and_the_next_command(capsys, finished
         assert f"{line}\n" in printed
     assert "5 steps, 5,000 tokens (3,000 scored), 1:01, peak memory 2.0 GB, 10 of 1,000 parameters trained" in printed
     assert f"written to {finished.path}\n" in printed
-    assert "  adapter/     1.5 kB\n" in printed
+    assert "  adapter/       1.5 kB\n" in printed
     assert f"  neoplug export {finished.path} {finished.path}-model\n" in printed
     assert "\x1b" not in printed
 

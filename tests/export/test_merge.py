@@ -31,9 +31,20 @@ def logits(model):
 def make_run(path, model, adapter, **more):
     """Make a run directory like that of a finished run."""
     located = locate(str(model))
-    resolved = {"format": 1, "student": {"model": str(model)}, "adapter": adapter, "seed": 0} | more
+    resolved = {
+        "format": 1,
+        "student": {"model": str(model)},
+        "data": {},
+        "loss": {},
+        "adapter": adapter,
+        "seed": 0,
+    } | more
     record = {"source": str(model), "revision": None, "sha256": located.sha256}
-    return RunDir.create(path, resolved, {"format": 1, "models": {"student": record}})
+    lock = {
+        "format": 1, "seed": 0, "platform": "", "versions": {}, "hardware": {"cpu": "", "gpus": []},
+        "data": {"fingerprint": ""}, "models": {"student": record},
+    }  # fmt: skip
+    return RunDir.create(path, resolved, lock)
 
 
 def train(base, seed=5, **options):

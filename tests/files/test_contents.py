@@ -74,7 +74,7 @@ def test_what_is_wrong_is_said(folder, change, what):
 def test_a_file_is_recorded_again_without_the_others(folder):
     (folder / "a.json").write_text("new")
     (folder / "empty").write_text("damaged")
-    contents.record(folder, [folder / "a.json"])
+    contents.record(folder, "a.json")
     assert contents.damage(folder, "a.json", "deep") == ""
     assert contents.damage(folder) == "empty has 7 bytes of the 0 that were written"
 

@@ -106,8 +106,19 @@ def test_llama_cpp_with_the_lora_has_the_probabilities_of_the_student(tmp_path, 
     file = write_base(tmp_path / "base.gguf", model)
     base = log_probabilities(model)
     record = {"source": str(folder), "revision": None, "sha256": locate(str(folder)).sha256}
-    resolved = {"format": 1, "student": {"model": str(folder)}, "adapter": {"dora": {}}, "seed": 0}
-    run = RunDir.create(tmp_path / "run", resolved, {"format": 1, "models": {"student": record}})
+    resolved = {
+        "format": 1,
+        "student": {"model": str(folder)},
+        "data": {},
+        "loss": {},
+        "adapter": {"dora": {}},
+        "seed": 0,
+    }
+    lock = {
+        "format": 1, "seed": 0, "platform": "", "versions": {}, "hardware": {"cpu": "", "gpus": []},
+        "data": {"fingerprint": ""}, "models": {"student": record},
+    }  # fmt: skip
+    run = RunDir.create(tmp_path / "run", resolved, lock)
     torch.manual_seed(5)
     options = {"r": 4, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     student = get_peft_model(model, LoraConfig(use_dora=True, **options))

@@ -21,8 +21,14 @@ from neoplug.runs.directory import RunDir, chosen_output, default_output
 from neoplug.runs.lock import difference, lock_record
 from neoplug.runs.result import RunResult
 
-RECIPE = {"format": 1, "train": {"max_steps": 3, "learning_rate": 1e-5}, "adapter": {"lora": {"r": 4}}, "seed": 0}
-LOCK = {"format": 1, "versions": {}}
+RECIPE = {
+    "format": 1, "student": {"model": "a"}, "data": {}, "loss": {}, "train": {"max_steps": 3, "learning_rate": 1e-5},
+    "adapter": {"lora": {"r": 4}}, "seed": 0,
+}  # fmt: skip
+LOCK = {
+    "format": 1, "seed": 0, "platform": "", "versions": {}, "hardware": {"cpu": "", "gpus": []},
+    "data": {"fingerprint": ""}, "models": {"student": {"source": "a", "revision": None, "sha256": None}},
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def run(tmp_path):
 
 
 def test_a_new_run_holds_recipe_and_lock_and_nothing_else(run):
-    assert sorted(path.name for path in run.path.iterdir()) == ["lock.json", "recipe.yaml"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["contents.json", "lock.json", "recipe.yaml"]
     assert yaml.safe_load((run.path / "recipe.yaml").read_text()) == RECIPE
     assert json.loads((run.path / "lock.json").read_text()) == LOCK
     assert RunDir.open(run.path) == run
@@ -156,7 +162,7 @@ def test_contents_list_the_size_of_files_and_folders(run):
     sizes = dict(run.contents())
     assert sizes["adapter/"] == 330
     assert sizes["log.txt"] == 7
-    assert list(sizes) == ["adapter/", "lock.json", "log.txt", "recipe.yaml"]
+    assert list(sizes) == ["adapter/", "contents.json", "lock.json", "log.txt", "recipe.yaml"]
 
 
 def test_a_default_output_is_new(tmp_path, monkeypatch):

@@ -142,7 +142,8 @@ def test_an_output_path_that_cannot_be_created_is_refused(lab):
 
 def test_an_empty_folder_is_accepted_as_output(tmp_path):
     (tmp_path / "run").mkdir()
-    assert RunDir.create(tmp_path / "run", {"seed": 0}, {"format": 1}).resolved == {"seed": 0}
+    recipe = {"student": {"model": "a"}, "data": {}, "adapter": {}, "loss": {}}
+    assert RunDir.create(tmp_path / "run", recipe, {"format": 1}).resolved == recipe
 
 
 @pytest.mark.slow

@@ -105,6 +105,7 @@ def test_a_target_that_cannot_be_evaluated_is_refused(lab, tmp_path, tiny_teache
     run = lab.run("run", train={"max_steps": 1})
     recipe = lab.folder / "run-recipe.yaml"
     result = run.result
+    (run.path / "contents.json").unlink()  # it has the hash of the result
     (run.path / "result.json").write_text(json.dumps({**result, "status": "interrupted"}))
     with pytest.raises(UsageError, match="is not finished, so there is no student"):
         evaluate(run.path, recipe)

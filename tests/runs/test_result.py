@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from neoplug.errors import Interrupted, PluginError, RunError
+from neoplug.errors import DamageError, Interrupted, PluginError
 from neoplug.runs.directory import RunDir
 from neoplug.runs.result import RunResult, RunState
 from neoplug.training import checkpoint
@@ -120,7 +120,7 @@ def test_a_state_conforms_to_its_schema_and_has_what_the_result_has(runs, way):
 )
 def test_a_changed_result_is_refused_with_file_and_key(runs, tmp_path, change, named):
     file = tmp_path / "result.json"
-    with pytest.raises(RunError, match=re.escape(f"{file}: `{named}`")):
+    with pytest.raises(DamageError, match=re.escape(f"{file} is not what this neoplug writes: `{named}`")):
         RunResult.read(runs["completed"].result | change, Path(file))
     schema = RunResult.model_json_schema()
     assert not conforms(runs["completed"].result | change, schema, schema)

@@ -134,7 +134,7 @@ def corpus(tiny_chat, tiny_student):
 def test_the_directory_holds_the_documented_files(run):
     names = {path.name for path in run.path.iterdir()}
     files, folders = {"recipe.yaml", "lock.json", "metrics.jsonl", "result.json", "log.txt"}, {"adapter", "checkpoints"}
-    assert names == files | folders | {"evaluation"}
+    assert names == files | folders | {"evaluation", "contents.json"}
     assert run.steps_saved == [2, 4, 6]
     assert {path.name for path in (run.path / "adapter").iterdir()} >= {
         "adapter_model.safetensors",
