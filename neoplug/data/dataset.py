@@ -6,7 +6,7 @@ Rows are tokenised once: their tokens are stored in the cache, under a hash of e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,6 +52,7 @@ class Corpus:
     day          the date that a chat template read, YYYY-MM-DD; None where none read it
     ids_read_by_both  [U] int64: every token id that both models read, ascending
     ids_read  `student` and `teacher` -> [U] int64: every token id that this model reads, ascending
+    commits  name of each source that is a dataset of the hub (`source` and `eval_source` without one) -> its commit
     """
 
     rows: Sequence[list[Document]]
@@ -64,6 +65,7 @@ class Corpus:
     ids_read_by_both: np.ndarray
     ids_read: Mapping[str, np.ndarray]
     day: str | None = None
+    commits: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEncoder | None = None) -> Corpus:
@@ -159,6 +161,7 @@ def _corpus(store: Store, data: Data, training: Mapping[str, RecipeSource], eval
     if report.eval_read and evaluation:
         report.eval_read.source, report.eval_read.notes = evaluation.name, evaluation.reader.notes
         report.eval_key = "eval_source" if data.eval_source else "eval_split"
+    named = {name or "source": source for name, source in training.items()} | {"eval_source": evaluation}
     return Corpus(
         rows=store.rows,
         held_out=store.held_out,
@@ -169,4 +172,5 @@ def _corpus(store: Store, data: Data, training: Mapping[str, RecipeSource], eval
         longest=store.longest,
         ids_read_by_both=store.used,
         ids_read=store.used_by,
+        commits={name: commit for name, source in named.items() if source and (commit := source.commit)},
     )

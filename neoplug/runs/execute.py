@@ -133,7 +133,8 @@ def build_lock(checked: ResolvedRecipe, inputs: RunInputs) -> dict[str, Any]:
     models = {"student": inputs.student, "teacher": inputs.teacher}
     loaded = models | {"student": inputs.base}
     weights = {role: located.weights_sha256 if located else None for role, located in loaded.items()}
-    return lock_record(checked, models, inputs.corpus.fingerprint, inputs.corpus.day, weights)
+    corpus = inputs.corpus
+    return lock_record(checked, models, corpus.fingerprint, corpus.day, weights, corpus.commits)
 
 
 @contextmanager

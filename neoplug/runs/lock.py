@@ -25,11 +25,13 @@ def lock_record(
     fingerprint: str,
     day: str | None = None,
     weights: Mapping[str, str | None] | None = None,
+    commits: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return a run's lock: versions, hardware, plugins, `models` by role, `fingerprint` of the tokenised data.
 
     day      the date that a chat template read, YYYY-MM-DD: a resumed run renders its rows with the same; None: none
     weights  role -> hash of the weights that are loaded, where neoplug converted or prepared them; else None
+    commits  source -> commit, of datasets of the hub. It is not in `data`: a new commit with the same data is no change
     """
     made = {role: {"weights_sha256": digest} for role, digest in (weights or {}).items() if digest}
     return {
@@ -49,6 +51,7 @@ def lock_record(
             **_data_record(checked.recipe.data),
             **({"chat_template_date": day} if day else {}),
         },
+        **({"commits": dict(commits)} if commits else {}),
     }
 
 

@@ -1,7 +1,7 @@
 """Datasets of the library `datasets`: on the Hugging Face hub, streamed from it, or saved to disk."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,32 @@ from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.files import content_hash, sha256_of
 
 ROWS_AT_ONCE = 1024  # rows of a table in memory at once
+COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 
 
 @dataclass(frozen=True)
-class Table:
-    """A dataset of the library `datasets`, in memory or on disk. Rows are read from Arrow: no image is decoded."""
+class _Dataset:
+    """A dataset of the library `datasets`, which selects the files.
 
-    table: Any
+    commit  of a dataset of the hub, as far as the library tells
+    """
+
     name: str
     split: str
     key: Key
+    commit: str | None
 
     @property
     def notes(self) -> list[str]:
-        """Return no sentences: the library selects the files."""
-        return []
+        """Return which commit is read."""
+        return [f"{self.name} is read at commit {self.commit}"] if self.commit else []
+
+
+@dataclass(frozen=True)
+class Table(_Dataset):
+    """A dataset in memory or on disk. Rows are read from Arrow: no image is decoded."""
+
+    table: Any
 
     def column_names(self) -> list[str]:
         """Return all columns."""
@@ -60,18 +71,10 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Stream:
+class Stream(_Dataset):
     """A dataset of the hub that is read while it is received, and not stored on disk."""
 
-    name: str
     builder: Any
-    split: str
-    key: Key
-
-    @property
-    def notes(self) -> list[str]:
-        """Return no sentences: the library selects the files."""
-        return []
 
     def column_names(self) -> list[str]:
         """Return no columns: the rows show them."""
@@ -115,22 +118,41 @@ def saved_dataset(folder: Path, split: str, key: Key) -> Table:
         raise RecipeError([Problem(what, path=key)]) from error
     by_split = saved if isinstance(saved, Mapping) else {"train": saved}
     wanted = "train" if key[-1] == "eval_source" and not isinstance(saved, Mapping) else split
-    return Table(of_split(by_split, wanted, str(folder), key), str(folder), "train", key)
+    return Table(str(folder), "train", key, None, of_split(by_split, wanted, str(folder), key))
 
 
 def from_hub(
     dataset: str, split: str, key: Key, *, streaming: bool, name: str | None, revision: str | None
 ) -> Table | Stream:
-    """Return the reader of a dataset of the hub; RecipeError where it cannot be loaded."""
+    """Return the reader of a dataset of the hub.
+
+    Raises RecipeError where it cannot be loaded, or is not at the commit `revision`: where the hub is not reached,
+    `datasets` reads what its cache has, whatever the revision.
+    """
     import datasets
 
     given = {option: value for option, value in (("name", name), ("revision", revision)) if value is not None}
     try:
         if streaming:
-            return Stream(dataset, datasets.load_dataset_builder(dataset, **given), split, key)
-        return Table(datasets.load_dataset(dataset, split=split, **given), dataset, split, key)
+            builder = datasets.load_dataset_builder(dataset, **given)
+            found: Table | Stream = Stream(
+                dataset, split, key, _commit_in([str(getattr(builder, "hash", ""))]), builder
+            )
+        else:
+            table = datasets.load_dataset(dataset, split=split, **given)
+            found = Table(dataset, split, key, _commit_in(file["filename"] for file in table.cache_files), table)
     except Exception as error:  # the hub, the network and a dataset's own files fail in their own ways
         raise RecipeError([_not_loaded(dataset, split, error, key, **given)]) from error
+    if revision and COMMIT.fullmatch(revision) and found.commit and found.commit != revision:
+        what = f"the dataset {dataset} is at commit {found.commit}, and the recipe names {revision}"
+        why = "the hub is not reached, and `datasets` takes the newest commit that its cache has"
+        raise RecipeError([Problem(what, why, "read it once with network", (*key[:-1], "revision"))])
+    return found
+
+
+def _commit_in(texts: Iterable[str]) -> str | None:
+    """Return the commit in the first path of the cache of `datasets`, whose folders are named after commits."""
+    return next((match[0] for text in texts if (match := COMMIT.search(text))), None)
 
 
 def _not_loaded(
@@ -139,16 +161,17 @@ def _not_loaded(
     """Return the problem of a dataset that cannot be loaded, with all that the library says about what there is."""
     text = " ".join(str(error).split())
     what = f"the dataset {dataset} (split {split}) cannot be loaded: {type(error).__name__}: {text}"
-    known = re.findall(r"""['"]([^'"]+)['"]""", text)
+    quoted = re.findall(r"""(?<!\w)['"]([^'"]+)['"]""", text)
+    known = [other for other in quoted if other not in (name, split)]
     kind = f"{type(error).__name__} {text}".replace(dataset, "").lower()
     if "revision" in kind and revision is not None:
         return Problem(what, fix="name a commit, tag or branch of the dataset", path=(*key[:-1], "revision"))
     if "config" in kind:
-        hint = did_you_mean(name, [other for other in known if other != name]) if name else ""
+        hint = did_you_mean(name, known) if name else ""
         fix = f"name a configuration of the dataset, as in name: {known[0] if known else 'NAME'}"
         return Problem(what + hint, fix=fix, path=(*key[:-1], "name"))
     if "split" in kind:
-        hint = did_you_mean(split, [other for other in known if other != split])
+        hint = did_you_mean(split, known)
         return Problem(what + hint, fix="name a split of the dataset", path=key_of_split(key))
     if "dataset scripts" in kind:
         fix = "read the files that the hub made from it: revision: refs/convert/parquet"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from neoplug.data.ingest.hub import Stream, Table
 from neoplug.data.ingest.sources import FirstRows, RowSource, open_source
 from neoplug.errors import Path, Problem, RecipeError
 
@@ -45,6 +46,12 @@ class RecipeSource:
         options = {name: getattr(self.settings, name) for name in ("streaming", "name", "revision")}
         reader = open_source(self.name, self.settings.split, self.key, **options)
         return reader if self.settings.max_rows is None else FirstRows(reader, self.settings.max_rows)
+
+    @property
+    def commit(self) -> str | None:
+        """Return the commit of a dataset of the hub; None where it is unknown, and for other sources."""
+        whole = self.reader.source if isinstance(self.reader, FirstRows) else self.reader
+        return whole.commit if isinstance(whole, Table | Stream) else None
 
     @contextmanager
     def labelled_errors(self) -> Iterator[None]:
