@@ -12,6 +12,9 @@ from neoplug.data.encode.row_encoder import RowEncoder
 from neoplug.data.ingest.columns import recognise
 from neoplug.errors import RecipeError
 
+# An alarm that falls into a finalizer is lost there, and comes again.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 # What each does is done only for the user's turn `endless`, so that the template is valid for other rows.
 ENDLESS = {
     "loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",

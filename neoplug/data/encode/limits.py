@@ -1,11 +1,12 @@
 """Limits of what a row may take: the length of its text, and the time and memory in which a template renders it."""
 
+import mmap
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -48,7 +49,7 @@ def _limited_time() -> Iterator[None]:
         yield
         return
     handler = signal.signal(signal.SIGALRM, _out_of_time)
-    delay, interval = signal.setitimer(signal.ITIMER_REAL, SECONDS, 1.0)  # again: a filter may catch the error
+    delay, interval = signal.setitimer(signal.ITIMER_REAL, SECONDS, 1.0)  # again: a finalizer may swallow the error
     try:
         yield
     finally:
@@ -68,12 +69,20 @@ def _limited_memory() -> Iterator[None]:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     present = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min([pages * resource.getpagesize() + MEMORY, *present]), hard))
+    resource.setrlimit(resource.RLIMIT_AS, (min([_address_space() + MEMORY, *present]), hard))
     try:
         yield
     except MemoryError as error:
         raise LimitError(f"takes more than {MEMORY / 2**30:.0f} GB of memory") from error
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _address_space() -> int:
+    """Return the size of this process's address space in bytes, on Linux."""
+    file = os.open("/proc/self/statm", os.O_RDONLY)  # for each rendering: 5 microseconds, a Path takes 20
+    try:
+        return int(os.read(file, 100).split()[0]) * mmap.PAGESIZE
+    finally:
+        os.close(file)
