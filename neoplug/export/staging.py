@@ -28,7 +28,7 @@ def staged(path: Path, repository: str) -> dict[str, Content]:
     of the repository to the base that it loads from there.
 
     Raises:
-        UsageError: `path` is not a finished run.
+        UsageError: `path` is not a finished run, or its files are not those that it wrote.
     """
     run, result = open_for_push(path)
     base = run.lock["models"]["student"]

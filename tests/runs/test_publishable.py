@@ -9,8 +9,9 @@ import yaml
 from typer.testing import CliRunner
 
 from neoplug.cli import app
+from neoplug.errors import UsageError
 from neoplug.export.staging import staged
-from neoplug.files.contents import files_below, record
+from neoplug.files.contents import record
 from neoplug.runs.publishable import publishable, without_text
 
 SECRETS = {
@@ -25,6 +26,12 @@ def contents(run):
     files = staged(run, "me/student")
     texts = {name: content if isinstance(content, bytes) else content.read_bytes() for name, content in files.items()}
     return {name: text.decode() for name, text in texts.items() if not name.endswith(("safetensors", "tokenizer.json"))}
+
+
+def record_again(run):
+    """Let the run's record have the present contents of the files that a test changed."""
+    names = ("recipe.yaml", "lock.json", "result.json", "adapter/adapter_config.json")
+    record(run, *names)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +64,7 @@ def run(finished, tmp_path):
     config = json.loads((path / "adapter/adapter_config.json").read_text())
     config |= {"tokenizer_name_or_path": "/srv/someone/model", "loftq_config": {"file": "/srv/someone/q.pt"}}
     (path / "adapter/adapter_config.json").write_text(json.dumps(config))
+    record_again(path)
     return path
 
 
@@ -88,6 +96,7 @@ def test_a_local_base_has_no_name_and_one_of_the_hub_has_its_id_and_commit(run):
     lock = json.loads((run / "lock.json").read_text())
     lock["models"]["student"] |= {"source": "org/base", "revision": "c0ffee", "sha256": None}
     (run / "lock.json").write_text(json.dumps(lock))
+    record_again(run)
     assert (config()["base_model_name_or_path"], config()["revision"]) == ("org/base", "c0ffee")
     assert config()["tokenizer_name_or_path"] == "org/base"
     assert config()["r"] == json.loads((run / "adapter/adapter_config.json").read_text())["r"]
@@ -148,6 +157,15 @@ def test_only_files_that_the_run_wrote_are_published(finished, run, tmp_path):
     (run / "adapter" / "link.txt").symlink_to(tmp_path / "id_rsa")
     before = staged(finished.path, "me/student").keys()
     assert staged(run, "me/student").keys() == before
-    record(run, [file for file in files_below(run / "adapter") if not file.is_symlink()])
     (run / "adapter" / "notes.txt").write_text("private")
     assert staged(run, "me/student").keys() == before
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_nothing_is_published_that_is_not_what_was_trained(run, name):
+    file = run / "adapter" / name
+    whole = file.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1]), None):
+        file.unlink() if damaged is None else file.write_bytes(damaged)
+        with pytest.raises(UsageError, match=f"{name} (is empty|is missing|has|does not have)"):
+            staged(run, "me/student")
