@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from neoplug.errors import Path as Key
 from neoplug.errors import did_you_mean
 from neoplug.registry.measures import RANKING
+from neoplug.registry.strict_model import StrictModel
 
 Options = dict[str, dict[str, Any]]  # a plugin map: name in the recipe -> options
 Positive = Annotated[int, Field(ge=1)]
@@ -50,10 +51,10 @@ PLUGIN_MAPS: dict[tuple[str, ...], str] = {
 }
 
 
-class Section(BaseModel):
-    """Strict and immutable: no unknown keys, no text for numbers, no NaN."""
+class Section(StrictModel, BaseModel):
+    """A section: strict and immutable."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True)
 
 
 class Model(Section):
@@ -210,7 +211,7 @@ class Train(Section):
     """
 
     max_steps: Positive | None = None
-    num_train_epochs: Annotated[float, Field(gt=0)] | None = None
+    num_train_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     per_device_train_batch_size: Positive = 4
     gradient_accumulation_steps: Positive = 1

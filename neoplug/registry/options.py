@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from neoplug.errors import NeoplugError, OptionError, Problem, RecipeError, did_you_mean, innermost
 from neoplug.errors import Path as Key
+from neoplug.registry.strict_model import StrictModel
 from neoplug.registry.suggestions import NO_NUMBER, as_written, suggest_fix
 
 T = TypeVar("T")
 KeysAt = Callable[[Key], Sequence[str]]
 FieldAt = Callable[[Key], FieldInfo | None]
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 _NAMES = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list",
@@ -76,7 +76,7 @@ def _model_of(cls: type, options: "Mapping[str, dataclasses.Field[Any]]") -> typ
         f"option_{number}": (hints[name], Field(alias=name, title=name, **_default(field)))
         for number, (name, field) in enumerate(options.items())
     }
-    return create_model(cls.__name__, __config__=STRICT, **fields)
+    return create_model(cls.__name__, __base__=StrictModel, **fields)
 
 
 def _type_error(cls: type, name: str) -> Exception | None:
@@ -286,6 +286,6 @@ def _expected(detail: Any, field: FieldInfo | None) -> str:
         return str(context["error"])
     for word, limit in _LIMITS.items():
         if word in context:
-            return f"{limit} {context[word]:g}"
+            return f"{limit} {context[word] if isinstance(context[word], int) else format(context[word], 'g')}"
     name = kind.removesuffix("_type").removesuffix("_parsing")
     return _NAMES.get(name) or f"something else: {detail['msg'].lower()}"
