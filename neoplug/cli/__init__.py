@@ -4,13 +4,15 @@ Imported by `__main__` and the console script. Does not belong here: what a comm
 here parse arguments and print.
 """
 
+import errno
 import io
 import os
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from traceback import format_exception
 from typing import Any
 
@@ -21,6 +23,7 @@ from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, pus
 from neoplug.errors import NeoplugError, UsageError
 from neoplug.errors.text import escaped, redacted
 
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EEXIST)
 UNESCAPED_WARNING = warnings.formatwarning
 WAIT = 20.0  # seconds, enough for a machine's first process to find and print the same error
 UNLIMITED = 1_000_000  # columns of a help text that is not on a terminal, where nothing is wrapped or cut
@@ -75,7 +78,8 @@ def main() -> None:
     options = {"traceback": False}
     unwrapped = {} if sys.stdout.isatty() else {"terminal_width": UNLIMITED}
     try:
-        app(prog_name="neoplug", obj=options, **unwrapped)
+        with path_errors():
+            app(prog_name="neoplug", obj=options, **unwrapped)
     except NeoplugError as error:
         if options["traceback"]:
             print(escaped(redacted("".join(format_exception(error)))), file=sys.stderr)
@@ -83,6 +87,19 @@ def main() -> None:
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
         print(error.message(columns), file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+@contextmanager
+def path_errors() -> Iterator[None]:
+    """Raise UsageError in place of an OSError about a path that cannot exist: the system says why."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_PATH:
+            raise
+        raise UsageError(
+            f"{error.filename} is no path that can be used: {error.strerror}\nfix: name another"
+        ) from error
 
 
 def format_warning(*warning: Any, **line: Any) -> str:

@@ -24,6 +24,7 @@ from neoplug.errors.messages import (
     line_in,
     plugin_errors,
 )
+from neoplug.errors.text import redacted
 
 __all__ = [
     "EXCERPT",
@@ -45,4 +46,5 @@ __all__ = [
     "innermost",
     "line_in",
     "plugin_errors",
+    "redacted",
 ]

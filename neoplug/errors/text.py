@@ -11,7 +11,7 @@ _PARAMETERS = (
     "(?:access_?|auth_?|hf_?)?token|api_?key|secret|passw(?:or)?d|pwd|sig(?:nature)?|x-amz-(?:signature|credential)"
 )
 _CREDENTIALS = re.compile(  # every branch begins with a letter: a search for these is fast
-    r"://([^/\s?#@]+)(?=@)"  # user:password@ of a URL, or a token in the place of the user
+    r":/{1,2}([^/\s?#@]+)(?=@)"  # user:password@ of a URL, or a token in the place of the user
     rf"|[?&;#](?i:{_PARAMETERS})=([^&\s#;]+)"
     r"|hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|gh[opsur]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}"
     r"|s(?<!\ws)k-[\w-]{20,}|xox[a-z]-[\w-]{10,}|AKIA[A-Z0-9]{16}"

@@ -54,7 +54,13 @@ def _make_absolute(tree: Tree, paths: list[Key], is_path: Callable[[str], bool])
     for path in paths:
         text = tree.get(path)
         folders = list(dict.fromkeys([tree.nearest(path).folder, Path.cwd()]))
-        if found := _find(text, folders):
+        try:
+            found = _find(text, folders)
+        except (OSError, RuntimeError, ValueError) as error:  # a name that is too long; `~somebody`
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            problems.append(Problem(f"{text} is no path that can be read: {reason}", path=path))
+            continue
+        if found:
             tree.get(path[:-1])[path[-1]] = str(found)
             if found.exists() and not (found.is_file() or found.is_dir()):
                 problems.append(Problem(f"{text} is a pipe, a device or a socket, but no file or folder", path=path))
@@ -87,15 +93,13 @@ def is_glob(text: str) -> bool:
 
 
 def _find(text: str, folders: list[Path]) -> Path | None:
+    """Return the file, folder or pattern that `text` names. Raises OSError, RuntimeError or ValueError for no path."""
     for folder in folders:
-        try:
-            path = (folder / Path(text).expanduser()).absolute()
-            if path.exists():
-                return path.resolve()
-            if is_glob(text) and glob.glob(pattern := _pattern(text, folder), recursive=True):  # noqa: PTH207 -- may be absolute
-                return Path(pattern)
-        except (OSError, RuntimeError, ValueError):
-            return None
+        path = (folder / Path(text).expanduser()).absolute()
+        if path.exists():
+            return path.resolve()
+        if is_glob(text) and glob.glob(pattern := _pattern(text, folder), recursive=True):  # noqa: PTH207 -- may be absolute
+            return Path(pattern)
     return None
 
 

@@ -210,7 +210,7 @@ class Train(Section):
     backward pass a loss.
     """
 
-    max_steps: Positive | None = None
+    max_steps: Annotated[int, Field(ge=1, le=10**15)] | None = None
     num_train_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     per_device_train_batch_size: Positive = 4

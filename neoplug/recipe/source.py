@@ -10,12 +10,13 @@ from typing import Any
 
 from neoplug.errors import Mark, Problem, RecipeError, did_you_mean
 from neoplug.errors import Path as Key
+from neoplug.errors.text import has_credential
 from neoplug.files import read_regular
 from neoplug.recipe.limits import MAX_CHARACTERS, MAX_DEPTH, Size
 from neoplug.recipe.python_values import to_yaml
 from neoplug.recipe.schema import PLUGIN_MAPS, Recipe
 from neoplug.recipe.tree import BROKEN, Node, Tree, is_option, merge
-from neoplug.recipe.yaml_reader import YamlText, read
+from neoplug.recipe.yaml_reader import CREDENTIAL, YamlText, read
 from neoplug.registry.options import UnknownKey
 
 OVERRIDE = "override"  # the file that marks of overrides name
@@ -167,6 +168,8 @@ def _overridden(tree: Tree, override: str, number: int, size: Size) -> Tree:
     try:
         if not match or not match[1].strip():
             raise ValueError("an override is written key.path=value")
+        if has_credential(match[1]):
+            raise ValueError(CREDENTIAL.what)
         path = split(match[1], tree.root.value)
         if path[0] == "extends":
             raise ValueError("`extends` cannot be overridden: write a file that extends the other recipe")

@@ -14,9 +14,15 @@ from typing import Any
 import yaml
 
 from neoplug.errors import Mark, Problem, RecipeError
+from neoplug.errors.text import has_credential
 from neoplug.recipe.limits import MAX_CHARACTERS, MAX_INTEGER, Size
 from neoplug.recipe.tree import BROKEN, Node, Tree
 
+CREDENTIAL = Problem(
+    "a recipe cannot hold a password or an access token",
+    "the run's directory, its log and its model card would show it",
+    "log in with `hf auth login`, or set HF_TOKEN; a download may be a local file",
+)
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BREAKS = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -165,6 +171,8 @@ class _Reader:
             if event.anchor or not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
                 self.refuse("a key must be plain text", mark, fix="write a word, without tag, anchor or brackets")
                 self.node(depth, event=event)
+            elif has_credential(key):
+                self.refuse(CREDENTIAL.what, mark, CREDENTIAL.why, CREDENTIAL.fix)
             elif key == "<<":
                 self.refuse("`<<` is not read", mark, fix="use `extends`, or write the keys out")
             elif key in marks:
@@ -178,6 +186,10 @@ class _Reader:
 
     def scalar(self, event: Any, mark: Mark) -> Any:
         text = event.value
+        if "\0" in text:
+            return self.refuse("a text cannot hold the character `\\0`", mark, "no path, name or message can have it")
+        if has_credential(text):
+            return self.refuse(CREDENTIAL.what, mark, CREDENTIAL.why, CREDENTIAL.fix)
         if event.style:  # in quotes, or a block of text
             return text
         if text in _WORDS:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from neoplug.errors import DamageError, UsageError
+from neoplug.errors.text import has_credential
 from neoplug.files import disk_errors, exclusive_lock, folder_atomically, read_json, remove_abandoned, write_atomically
 from neoplug.files.contents import RECORD, damage, record
 from neoplug.runs.result import RunResult
@@ -69,9 +70,11 @@ def chosen_output(output: Path | str | None, output_dir: str | None, name: str, 
     """Return where a run is written: `output`, else the recipe's `output_dir`, else a new folder under runs/.
 
     Raises:
-        UsageError: `resume` is True and no directory is given.
+        UsageError: `resume` is True and no directory is given, or the directory's name holds a credential.
     """
     chosen = output or output_dir
+    if chosen and has_credential(str(chosen)):
+        raise UsageError(f"{chosen} holds a password or an access token\nfix: name a local folder without it")
     if resume and not chosen:
         raise UsageError("--resume needs to know which run\nfix: name its directory with --output DIR")
     return Path(chosen) if chosen else default_output(name)

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from neoplug.data import BatchSampler
 from neoplug.data.batch import Batch
 from neoplug.distributed.world import World
-from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, UsageError
+from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, UsageError, redacted
 from neoplug.evaluation.evaluate import Evaluation
 from neoplug.evaluation.model_selection import criterion
 from neoplug.evaluation.remarks import remarks
@@ -93,7 +93,7 @@ class Trainer:
             error.log = self.directory.log
         explained = isinstance(error, NeoplugError | ImmediateStop)
         status: Status = "interrupted" if isinstance(error, Interrupted | ImmediateStop) else "failed"
-        reason = str(error) if explained else f"{type(error).__name__}: {error}"
+        reason = redacted(str(error) if explained else f"{type(error).__name__}: {error}")
         logger.debug("%s: %s", status, reason, exc_info=error.__cause__ or (None if explained else error))
         self.write_result(RunResult(format=1, status=status, reason=reason, **self.state.measured()))
 
