@@ -1,4 +1,4 @@
-"""Limits of what a row may take: the length of its text, and the time and memory in which a template renders it."""
+"""Limits of what a row may take: the length of its text, and the processor time and memory of its rendering."""
 
 import mmap
 import os
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 # The tokenizer of Hugging Face takes about 220 bytes a character, and a row is tokenised whole, since pieces do not
 # have the same tokens in general: 1.8 GB. The longest novels have 5 million characters.
 LONGEST = 8 * 2**20  # characters of a row
-SECONDS = 10.0  # to render a row; templates of models take milliseconds
+SECONDS = 10.0  # of the processor, to render a row: a busy machine changes nothing; templates take milliseconds
 MEMORY = 2 * 2**30  # bytes that rendering a row may take
 
 TOO_LONG = f"more than {LONGEST:,} characters"
@@ -48,13 +48,13 @@ def _limited_time() -> Iterator[None]:
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.signal(signal.SIGALRM, _out_of_time)
-    delay, interval = signal.setitimer(signal.ITIMER_REAL, SECONDS, 1.0)  # again: a finalizer may swallow the error
+    handler = signal.signal(signal.SIGVTALRM, _out_of_time)
+    delay, interval = signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, 1.0)  # again: a finalizer may swallow the error
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, delay, interval)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_VIRTUAL, delay, interval)
+        signal.signal(signal.SIGVTALRM, handler)
 
 
 def _out_of_time(number: int, frame: FrameType | None) -> NoReturn:
