@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from neoplug.models.stored_adapter import rename_cache_argument
     from neoplug.recipe.schema import Recipe
     from neoplug.registry.adapter_traits import AdapterTraits
+    from neoplug.registry.confinement import confined
+    from neoplug.registry.options import CodePath
     from neoplug.runs.execute import run
     from neoplug.runs.remeasure import evaluate
     from neoplug.training.divergence import Divergence, Softened, log_mixture
@@ -27,6 +29,7 @@ __all__ = [
     "AdaptableWeight",
     "AdapterTraits",
     "Batch",
+    "CodePath",
     "Divergence",
     "Document",
     "OptionError",
@@ -40,6 +43,7 @@ __all__ = [
     "__version__",
     "adaptable_weights",
     "collate",
+    "confined",
     "did_you_mean",
     "evaluate",
     "export_model",
@@ -59,12 +63,14 @@ _MODULES = {
     "AdaptableWeight": "neoplug.models.adaptable_weights",
     "AdapterTraits": "neoplug.registry.adapter_traits",
     "Batch": "neoplug.data.batch",
+    "CodePath": "neoplug.registry.options",
     "Divergence": "neoplug.training.divergence",
     "Document": "neoplug.data.batch",
     "Recipe": "neoplug.recipe.schema",
     "Softened": "neoplug.training.divergence",
     "adaptable_weights": "neoplug.models.adaptable_weights",
     "collate": "neoplug.data.batch",
+    "confined": "neoplug.registry.confinement",
     "evaluate": "neoplug.runs.remeasure",
     "export_model": "neoplug.export.merge",
     "log_mixture": "neoplug.training.divergence",

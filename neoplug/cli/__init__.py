@@ -20,7 +20,7 @@ import typer
 
 from neoplug import __version__
 from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
-from neoplug.errors import NeoplugError, UsageError
+from neoplug.errors import NeoplugError, UsageError, exits_refused
 from neoplug.errors.text import escaped, redacted
 
 NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EEXIST)
@@ -51,7 +51,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     doctor.doctor,
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command()(exits_refused()(command))
 
 
 @app.callback(invoke_without_command=True)

@@ -11,4 +11,13 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the recipe, checked like the file.", metavar="KEY.PATH=VALUE"),
 ]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Let this code run, and remember its content: a file, a model (folder or hub id), a folder of task "
+        "files, or python:MODULE.",
+        metavar="X",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neoplug.cli.arguments import AsJson
-from neoplug.cli.plugins import json_ready
+from neoplug.cli.arguments import AsJson, Trust
+from neoplug.cli.plugins import find_typed, json_ready
 from neoplug.cli.screen import columns, echo, echo_json, heading, table
 from neoplug.errors import Mark, Problem, RecipeError, UsageError
 
@@ -35,6 +35,7 @@ def check(
         list[str] | None,
         typer.Argument(help="Its options, checked as in a recipe.", metavar="KEY=VALUE", show_default=False),
     ] = None,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a plugin; test the properties of a loss or a token weight.
@@ -44,7 +45,7 @@ def check(
     """
     from neoplug.registry import SPECS, answered
 
-    built = build(plugin, options or ())
+    built = build(plugin, options or (), trust or ())
     hooks = [hook for hook in SPECS if hook in answered(type(built))]
     report: dict[str, Any] = {
         "plugin": plugin,
@@ -62,7 +63,7 @@ def check(
         raise typer.Exit(1)
 
 
-def build(name: str, written: Sequence[str]) -> Any:
+def build(name: str, written: Sequence[str], trust: Sequence[str] = ()) -> Any:
     """Build a plugin from options written KEY=VALUE.
 
     Raises:
@@ -71,7 +72,7 @@ def build(name: str, written: Sequence[str]) -> Any:
     from neoplug import registry
     from neoplug.registry import options
 
-    cls = registry.find(name, Path.cwd()).load()
+    cls = find_typed(name, trust).load()
     problems = registry.class_problems(cls)
     hooks = registry.answered(cls) if not problems else {}
     if not problems and not sections_of(list(hooks)):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument
+from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument, Trust
 from neoplug.cli.screen import echo_json
 
 
@@ -14,6 +14,7 @@ def eval(
     ],
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run's student, or any model.
@@ -23,7 +24,7 @@ def eval(
     """
     from neoplug.runs.remeasure import recipe_for_target, remeasure
 
-    checked = recipe_for_target(target, recipe, overrides or ())
+    checked = recipe_for_target(target, recipe, overrides or (), trust or ())
 
     from neoplug.cli import show, watch
     from neoplug.runs.progress import Silent

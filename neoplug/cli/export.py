@@ -1,12 +1,14 @@
 """`neoplug export`: write a run's student as a plain transformers model, or as a LoRA for peft, vLLM and llama.cpp."""
 
 import shlex
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from neoplug.cli.arguments import Trust
 from neoplug.cli.screen import echo, size
 from neoplug.errors import UsageError
 
@@ -36,6 +38,7 @@ def export(
         ),
     ] = None,
     gguf: Annotated[bool, typer.Option("--gguf", help="Also write the LoRA in llama.cpp's format.")] = False,
+    trust: Trust = None,
 ) -> None:
     """Write a run's student as a standalone model, or as a plain LoRA.
 
@@ -46,27 +49,27 @@ def export(
     if not lora and (rank or gguf):
         raise UsageError(f"`--{'rank' if rank else 'gguf'}` applies only to a LoRA\nfix: add --lora")
     if lora:
-        _export_lora(run, out, str(dtype), rank, gguf)
+        _export_lora(run, out, str(dtype), rank, gguf, trust or ())
     else:
-        _export_model(run, out, str(dtype))
+        _export_model(run, out, str(dtype), trust or ())
 
 
-def _export_model(run: Path, out: Path, dtype: str) -> None:
+def _export_model(run: Path, out: Path, dtype: str, trust: Sequence[str]) -> None:
     """Write the merged model, and print its size and how to load it."""
     from neoplug.export.merge import export as write
 
-    write(run, out, dtype)
+    write(run, out, dtype, trust)
     echo(f"{out}: {_size(out)}, {dtype}")
     trust = ", trust_remote_code=True" if any(out.glob("*.py")) else ""
     echo(f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(out)!r}{trust})")
 
 
-def _export_lora(run: Path, out: Path, dtype: str, rank: int | None, gguf: bool) -> None:
+def _export_lora(run: Path, out: Path, dtype: str, rank: int | None, gguf: bool, trust: Sequence[str]) -> None:
     """Write the LoRA, and print its size, its error and how to load it."""
     from neoplug.export.lora import export_lora
     from neoplug.export.peft_files import describe, vllm_max_lora_rank
 
-    fidelity = export_lora(run, out, dtype, rank, gguf)
+    fidelity = export_lora(run, out, dtype, rank, gguf, trust)
     echo(f"{out}: {_size(out)}, {dtype}, rank {fidelity.rank} in each of {len(fidelity.layers)} layers")
     echo(describe(fidelity))
     echo(f"load it on its base: peft.AutoPeftModelForCausalLM.from_pretrained({str(out)!r})")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument
+from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument, Trust
 from neoplug.cli.screen import echo, echo_json, heading, size, table
 from neoplug.cli.watch import log_to_stderr
 from neoplug.errors import UsageError
@@ -21,7 +21,13 @@ Wanted = Annotated[
 ]
 
 
-def plan(recipe: RecipeArgument, overrides: Overrides = None, match: Wanted = None, as_json: AsJson = False) -> None:
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    match: Wanted = None,
+    trust: Trust = None,
+    as_json: AsJson = False,
+) -> None:
     """Check a recipe and show what a run would do.
 
     Shows each value with its origin, plugins, parameters, data, steps, memory and disk. Loads no weights.
@@ -29,7 +35,7 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, match: Wanted = No
     wanted = parameters_of(match)
     from neoplug import recipe as recipes
 
-    checked = recipes.load(recipe, overrides or ())
+    checked = recipes.load(recipe, overrides or (), trust=trust or ())
 
     from neoplug.runs.plan import plan as make_plan
 

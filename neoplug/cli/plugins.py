@@ -4,14 +4,14 @@ import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from neoplug import hookspecs
-from neoplug.cli.arguments import AsJson
+from neoplug.cli.arguments import AsJson, Trust
 from neoplug.cli.matrix import print_matrices
 from neoplug.cli.screen import echo, echo_json, heading, table
 from neoplug.errors import NeoplugError, UsageError, did_you_mean
@@ -43,6 +43,7 @@ def plugins(
             "--matrix", help="Show which adapter works with which loading on which family of models, as measured."
         ),
     ] = False,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """List the installed plugins without importing them, or show one."""
@@ -53,7 +54,7 @@ def plugins(
     if matrix:
         print_matrices(name, as_json)
     elif name is not None:
-        print_plugin(describe(name), as_json)
+        print_plugin(describe(name, trust or ()), as_json)
     else:
         entries = installed() if section is None else list(plugins_of(section))
         rows = [{key: getattr(entry, key) for key in HEADER} for entry in entries]
@@ -81,15 +82,15 @@ def plugins_of(section: str) -> Iterator["Entry"]:
             yield entry
 
 
-def describe(name: str) -> dict[str, Any]:
+def describe(name: str, trust: Sequence[str] = ()) -> dict[str, Any]:
     """Return a plugin's package, sections, options, hooks, docstring and source file.
 
     Raises:
         RecipeError: the plugin is unknown, or cannot be imported.
     """
-    from neoplug.registry import SPECS, answered, find
+    from neoplug.registry import SPECS, answered
 
-    entry = find(name, Path.cwd())
+    entry = find_typed(name, trust)
     plugin = entry.load()
     found = answered(plugin)
     answers = [hook for hook in SPECS if hook in found]
@@ -101,6 +102,20 @@ def describe(name: str) -> dict[str, Any]:
         "docstring": docstring(plugin),
         "source": source_file(plugin),
     }
+
+
+def find_typed(name: str, trust: Sequence[str]) -> "Entry":
+    """Return the entry of a plugin that the user named himself. Raises RecipeError where he has not consented to it.
+
+    trust  code that may run, as `--trust` names it
+    """
+    from neoplug.registry import find
+    from neoplug.registry.consent import Code, Consent, Naming
+
+    entry = find(name, Path.cwd())
+    if not entry.is_installed:
+        Consent(trust=trust).require(Code.of_plugin(entry), Naming(name, Path.cwd(), is_typed=True))
+    return entry
 
 
 def options(plugin: type) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from neoplug.cli.arguments import Overrides, RecipeArgument
+from neoplug.cli.arguments import Overrides, RecipeArgument, Trust
 from neoplug.cli.screen import console, echo, heading, is_terminal
 from neoplug.errors import RecipeError
 from neoplug.errors.text import escaped
@@ -21,6 +21,7 @@ def preview(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=0, help="How many training rows to show.", metavar="K")] = 3,
+    trust: Trust = None,
 ) -> None:
     """Show a few training rows as text.
 
@@ -31,7 +32,7 @@ def preview(
     """
     from neoplug import recipe as recipes
 
-    checked = recipes.load(recipe, overrides or ())
+    checked = recipes.load(recipe, overrides or (), trust=trust or ())
 
     from neoplug.runs.preview import preview as make_preview
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from neoplug.cli.arguments import Overrides, RecipeArgument
+from neoplug.cli.arguments import Overrides, RecipeArgument, Trust
 from neoplug.registry.adapter_traits import AdapterTraits
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    trust: Trust = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in DIR from its last checkpoint.")] = False,
 ) -> None:
     """Distil: evaluate, train, evaluate again.
@@ -34,7 +35,7 @@ def run(
     from neoplug.runs.directory import chosen_output
 
     keep_freed()
-    checked = recipes.load(recipe, overrides or ())
+    checked = recipes.load(recipe, overrides or (), trust=trust or ())
     folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
 
     from neoplug.cli import show, watch

@@ -182,6 +182,21 @@ def plugin_errors(plugin: str, hook: str) -> Iterator[None]:
         raise PluginError(plugin, hook, error) from error
 
 
+@contextmanager
+def exits_refused() -> Iterator[None]:
+    """Raise RunError in place of SystemExit: what code of a plugin or a model ended is not finished, whatever its code.
+
+    Raises:
+        RunError: the code called sys.exit.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        file, line, _ = innermost(error)
+        what = f"code of a plugin or a model ended the command: it called sys.exit({error.code})"
+        raise RunError(f"{what}\nat: {file}:{line}\nfix: raise an exception there instead") from error
+
+
 def line_in(error: BaseException, file: str) -> int | None:
     """Return the line of the last frame in `file` of an exception's traceback; None without one."""
     return next((line for name, line in reversed(_lines(error)) if name == file), None)

@@ -1,6 +1,7 @@
 """Export of the change that a run made to its base as a plain LoRA for peft, vLLM and llama.cpp, for any adapter."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from neoplug.environment.dtypes import DTYPES
@@ -10,6 +11,7 @@ from neoplug.export.merge import load_unquantised, open_for_export, standalone_m
 from neoplug.export.peft_files import write_folder
 from neoplug.files import folder_atomically, read_json
 from neoplug.models.load import load_config
+from neoplug.registry.consent import Consent
 from neoplug.runs.directory import RunDir
 from neoplug.runs.run_files import RESTORE
 from neoplug.runs.saved_student import base_of
@@ -20,7 +22,14 @@ logger = logging.getLogger(__name__)
 DEFAULT_RANK = 16  # where the exact rank is too large, and the adapter's configuration has no rank `r`
 
 
-def export_lora(run: Path, out: Path, dtype: str = "float32", rank: int | None = None, gguf: bool = False) -> Fidelity:
+def export_lora(
+    run: Path,
+    out: Path,
+    dtype: str = "float32",
+    rank: int | None = None,
+    gguf: bool = False,
+    trust: Sequence[str] = (),
+) -> Fidelity:
     """Write the change that the finished run `run` made to its base to the new folder `out`, as a LoRA for peft.
 
     The change is the difference between the merged and the stored weights in float32, so any adapter that can be merged
@@ -30,15 +39,16 @@ def export_lora(run: Path, out: Path, dtype: str = "float32", rank: int | None =
     rank   of all layers; None: the smallest that is exact up to rounding, if the LoRA is then no larger than the
            weights that it changes; else the `r` of the adapter, or 16, limited to that size
     gguf   also write adapter.gguf
+    trust  code that may run, as `--trust` names it: what the recipe of a run names gives no consent
 
     Returns how closely the LoRA represents the change. Raises UsageError where `out` exists, `run` is not a finished
     run, its base has changed, its adapter cannot be merged, or the run changed more than linear layers.
     """
-    directory = open_for_export(run, out, dtype)
-    base = base_of(directory)
+    directory, consent = open_for_export(run, out, dtype), Consent(trust=trust)
+    base = base_of(directory, consent)
     if gguf:
         validate_targets(load_config(base).get_text_config())
-    after, before = standalone_model(directory, base), load_unquantised(base)
+    after, before = standalone_model(directory, base, consent), load_unquantised(base)
     layers = changed_layers(after, before)
     logger.info("decomposing the change of %d layers", len(layers))
     most = largest_saving_rank(layers)

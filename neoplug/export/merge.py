@@ -15,6 +15,7 @@ from neoplug.models.load import load_weights
 from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.models.reference import ResolvedModel
 from neoplug.registry import Plugins, given_classes
+from neoplug.registry.consent import Consent
 from neoplug.runs.directory import RunDir
 from neoplug.runs.saved_student import adapter_plugins, base_of, is_peft, with_plugin_adapter, with_run_adapter
 from neoplug.runs.trained_tokenizer import tokenizer_of
@@ -25,29 +26,38 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def export_model(run: str | Path, out: str | Path, *, dtype: str = "float32", plugins: Sequence[type] = ()) -> Path:
+def export_model(
+    run: str | Path,
+    out: str | Path,
+    *,
+    dtype: str = "float32",
+    plugins: Sequence[type] = (),
+    trust: Sequence[str | Path] = (),
+) -> Path:
     """Write the student of a finished run to the new folder `out`, as a model that plain transformers loads.
 
     dtype    of the weights: float32, bfloat16 or float16
     plugins  classes that the run's recipe may name, each by its `__name__`, such as those of a notebook
+    trust    code that may run, as the option `--trust` of the command line names it
 
     Returns `out`. Raises UsageError where `out` exists, `run` is not a finished run, its base has changed, or its
     adapter cannot be merged.
     """
     with given_classes(plugins):
-        return export(Path(run), Path(out), dtype)
+        return export(Path(run), Path(out), dtype, trust)
 
 
-def export(run: Path, out: Path, dtype: str = "float32") -> Path:
+def export(run: Path, out: Path, dtype: str = "float32", trust: Sequence[str | Path] = ()) -> Path:
     """Write the student of the finished run `run` to the new folder `out`, as a model that plain transformers loads.
 
     dtype  of the weights: float32, bfloat16 or float16
+    trust  code that may run, as `--trust` names it: what the recipe of a run names gives no consent
 
     Returns `out`. Raises UsageError where `out` exists, `run` is not a finished run, or its base has changed.
     """
-    directory = open_for_export(run, out, dtype)
-    base = base_of(directory)
-    model = standalone_model(directory, base)
+    directory, consent = open_for_export(run, out, dtype), Consent(trust=trust)
+    base = base_of(directory, consent)
+    model = standalone_model(directory, base, consent)
     with folder_atomically(out) as draft, quiet():
         model.to(DTYPES[dtype]).save_pretrained(draft)
         tokenizer_of(directory, base).save_pretrained(draft)
@@ -70,9 +80,9 @@ def open_for_export(run: Path, out: Path, dtype: str) -> RunDir:
     return RunDir.open_finished(run)
 
 
-def standalone_model(directory: RunDir, base: ResolvedModel) -> "PreTrainedModel":
+def standalone_model(directory: RunDir, base: ResolvedModel, consent: Consent) -> "PreTrainedModel":
     """Return the trained student as a plain model in float32. Raises UsageError where its adapter cannot be merged."""
-    plugins = adapter_plugins(directory)
+    plugins = adapter_plugins(directory, consent)
     if is_peft(directory):
         return _merged(with_run_adapter(load_unquantised(base), directory), plugins)
     if plugins.implements("merge_adapter"):

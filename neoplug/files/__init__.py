@@ -5,6 +5,7 @@ Imported by all layers above `errors`. Does not belong here: what the files of a
 
 from neoplug.files.atomic import (
     cache_root,
+    config_root,
     content_hash,
     discarded_folder,
     disk_errors,
@@ -20,6 +21,7 @@ from neoplug.files.regular import read_regular
 
 __all__ = [
     "cache_root",
+    "config_root",
     "content_hash",
     "discarded_folder",
     "disk_errors",

@@ -38,12 +38,25 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "neoplug"
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def config_root() -> Path:
+    """Return the folder of neoplug's settings, which may not exist yet: in $XDG_CONFIG_HOME or the usual place."""
+    if home := os.environ.get("XDG_CONFIG_HOME"):
+        return Path(home).expanduser().absolute() / "neoplug"
+    if sys.platform == "win32":
+        return Path(os.environ.get("APPDATA", "~/AppData/Roaming")).expanduser() / "neoplug"
+    return Path("~/Library/Application Support" if sys.platform == "darwin" else "~/.config").expanduser() / "neoplug"
+
+
+def write_atomically(path: Path, content: str | bytes, *, mode: int | None = None) -> None:
     """Write `content` (text as UTF-8) so that `path` holds either its old content or all of the new.
+
+    mode  of the file; None: the default
 
     Raises DiskError where it cannot be written.
     """
     with _partial(path, Path.touch) as partial:
+        if mode is not None:
+            partial.chmod(mode)
         with disk_errors(path), partial.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()

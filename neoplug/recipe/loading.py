@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
+from neoplug.recipe.code_checks import code_problems
 from neoplug.recipe.limits import MAX_PLUGINS, MAX_SOURCES
 from neoplug.recipe.loss_weights import Weight
 from neoplug.recipe.metric_checks import metric_problems
@@ -27,9 +28,11 @@ from neoplug.recipe.source import (
     read_recipe,
     reading_order,
     relative_place,
+    shipped,
 )
 from neoplug.recipe.tree import Tree
 from neoplug.registry import CORE_KEYS, Entry, Plugins
+from neoplug.registry.consent import Consent
 from neoplug.registry.nested import leaves
 from neoplug.registry.options import UnknownKey, build, defaults, type_problems, unknown_key
 
@@ -49,6 +52,7 @@ class ResolvedRecipe:
     weights     loss name -> weight, schedule, calibration
     entries     (section, name) -> where a plugin is imported from; sections as in `Plugins`, and "calibrate"
     origin      path in `resolved()` -> "mine.yaml:3", "base.yaml:4", "override" or "default"
+    consent     the user's consent to the code that the recipe names
     """
 
     recipe: Recipe
@@ -58,6 +62,7 @@ class ResolvedRecipe:
     weights: dict[str, Weight]
     entries: dict[tuple[str, str], Entry]
     origin: dict[Key, str]
+    consent: Consent
     values: dict[str, Any] = field(repr=False)
     tree: Tree = field(repr=False)
 
@@ -75,7 +80,11 @@ class ResolvedRecipe:
 
 
 def load(
-    source: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | Tree | None = None
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    changes: Mapping[str, Any] | Tree | None = None,
+    *,
+    trust: Sequence[str | Path] = (),
 ) -> ResolvedRecipe:
     """Read and validate a recipe and build its plugins; loads no model and no data.
 
@@ -83,9 +92,12 @@ def load(
     overrides  "key.path=value", as on the command line; the value is YAML
     changes    nested maps, merged as a recipe that extends `source` would be: messages show them as overrides;
                a Tree keeps its own places in messages
-    Raises RecipeError with every mistake, also where there is no such recipe.
+    trust      code that may run, as `--trust` names it
+    Raises RecipeError with every mistake, also where there is no such recipe. A plugin that no installed package
+    registers is imported only where the recipe has no other mistake, so that its own mistakes come alone.
     """
     path, name = locate(source, Path.cwd())
+    consent = Consent(None if path in shipped().values() else path, trust)
     tree = read_recipe(path, name, overrides, changes if isinstance(changes, Tree) else from_values(changes or {}))
     if too_many := list(_too_many(tree)):
         raise RecipeError(_sorted([*tree.problems, *too_many], tree))
@@ -97,18 +109,29 @@ def load(
         *make_absolute(tree),
     ]
     recipe, mistyped = _validated(tree)
-    found = find_plugins(tree)
+    found = find_plugins(tree, only_installed=True)
     problems += [*mistyped, *found.problems, *(metric_problems(recipe) if recipe else [])]
-    problems = [problem for problem in problems if problem.mark or not may_be_inherited(tree, problem.path)]
-    if recipe is None or problems:
-        raise RecipeError(_sorted(problems, tree))
+    problems += code_problems(tree, consent, found)
+    _refuse(problems, tree)
+    if not all(entry.is_installed for entry in found.entries.values()):
+        found = find_plugins(tree, only_installed=False)
+        _refuse([*found.problems, *code_problems(tree, consent, found)], tree)
+    assert recipe is not None
     plugins, references = _by_section(found.named), _by_section(found.references)
     if refused := check_problems(found, plugins, references, recipe):
         raise RecipeError(_sorted(refused, tree))
     values, origins = _resolve(recipe, found, tree)
     entries = {("calibrate", plugin.name): plugin.entry for plugin in found.references}
     entries |= {(plugin.section, plugin.name): plugin.entry for plugin in found.named}
-    return ResolvedRecipe(recipe, path.stem, plugins, references, found.weights, entries, origins, values, tree)
+    return ResolvedRecipe(
+        recipe, path.stem, plugins, references, found.weights, entries, origins, consent, values, tree
+    )
+
+
+def _refuse(problems: list[Problem], tree: Tree) -> None:
+    """Raise RecipeError where there are problems, but for those that an unreadable parent may solve."""
+    if found := [problem for problem in problems if problem.mark or not may_be_inherited(tree, problem.path)]:
+        raise RecipeError(_sorted(found, tree))
 
 
 def _by_section(named: list[NamedPlugin]) -> Plugins:

@@ -18,8 +18,6 @@ PATHS: tuple[Key, ...] = (
     ("student", "model"),
     ("teacher", "adapter_path"),
     ("student", "adapter_path"),
-    ("data", "source"),
-    ("data", "eval_source"),
     ("data", "chat_template"),
 )
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".txt", ".md", ".gguf", ".safetensors", ".jinja")
@@ -32,11 +30,17 @@ def make_absolute(tree: Tree) -> list[Problem]:
 
     A text that may also be something else, as a hub id, is left as it is where no such file exists.
     """
-    sources = tree.get(("data", "sources"))
-    several = [("data", "sources", name, "source") for name in sources] if isinstance(sources, dict) else []
-    texts = {path: text for path in (*PATHS, *several) if isinstance(text := tree.get(path), str)}
+    texts = {path: text for path in PATHS if isinstance(text := tree.get(path), str)} | data_sources(tree)
     named = [path for path, text in texts.items() if text and not _NO_PATH.match(text)]
     return _make_absolute(tree, named, looks_local)
+
+
+def data_sources(tree: Tree) -> dict[Key, str]:
+    """Return the sources of the data, with their paths in the recipe."""
+    named = tree.get(("data", "sources"))
+    several = [("data", "sources", name, "source") for name in named] if isinstance(named, dict) else []
+    paths: list[Key] = [("data", "source"), ("data", "eval_source"), *several]
+    return {path: text for path in paths if isinstance(text := tree.get(path), str)}
 
 
 def make_options_absolute(tree: Tree, path: Key, cls: type) -> list[Problem]:
@@ -45,7 +49,7 @@ def make_options_absolute(tree: Tree, path: Key, cls: type) -> list[Problem]:
         names = path_fields(cls)
     except Exception:  # types that cannot be read: building the plugin reports it
         return []
-    leaves = [leaf for name in names for leaf in _texts(tree.get((*path, name)), (*path, name))]
+    leaves = [leaf for name in names for leaf in texts_below(tree.get((*path, name)), (*path, name))]
     return _make_absolute(tree, leaves, lambda _: True)
 
 
@@ -70,13 +74,13 @@ def _make_absolute(tree: Tree, paths: list[Key], is_path: Callable[[str], bool])
     return problems
 
 
-def _texts(value: Any, path: Key) -> Iterator[Key]:
+def texts_below(value: Any, path: Key) -> Iterator[Key]:
     """Yield the path of each text in a value that is at `path`."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     if isinstance(value, str):
         yield path
     for key, part in inner:
-        yield from _texts(part, (*path, key))
+        yield from texts_below(part, (*path, key))
 
 
 def looks_local(text: str) -> bool:

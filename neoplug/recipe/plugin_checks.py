@@ -52,28 +52,40 @@ class NamedPlugin:
 class FoundPlugins:
     """The plugins of a recipe.
 
-    named       the plugins that it names in its sections
-    references  losses that only serve as calibration targets, built with their defaults
-    weights     loss name -> weight
-    problems    all mistakes found
+    named           the plugins that it names in its sections
+    references      losses that only serve as calibration targets, built with their defaults
+    weights         loss name -> weight
+    entries         the key that names a plugin -> where it is imported from
+    problems        all mistakes found
+    only_installed  whether plugins that no installed package registers are left out: they are only in `entries`
     """
+
+    only_installed: bool
 
     named: list[NamedPlugin] = field(default_factory=list)
     references: list[NamedPlugin] = field(default_factory=list)
     weights: dict[str, Weight] = field(default_factory=dict)
+    entries: dict[Key, Entry] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
-def find_plugins(tree: Tree) -> FoundPlugins:
-    """Import and build all plugins of the recipe; all mistakes are in the result's `problems`."""
-    found = FoundPlugins()
+def find_plugins(tree: Tree, *, only_installed: bool) -> FoundPlugins:
+    """Import and build the plugins of the recipe; all mistakes are in the result's `problems`.
+
+    only_installed  import only those that installed packages register: the others are only looked for
+    """
+    found = FoundPlugins(only_installed=only_installed)
     for section, name, options in _names(tree):
         path = path_of(section, name)
         try:
-            plugin = _load(section, name, path, tree.nearest(path).folder)
-            found.named.append(plugin)
-            if isinstance(options, dict):  # otherwise the typed recipe reports it
-                _build(found, plugin, options, tree)
+            entry = find(name, tree.nearest(path).folder)
+            if section == "loss" and isinstance(options, dict):
+                found.weights[name], problems = read_weight(options, path)
+                found.problems += problems
+            if plugin := _load(found, entry, section, name, path):
+                found.named.append(plugin)
+                if isinstance(options, dict):  # otherwise the typed recipe reports it
+                    _build(found, plugin, options, tree)
         except RecipeError as error:
             found.problems += [p if p.path else replace(p, path=path) for p in error.problems]
     found.problems += [*_references(found, tree), *_conflicts(found, tree)]
@@ -91,8 +103,11 @@ def _names(tree: Tree) -> Iterator[tuple[str, str, Any]]:
             yield from ((section, name, options) for name, options in plugins.items())
 
 
-def _load(section: str, name: str, path: Key, folder: Path) -> NamedPlugin:
-    entry = find(name, folder)
+def _load(found: FoundPlugins, entry: Entry, section: str, name: str, path: Key) -> NamedPlugin | None:
+    """Import a plugin and check its class; None where `found` leaves it out. It is listed among the entries anyway."""
+    found.entries[path] = entry
+    if found.only_installed and not entry.is_installed:
+        return None
     cls = entry.load()
     if problems := class_problems(cls, section):
         raise RecipeError(problems)
@@ -100,12 +115,9 @@ def _load(section: str, name: str, path: Key, folder: Path) -> NamedPlugin:
 
 
 def _build(found: FoundPlugins, plugin: NamedPlugin, options: dict[str, Any], tree: Tree) -> None:
-    """Set the plugin's instance and, for a loss, its weight. Raises RecipeError where its options are invalid."""
+    """Set the plugin's instance. Raises RecipeError where its options are invalid."""
     found.problems += make_options_absolute(tree, plugin.path, plugin.cls)
     core = CORE_KEYS.get(plugin.section, ())
-    if plugin.section == "loss":
-        found.weights[plugin.name], problems = read_weight(options, plugin.path)
-        found.problems += problems
     own = {key: value for key, value in options.items() if key not in core}
     plugin.instance = build(plugin.cls, own, path=plugin.path, core=core)
 
@@ -123,24 +135,26 @@ def _references(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:
             yield Problem(what, why, "name a loss that is not calibrated itself", path)
         elif other and other not in tree.get(("loss",)) and other not in [known.name for known in found.references]:
             try:
-                found.references.append(_reference(other, path, tree.nearest(path).folder, found))
+                found.references += _reference(other, path, tree.nearest(path).folder, found)
             except RecipeError as error:
                 yield from (replace(problem, path=path) for problem in error.problems)
 
 
-def _reference(name: str, path: Key, folder: Path, found: FoundPlugins) -> NamedPlugin:
+def _reference(name: str, path: Key, folder: Path, found: FoundPlugins) -> list[NamedPlugin]:
+    """Return the calibration target; an empty list where `found` leaves it out."""
     if "@" in name.rpartition(":")[2]:
         find(name, folder)
         what = f"the recipe names no loss `{name}`{did_you_mean(name, list(found.weights))}"
         why = "a loss that it does not name has its defaults, and no tag"
         raise RecipeError([Problem(what, why, "name it under `loss`; `weight: 0` excludes it from training")])
-    plugin = _load("loss", name, path, folder)
+    if (plugin := _load(found, find(name, folder), "loss", name, path)) is None:
+        return []
     try:
         plugin.instance = build(plugin.cls, {})
     except RecipeError as error:
         fix = f"name `{name}` under `loss` with its options; `weight: 0` excludes it from training"
         raise RecipeError([replace(problem, fix=fix) for problem in error.problems]) from error
-    return plugin
+    return [plugin]
 
 
 def _unused_weights(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:

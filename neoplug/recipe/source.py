@@ -74,13 +74,14 @@ def read_recipe(path: Path, name: str, overrides: Sequence[str], changes: Tree) 
     return tree
 
 
-def from_values(values: Mapping[str, Any], file: str = OVERRIDE, word: str = "") -> Tree:
-    """Return the tree of plain Python values; relative paths in it start at the current folder.
+def from_values(values: Mapping[str, Any], file: str = OVERRIDE, word: str = "", folder: Path | None = None) -> Tree:
+    """Return the tree of plain Python values.
 
-    word  the command line argument that they come from, if any: messages quote it as the place of the values
+    word    the command line argument that they come from, if any: messages quote it as the place of the values
+    folder  where relative paths in it start; None: the current one
     Raises RecipeError where they are not a map, or have a part that no recipe can express and that ends the reading.
     """
-    return _as_map(read(YamlText(to_yaml(values), file, Path.cwd(), word=word)))
+    return _as_map(read(YamlText(to_yaml(values), file, folder or Path.cwd(), word=word)))
 
 
 def read_file(path: Path, name: str) -> YamlText:
@@ -92,7 +93,8 @@ def read_file(path: Path, name: str) -> YamlText:
         content = read_regular(path, 4 * MAX_CHARACTERS + 1)  # of a longer one, enough for `read` to refuse it
     except OSError as error:
         raise RecipeError([Problem(f"{name} cannot be read: {error.strerror}")]) from error
-    return YamlText(content.decode("utf-8-sig", errors="surrogateescape"), name, path.resolve().parent)
+    shown = f"./{name}" if name == OVERRIDE else name  # what an override names is the user's own word
+    return YamlText(content.decode("utf-8-sig", errors="surrogateescape"), shown, path.resolve().parent)
 
 
 def _as_map(tree: Tree) -> Tree:

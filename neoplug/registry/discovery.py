@@ -17,13 +17,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from neoplug.errors import Problem, RecipeError, UsageError, did_you_mean, line_in
 from neoplug.files import sha256_of
+from neoplug.registry.confinement import confined
+from neoplug.registry.modules import module_files
 
 GROUP = "neoplug"
 SHIPPED = "neoplug"  # the package whose names no other package changes
@@ -58,6 +60,14 @@ class Entry:
         return Path(match["file"]) if match and Path(match["file"]).is_absolute() else None
 
     @property
+    def is_installed(self) -> bool:
+        """Whether an installed package registers it, or a Python call gives it.
+
+        Other plugins are files, or modules that a recipe names.
+        """
+        return bool(self.version or self.given)
+
+    @property
     def sha256(self) -> str | None:
         """The hash of the source of a plugin without a version: of its file, or of the text of a given class.
 
@@ -68,9 +78,8 @@ class Entry:
         if self.given:
             text = source_of(self.given)
             return hashlib.sha256(text.encode()).hexdigest() if text else None
-        module = None if self.file else _module(self.target.rpartition(":")[0])
-        origin = module.origin if module and module.has_location else self.file
-        return sha256_of(Path(origin)) if origin else None
+        files = (self.file,) if self.file else module_files(self.target.rpartition(":")[0])
+        return sha256_of(files[-1]) if files else None
 
     def load(self) -> type:
         """Import and return the plugin's class. Raises RecipeError, which names package or file, where that fails."""
@@ -80,10 +89,11 @@ class Entry:
         try:
             if not module:
                 raise ValueError(f"`{self.target}` names no class; the form is module:Class")
-            plugin: Any = _import_file(self.file) if self.file else importlib.import_module(module)
-            for part in attribute.split("."):
-                plugin = _attribute(plugin, part, module)
-        except (Exception, SystemExit) as error:
+            with confined(self.name):
+                plugin: Any = _import_file(self.file) if self.file else importlib.import_module(module)
+                for part in attribute.split("."):  # a module may define `__getattr__`
+                    plugin = _attribute(plugin, part, module)
+        except Exception as error:
             owner = f"{self.package} {self.version}".strip()
             line = line_in(error, str(self.file))
             place = f" ({self.file.name}, line {line})" if self.file and line else ""  # the form of a SyntaxError
@@ -210,7 +220,7 @@ def find(name_in_recipe: str, base: Path) -> Entry:
     if len(matches) == 1 or len(preferred) == 1:
         chosen, *others = sorted(matches, key=lambda entry: entry not in preferred)
         also = [f"`{entry.package}:{entry.name}` is installed too" for entry in others]
-        also += [f"{module.origin} is a module of that name"] if package and (module := _module(package)) else []
+        also += [f"{files[-1]} is a module of that name"] if package and (files := module_files(package)) else []
         return replace(chosen, note=f"`{name}` is the plugin of {chosen.package}; {' and '.join(also)}" if also else "")
     if matches:
         full = [f"`{entry.package}:{entry.name}`" for entry in matches]
@@ -218,7 +228,7 @@ def find(name_in_recipe: str, base: Path) -> Entry:
     names = sorted(
         {entry.name for entry in entries} | {f"{entry.package}:{entry.name}" for entry in entries if package}
     )
-    if package and short.isidentifier() and _module(package):
+    if package and short.isidentifier() and module_files(package):
         return Entry(short, package, "", f"{package}:{short}")
     every = {entry.name for entry in entries}
     near = sorted(get_close_matches(short, every, n=NEAR, cutoff=0.5))
@@ -227,14 +237,6 @@ def find(name_in_recipe: str, base: Path) -> Entry:
     fix = "`neoplug plugins` lists what is installed; a file is `./file.py:Class`, a module `package.module:Class`"
     fix += "" if package else f"; the class of a notebook is given in Python, `neoplug.run(..., plugins=[{short}])`"
     raise RecipeError([Problem(f"no plugin is named `{name}`{did_you_mean(name, names)}", why, fix)])
-
-
-def _module(name: str) -> ModuleSpec | None:
-    """Return where the module of that name is; None where there is none. Imports the packages that it is in."""
-    try:
-        return importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
-        return None
 
 
 def _without_tag(name_in_recipe: str) -> str:

@@ -11,7 +11,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -24,6 +24,7 @@ from neoplug.registry.suggestions import NO_NUMBER, as_written, suggest_fix
 T = TypeVar("T")
 KeysAt = Callable[[Key], Sequence[str]]
 FieldAt = Callable[[Key], FieldInfo | None]
+CodePath = Annotated[pathlib.Path, "names code"]  # of an option: a file or folder whose code the plugin runs
 
 _NAMES = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list",
@@ -43,6 +44,15 @@ def path_fields(cls: type) -> set[str]:
     """Return the names of the options whose type contains `pathlib.Path`: they name existing files or folders."""
     hints = get_type_hints(cls)
     return {name for name in fields_of(cls) if pathlib.Path in _nested_types(hints[name])}
+
+
+def code_fields(cls: type) -> set[str]:
+    """Return the names of the options whose type contains `CodePath`; none where the types cannot be read."""
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except Exception:  # building the plugin reports it
+        return set()
+    return {name for name in fields_of(cls) if CodePath in _nested_types(hints[name])}
 
 
 def _nested_types(hint: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from neoplug import recipe as recipes
 from neoplug.data.encode.clock import today
 from neoplug.distributed.world import World
-from neoplug.errors import UsageError
+from neoplug.errors import UsageError, exits_refused
 from neoplug.errors.text import TextFormatter
 from neoplug.recipe import ResolvedRecipe
 from neoplug.registry import given_classes
@@ -28,13 +28,14 @@ logger = logging.getLogger("neoplug")
 
 def run(
     recipe: str | Path, *, output: str | Path | None = None, resume: bool = False, progress: Progress | None = None,
-    plugins: Sequence[type] = (), **overrides: Any,
+    plugins: Sequence[type] = (), trust: Sequence[str | Path] = (), **overrides: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a recipe, given as a file or by the name of a shipped one, and return the content of its result.json.
 
     Keyword arguments override sections of the recipe: `train={"max_steps": 2}`.
 
     plugins  classes that the recipe may name, each by its `__name__`, such as those of a notebook
+    trust    code that may run, as the option `--trust` of the command line names it
 
     Raises:
         RecipeError: the recipe cannot be run; the message lists all mistakes.
@@ -43,14 +44,14 @@ def run(
         RunError: the run failed.
     """
     with given_classes(plugins):
-        checked = recipes.load(recipe, changes=overrides)
+        checked = recipes.load(recipe, changes=overrides, trust=trust)
         folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
         return execute(checked, folder, resume, progress or Silent())
 
 
 def execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:
     """Run a resolved recipe in the directory `output` and return the content of its result.json."""
-    with isolated():
+    with isolated(), exits_refused():
         return _execute(checked, output, resume, progress)
 
 
@@ -73,6 +74,7 @@ def _execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Prog
             if world.is_main:
                 cleanup.enter_context(directory.held())
         if world.is_main:
+            checked.consent.remember()
             log_buffer.setTarget(_log_file_handler(directory.log))
         result = Trainer(checked, inputs, directory, world, progress, stop).run()
         world.end()

@@ -2,7 +2,7 @@
 
 Run, plan, preview and eval resolve them here, each up to the stage that it needs:
 
-    models = find_models(recipe)                    located, nothing loaded
+    models = find_models(checked)                   located, nothing loaded
     text = resolve_text(recipe, models, progress)   tokenizers and data                           preview stops here
     inputs = validate_inputs(checked, text)         data and teacher fit the student              plan and eval
     inputs = prepare_student(checked, inputs, ...)  dry run on the meta device, prepared weights  run
@@ -85,23 +85,24 @@ def resolve_inputs(checked: ResolvedRecipe, progress: Progress, day: str | None 
         RecipeError: a model or the data cannot be used.
     """
     progress.phase("locating the models")
-    text = resolve_text(checked.recipe, find_models(checked.recipe), progress, day)
+    text = resolve_text(checked.recipe, find_models(checked), progress, day)
     if not text.problems:
         _log_data(text)
     return validate_inputs(checked, text)
 
 
-def find_models(recipe: Recipe) -> dict[Role, ResolvedModel]:
+def find_models(checked: ResolvedRecipe) -> dict[Role, ResolvedModel]:
     """Return the resolved student and teacher with their adapters; refuse local data that cannot be read.
 
     Raises:
         RecipeError: one of these is not found.
     """
+    recipe, consent = checked.recipe, checked.consent
     if problems := check_local_sources(recipe.data):
         raise RecipeError(problems)
-    models: dict[Role, ResolvedModel] = {"student": find_model(recipe.student, "student")}
+    models: dict[Role, ResolvedModel] = {"student": find_model(recipe.student, "student", consent)}
     if recipe.teacher:
-        models["teacher"] = find_model(recipe.teacher, "teacher")
+        models["teacher"] = find_model(recipe.teacher, "teacher", consent)
     return models
 
 

@@ -15,6 +15,7 @@ from neoplug.errors import NeoplugError, PluginError, Problem, RecipeError, RunE
 from neoplug.hookspecs import Role
 from neoplug.models.load import load_config, load_meta_model, plugin_kwargs
 from neoplug.models.reference import CONFIG, ResolvedModel, StoredAdapter
+from neoplug.models.remote_code import admit
 from neoplug.models.resolve import locate
 from neoplug.models.stored_adapter import (
     locate_adapter,
@@ -27,6 +28,7 @@ from neoplug.models.stored_adapter import (
 from neoplug.recipe import Model, Recipe, ResolvedRecipe, Student
 from neoplug.registry import path_of
 from neoplug.registry.compatibility import validate_compatibility
+from neoplug.registry.consent import Consent
 from neoplug.runs.adapted_weights import add_adapter, copied_modules
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.seeds import generator
@@ -36,9 +38,10 @@ logger = logging.getLogger(__name__)
 META_ERROR = re.compile(r"\bmeta\b|incompatible tensor type", re.IGNORECASE)
 
 
-def find_model(section: Model, role: Role) -> ResolvedModel:
+def find_model(section: Model, role: Role, consent: Consent) -> ResolvedModel:
     """Return the resolved model of a recipe's section `student` or `teacher`, with its stored adapter, if any."""
     located = locate(section.model, section.revision, (role, "model"), trust_remote_code=section.trust_remote_code)
+    admit(located, consent, (role, "model"))
     if section.adapter_path is None:
         return located
     return replace(located, adapter=locate_adapter(section.adapter_path, (role, "adapter_path")))

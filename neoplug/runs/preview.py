@@ -86,7 +86,7 @@ def preview(checked: ResolvedRecipe, rows: int) -> Preview:
     """
     recipe = checked.recipe
     with checked.marking():
-        text = resolve_text(recipe, find_models(recipe), Silent())
+        text = resolve_text(recipe, find_models(checked), Silent())
     corpus, report = text.corpus, text.corpus.report
     treatments = checked.plugins.implements("edit_batch")
     batches = treated_batches(checked, corpus) if treatments else untreated_batches(corpus)

@@ -15,6 +15,7 @@ from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe, Student
 from neoplug.recipe.source import from_values
 from neoplug.registry import Plugins, given_classes
+from neoplug.registry.consent import Consent
 from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import resolve_inputs
 from neoplug.runs.model_loader import ModelLoader
@@ -34,12 +35,18 @@ TARGET = "RUN_OR_MODEL"  # place of mistakes that come from the target, not from
 
 
 def evaluate(
-    target: str | Path, recipe: str | Path, *, progress: Progress | None = None, plugins: Sequence[type] = ()
+    target: str | Path,
+    recipe: str | Path,
+    *,
+    progress: Progress | None = None,
+    plugins: Sequence[type] = (),
+    trust: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
     """Evaluate a run's student, or any model, with a recipe's held-out text, teacher and probes, as `neoplug eval`.
 
     target   the directory of a finished run, or a model, named as in recipes
     plugins  classes that run and recipe may name, each by its `__name__`, such as those of a notebook
+    trust    code that may run, as the option `--trust` of the command line names it
 
     Returns {format, target, student: its metrics and `probes`, teacher: the same, empty without one}.
 
@@ -48,21 +55,25 @@ def evaluate(
         RecipeError: the recipe with this student is not valid.
     """
     with given_classes(plugins):
-        return remeasure(str(target), recipe_for_target(str(target), recipe), progress or Silent())
+        return remeasure(str(target), recipe_for_target(str(target), recipe, (), trust), progress or Silent())
 
 
-def recipe_for_target(target: str, recipe: str | Path, overrides: Sequence[str] = ()) -> ResolvedRecipe:
+def recipe_for_target(
+    target: str, recipe: str | Path, overrides: Sequence[str] = (), trust: Sequence[str | Path] = ()
+) -> ResolvedRecipe:
     """Return the recipe with its student replaced by `target`; overrides are applied last.
 
     target  the directory of a finished run, or a model, named as in recipes
+    trust   code that may run, as `--trust` names it: what the recipe of a run names gives no consent
 
     Raises:
         UsageError: `target` is a folder with neither of them, or its run has not finished.
         RecipeError: the recipe with this student is not valid.
     """
     if RunDir.is_run(target):
-        sections = _student_and_adapter(RunDir.open_finished(target))
-        return recipes.load(recipe, overrides, from_values(sections, TARGET, target))
+        directory = RunDir.open_finished(target)
+        named = from_values(_student_and_adapter(directory), TARGET, target, directory.path.resolve())
+        return recipes.load(recipe, overrides, named, trust=trust)
     if Path(target).is_dir() and not (Path(target) / "config.json").is_file():
         raise UsageError(
             f"{target} is neither a run nor a model: it has no recipe.yaml and lock.json, and no config.json\n"
@@ -71,7 +82,7 @@ def recipe_for_target(target: str, recipe: str | Path, overrides: Sequence[str] 
     computation = ("dtype", "device", "attn_implementation")  # the recipe still sets these
     others = dict.fromkeys(key for key in Student.model_fields if key not in computation)
     changes = {"student": {**others, "model": target}}
-    return recipes.load(recipe, overrides, from_values(changes, TARGET, target))
+    return recipes.load(recipe, overrides, from_values(changes, TARGET, target), trust=trust)
 
 
 def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[str, Any]:
@@ -85,13 +96,17 @@ def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[
         inputs = resolve_inputs(checked, progress, directory.chat_template_date if directory else None)
         if directory is not None:
             whole = directory.model.is_dir()
-            inputs = replace(inputs, trains_whole=whole, base=inputs.base if whole else base_of(directory))
+            inputs = replace(
+                inputs, trains_whole=whole, base=inputs.base if whole else base_of(directory, checked.consent)
+            )
         loader = ModelLoader(checked, inputs, World(checked.recipe.student.device))
         progress.phase("loading the models")
         teacher = loader.load_teacher()
         base = loader.load("student", inputs.base)
         name = head_name(base)
-        student = loader.verify_student(base if directory is None else _trained_student(base, directory), name)
+        student = loader.verify_student(
+            base if directory is None else _trained_student(base, directory, checked.consent), name
+        )
         progress.phase("evaluating the student and the teacher" if teacher else "evaluating the student")
         ours, theirs = loader.evaluate_both(student, teacher, loader.held_out())
     return {"format": 1, "target": target, "student": ours.values, "teacher": theirs.values if theirs else {}}
@@ -107,11 +122,11 @@ def _student_and_adapter(directory: RunDir) -> Mapping[str, Any]:
     return {"student": student, "adapter": resolved["adapter"]}
 
 
-def _trained_student(base: nn.Module, directory: RunDir) -> nn.Module:
+def _trained_student(base: nn.Module, directory: RunDir, consent: Consent) -> nn.Module:
     """Return a run's student: the base with its trained adapter, or `base` itself where it is a model trained whole."""
     if directory.model.is_dir():
         return base
-    plugins = adapter_plugins(directory)
+    plugins = adapter_plugins(directory, consent)
     return trainable_as_float32(_with_adapter(base, directory, plugins)).eval()
 
 

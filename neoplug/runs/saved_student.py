@@ -1,5 +1,6 @@
 """Loading of a run's student from its directory: the base, and the adapter on it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,33 @@ from torch import nn
 from neoplug.errors import RunError, UsageError
 from neoplug.models.quiet import quiet_peft
 from neoplug.models.reference import CONFIG, WEIGHTS, ResolvedModel
+from neoplug.models.remote_code import admit
 from neoplug.models.resolve import locate
 from neoplug.models.stored_adapter import locate_adapter, rename_cache_argument
 from neoplug.registry import Plugins, build, find
+from neoplug.registry.consent import Code, Consent
 from neoplug.runs.directory import RunDir
 from neoplug.runs.run_files import RESTORE
 from neoplug.seeds import derive, generator
 from neoplug.training import checkpoint
 
 
-def base_of(directory: RunDir) -> ResolvedModel:
+def base_of(directory: RunDir, consent: Consent) -> ResolvedModel:
     """Return the base of a run's student: prepared if the run prepared it, without the adapter.
 
     Raises:
-        UsageError: the files of the base have changed since the run.
+        UsageError: the files of the base have changed since the run; or the user has not consented to Python files of
+            the base or of the run.
     """
+    base = _base_of(directory)
+    for folder in filter(Path.is_dir, (directory.student, directory.model, directory.adapter)):
+        admit(replace(base, path=str(folder), revision=None, kind="local"), consent, ())
+    if base.path != str(directory.student):
+        admit(base, consent, ())
+    return base
+
+
+def _base_of(directory: RunDir) -> ResolvedModel:
     section, locked = directory.resolved["student"], directory.lock["models"]["student"]
     trust = section.get("trust_remote_code", False)
     if directory.student.is_dir():
@@ -125,11 +138,14 @@ def _copy_into(stored: dict[str, torch.Tensor], model: nn.Module, where: Path) -
             present[name].copy_(tensor)
 
 
-def adapter_plugins(directory: RunDir) -> Plugins:
-    """Return the adapter plugins of a run's recipe; its other plugins need not be installed."""
+def adapter_plugins(directory: RunDir, consent: Consent) -> Plugins:
+    """Return the adapter plugins of a run's recipe; its other plugins need not be installed.
+
+    Raises RecipeError for a plugin that the user has not consented to: what the recipe of a run names gives no consent.
+    """
     named = directory.resolved.get("adapter") or {}
-    return Plugins({"adapter": {name: _plugin(name, options, directory.path) for name, options in named.items()}})
-
-
-def _plugin(name: str, options: dict[str, Any] | None, folder: Path) -> Any:
-    return build(find(name, folder).load(), options or {})
+    entries = {name: find(name, directory.path) for name in named}
+    for entry in entries.values():
+        if not entry.is_installed:
+            consent.require(Code.of_plugin(entry))
+    return Plugins({"adapter": {name: build(entry.load(), named[name] or {}) for name, entry in entries.items()}})

@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from neoplug import Problem, RunError, did_you_mean, hookimpl
+from neoplug import CodePath, Problem, RunError, confined, did_you_mean, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +30,7 @@ class Harness:
     """Evaluate tasks of lm-evaluation-harness by name; options have lm_eval's names and meanings."""
 
     tasks: str | list[str]
-    include_path: Path | None = None
+    include_path: CodePath | None = None  # task files name functions, and hold templates that run
     num_fewshot: int | None = None  # examples in the prompt; left out: the task's
     limit: int | None = None  # only the first documents of each task
     batch_size: int = 8
@@ -65,7 +64,9 @@ class Harness:
             from lm_eval.tasks import TaskManager
 
             folder = None if self.include_path is None else str(self.include_path)
-            manager = TaskManager(include_path=folder, include_defaults=folder is None)
+            with confined("lm_eval"):
+                manager = TaskManager(include_path=folder, include_defaults=folder is None)
+            manager.load = confined("lm_eval")(manager.load)  # imports the functions that task files name
             if unknown := [name for name in names if name not in manager.all_tasks]:
                 close = did_you_mean(unknown[0], manager.all_tasks)
                 raise RunError(f"lm_eval has no task `{unknown[0]}`{close}\nwhy: looked in {folder or 'its own tasks'}")

@@ -70,7 +70,7 @@ def rates(request):
 def packaged():
     """Return the location of the packaged model, pruned to LAYERS layers."""
     checked = recipe.load("llm_neo_tiny", changes={"student": {"prepare": {"prune_depth": {"layers": LAYERS}}}})
-    return prepare(find_model(checked.recipe.student, "student"), checked, None, "")
+    return prepare(find_model(checked.recipe.student, "student", checked.consent), checked, None, "")
 
 
 def implementing(hook):

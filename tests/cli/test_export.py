@@ -11,7 +11,7 @@ def calls(monkeypatch):
     """Replace the exporter by one that writes 2,500 bytes; return its arguments."""
     calls = []
 
-    def export(run_dir, out, dtype):
+    def export(run_dir, out, dtype, trust):
         calls.append((run_dir, out, dtype))
         out.mkdir()
         (out / "model.safetensors").write_bytes(b"x" * 2500)
@@ -32,7 +32,7 @@ def test_export_prints_what_was_written_and_how_to_load_it(neoplug, tmp_path, ca
 
 
 def test_export_prints_that_a_model_needs_its_own_code(neoplug, tmp_path, monkeypatch):
-    def export(run_dir, out, dtype):
+    def export(run_dir, out, dtype, trust):
         out.mkdir()
         (out / "modeling_own.py").write_text("")
 
@@ -48,7 +48,7 @@ def lora_calls(monkeypatch):
 
     calls = []
 
-    def export_lora(run_dir, out, dtype, rank, gguf):
+    def export_lora(run_dir, out, dtype, rank, gguf, trust):
         calls.append((run_dir, out, dtype, rank, gguf))
         out.mkdir()
         (out / "adapter_model.safetensors").write_bytes(b"x" * 2500)

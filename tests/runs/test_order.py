@@ -11,6 +11,7 @@ from neoplug import recipe as recipes
 from neoplug.errors import RunError
 from neoplug.export.merge import standalone_model
 from neoplug.registry import SPECS
+from neoplug.registry.consent import Consent
 from neoplug.runs.directory import RunDir
 from neoplug.runs.preview import preview
 from neoplug.runs.saved_student import base_of
@@ -211,7 +212,7 @@ def test_a_run_calls_its_hooks_in_the_order_of_the_pseudocode(lab):
         evaluate={"eval_steps": EVAL_STEPS},
     )  # fmt: skip
     directory = RunDir.open(run.path)
-    standalone_model(directory, base_of(directory))
+    standalone_model(directory, base_of(directory, Consent()), Consent())
     preview(recipes.load(run.path / "recipe.yaml"), rows=1)
     assert Path(log).read_text(encoding="utf-8").split() == expand(lines())
 

@@ -4,6 +4,7 @@ A row is a dict of the source's columns, which `columns` maps to neoplug's; a ro
 `text`. Local files are read directly, without a network, a cache or a copy on disk.
 """
 
+import ast
 import importlib
 import importlib.util
 from collections.abc import Collection, Iterator, Mapping
@@ -20,6 +21,8 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.files import content_hash, sha256_of
 from neoplug.recipe.paths import is_glob, looks_local
+from neoplug.registry.confinement import confined
+from neoplug.registry.modules import LITERAL, module_files
 
 
 class RowSource(Protocol):
@@ -186,16 +189,30 @@ def _require_train_split(source: str, split: str, key: Key) -> None:
 
 
 def _module_texts(name: str, key: Key) -> list[str]:
-    """Return the texts of a module that has a {title: text} map of the module's name, like pydoc_data.topics."""
+    """Return the texts of a module that has a {title: text} map of the module's name, like pydoc_data.topics.
+
+    The recipe was checked: the module is one that is read without importing it, or the user consented to its import.
+    """
+    attribute = name.rpartition(".")[2]
     try:
-        module = importlib.import_module(name)
+        if name in LITERAL:
+            texts = _literal(module_files(name)[-1], attribute)
+        else:
+            with confined(name):
+                texts = getattr(importlib.import_module(name), attribute, None)
     except Exception as error:
         what = f"the module {name} cannot be imported: {type(error).__name__}: {error}"
         raise RecipeError([Problem(what, path=key)]) from error
-    attribute = name.rpartition(".")[2]
-    texts = getattr(module, attribute, None)
     if not isinstance(texts, Mapping) or not all(isinstance(text, str) for text in texts.values()):
         what = f"the module {name} has no map of texts named `{attribute}`"
         why = "a `python:` source is a module with a {title: text} map named as the module's last part"
         raise RecipeError([Problem(what, why=why, fix="for example python:pydoc_data.topics", path=key)])
     return list(texts.values())
+
+
+def _literal(file: Path, name: str) -> Any:
+    """Return the literal that a Python file assigns to `name`; None where it assigns none."""
+    for statement in ast.parse(file.read_bytes()).body:
+        if isinstance(statement, ast.Assign) and [ast.unparse(target) for target in statement.targets] == [name]:
+            return ast.literal_eval(statement.value)
+    return None

@@ -1,0 +1,160 @@
+"""Confinement of code while it is imported: it cannot end the process, read its arguments or stdin, or print as it.
+
+This protects a command from mistakes and from tricks that are plain to see. It is no sandbox: the code runs with the
+rights of the user.
+"""
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from tempfile import TemporaryFile
+from threading import RLock
+from typing import IO, Any
+
+from neoplug.errors.text import escaped
+
+SHOWN = 20  # lines of what is printed
+WIDTH = 500  # characters of a line
+ENDINGS = ("_exit", "abort", "execv", "execve")  # the other functions `exec...` call these
+SIGNALS = ("kill", "killpg")
+_one_at_a_time = RLock()  # arguments and streams belong to the process
+
+
+class EndedProcess(Exception):
+    """Code that was imported tried to end the process."""
+
+
+@contextmanager
+def confined(name: str) -> Iterator[None]:
+    """Confine the code that is imported in this block.
+
+    sys.argv and stdin are empty in it. What it prints, also by other processes that it starts, is printed on stderr
+    at the end, escaped, each line as `NAME printed: LINE`.
+
+    name  what the code is called in these lines
+
+    Raises:
+        EndedProcess: the code called sys.exit, os._exit, os.abort or os.exec..., or sent its own process a signal.
+    """
+    with _one_at_a_time, _scratch_file() as printed:
+        try:
+            with _printing_to(printed.fileno()), _without_input(), _kept_alive():
+                yield
+        except SystemExit as error:
+            code = "" if error.code is None else repr(error.code)
+            raise EndedProcess(f"it calls sys.exit({code})").with_traceback(error.__traceback__) from None
+        finally:
+            _show(name, printed)
+
+
+def _scratch_file() -> IO[bytes]:
+    """Return a temporary file, in memory where the system can: a full disk must not keep code from being imported."""
+    return os.fdopen(os.memfd_create("printed"), "w+b") if hasattr(os, "memfd_create") else TemporaryFile()
+
+
+@contextmanager
+def _printing_to(handle: int) -> Iterator[None]:
+    """Write what is printed in the block to the file `handle`.
+
+    Code may keep the streams that it finds, as a logging handler does. These write to stdout and stderr by number, so
+    that they work after the block.
+    """
+    before = sys.stdout, sys.stderr
+    with ExitStack() as restore:
+        for number, stream in ((1, before[0]), (2, before[1])):
+            if stream is not None:
+                stream.flush()
+            restore.enter_context(_replaced(number, handle))
+        streams = [_stream(number) for number in (1, 2)]
+        sys.stdout, sys.stderr = streams
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+            for stream in filter(None, (*streams, sys.__stdout__, sys.__stderr__)):
+                with suppress(OSError, ValueError):  # it is closed
+                    stream.flush()
+
+
+def _stream(number: int) -> IO[str]:
+    return open(number, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+
+
+@contextmanager
+def _without_input() -> Iterator[None]:
+    """Make sys.argv and stdin empty in the block."""
+    before = sys.argv, sys.orig_argv, sys.stdin
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    try:
+        with _replaced(0, nothing):
+            sys.argv, sys.orig_argv, sys.stdin = ["neoplug"], ["neoplug"], io.StringIO()
+            yield
+    finally:
+        sys.argv, sys.orig_argv, sys.stdin = before
+        os.close(nothing)
+
+
+@contextmanager
+def _replaced(number: int, handle: int) -> Iterator[None]:
+    """Make the file descriptor `number` the same file as `handle` in the block."""
+    try:
+        before = os.dup(number)
+    except OSError:  # it is closed
+        before = None
+    os.dup2(handle, number)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.close(number)
+        else:
+            os.dup2(before, number)
+            os.close(before)
+
+
+@contextmanager
+def _kept_alive() -> Iterator[None]:
+    """Raise EndedProcess in place of the end of the process in the block; processes that it starts may end."""
+    system = sys.modules[os.name]  # `posix` or `nt`, from which `os` has these functions
+    places = [(module, name) for module in (os, system) for name in (*ENDINGS, *SIGNALS) if hasattr(module, name)]
+    places.append((signal, "raise_signal"))
+    before = [(module, name, getattr(module, name)) for module, name in places]
+    for module, name, function in before:
+        setattr(module, name, _refusing(function, name))
+    try:
+        yield
+    finally:
+        for module, name, function in before:
+            setattr(module, name, function)
+
+
+def _refusing(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return `function` that raises EndedProcess where it would end the process, or send it a signal."""
+    process = os.getpid()
+
+    def refusing(*arguments: Any, **named: Any) -> Any:
+        is_other = name in SIGNALS and arguments and arguments[0] not in (0, -1, process, *_groups())
+        is_probe = name in SIGNALS and arguments[1:] == (0,)
+        if os.getpid() != process or is_other or is_probe:
+            return function(*arguments, **named)
+        raise EndedProcess(f"it calls {'signal' if name == 'raise_signal' else 'os'}.{name}")
+
+    return refusing
+
+
+def _groups() -> tuple[int, ...]:
+    """Return the numbers that name the group of this process, for `kill` and `killpg`."""
+    return (os.getpgrp(), -os.getpgrp()) if hasattr(os, "getpgrp") else ()
+
+
+def _show(name: str, printed: IO[bytes]) -> None:
+    """Print on stderr what is in the file `printed`."""
+    printed.seek(0)
+    lines = [line for line in printed.read().decode(errors="replace").splitlines() if line.strip()]
+    for line in lines[:SHOWN]:
+        print(f"{escaped(name)} printed: {escaped(line[:WIDTH])}", file=sys.stderr)
+    if len(lines) > SHOWN:
+        print(f"{escaped(name)} printed {len(lines) - SHOWN:,} more lines", file=sys.stderr)
