@@ -105,7 +105,7 @@ def describe(name: str, trust: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def find_typed(name: str, trust: Sequence[str]) -> "Entry":
-    """Return the entry of a plugin that the user named himself. Raises RecipeError where he has not consented to it.
+    """Return the entry of a plugin that the user typed. Raises RecipeError where that is no consent to its code.
 
     trust  code that may run, as `--trust` names it
     """

@@ -117,28 +117,35 @@ def _replaced(number: int, handle: int) -> Iterator[None]:
 
 @contextmanager
 def _kept_alive() -> Iterator[None]:
-    """Raise EndedProcess in place of the end of the process in the block; processes that it starts may end."""
+    """Raise EndedProcess in place of the end of the process in the block; processes that it starts may end.
+
+    A function that code keeps, as by `from os import kill`, works again after the block.
+    """
+    confining = [os.getpid()]
     system = sys.modules[os.name]  # `posix` or `nt`, from which `os` has these functions
     places = [(module, name) for module in (os, system) for name in (*ENDINGS, *SIGNALS) if hasattr(module, name)]
     places.append((signal, "raise_signal"))
     before = [(module, name, getattr(module, name)) for module, name in places]
     for module, name, function in before:
-        setattr(module, name, _refusing(function, name))
+        setattr(module, name, _refusing(function, name, confining))
     try:
         yield
     finally:
+        confining.clear()
         for module, name, function in before:
             setattr(module, name, function)
 
 
-def _refusing(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Return `function` that raises EndedProcess where it would end the process, or send it a signal."""
-    process = os.getpid()
+def _refusing(function: Callable[..., Any], name: str, confining: list[int]) -> Callable[..., Any]:
+    """Return `function` that raises EndedProcess where it would end the process, or send it a signal.
+
+    confining  the number of the process; empty after the block
+    """
 
     def refusing(*arguments: Any, **named: Any) -> Any:
-        is_other = name in SIGNALS and arguments and arguments[0] not in (0, -1, process, *_groups())
+        is_other = name in SIGNALS and arguments and arguments[0] not in (0, -1, os.getpid(), *_groups())
         is_probe = name in SIGNALS and arguments[1:] == (0,)
-        if os.getpid() != process or is_other or is_probe:
+        if confining != [os.getpid()] or is_other or is_probe:
             return function(*arguments, **named)
         raise EndedProcess(f"it calls {'signal' if name == 'raise_signal' else 'os'}.{name}")
 

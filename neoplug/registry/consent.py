@@ -1,7 +1,7 @@
 """Consent to code: what of the code that a recipe names may run. SECURITY.md states the rule.
 
-It may run where the user named it himself, where it lies in the folder of his own recipe, or where its content is in
-the list of what he trusts: `--trust` adds to this list, and so does the start of a run.
+It may run where the user typed its name, where it lies in the folder of the user's own recipe, or where its content is
+in the list of what the user trusts: `--trust` adds to this list, and so does the start of a run.
 """
 
 import json
@@ -81,26 +81,28 @@ class Code:
     @classmethod
     def of_model(cls, model: str) -> "Code | None":
         """Return the Python files of a model that a recipe names; None where it has none."""
-        path = Path(model).expanduser()
-        if path.is_dir():
-            code = cls.of_folder(path, PYTHON)
+        path = os.path.expanduser(model)  # noqa: PTH111  which takes names of any length, as what follows
+        if os.path.isdir(path):  # noqa: PTH112
+            code = cls.of_folder(Path(path), PYTHON)
             return code if code.files else None
-        return None if path.is_file() or model.startswith("pypi:") else cls(model)
+        return None if os.path.isfile(path) or model.startswith("pypi:") else cls(model)  # noqa: PTH113
 
     @classmethod
     def named(cls, text: str) -> "Code":
         """Return the code that `--trust` names. Raises UsageError where there is none."""
-        path = Path(text).expanduser()
+        path = os.path.expanduser(text)  # noqa: PTH111
+        is_folder = os.path.isdir(path)  # noqa: PTH112
         if text.startswith(MODULE):
             return cls.of_module(text.removeprefix(MODULE))
-        if path.is_file():
-            return cls.of_file(path)
-        if path.is_dir() and (code := cls.of_folder(path, SCRIPTS)).files:
+        if os.path.isfile(path):  # noqa: PTH113
+            return cls.of_file(Path(path))
+        if is_folder and (code := cls.of_folder(Path(path), SCRIPTS)).files:
             return code
-        if _HUB_ID.fullmatch(text) and not path.is_dir() and path.suffix not in PYTHON:
+        if not is_folder and _HUB_ID.fullmatch(text) and not text.endswith(PYTHON):
             return cls(text)
-        what = "holds no Python files" if path.is_dir() else "is no file or folder, and no model of the hub"
-        raise UsageError(f"--trust {text}: {text} {what}\nfix: name what the message about it names")
+        what = "holds no code" if is_folder else "is no file or folder, and no model of the hub"
+        fix = "name a file, a folder with Python or task files, the id of a model of the hub, or python:MODULE"
+        raise UsageError(f"--trust {text}: it {what}\nfix: {fix}")
 
     @cached_property
     def keys(self) -> dict[str, str]:
@@ -116,7 +118,7 @@ class Naming:
 
     text      the name as it is written
     folder    the folder of the file in which it is written
-    is_typed  the user wrote it himself, on the command line or in a call of the Python API
+    is_typed  the user typed it, on the command line or in a call of the Python API
     """
 
     text: str
@@ -127,8 +129,8 @@ class Naming:
 class Consent:
     """What the user lets run in one command.
 
-    recipe  the recipe that he named as a local file; None where there is none
-    trust   what he trusts, as `--trust` takes it; it is remembered at once
+    recipe  the recipe that the user named as a local file; None where there is none
+    trust   what the user trusts, as `--trust` takes it; it is remembered at once
 
     Raises UsageError or RecipeError where `trust` names no code.
     """
@@ -227,7 +229,7 @@ def _caches() -> Iterator[Path]:
 
 
 def trust_list() -> Path:
-    """Return the file that lists what the user trusts; he may edit it."""
+    """Return the file that lists what the user trusts; it may be edited."""
     return config_root() / "trusted.json"
 
 

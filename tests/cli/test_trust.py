@@ -409,6 +409,22 @@ def test_code_in_another_repository_needs_trust_of_its_own(neoplug, tmp_path, wr
     assert not ran.exists()
 
 
+def test_a_class_outside_of_the_models_folder_needs_trust_of_its_own(neoplug, tmp_path, write, custom_code):
+    folder, ran = custom_code
+    config = json.loads((folder / "config.json").read_text())
+    evil = shutil.move(folder / "custom.py", tmp_path / "evil.py")
+    config["auto_map"]["AutoConfig"] = f"{tmp_path}/evil.CustomConfig"
+    model = tmp_path / "mine" / "model"
+    shutil.copytree(folder, model)
+    for name in ("config.json", "config.4.0.0.json"):  # transformers reads the one that the first names
+        (model / "config.json").write_text(json.dumps({**config, "configuration_files": [name]}))
+        (model / name).write_text(json.dumps({**config, "configuration_files": [name]}))
+        answer = neoplug("preview", write(student={"model": "./model", "trust_remote_code": True}))
+        assert answer.code == 2
+        assert f"--trust {evil}" in answer.err
+        assert not ran.exists()
+
+
 def test_a_model_of_the_hub_needs_trust_by_its_id(neoplug, write):
     recipe = write(student={"model": "org/custom", "trust_remote_code": True})
     answer = neoplug("preview", recipe)

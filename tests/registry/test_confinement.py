@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from textwrap import dedent
@@ -78,8 +79,14 @@ def test_a_module_that_ends_the_process_does_not_look_like_a_run_that_went_well(
 
 def test_functions_that_end_the_process_work_again_after_it(written):
     before = os._exit, os.abort, os.kill, sys.argv, sys.stdin, sys.stdout, sys.stderr
-    find(f"{written('')}:Probe", written("")).load()
+    file = written("from os import _exit, kill")
+    plugin = find(f"{file}:Probe", file.parent).load()
     assert (os._exit, os.abort, os.kill, sys.argv, sys.stdin, sys.stdout, sys.stderr) == before
+    kept = sys.modules[plugin.__module__]
+    kept.kill(os.getpid(), signal.SIGCONT)
+    if (child := os.fork()) == 0:
+        kept._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 
 
 def test_processes_that_an_import_starts_may_end_and_be_ended(written):

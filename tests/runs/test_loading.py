@@ -8,6 +8,7 @@ import torch
 
 from neoplug.errors import RecipeError, UsageError
 from neoplug.export.merge import export
+from neoplug.registry.consent import Consent
 
 
 @pytest.mark.slow
@@ -175,7 +176,10 @@ def test_the_python_code_of_a_student_is_saved_with_it(lab, custom_code):
     student = {"model": str(folder), "prepare": {"prune_depth": {"layers": [0]}}}
     with pytest.raises(RecipeError, match=r"set `trust_remote_code: true` in `student`"):
         lab.run("refused", student=student)
+    with pytest.raises(RecipeError, match=f"--trust {folder}"):
+        lab.run("asked", student=student | {"trust_remote_code": True})
     assert not ran.exists()
+    Consent(trust=[folder])
     run = lab.run("run", student=student | {"trust_remote_code": True}, **steps(1))
     model = AutoModelForCausalLM.from_pretrained(export(run.path, lab.folder / "out"), trust_remote_code=True)
     assert (type(model).__name__, len(model.model.layers)) == ("CustomModel", 1)

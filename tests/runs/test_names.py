@@ -12,6 +12,7 @@ import yaml
 import neoplug
 from neoplug import hookimpl
 from neoplug.errors import RecipeError, UsageError
+from neoplug.registry.consent import Consent
 from neoplug_adapters.lora import LoRA
 from tests.registry.conftest import Distribution
 from tests.runs.conftest import PREAMBLE
@@ -51,6 +52,9 @@ def test_a_class_of_a_module_trains_as_the_same_class_of_a_file(lab, tmp_path, m
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     lab.plugin("losses", LOSS)
     name = "module_of_a_test.losses:Surprise"
+    with pytest.raises(RecipeError, match=r"--trust python:module_of_a_test\.losses"):
+        lab.run("asked", loss={name: {}})
+    Consent(trust=["python:module_of_a_test.losses"])
     module = lab.run("module", loss={name: {"scale": 2.0}}, train={"max_steps": 2})
     file = lab.run("file", loss={"./losses.py:Surprise": {"scale": 2.0}}, train={"max_steps": 2})
     assert [line["loss"] for line in module.lines] == [line["loss"] for line in file.lines]
