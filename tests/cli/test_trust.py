@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from neoplug.files.contents import record
+
 CODE = """
 import sys
 from dataclasses import dataclass
@@ -470,6 +472,7 @@ def test_a_run_remembers_its_code_and_its_folder_gives_no_consent(neoplug, tmp_p
     mark.unlink()
     for name in (f"{evil}:Vectors", "./evil.py:Vectors"):
         (run / "recipe.yaml").write_text(yaml.safe_dump(resolved | {"adapter": {name: {}}}))
+        record(run, "recipe.yaml", "lock.json")  # whoever writes the folder of a run writes its hashes too
         for command in (
             ("export", run, tmp_path / "exported"),
             ("export", run, tmp_path / "exported", "--lora"),
