@@ -1,5 +1,6 @@
 """Saving of the trained student: the adapter in its library's format, with its base if changed, or the whole model."""
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -12,7 +13,7 @@ from neoplug.files import folder_atomically, write_atomically
 from neoplug.files.contents import RECORD
 from neoplug.models import dropout
 from neoplug.models.load import load_config
-from neoplug.models.reference import ResolvedModel
+from neoplug.models.reference import CONFIG, ResolvedModel
 from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.directory import RunDir
 from neoplug.runs.model_card import card
@@ -103,6 +104,15 @@ def _save_peft(model: Any, path: Path) -> None:
         warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`", UserWarning)
         warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`", UserWarning)
         model.save_pretrained(path)
+    _sort_sets(model, path / CONFIG)
+
+
+def _sort_sets(model: Any, file: Path) -> None:
+    """Sort what is a set in the adapter's configuration, which peft writes in an order that differs by process."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    unordered = [name for name, value in vars(model.active_peft_config).items() if isinstance(value, set)]
+    values |= {name: sorted(values[name]) for name in unordered}
+    file.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _save_whole(
