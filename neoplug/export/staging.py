@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from neoplug.errors import UsageError
+from neoplug.errors import DamageError, UsageError
 from neoplug.files import contents, read_json
 from neoplug.models.reference import CONFIG, RECORD
 from neoplug.runs.directory import RunDir, as_json, as_yaml
@@ -47,11 +47,19 @@ def staged(path: Path, repository: str) -> dict[str, Content]:
 
 
 def open_for_push(path: Path) -> tuple[RunDir, RunResult]:
-    """Return a finished run and its result. Raises UsageError where `path` is not a finished run."""
+    """Return a finished run and its result.
+
+    Raises:
+        UsageError: `path` is not a finished run.
+        DamageError: a file is damaged, or was not recorded, so that it may not be what was trained.
+    """
     run = RunDir.open_finished(path)
     run.verify("metrics.jsonl")
     if (result := run.result) is None:
         raise UsageError(f"{path} is not finished\nwhy: it has no result.json\nfix: --resume it")
+    if not run.is_recorded:
+        fix = f"restore it; or remove {path / 'result.json'}, and go on with --resume: the run saves its student again"
+        raise DamageError(path / contents.RECORD, "does not name the files of the student, so none is published", fix)
     return run, result
 
 
@@ -61,12 +69,12 @@ def _files(run: RunDir, folder: Path, prefix: str = "") -> dict[str, Content]:
     Links, and files that the record of the run's contents does not name, are not published.
     """
     left_out = (CARD, RECORD, contents.RECORD)
-    written = contents.recorded(run.path) if (run.path / contents.RECORD).is_file() else None
+    written = contents.recorded(run.path)
     return {
         prefix + file.relative_to(folder).as_posix(): file
         for file in contents.files_below(folder)
         if file.name not in left_out and not file.is_symlink()
-        if written is None or file.relative_to(run.path).as_posix() in written
+        if file.relative_to(run.path).as_posix() in written
     }
 
 

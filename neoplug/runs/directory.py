@@ -32,7 +32,7 @@ import yaml
 from neoplug.errors import DamageError, UsageError
 from neoplug.errors.text import has_credential
 from neoplug.files import disk_errors, exclusive_lock, folder_atomically, read_json, remove_abandoned, write_atomically
-from neoplug.files.contents import RECORD, damage, record
+from neoplug.files.contents import RECORD, damage, record, recorded
 from neoplug.runs.result import RunResult
 from neoplug.runs.run_files import (
     RESTORE,
@@ -154,6 +154,11 @@ class RunDir:
             top = name.partition("/")[0]
             fix = SAVED_AGAIN.format(self.path / top) if top in SAVED else RESTORE
             raise DamageError(self.path / name, found.removeprefix(f"{name} "), fix)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the contents of a finished run are recorded."""
+        return (self.path / RECORD).is_file() and "result.json" in recorded(self.path)
 
     def continue_from(self, step: int) -> None:
         """Remove what a killed process left, and the metrics of later steps than `step`.
