@@ -16,6 +16,7 @@
         on_evaluate(model, teacher, ...)                            evaluation metrics and probes, before training
     model = add_adapter(student, batches, total_steps, rng)         everything else is frozen
     base_weights(model);  save_adapter(model, path)                 tried once, in a folder that is removed
+    load_kwargs("student");  after_load(copy, "student");  load_adapter(copy, path)    logits are compared
     groups = param_groups(model, learning_rate);  optimizer = make_optimizer(groups, model)
     state_dict();  on_save(model, path);  load_state_dict(state)    likewise
     for step in range(max_steps):
@@ -36,9 +37,9 @@
             state_dict();  on_save(model, path)
     on_evaluate(model, teacher, ...)
     base_weights(model);  save_adapter(model, path);  on_train_end(model, result)
+    load_kwargs("student");  after_load(copy, "student");  load_adapter(copy, path)    logits are compared
     in `neoplug export`, after the run:
-        model = add_adapter(student, None, total_steps, rng)        where peft does not load the adapter
-        merge_adapter(model)
+        model = load_adapter(student, path);  merge_adapter(model)
     in `neoplug preview`, without models:
         check(recipe);  edit_batch(batch, progress, rng)            for each micro-batch that it shows
 
@@ -153,8 +154,7 @@ def add_adapter(
     """Add the adapter and return the model to train: its trainable parameters are those with `requires_grad`.
 
     model        frozen; on the meta device in `plan` and in the dry run that precedes loading
-    batches      iterator of training micro-batches in the recipe's order; None on the meta device, and where `export`
-                 rebuilds an adapter without peft before it loads the trained weights
+    batches      iterator of training micro-batches in the recipe's order; None on the meta device
     total_steps  optimizer steps of the whole run
     returns      a module with the model's call signature; neoplug casts trainable parameters to float32
     """
@@ -339,7 +339,23 @@ def base_weights(model: torch.nn.Module) -> dict[str, Tensor]:
 def save_adapter(model: torch.nn.Module, path: Path) -> None:
     """Write the adapter to the existing folder `path`, in files that can be loaded on the original base.
 
-    Without this hook neoplug writes peft's files, or the whole model where it is not a PeftModel.
+    A plugin that writes other files than peft's implements `load_adapter` too. Without this hook neoplug writes peft's
+    files; or the whole model, where the adapter is not of peft and adds neither modules nor weights.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("at most one")
+@returns("module")
+@version_added("0.1")
+def load_adapter(model: PreTrainedModel, path: Path) -> torch.nn.Module:
+    """Return the model with the adapter in the folder `path`, which `save_adapter` wrote. Without it, peft reads it.
+
+    The dry run of saving, the comparison at the end of a run, `eval` and `export` build the adapter with it.
+
+    model    frozen and on its device, without adapter, as in `add_adapter`; never on the meta device
+    returns  a module with the model's call signature; neoplug casts trainable parameters to float32
     """
     raise NotImplementedError
 

@@ -17,7 +17,7 @@ from neoplug.models.reference import ResolvedModel
 from neoplug.registry import Plugins, given_classes
 from neoplug.registry.consent import Consent
 from neoplug.runs.directory import RunDir
-from neoplug.runs.saved_student import adapter_plugins, base_of, is_peft, with_plugin_adapter, with_run_adapter
+from neoplug.runs.saved_student import adapter_errors, adapter_plugins, base_of, has_peft_files, with_adapter
 from neoplug.runs.trained_tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
@@ -82,18 +82,19 @@ def open_for_export(run: Path, out: Path, dtype: str) -> RunDir:
 
 def standalone_model(directory: RunDir, base: ResolvedModel, consent: Consent) -> "PreTrainedModel":
     """Return the trained student as a plain model in float32. Raises UsageError where its adapter cannot be merged."""
-    plugins = adapter_plugins(directory, consent)
-    if is_peft(directory):
-        return _merged(with_run_adapter(load_unquantised(base), directory), plugins)
-    if plugins.implements("merge_adapter"):
-        return _merged(with_plugin_adapter(load_unquantised(base), directory, plugins), plugins)
     if directory.model.is_dir():
         return load_unquantised(replace(base, path=str(directory.model), revision=None, kind="local"))
-    raise UsageError(
-        f"{directory.adapter} cannot be merged\n"
-        "why: peft cannot read its files, and the adapter's plugin does not implement `merge_adapter`\n"
-        "fix: implement the hook in the plugin"
-    )
+    plugins = adapter_plugins(directory, consent)
+    if not (has_peft_files(directory.adapter) or plugins.implements("merge_adapter")):
+        raise UsageError(
+            f"{directory.adapter} cannot be merged\n"
+            "why: it is not of peft, and its plugin does not implement `merge_adapter`\n"
+            "fix: implement the hook in the plugin"
+        )
+    model = load_unquantised(base)
+    with adapter_errors(directory.adapter):
+        adapted = with_adapter(model, directory.adapter, plugins)
+    return _merged(adapted, plugins)
 
 
 def load_unquantised(located: ResolvedModel) -> "PreTrainedModel":

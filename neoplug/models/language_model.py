@@ -49,3 +49,13 @@ class LanguageModel:
         with self.autocast_context(), recording(self.head.module, positions, inputs["input_ids"].shape[1]) as recorded:
             self.module(**inputs)
         return recorded[0]
+
+
+def count_parameters(module: Any) -> int:
+    """Return how many parameters a model has; transformers' own count includes all values of 4-bit weights."""
+    count = getattr(module, "num_parameters", None)
+    if count is None:
+        return sum(int(parameter.numel()) for parameter in module.parameters())
+    inside = getattr(count, "__self__", module)  # an adapter may wrap the model that counts
+    counted = {id(parameter) for parameter in inside.parameters()}
+    return int(count()) + sum(int(p.numel()) for p in module.parameters() if id(p) not in counted)

@@ -23,6 +23,7 @@ _WHY = {
     "make_optimizer": "one optimizer updates the weights",
     "param_groups": "each weight has one learning rate",
     "save_adapter": "an adapter is saved in one form",
+    "load_adapter": "an adapter is loaded from one form",
     "merge_adapter": "an adapter is merged in one way",
 }
 _FIX = {"add_adapter": "keep one; to compare both, run the recipe once with each"}

@@ -145,6 +145,14 @@ class Plugins:
         (result,) = (call(**arguments) for call in self._of(hook, section) if call.name == name)
         return result
 
+    def refused(self, hook: str, what: str, why: str, fix: str) -> AnswerError:
+        """Return the error of an answer to `hook` that does not fit the run; it names the plugin with file and line.
+
+        what  what the plugin did: a verb, as in "added the module `x`"
+        """
+        call, *_ = self._calls[hook]
+        return AnswerError(call.label, hook, Refusal(what).sentence(call.label, hook), why, fix, call.function)
+
     def named(self, hook: str) -> tuple[tuple[str, str], ...]:
         """Return (section, name) of the plugins that implement `hook`, in the order of their calls."""
         return tuple((call.section, call.name) for call in self._calls[hook])

@@ -19,6 +19,7 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.models.adaptable_weights import AdaptableWeight, adaptable_weights
 from neoplug.registry import Plugins, path_of
+from neoplug.runs.saved_form import is_peft, parts_of, validate_saved_form
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +37,13 @@ def add_adapter(plugins: Plugins, base: nn.Module, **arguments: Any) -> nn.Modul
 
     Raises:
         RecipeError: the adapter changes other weights than its options select.
+        AnswerError: it could not be saved and loaded again.
     """
     ((section, name),) = plugins.named("add_adapter")
-    weights = adaptable_weights(base)
+    weights, parts = adaptable_weights(base), parts_of(base)
     with recorded_configs() as given:
         adapted: nn.Module = plugins.one("add_adapter", model=base, **arguments)
+    validate_saved_form(plugins, parts, adapted)
     if given:
         plugin = plugins.section(section)[name]
         validate_adapted_weights(adapted, weights, plugin, given[-1], path_of(section, name), name)
@@ -77,9 +80,7 @@ def validate_adapted_weights(
     path     the plugin's key in the recipe
     name     of the plugin, for messages
     """
-    from peft import PeftModel
-
-    if not isinstance(adapted, PeftModel):
+    if not is_peft(adapted):
         return
     selection = Selection.of(plugin, given, weights)
     if selection.target_modules is None and not selection.target_parameters:

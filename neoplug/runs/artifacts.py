@@ -18,6 +18,7 @@ from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.directory import RunDir
 from neoplug.runs.model_card import card
 from neoplug.runs.result import RunResult
+from neoplug.runs.saved_form import is_peft
 from neoplug.runs.trained_tokenizer import has_other_template, log_template
 
 
@@ -84,13 +85,6 @@ def _removed(path: Path) -> Path:
     if path.exists():
         shutil.rmtree(path)
     return path
-
-
-def is_peft(model: nn.Module) -> bool:
-    """Return whether a model has an adapter of peft."""
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
 
 
 def _set_base(model: Any, base: str, revision: str | None) -> None:

@@ -10,6 +10,7 @@ from neoplug.registry.measures import MEASURES
 from neoplug.runs.directory import RunDir, as_yaml
 from neoplug.runs.publishable import publishable
 from neoplug.runs.result import RunResult
+from neoplug.runs.saved_student import has_peft_files
 
 COLUMNS = ("before", "after", "teacher")
 
@@ -60,7 +61,7 @@ def _metadata(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], r
     metadata = ModelCardData(
         base_model=student["source"] if student["revision"] else None,
         datasets=[source for source in sources if _is_hub_id(source)] or None,
-        library_name="peft" if run.adapter.is_dir() else "transformers",
+        library_name=_library(run),
         pipeline_tag="text-generation",
         tags=["neoplug", "knowledge-distillation", *recipe["adapter"], *recipe["loss"]],
         model_name=run.path.absolute().name,
@@ -71,6 +72,13 @@ def _metadata(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], r
         ],
     )
     return str(metadata.to_yaml()) + "\n"
+
+
+def _library(run: RunDir) -> str:
+    """Return the library that loads the model; an adapter of a plugin's own format needs the plugin."""
+    if run.adapter.is_dir():
+        return "peft" if has_peft_files(run.adapter) else "neoplug"
+    return "transformers"
 
 
 def _is_hub_id(source: Any) -> bool:
@@ -110,6 +118,9 @@ def _model_usage(
     trust = ", trust_remote_code=True" if recipe["student"].get("trust_remote_code") else ""
     if run.model.is_dir():
         return _python(f"model = AutoModelForCausalLM.from_pretrained({repository or f'{where}/model'!r}{trust})")
+    if not has_peft_files(run.adapter):
+        names = " + ".join(f"`{name}`" for name in recipe["adapter"])
+        return f"Its adapter has files of its own, which `load_adapter` of the plugin {names} loads on the base.\n"
     adapter = repr(repository or f"{where}/adapter")
     if run.student.is_dir():
         base, adapter = f"{where!r}, subfolder='student'", f"{where!r}, subfolder='adapter'"

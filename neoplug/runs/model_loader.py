@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from neoplug.models.reference import ResolvedModel
 from neoplug.models.stored_adapter import load_adapter
 from neoplug.models.verify import head_name, language_model
 from neoplug.recipe import ResolvedRecipe
+from neoplug.registry import Plugins
 from neoplug.runs.inputs import RunInputs
+from neoplug.runs.saved_student import with_adapter
 from neoplug.teachers.base import Teacher
 from neoplug.teachers.live import LiveTeacher
 
@@ -35,18 +38,39 @@ class ModelLoader:
     inputs: RunInputs
     world: World
 
-    def load(self, role: Role, located: ResolvedModel) -> Any:
-        """Load the weights of a model with the settings of its section of the recipe."""
+    def load(self, role: Role, located: ResolvedModel, plugins: Plugins | None = None) -> Any:
+        """Load the weights of a model with the settings of its section of the recipe.
+
+        plugins  whose hooks are called in place of those of all plugins of the recipe
+        """
         section = getattr(self.checked.recipe, role)
         return load_model(
             located,
             dtype=self.dtype(role) if role == "teacher" or self.inputs.trains_whole is False else torch.float32,
             device=torch.device(section.device or self.world.device),
             attn_implementation=section.attn_implementation,
-            plugins=self.checked.plugins,
+            plugins=plugins or self.checked.plugins,
             role=role,
             section="teacher.load" if role == "teacher" else "student.load",
         )
+
+    def load_trained(self, folder: Path) -> Any:
+        """Load a student that was trained and saved whole, in `folder`.
+
+        Treatments changed it before it was trained (`after_load`), so only the plugins of `student.load` are called.
+        """
+        located = replace(self.inputs.student, path=str(folder), revision=None, kind="local", adapter=None)
+        return self.load("student", located, Plugins({"student.load": self.checked.plugins.section("student.load")}))
+
+    def add_saved_adapter(self, base: nn.Module, adapter: Path, plugins: Plugins) -> nn.Module:
+        """Return the student: a loaded base with the adapter in a folder, its frozen weights in the student's dtype.
+
+        plugins  of the adapter, of which one may load it
+        """
+        weights = list(base.parameters())
+        adapted = with_adapter(base, adapter, plugins)
+        self.round_frozen_weights(weights)
+        return adapted.eval()
 
     def dtype(self, role: Role) -> torch.dtype:
         """Return a model's compute type: its section's, else bfloat16 if its device supports it natively."""

@@ -285,13 +285,17 @@ def _memory_bytes(
     parts = {f"{role}_weights": model.bytes for role, model in skeletons.items()}
     if sizes.whole:  # the weights themselves are the trainable ones
         del parts["student_weights"]
-    parts |= {
-        "trainable_weights": sizes.trainable * FLOAT32,
-        "gradients": sizes.trainable * FLOAT32,
-        **({"measured_gradients": gradients * sizes.trainable * FLOAT32} if gradients else {}),
+    trainable = sizes.trainable * FLOAT32
+    training = {
+        "gradients": trainable,
+        **({"measured_gradients": gradients * trainable} if gradients else {}),
         "optimizer": sizes.optimizer,
         "activations": activations,
     }
+    parts |= {"trainable_weights": trainable, **training}
+    # The copy of the student that a saved adapter is tried on, with the original trainable weights, precedes training.
+    copied = 0 if sizes.whole else parts["student_weights"] + 2 * trainable
+    parts["saved_copy"] = max(0, copied - sum(training.values()))
     return parts | {"total": sum(parts.values())}
 
 

@@ -6,29 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from neoplug import recipe as recipes
 from neoplug.distributed.world import World
 from neoplug.errors import UsageError
+from neoplug.models.language_model import LanguageModel
 from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe, Student
 from neoplug.recipe.source import from_values
-from neoplug.registry import Plugins, given_classes
-from neoplug.registry.consent import Consent
+from neoplug.registry import given_classes
 from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import resolve_inputs
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.progress import Progress, Silent
-from neoplug.runs.saved_student import (
-    adapter_plugins,
-    base_of,
-    is_peft,
-    trainable_as_float32,
-    with_plugin_adapter,
-    with_run_adapter,
-)
+from neoplug.runs.saved_student import adapter_errors, adapter_plugins, base_of
 
 logger = logging.getLogger(__name__)
 TARGET = "RUN_OR_MODEL"  # place of mistakes that come from the target, not from the recipe
@@ -95,18 +86,12 @@ def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[
         validate_devices(checked.recipe)
         inputs = resolve_inputs(checked, progress, directory.chat_template_date if directory else None)
         if directory is not None:
-            whole = directory.model.is_dir()
-            inputs = replace(
-                inputs, trains_whole=whole, base=inputs.base if whole else base_of(directory, checked.consent)
-            )
+            base = inputs.base if directory.model.is_dir() else base_of(directory, checked.consent)
+            inputs = replace(inputs, base=base, trains_whole=_trains_whole(directory, checked))
         loader = ModelLoader(checked, inputs, World(checked.recipe.student.device))
         progress.phase("loading the models")
         teacher = loader.load_teacher()
-        base = loader.load("student", inputs.base)
-        name = head_name(base)
-        student = loader.verify_student(
-            base if directory is None else _trained_student(base, directory, checked.consent), name
-        )
+        student = _load_student(loader, directory)
         progress.phase("evaluating the student and the teacher" if teacher else "evaluating the student")
         ours, theirs = loader.evaluate_both(student, teacher, loader.held_out())
     return {"format": 1, "target": target, "student": ours.values, "teacher": theirs.values if theirs else {}}
@@ -122,16 +107,22 @@ def _student_and_adapter(directory: RunDir) -> Mapping[str, Any]:
     return {"student": student, "adapter": resolved["adapter"]}
 
 
-def _trained_student(base: nn.Module, directory: RunDir, consent: Consent) -> nn.Module:
-    """Return a run's student: the base with its trained adapter, or `base` itself where it is a model trained whole."""
+def _trains_whole(directory: RunDir, checked: ResolvedRecipe) -> bool | None:
+    """Return `RunInputs.trains_whole`: whether the base is loaded in float32; None where its adapter decides."""
     if directory.model.is_dir():
-        return base
-    plugins = adapter_plugins(directory, consent)
-    return trainable_as_float32(_with_adapter(base, directory, plugins)).eval()
+        return True
+    return None if checked.plugins.implements("load_adapter") and not checked.recipe.student.load else False
 
 
-def _with_adapter(base: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:
-    if is_peft(directory) and not plugins.implements("save_adapter"):
-        adapted: nn.Module = with_run_adapter(base, directory)
-        return adapted
-    return with_plugin_adapter(base, directory, plugins)
+def _load_student(loader: ModelLoader, directory: RunDir | None) -> LanguageModel:
+    """Return the model to evaluate, or the trained student of a run, verified."""
+    if directory is not None and directory.model.is_dir():
+        base = loader.load_trained(directory.model)
+        return loader.verify_student(base, head_name(base))
+    base = loader.load("student", loader.inputs.base)
+    name = head_name(base)
+    if directory is not None:
+        plugins = adapter_plugins(directory, loader.checked.consent)
+        with adapter_errors(directory.adapter):
+            base = loader.add_saved_adapter(base, directory.adapter, plugins)
+    return loader.verify_student(base, name)

@@ -1,25 +1,23 @@
 """Loading of a run's student from its directory: the base, and the adapter on it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from neoplug.errors import RunError, UsageError
+from neoplug.errors import NeoplugError, UsageError
 from neoplug.models.quiet import quiet_peft
-from neoplug.models.reference import CONFIG, WEIGHTS, ResolvedModel
+from neoplug.models.reference import CONFIG, WEIGHTS, ResolvedModel, StoredAdapter
 from neoplug.models.remote_code import admit
 from neoplug.models.resolve import locate
-from neoplug.models.stored_adapter import locate_adapter, rename_cache_argument
+from neoplug.models.stored_adapter import rename_cache_argument
 from neoplug.registry import Plugins, build, find
 from neoplug.registry.consent import Code, Consent
 from neoplug.runs.directory import RunDir
 from neoplug.runs.run_files import RESTORE
-from neoplug.seeds import derive, generator
-from neoplug.training import checkpoint
 
 
 def base_of(directory: RunDir, consent: Consent) -> ResolvedModel:
@@ -55,28 +53,48 @@ def _base_of(directory: RunDir) -> ResolvedModel:
     return base
 
 
-def is_peft(directory: RunDir) -> bool:
-    """Return whether the run's adapter is stored in peft's format."""
-    return (directory.adapter / "adapter_config.json").is_file()
+def has_peft_files(adapter: Path) -> bool:
+    """Return whether the files of an adapter are in peft's format."""
+    return (adapter / CONFIG).is_file()
 
 
-def with_run_adapter(model: nn.Module, directory: RunDir) -> Any:
-    """Return the model with the adapter of a finished run, as `with_peft` does.
+def with_adapter(model: nn.Module, adapter: Path, plugins: Plugins) -> nn.Module:
+    """Return the model with the adapter in the folder `adapter`, loaded by the recipe's plugin or by peft.
+
+    Its trained weights are trainable and in float32.
 
     Raises:
-        RecipeError: a file is missing or damaged; it is never looked up on the hub.
+        UsageError: peft cannot read the folder, and the plugin does not implement `load_adapter`.
     """
-    stored = locate_adapter(str(directory.adapter.absolute()), ("adapter",))
+    model.requires_grad_(False)
+    if plugins.implements("load_adapter"):
+        return trainable_as_float32(plugins.one("load_adapter", model=model, path=adapter))
+    if has_peft_files(adapter):
+        return trainable_as_float32(_with_peft(model, adapter))
+    (name,) = plugins.implements("add_adapter")
+    raise UsageError(
+        f"the adapter in {adapter} cannot be loaded\n"
+        f"why: it has no {CONFIG} of peft, and `{name}` does not implement `load_adapter`\n"
+        "fix: implement the hook in the plugin"
+    )
+
+
+@contextmanager
+def adapter_errors(adapter: Path) -> Iterator[None]:
+    """Raise RecipeError in place of an exception of peft or safetensors for files of a run that cannot be loaded."""
     try:
-        return with_peft(model, stored.folder)
-    except Exception as error:  # peft and safetensors raise many types for damaged files
+        yield
+    except NeoplugError:
+        raise
+    except Exception as error:  # they raise many types for damaged files
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         what = f"cannot be loaded: {CONFIG} or {' or '.join(WEIGHTS)} is damaged"
+        stored = StoredAdapter(adapter.absolute(), str(adapter.absolute()), None, ("adapter",))
         raise stored.error(what, reason, RESTORE) from error
 
 
-def with_peft(model: nn.Module, adapter: Path) -> Any:
-    """Return the model with the adapter in the folder `adapter`, stored in peft's format; its weights are trainable.
+def _with_peft(model: nn.Module, adapter: Path) -> Any:
+    """Return the model with an adapter in peft's format.
 
     Virtual tokens are frozen: peft stores the computed embeddings, not the weights that were trained.
     """
@@ -90,52 +108,12 @@ def with_peft(model: nn.Module, adapter: Path) -> Any:
         )
 
 
-def with_plugin_adapter(model: nn.Module, directory: RunDir, plugins: Plugins) -> nn.Module:
-    """Return the model with its adapter added by the plugin, and its weights loaded from a checkpoint of the run.
-
-    This is for adapters that are not stored in peft's format.
-
-    Raises:
-        UsageError: the run has no checkpoint.
-        RunError: the checkpoint has a tensor that the model lacks.
-    """
-    newest = _checkpoint(directory)
-    (name,), seed = plugins.implements("add_adapter"), directory.resolved.get("seed", 0)
-    if newest is None:
-        raise UsageError(f"{directory.checkpoints} is empty\nwhy: only checkpoints hold the weights of `{name}`")
-    torch.manual_seed(derive(seed, name))
-    steps = checkpoint.read_state(newest)["step"]
-    model.requires_grad_(False)
-    trained: nn.Module = plugins.one(
-        "add_adapter", model=model, batches=None, total_steps=steps, rng=generator(seed, name)
-    )
-    _copy_into(load_file(newest / "trainable.safetensors"), trainable_as_float32(trained), newest)
-    return trained.eval()
-
-
-def _checkpoint(directory: RunDir) -> Path | None:
-    """Return the checkpoint of the run's student: the best one if the recipe says to restore it, else the last."""
-    best = directory.result and directory.result.best
-    if best and directory.resolved.get("evaluate", {}).get("load_best_model_at_end"):
-        return checkpoint.at(directory.checkpoints, best.step)
-    return checkpoint.latest(directory.checkpoints)
-
-
 def trainable_as_float32(model: nn.Module) -> nn.Module:
     """Convert the trainable parameters to float32, in place; return the model."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
-
-
-def _copy_into(stored: dict[str, torch.Tensor], model: nn.Module, where: Path) -> None:
-    present = dict(model.named_parameters()) | dict(model.named_buffers())
-    if odd := sorted(stored.keys() - present.keys()):
-        raise RunError(f"{where} does not fit the model: it has no {odd[0]}")
-    with torch.no_grad():
-        for name, tensor in stored.items():
-            present[name].copy_(tensor)
 
 
 def adapter_plugins(directory: RunDir, consent: Consent) -> Plugins:

@@ -1,7 +1,10 @@
 """The training run in one process: loads the models, evaluates, trains, saves the student, writes the result."""
 
+import gc
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,9 +21,8 @@ from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, Usa
 from neoplug.evaluation.evaluate import Evaluation
 from neoplug.evaluation.model_selection import criterion
 from neoplug.evaluation.remarks import remarks
-from neoplug.models.language_model import LanguageModel
-from neoplug.models.quiet import quiet, quiet_peft
-from neoplug.models.stored_adapter import load_adapter_weights, virtual_tokens
+from neoplug.models.language_model import LanguageModel, count_parameters
+from neoplug.models.stored_adapter import load_adapter_weights
 from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe
 from neoplug.recipe.loss_weights import Weight
@@ -31,7 +33,9 @@ from neoplug.runs.inputs import RunInputs
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.progress import Progress
 from neoplug.runs.result import EvaluationValues, RunResult, RunState, Sample, Status
-from neoplug.runs.save_dry_run import dry_run_save_on_main
+from neoplug.runs.sample import continuation, sample_prompt
+from neoplug.runs.save_dry_run import dry_run_save
+from neoplug.runs.saved_comparison import Excerpt, on_main, validate_saved_student
 from neoplug.runs.saved_student import trainable_as_float32
 from neoplug.runs.signals import ImmediateStop, Stop
 from neoplug.runs.steps import count_steps, make_losses, make_sampler, training_batches
@@ -107,7 +111,21 @@ class Trainer:
             )
 
     def train_and_evaluate(self, earlier: Path | None) -> RunResult:
-        """Load the models, evaluate, train from the checkpoint `earlier` or from the start, evaluate again, save."""
+        """Train and save the student; then load it from its files, compare it with the trained one, write the result.
+
+        Teacher, student and optimizer are freed in between: only local variables of `train_and_save` refer to them.
+        """
+        measured, compare = self.train_and_save(earlier)
+        gc.collect()
+        self.phase("loading the saved student")
+        on_main(self.loader, compare)
+        return self.complete(measured)
+
+    def train_and_save(self, earlier: Path | None) -> tuple[dict[str, Any], Callable[[], None]]:
+        """Load the models, evaluate, train from the checkpoint `earlier` or from the start, evaluate again, save.
+
+        Returns the content of the result, and the comparison with the saved student, which refers to no model.
+        """
         recipe, plugins = self.checked.recipe, self.checked.plugins
         sampler = make_sampler(self.checked, self.inputs.corpus, self.world.size)
         total = count_steps(recipe.train, sampler.steps_per_epoch)
@@ -125,7 +143,7 @@ class Trainer:
             self.evaluate_before(student, teacher, batches)
         if earlier is None:
             self.phase("trying to save the student")
-            dry_run_save_on_main(student, self.loader, self.directory.path)
+            on_main(self.loader, partial(dry_run_save, student, self.loader, self.directory.path))
         optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
         schedule = make_schedule(optimizer, recipe.train, total)
         if earlier is not None:
@@ -244,24 +262,10 @@ class Trainer:
         """Report the evaluation after `step` steps to the trackers; `name` is before, teacher, step-N or after."""
         self.trackers.evaluation(step, evaluation, "teacher" if name == "teacher" else "held_out")
 
-    def continuation(self, student: LanguageModel, prompt: list[int], tokens: int = 32) -> str | None:
-        """Return the student's greedy continuation of a prompt as text; None where the model cannot generate.
-
-        Virtual tokens are processed again for each token: with a cache of transformers, peft computes them wrongly.
-        """
-        module: Any = student.module
-        if not hasattr(module, "generate"):
-            return None
-        training = module.training
-        module.eval()
-        ids = torch.tensor([prompt], device=self.world.device)
-        with torch.no_grad(), student.autocast_context(), quiet(), quiet_peft():
-            found = module.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
-                use_cache=not virtual_tokens(module), pad_token_id=student.pad_token_id,
-            )  # fmt: skip
-        module.train(training)
-        return self.decode(found[0, len(prompt) :].tolist())
+    def continuation(self, student: LanguageModel, prompt: list[int]) -> str | None:
+        """Return the student's greedy continuation of a prompt as text; None where the model cannot generate."""
+        tokens = continuation(student, prompt)
+        return None if tokens is None else self.decode(tokens)
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of tokens, without special tokens."""
@@ -312,8 +316,10 @@ class Trainer:
             logger.info("no improvement in %d evaluations: training ends", comparison.without_improvement)
         return Verdict(improved=comparison.best.step == step, stop=stop)
 
-    def finish(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int) -> RunResult:
-        """Evaluate the trained student, save it, write the result."""
+    def finish(
+        self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int
+    ) -> tuple[dict[str, Any], Callable[[], None]]:
+        """Evaluate the trained student and save it; return what `train_and_save` does."""
         self.phase("evaluating the student after training")
         after = self.evaluate_best(student, teacher, batches, done)
         self.report_evaluation("after", done, after)
@@ -332,6 +338,8 @@ class Trainer:
             "answer_tokens": sum(line["answer_tokens"] for line in lines),
             "peak_memory_bytes": peak_memory(self.world.device),
         }
+        excerpt = Excerpt.of(student, self.loader)
+        expected = excerpt.logits(module)
         if self.world.is_main:
             self.phase("saving the student")
             save_student(module, self.checked, self.inputs.base, self.inputs.tokenizer, self.directory)
@@ -340,6 +348,10 @@ class Trainer:
             logger.debug(remark)
         reserved = set(RunResult.model_fields)  # plugins add keys of other names
         self.checked.plugins.each("on_train_end", model=module, result=measured, reserved=reserved)
+        return measured, partial(validate_saved_student, self.directory, self.loader, excerpt, expected)
+
+    def complete(self, measured: dict[str, Any]) -> RunResult:
+        """Write the model card and the result of a run whose student is saved."""
         result = RunResult(**measured, seconds=monotonic() - self.began)
         if self.world.is_main:
             write_card(self.directory, result)
@@ -377,21 +389,3 @@ class Trainer:
         """Write result.json on the main process."""
         if self.world.is_main:
             self.directory.write_result(result)
-
-
-def count_parameters(module: Any) -> int:
-    """Return how many parameters a model has; transformers' own count includes all values of 4-bit weights."""
-    count = getattr(module, "num_parameters", None)
-    if count is None:
-        return sum(int(parameter.numel()) for parameter in module.parameters())
-    inside = getattr(count, "__self__", module)  # an adapter may wrap the model that counts
-    counted = {id(parameter) for parameter in inside.parameters()}
-    return int(count()) + sum(int(p.numel()) for p in module.parameters() if id(p) not in counted)
-
-
-def sample_prompt(inputs: RunInputs, tokens: int = 32) -> list[int]:
-    """Return the beginning of the first held-out document: up to its first answer token, or at most `tokens` tokens."""
-    document = inputs.corpus.held_out[0]
-    scored = document.loss_mask.nonzero()[0]
-    start = int(scored[0]) if len(scored) and scored[0] > 1 else min(tokens, max(1, len(document) // 2))
-    return [int(token) for token in document.input_ids[:start]]

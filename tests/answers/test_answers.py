@@ -105,6 +105,8 @@ REFUSED = [
     ("base_weights", {"weight": [1.0]}, "the weight `weight`, which is a list"),
     ("merge_adapter", None, "None"),
     ("merge_adapter", LAYER, "a Linear"),
+    ("load_adapter", None, "None"),
+    ("load_adapter", {"a": LAYER}, "a dict"),
     ("save_adapter", None, "wrote no file into `path`"),
     ("save_adapter", {"a": torch.ones(1)}, "a dict"),
     ("token_loss", None, "None"),

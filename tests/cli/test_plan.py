@@ -64,6 +64,16 @@ def test_each_loss_that_is_measured_separately_needs_memory_for_its_own_gradient
     assert logged["memory_bytes"]["total"] == planned(mix % "")["memory_bytes"]["total"] + 3 * gradient
 
 
+def test_the_copy_that_a_saved_adapter_is_tried_on_needs_the_memory_that_training_does_not(planned, tiny_teacher):
+    """The copy has the student's weights, the adapter's and their original values; nothing of training exists then."""
+    large = (f"student={{model: {tiny_teacher}, dtype: float32}}", "data.max_length=40")
+    found = planned(*large, "train.per_device_train_batch_size=1", "train.gradient_checkpointing=true")["memory_bytes"]
+    lora = 4 * 4 * ((64 + 64) + (64 + 32))
+    training = found["gradients"] + found["optimizer"] + found["activations"]
+    assert found["saved_copy"] == 4 * parameters(tiny_teacher) + 8 * lora - training > 0
+    assert planned(*large, "adapter={full: {}}")["memory_bytes"]["saved_copy"] == 0
+
+
 def test_full_fine_tuning_needs_no_second_copy_of_the_model(planned, tiny_student):
     found = planned("adapter={full: {}}")
     assert found["parameters"]["trainable"] == found["parameters"]["total"] == parameters(tiny_student)
@@ -327,6 +337,15 @@ class Vectors:
     def __post_init__(self):
         if self.vectors % 2:
             raise ValueError("vectors must be even")
+
+    @hookimpl
+    def save_adapter(self, model, path):
+        torch.save(model.mine, path / "mine.pt")
+
+    @hookimpl
+    def load_adapter(self, model, path):
+        model.mine = torch.load(path / "mine.pt")
+        return model
 
     @hookimpl
     def add_adapter(self, model):

@@ -44,6 +44,10 @@ class Adapter:
     def save_adapter(self, model, path):
         return None
 
+    @hookimpl
+    def load_adapter(self, model, path):
+        return model
+
 
 @dataclass(eq=False)
 class Optimizer:

@@ -18,6 +18,11 @@ class Crash:
     def {hook}(self):
         return {{}}["gone"]
 """
+SAVES = """
+    @hookimpl
+    def save_adapter(self, path):
+        (path / "adapter.txt").write_text("")
+"""
 STATE = """
 @dataclass(eq=False)
 class Crash:
@@ -62,7 +67,8 @@ def command(lab, monkeypatch, capsys):
 @pytest.mark.parametrize("hook", [*sorted(SPECS.keys() - {"merge_adapter"}), "state_dict"])
 def test_a_crash_names_plugin_and_hook(lab, command, hook):
     fit = {"token_gradient": "token_loss"}.get(hook, "on_train_end" if hook != "on_train_end" else "after_load")
-    lab.plugin("crash", STATE if hook == "state_dict" else CRASH.format(hook=hook, fit=fit))
+    body = STATE if hook == "state_dict" else CRASH.format(hook=hook, fit=fit)
+    lab.plugin("crash", body + (SAVES if hook == "load_adapter" else ""))  # these two go together
     sections = SECTIONS.get(hook, lambda: {"treatments": CRASHING})()
     recipe = lab.recipe(**{"teacher": None, "loss": {"cross_entropy": {}}, "train": {"max_steps": 1}} | sections)
     code, stderr = command(recipe)

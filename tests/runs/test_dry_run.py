@@ -24,6 +24,11 @@ class Whole:
     @hookimpl
     def save_adapter(self, model, path):
         torch.save({{name: weight.detach() for name, weight in model.named_parameters()}}, path / "weights.pt")
+
+    @hookimpl
+    def load_adapter(self, model, path):
+        model.load_state_dict(torch.load(path / "weights.pt"), strict=False)  # the head is tied
+        return model
 """
 HIDES = """
         if model.device.type == "meta":

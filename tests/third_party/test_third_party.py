@@ -113,6 +113,13 @@ def test_the_export_is_the_base_with_the_saved_bottlenecks_merged(installation, 
         assert_allclose(found, expected(tokens).logits, atol=1e-4)
 
 
+def test_the_saved_adapter_is_evaluated_as_the_run_measured_it(installation, finished, recipe):
+    answer = installation.neoplug("eval", finished, "--recipe", recipe, "--json")
+    assert answer.code == 0, answer.err
+    measured = json.loads((finished / "result.json").read_text())["after"]
+    assert json.loads(answer.out)["student"]["perplexity"] == pytest.approx(measured["perplexity"], rel=1e-5)
+
+
 def test_a_recipe_with_the_broken_plugin_is_refused_with_error_and_distribution(installation, recipe, tmp_path):
     answer = installation.neoplug(
         "run", recipe, "probes={entropy: {}, broken_plugin: {}}", "--output", tmp_path / "run"

@@ -5,12 +5,12 @@ U starts at 0, so the student starts at its base. It can be merged into the laye
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from neoplug import AdapterTraits, hookimpl
@@ -73,6 +73,17 @@ class OutputBottleneck:
         save_file(tensors, path / "bottlenecks.safetensors")
         options = {"target_modules": self.target_modules, "width": self.width}
         (path / "bottleneck.json").write_text(json.dumps(options), encoding="utf-8")
+
+    @hookimpl
+    def load_adapter(self, model: nn.Module, path: Path) -> nn.Module:
+        """Wrap the layers of the options in the folder, and read their matrices."""
+        options = json.loads((path / "bottleneck.json").read_text(encoding="utf-8"))
+        model = replace(self, **options).add_adapter(model, torch.Generator())
+        tensors = load_file(path / "bottlenecks.safetensors")
+        for name, module in bottlenecks(model):
+            for part in ("down", "up"):
+                getattr(module, part).data.copy_(tensors[f"{name}.{part}"])
+        return model
 
     @hookimpl
     def merge_adapter(self, model: nn.Module) -> nn.Module:
