@@ -193,15 +193,17 @@ class Consent:
         """Return why code that is not trusted may not run; an empty text where it may."""
         if naming is None:
             return "what is written in the folder of a run or a model gives no consent"
-        if code.name.startswith(MODULE):
+        if naming.text.startswith(MODULE):
             return "the name of a module does not say which file it means"
-        if naming.is_typed:
+        is_module = code.name.startswith(MODULE)
+        if naming.is_typed and not is_module:
             return ""
         if code.files is None:
             return "its files are downloaded"
         if self.folder is None:
             return "the recipe that names it is no file in a folder of yours"
-        if Path(naming.text).is_absolute() or naming.text.startswith("~") or ".." in Path(naming.text).parts:
+        is_elsewhere = Path(naming.text).is_absolute() or naming.text.startswith("~") or ".." in Path(naming.text).parts
+        if is_elsewhere and not is_module:
             return "only a relative path without `..` names a file in the recipe's own folder"
         if not naming.folder.is_relative_to(self.folder):
             return f"it is named in {naming.folder}, outside of the recipe's own folder"

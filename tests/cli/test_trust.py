@@ -337,6 +337,16 @@ def test_a_module_needs_trust_wherever_it_is_named(neoplug, tmp_path, write, imp
     assert mark.exists()
 
 
+def test_a_module_in_the_recipes_own_folder_is_its_own_code(neoplug, tmp_path, write, importable, mark):
+    plugin = {"pack.inner:Loss": {}}
+    assert neoplug("preview", write(folder="beside", loss=plugin)).code == 2
+    assert neoplug("preview", write(folder="site", data={"source": "python:pack.inner"})).code == 2
+    assert neoplug("preview", write(folder="site/below", loss=plugin)).code == 2
+    assert not mark.exists()
+    assert neoplug("preview", write(folder="site", loss=plugin)).code == 0
+    assert mark.exists()
+
+
 def test_the_topics_of_pydoc_are_read_without_importing_them(neoplug, write):
     before = sys.modules.pop("pydoc_data.topics", None)
     try:
