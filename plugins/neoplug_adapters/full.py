@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from neoplug import Problem, hookimpl
+from neoplug import AdapterTraits, Problem, hookimpl
 from neoplug_adapters.companions import key_of, quantiser
 
 if TYPE_CHECKING:
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 class Full:
     """Trains every parameter of the student, head and embeddings included."""
 
+    traits: ClassVar[AdapterTraits] = AdapterTraits(
+        not_on_quantised="quantised weights are integers, which take no gradient"
+    )
+
     @hookimpl
     def check(self, recipe: Recipe) -> list[Problem]:
         """Refuse a quantised student: its weights take no gradient."""
@@ -27,7 +31,7 @@ class Full:
         return [
             Problem(
                 f"`full` cannot train a student loaded by `{loader}`",
-                "quantised weights are integers, which take no gradient",
+                self.traits.not_on_quantised,
                 "load the student unquantised, or name `lora`, which does not change the quantised weights",
                 ("adapter", key_of("full", recipe.adapter) or "full"),
             )
