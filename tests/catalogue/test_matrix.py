@@ -55,7 +55,7 @@ def test_findings_refer_to_existing_cells():
 
 def test_traits_for_quantised_students_are_those_that_were_measured():
     for name, cls in ((name, cls) for name, cls in built_in().items() if name in SHIPPED.rows):
-        refuses = bool(AdapterTraits.of(cls).not_on_quantised) or name == "full"
+        refuses = bool(AdapterTraits.of(cls).not_on_quantised)
         quantised = [way for way in SHIPPED.loadings if way != PLAIN]
         assert all((SHIPPED.works(name, way) == []) == refuses for way in quantised), name
 
