@@ -12,6 +12,7 @@ from neoplug.data.encode.clock import today
 from neoplug.distributed.world import World
 from neoplug.errors import UsageError, exits_refused
 from neoplug.errors.text import TextFormatter
+from neoplug.files.contents import RECORD
 from neoplug.recipe import ResolvedRecipe
 from neoplug.registry import given_classes
 from neoplug.runs.directory import REQUIRED, SAVED, RunDir, chosen_output, validate_output_path
@@ -57,7 +58,7 @@ def execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progr
 
 def _execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:
     directory = run_to_resume(output, checked, resume)
-    if directory is not None and directory.is_finished and (result := directory.result):
+    if directory is not None and _is_complete(directory) and (result := directory.result):
         logger.info("%s is complete; nothing to do", output)
         return result.as_dict()
     with stopping() as stop, checked.marking(), buffered_log() as log_buffer, ExitStack() as cleanup:
@@ -79,6 +80,11 @@ def _execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Prog
         result = Trainer(checked, inputs, directory, world, progress, stop).run()
         world.end()
         return result.as_dict()
+
+
+def _is_complete(directory: RunDir) -> bool:
+    """Return whether nothing is left to do. A run that was killed before it recorded its contents repeats its end."""
+    return directory.is_finished and (directory.is_recorded or not (directory.path / RECORD).exists())
 
 
 def run_to_resume(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir | None:

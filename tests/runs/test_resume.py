@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from neoplug.errors import PluginError, UsageError
+from neoplug.files.contents import record, recorded
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
@@ -259,6 +260,16 @@ def test_resume_of_a_complete_run_does_nothing(interruptible, uninterrupted):
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in uninterrupted.path.rglob("*")}
     interruptible.run("uninterrupted", resume=True)
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in uninterrupted.path.rglob("*")} == before
+
+
+def test_a_run_that_was_killed_before_it_recorded_its_contents_repeats_its_end(interruptible, uninterrupted):
+    """It has a result, but could not be pushed, nor its files verified."""
+    path = interruptible.run("unrecorded").path
+    (path / "contents.json").unlink()
+    record(path, "recipe.yaml", "lock.json", "evaluation")  # what a run records before its end
+    (path / ".contents.json.abcdefgh.partial").write_text("half")
+    assert_same(interruptible.run("unrecorded", resume=True), uninterrupted)
+    assert recorded(path).keys() == recorded(uninterrupted.path).keys()
 
 
 def test_a_changed_recipe_is_refused_with_the_difference(lab):
