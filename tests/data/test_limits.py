@@ -71,6 +71,22 @@ def test_one_that_never_ends_is_refused_before_any_row(tiny_tokenizer):
         ChatTemplate(tiny_tokenizer, ENDLESS["loop"])
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.getcwd() }}",
+        "{{ messages.append(messages[0]) }}",
+        "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
+    ],
+)
+def test_a_template_reaches_no_python_object(tiny_tokenizer, body):
+    template = PLAIN + "{% if messages[0].content == 'hostile' %}" + body + "{% endif %}"
+    dropped = encode(tiny_tokenizer, template, "a", "hostile", "b")
+    assert dropped.keys() == {1}
+    assert "unsafe" in dropped[1] or "SecurityError" in dropped[1], dropped
+
+
 def test_alarms_and_limits_are_as_before(tiny_tokenizer):
     resource = pytest.importorskip("resource")
     calls = []

