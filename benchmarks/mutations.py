@@ -4,6 +4,8 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+import yaml
+
 VALUES = (
     *("", "null", "~", "true", "[]", "{}", "[[[]]]", "{a: {b: {c: 1}}}", "''", "'x'", "-1", "0", "1.5", "007", "1_000"),
     *("1e400", "-1e400", "1.7e308", ".nan", ".inf", str(2**63 - 1), str(2**64), "9" * 500, "0x" + "f" * 500, "1:30:00"),
@@ -93,7 +95,16 @@ def overrides(text: str, seed: int) -> Iterator[str]:
     """Yield one to four overrides of keys that a recipe's text has, or of what is no key; a shell can pass each."""
     rng = random.Random(f"override {seed}")
     keys = re.findall(r"[A-Za-z_]+(?=:)", text)
+    paths = [*_paths(yaml.safe_load(text))]
     for _ in range(rng.randint(1, 4)):
         path = ".".join(rng.choice([*keys, "", "x", '"a.b"', "~", "a" * 300]) for _ in range(rng.choice((1, 2, 3, 40))))
+        path = rng.choice([path, *[rng.choice(paths)] * 3])  # most name what the recipe has
         override = f"{path}{rng.choice(['=', '=', '=', '==', ''])}{rng.choice(VALUES)}"
         yield _letter(rng, override).replace("\0", "") if rng.random() < 0.3 else override.replace("\0", "")
+
+
+def _paths(values: object, *above: str) -> Iterator[str]:
+    """Yield the path of each value of a recipe, as overrides write it."""
+    for key, value in values.items() if isinstance(values, dict) else ():
+        yield ".".join([*above, str(key)])
+        yield from _paths(value, *above, str(key))

@@ -46,8 +46,8 @@ def neoplug_home(tmp_path_factory):
     return Path(os.environ["NEOPLUG_HOME"])
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer():
+def bpe_tokenizer():
+    """Return a tokenizer of 384 tokens, learnt from Python's documentation."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -67,6 +67,11 @@ def tiny_tokenizer():
         pad_token="<|endoftext|>",
         chat_template=CHAT_TEMPLATE,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    return bpe_tokenizer()
 
 
 def tiny_llama(folder, tokenizer, *, seed, layers=2, hidden=48, vocab=None, **config):

@@ -122,6 +122,7 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         "tests/runs/test_resume.py::test_kills_at_random_moments",
     ),
     "A record shows damage": (),
+    "[Attacks and damage]": (),
     "`lock.json` in the directory": ("tests/runs/test_run.py::test_the_lock_holds_hashes",),
 }
 

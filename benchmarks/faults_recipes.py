@@ -1,0 +1,56 @@
+"""Mutated recipes and overrides, seeded: refused with their place, or a valid plan, in bounded time and memory."""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+from faults_lab import Lab, Result
+from mutations import mutant, overrides
+
+from neoplug.recipe import load
+from neoplug.recipe.source import shipped
+
+TITLE = "mutated recipes and overrides"
+PROMISE = "a valid plan, or exit 2 with file:line; below 2 s and 500 MB"
+NUMBER, QUICK = 20_000, 60  # cases
+SECONDS, MEGABYTES = 2.0, 500.0  # of one plan: processor time, resident memory
+PLACE = re.compile(r"^[^\n]+:\d+:\d+: ")
+
+
+def cases(lab: Lab) -> Sequence[int]:
+    """Return seeds: the even ones mutate a recipe's text, the odd ones its overrides."""
+    return range(NUMBER)
+
+
+def attempt(lab: Lab, seed: int) -> Result:
+    """Plan a mutant."""
+    texts = _texts(lab)
+    text = texts[seed // 2 % len(texts)]
+    with lab.copy() as case:
+        file = case / "recipe.yaml"
+        changes = [*overrides(text, seed)] if seed % 2 else []
+        file.write_text(text if changes else mutant(text, seed), encoding="utf-8", errors="surrogatepass")
+        found = lab.command(lab.folder / "plans", "plan", file, "--json", "--", *changes)
+    outcome = {0: "planned", 2: "refused"}.get(found.code, "failed")
+    failure = ""
+    if outcome == "failed" or found.is_traceback or (found.code == 2 and not PLACE.search(found.err)):
+        failure = f"seed {seed}: exit {found.code}: {found.last_line}"
+    elif found.seconds > SECONDS or found.megabytes > MEGABYTES:
+        failure = f"seed {seed}: {found.seconds:.1f} s, {found.megabytes:.0f} MB"
+    return Result(outcome, failure, found.seconds, found.megabytes)
+
+
+@cache
+def _texts(lab: Lab) -> list[str]:
+    """Return the lab's recipe, and the shipped ones with the lab's models."""
+    texts = [lab.recipe.read_text(encoding="utf-8")]
+    model, rows = lab.folder / "student", lab.folder / "chat.jsonl"
+    for name, file in shipped().items():
+        text = re.sub(r"model: pypi:\S+", f"model: {model}", file.read_text(encoding="utf-8"))
+        text = re.sub(r"layers: \[[^]]*\]", "layers: [0, 2]", text)
+        if name == "base":
+            text = text.replace("data:\n", f"data:\n  source: {rows}\n")
+            text += f"teacher: {{model: {model}}}\nstudent: {{model: {model}}}\n"
+        texts.append(text)
+    load(lab.recipe)  # what a process reads once, it has read before it is forked
+    return texts
