@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from neoplug.distributed.processes import Process
 from neoplug.errors import RunError
 
 Value = TypeVar("Value")
@@ -18,7 +19,7 @@ LAUNCH = "fix: start several processes with `torchrun --nproc-per-node N -m neop
 
 
 class World:
-    """The processes of a run: rank, device and collective operations of this one.
+    """The processes of a run, by rank: rank, device and collective operations of this one.
 
     device  device of the student; None: accelerate chooses
 
@@ -43,6 +44,7 @@ class World:
             raise RunError(
                 f"the launcher set WORLD_SIZE to {expected}, but this process is one of {self.size}\n" + LAUNCH
             )
+        self.processes = self.gather([Process.own(self.rank)])
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return the module, wrapped so that backward averages gradients over ranks; unwrapped in a single process."""

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from neoplug.data import BatchSampler
 from neoplug.data.batch import Batch
 from neoplug.distributed.world import World
-from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, UsageError, redacted
+from neoplug.errors import Interrupted, RunError, UsageError
 from neoplug.evaluation.evaluate import Evaluation
 from neoplug.evaluation.model_selection import criterion
 from neoplug.evaluation.remarks import remarks
@@ -29,10 +29,11 @@ from neoplug.recipe.loss_weights import Weight
 from neoplug.runs.adapted_weights import add_adapter
 from neoplug.runs.artifacts import save_student, write_card
 from neoplug.runs.directory import RunDir
+from neoplug.runs.failure import FailureWriter
 from neoplug.runs.inputs import RunInputs
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.progress import Progress
-from neoplug.runs.result import EvaluationValues, RunResult, RunState, Sample, Status
+from neoplug.runs.result import EvaluationValues, RunResult, RunState, Sample
 from neoplug.runs.sample import continuation, sample_prompt
 from neoplug.runs.save_dry_run import dry_run_save
 from neoplug.runs.saved_comparison import Excerpt, on_main, validate_saved_student
@@ -65,6 +66,7 @@ class Trainer:
         self.loader = ModelLoader(self.checked, self.inputs, self.world)
         self.criterion = criterion(self.checked.recipe.evaluate)
         self.state = RunState(step=0, world=self.world.size, seconds=0.0)
+        self.metrics: Metrics | None = None
 
     def run(self) -> RunResult:
         """Train and evaluate; write the result, also that of a run that failed or was interrupted."""
@@ -75,6 +77,7 @@ class Trainer:
             self.state = RunState.read(checkpoint.read_state(earlier), earlier / "state.json")
             self.validate_world_size(self.state.world)
         self.began = started - self.state.seconds
+        failures = FailureWriter(self.directory, self.world)
         if self.world.is_main:
             self.directory.continue_from(self.state.step)
         reported = self.checked.recipe.trackers if self.world.is_main else []
@@ -83,23 +86,16 @@ class Trainer:
             return self.train_and_evaluate(earlier)
         except SystemExit as error:  # raised by a plugin: the run has failed, whatever the exit code
             failure = RunError(f"a plugin or a model of the recipe called sys.exit({error.code}) during the run")
-            self.write_failure(failure)
-            raise failure from error
+            raise failures.write(failure, self.state, self.last_step) from error
         except (Exception, ImmediateStop) as error:
-            self.write_failure(error)
-            raise
+            raise failures.write(error, self.state, self.last_step)  # noqa: B904 (`error` itself, or one that it caused)
         finally:
             self.trackers.finish()
 
-    def write_failure(self, error: BaseException) -> None:
-        """Write the result of a run that failed or was interrupted."""
-        if isinstance(error, PluginError) and self.world.is_main:
-            error.log = self.directory.log
-        explained = isinstance(error, NeoplugError | ImmediateStop)
-        status: Status = "interrupted" if isinstance(error, Interrupted | ImmediateStop) else "failed"
-        reason = redacted(str(error) if explained else f"{type(error).__name__}: {error}")
-        logger.debug("%s: %s", status, reason, exc_info=error.__cause__ or (None if explained else error))
-        self.write_result(RunResult(format=1, status=status, reason=reason, **self.state.measured()))
+    @property
+    def last_step(self) -> int:
+        """The last step that this process finished, or the one that it goes on from."""
+        return self.metrics.last_step if self.metrics else self.state.step
 
     def validate_world_size(self, size: int) -> None:
         """Refuse to resume with another number of processes: each step would train on other rows."""
@@ -193,8 +189,10 @@ class Trainer:
     def loop_events(self, config: LoopConfig, batches: list[Batch]) -> LoopEvents:
         """Return the callbacks of the loop, which write metrics and checkpoints and run evaluations."""
         student, varies = config.student, any(weight.varies for weight in config.weights.values())
+        row_label = self.inputs.corpus.report.row_label
+        self.metrics = Metrics(varies, self.write_lines, self.world.gather, row_label, self.state.step)
         return LoopEvents(
-            metrics=Metrics(varies, self.write_lines, self.world.gather, self.inputs.corpus.report.row_label),
+            metrics=self.metrics,
             on_calibrated=self.record_calibrated_weights,
             save=lambda step: self.save_checkpoint(step, student.module, config.optimizer, config.schedule),
             evaluate=lambda step: self.record_evaluation(

@@ -174,6 +174,11 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in a folder."""
+    return [_step(path) for path in folder.glob("step-*")]
+
+
 def at(folder: Path, step: int) -> Path:
     """Return the path of a step's checkpoint."""
     return folder / f"step-{step}"

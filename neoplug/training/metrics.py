@@ -59,17 +59,20 @@ class Metrics:
     write         called with the lines of a flush
     gather        returns the values of all ranks
     row_name      returns the name of a source row for error messages
+    last_step     the last step that was added, or the one that the run goes on from
     """
 
     weights_vary: bool
     write: Callable[[list[dict[str, Any]]], None]
     gather: Callable[[list[int]], list[int]] = list
     row_name: Callable[[int], str] = str
+    last_step: int = 0
     pending: list[StepValues] = field(default_factory=list)
 
     def add(self, step: StepValues) -> None:
         """Add the values of a step to those that the next flush writes."""
         self.pending.append(step)
+        self.last_step = step.host_values["step"]
 
     def flush(self) -> None:
         """Copy all pending steps to the host at once, check them and write their lines.

@@ -2,6 +2,8 @@
 
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 
@@ -53,6 +55,41 @@ class Counts:
 
     def write(self, what, rows):
         Path(self.folder, f"{what}-{os.environ['RANK']}").write_text(str(rows))
+
+
+@dataclass(eq=False)
+class Kill:
+    '''Kills the process of a rank after a step.'''
+
+    rank: int
+    step: int
+
+    @hookimpl
+    def on_step_end(self, step):
+        if int(os.environ["RANK"]) == self.rank and step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(eq=False)
+class KillBefore:
+    '''Kills rank 1 before the first step, while the others wait for a signal; once.'''
+
+    flag: str
+
+    @hookimpl
+    def on_step_end(self):
+        pass
+
+    def state_dict(self):
+        if Path(self.flag).exists():
+            if os.environ["RANK"] != "1":
+                signal.pause()
+            Path(self.flag).unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+    def load_state_dict(self, state):
+        pass
 
 
 @dataclass(eq=False)
@@ -183,3 +220,54 @@ def test_half_of_a_launchers_variables_is_refused_with_the_command(lab):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "torchrun" in done.stderr
+
+
+def start_ranks(lab, recipe, output, ranks):
+    """Start the processes of a run without a launcher, and return them by rank."""
+    command = [sys.executable, "-m", "neoplug", "run", str(recipe), "--output", str(lab.folder / output)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(ranks)}
+    return [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
+        for rank in range(ranks)
+    ]
+
+
+@pytest.mark.parametrize(("ranks", "killed"), [(2, 1), (2, 0), (3, 0)])
+def test_the_result_names_a_killed_rank_and_the_steps(lab, ranks, killed):
+    lab.plugin("parts", PARTS)
+    kill = {"./parts.py:Kill": {"rank": killed, "step": 5}}
+    recipe = lab.recipe(treatments=kill, train={"save_steps": 2, "logging_steps": 3})
+    processes = start_ranks(lab, recipe, "run", ranks)
+    living = [process for rank, process in enumerate(processes) if rank != killed]
+    errors = [process.communicate(timeout=240)[1].decode() for process in [*living, processes[killed]]]
+    assert [process.returncode for process in [*living, processes[killed]]] == [1] * len(living) + [-signal.SIGKILL]
+    assert not any("Traceback" in error for error in errors), errors
+    result = lab.at("run").result
+    assert result["status"] == "failed"
+    what, why, fix = result["reason"].split("\n")
+    name = f"rank {killed} (process {processes[killed].pid} on {socket.gethostname()})"
+    assert what == f"{name} was killed by SIGKILL; step 5 was the last that finished, step 4 the last that was saved"
+    assert "memory" in why
+    assert fix == "fix: start the run again with --resume, which goes on after step 4"
+    assert set(result) >= {"before", "teacher"}
+
+
+def test_a_rank_that_is_killed_before_training_is_named_although_torchrun_stops_the_others(lab):
+    lab.plugin("parts", PARTS)
+    flag = lab.folder / "flag"
+    flag.touch()
+    recipe = lab.recipe(treatments={"./parts.py:KillBefore": {"flag": str(flag)}}, train={"max_steps": 1})
+    done = launch(lab, recipe, "run")
+    assert not flag.exists(), done.stderr
+    result = lab.at("run").result
+    assert result["status"] == "failed"
+    name = rf"rank 1 \(process \d+ on {re.escape(socket.gethostname())}\)"
+    ends = "(is gone|was killed by SIGKILL); no step was finished, none was saved\n"
+    assert re.match(f"{name} {ends}", result["reason"])
+    done = launch(lab, recipe, "run", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert lab.at("run").result["status"] == "completed"
