@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
+from neoplug.files.contents import RECORD, damage
 from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.models.reference import CONFIG, WEIGHTS, ResolvedModel, StoredAdapter
 
@@ -78,7 +79,10 @@ def _rename_cache_argument(
 
 
 def locate_adapter(name: str, path: Key = ("adapter_path",)) -> StoredAdapter:
-    """Return the adapter `name`, a folder or a hub id. Raises RecipeError where it is not an adapter."""
+    """Return the adapter `name`, a folder or a hub id.
+
+    Raises RecipeError where it is not an adapter, or one of a run whose files are not as the run recorded them.
+    """
     folder, revision = Path(name).expanduser(), None
     if not folder.is_dir():
         folder, revision = _from_hub(name, path)
@@ -87,6 +91,9 @@ def locate_adapter(name: str, path: Key = ("adapter_path",)) -> StoredAdapter:
     if missing:
         fix = "name the folder that peft's `save_pretrained` wrote, such as `adapter/` of a run"
         raise stored.error(f"is not a peft adapter: its folder has no {' or '.join(missing[0])}", fix=fix)
+    run = stored.folder.parent
+    if (run / RECORD).is_file() and (found := damage(run, stored.folder.name)):
+        raise stored.error(f"is damaged: {found}", fix=f"restore {run}; or remove {RECORD} there to use it unverified")
     return stored
 
 

@@ -9,6 +9,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from neoplug.errors import RecipeError
+from neoplug.files.contents import record
 from neoplug.models.load import load_meta_model, load_weights
 from neoplug.models.resolve import locate
 from neoplug.models.stored_adapter import (
@@ -158,6 +159,19 @@ def test_damaged_files_are_refused(copy, tiny_student, file, content, message):
         (copy / file).write_bytes(content)
     with pytest.raises(RecipeError, match=message):
         validate_same_adapter(adapted(tiny_student), locate_adapter(str(copy), KEY), "lora")
+
+
+def test_the_adapter_of_a_run_is_compared_with_the_runs_record(tmp_path, adapter):
+    shutil.copytree(adapter, tmp_path / "adapter")
+    record(tmp_path, "adapter")
+    assert locate_adapter(str(tmp_path / "adapter")).folder == tmp_path / "adapter"
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"adapter/adapter_model\.safetensors does not have the contents") as refused:
+        locate_adapter(str(tmp_path / "adapter"), KEY)
+    assert refused.value.problems[0].path == KEY
 
 
 def test_an_unknown_name_is_refused():
