@@ -66,9 +66,10 @@ def save_changed_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, 
 
 def _save_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, directory: RunDir) -> None:
     """Write student/ if the adapter's base is not the original model: it was prepared, or changed by the adapter."""
-    save_changed_base(model, checked, base, tokenizer, directory.student)
-    if base.kind == "prepared" and not directory.student.exists():
-        with folder_atomically(directory.student) as draft:
+    if checked.plugins.implements("base_weights"):
+        save_changed_base(model, checked, base, tokenizer, directory.student)
+    elif base.kind == "prepared":
+        with folder_atomically(_removed(directory.student)) as draft:
             shutil.copytree(base.path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RECORD))
             if checked.recipe.data.chat_template is not None:
                 tokenizer.save_pretrained(draft)

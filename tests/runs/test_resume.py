@@ -272,6 +272,19 @@ def test_a_run_that_was_killed_before_it_recorded_its_contents_repeats_its_end(i
     assert recorded(path).keys() == recorded(uninterrupted.path).keys()
 
 
+def test_a_base_that_a_killed_process_wrote_is_written_again(lab):
+    """Nothing is recorded of its files yet, so damage to them cannot be seen."""
+    changes = {"student": {"prepare": {"prune_depth": {"layers": [0]}}}, "train": {"max_steps": 1}}
+    path = lab.run("run", **changes).path
+    whole = (path / "student" / "config.json").read_bytes()
+    (path / "student" / "config.json").write_text("")
+    for name in ("contents.json", "result.json"):
+        (path / name).unlink()
+    record(path, "recipe.yaml", "lock.json", "evaluation")
+    lab.run("run", resume=True, **changes)
+    assert (path / "student" / "config.json").read_bytes() == whole
+
+
 def test_a_changed_recipe_is_refused_with_the_difference(lab):
     run = lab.run("run", train={"max_steps": 1})
     before = (run.path / "recipe.yaml").read_bytes()
