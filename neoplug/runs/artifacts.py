@@ -105,7 +105,8 @@ def _save_peft(model: Any, path: Path) -> None:
 def _sort_sets(model: Any, file: Path) -> None:
     """Sort what is a set in the adapter's configuration, which peft writes in an order that differs by process."""
     values = json.loads(file.read_text(encoding="utf-8"))
-    unordered = [name for name, value in vars(model.active_peft_config).items() if isinstance(value, set)]
+    config = model.active_peft_config
+    unordered = [name for name in values if isinstance(getattr(config, name, None), set)]
     values |= {name: sorted(values[name]) for name in unordered}
     file.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
 

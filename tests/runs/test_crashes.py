@@ -40,6 +40,7 @@ SECTIONS = {  # the section of the plugin by hook; all others are treatments
     "prepare_student": lambda: {"student": {"prepare": CRASHING}},
     "load_kwargs": lambda: {"student": {"load": CRASHING}},
     "add_adapter": lambda: {"adapter": CRASHING},
+    "load_adapter": lambda: {"adapter": {"lora": {"r": 2}, **CRASHING}},
     "make_optimizer": lambda: {"optimizer": CRASHING},
     "token_loss": lambda: {"loss": CRASHING},
     "token_gradient": lambda: {"loss": CRASHING},
@@ -66,7 +67,9 @@ def command(lab, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", [*sorted(SPECS.keys() - {"merge_adapter"}), "state_dict"])
 def test_a_crash_names_plugin_and_hook(lab, command, hook):
-    fit = {"token_gradient": "token_loss"}.get(hook, "on_train_end" if hook != "on_train_end" else "after_load")
+    fit = {"token_gradient": "token_loss", "load_adapter": "on_step_end"}.get(
+        hook, "on_train_end" if hook != "on_train_end" else "after_load"
+    )
     body = STATE if hook == "state_dict" else CRASH.format(hook=hook, fit=fit)
     lab.plugin("crash", body + (SAVES if hook == "load_adapter" else ""))  # these two go together
     sections = SECTIONS.get(hook, lambda: {"treatments": CRASHING})()

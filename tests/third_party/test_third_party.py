@@ -114,7 +114,7 @@ def test_the_export_is_the_base_with_the_saved_bottlenecks_merged(installation, 
 
 
 def test_the_saved_adapter_is_evaluated_as_the_run_measured_it(installation, finished, recipe):
-    answer = installation.neoplug("eval", finished, "--recipe", recipe, "--json")
+    answer = installation.neoplug("eval", finished, recipe, "--json")
     assert answer.code == 0, answer.err
     measured = json.loads((finished / "result.json").read_text())["after"]
     assert json.loads(answer.out)["student"]["perplexity"] == pytest.approx(measured["perplexity"], rel=1e-5)
