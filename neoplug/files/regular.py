@@ -1,4 +1,4 @@
-"""Reading of files that somebody else names: only regular files, and never more than a given number of bytes."""
+"""Reading of files that a recipe names: only regular files, and never more than a given number of bytes."""
 
 import errno
 import stat

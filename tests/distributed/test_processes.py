@@ -1,4 +1,4 @@
-"""How a process of this machine ended, compared with what its parent is told."""
+"""How a process of this machine ended, compared with the status that its parent gets."""
 
 import os
 import signal
