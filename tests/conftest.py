@@ -40,10 +40,15 @@ class CustomModel(LlamaForCausalLM):
 
 @pytest.fixture(autouse=True, scope="session")
 def neoplug_home(tmp_path_factory):
-    """Isolate the tests from the user's cache, unless NEOPLUG_HOME is set, and from what he trusts."""
-    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("settings"))
+    """Isolate the tests from the user's cache, unless NEOPLUG_HOME is set."""
     os.environ.setdefault("NEOPLUG_HOME", str(tmp_path_factory.mktemp("neoplug-home")))
     return Path(os.environ["NEOPLUG_HOME"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def settings(tmp_path_factory):
+    """Isolate each file of tests from what the user, or another file, trusts."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("settings"))
 
 
 def bpe_tokenizer():

@@ -45,10 +45,11 @@ class Adapter(LoRA):
     """An adapter that only this module has."""
 
 
-def test_a_class_of_a_module_trains_as_the_same_class_of_a_file(lab, tmp_path, monkeypatch):
-    (tmp_path / "module_of_a_test").mkdir()
-    (tmp_path / "module_of_a_test" / "losses.py").write_text(PREAMBLE + LOSS)
-    monkeypatch.syspath_prepend(tmp_path)
+def test_a_class_of_a_module_trains_as_the_same_class_of_a_file(lab, tmp_path_factory, monkeypatch):
+    packages = tmp_path_factory.mktemp("packages")  # in the recipe's own folder, no consent would be needed
+    (packages / "module_of_a_test").mkdir()
+    (packages / "module_of_a_test" / "losses.py").write_text(PREAMBLE + LOSS)
+    monkeypatch.syspath_prepend(packages)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     lab.plugin("losses", LOSS)
     name = "module_of_a_test.losses:Surprise"
