@@ -99,6 +99,17 @@ def load(
     path, name = locate(source, Path.cwd())
     consent = Consent(None if path in shipped().values() else path, trust)
     tree = read_recipe(path, name, overrides, changes if isinstance(changes, Tree) else from_values(changes or {}))
+    return resolve(tree, path.stem, consent)
+
+
+def resolve(tree: Tree, name: str, consent: Consent) -> ResolvedRecipe:
+    """Validate a recipe that is read and merged, and build its plugins; `load` does this with a file.
+
+    Raises RecipeError with every mistake.
+    """
+    for plugins in map(tree.get, PLUGIN_MAPS):
+        if isinstance(plugins, dict):  # `name:` is `name: {}`, a plugin without options
+            plugins |= {plugin: {} for plugin, options in plugins.items() if options is None}
     if too_many := list(_too_many(tree)):
         raise RecipeError(_sorted([*tree.problems, *too_many], tree))
     problems = [
@@ -123,9 +134,7 @@ def load(
     values, origins = _resolve(recipe, found, tree)
     entries = {("calibrate", plugin.name): plugin.entry for plugin in found.references}
     entries |= {(plugin.section, plugin.name): plugin.entry for plugin in found.named}
-    return ResolvedRecipe(
-        recipe, path.stem, plugins, references, found.weights, entries, origins, consent, values, tree
-    )
+    return ResolvedRecipe(recipe, name, plugins, references, found.weights, entries, origins, consent, values, tree)
 
 
 def _refuse(problems: list[Problem], tree: Tree) -> None:

@@ -34,10 +34,14 @@ def shipped() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
-def locate(source: str | Path, folder: Path) -> tuple[Path, str]:
+def locate(
+    source: str | Path, folder: Path, known: Mapping[str, Path] | None = None, kind: str = "recipe"
+) -> tuple[Path, str]:
     """Return the recipe file that `source` names, and its name in messages.
 
     source  a file, where relative from `folder`; else the name of a shipped recipe
+    known   the files that are shipped, by name; None: the recipes
+    kind    what is looked for, in messages
     Raises RecipeError where there is neither.
     """
     text = str(source)
@@ -47,10 +51,10 @@ def locate(source: str | Path, folder: Path) -> tuple[Path, str]:
             return path, text
     except (OSError, RuntimeError, ValueError):
         pass
-    known = shipped()
+    known = shipped() if known is None else known
     if text in known:
         return known[text], known[text].name
-    what = f"there is no recipe `{text}`: no such file in {folder}, and none is shipped{did_you_mean(text, [*known])}"
+    what = f"there is no {kind} `{text}`: no such file in {folder}, and none is shipped{did_you_mean(text, [*known])}"
     raise RecipeError([Problem(what, fix=f"name a YAML file, or one of {', '.join(known)}")])
 
 
@@ -68,9 +72,6 @@ def read_recipe(path: Path, name: str, overrides: Sequence[str], changes: Tree) 
         tree = replace(tree, root=merge(tree.root, upper.root, tree.removed))
     for number, override in enumerate(overrides, 1):
         tree = _overridden(tree, override, number, size)
-    for plugins in map(tree.get, PLUGIN_MAPS):
-        if isinstance(plugins, dict):  # `name:` is `name: {}`, a plugin without options
-            plugins |= {name: {} for name, options in plugins.items() if options is None}
     return tree
 
 
@@ -132,7 +133,7 @@ def _read_parent(extends: Node, path: Path, name: str, size: Size) -> Tree:
     file, shown = locate(named, path.resolve().parent)
     text = read_file(file, str(Path(name).parent / shown))
     tree = read(text, size)
-    if not _is_recipe(tree, text):
+    if not is_recipe(tree, text):
         raise RecipeError(
             [Problem(f"`{named}` is no recipe", "few of its keys are those of a recipe, so it is not quoted")]
         )
@@ -143,7 +144,7 @@ def _read_parent(extends: Node, path: Path, name: str, size: Size) -> Tree:
     return parent
 
 
-def _is_recipe(tree: Tree, text: YamlText) -> bool:
+def is_recipe(tree: Tree, text: YamlText) -> bool:
     """Return whether at least half of the keys at the top of a file, readable or not, are those of a recipe.
 
     Of a file that is none no line is shown in messages: another's recipe may name any file that the user can read.

@@ -1,6 +1,6 @@
 """A recipe as a tree of nodes (values with their positions in the text) and as plain values; merging of trees."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from operator import getitem
@@ -61,7 +61,7 @@ class Tree:
     @cached_property
     def values(self) -> Any:
         """The plain values; BROKEN nodes are left out of maps and are None in lists."""
-        return _plain(self.root)
+        return plain(self.root, sort=True)
 
     @cached_property
     def broken(self) -> set[Key]:
@@ -107,8 +107,10 @@ class Tree:
         return path in self._above_broken or any(path[:length] in self.broken for length in range(len(path) + 1))
 
 
-def _plain(node: Node) -> Any:
-    inner = {key: _plain(child) for key, child in sorted(node.items())}
+def plain(node: Node, *, sort: bool) -> Any:
+    """Return the plain value of a node; `sort`: with all maps sorted by key, else in the order of the text."""
+    items = sorted(node.items()) if sort else node.items()
+    inner = {key: plain(child, sort=sort) for key, child in items}
     if isinstance(node.value, dict):
         return {key: value for key, value in inner.items() if value is not BROKEN}
     if isinstance(node.value, list):
@@ -152,3 +154,21 @@ def merge(lower: Node, upper: Node, removed: dict[Key, Node], *, path: Key = (),
 def is_option(path: Key) -> bool:
     """Return whether `path` is inside a plugin's options, where an override may set null."""
     return any(len(path) > len(plugin_map) + 1 and path[: len(plugin_map)] == plugin_map for plugin_map in PLUGIN_MAPS)
+
+
+def changed(tree: Tree, changes: Iterable[tuple[Key, Node]]) -> Tree:
+    """Return `tree`, which is a map, with each node merged in at its path, as by a recipe that extends it."""
+    root, removed = tree.root, dict(tree.removed)
+    for path, node in changes:
+        root = _merge_at(root, path, 0, node, removed)
+    return Tree(root, tree.problems, removed, tree.incomplete)
+
+
+def _merge_at(lower: Node, path: Key, depth: int, node: Node, removed: dict[Key, Node]) -> Node:
+    """Return the map `lower`, which is at the first `depth` keys of `path`, with `node` merged in at `path`."""
+    key = path[depth]
+    if depth == len(path) - 1:
+        return merge(lower, replace(node, value={key: node}), removed, path=path[:depth])
+    inner = lower.value.get(key)
+    inner = inner if inner and isinstance(inner.value, dict) else replace(node, value={})
+    return replace(lower, value=lower.value | {key: _merge_at(inner, path, depth + 1, node, removed)})

@@ -11,6 +11,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -60,6 +61,7 @@ def _nested_types(hint: Any) -> list[Any]:
     return [hint, *(inner for part in get_args(hint) for inner in _nested_types(part))]
 
 
+@lru_cache(maxsize=256)
 def options_model(cls: type) -> type[BaseModel]:
     """Return a pydantic model that validates a plugin's options; the options' names are its aliases.
 

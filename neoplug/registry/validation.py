@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from neoplug import hookspecs
@@ -30,7 +31,8 @@ class Implementation(NamedTuple):
     signature: inspect.Signature
 
 
-def answered(cls: type) -> dict[str, Implementation]:
+@lru_cache(maxsize=256)
+def answered(cls: type) -> Mapping[str, Implementation]:
     """Return {hook: implementation} of a plugin class: its methods marked `@hookimpl`."""
     implementations: dict[str, Implementation] = {}
     for method in dir(cls):

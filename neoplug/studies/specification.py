@@ -1,26 +1,58 @@
-"""A study file: its schema, and the study that it describes, checked with every arm's recipe before the first run."""
+"""A study file read and checked, with every arm's recipe, before the first run: all mistakes are reported at once."""
 
-from __future__ import annotations
-
+import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from neoplug.recipe import ResolvedRecipe
-from neoplug.studies.arms import Arm
+from pydantic import ValidationError
+
+from neoplug.errors import Path as Key
+from neoplug.errors import Problem, RecipeError
+from neoplug.recipe.limits import Size
+from neoplug.recipe.loading import ResolvedRecipe, resolve
+from neoplug.recipe.source import (
+    OVERRIDE,
+    from_values,
+    is_recipe,
+    locate,
+    marked,
+    read_file,
+    read_recipe,
+    reading_order,
+)
+from neoplug.recipe.tree import BROKEN, Node, Tree, changed, plain
+from neoplug.recipe.yaml_reader import read as read_yaml
+from neoplug.registry.consent import Consent
+from neoplug.registry.options import type_problems
+from neoplug.studies.arms import OWNED, Arm, has_levels
+from neoplug.studies.checks import FEW_SEEDS, Checks, column_of, contrast_name
 from neoplug.studies.jobs import Trial
+from neoplug.studies.recipes import recipe_problems
+from neoplug.studies.schema import StudyFile, field_at, keys_at
+
+logger = logging.getLogger(__name__)
+
+# Valid values in place of sections with mistakes, while the others are checked.
+_STAND_INS = {"base": "-", "axes": {"-": {"-": {}}}, "seeds": [0], "metrics": {"cross_entropy": {}}}
 
 
 @dataclass(frozen=True)
 class Searched:
     """One searched key.
 
-    values  its grid, ascending and distinct
+    path    the key in a recipe
+    column  its name in the table of results
+    values  its grid, ascending
     extend  how many extensions it may have
     scale   axis -> level -> factor of the values for arms of that level
     """
 
+    path: Key
+    column: str
     values: tuple[float, ...]
     extend: int = 0
     scale: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -36,7 +68,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Contrast:
-    """One family of planned comparisons. See `pairs` for which arms are compared."""
+    """One family of planned comparisons: see `pairs`. `arms`: axis -> the levels that are compared; none: all."""
 
     name: str
     control: Mapping[str, str]
@@ -45,7 +77,9 @@ class Contrast:
 
     def pairs(self, arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
         """Return (arm, control) for each comparison: axes that `control` leaves out have the same level in both."""
-        raise NotImplementedError
+        by_levels = {tuple(arm.levels.items()): arm for arm in arms}
+        controls = ((arm, by_levels.get(tuple((arm.levels | self.control).items()))) for arm in arms)
+        return [(arm, other) for arm, other in controls if other and other != arm and has_levels(arm.levels, self.arms)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +87,24 @@ class Study:
     """A valid study.
 
     name       given in the file, else the stem of the file's name
-    axes       axis -> its levels, in the order of the file; levels that only extra arms have come last
-    arms       every arm, in the order of the product; extra arms last
+    file       the study file
+    overrides  changes to the base, as on the command line
+    axes       axis -> its levels, in the order of the file; levels that only further arms have come last
+    arms       every arm, in the order of the product; further arms last
     seeds      of the test runs
-    search     None: every run has the rates of its recipe
+    search     None: every run has the values of its recipe
     metrics    name -> margin or None, ordered; the first one chooses
     contrasts  one for each family
     executor   the kind (`local`, `slurm`, `ray`, `print`) and its options
-    match      "parameters": every arm's adapter has the size at which it has the trainable parameters of the first
-    keep       which run folders stay
+    match      "parameters": every adapter has the size at which it trains as many parameters as that of the first arm
+    keep       of which runs the folder stays
+    base       the recipe that the arms change
+    tree       of the study file
     """
 
     name: str
+    file: Path
+    overrides: tuple[str, ...]
     axes: Mapping[str, tuple[str, ...]]
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
@@ -74,19 +114,56 @@ class Study:
     executor: tuple[str, Mapping[str, Any]]
     match: Literal["parameters"] | None
     keep: Literal["best", "all", "none"]
+    base: Tree = field(repr=False)
+    tree: Tree = field(repr=False)
+    consent: Consent = field(repr=False)
 
     def resolve(self, arm: Arm, trial: Trial, seed: int) -> ResolvedRecipe:
         """Return the recipe of a run. Raises RecipeError where it has mistakes."""
-        raise NotImplementedError
+        searched = self.search.keys if self.search else {}
+        values = [(searched[key].path, self._node(("search", key, "values"), value)) for key, value in trial.items()]
+        changes = [*arm.changes, *values, (("seed",), self._node(("seeds",), seed))]
+        return resolve(changed(self.base, changes), self.name, self.consent)
 
-    def resolved(self) -> dict[str, Any]:
-        """Return the study as plain data for DIR/study.yaml: it reads from any folder, overrides included."""
-        raise NotImplementedError
+    def _node(self, path: Key, value: float) -> Node:
+        """Return the node of a value that stands, or belongs to a list, at `path` of the study file."""
+        node = self.tree.nearest(path)
+        item = next((item for _, item in node.items() if item.value == value), node)
+        return replace(item, value=value)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the study as plain data, for people and for other programs."""
+        search = self.search and {
+            "seeds": list(self.search.seeds),
+            "keys": {
+                key: {"values": list(one.values), "extend": one.extend, "scale": one.scale}
+                for key, one in self.search.keys.items()
+            },
+        }
+        return {
+            "format": 1,
+            "name": self.name,
+            "file": str(self.file),
+            "overrides": list(self.overrides),
+            "axes": {axis: list(levels) for axis, levels in self.axes.items()},
+            "arms": [dict(arm.levels) for arm in self.arms],
+            "seeds": list(self.seeds),
+            "search": search,
+            "metrics": dict(self.metrics),
+            "contrasts": [
+                {"name": one.name, "control": one.control, "arms": one.arms, "metrics": list(one.metrics)}
+                for one in self.contrasts
+            ],
+            "executor": {self.executor[0]: dict(self.executor[1])},
+            "match": self.match,
+            "keep": self.keep,
+        }
 
 
 def shipped() -> dict[str, Path]:
     """Return the studies that neoplug ships, by name."""
-    raise NotImplementedError
+    folder = Path(str(files("neoplug_recipes"))) / "studies"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
 def read(source: str | Path, overrides: Sequence[str] = (), *, trust: Sequence[str | Path] = ()) -> Study:
@@ -96,4 +173,117 @@ def read(source: str | Path, overrides: Sequence[str] = (), *, trust: Sequence[s
     trust      code that may run, as `--trust` names it
     Raises RecipeError with every mistake of the file and of the recipes.
     """
-    raise NotImplementedError
+    path, name = locate(source, Path.cwd(), shipped(), "study")
+    consent = Consent(None if path in shipped().values() else path, trust)
+    size = Size()
+    tree = _read_tree(path, name, size)
+    file, faulty, problems = _validated(tree)
+    base = from_values({})
+    if "base" not in faulty:
+        try:
+            base = _read_base(file.base, path, name, overrides)
+            problems += _owned_overrides(base)
+        except RecipeError as error:
+            problems += [each if each.mark else replace(each, path=("base",)) for each in error.problems]
+            faulty |= {"base"}
+    checks = Checks(file, tree, base, faulty)
+    problems += checks.problems
+    study = _study(file, path, overrides, base, tree, consent, checks)
+    if checks.has_arms and "base" not in faulty:
+        problems += recipe_problems(study, tree, file.metrics if "metrics" not in faulty else ())
+    else:
+        problems += base.problems
+    if problems:
+        unique = {(each.mark, each.what): each for each in (marked(tree, problem) for problem in problems)}
+        raise RecipeError(sorted(unique.values(), key=lambda problem: reading_order(problem.mark, tree)))
+    if len(study.seeds) < FEW_SEEDS:
+        logger.warning("%s has %d seeds: with fewer than %d little can be said", name, len(study.seeds), FEW_SEEDS)
+    return study
+
+
+def _read_tree(path: Path, name: str, size: Size) -> Tree:
+    """Return the tree of a study file. Raises RecipeError where reading it ended early, or it is no map."""
+    tree = read_yaml(read_file(path, name), size)
+    if tree.root.value is BROKEN:
+        raise RecipeError(tree.problems)
+    if not isinstance(tree.root.value, dict):
+        what = "the study is empty" if tree.root.value is None else "a study is a map of sections"
+        raise RecipeError([Problem(what, fix="begin with `base: RECIPE`", mark=tree.root.mark)])
+    return tree
+
+
+def _validated(tree: Tree) -> tuple[StudyFile, set[str], list[Problem]]:
+    """Return the study file with stand-ins for the sections that have mistakes, their names, and the mistakes."""
+    values = plain(tree.root, sort=False)
+    try:
+        return StudyFile.model_validate_json(json.dumps(values)), set(), []
+    except ValidationError as error:
+        problems = [
+            problem
+            for problem in type_problems(error, values, (), keys_at, field_at)
+            if not problem.path or not tree.is_broken(problem.path)
+        ]
+        faulty = {str(detail["loc"][0]) for detail in error.errors(include_url=False)}
+    good = {key: value for key, value in values.items() if key not in faulty}
+    return StudyFile.model_validate_json(json.dumps(_STAND_INS | good)), faulty, problems
+
+
+def _read_base(base: str, path: Path, name: str, overrides: Sequence[str]) -> Tree:
+    """Return the tree of the base recipe, which need not be a whole one. Raises RecipeError."""
+    file, shown = locate(base, path.resolve().parent)
+    shown = str(Path(name).parent / shown)
+    text = read_file(file, shown)
+    if not is_recipe(read_yaml(text), text):
+        why = "few of its keys are those of a recipe, so it is not quoted"
+        raise RecipeError([Problem(f"`{base}` is no recipe", why)])
+    return read_recipe(file, shown, overrides, from_values({}))
+
+
+def _owned_overrides(base: Tree) -> list[Problem]:
+    """Return a problem for each override of a key that the study itself sets."""
+    nodes = {key: base.node((key,)) for key in ("seed", "output_dir")}
+    return [
+        Problem(f"a study cannot override `{key}`", OWNED[key], mark=node.key)
+        for key, node in nodes.items()
+        if node and node.key.file == OVERRIDE
+    ]
+
+
+def _study(
+    file: StudyFile, path: Path, overrides: Sequence[str], base: Tree, tree: Tree, consent: Consent, checks: Checks
+) -> Study:
+    """Return the study that a valid file describes."""
+    kind = file.executor.kind
+    options = getattr(file.executor, kind)
+    seeds = next((one.seeds for one in file.search.values() if one.seeds), [])
+    keys = {
+        key: Searched(
+            checks.searched.get(key, ()), column_of(key, [*file.search]), tuple(one.values), one.extend, one.scale
+        )
+        for key, one in file.search.items()
+    }
+    return Study(
+        name=file.name or path.stem,
+        file=path.resolve(),
+        overrides=tuple(overrides),
+        axes={axis: tuple(levels) for axis, levels in checks.arms.axes.items()},
+        arms=tuple(checks.arms.arms),
+        seeds=tuple(file.seeds),
+        search=Search(keys, tuple(seeds)) if keys else None,
+        metrics={name: metric.margin for name, metric in file.metrics.items()},
+        contrasts=tuple(
+            Contrast(
+                contrast_name(one),
+                one.control,
+                {axis: (levels,) if isinstance(levels, str) else tuple(levels) for axis, levels in one.arms.items()},
+                tuple(one.metrics),
+            )
+            for one in file.contrasts
+        ),
+        executor=(kind, options if isinstance(options, dict) else options.model_dump()),
+        match=file.match,
+        keep=file.keep,
+        base=base,
+        tree=tree,
+        consent=consent,
+    )
