@@ -11,7 +11,6 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -19,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from neoplug.errors import NeoplugError, OptionError, Problem, RecipeError, did_you_mean, innermost
 from neoplug.errors import Path as Key
+from neoplug.registry.per_class import per_class
 from neoplug.registry.strict_model import StrictModel
 from neoplug.registry.suggestions import NO_NUMBER, as_written, suggest_fix
 
@@ -61,7 +61,7 @@ def _nested_types(hint: Any) -> list[Any]:
     return [hint, *(inner for part in get_args(hint) for inner in _nested_types(part))]
 
 
-@lru_cache(maxsize=256)
+@per_class
 def options_model(cls: type) -> type[BaseModel]:
     """Return a pydantic model that validates a plugin's options; the options' names are its aliases.
 

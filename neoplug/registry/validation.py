@@ -3,11 +3,11 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from neoplug import hookspecs
 from neoplug.errors import Problem, did_you_mean
+from neoplug.registry.per_class import per_class
 
 # Section -> keys that stand among a plugin's options, but are read by neoplug itself.
 CORE_KEYS: dict[str, tuple[str, ...]] = {"loss": ("weight", "schedule", "calibrate")}
@@ -31,7 +31,7 @@ class Implementation(NamedTuple):
     signature: inspect.Signature
 
 
-@lru_cache(maxsize=256)
+@per_class
 def answered(cls: type) -> Mapping[str, Implementation]:
     """Return {hook: implementation} of a plugin class: its methods marked `@hookimpl`."""
     implementations: dict[str, Implementation] = {}

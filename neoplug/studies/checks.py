@@ -1,6 +1,6 @@
 """Checks of a study file's sections against each other: metrics, contrasts, search, names of columns, size."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import combinations
 from math import prod
 
@@ -98,7 +98,7 @@ class Checks:
 
     def _no_pairs(self) -> Iterator[Problem]:
         """Yield a problem for each contrast that compares nothing."""
-        arms = [arm.levels for arm in self.arms.arms]
+        arms = [dict(arm.levels) for arm in self.arms.arms]
         for number, contrast in enumerate(self._file.contrasts):
             compared = [levels for levels in arms if has_levels(levels, contrast.arms)]
             if not any(

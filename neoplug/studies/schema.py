@@ -38,7 +38,7 @@ class Searched(Section):
     values: Annotated[list[int | float], Field(min_length=1)]
     extend: Annotated[int, Field(ge=0, le=10)] = 0
     seeds: Seeds | None = None
-    scale: dict[Text, dict[Text, Factor]] = {}
+    scale: dict[Text, dict[Text, Factor]] = Field({})
 
     @field_validator("values")
     @classmethod
@@ -70,7 +70,7 @@ class Contrast(Section):
 
     name: Text | None = None
     control: Annotated[dict[Text, Level], Field(min_length=1)]
-    arms: dict[Text, Level | Levels] = {}
+    arms: dict[Text, Level | Levels] = Field({})
     metrics: Annotated[list[Text], Field(min_length=1)]
 
 
@@ -132,13 +132,13 @@ class StudyFile(Section):
     name: Text | None = None
     base: Text
     axes: Annotated[dict[Text, Annotated[dict[Text, Value], Field(min_length=1)]], Field(min_length=1)]
-    zip: list[Annotated[list[Text], Field(min_length=2)]] = []
-    exclude: list[Annotated[dict[Text, Level | Levels], Field(min_length=1)]] = []
-    arms: list[dict[Text, Level | dict[Text, Value]]] = []
+    zip: list[Annotated[list[Text], Field(min_length=2)]] = Field([])
+    exclude: list[Annotated[dict[Text, Level | Levels], Field(min_length=1)]] = Field([])
+    arms: list[dict[Text, Level | dict[Text, Value]]] = Field([])
     seeds: Seeds
-    search: dict[Text, Searched] = {}
+    search: dict[Text, Searched] = Field({})
     metrics: Annotated[dict[Text, Metric], Field(min_length=1)]
-    contrasts: list[Contrast] = []
+    contrasts: list[Contrast] = Field([])
     executor: Annotated[Executor, BeforeValidator(_empty)] = Executor(local=Local())
     match: Literal["parameters"] | None = None
     keep: Literal["best", "all", "none"] = "best"

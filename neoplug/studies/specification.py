@@ -78,7 +78,7 @@ class Contrast:
     def pairs(self, arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
         """Return (arm, control) for each comparison: axes that `control` leaves out have the same level in both."""
         by_levels = {tuple(arm.levels.items()): arm for arm in arms}
-        controls = ((arm, by_levels.get(tuple((arm.levels | self.control).items()))) for arm in arms)
+        controls = ((arm, by_levels.get(tuple({**arm.levels, **self.control}.items()))) for arm in arms)
         return [(arm, other) for arm, other in controls if other and other != arm and has_levels(arm.levels, self.arms)]
 
 
