@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def recipe_problems(study: Study, tree: Tree, metrics: Collection[str]) -> list[Problem]:
     """Return the mistakes of the recipes of all arms; with the first arm, each value of the search is tried."""
-    keys = study.search.keys if study.search else {}
+    keys = study.search.keys
     first = {key: searched.values[0] for key, searched in keys.items()}
     others = [first | {key: value} for key, searched in keys.items() for value in searched.values[1:]]
     tried = [(arm, trial) for arm in study.arms for trial in ([first, *others] if arm is study.arms[0] else [first])]

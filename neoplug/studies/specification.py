@@ -60,7 +60,10 @@ class Searched:
 
 @dataclass(frozen=True)
 class Search:
-    """The search. `seeds`: the tuning seeds, none of which is a test seed; `keys`: by the key as the file writes it."""
+    """The search. `keys`: by the key as the file writes it; `seeds`: the tuning seeds, none of which is a test seed.
+
+    Both are empty where every run has the values of its recipe.
+    """
 
     keys: Mapping[str, Searched]
     seeds: tuple[int, ...]
@@ -92,7 +95,7 @@ class Study:
     axes       axis -> its levels, in the order of the file; levels that only further arms have come last
     arms       every arm, in the order of the product; further arms last
     seeds      of the test runs
-    search     None: every run has the values of its recipe
+    search     what is tuned for each arm; it may have no keys
     metrics    name -> margin or None, ordered; the first one chooses
     contrasts  one for each family
     executor   the kind (`local`, `slurm`, `ray`, `print`) and its options
@@ -108,7 +111,7 @@ class Study:
     axes: Mapping[str, tuple[str, ...]]
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
-    search: Search | None
+    search: Search
     metrics: Mapping[str, float | None]
     contrasts: tuple[Contrast, ...]
     executor: tuple[str, Mapping[str, Any]]
@@ -120,7 +123,7 @@ class Study:
 
     def resolve(self, arm: Arm, trial: Trial, seed: int) -> ResolvedRecipe:
         """Return the recipe of a run. Raises RecipeError where it has mistakes."""
-        searched = self.search.keys if self.search else {}
+        searched = self.search.keys
         values = [(searched[key].path, self._node(("search", key, "values"), value)) for key, value in trial.items()]
         changes = [*arm.changes, *values, (("seed",), self._node(("seeds",), seed))]
         return resolve(changed(self.base, changes), self.name, self.consent)
@@ -133,7 +136,7 @@ class Study:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the study as plain data, for people and for other programs."""
-        search = self.search and {
+        search = {
             "seeds": list(self.search.seeds),
             "keys": {
                 key: {"values": list(one.values), "extend": one.extend, "scale": one.scale}
@@ -269,7 +272,7 @@ def _study(
         axes={axis: tuple(levels) for axis, levels in checks.arms.axes.items()},
         arms=tuple(checks.arms.arms),
         seeds=tuple(file.seeds),
-        search=Search(keys, tuple(seeds)) if keys else None,
+        search=Search(keys, tuple(seeds)),
         metrics={name: metric.margin for name, metric in file.metrics.items()},
         contrasts=tuple(
             Contrast(
