@@ -1,7 +1,7 @@
 """The arms of a study: each is a recipe that differs from the base by one level of every axis."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from math import prod
 
@@ -53,6 +53,7 @@ class Arms:
     def __init__(self, file: StudyFile, tree: Tree, base: Tree) -> None:
         self._file, self._tree, self._base = file, tree, base
         self.axes = {axis: self._nodes(("axes", axis)) for axis in file.axes}
+        self._in_product = {axis: [*levels] for axis, levels in self.axes.items()}
         self.problems = [*self._axis_names()]
         further = [levels for number in range(len(file.arms)) if (levels := self._further(number))]
         self._changes = {
@@ -60,13 +61,7 @@ class Arms:
             for axis, nodes in self.axes.items()
             for level, node in nodes.items()
         }
-        groups = self._groups()
-        if (count := prod(len(group) for group in groups) + len(further)) > MAX_ARMS:
-            what = f"there are {count:,} arms, but at most {MAX_ARMS:,} are possible"
-            self.problems.append(Problem(what, path=("axes",)))
-            groups = [group[:1] for group in groups]
-        combined = [{axis: level for part in parts for axis, level in part.items()} for parts in product(*groups)]
-        chosen = self._without_excluded([{axis: levels[axis] for axis in self.axes} for levels in combined])
+        chosen = self._without_excluded(self._product(self._groups()))
         for number, levels in enumerate(further):
             if levels in chosen:
                 what = f"the arm `{'/'.join(levels.values())}` is there already"
@@ -106,7 +101,7 @@ class Arms:
     def _axis_names(self) -> Iterator[Problem]:
         for axis, levels in self.axes.items():
             if axis in OWNED:
-                yield Problem(f"an axis cannot be `{axis}`", OWNED[axis], mark=self._tree.mark(("axes", axis)))
+                yield Problem(f"a study does not vary `{axis}`", OWNED[axis], mark=self._tree.mark(("axes", axis)))
             for level, node in levels.items():
                 yield from _level_name(level, node)
 
@@ -118,23 +113,34 @@ class Arms:
                 self.problems += problems
             else:
                 together |= dict.fromkeys(axes, axes)
-        first = {axis: axes for axis in self._file.axes if (axes := together.get(axis, [axis]))[0] == axis}
+        groups = dict.fromkeys(tuple(together.get(axis, [axis])) for axis in self.axes)
         return [
-            [dict(zip(axes, row, strict=True)) for row in zip(*(self._file.axes[axis] for axis in axes), strict=True)]
-            for axes in first.values()
+            [dict(zip(axes, row, strict=True)) for row in zip(*(self._in_product[axis] for axis in axes), strict=True)]
+            for axes in groups
         ]
 
     def _zip_problems(self, axes: list[str], path: Key, together: Mapping[str, list[str]]) -> Iterator[Problem]:
+        if len(axes) < 2:
+            yield Problem("axes vary together with others: this names too few", "", "name two or more", path)
         for at, axis in enumerate(axes):
-            if axis not in self._file.axes:
+            if axis not in self.axes:
                 yield from self.unknown(axis, (), (*path, at))
             elif axis in together or axis in axes[:at]:
                 yield Problem(f"`zip` has the axis `{axis}` twice", "", "keep one of them", (*path, at))
-        counts = {axis: len(self._file.axes[axis]) for axis in axes if axis in self._file.axes}
+        counts = {axis: len(self._in_product[axis]) for axis in axes if axis in self.axes}
         if len(set(counts.values())) > 1:
             what = "axes that vary together have as many levels each, but "
             what += " and ".join(f"`{axis}` has {count}" for axis, count in counts.items())
             yield Problem(what, "the first level of one belongs to the first of the other, and so on", path=path)
+
+    def _product(self, groups: list[list[dict[str, str]]]) -> list[dict[str, str]]:
+        """Return the levels of all combinations, in the order of the axes; none where there are too many."""
+        if (count := prod(map(len, groups))) > MAX_ARMS:
+            what = f"there are {count:,} arms, but at most {MAX_ARMS:,} are possible"
+            self.problems.append(Problem(what, path=("axes",)))
+            return []
+        combined = [{axis: level for part in parts for axis, level in part.items()} for parts in product(*groups)]
+        return [{axis: levels[axis] for axis in self.axes} for levels in combined]
 
     def _without_excluded(self, arms: list[dict[str, str]]) -> list[dict[str, str]]:
         left = arms
@@ -144,11 +150,11 @@ class Arms:
                 problem for axis, levels in entry.items() for problem in self.unknown(axis, levels, (*path, axis))
             ]
             self.problems += unknown
-            if not unknown and not any(has_levels(levels, entry) for levels in arms):
+            if arms and not unknown and not any(has_levels(levels, entry) for levels in arms):
                 fix = "leave it out; what `arms` adds is never excluded"
                 self.problems.append(Problem("this excludes no arm", "", fix, path))
             left = left if unknown else [levels for levels in left if not has_levels(levels, entry)]
-        if not left and not self._file.arms:
+        if arms and not left and not self._file.arms:
             self.problems.append(Problem("`exclude` leaves no arm", path=("exclude",)))
         return left
 
@@ -192,16 +198,23 @@ class Arms:
             self.problems.append(Problem(what, "", "write {} if it changes nothing", mark=node.key))
         changes = []
         for dotted, inner in node.value.items() if isinstance(node.value, dict) else ():
-            try:
-                path = split(dotted, self._base.root.value)
-            except ValueError as error:
-                self.problems.append(Problem(str(error), mark=inner.key))
-                continue
-            if path[0] in OWNED:
-                self.problems.append(Problem(f"a level cannot set `{dotted}`", OWNED[str(path[0])], mark=inner.key))
+            path, problem = recipe_key(dotted, self._base)
+            if problem:
+                self.problems.append(replace(problem, mark=inner.key))
             else:
                 changes.append((path, inner))
         return tuple(changes)
+
+
+def recipe_key(dotted: str, base: Tree) -> tuple[Key, Problem | None]:
+    """Return the path of a key that a study changes in its base, and why it cannot: None where it can."""
+    try:
+        path = split(dotted, base.root.value)
+    except ValueError:
+        fix = "join keys by dots, as train.max_steps, and write one that has dots itself in quotes"
+        return (), Problem(f"`{dotted}` is no key of a recipe", "", fix)
+    why = OWNED.get(str(path[0]))
+    return path, Problem(f"a study does not vary `{dotted}`", why) if why else None
 
 
 def _level_name(level: str, node: Node) -> Iterator[Problem]:

@@ -1,15 +1,16 @@
 """Checks of a study file's sections against each other: metrics, contrasts, search, names of columns, size."""
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from math import prod
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, did_you_mean
-from neoplug.recipe.source import joined, split
+from neoplug.recipe.source import joined
 from neoplug.recipe.tree import Tree
 from neoplug.registry.measures import MEASURES, RANKING
-from neoplug.studies.arms import OWNED, Arms, has_levels
+from neoplug.studies.arms import OWNED, Arms, has_levels, recipe_key
 from neoplug.studies.schema import Contrast, StudyFile
 
 # The columns of the table of results that belong to no axis and no searched key.
@@ -100,6 +101,8 @@ class Checks:
         """Yield a problem for each contrast that compares nothing."""
         arms = [dict(arm.levels) for arm in self.arms.arms]
         for number, contrast in enumerate(self._file.contrasts):
+            if any(problem.path[:2] == ("contrasts", number) for problem in self.problems):
+                continue
             compared = [levels for levels in arms if has_levels(levels, contrast.arms)]
             if not any(
                 levels | contrast.control in arms and levels != levels | contrast.control for levels in compared
@@ -112,13 +115,9 @@ class Checks:
         """Yield the mistakes in the searched keys and their seeds."""
         stated = {key: searched.seeds for key, searched in self._file.search.items() if searched.seeds}
         for key in self._file.search:
-            try:
-                path = split(key, self._base.root.value)
-            except ValueError as error:
-                yield self._at_key(str(error), ("search", key))
-                continue
-            if path[0] in OWNED:
-                yield self._at_key(f"`{key}` cannot be searched", ("search", key), OWNED[str(path[0])])
+            path, problem = recipe_key(key, self._base)
+            if problem:
+                yield replace(problem, mark=self._tree.mark(("search", key)))
             elif path in self.searched.values():
                 yield self._at_key(f"`{joined(path)}` is searched twice", ("search", key))
             else:
@@ -158,6 +157,8 @@ class Checks:
     def _columns(self) -> Iterator[Problem]:
         searched = [column_of(key, self._file.search) for key in self._file.search]
         for axis in self._file.axes:
+            if axis in OWNED:  # which has a problem already
+                continue
             if axis in (*COLUMNS, *searched) or axis.startswith("validation_"):
                 why = "the table of results has another column of this name"
                 yield self._at_key(f"an axis cannot be named `{axis}`", ("axes", axis), why)

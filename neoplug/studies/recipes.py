@@ -13,6 +13,7 @@ from neoplug.recipe.metric_checks import without_folder
 from neoplug.recipe.tree import Tree
 from neoplug.registry.measures import MEASURES
 from neoplug.studies.arms import Arm
+from neoplug.studies.jobs import Trial
 
 if TYPE_CHECKING:
     from neoplug.studies.specification import Study
@@ -22,22 +23,25 @@ def recipe_problems(study: Study, tree: Tree, metrics: Collection[str]) -> list[
     """Return the mistakes of the recipes of all arms; with the first arm, each value of the search is tried."""
     keys = study.search.keys
     first = {key: searched.values[0] for key, searched in keys.items()}
-    others = [first | {key: value} for key, searched in keys.items() for value in searched.values[1:]]
-    tried = [(arm, trial) for arm in study.arms for trial in ([first, *others] if arm is study.arms[0] else [first])]
-    found: dict[Problem, list[Arm]] = {}
+    found: dict[Problem, Sequence[Arm]] = {}
     known: dict[str, Arm] = {}
-    for arm, trial in tried:
-        try:
-            recipe = study.resolve(arm, trial, study.seeds[0])
-            problems = [*_unmeasured(recipe, metrics)]
-            if trial is first:
-                problems += _same_recipe(recipe, arm, known)
-        except RecipeError as error:
-            problems = error.problems
-        for problem in problems:
-            if arm not in (arms := found.setdefault(problem, [])):
-                arms.append(arm)
+    for arm in study.arms:
+        for problem in dict.fromkeys(_problems(study, arm, first, metrics, known)):
+            found[problem] = [*found.get(problem, ()), arm]
+    others = [first | {key: value} for key, searched in keys.items() for value in searched.values[1:]]
+    for trial in others:
+        found |= {problem: study.arms for problem in _problems(study, study.arms[0], trial) if problem not in found}
     return [_with_arms(problem, arms, study, tree) for problem, arms in found.items()]
+
+
+def _problems(
+    study: Study, arm: Arm, trial: Trial, metrics: Collection[str] = (), known: dict[str, Arm] | None = None
+) -> list[Problem]:
+    try:
+        recipe = study.resolve(arm, trial, study.seeds[0])
+    except RecipeError as error:
+        return error.problems
+    return [*_unmeasured(recipe, metrics), *(_same_recipe(recipe, arm, known) if known is not None else ())]
 
 
 def _unmeasured(recipe: ResolvedRecipe, metrics: Collection[str]) -> Iterator[Problem]:
@@ -64,8 +68,8 @@ def _with_arms(problem: Problem, arms: Sequence[Arm], study: Study, tree: Tree) 
         return problem
     for axis, levels in study.axes.items():
         for level in levels:
-            if arms == [arm for arm in study.arms if arm.levels[axis] == level]:
+            if [*arms] == [arm for arm in study.arms if arm.levels[axis] == level]:
                 is_there = problem.mark and problem.mark.file == tree.root.mark.file
                 return problem if is_there else replace(problem, what=f"{problem.what} ({axis}: {level})")
-    more = f" and {len(arms) - 1} more arms" if len(arms) > 1 else ""
-    return replace(problem, what=f"{problem.what} (the arm `{arms[0].name}`{more})")
+    more = f" and {len(arms) - 1} more" if len(arms) > 1 else ""
+    return replace(problem, what=f"{problem.what} (in `{arms[0].name}`{more})")

@@ -132,7 +132,7 @@ class StudyFile(Section):
     name: Text | None = None
     base: Text
     axes: Annotated[dict[Text, Annotated[dict[Text, Value], Field(min_length=1)]], Field(min_length=1)]
-    zip: list[Annotated[list[Text], Field(min_length=2)]] = Field([])
+    zip: list[list[Text]] = Field([])
     exclude: list[Annotated[dict[Text, Level | Levels], Field(min_length=1)]] = Field([])
     arms: list[dict[Text, Level | dict[Text, Value]]] = Field([])
     seeds: Seeds

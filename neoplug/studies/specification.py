@@ -129,10 +129,10 @@ class Study:
         return resolve(changed(self.base, changes), self.name, self.consent)
 
     def _node(self, path: Key, value: float) -> Node:
-        """Return the node of a value that stands, or belongs to a list, at `path` of the study file."""
+        """Return the node of a value that belongs to the list at `path` of the study file; its key is the list's."""
         node = self.tree.nearest(path)
         item = next((item for _, item in node.items() if item.value == value), node)
-        return replace(item, value=value)
+        return replace(item, value=value, key=self.tree.nearest(path[:2]).key)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the study as plain data, for people and for other programs."""
@@ -180,7 +180,8 @@ def read(source: str | Path, overrides: Sequence[str] = (), *, trust: Sequence[s
     consent = Consent(None if path in shipped().values() else path, trust)
     size = Size()
     tree = _read_tree(path, name, size)
-    file, faulty, problems = _validated(tree)
+    file, faulty, mistyped = _validated(tree)
+    problems = [*tree.problems, *mistyped]
     base = from_values({})
     if "base" not in faulty:
         try:
@@ -260,10 +261,9 @@ def _study(
     options = getattr(file.executor, kind)
     seeds = next((one.seeds for one in file.search.values() if one.seeds), [])
     keys = {
-        key: Searched(
-            checks.searched.get(key, ()), column_of(key, [*file.search]), tuple(one.values), one.extend, one.scale
-        )
-        for key, one in file.search.items()
+        key: Searched(path, column_of(key, [*file.search]), tuple(one.values), one.extend, one.scale)
+        for key, path in checks.searched.items()
+        if (one := file.search[key])
     }
     return Study(
         name=file.name or path.stem,
