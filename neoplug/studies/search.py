@@ -157,7 +157,7 @@ def _extended(
 def _beyond(study: Study, grid: Grid, key: str, edge: float, inner: float, identities: Identities) -> tuple[float, ...]:
     """Return the value that continues the ratio of a grid's last two at an edge; none where no recipe may have it."""
     value = _rounded(edge * edge / inner, study.search.keys[key])
-    if value == edge or not _is_valid(study, {**grid, key: (value,)}, identities):
+    if value in (0, edge) or not _is_valid(study, {**grid, key: (value,)}, identities):
         return ()
     return (value,)
 
