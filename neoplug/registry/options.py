@@ -41,12 +41,14 @@ def fields_of(cls: type) -> dict[str, "dataclasses.Field[Any]"]:
     return {field.name: field for field in dataclasses.fields(cls) if field.init}
 
 
+@per_class
 def path_fields(cls: type) -> set[str]:
     """Return the names of the options whose type contains `pathlib.Path`: they name existing files or folders."""
     hints = get_type_hints(cls)
     return {name for name in fields_of(cls) if pathlib.Path in _nested_types(hints[name])}
 
 
+@per_class
 def code_fields(cls: type) -> set[str]:
     """Return the names of the options whose type contains `CodePath`; none where the types cannot be read."""
     try:

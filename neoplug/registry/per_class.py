@@ -1,4 +1,4 @@
-"""A cache of what is derived from a plugin's class: a class has one set of hooks and options, however often it is used."""
+"""A cache of what is derived from a plugin class, whose hooks and options never change."""
 
 from collections.abc import Callable
 from functools import lru_cache

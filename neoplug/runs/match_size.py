@@ -80,9 +80,12 @@ def match(checked: ResolvedRecipe, skeleton: nn.Module, steps: int, wanted: int)
     value, trainable = found[0]
     key = f"{section}.{name}.{option}"
     best = Match(wanted, option, value, trainable, trainable / wanted - 1, shlex.quote(f"{key}={value}"))
-    ends = min(count for _, count in found), max(count for _, count in found)
-    if not ends[0] <= wanted <= ends[1] and abs(best.difference) > TOLERANCE:
-        raise _out_of_reach(best, name, most=wanted > ends[1])
+    if abs(best.difference) > TOLERANCE:
+        with _silent():  # the sizes beside it may not be among those tried
+            beside = [_count_at_size(plugin, option, value + step, count) for step in (-1, 1)]
+        counts = [parameters for parameters in (*(tried for _, tried in found), *beside) if parameters]
+        if not min(counts) <= wanted <= max(counts):
+            raise _out_of_reach(best, name, most=wanted > max(counts))
     return best
 
 
