@@ -115,7 +115,7 @@ class Executor(Section):
 class StudyFile(Section):
     """A whole study file.
 
-    base       a recipe, shipped or a file, that all arms change
+    base       a recipe, shipped or a file, that all arms change; or {extends: RECIPE} with changes for all arms
     axes       axis -> level -> value; the arms are the product. An axis named like a section of a recipe has its
                values, which replace or merge as in a recipe that extends the base; others have maps of dotted keys
     zip        lists of axes that vary together, the first level of each with the first, and so on
@@ -130,7 +130,7 @@ class StudyFile(Section):
     """
 
     name: Text | None = None
-    base: Text
+    base: Text | dict[str, Any]
     axes: Annotated[dict[Text, Annotated[dict[Text, Value], Field(min_length=1)]], Field(min_length=1)]
     zip: list[list[Text]] = Field([])
     exclude: list[Annotated[dict[Text, Level | Levels], Field(min_length=1)]] = Field([])

@@ -185,10 +185,11 @@ def read(source: str | Path, overrides: Sequence[str] = (), *, trust: Sequence[s
     base = from_values({})
     if "base" not in faulty:
         try:
-            base = _read_base(file.base, path, name, overrides)
-            problems += _owned_overrides(base)
+            base = _read_base(tree, path, name, overrides)
+            problems += _set_by_studies(base, name)
         except RecipeError as error:
-            problems += [each if each.mark else replace(each, path=("base",)) for each in error.problems]
+            key = ("base", "extends") if tree.node(("base", "extends")) else ("base",)
+            problems += [each if each.mark else replace(each, path=key) for each in error.problems]
             faulty |= {"base"}
     checks = Checks(file, tree, base, faulty)
     problems += checks.problems
@@ -232,25 +233,27 @@ def _validated(tree: Tree) -> tuple[StudyFile, set[str], list[Problem]]:
     return StudyFile.model_validate_json(json.dumps(_STAND_INS | good)), faulty, problems
 
 
-def _read_base(base: str, path: Path, name: str, overrides: Sequence[str]) -> Tree:
+def _read_base(tree: Tree, path: Path, name: str, overrides: Sequence[str]) -> Tree:
     """Return the tree of the base recipe, which need not be a whole one. Raises RecipeError."""
-    file, shown = locate(base, path.resolve().parent)
+    node = tree.nearest(("base",))
+    own = dict(node.value) if isinstance(node.value, dict) else {"extends": node}
+    extends = own.pop("extends", None)
+    if extends is None or not isinstance(extends.value, str):
+        raise RecipeError([Problem("`base` is the name of a recipe, or a map that `extends` one")])
+    file, shown = locate(extends.value, path.resolve().parent)
     shown = str(Path(name).parent / shown)
     text = read_file(file, shown)
     if not is_recipe(read_yaml(text), text):
         why = "few of its keys are those of a recipe, so it is not quoted"
-        raise RecipeError([Problem(f"`{base}` is no recipe", why)])
-    return read_recipe(file, shown, overrides, from_values({}))
+        raise RecipeError([Problem(f"`{extends.value}` is no recipe", why)])
+    return read_recipe(file, shown, overrides, Tree(replace(node, value=own)))
 
 
-def _owned_overrides(base: Tree) -> list[Problem]:
-    """Return a problem for each override of a key that the study itself sets."""
-    nodes = {key: base.node((key,)) for key in ("seed", "output_dir")}
-    return [
-        Problem(f"a study cannot override `{key}`", OWNED[key], mark=node.key)
-        for key, node in nodes.items()
-        if node and node.key.file == OVERRIDE
-    ]
+def _set_by_studies(base: Tree, name: str) -> list[Problem]:
+    """Return a problem for each key that a study sets itself, where an override or the study file has it."""
+    nodes = [(key, base.node((key,))) for key in ("seed", "output_dir")]
+    given = [(key, node.key) for key, node in nodes if node and node.key.file in (OVERRIDE, name)]
+    return [Problem(f"a study does not take `{key}`", OWNED[key], mark=mark) for key, mark in given]
 
 
 def _study(

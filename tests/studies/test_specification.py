@@ -11,6 +11,7 @@ import yaml
 
 from neoplug import recipe as recipes
 from neoplug.errors import RecipeError
+from neoplug.studies.search import trials_of
 from neoplug.studies.specification import read, shipped
 
 BROKEN = Path(__file__).parent / "broken"
@@ -26,10 +27,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def mistakes(source="study.yaml", overrides=(), **options):
+def refused(source, overrides=(), **options):
     with pytest.raises(RecipeError) as error:
         read(source, overrides, **options)
-    return [str(problem).splitlines()[0] for problem in error.value.problems]
+    return error.value
+
+
+def mistakes(source="study.yaml", overrides=(), **options):
+    return [str(problem).splitlines()[0] for problem in refused(source, overrides, **options).problems]
 
 
 def edited(folder, *edits, file="study.yaml"):
@@ -76,10 +81,9 @@ def test_a_mistake_of_some_arms_names_them_and_one_of_all_is_reported_once(folde
 def test_a_file_that_is_no_recipe_is_not_quoted(folder):
     (folder / "secret.txt").write_text("password: very secret\nother: 3\n")
     edited(folder, ("base: base.yaml", "base: secret.txt"))
-    with pytest.raises(RecipeError) as error:
-        read("study.yaml")
-    assert "secret.txt` is no recipe" in str(error.value)
-    assert "very secret" not in str(error.value)
+    message = str(refused("study.yaml"))
+    assert "`secret.txt` is no recipe" in message
+    assert "very secret" not in message
 
 
 def test_plugins_outside_of_the_studys_folder_need_consent(folder, tmp_path_factory):
@@ -214,6 +218,32 @@ def test_a_study_can_be_pickled_and_written_as_json(folder):
     assert json.loads(json.dumps(study.as_dict())) == again.as_dict()
 
 
-def test_every_shipped_study_is_valid():
-    for name in shipped():
-        assert read(name).arms
+def test_a_base_may_be_changed_for_all_arms_in_the_study_file(folder):
+    edited(folder, ("base: base.yaml", "base: {extends: base.yaml, optimizer: null, data: {max_length: 64}}"))
+    study = read("study.yaml", ["data.max_length=32"])
+    recipe = study.resolve(study.arms[0], {}, 0).recipe
+    assert (recipe.data.source, recipe.data.max_length, [*recipe.optimizer]) == ("hub/data", 32, ["adamw"])
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_study_is_valid(name):
+    """One that names no models and no data takes those of the command line, and says that it needs them."""
+    any_pair = ["teacher.model=any/teacher", "student.model=any/student", "data.source=any/data"]
+    study = read(name, any_pair)
+    assert all(study.resolve(arm, {}, 0).recipe.student.model == "any/student" for arm in study.arms)
+
+
+def test_the_quartet_has_the_rates_of_the_published_code_in_its_grids():
+    """2e-4 for LoRA, 2e-5 for full fine-tuning; rank 64, alpha 128, half of each loss, 8 rows a step."""
+    assert any("add `student: {model: ...}`" in str(problem) for problem in refused("llm_neo_quartet").problems)
+    study = read("llm_neo_quartet", ["teacher.model=a/t", "student.model=a/s", "data.source=a/d"])
+    for arm in study.arms:
+        recipe = study.resolve(arm, {}, 0).recipe
+        rate = 2e-5 if arm.name in ("sft", "kd") else 2e-4
+        assert rate in [trial["train.learning_rate"] for trial in trials_of(study, arm, {
+            key: searched.values for key, searched in study.search.keys.items()})]  # fmt: skip
+        adapter = {"full": {}} if rate == 2e-5 else {"lora": {"r": 64, "lora_alpha": 128, "lora_dropout": 0.0}}
+        losses = {"cross_entropy": 0.5, "forward_kl": 0.5} if arm.name in ("kd", "neo") else {"cross_entropy": 1.0}
+        assert recipe.adapter == adapter
+        assert {name: options["weight"] for name, options in recipe.loss.items()} == losses
+        assert recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps == 8
