@@ -1,7 +1,8 @@
 """Build hook of the docs site: reference tables generated from the schemas of recipes and of results.
 
-A page gets the tables in place of `<!-- recipe keys -->`, `<!-- plugin options -->` and `<!-- result keys -->`. The
-schema of recipes is the output of `neoplug schema`, so the tables list the keys and defaults of the installed version.
+A page gets the tables in place of `<!-- recipe keys -->`, `<!-- plugin options -->`, `<!-- study keys -->` and
+`<!-- result keys -->`. The schema of recipes is the output of `neoplug schema`, so the tables list the keys and
+defaults of the installed version.
 """
 
 import json
@@ -22,6 +23,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     for marker, generate in (("<!-- recipe keys -->", recipe_keys), ("<!-- plugin options -->", plugin_options)):
         if marker in markdown:
             markdown = markdown.replace(marker, "\n".join(generate(schema())))
+    if "<!-- study keys -->" in markdown:
+        markdown = markdown.replace("<!-- study keys -->", "\n".join(study_keys()))
     if "<!-- result keys -->" in markdown:
         markdown = markdown.replace("<!-- result keys -->", "\n".join(result_keys()))
     return markdown
@@ -42,6 +45,18 @@ def result_keys() -> Iterator[str]:
     yield from ("", "<details markdown><summary>JSON schema</summary>", "", "```json")
     yield from json.dumps(found, indent=2, ensure_ascii=False).splitlines()
     yield from ("```", "", "</details>")
+
+
+def study_keys() -> Iterator[str]:
+    """Yield a section for the top level of a study file and for each section in it."""
+    from neoplug.studies.schema import StudyFile
+
+    found = StudyFile.model_json_schema()
+    yield from section("Top level", found, found["required"])
+    titles = {"Searched": "search.KEY", "Metric": "metrics.NAME", "Contrast": "contrasts", "Executor": "executor"}
+    titles |= {"Local": "executor.local", "Ray": "executor.ray"}
+    for name, title in titles.items():
+        yield from section(f"`{title}`", found["$defs"][name], found["$defs"][name].get("required", []))
 
 
 @cache

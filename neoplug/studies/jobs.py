@@ -11,21 +11,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from neoplug import __version__
+from neoplug.environment.info import version_of
 from neoplug.errors import RecipeError
 from neoplug.files import content_hash, sha256_of
 from neoplug.files.contents import files_below
 from neoplug.hookspecs import Role
 from neoplug.registry.discovery import SHIPPED
 from neoplug.studies.arms import Arm
+from neoplug.studies.study import Study, Trial
 
 if TYPE_CHECKING:
     from neoplug.data.ingest.recipe_sources import RecipeSource
     from neoplug.recipe import Model, ResolvedRecipe
-    from neoplug.studies.specification import Study
 
 Kind = Literal["search", "test"]
-Trial = Mapping[str, float]  # searched key, as the study file writes it -> value
 
 DIGITS = 16  # of an id
 NO_PART = ("seed", "output_dir", "report_to")  # keys of a recipe that the hash of a trial leaves out
@@ -111,7 +110,7 @@ class Identities:
             for (section, _), entry in checked.entries.items()
             if entry.package != SHIPPED
         )
-        record = {"neoplug": __version__, "recipe": self._by_content(values), "plugins": third_party}
+        record = {"neoplug": version_of("neoplug"), "recipe": self._by_content(values), "plugins": third_party}
         return json.dumps(record, sort_keys=True)
 
     def _model(self, checked: ResolvedRecipe, section: Model, role: Role) -> Any:

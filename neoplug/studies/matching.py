@@ -10,7 +10,7 @@ from neoplug.recipe.tree import Node
 from neoplug.registry.dispatch import path_of
 from neoplug.runs.plan import plan
 from neoplug.studies.arms import Arm
-from neoplug.studies.specification import Study
+from neoplug.studies.study import Study
 
 
 def matched(study: Study) -> Study:

@@ -1,11 +1,8 @@
 """The recipes of a study's arms, checked together: a mistake that several of them have is reported once."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from neoplug.errors import Problem, RecipeError
 from neoplug.recipe import ResolvedRecipe
@@ -13,10 +10,7 @@ from neoplug.recipe.metric_checks import without_folder
 from neoplug.recipe.tree import Tree
 from neoplug.registry.measures import MEASURES
 from neoplug.studies.arms import Arm
-from neoplug.studies.jobs import Trial
-
-if TYPE_CHECKING:
-    from neoplug.studies.specification import Study
+from neoplug.studies.study import Study, Trial
 
 
 def recipe_problems(study: Study, tree: Tree, metrics: Collection[str]) -> list[Problem]:

@@ -116,8 +116,7 @@ class StudyFile(Section):
     """A whole study file.
 
     base       a recipe, shipped or a file, that all arms change; or {extends: RECIPE} with changes for all arms
-    axes       axis -> level -> value; the arms are the product. An axis named like a section of a recipe has its
-               values, which replace or merge as in a recipe that extends the base; others have maps of dotted keys
+    axes       axis -> level -> value: of the section of a recipe that has the axis's name, else a map of dotted keys
     zip        lists of axes that vary together, the first level of each with the first, and so on
     exclude    arms that are left out: axis -> level or levels
     arms       further arms: axis -> level, or {NEW_LEVEL: value}
@@ -125,6 +124,7 @@ class StudyFile(Section):
     search     searched key -> its grid; none: every run has the values of its recipe
     metrics    those that are reported; the first one chooses
     contrasts  the planned comparisons
+    executor   where the runs are executed; none: on this machine
     match      `parameters`: each adapter has the size at which it trains as many parameters as that of the first arm
     keep       of which runs the folder stays: of each arm's best, all, or none
     """
@@ -139,7 +139,7 @@ class StudyFile(Section):
     search: dict[Text, Searched] = Field({})
     metrics: Annotated[dict[Text, Metric], Field(min_length=1)]
     contrasts: list[Contrast] = Field([])
-    executor: Annotated[Executor, BeforeValidator(_empty)] = Executor(local=Local())
+    executor: Annotated[Executor, BeforeValidator(_empty)] = Field(default_factory=lambda: Executor(local=Local()))
     match: Literal["parameters"] | None = None
     keep: Literal["best", "all", "none"] = "best"
 

@@ -3,21 +3,17 @@
 No state is kept: resuming, an added arm and a changed margin are differences between what is asked for and done.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import fsum, isfinite, nan, prod
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from neoplug.errors import RecipeError
 from neoplug.registry.measures import MEASURES
 from neoplug.studies.arms import Arm
-from neoplug.studies.jobs import Identities, Job, Outcome, Trial
-
-if TYPE_CHECKING:
-    from neoplug.studies.specification import Searched, Study
+from neoplug.studies.jobs import Identities, Job, Outcome
+from neoplug.studies.study import Searched, Study, Trial
 
 Phase = Literal["search", "extension", "test", "complete"]
 Grid = dict[str, tuple[float, ...]]  # searched key -> its values, ascending, before `scale`

@@ -13,6 +13,7 @@ import neoplug.testing
 from neoplug.recipe import Data, Evaluate, Recipe, Student, Train
 from neoplug.registry import installed
 from neoplug.runs.result import RunResult
+from neoplug.studies.schema import Contrast, Metric, Searched, StudyFile
 
 DOCS = Path(__file__).parents[2] / "docs"
 DEFAULT = re.compile(r"^\| `(\w+)` \| .* \| (.*) \|$", re.MULTILINE)
@@ -52,6 +53,17 @@ def test_required_keys_are_marked(maker):
     assert {name for name, default in listed.items() if default == "required"} == {"student", "data"}
     assert dict(DEFAULT.findall(section(text, "## `student`")))["model"] == "required"
     assert set(dict(DEFAULT.findall(section(text, "## `student`")))) == set(Student.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("title", "model"),
+    [("Top level", StudyFile), ("`search.KEY`", Searched), ("`metrics.NAME`", Metric), ("`contrasts`", Contrast)],
+)
+def test_a_section_of_a_study_lists_each_key_and_marks_the_required(maker, title, model):
+    listed = dict(DEFAULT.findall(section(page(maker, "study.md"), f"## {title}")))
+    assert [*listed] == [*model.model_fields]
+    required = {name for name, field in model.model_fields.items() if field.is_required()}
+    assert {name for name, default in listed.items() if default == "required"} == required
 
 
 def test_every_key_of_a_result_is_listed_with_its_meaning(maker):

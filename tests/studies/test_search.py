@@ -13,7 +13,7 @@ from neoplug.errors import Problem, RecipeError
 from neoplug.studies.arms import Arm
 from neoplug.studies.jobs import Job
 from neoplug.studies.search import agenda, largest_agenda
-from neoplug.studies.specification import Search, Searched
+from neoplug.studies.study import Search, Searched
 
 RATE = "train.learning_rate"
 SIZE = "adapter.lora.r"
