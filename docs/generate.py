@@ -1,11 +1,12 @@
 """Build hook of the docs site: reference tables generated from the schemas of recipes and of results.
 
-A page gets the tables in place of `<!-- recipe keys -->`, `<!-- plugin options -->`, `<!-- study keys -->` and
-`<!-- result keys -->`. The schema of recipes is the output of `neoplug schema`, so the tables list the keys and
-defaults of the installed version.
+A page gets the tables in place of `<!-- recipe keys -->`, `<!-- plugin options -->`, `<!-- study keys -->`,
+`<!-- result keys -->` and `<!-- summary keys -->`. The schema of recipes is the output of `neoplug schema`, so the
+tables list the keys and defaults of the installed version.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         markdown = markdown.replace("<!-- study keys -->", "\n".join(study_keys()))
     if "<!-- result keys -->" in markdown:
         markdown = markdown.replace("<!-- result keys -->", "\n".join(result_keys()))
+    if "<!-- summary keys -->" in markdown:
+        markdown = markdown.replace("<!-- summary keys -->", "\n".join(summary_keys()))
     return markdown
 
 
@@ -42,6 +45,35 @@ def result_keys() -> Iterator[str]:
     for title in ("Sample", "Best"):
         keys = ", ".join(f"`{key}`" for key in found["$defs"][title]["properties"])
         yield from ("", f"`{title.lower()}` has {keys}.")
+    yield from folded(found)
+
+
+def summary_keys() -> Iterator[str]:
+    """Yield the keys of a study's summary.json, a table for each kind of object in it, and its JSON schema."""
+    from neoplug.studies.summary_schema import Summary
+
+    found = Summary.model_json_schema()
+    yield from meanings(found, found["$defs"], "##")
+    yield from folded(found)
+
+
+def meanings(definition: Schema, definitions: Schema, level: str) -> Iterator[str]:
+    """Yield a table of the keys of an object, and a heading and a table for each key that holds objects."""
+    yield from ("| key | type | meaning |", "| --- | --- | --- |")
+    objects = {}
+    for name, value in definition["properties"].items():
+        kind = kind_of(value)
+        if found := re.search(r"\$defs/(\w+)", json.dumps(value)):
+            objects[name] = definitions[found[1]]
+            kind = "list of objects" if value.get("type") == "array" else "object"
+        yield f"| `{name}` | {kind} | {value['description']} |"
+    for name, part in objects.items():
+        yield from ("", f"{level} `{name}`", "", part["description"], "")
+        yield from meanings(part, definitions, level + "#")
+
+
+def folded(found: Schema) -> Iterator[str]:
+    """Yield a JSON schema that a reader can unfold."""
     yield from ("", "<details markdown><summary>JSON schema</summary>", "", "```json")
     yield from json.dumps(found, indent=2, ensure_ascii=False).splitlines()
     yield from ("```", "", "</details>")

@@ -1,5 +1,6 @@
 """Fixtures for all tests: a small BPE tokenizer, random Llamas of two sizes and a chat file, created once a session."""
 
+import gc
 import json
 import os
 import pydoc_data.topics
@@ -136,6 +137,17 @@ def tiny_chat(tmp_path_factory):
     file = tmp_path_factory.mktemp("data") / "chat.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
+
+
+@pytest.fixture(scope="module")
+def frozen_garbage():
+    """Keep what is imported out of garbage collections: statsmodels' `multipletests` collects at each call."""
+    from statsmodels.regression import linear_model  # noqa: F401
+    from statsmodels.stats import multitest  # noqa: F401
+
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

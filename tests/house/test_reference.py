@@ -14,6 +14,7 @@ from neoplug.recipe import Data, Evaluate, Recipe, Student, Train
 from neoplug.registry import installed
 from neoplug.runs.result import RunResult
 from neoplug.studies.schema import Contrast, Metric, Searched, StudyFile
+from neoplug.studies.summary_schema import Summary
 
 DOCS = Path(__file__).parents[2] / "docs"
 DEFAULT = re.compile(r"^\| `(\w+)` \| .* \| (.*) \|$", re.MULTILINE)
@@ -72,6 +73,15 @@ def test_every_key_of_a_result_is_listed_with_its_meaning(maker):
     )
     assert [name for name, *_ in listed[:3]] == ["format", "status", "reason"]
     assert {name for name, *_ in listed} == set(RunResult.model_fields)
+
+
+def test_every_key_of_a_summary_is_listed_with_its_meaning(maker):
+    text = page(maker, "study-summary.md").partition("<details")[0]
+    schema = Summary.model_json_schema()
+    for part in (schema, *schema["$defs"].values()):
+        table = [name for name in part["properties"] if f"| `{name}` |" in text]
+        assert table == list(part["properties"])
+    assert set(re.findall(r"^## `(\w+)`$", text, re.MULTILINE)) <= set(Summary.model_fields)
 
 
 def test_every_built_in_plugin_has_a_section_with_its_options(maker):
