@@ -24,7 +24,7 @@ from neoplug.studies.summary_schema import (
 )
 
 if TYPE_CHECKING:
-    from neoplug.studies.specification import Study
+    from neoplug.studies.study import Study
 
 
 def arm_result(metric: str, arm: str, scores: pd.DataFrame) -> ArmResult:

@@ -26,7 +26,7 @@ from neoplug.studies.summary_schema import (
 )
 
 if TYPE_CHECKING:
-    from neoplug.studies.specification import Contrast, Study
+    from neoplug.studies.study import Contrast, Study
 
 
 def family_results(

@@ -20,7 +20,7 @@ from neoplug.registry.measures import MEASURES
 from neoplug.studies.statistics.crossed import Crossed, crossed, document_values
 
 if TYPE_CHECKING:
-    from neoplug.studies.specification import Study
+    from neoplug.studies.study import Study
 
 
 def with_arms(study: Study, runs: pd.DataFrame) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from neoplug.studies.statistics.paired import detectable_effect, significant_eff
 from neoplug.studies.summary_schema import ContrastResult, ReferenceResult, Summary
 
 if TYPE_CHECKING:
-    from neoplug.studies.specification import Study
+    from neoplug.studies.study import Study
 
 
 def summarise(

@@ -12,8 +12,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from neoplug.studies.arms import Arm
-from neoplug.studies.specification import Contrast, Search, Searched, Study
 from neoplug.studies.statistics.crossed import crossed
+from neoplug.studies.study import Contrast, Search, Searched, Study
 from neoplug.studies.summary import summarise
 from neoplug.studies.summary_schema import Summary
 
