@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from neoplug import __version__
-from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
+from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, push, recipes, report, run, schema, tasks
 from neoplug.errors import NeoplugError, UsageError, exits_refused
 from neoplug.errors.text import escaped, redacted
 
@@ -48,6 +48,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     tasks.tasks,
     export.export,
     push.push,
+    report.report,
     doctor.doctor,
 )
 for command in COMMANDS:

@@ -14,6 +14,7 @@ import pandas as pd
 from neoplug.registry.measures import MEASURES
 from neoplug.studies.statistics.description import agreement, good_region, interquartile_mean
 from neoplug.studies.statistics.linear_model import BlockModel, block_model, interactions, seed_sd
+from neoplug.studies.statistics.paired import mean_interval
 from neoplug.studies.summary_schema import (
     ArmResult,
     FTestResult,
@@ -38,6 +39,7 @@ def arm_result(metric: str, arm: str, scores: pd.DataFrame) -> ArmResult:
         n=len(values),
         mean=float(values.mean()),
         sd=float(values.std(ddof=1)) if len(values) > 1 else None,
+        interval=mean_interval(values),
         interquartile_mean=interquartile_mean(values),
         lowest=float(values.min()),
         highest=float(values.max()),

@@ -97,6 +97,7 @@ class ArmResult(Part):
     n: int = Field(description="completed test runs with this metric")
     mean: float | None = Field(default=None, description="mean over seeds; null for n = 0, as are the others")
     sd: float | None = Field(default=None, description="standard deviation over seeds; null for n < 2")
+    interval: Interval | None = Field(default=None, description="95 % t interval of the mean; null for n < 2")
     interquartile_mean: float | None = Field(
         default=None, description="mean without the lowest and the highest quarter"
     )

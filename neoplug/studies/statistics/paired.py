@@ -122,6 +122,21 @@ def significant_effect(n: int, k: int) -> float:
     return t_quantile(n - 1, ALPHA / k) / math.sqrt(n)
 
 
+def seeds_to_detect(difference: float, sd: float, k: int, most: int = 1_000) -> int | None:
+    """Return the fewest seeds with which a test at ALPHA/k finds a true difference with the probability POWER.
+
+    sd  of the paired differences
+
+    None where more than `most` are needed.
+    """
+    return next((n for n in range(2, most + 1) if sd * detectable_effect(n, k) <= difference), None)
+
+
+def mean_interval(scores: Scores) -> Interval | None:
+    """Return the 95 % t interval of a mean over seeds; None for fewer than two."""
+    return _Sample(Pairs(scores, np.zeros_like(scores))).interval(ALPHA)
+
+
 def t_quantile(degrees: int, alpha: float) -> float:
     """Return the value that a t variable exceeds in absolute value with probability alpha."""
     from scipy.special import stdtrit

@@ -1,0 +1,5 @@
+"""The figures of a report: inline SVG with real text, whose colours are those of the page.
+
+Each function returns a `Figure`, or None where there is nothing to draw. Their positions are values of the study's
+tables and summary.
+"""
