@@ -20,7 +20,7 @@ from neoplug.registry.measures import MEASURES, Measure
 from neoplug.studies.arms import Arm
 from neoplug.studies.checks import column_of
 from neoplug.studies.scores import scores_of, test_runs, with_arms
-from neoplug.studies.specification import Contrast, Search, Searched, Study
+from neoplug.studies.study import Contrast, Search, Searched, Study
 from neoplug.studies.summary import summarise
 from neoplug.studies.summary_schema import Summary
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-    from neoplug.studies.specification import Searched
+    from neoplug.studies.study import Searched
 
 POINTS = 120  # of a learning curve
 PANEL = 200  # pixels of height

@@ -15,7 +15,7 @@ from neoplug.studies.report.material import Material, measure_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from neoplug.studies.specification import Study
+    from neoplug.studies.study import Study
 
 PANELS = 8  # at most: combinations of the axes that are neither rows nor columns
 MOST_COLUMNS = 12
