@@ -60,7 +60,7 @@ def _answer(material: Material, robust: str, lines: Sequence[ContrastResult], si
     measure = measure_of(lines[0].metric)
     parts = {
         "By how much": _amounts(material, lines),
-        "How certain": _certainty(material, lines, size),
+        "How certain": _certainty(material, robust, lines, size),
         "What would change it": _changes(material, robust, lines, size),
     }
     return Answer(
@@ -82,15 +82,18 @@ def _verdict(material: Material, robust: str, lines: Sequence[ContrastResult]) -
     if robust == "no":
         found: list[Part] = []
         if of[Verdict.worse]:
-            found += [*_names(material, of[Verdict.worse]), f" {_is(of[Verdict.worse])} worse than {control}"]
+            found += [*_names(material, of[Verdict.worse]), f" {_is(of[Verdict.worse])} worse than "]
+            found += [_controls(of[Verdict.worse])]
         if of[Verdict.same]:
             found += ["; " if found else "", *_names(material, of[Verdict.same])]
-            found += [f" {_is(of[Verdict.same])} no different from {control} by more than the margin"]
+            controls = _controls(of[Verdict.same])
+            found += [f" {_is(of[Verdict.same])} no different from {controls} by more than the margin"]
         rest = f"; {len(of[Verdict.better])} of {count} are better." if of[Verdict.better] else "."
         return [*found, rest]
     missing = sum(line.estimate is None for line in lines)
     better = len(of[Verdict.better])
-    known = f"{better} of {count} arms {'is' if better == 1 else 'are'} shown to be better than {control}"
+    is_are = "is" if better < 2 else "are"
+    known = f"{better or 'None'} of {numbers.of(count, 'arm')} {is_are} shown to be better than {control}"
     none = f"; {numbers.of(missing, 'comparison has', 'comparisons have')} no completed pair of runs" if missing else ""
     return [f"{known}, and none to be worse or equivalent{none}."]
 
@@ -127,25 +130,26 @@ def _amounts(material: Material, lines: Sequence[ContrastResult]) -> Iterator[Se
     ]
 
 
-def _certainty(material: Material, lines: Sequence[ContrastResult], size: int) -> Iterator[Sentence]:
+def _certainty(material: Material, robust: str, lines: Sequence[ContrastResult], size: int) -> Iterator[Sentence]:
     """Yield sentences on how certain the differences are."""
     tested = [line for line in lines if line.p_adjusted is not None]
     if not tested:
         yield ["There is no test: it takes two seeds at which an arm and its control completed."]
         return
     decimals = _decimals(lines)
-    weakest = max(tested, key=lambda line: line.p_adjusted or 0.0)
+    worse = [line for line in tested if verdict_of(line) is Verdict.worse]
+    shown = min(worse, key=_adjusted) if robust == "no" and worse else max(tested, key=_adjusted)
     if len(tested) > 1:
         yield [
-            "The least certain difference is that of ",
-            _link(material, weakest.arm),
-            f": {numbers.fixed(weakest.estimate, decimals, signed=True)}, 95 % interval "
-            f"{numbers.interval(weakest.interval, decimals, signed=True)}, p = {_p(weakest.p_adjusted)} after Holm’s "
-            f"adjustment for the {size} comparisons of the family.",
+            "The clearest loss is that of " if shown in worse else "The least certain difference is that of ",
+            _link(material, shown.arm),
+            f": {numbers.fixed(shown.estimate, decimals, signed=True)}, 95 % interval "
+            f"{numbers.interval(shown.interval, decimals, signed=True)}, p = {numbers.p_value(shown.p_adjusted)} after "
+            f"Holm’s adjustment for the {size} comparisons of the family.",
         ]
     else:
         adjusted = f" after Holm’s adjustment for {size} comparisons" if size > 1 else ""
-        yield [f"p = {_p(weakest.p_adjusted)}{adjusted}, from {weakest.n} pairs of runs."]
+        yield [f"p = {numbers.p_value(shown.p_adjusted)}{adjusted}, from {shown.n} pairs of runs."]
     both = [line.both_noises for line in lines if line.both_noises]
     if both:
         clear = sum(not (found.interval[0] <= 0 <= found.interval[1]) for found in both)
@@ -216,8 +220,8 @@ def _size(line: ContrastResult) -> float | None:
     return line.estimate if gain is None else gain
 
 
-def _p(p: float | None) -> str:
-    return numbers.p_value(p)
+def _adjusted(line: ContrastResult) -> float:
+    return 1.0 if line.p_adjusted is None else line.p_adjusted
 
 
 def _controls(lines: Sequence[ContrastResult]) -> str:

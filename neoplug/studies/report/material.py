@@ -25,6 +25,7 @@ from neoplug.studies.summary import summarise
 from neoplug.studies.summary_schema import Summary
 
 AGAIN = "start the study again, which writes it again"
+NO_TABLE = "is not the table that neoplug wrote"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,6 @@ class Material:
     runs        results.parquet with the column `arm`: a row for each run, those of an arm together
     references  as in references.parquet; may be empty
     summary     summary.json; computed from the tables where it is absent
-    executor    as in the study file
     state       status.json; empty where it is absent
     lock        study.lock.json; empty where it is absent
     """
@@ -44,7 +44,6 @@ class Material:
     runs: pd.DataFrame
     references: pd.DataFrame
     summary: Summary
-    executor: Mapping[str, Any]
     state: Mapping[str, Any]
     lock: Mapping[str, Any]
     anchors: Mapping[str, str] = field(default_factory=dict)  # arm -> id of its first row in the table of runs
@@ -133,7 +132,6 @@ def read_material(folder: Path) -> Material:
         runs=runs,
         references=pd.DataFrame() if references is None else references,
         summary=_summary(folder, study, runs, references),
-        executor=facts.get("executor") or {},
         state=read_json(status, AGAIN) if status.exists() else {},
         lock=read_json(lock, AGAIN) if lock.exists() else {},
         anchors={arm: f"run-{number}" for arm, number in zip(first["arm"], first.index, strict=True)},
@@ -195,11 +193,11 @@ def _table(folder: Path, name: str, study: Study) -> pd.DataFrame | None:
             frame = _read_parquet(file)
         else:
             frame = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""])
-        needed = [*study.axes, *(("seed", "kind", "status") if name == "results" else ("reference",))]
-        if not frame.empty:
-            frame[needed]
-    except (KeyError, OSError, ValueError) as error:
-        raise DamageError(file, "is not the table that neoplug wrote", AGAIN) from error
+    except (OSError, ValueError) as error:
+        raise DamageError(file, NO_TABLE, AGAIN) from error
+    needed = {*study.axes, *(("seed", "kind", "status") if name == "results" else ("reference",))}
+    if not frame.empty and not needed <= set(frame):
+        raise DamageError(file, NO_TABLE, AGAIN)
     return frame.fillna({column: "" for column in ("reason", "run", "id") if column in frame})
 
 
@@ -247,4 +245,4 @@ def _read_parquet(file: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(file)
     except (OSError, ValueError) as error:  # pyarrow's errors are among them
-        raise DamageError(file, "is not the table that neoplug wrote", AGAIN) from error
+        raise DamageError(file, NO_TABLE, AGAIN) from error

@@ -160,10 +160,9 @@ def _banner(material: Material) -> str:
 def _lead(material: Material) -> str:
     study = material.study
     chosen = measure_of(material.metric).title
-    runs = f"{len(material.runs):,} runs"
-    seeds = f"{len(study.seeds)} test seed{'s' * (len(study.seeds) > 1)}"
-    arms = f"{len(study.arms)} arm{'s' * (len(study.arms) > 1)}"
-    return f"{arms}, {seeds}, {runs}. Held-out text, temperature 1; {chosen} chooses what is tuned."
+    counts = ((study.arms, "arm"), (study.seeds, "test seed"), (material.runs, "run"))
+    size = ", ".join(numbers.of(len(counted), noun) for counted, noun in counts)
+    return f"{size}. Held-out text, temperature 1; {chosen} chooses what is tuned."
 
 
 def _sections(material: Material) -> Iterator[Section]:
@@ -197,7 +196,9 @@ def _sections(material: Material) -> Iterator[Section]:
     models = tables.models_table(material)
     if models.rows:
         explored.append(Block("Linear model", tables=[models]))
-    yield Section("map", "Arms on two axes", "" if explored else "Fewer than two axes vary.", explored)
+    yield Section(
+        "map", "Arms on two axes", "" if explored else "It takes two axes that vary, and completed test runs.", explored
+    )
     yield _ranks(material, of_metrics(maps.ranks_figure, "r"))
     yield _rates(material)
     learning = curves.learning_figure(material, "l")
@@ -223,7 +224,12 @@ def _ranks(material: Material, blocks: list[Block]) -> Section:
     table = tables.ranks_table(material)
     if table.rows:
         blocks.append(Block("Agreement of rankings", tables=[table]))
-    return Section("ranks", "Stability of ranks", "" if blocks else "It takes two seeds and two arms.", blocks)
+    return Section(
+        "ranks",
+        "Stability of ranks",
+        "" if blocks else "It takes two arms and two seeds with completed test runs.",
+        blocks,
+    )
 
 
 def _rates(material: Material) -> Section:

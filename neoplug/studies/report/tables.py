@@ -96,7 +96,7 @@ def scores_table(material: Material, metric: str) -> Table:
             value = numbers.fixed(low, decimals)
             if numbers.fixed(high, decimals) != value:
                 value = f"{value} to {numbers.fixed(high, decimals)}"
-            rows.append(Row([Cell(name), *[Cell("")], Cell(value, low), *[Cell("")] * 4], fixed=True))
+            rows.append(Row([Cell(name), Cell(""), Cell(value, low), *[Cell("")] * 4], fixed=True))
     titles = ("seeds", "mean", "95 % interval", "sd", "IQM", "lowest, highest")
     unit = f", {measure.unit}" if measure.unit else ""
     caption = (

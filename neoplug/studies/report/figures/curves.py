@@ -136,18 +136,15 @@ def _curve(columns: Mapping[str, Any] | None) -> Curve | None:
 
 def _quartiles(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], ...]:
     """Return tokens, and the quartiles of the curves there, smoothed over the steps between two points."""
-    end = min(tokens[-1] for tokens, _ in curves)
-    edges = np.linspace(0, end, POINTS + 1)
-    rows = []
+    end, count = min(tokens[-1] for tokens, _ in curves), min(POINTS, *(len(tokens) for tokens, _ in curves))
+    edges = np.linspace(0, end, count + 1)
+    grid, rows = (edges[:-1] + edges[1:]) / 2, []
     for tokens, loss in curves:
-        bins = np.clip(np.searchsorted(edges, tokens, side="left") - 1, 0, POINTS - 1)
         inside = tokens <= end
-        means = pd.Series(loss[inside]).groupby(bins[inside]).mean()
-        rows.append(np.interp(np.arange(POINTS), means.index.to_numpy(float), means.to_numpy(float)))
-    first, last = min(tokens[0] for tokens, _ in curves), end
-    grid = np.linspace(first, last, POINTS)
-    low, middle, high = np.quantile(np.stack(rows), (0.25, 0.5, 0.75), axis=0)
-    return grid, low, middle, high
+        bins = np.clip(np.searchsorted(edges, tokens[inside]) - 1, 0, count - 1)
+        means = pd.Series(loss[inside]).groupby(bins).mean()
+        rows.append(np.interp(grid, grid[means.index], means.to_numpy(float)))
+    return grid, *np.quantile(np.stack(rows), (0.25, 0.5, 0.75), axis=0)
 
 
 def _panels(material: Material) -> Panels:

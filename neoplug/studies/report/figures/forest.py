@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FAR = 1.0  # a reference line farther from the scores than this multiple of their range is stated at the edge
+DASHES: dict[str, Any] = {"teacher": (0, (4, 2)), "untrained": (0, (1, 1.5))}  # of the references
 DOT: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 4.2, "markeredgewidth": 0, "alpha": 0.5}
 COLOURS = {Verdict.better: BETTER, Verdict.worse: WORSE, Verdict.same: SAME}
 SHAPES = {Verdict.better: "D", Verdict.worse: "v", Verdict.same: "s"}
@@ -117,30 +118,31 @@ def _references(axes: Axes, material: Material, metric: str, values: Sequence[fl
     low, high = min(values), max(values)
     spread = (high - low) or abs(high) * 0.01 or 1.0
     ends = [low, high]
-    names, place = list(material.scores(metric).columns), 0
-    for name, dashes in (("teacher", (0, (4, 2))), ("untrained", (0, (1, 1.5)))):
-        found = material.reference(name, metric)
-        near = {arm: value for arm, value in found.items() if low - FAR * spread <= value <= high + FAR * spread}
-        if not found:
-            continue
-        label = f"{name} {_range(found)}"
-        if len(near) < len(found):
-            side = "left" if min(found.values()) < low else "right"
+    names = list(material.scores(metric).columns)
+    found = {name: known for name in DASHES if (known := material.reference(name, metric))}
+    for place, (name, known) in enumerate(found.items()):
+        label, style = f"{name} {_range(known)}", {"color": INK, "linewidth": 1, "linestyle": DASHES[name]}
+        least, most = min(known.values()), max(known.values())
+        if least < low - FAR * spread or most > high + FAR * spread:
+            side = "left" if least < low else "right"
             label = f"← {label}" if side == "left" else f"{label} →"
-            axes.text(side == "right", 1.0, label, transform=axes.transAxes, ha=side, va="bottom", fontsize=11)
+            _above(axes, label, float(side == "right"), place, side, "axes fraction")
             continue
-        ends += near.values()
-        if max(near.values()) - min(near.values()) < 1e-3 * spread:
-            axes.axvline(min(near.values()), color=INK, linewidth=1, linestyle=dashes, zorder=1)
+        ends += [least, most]
+        if most - least < 1e-3 * spread:
+            axes.axvline(least, zorder=1, **style)
         else:
-            at = [names.index(arm) for arm in near]
-            axes.vlines(list(near.values()), [y - 0.4 for y in at], [y + 0.4 for y in at], color=INK, linestyle=dashes)
-        middle = sum(near.values()) / len(near)
-        axes.annotate(label, (middle, 1.0), (0, 2 + 13 * place), xycoords=("data", "axes fraction"),
-                      textcoords="offset points", ha="center", va="bottom", fontsize=11)  # fmt: skip
-        place += 1
+            at = [names.index(arm) for arm in known]
+            axes.vlines(list(known.values()), [y - 0.4 for y in at], [y + 0.4 for y in at], **style)
+        _above(axes, label, (least + most) / 2, place, "center", "data")
     room = 0.04 * (max(ends) - min(ends) or spread)
     axes.set_xlim(min(ends) - room, max(ends) + room)
+
+
+def _above(axes: Axes, label: str, x: float, place: int, side: str, where: str) -> None:
+    """Write a label above the figure, on a line of its own."""
+    style: dict[str, Any] = {"textcoords": "offset points", "ha": side, "va": "bottom", "fontsize": 11}
+    axes.annotate(label, (x, 1.0), (0, 2 + 13 * place), xycoords=(where, "axes fraction"), **style)
 
 
 def _range(values: Mapping[str, float]) -> str:

@@ -69,9 +69,9 @@ def plane_figure(material: Material, metric: str, name: str) -> Figure | None:
                 continue
             share = _share(line.mean, means, measure.greater_is_better)
             _cell(axes, row, column, share, numbers.fixed(line.mean, decimals), f"n = {line.n}")
-    darker = "" if measure.greater_is_better is None else "; darker is better"
+    stronger = "" if measure.greater_is_better is None else "; the stronger the colour, the better"
     label = f"Map of mean {measure.title}, {plane.rows} by {plane.columns}; the table of scores has its numbers."
-    caption = f"Mean {measure.title} over test seeds and their number n, {plane.rows} by {plane.columns}{darker}. "
+    caption = f"Mean {measure.title} over test seeds and their number n, {plane.rows} by {plane.columns}{stronger}. "
     return finished(figure, name, label, caption + "An empty place is an arm that the study excludes.")
 
 
