@@ -212,7 +212,7 @@ def _sections(material: Material) -> Iterator[Section]:
         "" if costly.rows else "No test run completed.",
         [Block("", _only(priced), [costly])] if costly.rows else [],
     )
-    yield Section("calibration", "Calibration, and KL by the teacher’s entropy", _unmeasured(material), [])
+    yield Section("bins", "Calibration, and KL by the teacher’s entropy", _unmeasured(material), [])
 
 
 def _only(part: Part | None) -> list[Part]:
@@ -257,5 +257,5 @@ def _unmeasured(material: Material) -> str:
         "A reliability diagram and the KL by bins of the teacher’s entropy need sums by bin, which the runs do not keep"
     )
     if not names:
-        return f"{left_out}; no probe measured calibration."
+        return f"{left_out}; no probe measured the ECE or the Brier score."
     return f"{left_out}; {', '.join(names)} of each run are in results.csv."
