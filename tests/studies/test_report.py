@@ -14,6 +14,7 @@ from neoplug.errors import DamageError, UsageError
 from neoplug.studies.report import numbers
 from neoplug.studies.report.answers import answers_of
 from neoplug.studies.report.figures.costs import front
+from neoplug.studies.report.figures.curves import quartiles
 from neoplug.studies.report.latex import in_latex
 from neoplug.studies.report.material import read_material
 from neoplug.studies.report.page import write_report
@@ -272,6 +273,29 @@ def test_curves_are_read_from_kept_runs(tmp_path):
             lines = [json.dumps({"tokens": 100, "loss": 3 - 0.1 * step}) for step in range(20)]
             (folder / run / "metrics.jsonl").write_text("\n".join([*lines, '{"tok']))
     assert "curves were kept (1 an arm)" in page_of(folder).visible
+
+
+def test_quartiles_of_curves_are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    tokens = np.arange(1.0, 61.0)
+    losses = rng.normal(size=(5, 60))
+    grid, low, middle, high = quartiles([(tokens, loss) for loss in losses])
+    assert grid == pytest.approx(tokens)
+    for found, share in ((low, 25), (middle, 50), (high, 75)):
+        assert found == pytest.approx(np.percentile(losses, share, axis=0))
+    long = np.arange(1.0, 12_001.0)
+    grid, _, middle, _ = quartiles([(long, 3 - long / 6000)])
+    assert len(grid) == 120
+    assert middle == pytest.approx(3 - grid / 6000)
+
+
+def test_local_paths_are_not_on_the_page(tmp_path):
+    folder = write_small_study(tmp_path / "paths", search=False, curves=False)
+    lock = {"version": "0.1.0", "contents": {json.dumps({"model": "/data/secret/teacher", "revision": None}): "0"}}
+    (folder / "study.lock.json").write_text(json.dumps(lock))
+    page = page_of(folder)
+    assert "<dd>teacher. Hashes of their contents" in page.text
+    assert str(tmp_path) not in page.text
 
 
 def test_tables_in_csv_are_read_alike(tmp_path):

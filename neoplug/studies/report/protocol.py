@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -174,15 +175,15 @@ def _contents(material: Material) -> str:
 
 
 def _name(key: str) -> str:
-    """Return what a key of the lock names: the values of its JSON that are set."""
+    """Return what a key of the lock names: the values of its JSON that are set; of a local path the last part."""
     try:
         named: Any = json.loads(key)
     except ValueError:
         return key
     if not isinstance(named, dict):
         return key
-    values: Sequence[str] = [str(value) for value in named.values() if isinstance(value, str) and value]
-    return " ".join(values) or key
+    values = [value for value in named.values() if isinstance(value, str) and value]
+    return " ".join(Path(value).name if Path(value).is_absolute() else value for value in values) or key
 
 
 def _command(material: Material) -> str:

@@ -79,7 +79,7 @@ def learning_figure(material: Material, name: str) -> Figure | None:
         axes.locator_params(axis="x", nbins=4)
         for at, (label, arm) in enumerate(lines):
             style = _style(at, len(lines)) | {"marker": ""}
-            tokens, low, middle, high = _quartiles(curves[arm])
+            tokens, low, middle, high = quartiles(curves[arm])
             axes.plot(tokens, middle, label=text(label), **style)
             if len(curves[arm]) > 1:
                 axes.fill_between(tokens, low, high, color=style["color"], alpha=0.16, linewidth=0)
@@ -134,17 +134,20 @@ def _curve(columns: Mapping[str, Any] | None) -> Curve | None:
     return (frame["tokens"].to_numpy(float), frame["loss"].to_numpy(float)) if len(frame) > 1 else None
 
 
-def _quartiles(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], ...]:
-    """Return tokens, and the quartiles of the curves there, smoothed over the steps between two points."""
-    end, count = min(tokens[-1] for tokens, _ in curves), min(POINTS, *(len(tokens) for tokens, _ in curves))
-    edges = np.linspace(0, end, count + 1)
-    grid, rows = (edges[:-1] + edges[1:]) / 2, []
-    for tokens, loss in curves:
-        inside = tokens <= end
-        bins = np.clip(np.searchsorted(edges, tokens[inside]) - 1, 0, count - 1)
-        means = pd.Series(loss[inside]).groupby(bins).mean()
-        rows.append(np.interp(grid, grid[means.index], means.to_numpy(float)))
-    return grid, *np.quantile(np.stack(rows), (0.25, 0.5, 0.75), axis=0)
+def quartiles(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], ...]:
+    """Return tokens, and the quartiles of the curves there, as far as all of them reach."""
+    thinned = [_thinned(*curve) for curve in curves]
+    first, last = max(tokens[0] for tokens, _ in thinned), min(tokens[-1] for tokens, _ in thinned)
+    grid = np.linspace(first, last, max(len(tokens) for tokens, _ in thinned))
+    values = np.stack([np.interp(grid, tokens, loss) for tokens, loss in thinned])
+    return grid, *np.quantile(values, (0.25, 0.5, 0.75), axis=0)
+
+
+def _thinned(tokens: NDArray[np.float64], loss: NDArray[np.float64]) -> Curve:
+    """Return a curve with POINTS points at most: means over neighbouring steps."""
+    parts = min(POINTS, len(tokens))
+    means = [np.array([part.mean() for part in np.array_split(values, parts)]) for values in (tokens, loss)]
+    return means[0], means[1]
 
 
 def _panels(material: Material) -> Panels:
