@@ -22,13 +22,14 @@ from neoplug.studies.study import Study, Trial
 
 if TYPE_CHECKING:
     from neoplug.data.ingest.recipe_sources import RecipeSource
-    from neoplug.recipe import Model, ResolvedRecipe
+    from neoplug.recipe import ResolvedRecipe
 
 Kind = Literal["search", "test"]
 
 DIGITS = 16  # of an id
 NO_PART = ("seed", "output_dir", "report_to")  # keys of a recipe that the hash of a trial leaves out
 MODEL = ("model", "revision", "adapter_path")  # keys that are replaced by the content of what they name
+SELECT_MODEL = (*MODEL, "trust_remote_code", "self", "cache")  # those that say which model it is
 SOURCE = ("source", "revision")
 ROLES: tuple[Role, ...] = ("student", "teacher")
 LONGEST_PATH = 4_096  # characters; a longer text is no path
@@ -102,8 +103,8 @@ class Identities:
         values = _without(checked.resolved(), NO_PART)
         with checked.marking():
             for role in ROLES:
-                if section := getattr(checked.recipe, role):
-                    values[role] = _without(values[role], MODEL) | {"content": self._model(checked, section, role)}
+                if role in values:
+                    values[role] = _without(values[role], MODEL) | {"content": self._model(checked, role, values[role])}
             values["data"] = self._data(checked, values["data"])
         third_party = sorted(
             [section, entry.target.rpartition(":")[2], entry.version or entry.sha256]
@@ -113,16 +114,16 @@ class Identities:
         record = {"neoplug": version_of("neoplug"), "recipe": self._by_content(values), "plugins": third_party}
         return json.dumps(record, sort_keys=True)
 
-    def _model(self, checked: ResolvedRecipe, section: Model, role: Role) -> Any:
-        """Return what identifies a model and its adapter."""
-        from neoplug.runs.preflight import find_model
+    def _model(self, checked: ResolvedRecipe, role: Role, values: Mapping[str, Any]) -> Any:
+        """Return what identifies the model of a role, whose section has these values, and its adapter."""
+        from neoplug.runs.inputs import find_models
 
         def identify() -> Any:
-            located = find_model(section, role, checked.consent)
-            adapter = located.adapter
-            return [located.identity, adapter and (adapter.revision or adapter.sha256)]
+            located = find_models(checked).get(role)
+            adapter = located and located.adapter
+            return located and [located.identity, adapter and (adapter.revision or adapter.sha256)]
 
-        return self._once({key: getattr(section, key) for key in (*MODEL, "trust_remote_code")}, identify)
+        return self._once({key: values[key] for key in SELECT_MODEL if key in values}, identify)
 
     def _data(self, checked: ResolvedRecipe, values: dict[str, Any]) -> dict[str, Any]:
         """Return the section `data` with what identifies each source in place of its name."""

@@ -7,13 +7,12 @@ from dataclasses import replace
 from neoplug.errors import Problem, RecipeError
 from neoplug.recipe import ResolvedRecipe
 from neoplug.recipe.metric_checks import without_folder
-from neoplug.recipe.tree import Tree
 from neoplug.registry.measures import MEASURES
 from neoplug.studies.arms import Arm
 from neoplug.studies.study import Study, Trial
 
 
-def recipe_problems(study: Study, tree: Tree, metrics: Collection[str]) -> list[Problem]:
+def recipe_problems(study: Study, metrics: Collection[str]) -> list[Problem]:
     """Return the mistakes of the recipes of all arms; with the first arm, each value of the search is tried."""
     keys = study.search.keys
     first = {key: searched.values[0] for key, searched in keys.items()}
@@ -25,7 +24,7 @@ def recipe_problems(study: Study, tree: Tree, metrics: Collection[str]) -> list[
     others = [first | {key: value} for key, searched in keys.items() for value in searched.values[1:]]
     for trial in others:
         found |= {problem: study.arms for problem in _problems(study, study.arms[0], trial) if problem not in found}
-    return [_with_arms(problem, arms, study, tree) for problem, arms in found.items()]
+    return [_with_arms(problem, arms, study) for problem, arms in found.items()]
 
 
 def _problems(
@@ -56,14 +55,14 @@ def _same_recipe(recipe: ResolvedRecipe, arm: Arm, known: dict[str, Arm]) -> Ite
         yield Problem(what, fix="exclude one of them, or change what they differ in", path=("axes",))
 
 
-def _with_arms(problem: Problem, arms: Sequence[Arm], study: Study, tree: Tree) -> Problem:
+def _with_arms(problem: Problem, arms: Sequence[Arm], study: Study) -> Problem:
     """Return a problem with the arms that have it, unless all of them have it, or its place says so."""
     if len(arms) == len(study.arms) or problem.path[:1] == ("axes",):
         return problem
     for axis, levels in study.axes.items():
         for level in levels:
             if [*arms] == [arm for arm in study.arms if arm.levels[axis] == level]:
-                is_there = problem.mark and problem.mark.file == tree.root.mark.file
+                is_there = problem.mark and problem.mark.file == study.tree.root.mark.file
                 return problem if is_there else replace(problem, what=f"{problem.what} ({axis}: {level})")
     more = f" and {len(arms) - 1} more" if len(arms) > 1 else ""
     return replace(problem, what=f"{problem.what} (in `{arms[0].name}`{more})")

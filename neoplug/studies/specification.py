@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
-from neoplug.recipe.limits import Size
 from neoplug.recipe.source import (
     OVERRIDE,
     from_values,
@@ -53,25 +53,15 @@ def read(source: str | Path, overrides: Sequence[str] = (), *, trust: Sequence[s
     """
     path, name = locate(source, Path.cwd(), shipped(), "study")
     consent = Consent(None if path in shipped().values() else path, trust)
-    size = Size()
-    tree = _read_tree(path, name, size)
-    file, faulty, mistyped = _validated(tree)
-    problems = [*tree.problems, *mistyped]
-    base = from_values({})
-    if "base" not in faulty:
-        try:
-            base = _read_base(tree, path, name, overrides)
-            problems += _set_by_studies(base, name)
-        except RecipeError as error:
-            key = ("base", "extends") if tree.node(("base", "extends")) else ("base",)
-            problems += [each if each.mark else replace(each, path=key) for each in error.problems]
-            faulty |= {"base"}
-    checks = Checks(file, tree, base, faulty)
-    problems += checks.problems
-    study = _study(file, path, overrides, base, tree, consent, checks)
-    if checks.has_arms and "base" not in faulty:
-        problems += recipe_problems(study, tree, file.metrics if "metrics" not in faulty else ())
-    else:
+    tree = _read_tree(path, name)
+    file, faulty, problems = _validated(tree)
+    base, unread = _base(tree, path, name, overrides) if "base" not in faulty else (None, [])
+    checks = Checks(file, tree, base or from_values({}), faulty)
+    problems += [*unread, *checks.problems]
+    study = _study(file, path, overrides, base or tree, tree, consent, checks)
+    if base and checks.has_arms:
+        problems += recipe_problems(study, file.metrics if "metrics" not in faulty else ())
+    elif base:
         problems += base.problems
     if problems:
         unique = {(each.mark, each.what): each for each in (marked(tree, problem) for problem in problems)}
@@ -81,9 +71,9 @@ def read(source: str | Path, overrides: Sequence[str] = (), *, trust: Sequence[s
     return study
 
 
-def _read_tree(path: Path, name: str, size: Size) -> Tree:
+def _read_tree(path: Path, name: str) -> Tree:
     """Return the tree of a study file. Raises RecipeError where reading it ended early, or it is no map."""
-    tree = read_yaml(read_file(path, name), size)
+    tree = read_yaml(read_file(path, name))
     if tree.root.value is BROKEN:
         raise RecipeError(tree.problems)
     if not isinstance(tree.root.value, dict):
@@ -93,10 +83,10 @@ def _read_tree(path: Path, name: str, size: Size) -> Tree:
 
 
 def _validated(tree: Tree) -> tuple[StudyFile, set[str], list[Problem]]:
-    """Return the study file with stand-ins for the sections that have mistakes, their names, and the mistakes."""
+    """Return the study file with stand-ins for sections that have mistakes, their names, and all mistakes so far."""
     values = plain(tree.root, sort=False)
     try:
-        return StudyFile.model_validate_json(json.dumps(values)), set(), []
+        return StudyFile.model_validate_json(json.dumps(values)), set(), [*tree.problems]
     except ValidationError as error:
         problems = [
             problem
@@ -105,7 +95,17 @@ def _validated(tree: Tree) -> tuple[StudyFile, set[str], list[Problem]]:
         ]
         faulty = {str(detail["loc"][0]) for detail in error.errors(include_url=False)}
     good = {key: value for key, value in values.items() if key not in faulty}
-    return StudyFile.model_validate_json(json.dumps(_STAND_INS | good)), faulty, problems
+    return StudyFile.model_validate_json(json.dumps(_STAND_INS | good)), faulty, [*tree.problems, *problems]
+
+
+def _base(tree: Tree, path: Path, name: str, overrides: Sequence[str]) -> tuple[Tree | None, list[Problem]]:
+    """Return the tree of the base, None where it cannot be read, and why; or what of it a study does not take."""
+    try:
+        base = _read_base(tree, path, name, overrides)
+    except RecipeError as error:
+        key: Key = ("base", "extends") if tree.node(("base", "extends")) else ("base",)
+        return None, [each if each.mark else replace(each, path=key) for each in error.problems]
+    return base, _set_by_studies(base, name)
 
 
 def _read_base(tree: Tree, path: Path, name: str, overrides: Sequence[str]) -> Tree:
