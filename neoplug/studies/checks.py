@@ -16,7 +16,7 @@ from neoplug.studies.schema import Contrast, StudyFile
 # The columns of the tables that belong to no axis and no searched key.
 COLUMNS = (
     *("seed", "kind", "status", "reason", "trials", "trainable_parameters", "seconds", "tokens", "run"),
-    *("total_parameters", "answer_tokens", "steps", "peak_memory_bytes", "id", "reference"),
+    *("total_parameters", "answer_tokens", "peak_memory_bytes", "id", "reference"),
     *("half", "document", "number"),
     *MEASURES,
 )

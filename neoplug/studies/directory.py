@@ -78,6 +78,8 @@ class StudyDir:
     @property
     def is_held(self) -> bool:
         """Whether a process is at work on the study."""
+        if not (self.path / ".lock").exists():
+            return False
         with suppress(UsageError), self.held():
             return False
         return True

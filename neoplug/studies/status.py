@@ -18,7 +18,7 @@ INTERVAL = 1.0  # seconds between two writes of the same phase
 class State:
     """The state of a study.
 
-    phase         search, extension, test or complete; "shared inputs" before the first run
+    phase         search, extension, test or complete
     expected      number of jobs: those known so far, and test jobs that the search leads to
     counts        status -> number of jobs that are done
     running       jobs at work: `label` and `since` (seconds since the epoch)

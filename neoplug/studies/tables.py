@@ -2,7 +2,7 @@
 
     results.csv, .parquet     a row for each job: the axes, seed, kind, status, reason, trials, learning_rate and each
                               other searched key, every measure as NAME and validation_NAME, trainable_parameters,
-                              seconds, tokens, run, total_parameters, answer_tokens, steps, peak_memory_bytes, id
+                              seconds, tokens, run, total_parameters, answer_tokens, peak_memory_bytes, id
     references.csv, .parquet  for each arm the measures of its `untrained` student and of its `teacher`: `reference`
     documents.parquet         for each job and held-out document: the axes, seed, kind, id, half, and the columns of a
                               run's evaluation/after.parquet (`neoplug.evaluation.evaluate`)
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from neoplug.studies.ledger import Numbers, Row
 
 LEARNING_RATE = "train.learning_rate"
-INTEGERS = ("trainable_parameters", "tokens", "total_parameters", "answer_tokens", "steps", "peak_memory_bytes")
+INTEGERS = ("trainable_parameters", "tokens", "total_parameters", "answer_tokens", "peak_memory_bytes")
 VALIDATION = "validation_"
 
 
@@ -58,7 +58,6 @@ def results_of(directory: StudyDir, done: Sequence[tuple[Job, Row]], rates: Mapp
             "run": row.run if row.run and (directory.path / row.run).exists() else "",
             "total_parameters": row.total_parameters,
             "answer_tokens": row.answer_tokens,
-            "steps": row.steps,
             "peak_memory_bytes": row.peak_memory_bytes,
             "id": row.id,
         }
