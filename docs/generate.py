@@ -1,8 +1,8 @@
-"""Build hook of the docs site: reference tables generated from the schemas of recipes and of results.
+"""Build hook of the docs site: reference tables generated from the schemas of recipes, results, ledgers and summaries.
 
 A page gets the tables in place of `<!-- recipe keys -->`, `<!-- plugin options -->`, `<!-- study keys -->`,
-`<!-- result keys -->` and `<!-- summary keys -->`. The schema of recipes is the output of `neoplug schema`, so the
-tables list the keys and defaults of the installed version.
+`<!-- result keys -->`, `<!-- ledger keys -->` and `<!-- summary keys -->`. The schema of recipes is the output of
+`neoplug schema`, so the tables list the keys and defaults of the installed version.
 """
 
 import json
@@ -24,12 +24,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     for marker, generate in (("<!-- recipe keys -->", recipe_keys), ("<!-- plugin options -->", plugin_options)):
         if marker in markdown:
             markdown = markdown.replace(marker, "\n".join(generate(schema())))
-    if "<!-- study keys -->" in markdown:
-        markdown = markdown.replace("<!-- study keys -->", "\n".join(study_keys()))
-    if "<!-- result keys -->" in markdown:
-        markdown = markdown.replace("<!-- result keys -->", "\n".join(result_keys()))
-    if "<!-- summary keys -->" in markdown:
-        markdown = markdown.replace("<!-- summary keys -->", "\n".join(summary_keys()))
+    others = {"study": study_keys, "result": result_keys, "ledger": ledger_keys, "summary": summary_keys}
+    for name, keys in others.items():
+        if (marker := f"<!-- {name} keys -->") in markdown:
+            markdown = markdown.replace(marker, "\n".join(keys()))
     return markdown
 
 
@@ -89,6 +87,15 @@ def study_keys() -> Iterator[str]:
     titles |= {"Local": "executor.local", "Ray": "executor.ray"}
     for name, title in titles.items():
         yield from section(f"`{title}`", found["$defs"][name], found["$defs"][name].get("required", []))
+
+
+def ledger_keys() -> Iterator[str]:
+    """Yield a table of the keys of a line of a study's ledger."""
+    from neoplug.studies.ledger import Row
+
+    yield from ("| key | type | meaning |", "| --- | --- | --- |")
+    for name, value in Row.model_json_schema()["properties"].items():
+        yield f"| `{name}` | {kind_of(value)} | {value['description']} |"
 
 
 @cache

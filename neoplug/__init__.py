@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from neoplug.registry.options import CodePath
     from neoplug.runs.execute import run
     from neoplug.runs.remeasure import evaluate
+    from neoplug.studies.execute import study
     from neoplug.training.divergence import Divergence, Softened, log_mixture
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "rename_cache_argument",
     "resolve_dtype",
     "run",
+    "study",
 ]
 __version__ = "0.1.0"
 
@@ -80,6 +82,7 @@ _MODULES = {
     "rename_cache_argument": "neoplug.models.stored_adapter",
     "resolve_dtype": "neoplug.environment.dtypes",
     "run": "neoplug.runs.execute",
+    "study": "neoplug.studies.execute",
 }
 
 

@@ -19,7 +19,9 @@ from typing import Any
 import typer
 
 from neoplug import __version__
-from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, push, recipes, report, run, schema, tasks
+from neoplug.cli import (
+    check, doctor, eval, export, plan, plugins, preview, push, recipes, report, run, schema, study, tasks,
+)
 from neoplug.errors import NeoplugError, UsageError, exits_refused
 from neoplug.errors.text import escaped, redacted
 
@@ -38,6 +40,7 @@ app = typer.Typer(
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
     run.run,
+    study.study,
     plan.plan,
     preview.preview,
     plugins.plugins,

@@ -96,6 +96,10 @@ class RunError(NeoplugError):
     """A run that failed after it began: exit 1."""
 
 
+class DivergenceError(RunError):
+    """A run in which a loss, a gradient or a penalty is not finite: exit 1."""
+
+
 class DiskError(RunError):
     """A file or folder that cannot be written.
 

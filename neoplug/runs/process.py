@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from threading import Lock
 
 from neoplug.distributed.world import accelerate_state_restored
+from neoplug.environment.memory import start_measuring
 from neoplug.errors import UsageError
 from neoplug.seeds import generators_restored
 
@@ -15,7 +16,8 @@ _running = Lock()
 def isolated() -> Iterator[None]:
     """Admit one run, or evaluation of a run, at a time; on exit restore random generators and accelerate's state.
 
-    Log levels, signal handlers and the verbosity of libraries are restored by the functions that change them.
+    The peak of memory begins again. Log levels, signal handlers and the verbosity of libraries are restored by the
+    functions that change them.
 
     Raises:
         UsageError: a run is in progress in this process, in this or another thread.
@@ -27,6 +29,7 @@ def isolated() -> Iterator[None]:
             "fix: start it after the first has ended, or in a separate process"
         )
     try:
+        start_measuring()
         with generators_restored(), accelerate_state_restored():
             yield
     finally:

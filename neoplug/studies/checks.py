@@ -13,9 +13,11 @@ from neoplug.registry.measures import MEASURES, RANKING
 from neoplug.studies.arms import OWNED, Arms, has_levels, recipe_key
 from neoplug.studies.schema import Contrast, StudyFile
 
-# The columns of the table of results that belong to no axis and no searched key.
+# The columns of the tables that belong to no axis and no searched key.
 COLUMNS = (
     *("seed", "kind", "status", "reason", "trials", "trainable_parameters", "seconds", "tokens", "run"),
+    *("total_parameters", "answer_tokens", "peak_memory_bytes", "id", "reference"),
+    *("half", "document", "number"),
     *MEASURES,
 )
 MAX_JOBS = 100_000
@@ -159,7 +161,7 @@ class Checks:
         for axis in self._file.axes:
             if axis in OWNED:  # which has a problem already
                 continue
-            if axis in (*COLUMNS, *searched) or axis.startswith("validation_"):
+            if axis in (*COLUMNS, "learning_rate", *searched) or axis.startswith("validation_"):
                 why = "the table of results has another column of this name"
                 yield self._at_key(f"an axis cannot be named `{axis}`", ("axes", axis), why)
 

@@ -6,7 +6,6 @@ so a checkpoint that is saved after one holds none of them. K losses.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neoplug.errors import RunError
+from neoplug.environment.memory import peak_resident
+from neoplug.errors import DivergenceError, RunError
 from neoplug.training.diagnostics import means
 
 FIELDS = (
@@ -78,7 +78,8 @@ class Metrics:
         """Copy all pending steps to the host at once, check them and write their lines.
 
         Raises:
-            RunError: a loss, gradient or penalty is not finite; the error names the step and the rows.
+            DivergenceError: a loss, gradient or penalty is not finite; the error names the step and the rows.
+            RunError: the same, where a token weight is the cause.
         """
         steps, self.pending = self.pending, []
         if not steps:
@@ -98,7 +99,7 @@ class Metrics:
             line = self._line(step, values)
             if fault := _not_finite(line):
                 self.write(lines)
-                raise RunError(self._error_message(fault, step, line))
+                raise self._error(fault, step, line)
             lines.append(line)
         self.write(lines)
 
@@ -127,8 +128,8 @@ class Metrics:
             "seconds": seconds,
         }
 
-    def _error_message(self, fault: str, step: StepValues, line: dict[str, Any]) -> str:
-        """Return the error message with the rows of all ranks; every rank has the same fault and calls this."""
+    def _error(self, fault: str, step: StepValues, line: dict[str, Any]) -> RunError:
+        """Return the error, with the rows of all ranks; every rank has the same fault and calls this."""
         faulty = sorted(set(self.gather([int(row) for rows, finite in step.rows for row in rows[~finite]])))
         role = "rows at fault" if faulty else "rows of this step"
         faulty = faulty or sorted(set(self.gather([int(row) for rows, _ in step.rows for row in rows])))
@@ -149,7 +150,8 @@ class Metrics:
         if plugins:
             fault = f"{' and '.join(f'`{name}`' for name in plugins)} gave a token a weight below 0, or an infinite one"
             fix = f"fix the token weight; `neoplug check {plugins[0]}` finds the smallest example"
-        return (
+        kind = RunError if plugins else DivergenceError
+        return kind(
             f"step {step.host_values['step']}: {fault}\n{role} (numbered from 0 in the source): {listed}\n"
             "why: the update would make every trainable parameter NaN or infinite; nothing of this step was saved\n"
             f"fix: {fix}"
@@ -157,13 +159,10 @@ class Metrics:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes so far, without a synchronisation: allocated on a GPU, resident on a CPU."""
+    """Return the peak memory of the run in bytes, without a synchronisation: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # absent on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident()
 
 
 def add_plugin_metrics(extras: dict[str, Any], plugin: str, answer: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ PUBLIC = [
     "Recipe", "RecipeError", "Role", "RunError", "Softened", "UsageError", "__version__", "adaptable_weights",
     "collate", "confined", "did_you_mean", "evaluate", "export_model", "hookimpl", "log_mixture", "meta_model",
     "quiet_peft", "reload_config",
-    "rename_cache_argument", "resolve_dtype", "run",
+    "rename_cache_argument", "resolve_dtype", "run", "study",
 ]  # fmt: skip
 TESTING = [
     "LOSS", "TOKEN_WEIGHT", "Broken", "Example", "Finding", "Kit", "call", "check_chunks", "check_closed_form",

@@ -1,0 +1,61 @@
+"""Inputs that many runs of a study share: tokens and prepared students, built once before the first run."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from neoplug.errors import RecipeError
+from neoplug.files import content_hash
+from neoplug.recipe import ResolvedRecipe
+from neoplug.studies.directory import StudyDir
+from neoplug.studies.halves import validate_halves
+
+SECTIONS = ("student", "teacher", "data")
+
+
+def distinct(recipes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield one of the given jobs for each distinct student, teacher and data of their recipes."""
+    seen = set()
+    for job, recipe in recipes.items():
+        key = content_hash({section: recipe.get(section) for section in SECTIONS})
+        if key not in seen:
+            seen.add(key)
+            yield job
+
+
+def build(directory: StudyDir, job: str) -> None:
+    """Tokenise the data of a job and prepare its student; both stay in the cache."""
+    from neoplug.runs.inputs import prepare_student, resolve_inputs
+    from neoplug.runs.process import isolated
+    from neoplug.runs.progress import Silent
+
+    checked = directory.recipe(job)
+    with isolated():
+        prepare_student(checked, resolve_inputs(checked, Silent()), Silent())
+
+
+def validate(checked: ResolvedRecipe) -> None:
+    """Refuse held-out documents of which one half is empty; other mistakes are left to the runs. Raises RecipeError."""
+    from neoplug.runs.inputs import find_models, resolve_text
+    from neoplug.runs.progress import Silent
+
+    try:
+        text = resolve_text(checked.recipe, find_models(checked), Silent())
+    except RecipeError:
+        return
+    if not text.problems:
+        with checked.marking():
+            validate_halves(document.content_hash for document in text.corpus.held_out)
+
+
+def main() -> None:
+    """Build the inputs of jobs of the study in the folder that the first argument names; see `executors.local`."""
+    from neoplug.studies.executors.local import serve
+
+    directory = StudyDir(Path(sys.argv[1]))
+    serve(lambda job: build(directory, job))
+
+
+if __name__ == "__main__":
+    main()
