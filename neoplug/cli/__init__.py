@@ -20,8 +20,9 @@ import typer
 
 from neoplug import __version__
 from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
-from neoplug.errors import NeoplugError, UsageError, exits_refused
+from neoplug.errors import NeoplugError, UsageError
 from neoplug.errors.text import escaped, redacted
+from neoplug.registry.confinement import exits_refused
 
 NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EEXIST)
 UNESCAPED_WARNING = warnings.formatwarning

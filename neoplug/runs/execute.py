@@ -10,11 +10,12 @@ from typing import Any
 from neoplug import recipe as recipes
 from neoplug.data.encode.clock import today
 from neoplug.distributed.world import World
-from neoplug.errors import UsageError, exits_refused
+from neoplug.errors import UsageError
 from neoplug.errors.text import TextFormatter
 from neoplug.files.contents import RECORD
 from neoplug.recipe import ResolvedRecipe
 from neoplug.registry import given_classes
+from neoplug.registry.confinement import exits_refused
 from neoplug.runs.directory import REQUIRED, SAVED, RunDir, chosen_output, validate_output_path
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import difference, lock_record

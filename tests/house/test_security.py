@@ -81,6 +81,8 @@ HELD_BY: dict[str, tuple[str, ...]] = {
     ),
     "A command that code of a plugin ends": (
         f"{CONFINED}::test_a_module_that_ends_the_process_does_not_look_like_a_run_that_went_well",
+        f"{CONFINED}::test_a_hook_that_ends_the_process_does_not_look_like_a_command_that_went_well",
+        "tests/runs/test_refusals.py::test_a_plugin_that_breaks_a_step_is_named",
     ),
     "This keeps mistakes and plain tricks": (),
     "A hash covers the named files": (),
