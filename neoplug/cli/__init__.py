@@ -12,7 +12,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import wraps
 from traceback import format_exception
 from typing import Any
 
@@ -20,6 +21,7 @@ import typer
 
 from neoplug import __version__
 from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
+from neoplug.cli.screen import json_alone
 from neoplug.errors import NeoplugError, UsageError
 from neoplug.errors.text import escaped, redacted
 from neoplug.registry.confinement import exits_refused
@@ -51,8 +53,21 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     push.push,
     doctor.doctor,
 )
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that code of a plugin cannot end as if it were done, nor print into the JSON of."""
+
+    @wraps(command)
+    def run_guarded(**arguments: Any) -> None:
+        with exits_refused(), json_alone() if arguments.get("as_json") else nullcontext():
+            command(**arguments)
+
+    return run_guarded
+
+
 for command in COMMANDS:
-    app.command()(exits_refused()(command))
+    app.command()(guarded(command))
 
 
 @app.callback(invoke_without_command=True)

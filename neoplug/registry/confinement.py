@@ -89,7 +89,7 @@ def _printing_to(handle: int) -> Iterator[None]:
         for number, stream in ((1, before[0]), (2, before[1])):
             if stream is not None:
                 stream.flush()
-            restore.enter_context(_replaced(number, handle))
+            restore.enter_context(redirected(number, handle))
         streams = [_stream(number) for number in (1, 2)]
         sys.stdout, sys.stderr = streams
         try:
@@ -111,7 +111,7 @@ def _without_input() -> Iterator[None]:
     before = sys.argv, sys.orig_argv, sys.stdin
     nothing = os.open(os.devnull, os.O_RDONLY)
     try:
-        with _replaced(0, nothing):
+        with redirected(0, nothing):
             sys.argv, sys.orig_argv, sys.stdin = ["neoplug"], ["neoplug"], io.StringIO()
             yield
     finally:
@@ -120,7 +120,7 @@ def _without_input() -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(number: int, handle: int) -> Iterator[None]:
+def redirected(number: int, handle: int) -> Iterator[None]:
     """Make the file descriptor `number` the same file as `handle` in the block."""
     try:
         before = os.dup(number)
