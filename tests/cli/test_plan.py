@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -31,6 +33,21 @@ def planned(neoplug, recipe):
         return json.loads(answer.out)
 
     return plan
+
+
+def test_commands_render_templates_in_the_main_thread(neoplug, recipe, monkeypatch):
+    """The limit of time needs it."""
+    threads = []
+
+    @contextmanager
+    def recorded():
+        threads.append(threading.current_thread())
+        yield
+
+    monkeypatch.setattr("neoplug.data.encode.chat.render_limits", recorded)
+    for command in (["plan", recipe], ["preview", recipe], ["run", recipe, "--output", recipe.parent / "out"]):
+        assert neoplug(*command).code == 0
+        assert set(threads) == {threading.main_thread()}
 
 
 def parameters(folder):

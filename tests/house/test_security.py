@@ -67,6 +67,9 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         "tests/data/test_limits.py::test_a_template_without_end_is_refused_with_the_row",
         "tests/data/test_limits.py::test_a_template_reaches_no_python_object",
     ),
+    "The limit of time needs the main thread": (
+        "tests/cli/test_plan.py::test_commands_render_templates_in_the_main_thread",
+    ),
     "- Classes that a Python call gives": (
         "tests/registry/test_given_classes.py::test_a_given_class_is_a_plugin_by_its_name_while_the_context_lasts",
     ),
