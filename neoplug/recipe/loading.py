@@ -16,7 +16,7 @@ from neoplug.recipe.code_checks import code_problems
 from neoplug.recipe.limits import MAX_PLUGINS, MAX_SOURCES
 from neoplug.recipe.loss_weights import Weight
 from neoplug.recipe.metric_checks import metric_problems
-from neoplug.recipe.paths import make_absolute
+from neoplug.recipe.paths import make_absolute, output_problems
 from neoplug.recipe.plugin_checks import FoundPlugins, NamedPlugin, check_problems, find_plugins
 from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe, field_at, keys_at
 from neoplug.recipe.source import (
@@ -107,6 +107,7 @@ def load(
         *_exclusive_keys(tree),
         *_teacher_prompts_in_loss(tree),
         *make_absolute(tree),
+        *output_problems(tree),
     ]
     recipe, mistyped = _validated(tree)
     found = find_plugins(tree, only_installed=True)

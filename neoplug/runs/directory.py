@@ -32,6 +32,7 @@ import yaml
 from neoplug.errors import DamageError, UsageError
 from neoplug.errors.text import has_credential
 from neoplug.files import disk_errors, exclusive_lock, folder_atomically, read_json, remove_abandoned, write_atomically
+from neoplug.files.atomic import too_long
 from neoplug.files.contents import RECORD, damage, record, recorded
 from neoplug.runs.result import RunResult
 from neoplug.runs.run_files import (
@@ -336,8 +337,10 @@ def validate_output_path(path: Path) -> None:
     """Refuse a path where no run directory can be created; an empty folder and a reusable run are accepted.
 
     Raises:
-        UsageError: the path exists, or its parent cannot be written to.
+        UsageError: the path exists, is too long, or its parent cannot be written to.
     """
+    if why := too_long(path):
+        raise UsageError(f"{path} cannot be created\nwhy: {why}\nfix: choose a shorter --output")
     is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
     if path.is_symlink() or not (is_free or (RunDir.is_run(path) and RunDir(path).is_reusable)):
         raise path_exists_error(path)
