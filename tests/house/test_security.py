@@ -115,6 +115,7 @@ HELD_BY: dict[str, tuple[str, ...]] = {
     "Checkpoints, finished runs": (
         "tests/files/test_contents.py::test_every_damage_is_found_and_names_the_file",
         "tests/runs/test_damage.py::test_a_damaged_file_is_named_or_not_needed",
+        "tests/runs/test_damage.py::test_a_model_of_a_run_is_verified_where_a_recipe_names_it",
     ),
     "What is damaged in the cache": (
         "tests/models/test_gguf.py::test_a_damaged_conversion_is_made_again_with_a_warning",

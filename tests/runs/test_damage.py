@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from neoplug.cli import main
-from neoplug.errors import DamageError
+from neoplug.errors import DamageError, RecipeError
+from neoplug.recipe import load
+from neoplug.runs.plan import plan
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
@@ -132,6 +134,25 @@ def test_the_saved_student_is_made_again_where_it_was_removed(command, finished)
     assert not command("resume")[0]
     assert weights.read_bytes() == before
     assert not command("export")[0]
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_model_of_a_run_is_verified_where_a_recipe_names_it(module_lab, role):
+    run = module_lab.folder / f"whole-{role}"
+    module_lab.run(run.name, adapter={"full": {}}, train={"max_steps": 1})
+    recipe = load(module_lab.recipe("of-a-run", **{role: {"model": str(run / "model")}}))
+    plan(recipe)
+    files = [file for file in sorted((run / "model").iterdir()) if file.name != "README.md"]  # people edit the card
+    assert {file.name for file in files} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    for number, file in enumerate(files):
+        content = file.read_bytes()
+        list(WAYS.values())[number % len(WAYS)](file)
+        message = rf"of-a-run.yaml:\d+:\d+: the model .* is damaged: {file} "
+        with pytest.raises(RecipeError, match=message) as caught, recipe.marking():
+            plan(recipe)
+        assert "fix: restore it" in str(caught.value)
+        file.write_bytes(content)
+    plan(recipe)
 
 
 @pytest.mark.parametrize(
