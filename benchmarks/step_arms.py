@@ -182,6 +182,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     config = LoopConfig(
         teacher=LiveTeacher(language_model(teacher, name, vocabulary, role="teacher", longest=longest)),
         student=language_model(student, name, vocabulary, longest=longest, autocast=autocast),
+        average=None,
         losses=losses,
         references=[],
         weights={loss.name: Weight(0.5) for loss in losses},
@@ -222,7 +223,7 @@ class GivenBatches:
     """A sampler that returns the given batches in order."""
 
     def __init__(self, sizes: list[int]) -> None:
-        self.sizes = sizes
+        self.sizes, self.steps_per_epoch = sizes, len(sizes)
 
     def micro_batches(self, step: int, rank: int) -> list[list[int]]:
         """Return the rows of a step, in one micro-batch."""

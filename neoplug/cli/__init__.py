@@ -22,7 +22,7 @@ import typer
 from typer.exceptions import TyperException
 
 from neoplug import __version__
-from neoplug.cli import check, doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
+from neoplug.cli import cache, check, doctor, eval, export, plan, plugins, preview, push, recipes, run, schema, tasks
 from neoplug.cli.screen import json_alone
 from neoplug.errors import NeoplugError, UsageError
 from neoplug.errors.text import TextRecord, escaped, redacted
@@ -45,6 +45,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     run.run,
     plan.plan,
     preview.preview,
+    cache.cache,
     plugins.plugins,
     check.check,
     recipes.recipes,

@@ -221,13 +221,24 @@ def content_hash(value: Any) -> str:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the lock file PATH.lock, after waiting for other processes; the system releases it when a process dies."""
-    from filelock import FileLock
+def lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file PATH.lock, after waiting for other processes; the system releases it when a process dies.
+
+    on_wait  called once where another process holds it
+    """
+    from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock")):
+    guard = FileLock(path.with_name(path.name + ".lock"))
+    try:
+        guard.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        guard.acquire()
+    try:
         yield
+    finally:
+        guard.release()
 
 
 @contextmanager

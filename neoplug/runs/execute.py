@@ -23,6 +23,7 @@ from neoplug.runs.preflight import validate_devices
 from neoplug.runs.process import isolated
 from neoplug.runs.progress import Progress, Silent
 from neoplug.runs.signals import stopping
+from neoplug.runs.teacher_build import with_cache
 from neoplug.runs.trainer import Trainer
 
 logger = logging.getLogger("neoplug")
@@ -69,6 +70,7 @@ def _execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Prog
         if directory is not None and world.is_main:
             cleanup.enter_context(directory.held())
         inputs = prepare_student(checked, resolve_inputs(checked, progress, world.broadcast(day)), progress)
+        inputs = with_cache(checked, inputs, world, progress)
         if directory is not None:
             validate_same_lock(directory, checked, inputs)
         else:
@@ -143,7 +145,10 @@ def build_lock(checked: ResolvedRecipe, inputs: RunInputs) -> dict[str, Any]:
     loaded = models | {"student": inputs.base}
     weights = {role: located.weights_sha256 if located else None for role, located in loaded.items()}
     corpus = inputs.corpus
-    return lock_record(checked, models, corpus.fingerprint, corpus.day, weights, corpus.commits)
+    record = lock_record(checked, models, corpus.fingerprint, corpus.day, weights, corpus.commits)
+    if inputs.cache is not None:
+        record["models"]["teacher"]["cache"] = inputs.cache.lock
+    return record
 
 
 @contextmanager

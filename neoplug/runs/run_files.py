@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neoplug.errors import DamageError
 from neoplug.files import parse_map, read_json, read_text
@@ -29,9 +29,14 @@ class _Model(_Content):
     model: str
 
 
+class _Teacher(_Content):
+    model: str | None = None
+    itself: str | None = Field(None, alias="self")
+
+
 class _Recipe(_Content):
     student: _Model
-    teacher: _Model | None = None
+    teacher: _Teacher | None = None
     data: dict[str, Any]
     adapter: dict[str, dict[str, Any] | None]
     loss: dict[str, Any]
@@ -45,9 +50,13 @@ class _LockedModel(_Content):
     sha256: str | None
 
 
+class _LockedItself(_Content):
+    itself: str = Field(alias="self")
+
+
 class _LockedModels(_Content):
     student: _LockedModel
-    teacher: _LockedModel | None = None
+    teacher: _LockedModel | _LockedItself | None = None
 
 
 class _LockedData(_Content):
@@ -140,5 +149,5 @@ def validated(schema: type[Content], values: Mapping[str, Any], file: Path, fix:
         return schema.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key = ".".join(str(part) for part in first["loc"] if part not in ("_LockedModel", "_LockedItself"))
         raise DamageError(file, f"is not what this neoplug writes: `{key}`: {first['msg']}", fix) from error

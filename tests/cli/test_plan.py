@@ -283,7 +283,7 @@ def test_a_preview_names_the_treatments_and_what_they_change(neoplug, recipe, tm
 
 def test_a_plan_warns_of_a_teacher_that_ends_its_answers_with_another_token(planned):
     template = "{% for m in messages %}{{ m['content'] }}<|endoftext|>{% endfor %}"
-    message = "it ends an answer with '<|endoftext|>'; the answers it is given end with the student's '<|im_end|>'"
+    message = "its chat template ends an answer with '<|endoftext|>'; the answers that it reads end with '<|im_end|>'"
     assert message in "".join(planned(f"teacher.chat_template={json.dumps(template)}")["warnings"])
     assert "tokenizer" not in "".join(planned()["warnings"])
 
