@@ -38,6 +38,7 @@ from neoplug.runs.result import RunResult
 from neoplug.runs.run_files import (
     RESTORE,
     SAVED_AGAIN,
+    digest_of,
     lines_of,
     read_lock,
     read_metrics,
@@ -161,13 +162,13 @@ class RunDir:
         """Whether the contents of a finished run are recorded."""
         return (self.path / RECORD).is_file() and "result.json" in recorded(self.path)
 
-    def continue_from(self, step: int) -> None:
+    def continue_from(self, step: int, metrics_sha256: str | None) -> None:
         """Remove what a killed process left, and the metrics of later steps than `step`.
 
         Raises:
-            DamageError: metrics of steps up to `step` are lost.
+            DamageError: metrics of steps up to `step` are lost, or have another hash.
         """
-        validate_steps(self.metrics.path, step, self.checkpoints)
+        validate_steps(self.metrics.path, step, metrics_sha256, self.checkpoints)
         remove_abandoned(self.path)
         self.metrics.cut(step)
 
@@ -326,6 +327,10 @@ class MetricsFile:
             DamageError: a line is damaged.
         """
         return read_metrics(self.path)
+
+    def sha256(self) -> str:
+        """Return the hash of all complete lines."""
+        return digest_of(lines_of(self.path))
 
     def cut(self, after_step: int) -> None:
         """Keep the lines of the first `after_step` steps alone."""

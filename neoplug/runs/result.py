@@ -74,10 +74,11 @@ class RunState(Measured):
     step: int = Field(description="optimizer steps done")
     world: int = Field(description="processes that trained; a resumed run needs as many")
     seconds: float = Field(description="wall time of the run so far, over all its sessions")
+    metrics_sha256: str | None = Field(default=None, description="hash of the lines of metrics.jsonl up to this step")
 
     def measured(self) -> dict[str, Any]:
         """Return the measurements alone, as plain data."""
-        return self.model_dump(exclude_unset=True, exclude={"step", "world", "seconds"})
+        return self.model_dump(exclude_unset=True, exclude={"step", "world", "seconds", "metrics_sha256"})
 
     def validate_world_size(self, size: int, run: Path) -> None:
         """Refuse to resume with another number of processes: each step would train on other rows."""

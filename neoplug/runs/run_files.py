@@ -4,7 +4,8 @@ The recipe, the lock and the result are maps whose keys that neoplug reads have 
 other keys are kept. Whether a file is as the run wrote it is another question: `RunDir.verify`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -133,14 +134,24 @@ def lines_of(file: Path) -> list[str]:
         raise DamageError(file, f"cannot be read: {error.strerror}", RESTORE) from error
 
 
-def validate_steps(file: Path, steps: int, checkpoints: Path) -> None:
-    """Raise DamageError where metrics.jsonl does not have the lines of steps 1 to `steps`, complete and in order."""
+def digest_of(lines: Iterable[str]) -> str:
+    """Return the SHA-256 of lines of metrics.jsonl."""
+    return sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def validate_steps(file: Path, steps: int, digest: str | None, checkpoints: Path) -> None:
+    """Raise DamageError where metrics.jsonl does not have the lines of steps 1 to `steps` as they were written.
+
+    digest  of these lines; None in checkpoints of neoplug before this was recorded
+    """
     lines = read_metrics(file, steps)
+    fix = f"restore it; or remove {checkpoints}, and the run begins again at step 0 with --resume"
     for step in range(1, steps + 1):
         line = lines[step - 1] if step <= len(lines) else {}
         if line.get("step") != step or not all(isinstance(line.get(key), int) for key in ("tokens", "answer_tokens")):
-            fix = f"restore it; or remove {checkpoints}, and the run begins again at step 0 with --resume"
             raise DamageError(file, f"lacks the line of step {step}, but the run was at step {steps}", fix)
+    if digest not in (None, digest_of(lines_of(file)[:steps])):
+        raise DamageError(file, f"changed since the checkpoint of step {steps} was written", fix)
 
 
 def validated(schema: type[Content], values: Mapping[str, Any], file: Path, fix: str) -> Content:

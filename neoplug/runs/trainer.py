@@ -82,7 +82,7 @@ class Trainer:
         self.began = started - self.state.seconds
         failures = FailureWriter(self.directory, self.world)
         if self.world.is_main:
-            self.directory.continue_from(self.state.step)
+            self.directory.continue_from(self.state.step, self.state.metrics_sha256)
         reported = self.checked.recipe.trackers if self.world.is_main else []
         self.trackers = Trackers(reported, self.directory.path, self.checked.resolved())
         try:
@@ -283,6 +283,7 @@ class Trainer:
         plugin_states = self.world.gather([checkpoint.pack(self.checked.plugins)])
         if self.world.is_main:
             self.state.step, self.state.seconds = step, monotonic() - self.began
+            self.state.metrics_sha256 = self.directory.metrics.sha256()
             state, folder = self.state.as_dict(), self.directory.checkpoints
             plugins = self.checked.plugins
             checkpoint.save(folder, step, model, optimizer, schedule, plugins, plugin_states, state, self.average)

@@ -170,3 +170,14 @@ def test_lost_metrics_are_noticed_before_anything_is_trained(module_lab, line, t
         module_lab.run(output, module_lab.folder / f"{output}-recipe.yaml", resume=True)
     assert "begins again at step 0" in str(caught.value) or "restore it" in str(caught.value)
     assert (run / "checkpoints" / "step-3").is_dir()
+
+
+def test_a_changed_number_in_the_metrics_is_noticed_before_anything_is_trained(module_lab):
+    run = module_lab.run("changed", train={"max_steps": 3, "save_steps": 3}).path
+    lines = (run / "metrics.jsonl").read_text()
+    at = lines.index('"loss": ') + len('"loss": ')
+    (run / "metrics.jsonl").write_text(lines[:at] + chr(ord(lines[at]) ^ 1) + lines[at + 1 :])
+    (run / "result.json").unlink()
+    with pytest.raises(DamageError, match=r"metrics\.jsonl changed since the checkpoint of step 3"):
+        module_lab.run("changed", module_lab.folder / "changed-recipe.yaml", resume=True)
+    assert (run / "checkpoints" / "step-3").is_dir()
