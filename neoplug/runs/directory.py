@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,17 +30,15 @@ import yaml
 
 from neoplug.errors import DamageError, UsageError
 from neoplug.errors.text import has_credential
-from neoplug.files import disk_errors, exclusive_lock, folder_atomically, read_json, remove_abandoned, write_atomically
+from neoplug.files import exclusive_lock, folder_atomically, read_json, remove_abandoned, write_atomically
 from neoplug.files.atomic import too_long
 from neoplug.files.contents import RECORD, damage, record, recorded
+from neoplug.runs.metrics_file import MetricsFile, finite
 from neoplug.runs.result import RunResult
 from neoplug.runs.run_files import (
     RESTORE,
     SAVED_AGAIN,
-    digest_of,
-    lines_of,
     read_lock,
-    read_metrics,
     read_recipe,
     validate_steps,
 )
@@ -306,38 +303,6 @@ class RunDir:
         ]
 
 
-@dataclass(frozen=True)
-class MetricsFile:
-    """A file of JSON lines, one for each optimizer step, floats in full precision."""
-
-    path: Path
-
-    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Append in one write and wait until it is on disk: a checkpoint written next relies on these lines."""
-        text = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
-        with disk_errors(self.path), self.path.open("ab") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return all lines, without a last one that is incomplete because the process was killed.
-
-        Raises:
-            DamageError: a line is damaged.
-        """
-        return read_metrics(self.path)
-
-    def sha256(self) -> str:
-        """Return the hash of all complete lines."""
-        return digest_of(lines_of(self.path))
-
-    def cut(self, after_step: int) -> None:
-        """Keep the lines of the first `after_step` steps alone."""
-        if self.path.exists():
-            write_atomically(self.path, "".join(f"{line}\n" for line in lines_of(self.path)[:after_step]))
-
-
 def validate_output_path(path: Path) -> None:
     """Refuse a path where no run directory can be created; an empty folder and a reusable run are accepted.
 
@@ -377,18 +342,9 @@ def _sizes(path: Path) -> Iterator[int]:
     yield from (file.lstat().st_size for file in files if file.is_file())
 
 
-def _finite(value: Any) -> Any:
-    """Return the value with None in place of infinity and NaN, which JSON cannot represent."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def as_json(value: Any) -> str:
     """Return the value as the text of a JSON file; infinity and NaN become null."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def as_yaml(value: Mapping[str, Any]) -> str:

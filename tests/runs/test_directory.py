@@ -128,7 +128,7 @@ def test_a_kill_during_append_loses_no_earlier_line(run):
     script = """
         import sys
         from pathlib import Path
-        from neoplug.runs.directory import MetricsFile
+        from neoplug.runs.metrics_file import MetricsFile
         metrics, step = MetricsFile(Path(sys.argv[1])), 0
         while True:
             step += 1
