@@ -59,7 +59,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command that code of a plugin cannot end as if it were done, nor print into the JSON of."""
+    """Return a command that code of a plugin cannot end as if it were done; JSON that it prints is alone on stdout."""
 
     @wraps(command)
     def run_guarded(**arguments: Any) -> None:

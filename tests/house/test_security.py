@@ -87,6 +87,11 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         f"{CONFINED}::test_a_hook_that_ends_the_process_does_not_look_like_a_command_that_went_well",
         "tests/runs/test_refusals.py::test_a_plugin_that_breaks_a_step_is_named",
     ),
+    "With `--json`, what code prints later": (
+        "tests/cli/test_json.py::test_prints_of_a_loss_that_is_checked_go_to_stderr",
+        "tests/cli/test_json.py::test_prints_of_a_probe_that_evaluates_go_to_stderr",
+        "tests/cli/test_json.py::test_prints_of_a_preparation_that_is_planned_go_to_stderr",
+    ),
     "This keeps mistakes and plain tricks": (),
     "A hash covers the named files": (),
     "A recipe can also read any file": (),
