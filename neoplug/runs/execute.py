@@ -17,6 +17,7 @@ from neoplug.recipe import ResolvedRecipe
 from neoplug.registry import given_classes
 from neoplug.registry.confinement import exits_refused
 from neoplug.runs.directory import REQUIRED, SAVED, RunDir, chosen_output, validate_output_path
+from neoplug.runs.failure import lost_processes_named
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import difference, lock_record
 from neoplug.runs.preflight import validate_devices
@@ -69,14 +70,15 @@ def _execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Prog
         world = World(checked.recipe.student.device)
         if directory is not None and world.is_main:
             cleanup.enter_context(directory.held())
-        inputs = prepare_student(checked, resolve_inputs(checked, progress, world.broadcast(day)), progress)
-        inputs = with_cache(checked, inputs, world, progress)
-        if directory is not None:
-            validate_same_lock(directory, checked, inputs)
-        else:
-            directory = create_directory(Path(world.broadcast(str(output))), checked, inputs, world)
-            if world.is_main:
-                cleanup.enter_context(directory.held())
+        with lost_processes_named(world):
+            inputs = prepare_student(checked, resolve_inputs(checked, progress, world.broadcast(day)), progress)
+            inputs = with_cache(checked, inputs, world, progress)
+            if directory is not None:
+                validate_same_lock(directory, checked, inputs)
+            else:
+                directory = create_directory(Path(world.broadcast(str(output))), checked, inputs, world)
+                if world.is_main:
+                    cleanup.enter_context(directory.held())
         if world.is_main:
             checked.consent.remember()
             log_buffer.setTarget(_log_file_handler(directory.log))

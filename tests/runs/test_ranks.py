@@ -93,6 +93,18 @@ class KillBefore:
 
 
 @dataclass(eq=False)
+class KillEarly:
+    '''Kills the process of a rank while the student is prepared.'''
+
+    rank: int
+
+    @hookimpl
+    def prepare_student(self):
+        if int(os.environ["RANK"]) == self.rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(eq=False)
 class Ridge:
     @hookimpl
     def penalty(self, model):
@@ -299,6 +311,20 @@ def test_the_result_names_a_killed_rank_and_the_steps(lab, ranks, killed):
     assert "memory" in why
     assert fix == "fix: start the run again with --resume, which goes on after step 4"
     assert set(result) >= {"before", "teacher"}
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_rank_that_is_killed_before_there_is_a_run_is_named(lab, killed):
+    lab.plugin("parts", PARTS)
+    recipe = lab.recipe(student={"prepare": {"./parts.py:KillEarly": {"rank": killed}}}, train={"max_steps": 1})
+    processes = start_ranks(lab, recipe, "run", 2)
+    errors = [process.communicate(timeout=240)[1].decode() for process in (processes[1 - killed], processes[killed])]
+    assert [process.returncode for process in (processes[1 - killed], processes[killed])] == [1, -signal.SIGKILL]
+    assert "Traceback" not in errors[0]
+    name = f"rank {killed} (process {processes[killed].pid} on {socket.gethostname()})"
+    assert f"{name} was killed by SIGKILL, before the first step\nwhy: " in errors[0]
+    assert errors[0].endswith("fix: start the run again\n")
+    assert not (lab.folder / "run").exists()
 
 
 def test_a_rank_that_is_killed_before_training_is_named_although_torchrun_stops_the_others(lab):
