@@ -11,7 +11,7 @@ from neoplug.distributed.world import World
 from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, redacted
 from neoplug.runs.directory import RunDir
 from neoplug.runs.result import RunResult, RunState, Status
-from neoplug.runs.signals import CAUGHT, ImmediateStop
+from neoplug.runs.signals import CAUGHT, ImmediateStop, Stop
 from neoplug.training import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ class FailureWriter:
 
     directory: RunDir
     world: World
+    stop: Stop
     earlier: bytes | None = field(init=False)  # the result of a run that is resumed
 
     def __post_init__(self) -> None:
@@ -37,13 +38,19 @@ class FailureWriter:
         return file.read_bytes() if file.is_file() else None
 
     def write(self, error: BaseException, state: RunState, step: int) -> BaseException:
-        """Write the result of a run that ended with `error`; return the error to raise.
+        """Write the result of a run that ended with `error`, undisturbed by signals; return the error to raise.
 
         That is `error`, or, where the end of other processes of the run caused it, one that names these.
 
         state  what the run has measured
         step   the last one that it finished
         """
+        with (
+            self.stop.deferring()
+        ):  # torchrun stops the processes that are left while they look for those that are lost
+            return self._write(error, state, step)
+
+    def _write(self, error: BaseException, state: RunState, step: int) -> BaseException:
         lost = _lost(self.world, error)
         what = _fate(lost) or _elsewhere(self.world, error)
         failure = self.explained(what, step, error) if what else error

@@ -80,7 +80,7 @@ class Trainer:
             self.state = RunState.read(checkpoint.read_state(earlier), earlier / "state.json")
             self.state.validate_world_size(self.world.size, self.directory.path)
         self.began = started - self.state.seconds
-        failures = FailureWriter(self.directory, self.world)
+        failures = FailureWriter(self.directory, self.world, self.stop)
         if self.world.is_main:
             self.directory.continue_from(self.state.step, self.state.metrics_sha256)
         reported = self.checked.recipe.trackers if self.world.is_main else []
