@@ -1,6 +1,7 @@
 """How wrong a stored teacher is, against its bytes: angle and norm of the gradient, and the error of the loss.
 
-    python benchmarks/teacher.py RUN                measures; resumes teacher.json next to this file
+    python benchmarks/teacher.py RUN                measures; resumes teacher.json next to this file, and with
+                                                    `--partial FILE` also within a measurement, after each row
     python benchmarks/teacher.py RUN --draw FILE    draws the figure from teacher.json
     python benchmarks/teacher.py --quick            tiny random models; writes nothing
 
@@ -136,37 +137,62 @@ def gradient_of(
     return torch.cat([part.flatten() for part in parts]), total, size
 
 
-def measure(rows: Tensor, teacher: Any, student: Any, draws: int) -> dict[str, Any]:
+@dataclass
+class Sums:
+    """Sums over the first rows: of gradients and losses by cell and draw, of bytes by cell."""
+
+    rows: int
+    gradients: dict[tuple[str, int], Tensor]
+    losses: dict[tuple[str, int], float]
+    sizes: dict[str, float]
+
+    @classmethod
+    def read(cls, file: Path | None) -> "Sums":
+        """Return what a measurement that was stopped has written to a file; nothing without one."""
+        return cls(**torch.load(file)) if file and file.exists() else cls(0, {}, {}, {})
+
+    def write(self, file: Path) -> None:
+        """Write the sums to a file, atomically."""
+        content = BytesIO()
+        torch.save(vars(self), content)
+        write_atomically(file, content.getvalue())
+
+
+def measure(rows: Tensor, teacher: Any, student: Any, draws: int, partial: Path | None = None) -> dict[str, Any]:
     """Return for each kind the angle in degrees, ratio of norms and error of the loss for each draw, and the bytes.
 
-    rows  [R, N] token ids
+    rows     [R, N] token ids
+    partial  file of the sums, which is written after each row and removed at the end
     """
     head = Head(teacher.get_output_embeddings(), Vocabulary(teacher.config.vocab_size))
     parameters = [weight for weight in student.parameters() if weight.requires_grad]
-    sums: dict[tuple[str, int], Tensor] = {}
-    losses: dict[tuple[str, int], float] = {}
-    sizes: dict[str, float] = {}
+    sums = Sums.read(partial)
     teacher.requires_grad_(False)
     every = cells(hidden_of(teacher, rows[0]), head)
-    for ids in rows:
+    for ids in rows[sums.rows :]:
         states, hidden = hidden_of(teacher, ids), hidden_of(student, ids)
         for cell in every:
             for draw in range(draws if cell.is_random else 1):
                 seed = draw * len(rows) + int(ids.sum())
                 found, total, size = gradient_of(cell, states, head, hidden, student, parameters, seed)
-                key = (cell.name, draw)
-                sums[key] = found if key not in sums else sums[key].add_(found)
-                losses[key] = losses.get(key, 0.0) + total
-                sizes[cell.name] = sizes.get(cell.name, 0.0) + size / (draws if cell.is_random else 1)
-    right, loss, tokens = sums["exact", 0], losses["exact", 0], rows.numel()
+                key, of_draws = (cell.name, draw), draws if cell.is_random else 1
+                sums.gradients[key] = sums.gradients[key].add_(found) if key in sums.gradients else found
+                sums.losses[key] = sums.losses.get(key, 0.0) + total
+                sums.sizes[cell.name] = sums.sizes.get(cell.name, 0.0) + size / of_draws
+        sums.rows += 1
+        if partial:
+            sums.write(partial)
+    if partial:
+        partial.unlink(missing_ok=True)
+    right, loss, tokens = sums.gradients["exact", 0], sums.losses["exact", 0], rows.numel()
     return {
         cell.name: {
-            "bytes": sizes[cell.name] / tokens,
+            "bytes": sums.sizes[cell.name] / tokens,
             "draws": [
                 {
-                    "angle": angle(sums[cell.name, draw], right),
-                    "norm": float(sums[cell.name, draw].norm() / right.norm()),
-                    "loss": (losses[cell.name, draw] - loss) / tokens,
+                    "angle": angle(sums.gradients[cell.name, draw], right),
+                    "norm": float(sums.gradients[cell.name, draw].norm() / right.norm()),
+                    "loss": (sums.losses[cell.name, draw] - loss) / tokens,
                 }
                 for draw in range(draws if cell.is_random else 1)
             ],
@@ -261,6 +287,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?", help="the directory of a finished run of llm_neo_tiny")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 16_384], help="tokens of a gradient")
     parser.add_argument("--draws", type=int, default=20, help="draws of each random kind")
+    parser.add_argument("--partial", type=Path, help="file that keeps what is measured of an unfinished gradient")
     parser.add_argument("--draw", type=Path, help="draw this SVG from teacher.json instead")
     parser.add_argument("--quick", action="store_true", help="tiny random models; writes nothing")
     arguments = parser.parse_args()
@@ -276,7 +303,9 @@ def main() -> None:
         for state, teacher, student, tokenizer in models(arguments.run):
             name = f"{state} student, {tokens:,} tokens"
             if name not in found:
-                found[name] = measure(text_rows(tokenizer, tokens // LENGTH), teacher, student, arguments.draws)
+                found[name] = measure(
+                    text_rows(tokenizer, tokens // LENGTH), teacher, student, arguments.draws, arguments.partial
+                )
                 write_atomically(STORED, json.dumps(found, indent=1) + "\n")
             print(f"\n{name}\n\n{table(found[name])}")
 
