@@ -77,11 +77,8 @@ def build(recipe: str, overrides: list[str] | None, output: Path | None) -> None
     checked = recipes.load(recipe, overrides or ())
 
     from neoplug.cli import watch
-    from neoplug.runs.teacher_caches import prepare_cache, validate_buildable, validate_free
+    from neoplug.runs.teacher_caches import prepare_cache
 
-    validate_buildable(checked)
-    if output is not None:
-        validate_free(output)
     with watch.log_to_stderr(), watch.progress(every=1) as progress:
         facts = prepare_cache(checked, output, progress, print_estimate)
     if watch.is_main():

@@ -309,11 +309,16 @@ def validate_output_path(path: Path) -> None:
     Raises:
         UsageError: the path exists, is too long, or its parent cannot be written to.
     """
-    if why := too_long(path):
-        raise UsageError(f"{path} cannot be created\nwhy: {why}\nfix: choose a shorter --output")
+    validate_creatable(path)
     is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
     if path.is_symlink() or not (is_free or (RunDir.is_run(path) and RunDir(path).is_reusable)):
         raise path_exists_error(path)
+
+
+def validate_creatable(path: Path) -> None:
+    """Refuse a path that is too long, or whose parent cannot be written to. Raises UsageError."""
+    if why := too_long(path):
+        raise UsageError(f"{path} cannot be created\nwhy: {why}\nfix: choose a shorter --output")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         why = "is no folder" if not parent.is_dir() else "cannot be written"

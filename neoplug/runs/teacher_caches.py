@@ -15,6 +15,7 @@ from neoplug.errors import DamageError, UsageError, did_you_mean
 from neoplug.files import folder_atomically, lock, read_json
 from neoplug.files.contents import RECORD, damage, recorded
 from neoplug.runs.cache_folder import TeacherCache, teachers_folder
+from neoplug.runs.directory import validate_creatable
 from neoplug.runs.inputs import resolve_inputs
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.process import isolated
@@ -96,7 +97,8 @@ def validate_buildable(checked: ResolvedRecipe) -> None:
 
 
 def validate_free(output: Path) -> None:
-    """Refuse a folder that exists, unless it is empty."""
+    """Refuse a folder that exists, unless it is empty, and one that cannot be created."""
+    validate_creatable(output)
     if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
         raise UsageError(f"{output} exists already\nwhy: nothing is overwritten\nfix: choose another --output")
 

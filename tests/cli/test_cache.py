@@ -74,6 +74,9 @@ def test_an_output_that_exists_is_refused_before_anything_is_read(neoplug, recip
     answer = neoplug("cache", recipe, "teacher.cache={states: {}}", "--output", str(tmp_path / "out"))
     assert answer.code == 2
     assert "exists already" in answer.err
+    answer = neoplug("cache", recipe, "teacher.cache={states: {}}", "--output", str(tmp_path / ("out" * 100)))
+    assert answer.code == 2
+    assert "fix: choose a shorter --output" in answer.err
 
 
 def test_caches_are_listed_verified_and_removed(build, neoplug, home):
