@@ -219,16 +219,15 @@ def test_a_quantised_base_teaches_as_a_second_copy_of_it_does(own, tiny_student)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["tiny_student", "tiny_teacher"], ids=["tied", "untied"])
 @pytest.mark.parametrize(
-    "options",
+    ("model", "options"),
     [
-        {"target_modules": ["q_proj", "lm_head"]},
-        {"target_modules": ["q_proj", "embed_tokens"]},
-        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        ("tiny_student", {"target_modules": ["q_proj", "lm_head"]}),
+        ("tiny_student", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+        ("tiny_teacher", {"target_modules": ["q_proj", "embed_tokens"]}),
+        ("tiny_teacher", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
     ],
-    ids=["head", "embeddings", "whole-head", "whole-embeddings"],
+    ids=["tied-head", "tied-whole-embeddings", "untied-embeddings", "untied-whole-head"],
 )
 def test_the_base_has_its_own_head_and_embeddings(own, request, options, model):
     """The student's head is another module, which computes the same logits up to rounding."""
