@@ -55,9 +55,9 @@ def stored_cache(checked: ResolvedRecipe, inputs: RunInputs, folder: Path, rows:
         damaged += [*shards.damaged, *shards.validate(lookup.shards)]
         if lookup.absent and not damaged:
             counted = f"{lookup.absent} of the {lookup.wanted} {DOCUMENTS[part]}"
-            what = f"the cache in {folder} has no record of {counted} that this run reads"
+            what = f"the cache in {folder / part} has no record of {counted} that this run reads"
             why = "a document is found by the tokens that the teacher reads: data, tokenizer and prompt must be equal"
-            fix = "build it with this recipe's data, or name the teacher's `model` and a kind of cache"
+            fix = "copy the whole folder, build it with this recipe's data, or name the teacher's `model` and a kind"
             raise RecipeError([Problem(what, why, fix, path)])
     if damaged:
         raise RecipeError([damage_problem(path, f"{error.file} {error.what}") for error in damaged])

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 SECTIONS = ("Whose code runs", "What is read as data", "What is verified")
 TRUST = "tests/cli/test_trust.py"
 CONFINED = "tests/registry/test_confinement.py"
+STORED = "tests/runs/test_teacher_cache.py"
 SOURCES = "tests/models/test_resolve.py"
 # The first words of a sentence -> the tests that hold it; none for one that promises nothing: it introduces others, or
 # states what is not protected.
@@ -113,16 +114,20 @@ HELD_BY: dict[str, tuple[str, ...]] = {
     "- A model in a wheel": (f"{SOURCES}::test_the_file_of_a_wheel_is_converted_and_the_wheel_removed",),
     "Nothing of the wheel is installed": (f"{SOURCES}::test_pip_downloads_one_wheel_and_installs_nothing",),
     "`#sha256=HEX` pins": (f"{SOURCES}::test_the_hash_is_verified_before_conversion_and_in_the_cache",),
+    "- A teacher's cache that a recipe names": (f"{STORED}::test_a_folder_is_data_whose_code_does_not_run",),
+    "The folder names the kind": (f"{STORED}::test_a_folder_names_no_code_as_its_kind",),
     "- Data sets are read as": (
         "tests/data/test_sources.py::test_every_format_gives_the_same_rows",
         "tests/data/test_sources.py::test_a_loading_script_is_not_run",
     ),
     "Checkpoints, finished runs": (
         "tests/files/test_contents.py::test_every_damage_is_found_and_names_the_file",
+        f"{STORED}::test_a_damaged_folder_is_refused_and_left_alone",
         "tests/runs/test_damage.py::test_a_damaged_file_is_named_or_not_needed",
         "tests/runs/test_damage.py::test_a_model_of_a_run_is_verified_where_a_recipe_names_it",
     ),
     "What is damaged in the cache": (
+        f"{STORED}::test_damage_is_reported_and_repaired",
         "tests/models/test_gguf.py::test_a_damaged_conversion_is_made_again_with_a_warning",
         "tests/models/test_prepared.py::test_a_damaged_student_is_prepared_again_with_a_warning",
         "tests/runs/test_resume.py::test_a_damaged_checkpoint_is_passed_over_for_the_one_before",
