@@ -31,6 +31,7 @@ import faults_kills
 import faults_push
 import faults_recipes
 import faults_secrets
+import faults_teacher
 from faults_lab import Lab, Result, lab
 
 from neoplug.files import write_atomically
@@ -41,6 +42,7 @@ PARTS: dict[str, ModuleType] = {
     "recipes": faults_recipes,
     "kills": faults_kills,
     "damage": faults_damage,
+    "teacher": faults_teacher,
     "push": faults_push,
     "secrets": faults_secrets,
     "code": faults_code,

@@ -53,12 +53,16 @@ def attempt(lab: Lab, case: Case) -> Result:
         WAYS[way](damaged)
         found = _command(lab, folder, command)
         after = {} if found.code else _answered(folder, command, found)
-    what = f"{name} {way}, {command}"
+    return judged(f"{name} {way}, {command}", damaged, found, after == expected)
+
+
+def judged(what: str, damaged: Path, found: Answer, is_same: bool) -> Result:
+    """Return the result of a command that may have read a damaged file; `is_same`: it did what it does without."""
     if found.is_traceback or found.code not in (0, 2):
         return Result("failed", f"{what}: exit {found.code}: {found.last_line}")
     if not found.code:
         outcome = "healed or not needed"
-        return Result(outcome, "" if after == expected else f"{what}: another result")
+        return Result(outcome, "" if is_same else f"{what}: another result")
     named = damaged.name in found.err or str(damaged.parent) in found.err
     return Result("named", "" if named and "fix: " in found.err else f"{what}: {found.last_line}")
 

@@ -44,11 +44,11 @@ class Lab:
         return self.folder / "recipe.yaml"
 
     @contextmanager
-    def copy(self, *names: str) -> Iterator[Path]:
-        """Yield a new folder with copies of parts of the state: "home", "finished", "killed"."""
+    def copy(self, *names: str, of: str = "state") -> Iterator[Path]:
+        """Yield a new folder with copies of parts of the state: "home", "finished", "killed"; or of another state."""
         with TemporaryDirectory(prefix="case-", dir=self.folder) as case:
             for name in names:
-                shutil.copytree(self.folder / "state" / name, Path(case) / name)
+                shutil.copytree(self.folder / of / name, Path(case) / name)
             yield Path(case)
 
     def command(self, case: Path, *words: object) -> Answer:

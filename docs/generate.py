@@ -130,7 +130,7 @@ def plugin_options(found: Schema) -> Iterator[str]:
         kind, _, plugin = key.rpartition(".neoplug:")
         if kind:
             listed.setdefault(plugin, []).append(kind)
-    order = ("adapter", "loss", "token_weights", "optimizer", "load", "prepare", "treatments", "probes")
+    order = ("adapter", "loss", "token_weights", "optimizer", "load", "cache", "prepare", "treatments", "probes")
     first = {plugin: min(kinds, key=order.index) for plugin, kinds in listed.items()}
     for kind in order:
         yield from (f"## `{kind}`", "")

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from neoplug.errors import OptionError, Problem, RecipeError, RunError, UsageError, did_you_mean
-from neoplug.hookspecs import Role, hookimpl
+from neoplug.hookspecs import Reads, Role, hookimpl
 
 if TYPE_CHECKING:
     from neoplug.data.batch import Batch, Document, collate
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from neoplug.runs.execute import run
     from neoplug.runs.remeasure import evaluate
     from neoplug.studies.execute import study
+    from neoplug.teachers.base import SparseDistributions
+    from neoplug.teachers.signals import EntriesSignal, StatesSignal
     from neoplug.training.divergence import Divergence, Softened, log_mixture
 
 __all__ = [
@@ -33,13 +35,17 @@ __all__ = [
     "CodePath",
     "Divergence",
     "Document",
+    "EntriesSignal",
     "OptionError",
     "Problem",
+    "Reads",
     "Recipe",
     "RecipeError",
     "Role",
     "RunError",
     "Softened",
+    "SparseDistributions",
+    "StatesSignal",
     "UsageError",
     "__version__",
     "adaptable_weights",
@@ -68,8 +74,11 @@ _MODULES = {
     "CodePath": "neoplug.registry.options",
     "Divergence": "neoplug.training.divergence",
     "Document": "neoplug.data.batch",
+    "EntriesSignal": "neoplug.teachers.signals",
     "Recipe": "neoplug.recipe.schema",
     "Softened": "neoplug.training.divergence",
+    "SparseDistributions": "neoplug.teachers.base",
+    "StatesSignal": "neoplug.teachers.signals",
     "adaptable_weights": "neoplug.models.adaptable_weights",
     "collate": "neoplug.data.batch",
     "confined": "neoplug.registry.confinement",

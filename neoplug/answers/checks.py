@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neoplug.answers.edited_batch import EditedBatch
@@ -215,6 +216,17 @@ def _files(_rule: Returns, answer: Any, arguments: Arguments, _before: Any) -> N
         raise Refusal("wrote no file into `path`")
 
 
+def _folder(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> Path:
+    _expect(isinstance(answer, Path | str), answer, "the path of a folder is expected")
+    return Path(answer)
+
+
+def _signal(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> Any:
+    provides = getattr(answer, "provides", ())
+    _expect(bool({"logits", "sparse"} & set(provides)), answer, "a signal that provides logits or entries is expected")
+    return answer
+
+
 def _transformers_model(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> Any:
     from transformers import PreTrainedModel
 
@@ -224,7 +236,8 @@ def _transformers_model(_rule: Returns, answer: Any, _arguments: Arguments, _bef
 
 def _edited_batch(rule: Returns, answer: Any, arguments: Arguments, before: EditedBatch) -> None:
     _expect(answer is None or answer is arguments["batch"], answer, "nothing is read")
-    before.validate(arguments["batch"], arguments.get("vocabulary"), arguments.get("keeps_text", False))
+    keeps_text, is_stored = (arguments.get(name, False) for name in ("keeps_text", "teacher_is_stored"))
+    before.validate(arguments["batch"], arguments.get("vocabulary"), keeps_text, is_stored)
 
 
 def _added_keys(rule: Returns, answer: Any, arguments: Arguments, before: dict[str, Any]) -> None:
@@ -249,6 +262,7 @@ _CHECKS: dict[Kind, Callable[[Any, Any, Any, Any], Any]] = {
     "added keys": _added_keys,
     "edited batch": _edited_batch,
     "files": _files,
+    "folder": _folder,
     "json": _json,
     "keyword arguments": _keyword_arguments,
     "module": _module,
@@ -258,6 +272,7 @@ _CHECKS: dict[Kind, Callable[[Any, Any, Any, Any], Any]] = {
     "parameter groups": _parameter_groups,
     "problems": _problems,
     "scalar": _scalar,
+    "signal": _signal,
     "tensor": _tensor,
     "tensors": _tensors,
     "tensors by name": _tensors_by_name,
@@ -271,6 +286,7 @@ WORDS: dict[Kind, tuple[str, str]] = {
         "change `batch` in place; shorten `positions`, `labels` and `rows` together",
     ),
     "files": ("without files the trained weights are lost", "write the adapter into the folder `path`"),
+    "folder": ("the teacher's stored output is read from it", "return a path"),
     "json": ("the result is stored in JSON files", "return numbers, text, lists and maps; {} where there is no result"),
     "keyword arguments": ("they are passed to `from_pretrained`", "return a map of names to values"),
     "module": ("it is the model that is trained", "return the model with its adapter"),
@@ -283,6 +299,7 @@ WORDS: dict[Kind, tuple[str, str]] = {
         "its gradient is added to that of the loss",
         "return a scalar tensor computed from the trainable parameters of `model`",
     ),
+    "signal": ("losses read it", "return a neoplug.StatesSignal or a neoplug.EntriesSignal"),
     "tensor": (
         "a plugin returns the loss or weight of each token; only the loop sums and divides",
         "return one value for each token, computed from `student`, without a mean or a sum over tokens",

@@ -35,11 +35,12 @@ class EditedBatch:
         tensors = {name: getattr(batch, name).clone() for name in ("input_ids", *ANSWERS)}
         return cls(lengths=list(batch.lengths), teacher=batch.teacher, **tensors)
 
-    def validate(self, batch: Batch, vocabulary: Any, keeps_text: bool) -> None:
+    def validate(self, batch: Batch, vocabulary: Any, keeps_text: bool, teacher_is_stored: bool = False) -> None:
         """Refuse a batch that a model would misread, or whose answer tokens no longer are those of the text.
 
         vocabulary  that the models share, a `models.vocabulary.Vocabulary`; None: any token exists
         keeps_text  whether token weights count positions in the original text
+        teacher_is_stored  whether the teacher's output was stored for the original text
         """
         for name in ("input_ids", *ANSWERS):
             _validate_indices(name, getattr(batch, name))
@@ -55,6 +56,8 @@ class EditedBatch:
         self._validate_tokens("labels", batch.labels, self.labels, vocabulary)
         self._validate_tokens("input_ids", batch.input_ids, self.input_ids, vocabulary)
         self._validate_rows(batch)
+        if teacher_is_stored:
+            self._validate_stored_text(batch)
         if keeps_text or self.teacher is not None:
             reader = "token weights read" if keeps_text else "the teacher's own text has"
             self._validate_text(batch, f"{reader} the answer tokens of the original text")
@@ -85,6 +88,13 @@ class EditedBatch:
             row_of = torch.full((batch.tokens,), -1).index_copy(0, self.positions, self.rows)[batch.positions]
             if ((row_of >= 0) & (row_of != batch.rows)).any():
                 raise Refusal("left `rows` that are not those of `positions`", "each answer token has one of each")
+
+    def _validate_stored_text(self, batch: Batch) -> None:
+        """Refuse another text than the one that the teacher's output is stored for."""
+        why = "the teacher's output is stored, for the original text"
+        if list(batch.lengths) != self.lengths or not batch.input_ids.equal(self.input_ids):
+            raise Refusal("changed `input_ids`", why, "leave the plugin out, or leave `teacher.cache` out")
+        self._validate_text(batch, why)
 
     def _validate_text(self, batch: Batch, why: str) -> None:
         """Refuse other documents, and positions that were not those of answer tokens before."""

@@ -6,24 +6,43 @@ here parse arguments and print.
 
 import errno
 import io
+import logging
 import os
 import shutil
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import wraps
 from traceback import format_exception
 from typing import Any
 
 import typer
+from typer.exceptions import TyperException
 
 from neoplug import __version__
 from neoplug.cli import (
-    check, doctor, eval, export, plan, plugins, preview, push, recipes, report, run, schema, study, tasks,
+    cache,
+    check,
+    doctor,
+    eval,
+    export,
+    plan,
+    plugins,
+    preview,
+    push,
+    recipes,
+    report,
+    run,
+    schema,
+    study,
+    tasks,
 )
-from neoplug.errors import NeoplugError, UsageError, exits_refused
-from neoplug.errors.text import escaped, redacted
+from neoplug.cli.screen import json_alone
+from neoplug.errors import NeoplugError, UsageError
+from neoplug.errors.text import TextRecord, escaped, redacted
+from neoplug.registry.confinement import exits_refused
 
 NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EEXIST)
 UNESCAPED_WARNING = warnings.formatwarning
@@ -43,6 +62,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     study.study,
     plan.plan,
     preview.preview,
+    cache.cache,
     plugins.plugins,
     check.check,
     recipes.recipes,
@@ -54,8 +74,21 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     report.report,
     doctor.doctor,
 )
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that code of a plugin cannot end as if it were done; JSON that it prints is alone on stdout."""
+
+    @wraps(command)
+    def run_guarded(**arguments: Any) -> None:
+        with exits_refused(), json_alone() if arguments.get("as_json") else nullcontext():
+            command(**arguments)
+
+    return run_guarded
+
+
 for command in COMMANDS:
-    app.command()(exits_refused()(command))
+    app.command()(guarded(command))
 
 
 @app.callback(invoke_without_command=True)
@@ -77,13 +110,14 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # printing must not fail where stdout has no Unicode
     warnings.formatwarning = format_warning
+    logging.setLogRecordFactory(TextRecord)
     # Threads of GNU OpenMP spin while they wait: with one other busy process, that made a forward pass 4 times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     options = {"traceback": False}
     unwrapped = {} if sys.stdout.isatty() else {"terminal_width": UNLIMITED}
     try:
-        with path_errors():
-            app(prog_name="neoplug", obj=options, **unwrapped)
+        with path_errors(), usage_errors():
+            sys.exit(app(prog_name="neoplug", obj=options, standalone_mode=False, **unwrapped) or 0)
     except NeoplugError as error:
         if options["traceback"]:
             print(escaped(redacted("".join(format_exception(error)))), file=sys.stderr)
@@ -104,6 +138,17 @@ def path_errors() -> Iterator[None]:
         raise UsageError(
             f"{error.filename} is no path that can be used: {error.strerror}\nfix: name another"
         ) from error
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Raise UsageError in place of typer's error about a command line, which it would print as it is."""
+    try:
+        yield
+    except TyperException as error:
+        shown = io.StringIO()
+        error.show(shown)  # type: ignore[attr-defined]  # typer raises subclasses, and each has it
+        raise UsageError(shown.getvalue().strip()) from error
 
 
 def format_warning(*warning: Any, **line: Any) -> str:

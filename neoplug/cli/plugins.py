@@ -98,7 +98,7 @@ def describe(name: str, trust: Sequence[str] = ()) -> dict[str, Any]:
         **{key: getattr(entry, key) for key in HEADER},
         "sections": [section for section, hooks in hookspecs.HOOKS_OF_SECTION.items() if set(hooks) & set(answers)],
         "options": list(options(plugin)),
-        "hooks": {hook: getattr(hookspecs, hook).answers for hook in answers},
+        "hooks": {hook: SPECS[hook].answers for hook in answers},  # type: ignore[attr-defined]
         "docstring": docstring(plugin),
         "source": source_file(plugin),
     }

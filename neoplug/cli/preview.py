@@ -45,7 +45,7 @@ def preview(
     print_section("data", [f"{shown.total:,} training rows, {shown.held_out:,} held-out documents", *shown.report])
     print_section("kinds of rows", shown.kinds)
     print_section("the first row dropped for each reason", [dropped_line(*one) for one in shown.dropped])
-    print_section("differences of the teacher's tokenizer", shown.differences)
+    print_section("differences of the teacher", shown.differences)
     if shown.problems:
         with checked.marking():
             raise RecipeError(shown.problems)

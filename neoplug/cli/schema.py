@@ -1,8 +1,9 @@
 """`neoplug schema`: print the JSON schema with which an editor completes and checks recipes."""
 
-from neoplug.cli.screen import echo_json
+from neoplug.cli.screen import echo_json, json_alone
 
 
+@json_alone()
 def schema() -> None:
     """Print the JSON schema of recipes.
 

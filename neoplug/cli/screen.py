@@ -1,17 +1,22 @@
 """Output to stdout, escaped: with rich on a terminal; elsewhere plain lines, never wrapped, cut or coloured."""
 
 import json
+import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextvars import ContextVar
+from typing import IO, TYPE_CHECKING, Any
 
 from neoplug.errors.text import escaped
+from neoplug.registry.confinement import redirected
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Cells = Sequence[str]
 WIDEST = 100  # columns to which a cell is padded
+_for_json: ContextVar[IO[str] | None] = ContextVar("for_json", default=None)  # in place of stdout
 
 
 def is_terminal() -> bool:
@@ -33,7 +38,25 @@ def echo(text: str = "") -> None:
 
 def echo_json(value: Any) -> None:
     """Print a value as JSON, in which all but ASCII is escaped."""
-    print(json.dumps(value, indent=2).replace("\x7f", "\\u007f"), flush=True)
+    print(json.dumps(value, indent=2).replace("\x7f", "\\u007f"), file=_for_json.get(), flush=True)
+
+
+@contextmanager
+def json_alone() -> Iterator[None]:
+    """Keep stdout for `echo_json` in the block: what else is written there goes to stderr.
+
+    That is what plugins, models and libraries print, write by number, or have other processes write.
+    """
+    with ExitStack() as stack:
+        own = sys.stdout
+        if own is sys.__stdout__ and own is not None and sys.stderr is not None:
+            own.flush()
+            own = stack.enter_context(os.fdopen(os.dup(1), "w", encoding=own.encoding))
+            stack.enter_context(redirected(1, 2))
+            stack.callback(sys.__stdout__.flush)
+        stack.callback(_for_json.reset, _for_json.set(own))
+        with redirect_stdout(sys.stderr):
+            yield
 
 
 def heading(text: str) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from neoplug.runs.progress import Progress
 
 
+PARTS = 20  # lines that a long phase prints where there is no terminal
+
+
 def is_main() -> bool:
     """Return whether this is the main process, by the rank that torchrun sets."""
     return os.environ.get("RANK", "0") == "0"
@@ -107,6 +110,15 @@ class Lines:
         """Print the current phase."""
         echo(text)
 
+    def advanced(self, text: str, done: int, total: int) -> None:
+        """Print the beginning, then about every twentieth part."""
+        if done == 0:
+            self.clock = Clock(total, 0)
+        elif done * PARTS // total == (done - 1) * PARTS // total:
+            return
+        left = self.clock.left(done)
+        echo("  ".join([f"{text} {done}/{total}", *([] if left is None else [f"{duration(left)} left"])]))
+
     def finished(self, result: Mapping[str, Any]) -> None:
         """Do nothing: the result is printed as a table."""
 
@@ -138,19 +150,29 @@ class Bar:
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """Advance the bar, and show the losses of this step."""
-        number, left = metrics["step"], self.clock.left(metrics["step"])
+        self._advance("training", metrics["step"])
+        self.details.plain = escaped("  ".join(format_metrics(metrics)), keep="")
+
+    def _advance(self, description: str, done: int) -> None:
+        total, left = self.clock.total, self.clock.left(done)
         self.bar.update(
             self.task,
-            description="training",
-            completed=number,
-            step=f"{number}/{self.clock.total}",
+            description=escaped(description, keep=""),
+            total=total,
+            completed=done,
+            step=f"{done}/{total}",
             left="" if left is None else f"{duration(left)} left",
         )
-        self.details.plain = escaped("  ".join(format_metrics(metrics)), keep="")
 
     def phase(self, text: str) -> None:
         """Show the current phase; the bar does not move."""
         self.bar.update(self.task, description=escaped(text, keep=""))
+
+    def advanced(self, text: str, done: int, total: int) -> None:
+        """Show the parts of a phase that are done."""
+        if done == 0:
+            self.clock = Clock(total, 0)
+        self._advance(text, done)
 
     def finished(self, result: Mapping[str, Any]) -> None:
         """Mark the bar as done."""

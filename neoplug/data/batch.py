@@ -104,6 +104,7 @@ class Batch:
     teacher    the teacher's texts; None where it reads the student's
     in_answer  [N] int64: index of each answer token within its answer, from 0; None unless a plugin weights tokens
     documents  the documents, in the order of `lengths`; () in a batch that was not made by `collate`
+    epoch      of training, from 0; None for a batch that is not trained on
     """
 
     input_ids: Tensor
@@ -114,6 +115,7 @@ class Batch:
     teacher: TeacherText | None = None
     in_answer: Tensor | None = None
     documents: tuple[Document, ...] = ()
+    epoch: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -133,6 +135,15 @@ class Batch:
         tokens. It is on the batch's device and needs no synchronisation.
         """
         return self._document_of_token()[self.positions]
+
+    @property
+    def kept(self) -> Tensor | None:
+        """Return [N] int64 on the CPU: the index of each answer token among all answer tokens of `documents`.
+
+        A plugin may have removed some of them; None where all are left.
+        """
+        every, left = _positions(self.documents), self.positions.cpu().contiguous()
+        return None if left.equal(every) else torch.searchsorted(every, left)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""

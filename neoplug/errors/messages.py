@@ -186,29 +186,17 @@ def plugin_errors(plugin: str, hook: str) -> Iterator[None]:
         raise PluginError(plugin, hook, error) from error
 
 
-@contextmanager
-def exits_refused() -> Iterator[None]:
-    """Raise RunError in place of SystemExit: what code of a plugin or a model ended is not finished, whatever its code.
-
-    Raises:
-        RunError: the code called sys.exit.
-    """
-    try:
-        yield
-    except SystemExit as error:
-        file, line, _ = innermost(error)
-        what = f"code of a plugin or a model ended the command: it called sys.exit({error.code})"
-        raise RunError(f"{what}\nat: {file}:{line}\nfix: raise an exception there instead") from error
-
-
 def line_in(error: BaseException, file: str) -> int | None:
     """Return the line of the last frame in `file` of an exception's traceback; None without one."""
     return next((line for name, line in reversed(_lines(error)) if name == file), None)
 
 
-def innermost(error: BaseException) -> tuple[str, int, str]:
-    """Return file, line and text of the line in which an exception was raised."""
-    file, line = _lines(error)[-1]
+def innermost(error: BaseException, outside: str = "") -> tuple[str, int, str]:
+    """Return file, line and text of the line in which an exception was raised.
+
+    outside  a file whose frames do not count
+    """
+    file, line = next((file, line) for file, line in reversed(_lines(error)) if file != outside)
     return file, line, getline(file, line).strip()
 
 

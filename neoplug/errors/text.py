@@ -3,6 +3,8 @@
 import logging
 import re
 import unicodedata
+from traceback import format_exception
+from typing import Any
 
 LONGEST = 1_000  # characters of one part of a message
 CUT = " ... "  # in place of what was cut
@@ -68,9 +70,26 @@ def presentable(text: str) -> str:
     return shortened(escaped(redacted(text)))
 
 
+class TextRecord(logging.LogRecord):
+    """A log record with its message and traceback as text for people, whatever handler of which library prints it."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        if self.exc_info:
+            self.exc_text = _text("".join(format_exception(self.exc_info[1])).rstrip("\n"))
+
+    def getMessage(self) -> str:
+        """Return the message, escaped and without credentials."""
+        return _text(super().getMessage())
+
+
 class TextFormatter(logging.Formatter):
     """Formats a log record as text for people: escaped, without credentials."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's line, and its traceback."""
-        return escaped(redacted(super().format(record)))
+        return _text(super().format(record))
+
+
+def _text(text: str) -> str:
+    return escaped(redacted(text))

@@ -22,6 +22,8 @@ if sys.platform != "win32":
     import fcntl
 
 PARTIAL = ".partial"  # suffix of incomplete files and folders, which a killed process leaves
+ROOM = len("..12345678") + len(PARTIAL)  # of a partial's name, in addition to that of the file or folder
+BELOW = 200  # bytes of the paths of files in a folder of neoplug
 DAY = 86_400  # seconds
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # of a full or read-only disk
 PROBE = 16_384  # bytes written to test whether a disk accepts data
@@ -87,6 +89,25 @@ def discarded_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder next to `path`, named after it, and remove it at the end of the block."""
     with _partial(path, Path.mkdir) as partial, disk_errors(path):
         yield partial
+
+
+def too_long(path: Path) -> str:
+    """Return why the file system of `path` has no room for its names, those of its files, and of their partials.
+
+    It is empty where it has room, and on Windows, where it is not known.
+    """
+    if sys.platform == "win32":
+        return ""
+    path = path.absolute()
+    folder = next(above for above in path.parents if os.path.isdir(above))  # noqa: PTH112  names of any length
+    longest_name, longest_path = (os.pathconf(folder, limit) for limit in ("PC_NAME_MAX", "PC_PATH_MAX"))
+    name = max(len(os.fsencode(part)) for part in path.parts)
+    whole = len(os.fsencode(path))
+    if name > longest_name - ROOM:
+        return f"a name in it has {name:,} bytes, and {folder} takes at most {longest_name - ROOM:,}"
+    if whole > longest_path - BELOW:
+        return f"its path has {whole:,} bytes, and the system takes at most {longest_path - BELOW:,}"
+    return ""
 
 
 @contextmanager
@@ -200,13 +221,24 @@ def content_hash(value: Any) -> str:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the lock file PATH.lock, after waiting for other processes; the system releases it when a process dies."""
-    from filelock import FileLock
+def lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file PATH.lock, after waiting for other processes; the system releases it when a process dies.
+
+    on_wait  called once where another process holds it
+    """
+    from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock")):
+    guard = FileLock(path.with_name(path.name + ".lock"))
+    try:
+        guard.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        guard.acquire()
+    try:
         yield
+    finally:
+        guard.release()
 
 
 @contextmanager

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 RECORD = "contents.json"
 FORMAT = 1
+RESTORE = f"restore it from a copy of the run; or remove {RECORD} of the run, and it is used unverified"
 
 
 @contextmanager
@@ -82,6 +83,13 @@ def damage(folder: Path, *parts: str) -> str:
     chosen = {name: entry for name, entry in files.items() if not parts or _is_in(name, parts)}
     found = (_difference(folder / name, entry) for name, entry in chosen.items())
     return next((f"{name} {what}" for name, what in zip(chosen, found, strict=True) if what), "")
+
+
+def damage_in_run(folder: Path) -> str:
+    """Return which file of a model or an adapter in the folder of a run is damaged, and how; empty where none is."""
+    folder = folder.resolve()
+    found = damage(folder.parent, folder.name) if (folder.parent / RECORD).is_file() else ""
+    return found and str(folder.parent / found)
 
 
 def intact(folder: Path, remedy: str) -> bool:

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from neoplug.errors import RunError
 from neoplug.models.vocabulary import Vocabulary
+
+IDENTITY_ROWS = 256  # of the identity matrix that an adapted head is evaluated on at a time
 
 
 class FrozenLinear(torch.autograd.Function):
@@ -76,6 +79,38 @@ class Head:
 
         return logits_of
 
+    @torch.no_grad()
+    def effective_linear(self, hidden_size: int) -> nn.Linear:
+        """Return the head, over all its rows, as a frozen linear layer on the CPU, without multiplier and cap.
+
+        A linear layer is copied. Any other head, as a quantised or an adapted one, is evaluated on the identity matrix.
+
+        Raises:
+            RunError: the head is not linear.
+        """
+        module: Any = self.module
+        weight, bias = (module.weight, module.bias) if type(module) is nn.Linear else self._as_matrix(hidden_size)
+        linear = nn.Linear(hidden_size, len(weight), bias is not None, device="meta")
+        parts = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        linear.load_state_dict({name: part.detach().cpu().clone() for name, part in parts.items()}, assign=True)
+        return linear.requires_grad_(False)
+
+    def _as_matrix(self, hidden_size: int) -> tuple[Tensor, Tensor | None]:
+        """Return weight [rows, H] and bias [rows] of an adapted head, in float32 on the CPU."""
+        project, device = self._adapted_over_all_rows(), next(self.module.parameters()).device
+        bias = project(torch.zeros(1, hidden_size, device=device))[0]
+        identity = torch.split(torch.eye(hidden_size, device=device), IDENTITY_ROWS)
+        weight = torch.cat([(project(part) - bias).t().cpu() for part in identity], 1)
+        states = torch.randn(8, hidden_size, generator=torch.Generator().manual_seed(0))
+        expected, bias = project(states.to(device)).cpu(), bias.cpu()
+        if not (states @ weight.t() + bias - expected).abs().max() <= 1e-3 * expected.abs().max():
+            raise RunError(
+                f"the teacher's output head, {type(self.module).__name__}, is not linear\n"
+                "why: a cache stores hidden states, and a linear layer that turns them into logits\n"
+                "fix: leave `teacher.cache` out: the teacher is then a model in memory"
+            )
+        return weight, bias if bias.any() else None
+
     def parameters(self) -> list[nn.Parameter]:
         """Return the head's trainable parameters: none for a frozen head."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
@@ -95,15 +130,24 @@ class Head:
 
     def _adapted(self) -> Callable[[Tensor], Tensor]:
         """Return the function of an adapted head; 16-bit weights become float32, so that logits are not rounded."""
-        narrow = (torch.float16, torch.bfloat16)
-        wide = {name: weight.float() for name, weight in self.module.named_parameters() if weight.dtype in narrow}
+        project = self._adapted_over_all_rows()
 
         def logits_of(hidden: Tensor) -> Tensor:
-            logits: Tensor = functional_call(self.module, wide, (hidden.float(),))
-            shared: Tensor = self._rows(logits.float().t()).t() * 1  # a copy, since the objective overwrites it
+            shared: Tensor = self._rows(project(hidden).t()).t() * 1  # a copy, since the objective overwrites it
             return shared
 
         return logits_of
+
+    def _adapted_over_all_rows(self) -> Callable[[Tensor], Tensor]:
+        """Return the function of an adapted head: [n, H] -> float32 logits [n, rows]."""
+        narrow = (torch.float16, torch.bfloat16)
+        wide = {name: weight.float() for name, weight in self.module.named_parameters() if weight.dtype in narrow}
+
+        def project(hidden: Tensor) -> Tensor:
+            logits: Tensor = functional_call(self.module, wide, (hidden.float(),))
+            return logits.float()
+
+        return project
 
     def _rows(self, values: Any) -> Any:
         """Return the rows (first dimension) of `values` that represent tokens of the shared vocabulary."""

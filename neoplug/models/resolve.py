@@ -5,6 +5,7 @@ from pathlib import Path
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
+from neoplug.files.contents import RESTORE, damage_in_run
 from neoplug.models.gguf import from_gguf
 from neoplug.models.pypi import from_wheel
 from neoplug.models.quiet import quiet
@@ -38,6 +39,8 @@ def _resolve(model: str, revision: str | None, path: Key) -> ResolvedModel:
 
 
 def _folder(folder: Path, source: str, path: Key) -> ResolvedModel:
+    if found := damage_in_run(folder):
+        raise RecipeError([Problem(f"the model `{source}` is damaged: {found}", fix=RESTORE, path=path)])
     if (folder / "config.json").is_file():
         return ResolvedModel(str(folder.absolute()), None, source, "local")
     is_adapter = (folder / "adapter_config.json").is_file()

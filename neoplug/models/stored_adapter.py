@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
-from neoplug.files.contents import RECORD, damage
+from neoplug.files.contents import RESTORE, damage_in_run
 from neoplug.models.quiet import quiet, quiet_peft
 from neoplug.models.reference import CONFIG, WEIGHTS, ResolvedModel, StoredAdapter
 
@@ -91,9 +91,8 @@ def locate_adapter(name: str, path: Key = ("adapter_path",)) -> StoredAdapter:
     if missing:
         fix = "name the folder that peft's `save_pretrained` wrote, such as `adapter/` of a run"
         raise stored.error(f"is not a peft adapter: its folder has no {' or '.join(missing[0])}", fix=fix)
-    run = stored.folder.parent
-    if (run / RECORD).is_file() and (found := damage(run, stored.folder.name)):
-        raise stored.error(f"is damaged: {found}", fix=f"restore {run}; or remove {RECORD} there to use it unverified")
+    if found := damage_in_run(stored.folder):
+        raise stored.error(f"is damaged: {found}", fix=RESTORE)
     return stored
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from neoplug.errors import RecipeError
 from neoplug.hookspecs import HOOKS_OF_SECTION
 from neoplug.recipe.loss_weights import SCHEDULES, CoreKeys
-from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe
+from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, SOURCES_OF_TEACHER, Recipe
 from neoplug.registry import Entry, answered, class_problems, installed
 from neoplug.registry.comments import comments_of
 from neoplug.registry.discovery import SHIPPED
@@ -114,7 +114,8 @@ def _nullable(described: dict[str, Any]) -> dict[str, Any]:
 
 def _require_keys_unless_extending(found: dict[str, Any]) -> None:
     """Make required keys optional in a recipe with `extends`: the extended one may have them."""
-    keys = {name: {"required": found["$defs"][_DEFINITIONS[name]].pop("required")} for name in ("student", "teacher")}
+    keys = {"student": {"required": found["$defs"]["Student"].pop("required")}}
+    keys["teacher"] = {"anyOf": [{"required": [key]} for key in SOURCES_OF_TEACHER]}
     del found["$defs"]["Data"]["required"]
     keys["data"] = {"anyOf": [{"required": ["source"]}, {"required": ["sources"]}]}
     complete = {"required": found.pop("required"), "properties": keys}

@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
+from neoplug.recipe.cache_checks import cache_problems
 from neoplug.recipe.code_checks import code_problems
 from neoplug.recipe.limits import MAX_PLUGINS, MAX_SOURCES
 from neoplug.recipe.loss_weights import Weight
 from neoplug.recipe.metric_checks import metric_problems
-from neoplug.recipe.paths import make_absolute
+from neoplug.recipe.paths import make_absolute, output_problems
 from neoplug.recipe.plugin_checks import FoundPlugins, NamedPlugin, check_problems, find_plugins
-from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe, field_at, keys_at
+from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe, field_at, fields_of, keys_at
 from neoplug.recipe.source import (
     from_values,
     locate,
@@ -30,6 +31,7 @@ from neoplug.recipe.source import (
     relative_place,
     shipped,
 )
+from neoplug.recipe.teacher_checks import teacher_problems
 from neoplug.recipe.tree import Tree
 from neoplug.registry import CORE_KEYS, Entry, Plugins
 from neoplug.registry.consent import Consent
@@ -39,6 +41,7 @@ from neoplug.registry.options import UnknownKey, build, defaults, type_problems,
 EXCLUSIVE_KEYS = (
     ("train", "max_steps", "num_train_epochs", "how long to train"),
     ("data", "source", "sources", "what to read"),
+    ("teacher", "model", "self", "what the teacher is"),
 )
 FIRST_KEYS: dict[Key, str] = {("teacher",): "model", ("student",): "model", ("data",): "source"}
 
@@ -116,17 +119,19 @@ def resolve(tree: Tree, name: str, consent: Consent) -> ResolvedRecipe:
         *tree.problems,
         *_unknown_nulls(tree),
         *_exclusive_keys(tree),
-        *_teacher_prompts_in_loss(tree),
         *make_absolute(tree),
+        *output_problems(tree),
     ]
     recipe, mistyped = _validated(tree)
     found = find_plugins(tree, only_installed=True)
-    problems += [*mistyped, *found.problems, *(metric_problems(recipe) if recipe else [])]
+    problems += [*mistyped, *found.problems, *teacher_problems(tree, found)]
+    problems += [*cache_problems(found.named, found.references), *(metric_problems(recipe) if recipe else [])]
     problems += code_problems(tree, consent, found)
     _refuse(problems, tree)
     if not all(entry.is_installed for entry in found.entries.values()):
         found = find_plugins(tree, only_installed=False)
-        _refuse([*found.problems, *code_problems(tree, consent, found)], tree)
+        problems = [*found.problems, *teacher_problems(tree, found), *cache_problems(found.named, found.references)]
+        _refuse([*problems, *code_problems(tree, consent, found)], tree)
     assert recipe is not None
     plugins, references = _by_section(found.named), _by_section(found.references)
     if refused := check_problems(found, plugins, references, recipe):
@@ -176,7 +181,7 @@ def _validated(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
 def _suggest_section(problem: Problem) -> Problem:
     """Return the problem of an unknown key with the sections that have this key as the fix; others unchanged."""
     key = str(problem.path[-1]) if problem.path else ""
-    homes = [f"under `{name}`" for name, section in SECTIONS.items() if key in section.model_fields]
+    homes = [f"under `{name}`" for name, section in SECTIONS.items() if key in fields_of(section)]
     homes += ["at the top"] if key in Recipe.model_fields else []
     if isinstance(problem, UnknownKey) and homes:
         return replace(problem, fix=f"`{key}` belongs {' or '.join(homes)}")
@@ -225,16 +230,6 @@ def _exclusive_keys(tree: Tree) -> Iterator[Problem]:
         yield Problem(what, fix="keep one; null removes the other", mark=marks[later])
 
 
-def _teacher_prompts_in_loss(tree: Tree) -> Iterator[Problem]:
-    """Yield a problem where the teacher has its own prompt format and the prompts are trained on too."""
-    path: Key = ("teacher", "chat_template")
-    if not tree.get(path) or tree.get(("data", "train_on")) != "all":
-        return
-    what = "the teacher's prompts differ from the student's, but `train_on: all` trains on the prompts too"
-    fix = "train_on: answers (or last), or let the teacher read the student's prompts"
-    yield Problem(what, "only the answers have the same text for both", fix, path)
-
-
 def _sorted(found: list[Problem], tree: Tree) -> list[Problem]:
     """Return the distinct problems with their marks, in the order of the text."""
     unique = {(p.mark, p.what): p for p in (marked(tree, problem) for problem in found)}
@@ -243,7 +238,7 @@ def _sorted(found: list[Problem], tree: Tree) -> list[Problem]:
 
 def _resolve(recipe: Recipe, found: FoundPlugins, tree: Tree) -> tuple[dict[str, Any], dict[Key, str]]:
     """Return the recipe with all defaults, and the origin of each value."""
-    values = recipe.model_dump(mode="json", exclude_none=True)
+    values = recipe.model_dump(mode="json", exclude_none=True, by_alias=True)
     in_tree: dict[Key, Key] = {}  # path of a plugin in `values`, by its full name -> in the tree
     for plugin_map in PLUGIN_MAPS:
         *parents, key = plugin_map

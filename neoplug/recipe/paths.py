@@ -9,6 +9,7 @@ from typing import Any
 
 from neoplug.errors import SHOWN_PROBLEMS, Problem, did_you_mean
 from neoplug.errors import Path as Key
+from neoplug.files.atomic import too_long
 from neoplug.recipe.tree import Tree
 from neoplug.registry.options import path_fields
 
@@ -33,6 +34,15 @@ def make_absolute(tree: Tree) -> list[Problem]:
     texts = {path: text for path in PATHS if isinstance(text := tree.get(path), str)} | data_sources(tree)
     named = [path for path, text in texts.items() if text and not _NO_PATH.match(text)]
     return _make_absolute(tree, named, looks_local)
+
+
+def output_problems(tree: Tree) -> list[Problem]:
+    """Return a problem where the names in `output_dir` are too long for the file system."""
+    path: Key = ("output_dir",)
+    text = tree.get(path)
+    if not isinstance(text, str) or not (why := too_long(Path(text))):
+        return []
+    return [Problem("the run cannot be written to `output_dir`", why, "choose a shorter one", path)]
 
 
 def data_sources(tree: Tree) -> dict[Key, str]:

@@ -25,6 +25,7 @@ _WHY = {
     "save_adapter": "an adapter is saved in one form",
     "load_adapter": "an adapter is loaded from one form",
     "merge_adapter": "an adapter is merged in one way",
+    "encode_teacher": "the teacher's output is stored in one kind",
 }
 _FIX = {"add_adapter": "keep one; to compare both, run the recipe once with each"}
 _MISSING = {
@@ -180,7 +181,8 @@ def _missing_teacher(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:
     for plugin in [*found.named, *found.references]:
         is_loss, hooks = plugin.section == "loss", answered(plugin.cls)
         reading = ("token_loss", "token_gradient", "token_weight") if is_loss else ("token_weight",)
-        if any("teacher" in hooks[hook].signature.parameters for hook in reading if hook in hooks):
+        of_teacher = {"teacher", "teacher_entropy"}
+        if any(of_teacher & set(hooks[hook].signature.parameters) for hook in reading if hook in hooks):
             kind = "loss" if is_loss else "token weight"
             what = f"the {kind} `{plugin.name}` needs a teacher, but the recipe has none"
             yield Problem(what, "", "add `teacher: {model: ...}`", teacher if teacher in tree.removed else plugin.path)
@@ -193,7 +195,11 @@ def _cleared_path(section: str, tree: Tree) -> Key:
 
 
 def _conflicts(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:
-    """Yield a problem for each second implementation of a hook that takes one, and for a required hook with none."""
+    """Yield a problem for each second implementation of a hook that takes one, and for a required hook with none.
+
+    Of two plugins that conflict in several hooks, the first hook is reported.
+    """
+    reported: set[tuple[Key, Key]] = set()
     is_complete = len(found.named) == sum(1 for _ in _names(tree)) and not tree.broken and not tree.incomplete
     for hook, spec in SPECS.items():
         rule = getattr(spec, "answers", "all")
@@ -201,7 +207,9 @@ def _conflicts(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:
             continue
         paths = [plugin.path for plugin in found.named if hook in answered(plugin.cls)]
         paths.sort(key=lambda path: (reading_order(tree.key_mark(path), tree), path))
-        yield from (_conflict(hook, path, paths[0], tree) for path in paths[1:])
+        conflicts = [(path, paths[0]) for path in paths[1:] if (path, paths[0]) not in reported]
+        reported.update(conflicts)
+        yield from (_conflict(hook, later, first, tree) for later, first in conflicts)
         if not paths and rule == "exactly one" and is_complete:
             yield replace(_MISSING[hook], path=_cleared_path(str(_MISSING[hook].path[0]), tree))
 

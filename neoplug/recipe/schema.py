@@ -46,6 +46,7 @@ PLUGIN_MAPS: dict[tuple[str, ...], str] = {
     ("treatments",): "treatments",
     ("probes",): "probes",
     ("teacher", "load"): "teacher.load",
+    ("teacher", "cache"): "teacher.cache",
     ("student", "load"): "student.load",
     ("student", "prepare"): "student.prepare",
 }
@@ -64,7 +65,7 @@ class Model(Section):
     trust_remote_code  run Python files of the model's repository; needed by a family that transformers does not have
     """
 
-    model: Text
+    model: Text | None = None
     revision: Text | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     device: Annotated[str, Field(pattern=r"^(cpu|(cuda|xpu|npu)(:[0-9]+)?)$")] | None = Field(None, examples=DEVICES)
@@ -75,19 +76,39 @@ class Model(Section):
 
 
 class Teacher(Model):
-    """The teacher. `chat_template`: how it formats the prompts around the student's answers.
+    """The teacher: a `model`, or with `self` the student itself. `chat_template`: how it formats the prompts.
 
-    `own` is the template of its tokenizer; else Jinja text or the path of a file. None: it reads the student's tokens.
+    `self: base` is the student's base, with the adapter off; `self: ema` the student with an exponential moving average
+    of its trained weights, of which a step keeps the share `decay` (at least 0, below 1; 0.999 if left out).
+    `chat_template`: `own` is the template of its tokenizer; else Jinja text or the path of a file. None: it reads the
+    student's tokens. The answers are always the student's tokens.
+    `cache`: the kind in which the teacher's output is stored, once for all runs that train on the same text. A folder
+    in which it is stored already needs no `model`.
     `max_segmentation_difference`: the share of documents that its tokenizer may split into other tokens, from 0 to 1.
     """
 
+    itself: Literal["base", "ema"] | None = Field(None, alias="self")
+    decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     chat_template: Text | None = None
     max_segmentation_difference: Annotated[float, Field(ge=0, le=1)] = 0.01
+    cache: Options = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_decay(cls, values: Any) -> Any:
+        is_average = isinstance(values, dict) and values.get("self") == "ema"
+        return {"decay": 0.999, **values} if is_average else values
+
+
+# Keys of which `teacher` has at least one, and those that may stand beside `self`: the others describe a model.
+SOURCES_OF_TEACHER = ("model", "self", "cache")
+BESIDE_SELF = ("self", "decay", "chat_template")
 
 
 class Student(Model):
     """The student; `prepare` names plugins that change the model once, before it is loaded."""
 
+    model: Text
     prepare: Options = {}
 
 
@@ -295,6 +316,11 @@ class Recipe(Section):
         named = [self.report_to] if isinstance(self.report_to, str) else self.report_to
         return [name for name in dict.fromkeys(named) if name != "none"]
 
+    @property
+    def taught_by(self) -> Literal["base", "ema"] | None:
+        """What of the student is its teacher; None where the teacher is another model, or there is none."""
+        return self.teacher.itself if self.teacher else None
+
     @field_validator("format")
     @classmethod
     def _known_format(cls, number: int) -> int:
@@ -317,13 +343,18 @@ def keys_at(path: Key) -> list[str]:
     if path[:1] == ("data",) and path[-1] == "columns":
         return list(get_args(Column))
     section = _section_at(path)
-    return list(section.model_fields) if section else []
+    return list(fields_of(section)) if section else []
 
 
 def field_at(path: Key) -> FieldInfo | None:
     """Return the type and default of the key at `path`; None where there is no such key."""
     section = _section_at(path[:-1])
-    return section.model_fields.get(str(path[-1])) if section else None
+    return fields_of(section).get(str(path[-1])) if section else None
+
+
+def fields_of(section: type[Section]) -> dict[str, FieldInfo]:
+    """Return the fields of a section by their keys in a recipe."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 def _section_at(path: Key) -> type[Section] | None:

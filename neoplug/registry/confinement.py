@@ -1,6 +1,7 @@
 """Confinement of code while it is imported: it cannot end the process, read its arguments or stdin, or print as it.
 
-This protects a command from mistakes and from tricks that are plain to see. It is no sandbox: the code runs with the
+Later, when the code is called, `exits_refused` keeps it from ending the process as if the command were done. This
+protects a command from mistakes and from tricks that are plain to see. It is no sandbox: the code runs with the
 rights of the user.
 """
 
@@ -8,23 +9,44 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from tempfile import TemporaryFile
 from threading import RLock
 from typing import IO, Any
 
+from neoplug.errors import RunError, innermost
 from neoplug.errors.text import escaped
 
 SHOWN = 20  # lines of what is printed
 WIDTH = 500  # characters of a line
 ENDINGS = ("_exit", "abort", "execv", "execve")  # the other functions `exec...` call these
 SIGNALS = ("kill", "killpg")
+TO_ITSELF = "raise_signal"
 _one_at_a_time = RLock()  # arguments and streams belong to the process
 
 
 class EndedProcess(Exception):
-    """Code that was imported tried to end the process."""
+    """Code of a plugin or a model tried to end the process."""
+
+
+@contextmanager
+def exits_refused() -> Iterator[None]:
+    """Refuse that code of a plugin or a model ends the process: what it ends is not finished, whatever the status.
+
+    Signals that it sends to the process are delivered: none of them looks like success.
+
+    Raises:
+        RunError: the code called sys.exit, os._exit, os.abort or os.exec....
+    """
+    try:
+        with _kept_alive(ENDINGS):
+            yield
+    except (SystemExit, EndedProcess) as error:
+        file, line, _ = innermost(error, outside=__file__)
+        how = f"it calls sys.exit({error.code})" if isinstance(error, SystemExit) else str(error)
+        what = f"code of a plugin or a model ends the command: {how}"
+        raise RunError(f"{what}\nat: {file}:{line}\nfix: raise an exception there instead") from error
 
 
 @contextmanager
@@ -41,7 +63,7 @@ def confined(name: str) -> Iterator[None]:
     """
     with _one_at_a_time, _scratch_file() as printed:
         try:
-            with _printing_to(printed.fileno()), _without_input(), _kept_alive():
+            with _printing_to(printed.fileno()), _without_input(), _kept_alive((*ENDINGS, *SIGNALS, TO_ITSELF)):
                 yield
         except SystemExit as error:
             code = "" if error.code is None else repr(error.code)
@@ -67,7 +89,7 @@ def _printing_to(handle: int) -> Iterator[None]:
         for number, stream in ((1, before[0]), (2, before[1])):
             if stream is not None:
                 stream.flush()
-            restore.enter_context(_replaced(number, handle))
+            restore.enter_context(redirected(number, handle))
         streams = [_stream(number) for number in (1, 2)]
         sys.stdout, sys.stderr = streams
         try:
@@ -89,7 +111,7 @@ def _without_input() -> Iterator[None]:
     before = sys.argv, sys.orig_argv, sys.stdin
     nothing = os.open(os.devnull, os.O_RDONLY)
     try:
-        with _replaced(0, nothing):
+        with redirected(0, nothing):
             sys.argv, sys.orig_argv, sys.stdin = ["neoplug"], ["neoplug"], io.StringIO()
             yield
     finally:
@@ -98,7 +120,7 @@ def _without_input() -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(number: int, handle: int) -> Iterator[None]:
+def redirected(number: int, handle: int) -> Iterator[None]:
     """Make the file descriptor `number` the same file as `handle` in the block."""
     try:
         before = os.dup(number)
@@ -116,15 +138,16 @@ def _replaced(number: int, handle: int) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_alive() -> Iterator[None]:
+def _kept_alive(refused: Sequence[str]) -> Iterator[None]:
     """Raise EndedProcess in place of the end of the process in the block; processes that it starts may end.
+
+    refused  names of functions of `os` and `signal`
 
     A function that code keeps, as by `from os import kill`, works again after the block.
     """
     confining = [os.getpid()]
     system = sys.modules[os.name]  # `posix` or `nt`, from which `os` has these functions
-    places = [(module, name) for module in (os, system) for name in (*ENDINGS, *SIGNALS) if hasattr(module, name)]
-    places.append((signal, "raise_signal"))
+    places = [(module, name) for module in (os, system, signal) for name in refused if hasattr(module, name)]
     before = [(module, name, getattr(module, name)) for module, name in places]
     for module, name, function in before:
         setattr(module, name, _refusing(function, name, confining))
@@ -147,7 +170,7 @@ def _refusing(function: Callable[..., Any], name: str, confining: list[int]) -> 
         is_probe = name in SIGNALS and arguments[1:] == (0,)
         if confining != [os.getpid()] or is_other or is_probe:
             return function(*arguments, **named)
-        raise EndedProcess(f"it calls {'signal' if name == 'raise_signal' else 'os'}.{name}")
+        raise EndedProcess(f"it calls {'signal' if name == TO_ITSELF else 'os'}.{name}")
 
     return refusing
 

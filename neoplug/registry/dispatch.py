@@ -91,7 +91,8 @@ class Plugins:
         names = [name for name, _ in every]
         self._labels = {(s, n): n if names.count(n) == 1 else f"{s}.{n}" for n, s in every}
         self.manager = pluggy.PluginManager(GROUP)
-        self.manager.add_hookspecs(hookspecs)
+        for stage in hookspecs.STAGES:
+            self.manager.add_hookspecs(stage)
         for name, section in reversed(every):  # pluggy calls the last registered first
             self.manager.register(self._sections[section][name], name=f"{section}.{name}")
         self.manager.check_pending()

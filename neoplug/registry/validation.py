@@ -14,7 +14,10 @@ CORE_KEYS: dict[str, tuple[str, ...]] = {"loss": ("weight", "schedule", "calibra
 
 # Hook -> its specification.
 SPECS: dict[str, Callable[..., Any]] = {
-    name: spec for name, spec in vars(hookspecs).items() if getattr(spec, "neoplug_spec", None) is not None
+    name: spec
+    for stage in hookspecs.STAGES
+    for name, spec in vars(stage).items()
+    if getattr(spec, "neoplug_spec", None) is not None
 }
 
 

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,15 +30,15 @@ import yaml
 
 from neoplug.errors import DamageError, UsageError
 from neoplug.errors.text import has_credential
-from neoplug.files import disk_errors, exclusive_lock, folder_atomically, read_json, remove_abandoned, write_atomically
+from neoplug.files import exclusive_lock, folder_atomically, read_json, remove_abandoned, write_atomically
+from neoplug.files.atomic import too_long
 from neoplug.files.contents import RECORD, damage, record, recorded
+from neoplug.runs.metrics_file import MetricsFile, finite
 from neoplug.runs.result import RunResult
 from neoplug.runs.run_files import (
     RESTORE,
     SAVED_AGAIN,
-    lines_of,
     read_lock,
-    read_metrics,
     read_recipe,
     validate_steps,
 )
@@ -160,13 +159,13 @@ class RunDir:
         """Whether the contents of a finished run are recorded."""
         return (self.path / RECORD).is_file() and "result.json" in recorded(self.path)
 
-    def continue_from(self, step: int) -> None:
+    def continue_from(self, step: int, metrics_sha256: str | None) -> None:
         """Remove what a killed process left, and the metrics of later steps than `step`.
 
         Raises:
-            DamageError: metrics of steps up to `step` are lost.
+            DamageError: metrics of steps up to `step` are lost, or have another hash.
         """
-        validate_steps(self.metrics.path, step, self.checkpoints)
+        validate_steps(self.metrics.path, step, metrics_sha256, self.checkpoints)
         remove_abandoned(self.path)
         self.metrics.cut(step)
 
@@ -304,43 +303,22 @@ class RunDir:
         ]
 
 
-@dataclass(frozen=True)
-class MetricsFile:
-    """A file of JSON lines, one for each optimizer step, floats in full precision."""
-
-    path: Path
-
-    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Append in one write and wait until it is on disk: a checkpoint written next relies on these lines."""
-        text = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
-        with disk_errors(self.path), self.path.open("ab") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return all lines, without a last one that is incomplete because the process was killed.
-
-        Raises:
-            DamageError: a line is damaged.
-        """
-        return read_metrics(self.path)
-
-    def cut(self, after_step: int) -> None:
-        """Keep the lines of the first `after_step` steps alone."""
-        if self.path.exists():
-            write_atomically(self.path, "".join(f"{line}\n" for line in lines_of(self.path)[:after_step]))
-
-
 def validate_output_path(path: Path) -> None:
     """Refuse a path where no run directory can be created; an empty folder and a reusable run are accepted.
 
     Raises:
-        UsageError: the path exists, or its parent cannot be written to.
+        UsageError: the path exists, is too long, or its parent cannot be written to.
     """
+    validate_creatable(path)
     is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
     if path.is_symlink() or not (is_free or (RunDir.is_run(path) and RunDir(path).is_reusable)):
         raise path_exists_error(path)
+
+
+def validate_creatable(path: Path) -> None:
+    """Refuse a path that is too long, or whose parent cannot be written to. Raises UsageError."""
+    if why := too_long(path):
+        raise UsageError(f"{path} cannot be created\nwhy: {why}\nfix: choose a shorter --output")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         why = "is no folder" if not parent.is_dir() else "cannot be written"
@@ -369,18 +347,9 @@ def _sizes(path: Path) -> Iterator[int]:
     yield from (file.lstat().st_size for file in files if file.is_file())
 
 
-def _finite(value: Any) -> Any:
-    """Return the value with None in place of infinity and NaN, which JSON cannot represent."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def as_json(value: Any) -> str:
     """Return the value as the text of a JSON file; infinity and NaN become null."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def as_yaml(value: Mapping[str, Any]) -> str:

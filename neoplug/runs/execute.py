@@ -10,18 +10,21 @@ from typing import Any
 from neoplug import recipe as recipes
 from neoplug.data.encode.clock import today
 from neoplug.distributed.world import World
-from neoplug.errors import UsageError, exits_refused
+from neoplug.errors import UsageError
 from neoplug.errors.text import TextFormatter
 from neoplug.files.contents import RECORD
 from neoplug.recipe import ResolvedRecipe
 from neoplug.registry import given_classes
+from neoplug.registry.confinement import exits_refused
 from neoplug.runs.directory import REQUIRED, SAVED, RunDir, chosen_output, validate_output_path
+from neoplug.runs.failure import lost_processes_named
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import difference, lock_record
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.process import isolated
 from neoplug.runs.progress import Progress, Silent
 from neoplug.runs.signals import stopping
+from neoplug.runs.teacher_build import with_cache
 from neoplug.runs.trainer import Trainer
 
 logger = logging.getLogger("neoplug")
@@ -67,13 +70,15 @@ def _execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Prog
         world = World(checked.recipe.student.device)
         if directory is not None and world.is_main:
             cleanup.enter_context(directory.held())
-        inputs = prepare_student(checked, resolve_inputs(checked, progress, world.broadcast(day)), progress)
-        if directory is not None:
-            validate_same_lock(directory, checked, inputs)
-        else:
-            directory = create_directory(Path(world.broadcast(str(output))), checked, inputs, world)
-            if world.is_main:
-                cleanup.enter_context(directory.held())
+        with lost_processes_named(world):
+            inputs = prepare_student(checked, resolve_inputs(checked, progress, world.broadcast(day)), progress)
+            inputs = with_cache(checked, inputs, world, progress)
+            if directory is not None:
+                validate_same_lock(directory, checked, inputs)
+            else:
+                directory = create_directory(Path(world.broadcast(str(output))), checked, inputs, world)
+                if world.is_main:
+                    cleanup.enter_context(directory.held())
         if world.is_main:
             checked.consent.remember()
             log_buffer.setTarget(_log_file_handler(directory.log))
@@ -142,7 +147,10 @@ def build_lock(checked: ResolvedRecipe, inputs: RunInputs) -> dict[str, Any]:
     loaded = models | {"student": inputs.base}
     weights = {role: located.weights_sha256 if located else None for role, located in loaded.items()}
     corpus = inputs.corpus
-    return lock_record(checked, models, corpus.fingerprint, corpus.day, weights, corpus.commits)
+    record = lock_record(checked, models, corpus.fingerprint, corpus.day, weights, corpus.commits)
+    if inputs.cache is not None:
+        record["models"]["teacher"]["cache"] = inputs.cache.lock
+    return record
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from neoplug.distributed.processes import Ended, ended, is_connection_error
@@ -9,7 +11,7 @@ from neoplug.distributed.world import World
 from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, redacted
 from neoplug.runs.directory import RunDir
 from neoplug.runs.result import RunResult, RunState, Status
-from neoplug.runs.signals import CAUGHT, ImmediateStop
+from neoplug.runs.signals import CAUGHT, ImmediateStop, Stop
 from neoplug.training import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ class FailureWriter:
 
     directory: RunDir
     world: World
+    stop: Stop
     earlier: bytes | None = field(init=False)  # the result of a run that is resumed
 
     def __post_init__(self) -> None:
@@ -35,16 +38,21 @@ class FailureWriter:
         return file.read_bytes() if file.is_file() else None
 
     def write(self, error: BaseException, state: RunState, step: int) -> BaseException:
-        """Write the result of a run that ended with `error`; return the error to raise.
+        """Write the result of a run that ended with `error`, undisturbed by signals; return the error to raise.
 
         That is `error`, or, where the end of other processes of the run caused it, one that names these.
 
         state  what the run has measured
         step   the last one that it finished
         """
-        lost = self.lost(error)
-        killed = [end for end in lost if end.signal]  # the others ended because these were killed
-        what = " and ".join(map(str, killed or lost)) or self.elsewhere(error)
+        with (
+            self.stop.deferring()
+        ):  # torchrun stops the processes that are left while they look for those that are lost
+            return self._write(error, state, step)
+
+    def _write(self, error: BaseException, state: RunState, step: int) -> BaseException:
+        lost = _lost(self.world, error)
+        what = _fate(lost) or _elsewhere(self.world, error)
         failure = self.explained(what, step, error) if what else error
         gone = {end.process.rank for end in lost}
         first = min(process.rank for process in self.world.processes if process.rank not in gone)
@@ -59,43 +67,66 @@ class FailureWriter:
             self.directory.write_result(RunResult(format=1, status=status, reason=reason, **state.measured()))
         return failure
 
-    def lost(self, error: BaseException) -> list[Ended]:
-        """Return the processes of this machine that had ended when `error` arose, where that may have caused it."""
-        others = [process for process in self.world.processes if process.rank != self.world.rank]
-        if isinstance(error, ImmediateStop):  # torchrun stops the processes that are left
-            stopped = {128 + number for number in CAUGHT}
-            return [end for end in ended(others) if end.status not in stopped]
-        if not others or not _is_connection_error(error):
-            return []
-        deadline = time.monotonic() + GRACE
-        while not (found := ended(others)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return found
-
-    def elsewhere(self, error: BaseException) -> str:
-        """Return a text that names the processes of other machines where the connection to one broke, else ""."""
-        host = self.world.processes[self.world.rank].host
-        names = [str(process) for process in self.world.processes if process.host != host]
-        if not names or not _is_connection_error(error):
-            return ""
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        return f"one of these is gone or cannot be reached: {', '.join(names[:SHOWN])}{more}"
-
     def explained(self, what: str, step: int, error: BaseException) -> RunError:
         """Return an error that says what happened to which processes, what is saved, and how to go on."""
         saved = max(checkpoint.steps(self.directory.checkpoints), default=0)
         done = f"step {step} was the last that finished" if step else "no step was finished"
         kept = f"step {saved} the last that was saved" if saved else "none was saved"
-        memory = "; the system sends SIGKILL when memory runs out" if "SIGKILL" in what else ""
-        output = "" if memory else "its own output, or that of the launcher, says why; "
         resume = f"goes on after step {saved}" if saved else "begins again at step 0"
-        failure = RunError(
-            f"{what}; {done}, {kept}\n"
-            f"why: each step needs all {self.world.size} processes of the run, so the others ended too{memory}\n"
-            f"fix: {output}start the run again with --resume, which {resume}"
-        )
+        failure = _explained(f"{what}; {done}, {kept}", f"with --resume, which {resume}", self.world)
         failure.__cause__ = error
         return failure
+
+
+@contextmanager
+def lost_processes_named(world: World) -> Iterator[None]:
+    """Raise RunError in place of an error that the end of other processes caused, before the run trains."""
+    try:
+        yield
+    except (Exception, ImmediateStop) as error:
+        if what := _fate(_lost(world, error)) or _elsewhere(world, error):
+            raise _explained(f"{what}, before the first step", "", world) from error
+        raise
+
+
+def _explained(what: str, how: str, world: World) -> RunError:
+    """Return an error that says what happened, why the run ended, and how to start it again."""
+    memory = "; the system sends SIGKILL when memory runs out" if "SIGKILL" in what else ""
+    output = "" if memory else "its own output, or that of the launcher, says why; "
+    return RunError(
+        f"{what}\n"
+        f"why: each step needs all {world.size} processes of the run, so the others ended too{memory}\n"
+        f"fix: {output}{f'start the run again {how}'.strip()}"
+    )
+
+
+def _lost(world: World, error: BaseException) -> list[Ended]:
+    """Return the processes of this machine that had ended when `error` arose, where that may have caused it."""
+    others = [process for process in world.processes if process.rank != world.rank]
+    if isinstance(error, ImmediateStop):  # torchrun stops the processes that are left
+        stopped = {128 + number for number in CAUGHT}
+        return [end for end in ended(others) if end.status not in stopped]
+    if not others or not _is_connection_error(error):
+        return []
+    deadline = time.monotonic() + GRACE
+    while not (found := ended(others)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
+def _fate(lost: Sequence[Ended]) -> str:
+    """Return a text that says how processes ended: those that were killed, since the others ended because of these."""
+    return " and ".join(map(str, [end for end in lost if end.signal] or lost))
+
+
+def _elsewhere(world: World, error: BaseException) -> str:
+    """Return a text that names the processes of other machines where the connection to one broke, else ""."""
+    host = world.processes[world.rank].host
+    names = [str(process) for process in world.processes if process.host != host]
+    if not names or not _is_connection_error(error):
+        return ""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"one of these is gone or cannot be reached: {', '.join(names[:SHOWN])}{more}"
 
 
 def _is_connection_error(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neoplug.data import Corpus, check_local_sources, load_unvalidated_corpus
 from neoplug.data.encode.clock import today
@@ -27,6 +27,7 @@ from neoplug.models.reference import ResolvedModel
 from neoplug.models.stored_adapter import warn_other_base
 from neoplug.models.vocabulary import Vocabulary, shared
 from neoplug.recipe import Recipe, ResolvedRecipe
+from neoplug.runs.cache_folder import stored_teacher
 from neoplug.runs.preflight import (
     dry_run_student,
     dry_run_teacher,
@@ -37,6 +38,9 @@ from neoplug.runs.progress import Progress
 from neoplug.runs.steps import training_batches
 from neoplug.runs.token_checks import validate_rows_of_tokens, validate_segmentation, validate_shared_vocabulary
 
+if TYPE_CHECKING:
+    from neoplug.runs.cache_folder import TeacherCache
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,9 +49,10 @@ class TextInputs:
     """The tokenizers and the data of a run.
 
     tokenizer          of the student, with the chat template that renders the conversations of the data
-    teacher_tokenizer  the same one where the recipe has no teacher
+    teacher            None where the recipe has no teacher, or the student is its own
+    teacher_tokenizer  the same one where `teacher` is None
     differences        a line for each difference of the teacher's tokenizer, chat template and tokens of the text
-    segmentation       how the teacher's tokenizer splits the text; None where the recipe has no teacher
+    segmentation       how the teacher's tokenizer splits the text; None where `teacher` is None
     problems           problems of the data, for which a run is refused
     """
 
@@ -69,11 +74,18 @@ class RunInputs(TextInputs):
     trains_whole  whether every weight of the base is trained: it is then loaded in float32, so that training starts
                   from the stored weights; False if none is, and for a quantised student; None: some are, or copies of
                   some, or this is unknown until the adapter is added
+    cache         what is stored of the teacher's output; None where the teacher is a model in memory
     """
 
     vocabulary: Vocabulary
     base: ResolvedModel
     trains_whole: bool | None
+    cache: "TeacherCache | None" = None
+
+    @property
+    def has_entries(self) -> bool:
+        """Whether losses read entries of the teacher's distributions, and no logits."""
+        return self.cache is not None and self.cache.has_entries
 
 
 def resolve_inputs(checked: ResolvedRecipe, progress: Progress, day: str | None = None) -> RunInputs:
@@ -94,6 +106,8 @@ def resolve_inputs(checked: ResolvedRecipe, progress: Progress, day: str | None 
 def find_models(checked: ResolvedRecipe) -> dict[Role, ResolvedModel]:
     """Return the resolved student and teacher with their adapters; refuse local data that cannot be read.
 
+    A teacher whose cache was built elsewhere has no weights.
+
     Raises:
         RecipeError: one of these is not found.
     """
@@ -101,8 +115,8 @@ def find_models(checked: ResolvedRecipe) -> dict[Role, ResolvedModel]:
     if problems := check_local_sources(recipe.data):
         raise RecipeError(problems)
     models: dict[Role, ResolvedModel] = {"student": find_model(recipe.student, "student", consent)}
-    if recipe.teacher:
-        models["teacher"] = find_model(recipe.teacher, "teacher", consent)
+    if recipe.teacher and not recipe.teacher.itself:
+        models["teacher"] = stored_teacher(checked) or find_model(recipe.teacher, "teacher", consent)
     return models
 
 
@@ -134,7 +148,7 @@ def resolve_text(
         tokenizer=tokenizer,
         teacher_tokenizer=theirs,
         corpus=corpus,
-        differences=[*differences(tokenizer, theirs, templates), *([f"it {splits}"] if splits else [])],
+        differences=[*differences(tokenizer, theirs, templates), *([f"its tokenizer {splits}"] if splits else [])],
         segmentation=segmentation,
         problems=corpus.report.problems(recipe.data.max_dropped_rows, has_prompts=encoder is not None),
     )
@@ -158,8 +172,9 @@ def validate_inputs(checked: ResolvedRecipe, text: TextInputs) -> RunInputs:
     validate_shared_vocabulary(text.corpus, vocabulary, text.tokenizer)
     if checked.recipe.teacher and text.segmentation:
         validate_segmentation(text.corpus, text.segmentation, checked.recipe.teacher.max_segmentation_difference)
-    validate_document_lengths(text.corpus, {"student": text.student, "teacher": text.teacher})
-    if checked.recipe.teacher and text.teacher:
+    reading = text.student if checked.recipe.taught_by else text.teacher
+    validate_document_lengths(text.corpus, {"student": text.student, "teacher": reading})
+    if checked.recipe.teacher and text.teacher and not checked.plugins.implements("cache_folder"):
         dry_run_teacher(checked, checked.recipe.teacher, text.teacher)
     return RunInputs(**vars(text), vocabulary=vocabulary, base=text.student, trains_whole=False)
 

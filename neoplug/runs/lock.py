@@ -33,6 +33,7 @@ def lock_record(
     weights  role -> hash of the weights that are loaded, where neoplug converted or prepared them; else None
     commits  source -> commit, of datasets of the hub. It is not in `data`: a new commit with the same data is no change
     """
+    taught_by = checked.recipe.taught_by
     made = {role: {"weights_sha256": digest} for role, digest in (weights or {}).items() if digest}
     return {
         "format": FORMAT,
@@ -44,7 +45,10 @@ def lock_record(
             f"{section}.{name}": _plugin_record(entry) for (section, name), entry in sorted(checked.entries.items())
         },
         "models": {
-            role: _model_record(located) | made.get(role, {}) for role, located in sorted(models.items()) if located
+            **{
+                role: _model_record(located) | made.get(role, {}) for role, located in sorted(models.items()) if located
+            },
+            **({"teacher": {"self": taught_by}} if taught_by else {}),
         },
         "data": {
             "fingerprint": fingerprint,

@@ -13,6 +13,7 @@ from neoplug.runs.result import RunResult
 from neoplug.runs.saved_student import has_peft_files
 
 COLUMNS = ("before", "after", "teacher")
+OWN = {"base": "the student's own base", "ema": "an average of the student's own weights"}  # by `teacher.self`
 
 
 def card(run: RunDir, result: RunResult, repository: str | None = None) -> str:
@@ -25,7 +26,7 @@ def card(run: RunDir, result: RunResult, repository: str | None = None) -> str:
     parts = [
         f"---\n{_metadata(run, recipe, lock, result)}---\n",
         f"# {escaped(run.path.absolute().name, keep='')}\n",
-        _summary(recipe, result),
+        _summary(recipe, lock, result),
         f"## Use\n\n{_usage(run, recipe, lock, repository)}",
         f"## On held-out text\n\n{_table(result)}",
         f"## What made it\n\n{_origins(lock)}",
@@ -85,15 +86,20 @@ def _is_hub_id(source: Any) -> bool:
     return isinstance(source, str) and not Path(source).is_absolute() and ":" not in source and source.count("/") == 1
 
 
-def _summary(recipe: Mapping[str, Any], result: RunResult) -> str:
+def _summary(recipe: Mapping[str, Any], lock: Mapping[str, Any], result: RunResult) -> str:
     adapters, losses = (escaped(" + ".join(recipe[section]), keep="") for section in ("adapter", "loss"))
-    taught = f", taught by {code(recipe['teacher']['model'])}" if recipe.get("teacher") else ""
+    taught = f", taught by {_taught_by(recipe, lock)}" if recipe.get("teacher") else ""
     parameters = f"{result.trainable_parameters:,} of {result.total_parameters:,} parameters"
     return (
         f"{code(recipe['student']['model'])}{taught}, distilled by neoplug with "
         f"{adapters} and {losses}: {result.steps:,} steps, {result.answer_tokens:,} answer tokens, {parameters} "
         "trained.\n"
     )
+
+
+def _taught_by(recipe: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
+    teacher = recipe["teacher"]  # without a model where its output was stored elsewhere
+    return OWN.get(teacher.get("self")) or f"`{teacher.get('model') or lock['models']['teacher']['source']}`"
 
 
 def _usage(run: RunDir, recipe: Mapping[str, Any], lock: Mapping[str, Any], repository: str | None) -> str:
@@ -165,6 +171,9 @@ def _origins(lock: Mapping[str, Any]) -> str:
 
 def _origin_lines(lock: Mapping[str, Any]) -> Iterator[str]:
     for role, model in lock["models"].items():
+        if own := OWN.get(model.get("self")):
+            yield f"{role}: {own}"
+            continue
         stamp = f"revision {model['revision']}" if model["revision"] else f"sha256 {model['sha256']}"
         yield f"{role}: {code(model['source'])}, {stamp}"
     yield f"data: sha256 of the tokens {lock['data']['fingerprint']}"

@@ -25,6 +25,7 @@ from neoplug.registry import Plugins
 from neoplug.runs.inputs import RunInputs
 from neoplug.runs.saved_student import with_adapter
 from neoplug.teachers.base import Teacher
+from neoplug.teachers.cached import CachedTeacher
 from neoplug.teachers.live import LiveTeacher
 
 logger = logging.getLogger(__name__)
@@ -78,14 +79,23 @@ class ModelLoader:
         return resolve_dtype(section.dtype, section.device or self.world.device)
 
     def load_teacher(self) -> Teacher | None:
-        """Load the teacher, if the recipe has one."""
+        """Load the teacher, if the recipe has one: its model, or what the recipe's cache stores of its output."""
         if self.inputs.teacher is None:
             return None
+        if self.inputs.cache is None:
+            return LiveTeacher(self.load_teacher_model())
+        section = self.checked.recipe.teacher
+        device = torch.device((section and section.device) or self.world.device)
+        return self.inputs.cache.teacher(self.inputs.vocabulary, device)
+
+    def load_teacher_model(self) -> LanguageModel:
+        """Load the model of the recipe's teacher."""
+        assert self.inputs.teacher is not None
         module = self.load("teacher", self.inputs.teacher)
         name, longest = head_name(module), self.checked.recipe.data.max_length
         if stored := self.inputs.teacher.adapter:
             module = load_adapter(module, stored)
-        return LiveTeacher(language_model(module, name, self.inputs.vocabulary, role="teacher", longest=longest))
+        return language_model(module, name, self.inputs.vocabulary, role="teacher", longest=longest)
 
     def verify_student(self, module: nn.Module, name: str) -> LanguageModel:
         """Verify head and layout of the loaded student; return it with autocast to its dtype.
@@ -135,13 +145,15 @@ class ModelLoader:
     ) -> tuple[Evaluation, Evaluation | None]:
         """Return the evaluations of the student and of the teacher, if there is one.
 
-        The teacher's has no probes if the teacher is not a model in memory.
+        The teacher's has no probes if the teacher is neither a model in memory nor a cache with their results.
         """
         ours, theirs = evaluate(student, teacher, batches, self.world)
         of_teacher = None if theirs is None else Evaluation(metrics_of(theirs), theirs)
         if of_teacher is not None and teacher is not None and teacher.model is not None:
             texts = [batch.for_teacher() for batch in batches]
             of_teacher.values["probes"] = self._probes(teacher.model, None, texts)
+        if of_teacher is not None and isinstance(teacher, CachedTeacher):
+            of_teacher.values["probes"] = dict(teacher.probes)
         return Evaluation({**metrics_of(ours), "probes": self._probes(student, teacher, batches)}, ours), of_teacher
 
     def _probes(self, model: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> dict[str, Any]:

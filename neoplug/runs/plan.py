@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from neoplug.runs.preflight import (
 )
 from neoplug.runs.progress import Silent
 from neoplug.runs.steps import count_steps, make_sampler
+from neoplug.runs.teacher_cost import CacheCost, estimate_cost, held_out_cost
 from neoplug.training.objective import BLOCK
 from neoplug.training.optim import make_optimizer
 
@@ -41,11 +42,14 @@ if TYPE_CHECKING:
     from neoplug.data import Corpus
     from neoplug.hookspecs import Role
     from neoplug.models.reference import ResolvedModel
+    from neoplug.models.vocabulary import Vocabulary
     from neoplug.recipe import Recipe, ResolvedRecipe, Train
+    from neoplug.runs.inputs import RunInputs
 
 logger = logging.getLogger(__name__)
 
 FLOAT32 = 4  # bytes
+AT_A_TIME = 2  # micro-batches of a stored teacher's output: one in use, the next read in a thread
 MANY_EPOCHS = 1000  # more are reported as a probable mistake
 # Numbers that a layer keeps for backward, per token: of its hidden size and of its MLP's (counted on Llama by
 # autograd's saved tensors; no attention matrix, which sdpa recomputes). Checkpointing keeps a layer's input.
@@ -73,11 +77,12 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
     inputs = validate_inputs(checked, resolve_text(recipe, located, Silent()))
     corpus = inputs.corpus
     skeletons = {role: _load_skeleton(checked, role, model) for role, model in located.items()}
+    cache = _cache_cost(checked, skeletons, inputs.vocabulary)
     student = skeletons["student"]
     run = _data_and_steps(checked, corpus)
     matched = match(checked, student.skeleton, run["steps"], wanted).as_dict() if wanted is not None else None
     trained = adapt_skeleton(checked, student.skeleton, run["steps"], student.located)
-    validate_room_for_virtual_tokens(corpus, student.located, trained)
+    validate_room_for_virtual_tokens(recipe, corpus, student.located, trained)
     sizes = _trained_sizes(checked, trained)
     activations = _activations(student, recipe.train, run["data"]["longest_row"])
     planned = {
@@ -88,15 +93,46 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
         "models": {role: model.facts() for role, model in skeletons.items()},
         "parameters": {"trainable": sizes.trainable, "total": sizes.total},
         **run,
-        "memory_bytes": _memory_bytes(skeletons, sizes, activations, _measured_gradients(checked)),
+        "memory_bytes": _memory_bytes(skeletons, sizes, activations, _measured_gradients(checked), recipe.taught_by),
         "disk_bytes": _disk_bytes(checked.recipe, student, sizes, run["steps"]),
     }
+    if cache is not None:
+        tokens = run["data"]["longest_row"] * recipe.train.per_device_train_batch_size
+        _add(planned["memory_bytes"], "teacher_output", round(AT_A_TIME * tokens * cache.decoded))
+        if not checked.plugins.implements("cache_folder"):
+            _add(planned["disk_bytes"], "teacher_cache", _cache_bytes(cache, skeletons["teacher"], inputs, run))
     warnings = [
         *(entry.note for _, entry in sorted(checked.entries.items()) if entry.note),
         *map(DIFFERENCE.format, inputs.differences),
         *_warnings(planned, Path(recipe.output_dir or "runs").absolute()),
     ]
     return planned | {"warnings": warnings} | ({"match": matched} if matched else {})
+
+
+def _cache_cost(checked: ResolvedRecipe, skeletons: dict[Role, _Skeleton], vocabulary: Vocabulary) -> CacheCost | None:
+    """Return the cost of the teacher's cache, None without one; of the teacher, only the head is then in memory."""
+    if checked.recipe.teacher is None or not checked.recipe.teacher.cache:
+        return None
+    teacher = skeletons["teacher"]
+    head: Any = teacher.skeleton.get_output_embeddings()
+    held = sum(weight.numel() for weight in head.parameters()) * teacher.dtype.itemsize
+    skeletons["teacher"] = replace(teacher, bytes=held)
+    return estimate_cost(checked, teacher.config.get_text_config().hidden_size, vocabulary.size)
+
+
+def _cache_bytes(cost: CacheCost, teacher: _Skeleton, inputs: RunInputs, run: Mapping[str, Any]) -> int:
+    """Return the bytes of the cache on disk once it has what the run reads."""
+    train, held_out = inputs.corpus.report.train, inputs.corpus.report.held_out
+    share = min(1.0, run["epochs"])
+    exact = held_out_cost(teacher.config.get_text_config().hidden_size)
+    training = cost.on_disk(share * train.answer_tokens, share * train.documents)
+    return training + exact.on_disk(held_out.answer_tokens, held_out.documents) + teacher.bytes
+
+
+def _add(parts: dict[str, int], name: str, size: int) -> None:
+    """Add a part to sizes in bytes that end with their total."""
+    total = parts.pop("total")
+    parts |= {name: size, "total": total + size}
 
 
 def _warnings(planned: Mapping[str, Any], output: Path) -> Iterator[str]:
@@ -280,13 +316,14 @@ def _measured_gradients(checked: ResolvedRecipe) -> int:
 
 
 def _memory_bytes(
-    skeletons: Mapping[Role, _Skeleton], sizes: _Sizes, activations: int, gradients: int
+    skeletons: Mapping[Role, _Skeleton], sizes: _Sizes, activations: int, gradients: int, taught_by: str | None
 ) -> dict[str, int]:
     parts = {f"{role}_weights": model.bytes for role, model in skeletons.items()}
     if sizes.whole:  # the weights themselves are the trainable ones
         del parts["student_weights"]
     trainable = sizes.trainable * FLOAT32
     training = {
+        **({"average_weights": trainable} if taught_by == "ema" else {}),
         "gradients": trainable,
         **({"measured_gradients": gradients * trainable} if gradients else {}),
         "optimizer": sizes.optimizer,
@@ -306,7 +343,11 @@ def _disk_bytes(recipe: Recipe, student: _Skeleton, sizes: _Sizes, steps: int) -
         kept = min(kept, recipe.train.save_total_limit)
     if recipe.evaluate.metric_for_best_model is not None:
         kept += 1
-    parts = {"checkpoints": kept * (weights + sizes.optimizer), "model" if sizes.whole else "adapter": weights}
+    average = weights if recipe.taught_by == "ema" else 0
+    parts = {
+        "checkpoints": kept * (weights + average + sizes.optimizer),
+        "model" if sizes.whole else "adapter": weights,
+    }
     if recipe.student.prepare:
         parts["student"] = student.parameters * FLOAT32
     return parts | {"total": sum(parts.values())}

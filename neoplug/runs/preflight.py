@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -40,7 +40,7 @@ META_ERROR = re.compile(r"\bmeta\b|incompatible tensor type", re.IGNORECASE)
 
 def find_model(section: Model, role: Role, consent: Consent) -> ResolvedModel:
     """Return the resolved model of a recipe's section `student` or `teacher`, with its stored adapter, if any."""
-    located = locate(section.model, section.revision, (role, "model"), trust_remote_code=section.trust_remote_code)
+    located = locate(str(section.model), section.revision, (role, "model"), trust_remote_code=section.trust_remote_code)
     admit(located, consent, (role, "model"))
     if section.adapter_path is None:
         return located
@@ -70,7 +70,7 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
         whole = None if some or copied_modules(model) else all(trained)
         is_known = True
     if is_known:
-        validate_room_for_virtual_tokens(corpus, student, model)
+        validate_room_for_virtual_tokens(checked.recipe, corpus, student, model)
         with meta_device("student", "the optimizer is made without a dry run"):
             make_optimizer(model, checked.plugins, checked.recipe.train.learning_rate)
     return whole
@@ -175,15 +175,36 @@ def adapt_skeleton(checked: ResolvedRecipe, model: Any, steps: int, student: Res
             select, has no trainable parameter, or differs in form from the stored adapter that it is to start from.
     """
     validate_compatibility(checked, model.config.get_text_config().model_type)
+    weights = list(model.parameters())
     rng = generator(checked.recipe.seed, "rehearsal")
     ((section, name),) = checked.plugins.named("add_adapter")
     found = add_adapter(checked.plugins, model, batches=None, total_steps=steps, rng=rng)
     if not any(weight.requires_grad and weight.numel() for weight in found.parameters()):
         what, fix = f"`{name}` leaves nothing of the student to train", "give its options other values"
         raise RecipeError([Problem(what, "it has no trainable parameter", fix, path_of(section, name))])
+    if checked.recipe.taught_by == "base":
+        validate_separate_adapter(weights, found, name)
     if student.adapter is not None:
         validate_same_adapter(found, student.adapter, name)
     return found
+
+
+def validate_separate_adapter(weights: Iterable[nn.Parameter], adapted: nn.Module, plugin: str) -> None:
+    """Refuse an adapter of `plugin` that cannot be turned off, where the student's base is to be the teacher.
+
+    weights  of the base
+    """
+    trained = sum(weight.requires_grad for weight in weights)
+    if trained:
+        raise base_is_no_teacher(f"`{plugin}` trains {trained} weights of the base itself")
+    if not hasattr(adapted, "disable_adapter"):
+        raise base_is_no_teacher(f"what `{plugin}` adds has no method `disable_adapter`, as adapters of peft have")
+
+
+def base_is_no_teacher(why: str) -> RecipeError:
+    """Return the error of a base that cannot be the teacher of its student."""
+    what, fix = "the student's base cannot be the teacher", "name another adapter, or the base as `teacher.model`"
+    return RecipeError([Problem(what, why, f"{fix}: it is then loaded twice", ("teacher", "self"))])
 
 
 def validate_devices(recipe: Recipe) -> None:
@@ -231,7 +252,8 @@ def validate_document_lengths(corpus: Corpus, models: Mapping[Role, ResolvedMode
         raise RecipeError([Problem(what, why, fix, ("data", "max_length"))])
 
 
-def validate_room_for_virtual_tokens(corpus: Corpus, student: ResolvedModel, model: nn.Module) -> None:
+def validate_room_for_virtual_tokens(recipe: Recipe, corpus: Corpus, student: ResolvedModel, model: nn.Module) -> None:
     """Refuse documents too long for the student once the adapter of `model` adds its virtual tokens."""
     if tokens := virtual_tokens(model):
-        validate_document_lengths(corpus, {"student": student}, tokens)
+        reads_both = recipe.taught_by == "ema"
+        validate_document_lengths(corpus, {"student": student, "teacher": student if reads_both else None}, tokens)

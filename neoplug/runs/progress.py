@@ -16,6 +16,9 @@ class Progress(Protocol):
     def phase(self, text: str) -> None:
         """Called when a phase starts; `text` names it, such as "evaluating the student"."""
 
+    def advanced(self, text: str, done: int, total: int) -> None:
+        """Called as a long phase advances; `text` names it, and `done` of `total` parts of equal size are done."""
+
     def finished(self, result: Mapping[str, Any]) -> None:
         """Called when the run has ended; `result` is the content of result.json."""
 
@@ -30,6 +33,9 @@ class Silent:
         """Do nothing."""
 
     def phase(self, text: str) -> None:
+        """Do nothing."""
+
+    def advanced(self, text: str, done: int, total: int) -> None:
         """Do nothing."""
 
     def finished(self, result: Mapping[str, Any]) -> None:

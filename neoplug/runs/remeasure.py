@@ -17,9 +17,11 @@ from neoplug.registry import given_classes
 from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import resolve_inputs
 from neoplug.runs.model_loader import ModelLoader
+from neoplug.runs.own_teacher import teacher_of_saved
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.progress import Progress, Silent
 from neoplug.runs.saved_student import adapter_errors, adapter_plugins, base_of
+from neoplug.runs.teacher_build import with_cache
 
 logger = logging.getLogger(__name__)
 TARGET = "RUN_OR_MODEL"  # place of mistakes that come from the target, not from the recipe
@@ -88,10 +90,13 @@ def remeasure(target: str, checked: ResolvedRecipe, progress: Progress) -> dict[
         if directory is not None:
             base = inputs.base if directory.model.is_dir() else base_of(directory, checked.consent)
             inputs = replace(inputs, base=base, trains_whole=_trains_whole(directory, checked))
-        loader = ModelLoader(checked, inputs, World(checked.recipe.student.device))
+        world = World(checked.recipe.student.device)
+        loader = ModelLoader(checked, with_cache(checked, inputs, world, progress, training=False), world)
         progress.phase("loading the models")
         teacher = loader.load_teacher()
         student = _load_student(loader, directory)
+        if (taught_by := checked.recipe.taught_by) is not None:
+            teacher = teacher_of_saved(student, taught_by, directory)
         progress.phase("evaluating the student and the teacher" if teacher else "evaluating the student")
         ours, theirs = loader.evaluate_both(student, teacher, loader.held_out())
     return {"format": 1, "target": target, "student": ours.values, "teacher": theirs.values if theirs else {}}

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from neoplug.errors import UsageError
 from neoplug.evaluation.model_selection import Best
 from neoplug.runs.run_files import validated
 
@@ -33,7 +34,11 @@ class Measured(BaseModel):
     before: EvaluationValues | None = Field(
         default=None, description="evaluation of the student before training, with `probes`"
     )
-    teacher: EvaluationValues | None = Field(default=None, description="evaluation of the teacher; absent without one")
+    teacher: EvaluationValues | None = Field(
+        default=None,
+        description="evaluation of the teacher; of an average of the student's weights, after training; "
+        "absent without a teacher",
+    )
     sample: Sample | None = Field(
         default=None, description="one prompt with its continuations before and after training"
     )
@@ -69,10 +74,20 @@ class RunState(Measured):
     step: int = Field(description="optimizer steps done")
     world: int = Field(description="processes that trained; a resumed run needs as many")
     seconds: float = Field(description="wall time of the run so far, over all its sessions")
+    metrics_sha256: str | None = Field(default=None, description="hash of the lines of metrics.jsonl up to this step")
 
     def measured(self) -> dict[str, Any]:
         """Return the measurements alone, as plain data."""
-        return self.model_dump(exclude_unset=True, exclude={"step", "world", "seconds"})
+        return self.model_dump(exclude_unset=True, exclude={"step", "world", "seconds", "metrics_sha256"})
+
+    def validate_world_size(self, size: int, run: Path) -> None:
+        """Refuse to resume with another number of processes: each step would train on other rows."""
+        if size != self.world:
+            raise UsageError(
+                f"{run} was trained by {self.world} processes, and there are {size} now\n"
+                "why: a step trains on the rows of all processes, so the steps would differ\n"
+                f"fix: resume with {self.world}, or start a new run"
+            )
 
 
 class RunResult(Measured):

@@ -4,12 +4,13 @@ The recipe, the lock and the result are maps whose keys that neoplug reads have 
 other keys are kept. Whether a file is as the run wrote it is another question: `RunDir.verify`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neoplug.errors import DamageError
 from neoplug.files import parse_map, read_json, read_text
@@ -29,9 +30,14 @@ class _Model(_Content):
     model: str
 
 
+class _Teacher(_Content):
+    model: str | None = None
+    itself: str | None = Field(None, alias="self")
+
+
 class _Recipe(_Content):
     student: _Model
-    teacher: _Model | None = None
+    teacher: _Teacher | None = None
     data: dict[str, Any]
     adapter: dict[str, dict[str, Any] | None]
     loss: dict[str, Any]
@@ -45,9 +51,13 @@ class _LockedModel(_Content):
     sha256: str | None
 
 
+class _LockedItself(_Content):
+    itself: str = Field(alias="self")
+
+
 class _LockedModels(_Content):
     student: _LockedModel
-    teacher: _LockedModel | None = None
+    teacher: _LockedModel | _LockedItself | None = None
 
 
 class _LockedData(_Content):
@@ -124,14 +134,24 @@ def lines_of(file: Path) -> list[str]:
         raise DamageError(file, f"cannot be read: {error.strerror}", RESTORE) from error
 
 
-def validate_steps(file: Path, steps: int, checkpoints: Path) -> None:
-    """Raise DamageError where metrics.jsonl does not have the lines of steps 1 to `steps`, complete and in order."""
+def digest_of(lines: Iterable[str]) -> str:
+    """Return the SHA-256 of lines of metrics.jsonl."""
+    return sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def validate_steps(file: Path, steps: int, digest: str | None, checkpoints: Path) -> None:
+    """Raise DamageError where metrics.jsonl does not have the lines of steps 1 to `steps` as they were written.
+
+    digest  of these lines; None in checkpoints of neoplug before this was recorded
+    """
     lines = read_metrics(file, steps)
+    fix = f"restore it; or remove {checkpoints}, and the run begins again at step 0 with --resume"
     for step in range(1, steps + 1):
         line = lines[step - 1] if step <= len(lines) else {}
         if line.get("step") != step or not all(isinstance(line.get(key), int) for key in ("tokens", "answer_tokens")):
-            fix = f"restore it; or remove {checkpoints}, and the run begins again at step 0 with --resume"
             raise DamageError(file, f"lacks the line of step {step}, but the run was at step {steps}", fix)
+    if digest not in (None, digest_of(lines_of(file)[:steps])):
+        raise DamageError(file, f"changed since the checkpoint of step {steps} was written", fix)
 
 
 def validated(schema: type[Content], values: Mapping[str, Any], file: Path, fix: str) -> Content:
@@ -140,5 +160,5 @@ def validated(schema: type[Content], values: Mapping[str, Any], file: Path, fix:
         return schema.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key = ".".join(str(part) for part in first["loc"] if part not in ("_LockedModel", "_LockedItself"))
         raise DamageError(file, f"is not what this neoplug writes: `{key}`: {first['msg']}", fix) from error

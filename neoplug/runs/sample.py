@@ -1,4 +1,4 @@
-"""A sample of what the student generates: one held-out prompt, and its greedy continuation."""
+"""A sample of the student's output: the beginning of a held-out document, and its greedy continuation."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ def sample_prompt(inputs: RunInputs, tokens: int = 32) -> list[int]:
     return [int(token) for token in document.input_ids[:start]]
 
 
-def continuation(student: LanguageModel, prompt: list[int], tokens: int = 32) -> list[int] | None:
-    """Return the tokens that the student continues a prompt with, greedily; None where the model cannot generate.
+def continuation(student: LanguageModel, prompt: list[int], tokenizer: Any, tokens: int = 32) -> str | None:
+    """Return the student's greedy continuation of a prompt as text; None where the model cannot generate.
 
     Virtual tokens are processed again for each token: with a cache of transformers, peft computes them wrongly.
     """
@@ -35,5 +35,4 @@ def continuation(student: LanguageModel, prompt: list[int], tokens: int = 32) ->
             use_cache=not virtual_tokens(module), pad_token_id=student.pad_token_id,
         )  # fmt: skip
     module.train(training)
-    continued: list[int] = found[0, len(prompt) :].tolist()
-    return continued
+    return str(tokenizer.decode(found[0, len(prompt) :].tolist(), skip_special_tokens=True))

@@ -19,6 +19,7 @@ from neoplug.errors import NeoplugError, RunError
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.quiet import quiet_peft
 from neoplug.models.reference import ResolvedModel
+from neoplug.models.switched import evaluating
 from neoplug.registry import Plugins
 from neoplug.runs.directory import RunDir
 from neoplug.runs.model_loader import ModelLoader
@@ -49,24 +50,12 @@ class Excerpt:
         batch = collate([Document(ids, np.ones(len(ids), dtype=bool), row=0) for ids in texts]).to(student.device)
         return cls(batch.layout("padded", student.pad_token_id)[0], student.autocast)
 
-    @torch.no_grad()
     def logits(self, module: nn.Module) -> Tensor:
         """Return a model's float32 logits of all T tokens, [T, V], computed in evaluation mode."""
         present = self.inputs["attention_mask"].bool()  # [B, L]
         with evaluating(module), torch.autocast(present.device.type, self.autocast, enabled=self.autocast is not None):
             logits: Tensor = module(**self.inputs).logits
         return logits[:, -present.shape[1] :][present].float()  # virtual tokens add columns before the text
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Set a module to evaluation mode inside the block."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:

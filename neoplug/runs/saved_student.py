@@ -18,6 +18,7 @@ from neoplug.registry import Plugins, build, find
 from neoplug.registry.consent import Code, Consent
 from neoplug.runs.directory import RunDir
 from neoplug.runs.run_files import RESTORE
+from neoplug.training import checkpoint
 
 
 def base_of(directory: RunDir, consent: Consent) -> ResolvedModel:
@@ -106,6 +107,14 @@ def _with_peft(model: nn.Module, adapter: Path) -> Any:
         return rename_cache_argument(
             PeftModel.from_pretrained(model, adapter, torch_device=device, is_trainable=trains)
         )
+
+
+def checkpoint_of(directory: RunDir) -> Path | None:
+    """Return the checkpoint of the run's student: the best one if the recipe says to restore it, else the last."""
+    best = directory.result and directory.result.best
+    if best and directory.resolved.get("evaluate", {}).get("load_best_model_at_end"):
+        return checkpoint.at(directory.checkpoints, best.step)
+    return checkpoint.latest(directory.checkpoints)
 
 
 def trainable_as_float32(model: nn.Module) -> nn.Module:

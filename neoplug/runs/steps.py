@@ -8,6 +8,7 @@ from neoplug.data import BatchSampler, Corpus
 from neoplug.data.batch import Batch, collate
 from neoplug.recipe import ResolvedRecipe, Train
 from neoplug.registry import Plugins
+from neoplug.registry.teacher_reads import reads_teacher
 from neoplug.training.objective import Loss
 
 
@@ -32,8 +33,17 @@ def count_steps(train: Train, steps_per_epoch: int) -> int:
     return train.max_steps or ceil((train.num_train_epochs or 1) * steps_per_epoch)
 
 
-def make_losses(plugins: Plugins) -> list[Loss]:
-    """Return the losses among the plugins, sorted by name, with weight 1; the loop sets the weights at each step."""
+def make_losses(plugins: Plugins, reads_entries: bool = False) -> list[Loss]:
+    """Return the losses among the plugins, sorted by name, with weight 1; the loop sets the weights at each step.
+
+    reads_entries  whether the teacher's signal has entries and no logits: losses that read the teacher then do so by
+                   `token_loss_sparse`
+    """
     values = plugins.functions("token_loss", section="loss")
     gradients = plugins.functions("token_gradient", section="loss")
+    if reads_entries:
+        reading = {name for name, loss in plugins.section("loss").items() if reads_teacher(loss) != "nothing"}
+        gradients = {name: gradient for name, gradient in gradients.items() if name not in reading}
+        values |= plugins.functions("token_loss_sparse", section="loss")
+        gradients |= plugins.functions("token_gradient_sparse", section="loss")
     return [Loss(name, 1.0, value, gradients.get(name)) for name, value in sorted(values.items())]

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from neoplug.data import BatchSampler
 from neoplug.data.batch import Batch
 from neoplug.distributed.world import World
-from neoplug.errors import Interrupted, RunError, UsageError
+from neoplug.errors import Interrupted, RunError
 from neoplug.evaluation.evaluate import Evaluation
 from neoplug.evaluation.model_selection import criterion
 from neoplug.evaluation.remarks import remarks
@@ -32,6 +32,7 @@ from neoplug.runs.directory import RunDir
 from neoplug.runs.failure import FailureWriter
 from neoplug.runs.inputs import RunInputs
 from neoplug.runs.model_loader import ModelLoader
+from neoplug.runs.own_teacher import OwnTeacher
 from neoplug.runs.progress import Progress
 from neoplug.runs.result import EvaluationValues, RunResult, RunState, Sample
 from neoplug.runs.sample import continuation, sample_prompt
@@ -43,6 +44,7 @@ from neoplug.runs.steps import count_steps, make_losses, make_sampler, training_
 from neoplug.runs.trackers import Trackers
 from neoplug.seeds import derive, generator
 from neoplug.teachers.base import Teacher
+from neoplug.teachers.itself import WeightAverage
 from neoplug.training import checkpoint
 from neoplug.training.loop import LoopConfig, LoopEvents, Verdict, distil
 from neoplug.training.metrics import Metrics, peak_memory
@@ -67,6 +69,7 @@ class Trainer:
         self.criterion = criterion(self.checked.recipe.evaluate)
         self.state = RunState(step=0, world=self.world.size, seconds=0.0)
         self.metrics: Metrics | None = None
+        self.average: WeightAverage | None = None
 
     def run(self) -> RunResult:
         """Train and evaluate; write the result, also that of a run that failed or was interrupted."""
@@ -75,11 +78,11 @@ class Trainer:
         earlier = checkpoint.latest(self.directory.checkpoints, with_best=needs_best)
         if earlier is not None:
             self.state = RunState.read(checkpoint.read_state(earlier), earlier / "state.json")
-            self.validate_world_size(self.state.world)
+            self.state.validate_world_size(self.world.size, self.directory.path)
         self.began = started - self.state.seconds
-        failures = FailureWriter(self.directory, self.world)
+        failures = FailureWriter(self.directory, self.world, self.stop)
         if self.world.is_main:
-            self.directory.continue_from(self.state.step)
+            self.directory.continue_from(self.state.step, self.state.metrics_sha256)
         reported = self.checked.recipe.trackers if self.world.is_main else []
         self.trackers = Trackers(reported, self.directory.path, self.checked.resolved())
         try:
@@ -97,21 +100,13 @@ class Trainer:
         """The last step that this process finished, or the one that it goes on from."""
         return self.metrics.last_step if self.metrics else self.state.step
 
-    def validate_world_size(self, size: int) -> None:
-        """Refuse to resume with another number of processes: each step would train on other rows."""
-        if size != self.world.size:
-            raise UsageError(
-                f"{self.directory.path} was trained by {size} processes, and there are {self.world.size} now\n"
-                "why: a step trains on the rows of all processes, so the steps would differ\n"
-                f"fix: resume with {size}, or start a new run"
-            )
-
     def train_and_evaluate(self, earlier: Path | None) -> RunResult:
         """Train and save the student; then load it from its files, compare it with the trained one, write the result.
 
         Teacher, student and optimizer are freed in between: only local variables of `train_and_save` refer to them.
         """
         measured, compare = self.train_and_save(earlier)
+        self.average = None
         gc.collect()
         self.phase("loading the saved student")
         on_main(self.loader, compare)
@@ -128,13 +123,19 @@ class Trainer:
         batches = self.loader.held_out()
         self.phase("loading the models")
         teacher = self.loader.load_teacher()
-        if teacher is not None:
-            logger.debug("teacher: %s", teacher.describe())
         base = self.loader.load("student", self.inputs.base)
         name, continues = head_name(base), self.inputs.base.adapter is not None
-        if earlier is None and not continues:
-            self.evaluate_before(self.loader.verify_student(base, name), teacher, batches)
+        begins, own = earlier is None and not continues, None
+        if begins or recipe.taught_by:
+            unadapted = self.loader.verify_student(base, name)
+            own = OwnTeacher(self.loader, unadapted) if recipe.taught_by else None
+        if begins:
+            self.evaluate_before(unadapted, own.base if own else teacher, batches)
         student = self.loader.verify_student(self.add_adapter(base, total), name)
+        if own is not None:
+            teacher, self.average = own.of(student), own.average
+        if teacher is not None:
+            logger.debug("teacher: %s", teacher.describe())
         if earlier is None and continues:  # the student before training includes its stored adapter
             self.evaluate_before(student, teacher, batches)
         if earlier is None:
@@ -143,7 +144,7 @@ class Trainer:
         optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
         schedule = make_schedule(optimizer, recipe.train, total)
         if earlier is not None:
-            checkpoint.load(earlier, student.module, optimizer, schedule, plugins, self.world.rank)
+            checkpoint.load(earlier, student.module, optimizer, schedule, plugins, self.world.rank, self.average)
         else:
             checkpoint.try_plugins(self.directory.checkpoints, student.module, plugins, writes=self.world.is_main)
         first = self.state.step
@@ -171,8 +172,9 @@ class Trainer:
         return LoopConfig(
             student=student,
             teacher=teacher,
-            losses=make_losses(plugins),
-            references=make_losses(self.checked.references),
+            average=self.average,
+            losses=make_losses(plugins, self.inputs.has_entries),
+            references=make_losses(self.checked.references, self.inputs.has_entries),
             weights=self.loss_weights(),
             plugins=plugins,
             corpus=self.inputs.corpus,
@@ -248,8 +250,9 @@ class Trainer:
         of_teacher = {} if teachers is None else self.store_evaluation("teacher", teachers)
         if self.criterion is not None:
             self.criterion.value(before)  # fail before training if the metric is absent
-        prompt = sample_prompt(self.inputs)
-        sample = Sample(prompt=self.decode(prompt), before=self.continuation(student, prompt))
+        prompt, tokenizer = sample_prompt(self.inputs), self.inputs.tokenizer
+        text = str(tokenizer.decode(prompt, skip_special_tokens=True))
+        sample = Sample(prompt=text, before=continuation(student, prompt, tokenizer))
         self.report_evaluation("before", 0, before)
         self.state.before, self.state.sample = before, sample
         if of_teacher:
@@ -259,15 +262,6 @@ class Trainer:
     def report_evaluation(self, name: str, step: int, evaluation: EvaluationValues) -> None:
         """Report the evaluation after `step` steps to the trackers; `name` is before, teacher, step-N or after."""
         self.trackers.evaluation(step, evaluation, "teacher" if name == "teacher" else "held_out")
-
-    def continuation(self, student: LanguageModel, prompt: list[int]) -> str | None:
-        """Return the student's greedy continuation of a prompt as text; None where the model cannot generate."""
-        tokens = continuation(student, prompt)
-        return None if tokens is None else self.decode(tokens)
-
-    def decode(self, ids: list[int]) -> str:
-        """Return the text of tokens, without special tokens."""
-        return str(self.inputs.tokenizer.decode(ids, skip_special_tokens=True))
 
     def stop_requested(self) -> bool:
         """Return whether any rank received a signal to stop."""
@@ -289,8 +283,10 @@ class Trainer:
         plugin_states = self.world.gather([checkpoint.pack(self.checked.plugins)])
         if self.world.is_main:
             self.state.step, self.state.seconds = step, monotonic() - self.began
+            self.state.metrics_sha256 = self.directory.metrics.sha256()
             state, folder = self.state.as_dict(), self.directory.checkpoints
-            checkpoint.save(folder, step, model, optimizer, schedule, self.checked.plugins, plugin_states, state)
+            plugins = self.checked.plugins
+            checkpoint.save(folder, step, model, optimizer, schedule, plugins, plugin_states, state, self.average)
             best = self.state.best.step if self.state.best else None
             checkpoint.prune(folder, self.checked.recipe.train.save_total_limit, best)
         self.world.wait()
@@ -321,8 +317,10 @@ class Trainer:
         self.phase("evaluating the student after training")
         after = self.evaluate_best(student, teacher, batches, done)
         self.report_evaluation("after", done, after)
+        if self.average is not None and self.state.teacher:
+            self.report_evaluation("teacher", done, self.state.teacher)
         if self.state.sample:
-            self.state.sample.after = self.continuation(student, sample_prompt(self.inputs))
+            self.state.sample.after = continuation(student, sample_prompt(self.inputs), self.inputs.tokenizer)
         module, lines = student.module, self.directory.metrics.read()
         measured = {
             "format": 1,
@@ -362,7 +360,7 @@ class Trainer:
         self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int
     ) -> EvaluationValues:
         """Evaluate the student; if the recipe says so, restore the best step and evaluate that instead."""
-        after = self.store_evaluation("after", self.loader.evaluate_student(student, teacher, batches))
+        after = self.evaluate_after(student, teacher, batches)
         recipe, folder = self.checked.recipe, self.directory
         if self.criterion is None:
             return after
@@ -374,8 +372,17 @@ class Trainer:
             return after
         self.phase(f"restoring the best step, {best.step}")
         kept = checkpoint.at(folder.checkpoints, best.step)
-        checkpoint.restore(kept, student.module, self.checked.plugins, self.world.rank)
-        return self.store_evaluation("after", self.loader.evaluate_student(student, teacher, batches))
+        checkpoint.restore(kept, student.module, self.checked.plugins, self.world.rank, self.average)
+        return self.evaluate_after(student, teacher, batches)
+
+    def evaluate_after(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> EvaluationValues:
+        """Evaluate the trained student, and again a teacher that was trained with it."""
+        if self.average is None:
+            return self.store_evaluation("after", self.loader.evaluate_student(student, teacher, batches))
+        after, teachers = self.loader.evaluate_both(student, teacher, batches)
+        if teachers is not None:
+            self.state.teacher = self.store_evaluation("teacher", teachers)
+        return self.store_evaluation("after", after)
 
     def store_evaluation(self, name: str, evaluation: Evaluation) -> EvaluationValues:
         """Write the sums per document of an evaluation on the main process; return its metrics and probes."""

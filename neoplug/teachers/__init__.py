@@ -1,4 +1,4 @@
-"""Teachers: the protocols `Teacher` and `Signal` (`base`), and the teacher that runs a model (`live`).
+"""Teachers: the protocols (`base`), a model in memory (`live`), its stored output (`cached`), the student (`itself`).
 
 Imported by `training` and the layers above it. Does not belong here: losses (`training.objective`), loading of models
 (`models`).

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from neoplug.testing.examples import Example, arguments_of, call, closed_form, extreme, gradient, hook, value
 from neoplug.testing.optimizer_step import optimizer_step
-from neoplug.testing.search import Broken, Kit
+from neoplug.testing.search import ROUNDING, Broken, Kit, check_close
+from neoplug.testing.sparse import check_buckets, check_linear, check_sparse_closed_form, unread
 
-ROUNDING = 1e-4  # tolerance of float32, relative to 1 + the size of the values
 COARSE = 1e-2  # tolerance of finite differences of a loss that computes in float32 even for float64 inputs
 EXTREME = 320  # factor that makes an example's logits extreme
 LARGE = 260_000  # tokens of the largest vocabularies
@@ -186,7 +186,8 @@ def check_large_vocabulary(loss: Any) -> None:
 
 def _absent(loss: Any) -> dict[str, str]:
     """Return the properties that do not apply to a loss, with the reason."""
-    return {"closed_form": "there is no token_gradient"} if hook(loss, "token_gradient") is None else {}
+    no_closed_form = {"closed_form": "there is no token_gradient"} if hook(loss, "token_gradient") is None else {}
+    return no_closed_form | unread(loss)
 
 
 LOSS = Kit(
@@ -201,6 +202,9 @@ LOSS = Kit(
         "zero_where_equal": check_zero_where_equal,
         "finite_differences": check_finite_differences,
         "finite": check_finite,
+        "buckets": check_buckets,
+        "linear": check_linear,
+        "sparse_closed_form": check_sparse_closed_form,
     },
     slow={  # compute an optimizer step
         "splits": check_splits,
@@ -214,21 +218,6 @@ LOSS = Kit(
     absent=_absent,
     needs={"finite_differences": ("chunks", "it needs tokens that do not depend on each other")},
 )
-
-
-def check_close(
-    found: Tensor, expected: Tensor, what: str, example: Example | None = None, tolerance: float = ROUNDING
-) -> None:
-    """Raise Broken unless the numbers differ by at most `tolerance`, relative to 1 + the largest value of their row.
-
-    NaN equals NaN here, since another property requires finite numbers.
-    """
-    same = (found == expected) | (found.isnan() & expected.isnan())
-    size = expected.abs().amax(-1, keepdim=True) if expected.dim() > 1 else expected.abs()
-    difference = ((found - expected).abs() / (1 + size)).masked_fill(same, 0)
-    largest = difference.max().item() if found.numel() else 0.0
-    if not largest <= tolerance:
-        raise Broken(f"{what} is off by {largest:.2g}", found, expected, example)
 
 
 def _calls(loss: Any, example: Example) -> Iterator[tuple[Callable[..., Any], dict[str, Any]]]:

@@ -14,6 +14,7 @@ from neoplug.errors import did_you_mean, line_in
 from neoplug.registry import answered
 from neoplug.testing.examples import Example, examples
 
+ROUNDING = 1e-4  # tolerance of float32, relative to 1 + the size of the values
 FEW = 5  # number of examples for slow properties
 # Hooks that give a plugin a model before the first loss.
 GIVE_MODELS = ("prepare_student", "after_load", "on_evaluate", "add_adapter", "param_groups", "make_optimizer")
@@ -34,6 +35,21 @@ class Broken(AssertionError):
         self.what, self.found, self.expected, self.example = what, found, expected, example
         numbers = "" if found is None else f": {found.tolist()}"
         super().__init__(what + numbers + ("" if expected is None else f" instead of {expected.tolist()}"))
+
+
+def check_close(
+    found: Tensor, expected: Tensor, what: str, example: Example | None = None, tolerance: float = ROUNDING
+) -> None:
+    """Raise Broken unless the numbers differ by at most `tolerance`, relative to 1 + the largest value of their row.
+
+    NaN equals NaN here, since another property requires finite numbers.
+    """
+    same = (found == expected) | (found.isnan() & expected.isnan())
+    size = expected.abs().amax(-1, keepdim=True) if expected.dim() > 1 else expected.abs()
+    difference = ((found - expected).abs() / (1 + size)).masked_fill(same, 0)
+    largest = difference.max().item() if found.numel() else 0.0
+    if not largest <= tolerance:
+        raise Broken(f"{what} is off by {largest:.2g}", found, expected, example)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neoplug.testing.conformance import LARGE, check_close
+from neoplug.testing.conformance import LARGE
 from neoplug.testing.examples import Example, arguments_of, call, extreme, hook
-from neoplug.testing.search import Broken, Kit
+from neoplug.testing.search import Broken, Kit, check_close
 
 
 def check_token_weight(weight: Any, *, max_examples: int = 40) -> None:
@@ -116,4 +116,5 @@ def _weights(weight: Any, arguments: dict[str, Any]) -> Tensor:
 
 def _arguments(example: Example) -> dict[str, Any]:
     """Return the arguments as neoplug passes them; positions are not in the order of the rows."""
-    return arguments_of(example) | {"position": torch.arange(len(example)).flip(0) * 50}
+    given = arguments_of(example) | {"position": torch.arange(len(example)).flip(0) * 50}
+    return given | {"teacher_entropy": torch.special.entr(given["teacher"].exp()).sum(-1)}

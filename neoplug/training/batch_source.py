@@ -1,7 +1,7 @@
 """The training micro-batches of any step, as the models read them: collated, then edited by the plugins."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from neoplug.data import BatchSampler, Corpus, without_answers
 from neoplug.data.batch import Batch, collate, positions_in_answers
@@ -19,7 +19,8 @@ def progress_at(step: int, total_steps: int) -> float:
 class BatchSource:
     """Makes the micro-batches of one rank.
 
-    vocabulary  that the models share, for the check of edited batches; None: any token exists
+    vocabulary         that the models share, for the check of edited batches; None: any token exists
+    teacher_is_stored  whether the teacher's output was stored for these texts, so that no edit may change them
     """
 
     corpus: Corpus
@@ -28,6 +29,7 @@ class BatchSource:
     seed: int
     rank: int
     vocabulary: Vocabulary | None = None
+    teacher_is_stored: bool = False
 
     def micro_batches(self, step: int, progress: float) -> Iterator[tuple[Batch, bool]]:
         """Yield the micro-batches of a step on the CPU, after `edit_batch`, each with whether it has rows.
@@ -36,14 +38,22 @@ class BatchSource:
         reduction.
         """
         edits, weighted = self.plugins.functions("edit_batch"), self.plugins.named("token_weight")
+        limits = {  # for the check of the edited batch
+            "vocabulary": self.vocabulary,
+            "keeps_text": bool(weighted),
+            "teacher_is_stored": self.teacher_is_stored,
+        }
         for number, rows in enumerate(self.sampler.micro_batches(step, self.rank)):
-            documents = [document for row in rows for document in self.corpus.rows[row]]
-            real, documents = bool(documents), documents or [without_answers(self.corpus.rows[0][0])]
-            batch = collate(documents)
-            for name, edit in edits.items() if real else ():
+            batch = self.collate(step, rows)
+            for name, edit in edits.items() if rows else ():
                 rng = generator(self.seed, name, step, number, self.rank)
-                checked = {"vocabulary": self.vocabulary, "keeps_text": bool(weighted)}  # for the edited batch's check
-                edit(batch=batch, progress=progress, rng=rng, **checked)
+                edit(batch=batch, progress=progress, rng=rng, **limits)
             if weighted:
-                batch.in_answer = positions_in_answers(documents)[batch.positions]
-            yield batch, real
+                batch.in_answer = positions_in_answers(batch.documents)[batch.positions]
+            yield batch, bool(rows)
+
+    def collate(self, step: int, rows: Sequence[int]) -> Batch:
+        """Return the micro-batch of these rows before any edit; without rows a document without answer tokens."""
+        documents = [document for row in rows for document in self.corpus.rows[row]]
+        documents = documents or [without_answers(self.corpus.rows[0][0])]
+        return replace(collate(documents), epoch=step // self.sampler.steps_per_epoch)

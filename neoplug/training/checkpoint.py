@@ -1,6 +1,7 @@
 """Checkpoints: each a folder that is written atomically, from which a run resumes bit for bit.
 
     trainable.safetensors   trainable parameters and persistent buffers
+    average.safetensors     the average of the trainable parameters, where it is the teacher
     training.pt             the optimizer and the schedule
     plugins-RANK.pt         the state dicts of the plugins of each rank
     state.json              the step, and what the run has measured so far
@@ -29,10 +30,12 @@ from neoplug.errors import DamageError, RunError, plugin_errors
 from neoplug.files import discarded_folder, read_json
 from neoplug.files.contents import damage, recorded_folder
 from neoplug.registry import Plugins
+from neoplug.teachers.itself import WeightAverage
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+TRAINABLE, AVERAGE = "trainable.safetensors", "average.safetensors"
 
 
 def save(
@@ -44,6 +47,7 @@ def save(
     plugins: Plugins,
     plugin_states: Sequence[bytes],
     state: dict[str, Any],
+    average: WeightAverage | None = None,
 ) -> Path:
     """Write `folder/step-N` and return it; `plugin_states` are the results of `pack` by rank, `state` becomes JSON.
 
@@ -54,7 +58,9 @@ def save(
         if _step(damaged) >= step:  # `latest` skipped it, so a resumed run repeats its steps
             shutil.rmtree(damaged)
     with recorded_folder(path) as draft:
-        save_file(_trained_tensors(model), draft / "trainable.safetensors")
+        save_file(_trained_tensors(model), draft / TRAINABLE)
+        if average is not None:
+            save_file(average.values, draft / AVERAGE)
         torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, draft / "training.pt")
         for rank, packed in enumerate(plugin_states):
             (draft / f"plugins-{rank}.pt").write_bytes(packed)
@@ -110,33 +116,43 @@ def _damage_of_best(path: Path) -> str:
 
 
 def load(
-    path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, plugins: Plugins, rank: int = 0
-) -> None:
-    """Load a checkpoint into model, optimizer and schedule, and the plugin states of `rank` into the plugins.
+    path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, plugins: Plugins, rank: int = 0,
+    average: WeightAverage | None = None,
+) -> None:  # fmt: skip
+    """Load a checkpoint into model, average, optimizer and schedule, and the plugin states of `rank` into the plugins.
 
     Raises:
         RunError: the checkpoint holds other parameters than the model trains.
     """
-    restore(path, model, plugins, rank)
+    restore(path, model, plugins, rank, average)
     training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(training["optimizer"])
     schedule.load_state_dict(training["schedule"])
 
 
-def restore(path: Path, model: nn.Module, plugins: Plugins, rank: int = 0) -> None:
-    """Load only the trainable parameters and the plugin states, to evaluate or save the model of that step.
+def restore(
+    path: Path, model: nn.Module, plugins: Plugins, rank: int = 0, average: WeightAverage | None = None
+) -> None:
+    """Load only the trainable parameters, their average and the plugin states, to evaluate or save that step's model.
 
     Raises:
         RunError: the checkpoint holds other parameters than the model trains.
     """
-    stored, present = load_file(path / "trainable.safetensors"), _trained_tensors(model)
+    _load_tensors(path / TRAINABLE, _trained_tensors(model))
+    if average is not None:
+        _load_tensors(path / AVERAGE, average.values)
+    _load_states(path / f"plugins-{rank}.pt", plugins)
+
+
+def _load_tensors(file: Path, present: dict[str, Tensor]) -> None:
+    """Copy the tensors of a file into those of the same names."""
+    stored = load_file(file)
     if stored.keys() != present.keys():
         odd = sorted(stored.keys() ^ present.keys())
-        raise RunError(f"{path} does not fit the model: {len(odd)} names differ, such as {odd[0]}")
+        raise RunError(f"{file.parent} does not fit the model: {len(odd)} names differ, such as {odd[0]}")
     with torch.no_grad():
         for name, tensor in present.items():
             tensor.copy_(stored[name])
-    _load_states(path / f"plugins-{rank}.pt", plugins)
 
 
 def _load_states(file: Path | BytesIO, plugins: Plugins) -> None:

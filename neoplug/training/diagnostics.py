@@ -5,7 +5,8 @@ token and 0 elsewhere.
 """
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import isnan, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +27,21 @@ class Diagnosis:
         self.sums = torch.zeros(len(COLUMNS), dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> None:
-        """Add the columns of a tile; the arguments are those of `token_diagnostics`."""
+    def add(
+        self, student: Tensor, teacher: Tensor | None, labels: Tensor, ids: Tensor | None = None,
+        teacher_entropy: Tensor | None = None, **_: Any,
+    ) -> None:  # fmt: skip
+        """Add the columns of a tile.
+
+        student, teacher, labels  as of `token_diagnostics`
+        ids, teacher_entropy      [t, K] and [t] of a sparse teacher, its most probable token first; None of any other
+        """
         values = token_diagnostics(student, teacher, labels)
+        if ids is not None and teacher_entropy is not None:
+            agrees = (ids[:, 0] == student.argmax(-1)).float()
+            unknown = torch.full_like(agrees, torch.nan)
+            of_teacher = [unknown, teacher_entropy, agrees, *[unknown] * (len(COLUMNS) - len(STUDENT_COLUMNS) - 3)]
+            values = torch.cat([values, torch.stack(of_teacher, -1)], -1)
         self.sums[: values.shape[-1]] += values.sum(0, dtype=torch.float64)
 
 
@@ -67,16 +80,19 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return dot[:, None]
 
 
-def means(sums: Sequence[float], tokens: int) -> dict[str, float]:
+def means(sums: Sequence[float], tokens: int) -> dict[str, float | None]:
     """Return means over `tokens` answer tokens, in nats where they have a unit, from the sums of a diagnosis.
 
     Without a teacher: student_cross_entropy, student_entropy. With one also teacher_cross_entropy, teacher_entropy,
-    top1_agreement, top10_mass_share and kd_ce_cosine.
+    top1_agreement, top10_mass_share and kd_ce_cosine; with a sparse teacher those that need more than its entropy and
+    its most probable token are None.
     """
     named = dict(zip(COLUMNS, sums, strict=True))
-    mean = {name: named[name] / max(tokens, 1) for name in COLUMNS[:5]}
+    mean: dict[str, float | None] = {name: named[name] / max(tokens, 1) for name in COLUMNS[:5]}
     if not named["teacher_top10_mass"]:
         return {name: mean[name] for name in STUDENT_COLUMNS}
+    if isnan(named["teacher_top10_mass"]):
+        return mean | {"teacher_cross_entropy": None, "top10_mass_share": None, "kd_ce_cosine": None}
     return mean | {"top10_mass_share": top10_mass_share(named), "kd_ce_cosine": kd_ce_cosine(named)}
 
 

@@ -7,11 +7,12 @@ keep their scale (Hinton, Vinyals, Dean 2015, arXiv 1503.02531). N answer tokens
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import inf, log, log1p
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from neoplug.hookspecs import hookimpl
+from neoplug.hookspecs import Reads, hookimpl
 
 
 @dataclass(eq=False)
@@ -20,9 +21,16 @@ class Softened:
 
     temperature: float = 1.0  # above 0; softens both distributions
 
+    sums_tokens: ClassVar[bool] = False  # whether it is a sum over the tokens of the vocabulary
+
     def __post_init__(self) -> None:
         if not 0 < self.temperature < inf:
             raise ValueError(f"temperature is {self.temperature}, but must be a finite number above 0")
+
+    @property
+    def reads_teacher(self) -> Reads:
+        """Return what it reads of the teacher: all of it, or buckets where it is a sum over tokens at temperature 1."""
+        return "buckets" if self.sums_tokens and self.temperature == 1 else "full"
 
     def _soften(self, log_probabilities: Tensor) -> Tensor:
         if self.temperature == 1:  # already normalised
@@ -48,6 +56,23 @@ class Divergence(Softened, ABC):
             return value, gradient
         return value.mul_(self.temperature**2), gradient.mul_(self.temperature)
 
+    @hookimpl
+    def token_loss_sparse(self, student: Tensor, ids: Tensor, probabilities: Tensor, rest: Tensor) -> Tensor:
+        """Return [N] nats: the divergence over the tokens with an entry and, as one outcome, all others."""
+        log_q = torch.cat([student.gather(-1, ids), log_rest(student, ids)], -1)
+        return self.value(_log_outcomes(probabilities, rest), log_q)
+
+    @hookimpl
+    def token_gradient_sparse(
+        self, student: Tensor, ids: Tensor, probabilities: Tensor, rest: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return [N] nats and their gradient [N, V]; that of the bucket is divided as the student divides its mass."""
+        log_q_rest = log_rest(student, ids)
+        log_q = torch.cat([student.gather(-1, ids), log_q_rest], -1)
+        value, by_outcome = self.value_and_gradient(_log_outcomes(probabilities, rest), log_q)
+        gradient = (student - log_q_rest).exp_().mul_(by_outcome[:, -1:])
+        return value, gradient.scatter_(-1, ids, by_outcome[:, :-1])
+
     @abstractmethod
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return the divergence [N] of log-probabilities [N, V]."""
@@ -58,6 +83,16 @@ class Divergence(Softened, ABC):
 
         Intermediate tensors of size [N, V] dominate the time and memory of a step: use few, and operate in place.
         """
+
+
+def log_rest(log_q: Tensor, ids: Tensor) -> Tensor:
+    """Return [N, 1]: the logarithm of the mass of all tokens but `ids` [N, K], given log-probabilities [N, V]."""
+    return log_q.scatter(-1, ids, -inf).logsumexp(-1, keepdim=True)
+
+
+def _log_outcomes(probabilities: Tensor, rest: Tensor) -> Tensor:
+    """Return [N, K + 1]: logarithms of the entries' probabilities [N, K] and of the rest [N], none of them infinite."""
+    return torch.cat([probabilities, rest[:, None]], -1).clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 def log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:

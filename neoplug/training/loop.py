@@ -26,6 +26,8 @@ from neoplug.recipe.loss_weights import Weight
 from neoplug.registry import Plugins
 from neoplug.seeds import derive
 from neoplug.teachers.base import Teacher
+from neoplug.teachers.cached import SAMPLED, CachedTeacher
+from neoplug.teachers.itself import WeightAverage
 from neoplug.training.batch_source import BatchSource, progress_at
 from neoplug.training.diagnostics import Diagnosis
 from neoplug.training.metrics import Metrics, StepValues, add_plugin_metrics, peak_memory
@@ -48,6 +50,7 @@ class Verdict(NamedTuple):
 class LoopConfig:
     """The models, plugins and settings of the loop; the loop assigns none of the fields.
 
+    average      the average of the trained weights that is the teacher; None where the teacher is another
     losses       losses that are minimised, in the order in which metrics list them
     references   losses that others are calibrated to and that are not minimised
     weights      loss name -> its weight; weights to calibrate are calibrated at the first step
@@ -58,6 +61,7 @@ class LoopConfig:
 
     student: LanguageModel
     teacher: Teacher | None
+    average: WeightAverage | None
     losses: list[Loss]
     references: list[Loss]
     weights: Mapping[str, Weight]
@@ -82,6 +86,7 @@ class LoopConfig:
             seed=self.seed,
             rank=self.world.rank,
             vocabulary=self.student.head.vocabulary,
+            teacher_is_stored=isinstance(self.teacher, CachedTeacher),
         )
 
 
@@ -137,8 +142,11 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
         values = []
         for number, (batch, _) in enumerate(batches):
             signal = None if config.teacher is None else config.teacher.signal(batch)  # it may be on another device
-            if config.teacher is not None and number + 1 < len(batches):
-                config.teacher.prefetch(batches[number + 1][0])
+            if config.teacher is not None:
+                is_last = number == len(batches) - 1
+                following = following_step(config, done) if is_last else batches[number + 1][0]
+                if following is not None:
+                    config.teacher.prefetch(following)
             batch = batch.to(world.device)
             with world.accumulating(module, last=number == len(batches) - 1):
                 total, each = module(losses, batch, signal, progress, diagnosis)
@@ -151,6 +159,8 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
         if penalties:
             extras["penalty"] = add_penalty(penalties, parameters)
         extras["grad_norm"] = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
+        if isinstance(config.teacher, CachedTeacher) and config.teacher.is_sampled:
+            extras["teacher_signal"] = SAMPLED
         rate = config.schedule.get_last_lr()[0]
         config.optimizer.step()
         config.schedule.step()
@@ -163,6 +173,8 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
         )
         for name, answer in answers.items():
             add_plugin_metrics(extras, name, answer)
+        if config.average is not None:
+            config.average.update()
         config.optimizer.zero_grad()
         host_values = {"step": done, "started": started, "learning_rate": rate, "seconds": perf_counter() - started}
         host_values["peak_memory_bytes"] = peak_memory(world.device)
@@ -187,6 +199,17 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
         if stops or verdict.stop:
             return done
     return config.total_steps
+
+
+def following_step(config: LoopConfig, step: int) -> Batch | None:
+    """Return this rank's first micro-batch of a step as it is before `edit_batch`, for a teacher without a model.
+
+    None for any other teacher, after the last step, and where this rank has no rows.
+    """
+    if config.teacher is None or config.teacher.model is not None or step == config.total_steps:
+        return None
+    rows = config.sampler.micro_batches(step, config.world.rank)[0]
+    return config.batches.collate(step, rows) if rows else None
 
 
 def measure_gradient_norms(

@@ -21,7 +21,8 @@ from neoplug.training.diagnostics import means
 
 FIELDS = (
     *("step", "tokens", "answer_tokens", "loss", "losses", "weights", "learning_rate", "grad_norm"),
-    *("penalty", "gradient_norms", "diagnostics", "tokens_per_second", "peak_memory_bytes", "seconds"),
+    *("penalty", "gradient_norms", "teacher_signal", "diagnostics"),
+    *("tokens_per_second", "peak_memory_bytes", "seconds"),
 )
 
 
@@ -32,7 +33,7 @@ class StepValues:
     host_values    values on the host: step, started, learning_rate, seconds, peak_memory_bytes
     counts   [2] answer tokens and tokens, over all ranks
     sums     [K] each loss summed over answer tokens, over all ranks
-    extras   scalars by name: grad_norm, penalty, the metrics of plugins
+    extras   scalars by name: grad_norm, penalty, the metrics of plugins; and teacher_signal, a text
     rows     for each micro-batch of this rank: the source rows [N] of its answer tokens, and [N] bool: finite losses
     diagnosis_sums  [COLUMNS] over all ranks, at a step with a diagnosis
     weights  each loss's weight at this step

@@ -27,6 +27,7 @@ class ValidatedTokenWeight:
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
+        self.arguments: Sequence[str] = getattr(function, "arguments", ())  # that a plugin's hook takes
         self.invalid: Tensor | bool = False
 
     def __call__(self, **arguments: Any) -> Tensor:

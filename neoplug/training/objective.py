@@ -4,20 +4,21 @@ N answer tokens of a micro-batch, n of one block, t of one tile, H hidden size, 
 Matrix products are fast with many rows, elementwise operations with rows that stay in the cache: a block of logits is
 computed by one product and then processed in tiles, whose gradient overwrites their logits.
 
-Calls the hooks `token_loss`, `token_gradient` and `token_weight`. The mask is applied before (`data`), the division by
+Calls the hooks `token_loss` and `token_gradient`, or with a sparse teacher `token_loss_sparse` and
+`token_gradient_sparse`, and `token_weight`. The mask is applied before (`data`), the division by
 the number of answer tokens after (`training.loop`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from neoplug.models.head import Head
-from neoplug.teachers.base import Signal, require_logits
+from neoplug.teachers.base import LOGITS, SPARSE, Signal, SparseSignal, require_logits
 from neoplug.training.diagnostics import Diagnosis
 
 BLOCK = 2**24  # elements of a block of logits: 64 MiB in float32
@@ -28,7 +29,9 @@ TILE = 2**20  # elements of a tile on a CPU: 4 MiB stay in its cache; a GPU take
 class Loss:
     """One named loss of a recipe, with its weight at this step.
 
-    token_loss      (student, teacher, labels, progress) -> [t] nats
+    token_loss      (student, teacher, labels, progress) -> [t] nats; with a teacher whose signal is sparse
+                    (student, ids, probabilities, rest, teacher_entropy, labels, progress). Both are called with all
+                    of these arguments that there are
     token_gradient  the same arguments -> ([t] nats, [t, V] gradient of the student's logits), or None: autograd then
     """
 
@@ -42,7 +45,7 @@ class Loss:
 class TokenWeights:
     """The factor of each token's losses and gradient: the product of all token weights of the recipe.
 
-    functions  name -> (student, teacher, labels, position, progress) -> [t]
+    functions  name -> (student, teacher, teacher_entropy, labels, position, progress) -> [t]
     position   [N] int64: each answer token's position in its answer, from 0
     """
 
@@ -51,13 +54,19 @@ class TokenWeights:
 
     def of(self, rows: slice, **arguments: Any) -> Tensor:
         """Return the weights [t] of a tile's tokens. One below 0 becomes NaN, which the next flush refuses."""
-        position = self.position[rows]
+        position, teacher = self.position[rows], arguments["teacher"]
+        if teacher is not None and self._reads_entropy:
+            arguments["teacher_entropy"] = torch.special.entr(teacher.exp()).sum(-1)
         product = torch.ones(position.shape, device=position.device)
         for function in self.functions.values():
             weight = function(position=position, **arguments)
             product = product * weight
             product = product.masked_fill(weight < 0, torch.nan)
         return product
+
+    @property
+    def _reads_entropy(self) -> bool:
+        return any("teacher_entropy" in function.arguments for function in self.functions.values())  # type: ignore[attr-defined]
 
 
 def objective(
@@ -67,7 +76,7 @@ def objective(
     """Return the weighted sum over losses and answer tokens, and each loss of each token.
 
     hidden         [N, H] the student's hidden states; they carry the gradient
-    signal         the teacher's signal with logits; None without a teacher
+    signal         the teacher's signal, with logits or sparse; None without a teacher
     labels         [N] int64 token ids
     diagnosis      adds up every tile, if given
     token_weights  multiplies loss and gradient of each token, if given
@@ -76,7 +85,7 @@ def objective(
     The functions check their answers themselves, as those of `registry.Plugins` do.
 
     Raises:
-        RunError: an answer is refused, or the signal has no logits.
+        RunError: an answer is refused, or the signal is neither sparse nor has logits.
     """
     weighted, values = _Objective.apply(  # type: ignore[no-untyped-call]
         hidden, losses, head, signal, labels, progress, diagnosis, token_weights, *head.parameters()
@@ -97,23 +106,22 @@ class _Objective(torch.autograd.Function):
         gradients = [torch.empty_like(hidden), *map(torch.zeros_like, parameters)]
         with torch.autocast(hidden.device.type, enabled=False):
             logits_of = head.prepare_logits_fn()
-            teacher_logits = None if signal is None else require_logits(signal).logits
             for rows in blocks(len(hidden), head.vocabulary.size):
                 states = hidden[rows].detach().requires_grad_()
                 with torch.enable_grad():
                     logits = logits_of(states)
                 block = logits.detach()  # shares the memory: the gradient overwrites the logits tile by tile
-                teacher = None if teacher_logits is None else teacher_logits(rows).to(hidden.device)
+                teacher_of = _teacher_block(signal, rows, hidden.device)
                 for tile in tiles(block):
-                    log_p = None if teacher is None else torch.log_softmax(teacher[tile], -1, out=teacher[tile])
                     at = slice(rows.start + tile.start, rows.start + tile.stop)
+                    arguments = {**teacher_of(tile), "labels": labels[at], "progress": progress}
                     weigh = None if token_weights is None else partial(token_weights.of, at)
-                    values[:, at] = _tile(losses, block[tile], log_p, labels[at], progress, diagnosis, weigh)
+                    values[:, at] = _tile(losses, block[tile], arguments, diagnosis, weigh)
                 parts = torch.autograd.grad(logits, [states, *parameters], block)
                 gradients[0][rows] = parts[0]
                 for total, part in zip(gradients[1:], parts[1:], strict=True):
                     total += part
-                del logits, block, teacher, log_p, parts  # freed before the next block is computed
+                del logits, block, teacher_of, arguments, parts  # freed before the next block is computed
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(values)
         weights = torch.tensor([loss.weight for loss in losses]).to(hidden.device, non_blocking=True)
@@ -125,15 +133,34 @@ class _Objective(torch.autograd.Function):
         return hidden, None, None, None, None, None, None, None, *parameters
 
 
+def _teacher_block(
+    signal: Signal | None, rows: slice, device: torch.device
+) -> Callable[[slice], dict[str, Tensor | None]]:
+    """Return a function, tile of a block -> the arguments of the hooks that come from the teacher.
+
+    With logits `teacher` [t, V] log-probabilities; with a sparse signal `ids` [t, K], `probabilities` [t, K], `rest`
+    [t] or None, and `teacher_entropy` [t], and no `teacher`.
+    """
+    if signal is None:
+        return lambda tile: {"teacher": None, "teacher_entropy": None}
+    if SPARSE in signal.provides and LOGITS not in signal.provides:
+        entries = cast(SparseSignal, signal).sparse(rows).to(device)
+        return lambda tile: {"teacher": None, **entries[tile].arguments()}
+    logits = require_logits(signal).logits(rows).to(device)
+    return lambda tile: {"teacher": torch.log_softmax(logits[tile], -1, out=logits[tile])}
+
+
 def _tile(
-    losses: Sequence[Loss], logits: Tensor, teacher: Tensor | None, labels: Tensor, progress: float,
-    diagnosis: Diagnosis | None, weigh: Callable[..., Tensor] | None,
+    losses: Sequence[Loss], logits: Tensor, arguments: dict[str, Any], diagnosis: Diagnosis | None,
+    weigh: Callable[..., Tensor] | None,
 ) -> Tensor:  # fmt: skip
-    """Overwrite `logits` [t, V] with the gradient of the weighted sum; return each loss of each token, [K, t]."""
+    """Overwrite `logits` [t, V] with the gradient of the weighted sum; return each loss of each token, [K, t].
+
+    arguments  of the losses, but for `student`
+    """
     student = torch.log_softmax(logits, -1)
     if diagnosis is not None:
-        diagnosis.add(student, teacher, labels)
-    arguments = {"teacher": teacher, "labels": labels, "progress": progress}
+        diagnosis.add(student, **arguments)
     values: dict[str, Tensor] = {}
     for loss in losses:
         if loss.token_gradient is not None:

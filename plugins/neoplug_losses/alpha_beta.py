@@ -9,6 +9,7 @@ Source: ABKD, arXiv 2505.04560; the divergence is Cichocki, Cruces and Amari's 2
 
 from dataclasses import dataclass
 from math import inf
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class AlphaBeta(Divergence):
 
     alpha: float = 0.5  # 0, or at least 0.01; not 0 together with beta
     beta: float = 0.5  # 0, or at least 0.01
+
+    sums_tokens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

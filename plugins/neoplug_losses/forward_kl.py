@@ -8,11 +8,12 @@ Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from neoplug import Divergence
+from neoplug import Divergence, Reads, hookimpl
 
 
 @dataclass(eq=False)
@@ -20,6 +21,13 @@ class ForwardKL(Divergence):
     """KL from the teacher to the student: mass-covering."""
 
     omit_teacher_entropy: bool = False  # report -sum p log q, as the code of torchtune and DistiLLM does
+
+    sums_tokens: ClassVar[bool] = True
+
+    @property
+    def reads_teacher(self) -> Reads:
+        """Return "linear": at temperature 1 the gradient, q - p, is linear in p."""
+        return "linear" if self.temperature == 1 else "full"
 
     @property
     def exempt(self) -> dict[str, str]:
@@ -36,3 +44,23 @@ class ForwardKL(Divergence):
         p, terms = log_p.exp(), -log_q if self.omit_teacher_entropy else log_p - log_q
         value = terms.mul_(p).sum(-1)
         return value, torch.exp(log_q, out=terms).sub_(p)
+
+    @hookimpl
+    def token_loss_sparse(  # type: ignore[override]  # a hook takes any subset of the arguments
+        self, student: Tensor, ids: Tensor, probabilities: Tensor, rest: Tensor | None, teacher_entropy: Tensor
+    ) -> Tensor:
+        """Return [N] nats; of sampled entries -sum p log q less the teacher's entropy: exact in expectation."""
+        if rest is not None:
+            return super().token_loss_sparse(student, ids, probabilities, rest)
+        cross_entropy = -(probabilities * student.gather(-1, ids)).sum(-1)
+        return cross_entropy if self.omit_teacher_entropy else cross_entropy - teacher_entropy
+
+    @hookimpl
+    def token_gradient_sparse(  # type: ignore[override]
+        self, student: Tensor, ids: Tensor, probabilities: Tensor, rest: Tensor | None, teacher_entropy: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return [N] nats and q - p, [N, V]."""
+        if rest is not None:
+            return super().token_gradient_sparse(student, ids, probabilities, rest)
+        value = self.token_loss_sparse(student, ids, probabilities, rest, teacher_entropy)
+        return value, student.exp().scatter_add_(-1, ids, -probabilities)

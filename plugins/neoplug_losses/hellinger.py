@@ -7,6 +7,7 @@ Source: Hellinger 1909, doi 10.1515/crll.1909.136.210.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from neoplug import Divergence
 @dataclass(eq=False)
 class Hellinger(Divergence):
     """Half the squared Euclidean distance between the square roots of teacher p and student q."""
+
+    sums_tokens: ClassVar[bool] = True
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return 1/2 sum (sqrt(p) - sqrt(q))^2."""

@@ -7,6 +7,7 @@ Source: Jeffreys 1946, doi 10.1098/rspa.1946.0056.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,6 +19,8 @@ class Jeffreys(Divergence):
     """Weighted mean of forward and reverse KL."""
 
     forward_share: float = 0.5  # of the forward KL, in (0, 1)
+
+    sums_tokens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

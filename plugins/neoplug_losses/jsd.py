@@ -9,6 +9,7 @@ Source: GKD, arXiv 2306.13649.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class JensenShannon(Divergence):
 
     beta: float = 0.5  # the teacher's share of the mixture, in (0, 1)
     swap_beta: bool = False  # the teacher's share is 1 - beta, the weights of the KLs stay: TRL until March 2025
+
+    sums_tokens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

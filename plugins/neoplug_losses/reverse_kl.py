@@ -7,6 +7,7 @@ Source: MiniLLM, arXiv 2306.08543 (there on the student's own samples; here on t
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from neoplug import Divergence
 @dataclass(eq=False)
 class ReverseKL(Divergence):
     """KL from the student to the teacher: mode-seeking."""
+
+    sums_tokens: ClassVar[bool] = True
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return sum q log(q / p)."""

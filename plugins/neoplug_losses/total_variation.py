@@ -19,6 +19,7 @@ from neoplug import Divergence
 class TotalVariation(Divergence):
     """Half the L1 distance of teacher and student."""
 
+    sums_tokens: ClassVar[bool] = True
     exempt: ClassVar = {"finite_differences": "it has a kink wherever an entry of p equals that of q"}
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:

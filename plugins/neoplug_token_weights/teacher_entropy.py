@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from math import log
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from neoplug import hookimpl
@@ -31,8 +30,7 @@ class TeacherEntropy:
             raise ValueError(f"gamma is {self.gamma}, but must be above 0")
 
     @hookimpl
-    def token_weight(self, teacher: Tensor) -> Tensor:
-        """Return the weights: [N, V] log-probabilities -> [N] in [0, 1]."""
-        entropy = torch.special.entr(teacher.exp()).sum(-1)
-        share = (entropy / log(teacher.shape[-1])).clamp(0, 1)
+    def token_weight(self, student: Tensor, teacher_entropy: Tensor) -> Tensor:
+        """Return the weights [N] in [0, 1]."""
+        share = (teacher_entropy / log(student.shape[-1])).clamp(0, 1)
         return (share if self.more_on == "uncertain" else 1 - share) ** self.gamma

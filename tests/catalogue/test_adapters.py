@@ -27,9 +27,11 @@ from neoplug.export.merge import export
 from neoplug.models.load import load_model
 from neoplug.models.resolve import locate
 from neoplug.models.stored_adapter import virtual_tokens
+from neoplug.models.switched import adapter_off
 from neoplug.registry import Plugins, build, installed
 from neoplug.runs.directory import RunDir
 from neoplug.runs.saved_form import is_peft
+from neoplug.teachers.itself import WeightAverage
 from neoplug.testing import call
 from neoplug.training import checkpoint
 from neoplug_models.nf4 import NF4
@@ -170,6 +172,39 @@ def test_the_base_is_unchanged_or_trained_in_full(adapter, base, model, input_id
     before = {parameter: parameter.detach().clone() for parameter in before}
     train(adapter, student, input_ids)
     assert all(torch.equal(now, then) != everything for now, then in before.items())
+
+
+@pytest.mark.slow
+def test_turned_off_it_leaves_the_untouched_base(adapter, base, model, input_ids, adapted):
+    """So the base can be the teacher; an adapter that changes its base declares it, and is refused."""
+    student = adapted(adapter, model)
+    if trains_everything(student):
+        pytest.skip("there is no base left")
+    train(adapter, student, input_ids)
+    trained, on = trainable(student).keys(), logits(student, input_ids)
+    with adapter_off(student)():
+        off = logits(student, input_ids)
+    assert torch.equal(off, logits(base, input_ids)) != declares(adapter, "changes_base")
+    assert trainable(student).keys() == trained
+    assert torch.equal(logits(student, input_ids), on)
+    assert not torch.equal(on, off)
+
+
+@pytest.mark.slow
+def test_it_computes_with_an_average_in_place_as_with_a_copy_of_it(adapter, model, input_ids, adapted):
+    student = adapted(adapter, model)
+    train(adapter, student, input_ids)
+    average, on = WeightAverage.of(student, 0.5), logits(student, input_ids)
+    for value in average.values.values():
+        value.mul_(1.25).add_(0.01)
+    with average.in_place():
+        found = logits(student, input_ids)
+    assert torch.equal(logits(student, input_ids), on)
+    assert not torch.equal(found, on)
+    with torch.no_grad():
+        for name, weight in trainable(student).items():
+            weight.copy_(average.values[name])
+    assert torch.equal(logits(student, input_ids), found)
 
 
 @pytest.mark.slow

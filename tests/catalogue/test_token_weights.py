@@ -5,7 +5,9 @@ import pytest
 import torch
 from scipy.stats import entropy
 
+from neoplug.registry import Plugins
 from neoplug.testing import check_token_weight
+from neoplug.training.objective import TokenWeights
 from neoplug_token_weights.position import Position
 from neoplug_token_weights.student_confidence import StudentConfidence
 from neoplug_token_weights.teacher_entropy import TeacherEntropy
@@ -19,12 +21,20 @@ def log_probabilities(seed):
     return torch.log_softmax(3 * torch.randn(7, 11, generator=torch.Generator().manual_seed(seed)), -1)
 
 
+def weights(plugin: object, log_p: torch.Tensor) -> torch.Tensor:
+    """Return the weights [N] that the objective computes for a teacher's log-probabilities [N, V]."""
+    functions = Plugins({"token_weights": {"weight": plugin}}).functions("token_weight")
+    of_tokens = TokenWeights(functions, position=torch.arange(len(log_p)))
+    labels = torch.zeros(len(log_p), dtype=torch.int64)
+    return of_tokens.of(slice(None), student=log_probabilities(7), teacher=log_p, labels=labels, progress=0.0)
+
+
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_teacher_entropy_is_scipys(gamma):
     log_p = log_probabilities(1)
     share = entropy(log_p.double().exp().numpy(), axis=-1) / np.log(11)
-    uncertain = TeacherEntropy(gamma=gamma).token_weight(log_p)
-    certain = TeacherEntropy("certain", gamma).token_weight(log_p)
+    uncertain = weights(TeacherEntropy(gamma=gamma), log_p)
+    certain = weights(TeacherEntropy("certain", gamma), log_p)
     np.testing.assert_allclose(uncertain, share**gamma, rtol=1e-5)
     np.testing.assert_allclose(certain, (1 - share) ** gamma, rtol=1e-5)
 

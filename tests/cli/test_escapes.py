@@ -47,12 +47,24 @@ def test_errors_are_escaped(neoplug, tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "command", [["plan", HOSTILE], ["run", "base", f"seed={HOSTILE}"], ["export", HOSTILE, HOSTILE]]
+    "command",
+    [
+        ["plan", HOSTILE],
+        ["run", "base", f"seed={HOSTILE}"],
+        ["export", HOSTILE, HOSTILE],
+        [HOSTILE],
+        ["plan", "base", f"--{HOSTILE}"],
+        ["plan", "base", f"--{KEY}"],
+        ["plan", "base", f"-{HOSTILE[-1]}\u202e"],
+        ["preview", "base", "--rows", HOSTILE],
+    ],
 )
 def test_arguments_are_escaped(neoplug, command):
     answer = neoplug(*command)
     assert answer.code != 0
+    assert answer.err
     assert is_clean(answer.out + answer.err)
+    assert KEY not in answer.err
 
 
 def test_plan_and_preview_are_escaped_and_json_stays_json(neoplug, recipe, tmp_path):
@@ -95,6 +107,27 @@ def test_logs_and_warnings_are_escaped_and_without_credentials(capsys):
     assert warnings.formatwarning("plain", UserWarning, "file.py", 1, "x") == format_warning(
         "plain", UserWarning, "file.py", 1, "x"
     )
+
+
+def test_logs_of_libraries_are_escaped_and_without_credentials(neoplug):
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    logger = logging.getLogger("a.library")
+    logger.addHandler(handler)
+    try:
+        neoplug("recipes")
+        logger.error("%s of %s", HOSTILE, KEY)
+        try:
+            raise ValueError(HOSTILE + KEY)
+        except ValueError:
+            logger.exception("failed")
+    finally:
+        logger.removeHandler(handler)
+        logging.setLogRecordFactory(logging.LogRecord)
+    assert written.getvalue().count(r"\u202e") == 2
+    assert "Traceback" in written.getvalue()
+    assert is_clean(written.getvalue())
+    assert KEY not in written.getvalue()
 
 
 def test_the_bar_shows_escaped_names(monkeypatch):

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from neoplug.errors import DiskError
+from neoplug.files import folder_atomically
+from neoplug.files.atomic import too_long
+
 NAMES = {
     "long": "x" * 300,
     "longer": "x" * 5_000,
@@ -86,3 +90,36 @@ def test_a_plugin_file_is_refused(neoplug, folder, name):
     answer = neoplug("plan", "r.yaml")
     assert answer.code == 2
     assert in_sentences(answer), answer.err
+
+
+OUTPUTS = ["x" * 300, "x" * 250, "new/" + "x" * 300 + "/y", "a/" * 3_000 + "x", "a/" * 2_000]
+
+
+@pytest.mark.parametrize("output", OUTPUTS, ids=["name", "name of a draft", "name above", "path", "path of a file"])
+def test_an_output_that_is_too_long_is_refused_before_a_model_is_loaded(neoplug, folder, output, monkeypatch):
+    monkeypatch.setattr("neoplug.models.resolve.locate", None)
+    (folder / "r.yaml").write_text(f"extends: ./tiny.yaml\noutput_dir: {output}\n")
+    for command in ("plan", "run"):
+        answer = neoplug(command, "r.yaml")
+        assert answer.code == 2
+        assert answer.err.startswith("r.yaml:2:13: the run cannot be written to `output_dir`")
+        assert "bytes, and " in answer.err
+    answer = neoplug("run", "tiny.yaml", "--output", output)
+    assert answer.code == 2
+    assert "cannot be created\nwhy: " in answer.err
+    assert "bytes, and " in answer.err
+    assert not (folder / "new").exists()
+
+
+def test_what_is_not_too_long_can_be_written(tmp_path):
+    """The file system itself is asked."""
+    longest = max(length for length in range(1, 300) if not too_long(tmp_path / ("x" * length)))
+    with folder_atomically(tmp_path / ("x" * longest)) as draft:
+        (draft / "file").write_text("content")
+    with pytest.raises(DiskError, match="too long"), folder_atomically(tmp_path / ("x" * (longest + 1))):
+        pass
+    above = tmp_path.joinpath(*["d" * 99] * 38)
+    deepest = max((above / ("x" * length) for length in range(1, 200) if not too_long(above / ("x" * length))), key=str)
+    with folder_atomically(deepest) as draft:
+        (draft / ("f" * 180)).write_text("content")
+    assert (deepest / ("f" * 180)).read_text() == "content"

@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -31,6 +33,21 @@ def planned(neoplug, recipe):
         return json.loads(answer.out)
 
     return plan
+
+
+def test_commands_render_templates_in_the_main_thread(neoplug, recipe, monkeypatch):
+    """The limit of time needs it."""
+    threads = []
+
+    @contextmanager
+    def recorded():
+        threads.append(threading.current_thread())
+        yield
+
+    monkeypatch.setattr("neoplug.data.encode.chat.render_limits", recorded)
+    for command in (["plan", recipe], ["preview", recipe], ["run", recipe, "--output", recipe.parent / "out"]):
+        assert neoplug(*command).code == 0
+        assert set(threads) == {threading.main_thread()}
 
 
 def parameters(folder):
@@ -157,7 +174,7 @@ def test_a_plan_warns_of_sizes_that_exceed_the_memory_of_any_machine(neoplug, re
 
 
 def test_a_plan_in_a_pipe_does_not_truncate_long_values(neoplug, recipe):
-    long = "x" * 500
+    long = "x/" * 250 + "x"
     answer = neoplug("plan", recipe, f"output_dir={long}", f"loss.forward_kl@{'y' * 300}={{weight: 0.5}}")
     assert f'"{long}"' in answer.out
     assert f"forward_kl@{'y' * 300}" in answer.out
@@ -266,7 +283,7 @@ def test_a_preview_names_the_treatments_and_what_they_change(neoplug, recipe, tm
 
 def test_a_plan_warns_of_a_teacher_that_ends_its_answers_with_another_token(planned):
     template = "{% for m in messages %}{{ m['content'] }}<|endoftext|>{% endfor %}"
-    message = "it ends an answer with '<|endoftext|>'; the answers it is given end with the student's '<|im_end|>'"
+    message = "its chat template ends an answer with '<|endoftext|>'; the answers that it reads end with '<|im_end|>'"
     assert message in "".join(planned(f"teacher.chat_template={json.dumps(template)}")["warnings"])
     assert "tokenizer" not in "".join(planned()["warnings"])
 

@@ -24,7 +24,7 @@ def test_a_tokenizer_does_not_differ_from_its_copy(tiny_tokenizer):
 
 def test_differences_of_special_tokens_templates_and_ends_of_answers(tiny_tokenizer, other):
     eos = "its eos_token is '<|endoftext|>', the student's is '<|im_end|>'"
-    closes = "it ends an answer with '<|endoftext|>'; the answers it is given end with the student's '<|im_end|>'"
+    closes = "its chat template ends an answer with '<|endoftext|>'; the answers that it reads end with '<|im_end|>'"
     writes = (
         "its chat template differs from character 33 on: "
         "'endoftext|>\\n<|im_start|>assistant\\nIt is ', the student's 'im_end|>\\n<|im_start|>assistant\\nIt is 4.<'"
@@ -36,7 +36,7 @@ def test_differences_of_special_tokens_templates_and_ends_of_answers(tiny_tokeni
 
 
 def test_a_difference_of_the_tokens_added_around_a_text(tiny_tokenizer, llama_tokenizer):
-    assert "it adds ['<s>'] before a text, the student's tokenizer nothing" in differences(
+    assert "its tokenizer adds ['<s>'] before a text, the student's nothing" in differences(
         tiny_tokenizer, llama_tokenizer, None
     )
 

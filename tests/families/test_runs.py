@@ -62,6 +62,17 @@ def test_packed_with_an_adapter(lab, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_from_the_teachers_stored_states(lab, family, monkeypatch):
+    monkeypatch.setenv("NEOPLUG_HOME", str(lab.path / "home"))
+    teacher = {"model": str(lab.teacher), "dtype": "float32", "cache": {"states": {"dtype": "float32"}}}
+    train = {"max_steps": 1, "per_device_train_batch_size": 2}
+    result = neoplug.run(lab.recipe(teacher=teacher, train=train), output=lab.path / "run")
+    _, divergence, _ = lab.expected()
+    assert lab.lines()[0]["losses"]["forward_kl"] == pytest.approx(divergence.item(), rel=1e-5)
+    assert result["teacher"]["cross_entropy"] > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_padded_and_trained_in_full(lab, monkeypatch):
     """The gradient norm includes every weight: tied heads and embeddings, biases, experts."""
     monkeypatch.setattr(verify, "LAYOUTS", {"padded": verify.LAYOUTS["padded"]})

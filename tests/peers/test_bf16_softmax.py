@@ -4,7 +4,7 @@ import torch
 
 from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
-from neoplug.teachers.live import LiveSignal
+from neoplug.teachers.signals import StatesSignal
 from neoplug.training.objective import objective
 from neoplug_losses.forward_kl import ForwardKL
 
@@ -43,7 +43,7 @@ def test_the_gradient_close_to_the_teacher_is_exact(losses):
         return Head(layer, Vocabulary(V))
 
     hidden = student.clone().requires_grad_()
-    signal = LiveSignal(teacher, head(their_weight))
+    signal = StatesSignal(teacher, head(their_weight))
     named = losses(forward_kl=(1.0, ForwardKL()))
     total, values = objective(named, hidden, head(weight), signal, torch.zeros(N).long(), 0.0)
     total.backward()

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
-from neoplug.teachers.live import LiveSignal
+from neoplug.teachers.signals import StatesSignal
 from neoplug.training.objective import objective
 from neoplug_losses.forward_kl import ForwardKL
 
@@ -36,7 +36,7 @@ def test_only_a_trainable_head_has_a_gradient(losses, trainable):
     states = torch.randn(N, H, requires_grad=True)
     named, labels = losses(forward_kl=(1.0, ForwardKL())), torch.zeros(N).long()
     with Shapes(layer.weight for layer in layers) as shapes:
-        total, _ = objective(named, states, ours, LiveSignal(torch.randn(N, H), theirs), labels, 0.0)
+        total, _ = objective(named, states, ours, StatesSignal(torch.randn(N, H), theirs), labels, 0.0)
         total.backward()
     assert (N, V) in shapes.seen
     assert states.grad.norm() > 0

@@ -5,7 +5,7 @@ import torch
 
 from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
-from neoplug.teachers.live import LiveSignal
+from neoplug.teachers.signals import StatesSignal
 from neoplug.training.objective import objective
 from neoplug_losses.listwise import Listwise
 from neoplug_losses.pairwise import Pairwise
@@ -23,7 +23,7 @@ def test_the_teachers_k_most_likely_tokens_are_ordered(losses, loss, k):
     teacher = torch.randn(N, V, generator=torch.Generator().manual_seed(0))
     student = torch.zeros(N, V, requires_grad=True)
     total, _ = objective(
-        losses(rank=(1.0, loss(k=k))), student, head, LiveSignal(teacher, head), torch.zeros(N).long(), 0.0
+        losses(rank=(1.0, loss(k=k))), student, head, StatesSignal(teacher, head), torch.zeros(N).long(), 0.0
     )
     total.backward()
     ordered = student.grad.gather(-1, teacher.argsort(-1, descending=True))

@@ -11,7 +11,7 @@ from scipy.special import rel_entr, softmax
 
 from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
-from neoplug.teachers.live import LiveSignal
+from neoplug.teachers.signals import StatesSignal
 from neoplug.training.objective import objective
 from neoplug_losses.jsd import JensenShannon
 
@@ -24,7 +24,7 @@ def test_beta_weights_the_teacher_and_its_part_of_the_mixture(losses):
     head = Head(identity, Vocabulary(V))
     teacher, student = 2 * torch.randn(2, N, V, generator=torch.Generator().manual_seed(0))
     named = losses(jsd=(1.0, JensenShannon(beta=0.1)))
-    _, values = objective(named, student, head, LiveSignal(teacher, head), torch.zeros(N).long(), 0.0)
+    _, values = objective(named, student, head, StatesSignal(teacher, head), torch.zeros(N).long(), 0.0)
 
     p, q = (softmax(logits.numpy().astype(np.float64), -1) for logits in (teacher, student))
     right, swapped = 0.1 * p + 0.9 * q, 0.9 * p + 0.1 * q

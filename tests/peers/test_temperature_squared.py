@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
-from neoplug.teachers.live import LiveSignal
+from neoplug.teachers.signals import StatesSignal
 from neoplug.training.objective import objective
 from neoplug_losses.forward_kl import ForwardKL
 from neoplug_losses.jsd import JensenShannon
@@ -25,7 +25,9 @@ def logits():
 
 def value_and_gradient(loss, logits, losses):
     student, teacher = logits[0].clone().requires_grad_(), logits[1]
-    total, _ = objective(losses(loss=(1.0, loss)), student, HEAD, LiveSignal(teacher, HEAD), torch.zeros(N).long(), 0.0)
+    total, _ = objective(
+        losses(loss=(1.0, loss)), student, HEAD, StatesSignal(teacher, HEAD), torch.zeros(N).long(), 0.0
+    )
     total.backward()
     return total.detach(), student.grad
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins
-from neoplug.teachers.live import LiveSignal
+from neoplug.teachers.signals import StatesSignal
 from neoplug.training.objective import Loss, objective
 
 B, L, S, T, V = 3, 16, 12, 20, 61
@@ -138,7 +138,7 @@ def ours():
         head.requires_grad_(True)
         scored = micro.labels != -100
         shared = Vocabulary(len(micro.student_head))
-        signal = LiveSignal(micro.teacher[scored], Head(linear(micro.teacher_head), shared, **teacher or {}))
+        signal = StatesSignal(micro.teacher[scored], Head(linear(micro.teacher_head), shared, **teacher or {}))
         trained = Head(head, shared, **student or {})
         total, _ = objective(losses, states[scored], trained, signal, micro.labels[scored], 0.0)
         mean = total / (tokens or scored.sum())

@@ -116,10 +116,11 @@ def step(closed):
 
     config = LoopConfig(
         teacher=LiveTeacher(language_model(teacher, name, vocabulary)),
-        student=language_model(student, name, vocabulary),
+        student=language_model(student, name, vocabulary), average=None,
         losses=[Loss(name, 1.0, values[name], gradients.get(name)) for name in values], references=[],
         weights={name: Weight(0.5) for name in values}, plugins=Plugins({}),
-        corpus=SimpleNamespace(rows=rows), sampler=SimpleNamespace(micro_batches=lambda step, rank: [[0, 1], [2]]),
+        corpus=SimpleNamespace(rows=rows),
+        sampler=SimpleNamespace(micro_batches=lambda step, rank: [[0, 1], [2]], steps_per_epoch=1),
         optimizer=optimizer, schedule=torch.optim.lr_scheduler.ConstantLR(optimizer), world=World("cpu"),
         settings=Train(max_steps=9), total_steps=9, eval_steps=None, seed=0,
     )  # fmt: skip
@@ -171,5 +172,5 @@ def test_operators_of_a_plugin_are_counted_and_those_of_other_files_are_not(monk
 
 if __name__ == "__main__":
     counts = {way: step(way == "closed form") for way in ("closed form", "autograd")}
-    text = json.dumps({"torch": torch.__version__.split("+")[0], **counts}, indent=1)
+    text = json.dumps({"torch": torch.__version__.split("+")[0], **counts}, indent=2)
     BUDGET.write_text(text + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 
 from neoplug.errors import RecipeError
 from neoplug.registry import find
-from neoplug.registry.confinement import EndedProcess, confined
+from neoplug.registry.confinement import EndedProcess, confined, exits_refused
 
 PLUGIN = """
 {code}
@@ -198,3 +198,44 @@ def test_the_error_of_an_import_names_its_line(written):
     file = written("import sys; sys.exit('no')")
     with pytest.raises(RecipeError, match=r"EndedProcess: it calls sys.exit\('no'\) \(probe.py, line 2\)"):
         find(f"{file}:Probe", file.parent).load()
+
+
+LOSS = """
+import os
+from dataclasses import dataclass
+from neoplug import hookimpl
+
+@dataclass(eq=False)
+class Loss:
+    @hookimpl
+    def token_loss(self, student, labels):
+        {code}
+"""
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit", "os._exit(0)", "os.execv('/bin/true', ['true'])"])
+def test_a_hook_that_ends_the_process_does_not_look_like_a_command_that_went_well(tmp_path, code):
+    file = tmp_path / "loss.py"
+    file.write_text(LOSS.format(code=code))
+    command = [sys.executable, "-m", "neoplug", "check", f"{file}:Loss"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert f"{file}:10" in answer.stdout + answer.stderr
+
+
+def test_processes_of_a_command_may_end():
+    with exits_refused():
+        if (child := os.fork()) == 0:
+            os._exit(3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        with pytest.raises(EndedProcess):
+            os._exit(0)
+
+
+def test_a_signal_that_code_sends_to_its_command_is_delivered():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    with exits_refused():
+        os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]

@@ -326,6 +326,7 @@ def test_what_pluggy_ignores_is_refused(cls, expected):
 def test_every_section_names_hooks_and_every_hook_how_many_may_implement_it():
     assert set(hookspecs.HOOKS_OF_SECTION) == {
         "load",
+        "cache",
         "prepare",
         "adapter",
         "loss",
@@ -359,7 +360,7 @@ def lines_of(warnings):
 
 
 def test_a_deprecated_hook_warns_where_a_plugin_implements_it(monkeypatch):
-    monkeypatch.setitem(hookspecs.on_evaluate.neoplug_spec, "warn_on_impl", DeprecationWarning("it goes in 0.3"))
+    monkeypatch.setitem(SPECS["on_evaluate"].neoplug_spec, "warn_on_impl", DeprecationWarning("it goes in 0.3"))
     with pytest.warns(DeprecationWarning, match="it goes in 0.3") as found:
         plugins = Plugins({"probes": {"x": OneArgument()}})
     assert lines_of(found) == [(__file__, OneArgument.on_evaluate.__code__.co_firstlineno)]
@@ -368,7 +369,7 @@ def test_a_deprecated_hook_warns_where_a_plugin_implements_it(monkeypatch):
 
 def test_a_deprecated_argument_warns_only_where_a_plugin_requests_it(monkeypatch):
     warning = {"tokenizer": DeprecationWarning("tokenizer goes in 0.3")}
-    monkeypatch.setitem(hookspecs.on_evaluate.neoplug_spec, "warn_on_impl_args", warning)
+    monkeypatch.setitem(SPECS["on_evaluate"].neoplug_spec, "warn_on_impl_args", warning)
     with pytest.warns(DeprecationWarning, match="tokenizer goes in 0.3") as found:
         plugins = Plugins({"probes": {"one": OneArgument(), "two": TwoArguments()}})
     assert lines_of(found) == [(__file__, TwoArguments.on_evaluate.__code__.co_firstlineno)]

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from neoplug.cli import main
-from neoplug.errors import DamageError
+from neoplug.errors import DamageError, RecipeError
+from neoplug.recipe import load
+from neoplug.runs.plan import plan
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
@@ -134,6 +136,25 @@ def test_the_saved_student_is_made_again_where_it_was_removed(command, finished)
     assert not command("export")[0]
 
 
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_model_of_a_run_is_verified_where_a_recipe_names_it(module_lab, role):
+    run = module_lab.folder / f"whole-{role}"
+    module_lab.run(run.name, adapter={"full": {}}, train={"max_steps": 1})
+    recipe = load(module_lab.recipe("of-a-run", **{role: {"model": str(run / "model")}}))
+    plan(recipe)
+    files = [file for file in sorted((run / "model").iterdir()) if file.name != "README.md"]  # people edit the card
+    assert {file.name for file in files} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    for number, file in enumerate(files):
+        content = file.read_bytes()
+        list(WAYS.values())[number % len(WAYS)](file)
+        message = rf"of-a-run.yaml:\d+:\d+: the model .* is damaged: {file} "
+        with pytest.raises(RecipeError, match=message) as caught, recipe.marking():
+            plan(recipe)
+        assert "fix: restore it" in str(caught.value)
+        file.write_bytes(content)
+    plan(recipe)
+
+
 @pytest.mark.parametrize(
     ("line", "text"), [(1, ""), (2, '{"step": 7}\n'), (1, "null\n"), (2, '{"step": 2, "tokens": \n')]
 )
@@ -148,4 +169,15 @@ def test_lost_metrics_are_noticed_before_anything_is_trained(module_lab, line, t
     with pytest.raises(DamageError, match=rf"metrics\.jsonl .* (line|step) {line}") as caught:
         module_lab.run(output, module_lab.folder / f"{output}-recipe.yaml", resume=True)
     assert "begins again at step 0" in str(caught.value) or "restore it" in str(caught.value)
+    assert (run / "checkpoints" / "step-3").is_dir()
+
+
+def test_a_changed_number_in_the_metrics_is_noticed_before_anything_is_trained(module_lab):
+    run = module_lab.run("changed", train={"max_steps": 3, "save_steps": 3}).path
+    lines = (run / "metrics.jsonl").read_text()
+    at = lines.index('"loss": ') + len('"loss": ')
+    (run / "metrics.jsonl").write_text(lines[:at] + chr(ord(lines[at]) ^ 1) + lines[at + 1 :])
+    (run / "result.json").unlink()
+    with pytest.raises(DamageError, match=r"metrics\.jsonl changed since the checkpoint of step 3"):
+        module_lab.run("changed", module_lab.folder / "changed-recipe.yaml", resume=True)
     assert (run / "checkpoints" / "step-3").is_dir()

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from neoplug.errors import UsageError
-from neoplug.recipe.schema import Data
+from neoplug.recipe.schema import Data, Recipe, Student
 from neoplug.registry import Entry
 from neoplug.runs.directory import RunDir, chosen_output, default_output
 from neoplug.runs.lock import difference, lock_record
@@ -128,7 +128,7 @@ def test_a_kill_during_append_loses_no_earlier_line(run):
     script = """
         import sys
         from pathlib import Path
-        from neoplug.runs.directory import MetricsFile
+        from neoplug.runs.metrics_file import MetricsFile
         metrics, step = MetricsFile(Path(sys.argv[1])), 0
         while True:
             step += 1
@@ -205,7 +205,9 @@ def test_the_lock_holds_versions_hashes_seed_and_hardware(tmp_path):
         ("loss", "forward_kl"): Entry("forward_kl", "neoplug", "9", "neoplug_losses.forward_kl:ForwardKL"),
     }
     located = SimpleNamespace(source="here", revision="main", sha256="ab", path="/elsewhere", adapter=None)
-    checked = SimpleNamespace(recipe=SimpleNamespace(seed=7, data=Data(source="here")), entries=entries)
+    checked = SimpleNamespace(
+        recipe=Recipe(seed=7, student=Student(model="a"), data=Data(source="here")), entries=entries
+    )
     lock = lock_record(checked, {"student": located, "teacher": None}, "feed")
     assert lock["format"] == 1
     assert lock["seed"] == 7
@@ -239,5 +241,5 @@ def test_the_lock_holds_versions_hashes_seed_and_hardware(tmp_path):
     ],
 )
 def test_the_lock_holds_what_the_recipe_names_of_its_data(data, recorded):
-    checked = SimpleNamespace(recipe=SimpleNamespace(seed=7, data=Data(**data)), entries={})
+    checked = SimpleNamespace(recipe=Recipe(student=Student(model="a"), data=Data(**data)), entries={})
     assert lock_record(checked, {}, "feed")["data"] == {"fingerprint": "feed"} | recorded

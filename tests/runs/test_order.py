@@ -1,4 +1,4 @@
-"""The pseudocode in hookspecs.py is the order of calls: it is expanded, and compared with what a run calls."""
+"""The pseudocode in hookspecs is the order of calls: it is expanded, and compared with what a run calls."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ from neoplug.runs.saved_student import base_of
 
 STEPS, MICRO_BATCHES, EVAL_STEPS, SAVE_STEPS = 4, 2, 3, 2
 NAMES = [*SPECS, "state_dict", "load_state_dict"]
-# A header of a block -> how often the block runs, given the step.
+# A header of a block -> how often the block runs, given the step, without a teacher's cache.
 TIMES = {
     "on the meta device, without data": lambda step: 1,
     "for role in teacher, student": lambda step: 2,
@@ -30,8 +30,21 @@ TIMES = {
     "every save_steps, and after the last step": lambda step: step % SAVE_STEPS == 0 or step == STEPS,
     "in `neoplug export`, after the run": lambda step: 1,
     "in `neoplug preview`, without models": lambda step: 1,
+    "with `teacher.cache`": lambda step: 0,
+    "for document in those that are not stored": lambda step: STEPS * MICRO_BATCHES,
+    "with a cache of entries, in place of these two": lambda step: 0,
 }
+# The same where the teacher's output is cached: of the models, a run then loads and evaluates the student.
+CACHED = TIMES | {
+    "with `teacher.cache`": lambda step: 1,
+    "for role in teacher, student": lambda step: 1,
+    "for model in teacher, student": lambda step: 1,
+}
+EVERY = CACHED | {"with a cache of entries, in place of these two": lambda step: 1}
 RECORDERS = """
+from neoplug import StatesSignal
+
+
 def record(*hooks):
     '''Write the names of the hooks that are called into a file.'''
     with open("FILE", "a") as file:
@@ -48,6 +61,26 @@ class Loads:
     @hookimpl
     def after_load(self):
         record("after_load")
+
+
+@dataclass(eq=False)
+class Stores:
+    serves = "full"
+
+    @hookimpl
+    def fit_cache(self):
+        record("fit_cache")
+        return {}
+
+    @hookimpl
+    def encode_teacher(self, states):
+        record("encode_teacher")
+        return {"states": states}
+
+    @hookimpl
+    def decode_teacher(self, stored, head):
+        record("decode_teacher")
+        return StatesSignal(torch.cat([part["states"] for part in stored]), head)
 
 
 @dataclass(eq=False)
@@ -173,8 +206,8 @@ def lines():
     return [(len(line) - len(line.lstrip()), re.split(r"\s{3,}", line.strip())[0]) for line in code.splitlines()]
 
 
-def expand(block, step=0):
-    """Return the hooks that lines of pseudocode call, in order."""
+def expand(block, step=0, times=TIMES):
+    """Return the hooks that lines of pseudocode call, in order; `times` has how often each block runs."""
     called = []
     while block:
         (indent, code), block = block[0], block[1:]
@@ -183,9 +216,8 @@ def expand(block, step=0):
             inner, block = [*inner, block[0]], block[1:]
         called += re.findall(rf"\b({'|'.join(NAMES)})\(", code)
         if inner:
-            times = TIMES[code.removesuffix(":")](step)
-            for number in range(int(times)):
-                called += expand(inner, number + 1 if code.startswith("for step") else step)
+            for number in range(int(times[code.removesuffix(":")](step))):
+                called += expand(inner, number + 1 if code.startswith("for step") else step, times)
     return called
 
 
@@ -196,15 +228,18 @@ def test_a_block_is_expanded_as_often_as_it_runs():
 
 
 def test_every_hook_is_in_the_expansion():
-    assert set(expand(lines())) == set(NAMES)
+    assert set(expand(lines(), times=EVERY)) == set(NAMES)
 
 
-def test_a_run_calls_its_hooks_in_the_order_of_the_pseudocode(lab):
+@pytest.mark.parametrize("cache", [{}, {"cache": {"./recorders.py:Stores": {}}}], ids=["a model", "a cache"])
+def test_a_run_calls_its_hooks_in_the_order_of_the_pseudocode(lab, monkeypatch, cache):
+    """Records are decoded in a thread, so only how often is compared."""
+    monkeypatch.setenv("NEOPLUG_HOME", str(lab.folder / "home"))
     log = lab.folder / "calls.txt"
     lab.plugin("recorders", RECORDERS.replace("FILE", str(log)))
     run = lab.run(
         "run",
-        teacher={"load": {"./recorders.py:Loads": {}}},
+        teacher={"load": {"./recorders.py:Loads": {}}, **cache},
         student={"load": {"./recorders.py:Loads": {}}, "prepare": {"./recorders.py:Prepares": {}}},
         adapter={"./recorders.py:Adapts": {}},
         optimizer={"./recorders.py:Optimizes": {}},
@@ -220,7 +255,13 @@ def test_a_run_calls_its_hooks_in_the_order_of_the_pseudocode(lab):
     directory = RunDir.open(run.path)
     standalone_model(directory, base_of(directory, Consent()), Consent())
     preview(recipes.load(run.path / "recipe.yaml"), rows=1)
-    assert Path(log).read_text(encoding="utf-8").split() == expand(lines())
+    called = Path(log).read_text(encoding="utf-8").split()
+    expected = expand(lines(), times=CACHED if cache else TIMES)
+    if cache:
+        expected.remove("cache_folder")
+    in_thread = "decode_teacher"
+    assert [hook for hook in called if hook != in_thread] == [hook for hook in expected if hook != in_thread]
+    assert called.count(in_thread) == expected.count(in_thread)
 
 
 FAILS = """

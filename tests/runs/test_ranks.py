@@ -93,6 +93,18 @@ class KillBefore:
 
 
 @dataclass(eq=False)
+class KillEarly:
+    '''Kills the process of a rank while the student is prepared.'''
+
+    rank: int
+
+    @hookimpl
+    def prepare_student(self):
+        if int(os.environ["RANK"]) == self.rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(eq=False)
 class Ridge:
     @hookimpl
     def penalty(self, model):
@@ -162,6 +174,32 @@ def test_two_ranks_train_as_one(lab, drop, adapter):
         assert ours == pytest.approx(theirs, rel=1e-4)
     assert done.stdout.count("written to ") == 1
     assert done.stdout.count("forward KL") == 1
+
+
+def test_two_ranks_teach_themselves_as_one(lab):
+    """A rank is idle in the last step."""
+    lab.base["teacher"] = {"self": "ema", "decay": 0.6}
+    sections = {
+        "adapter": {"lora_fa": {"r": 4}},
+        "optimizer": {"sgd": {"momentum": 0.5}},
+        "loss": {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0}},
+        "data": {"max_length": 160, "packing": False, "held_out": 3},
+    }
+    train = {"max_steps": 6, "save_steps": 2, "learning_rate": 0.1, "log_gradient_norms": True}
+    two = lab.recipe("two", train=train | {"gradient_accumulation_steps": 2}, **sections)
+    done = launch(lab, two, "two")
+    assert done.returncode == 0, done.stderr
+    one = lab.run("one", train=train | {"gradient_accumulation_steps": 4}, **sections)
+    run = lab.at("two")
+    for ours, theirs in zip(run.lines, one.lines, strict=True):
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4, abs=1e-7)
+        assert ours.get("gradient_norms", {}) == pytest.approx(theirs.get("gradient_norms", {}), rel=1e-3, abs=1e-6)
+    for key in ("teacher", "after"):
+        ours, theirs = ({**each.result[key], "probes": 0} for each in (run, one))
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    ours, theirs = (load_file(each.path / "checkpoints/step-6/average.safetensors") for each in (run, one))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_the_mistakes_of_a_recipe_are_printed_once(lab):
@@ -254,6 +292,20 @@ def test_the_result_names_a_killed_rank_and_the_steps(lab, ranks, killed):
     assert "memory" in why
     assert fix == "fix: start the run again with --resume, which goes on after step 4"
     assert set(result) >= {"before", "teacher"}
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_rank_that_is_killed_before_there_is_a_run_is_named(lab, killed):
+    lab.plugin("parts", PARTS)
+    recipe = lab.recipe(student={"prepare": {"./parts.py:KillEarly": {"rank": killed}}}, train={"max_steps": 1})
+    processes = start_ranks(lab, recipe, "run", 2)
+    errors = [process.communicate(timeout=240)[1].decode() for process in (processes[1 - killed], processes[killed])]
+    assert [process.returncode for process in (processes[1 - killed], processes[killed])] == [1, -signal.SIGKILL]
+    assert "Traceback" not in errors[0]
+    name = f"rank {killed} (process {processes[killed].pid} on {socket.gethostname()})"
+    assert f"{name} was killed by SIGKILL, before the first step\nwhy: " in errors[0]
+    assert errors[0].endswith("fix: start the run again\n")
+    assert not (lab.folder / "run").exists()
 
 
 def test_a_rank_that_is_killed_before_training_is_named_although_torchrun_stops_the_others(lab):

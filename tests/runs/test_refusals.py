@@ -43,6 +43,11 @@ class Meter:
         if self.kind == "exit later":
             model.register_forward_pre_hook(lambda *_: exit(0))
             return {}
+        if self.kind == "end":
+            os._exit(0)
+        if self.kind == "end later":
+            model.register_forward_pre_hook(lambda *_: os._exit(0))
+            return {}
         return {"loss": {"loss": 0.0}, "shape": {"norms": torch.ones(3)}}[self.kind]
 
 
@@ -83,6 +88,8 @@ def test_a_gradient_of_another_shape_is_refused(lab):
         ("shape", r"the metric `norms`, which is shape \[3\]"),
         ("exit", "`on_step_end`: SystemExit: 0"),
         ("exit later", r"sys.exit\(0\)"),
+        ("end", "`on_step_end`: EndedProcess: it calls os._exit"),
+        ("end later", r"it calls os._exit\nat: [^\n]*answers.py:\d+"),
     ],
 )
 def test_a_plugin_that_breaks_a_step_is_named(lab, kind, message):

@@ -95,6 +95,6 @@ def test_the_loop_prefetches_the_next_micro_batch(lab, monkeypatch):
     monkeypatch.setattr(ModelLoader, "load_teacher", lambda self: served)
     lab.run("stored", **sections)
     announced = [at for at, (what, _) in enumerate(served.events) if what == "prefetch"]
-    assert len(announced) == 2 * 2  # two steps of three micro-batches each: all but the first of a step
+    assert len(announced) == 2 * 3 - 1  # two steps of three micro-batches each: all but the first of the run
     for at in announced:
         assert served.events[at + 1] == ("signal", served.events[at][1])

@@ -17,10 +17,10 @@ from neoplug.training.objective import Loss, log_probabilities, objective
 N, HIDDEN, V = 5, 8, 30
 
 
-class Sparse:
-    """A signal of ids and log-probabilities only."""
+class Layers:
+    """A signal of the hidden states of layers only."""
 
-    provides = frozenset({"sparse"})
+    provides = frozenset({"layers"})
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def forward_kl(student, teacher, labels, progress):
 
 
 def by_the_objective(head, hidden):
-    objective([Loss("kd", 1.0, forward_kl)], hidden, head, Sparse(), torch.zeros(N).long(), 0.0)
+    objective([Loss("kd", 1.0, forward_kl)], hidden, head, Layers(), torch.zeros(N).long(), 0.0)
 
 
 def by_evaluation(head, hidden):
-    list(log_probabilities(head, hidden.detach(), Sparse()))
+    list(log_probabilities(head, hidden.detach(), Layers()))
 
 
 @pytest.mark.parametrize("reader", [by_the_objective, by_evaluation])
@@ -45,7 +45,7 @@ def test_a_signal_without_logits_is_refused_in_a_sentence(head, reader):
     with pytest.raises(RunError) as refused:
         reader(head, torch.randn(N, HIDDEN, requires_grad=True))
     assert str(refused.value).splitlines() == [
-        "the teacher's signal (Sparse) has no logits; it provides sparse",
+        "the teacher's signal (Layers) has no logits; it provides layers",
         "why: losses and evaluation read the teacher's probability of every token of the vocabulary",
         "fix: use a teacher that provides logits, such as a model in memory",
     ]

@@ -16,7 +16,7 @@ from neoplug.hookspecs import hookimpl
 from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins
-from neoplug.teachers.live import LiveSignal
+from neoplug.teachers.signals import StatesSignal
 from neoplug.training import objective as module
 from neoplug.training.objective import Loss, TokenWeights, log_probabilities, objective
 from neoplug_losses.cross_entropy import CrossEntropy
@@ -83,7 +83,7 @@ def test_it_equals_whole_logits_in_float64(closed, kind, monkeypatch):
     places = torch.randint(size, (tokens,))
     labels = places if ids is None else ids[places]
 
-    total, values = objective(losses(closed), hidden, head, LiveSignal(states, teacher), labels, 0.0)
+    total, values = objective(losses(closed), hidden, head, StatesSignal(states, teacher), labels, 0.0)
     (3 * total).backward()
 
     expected_hidden = hidden.detach().double().requires_grad_()
@@ -138,7 +138,7 @@ def test_token_weights_are_factors_of_each_tokens_loss_and_gradient(closed, monk
     functions = Plugins({"token_weights": {"open": Open(), "hard": Hard()}}).functions("token_weight")
     weights = TokenWeights(functions, position)
     total, values = objective(
-        losses(closed), hidden, head, LiveSignal(states, teacher), labels, 0.5, token_weights=weights
+        losses(closed), hidden, head, StatesSignal(states, teacher), labels, 0.5, token_weights=weights
     )
     total.backward()
 
@@ -194,7 +194,7 @@ def test_the_chunk_size_has_no_effect(tokens, block, tile, seed):
             patch.setattr(module, "BLOCK", block)
             patch.setattr(module, "TILE", tile)
             hidden = states[0].clone().requires_grad_()
-            total, _ = objective(losses(), hidden, head, LiveSignal(states[1], teacher), labels, 0.0)
+            total, _ = objective(losses(), hidden, head, StatesSignal(states[1], teacher), labels, 0.0)
             total.backward()
         return total.detach(), hidden.grad
 
@@ -206,7 +206,7 @@ def test_without_answer_tokens_the_loss_is_zero_and_not_nan():
     hidden = torch.zeros(0, HIDDEN, requires_grad=True)
     head = Head(linear(20, 1).requires_grad_(), Vocabulary(20))
     total, values = objective(
-        losses(), hidden, head, LiveSignal(torch.zeros(0, HIDDEN), head), torch.zeros(0, dtype=torch.int64), 0.0
+        losses(), hidden, head, StatesSignal(torch.zeros(0, HIDDEN), head), torch.zeros(0, dtype=torch.int64), 0.0
     )
     total.backward()
     assert total == 0
@@ -244,7 +244,7 @@ def test_the_error_with_bfloat16_states_is_the_rounding_of_their_gradient():
     hidden = (teacher + 0.02 * torch.randn_like(teacher)).requires_grad_()
     ours = Head(head, Vocabulary(300))
     total, _ = objective(
-        losses(names=("forward_kl",)), hidden, ours, LiveSignal(teacher, ours), torch.zeros(64).long(), 0
+        losses(names=("forward_kl",)), hidden, ours, StatesSignal(teacher, ours), torch.zeros(64).long(), 0
     )
     total.backward()
 
@@ -280,7 +280,7 @@ def test_logits_of_all_tokens_are_never_in_memory(closed, monkeypatch):
     hidden = torch.randn(tokens, HIDDEN, requires_grad=True)
     labels = torch.randint(vocabulary, (tokens,))
     with Largest() as largest:
-        total, _ = objective(losses(closed), hidden, head, LiveSignal(hidden.detach(), teacher), labels, 0.0)
+        total, _ = objective(losses(closed), hidden, head, StatesSignal(hidden.detach(), teacher), labels, 0.0)
         total.backward()
     assert largest.elements <= max(2**12, vocabulary * HIDDEN) < tokens * vocabulary
 
@@ -290,7 +290,7 @@ def test_the_teachers_log_probabilities_are_moved_to_the_students_device(monkeyp
     """The teacher is on the CPU, the student on meta, which raises an error for operations with CPU tensors."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # autocast does not support meta
     vocabulary = Vocabulary(50, torch.arange(0, 100, 2))
-    teacher = LiveSignal(torch.randn(4, 8), Head(nn.Linear(8, 100).requires_grad_(False), vocabulary))
+    teacher = StatesSignal(torch.randn(4, 8), Head(nn.Linear(8, 100).requires_grad_(False), vocabulary))
     student = Head(nn.Linear(16, 100, device="meta"), vocabulary)
     hidden, labels = (torch.empty(shape, device="meta") for shape in ((4, 16), (4,)))
     total, each = objective(losses(closed), hidden.requires_grad_(), student, teacher, labels.long(), 0.0)
@@ -303,7 +303,7 @@ def test_log_probabilities_are_yielded_tile_by_tile_in_order(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 60)
     monkeypatch.setattr(module, "TILE", 2 * 20)
     head, hidden = Head(linear(20, 1), Vocabulary(20)), torch.randn(11, HIDDEN)
-    found = list(log_probabilities(head, hidden, LiveSignal(hidden, head)))
+    found = list(log_probabilities(head, hidden, StatesSignal(hidden, head)))
     assert torch.equal(torch.cat([torch.arange(11)[rows] for rows, _, _ in found]), torch.arange(11))
     whole = torch.log_softmax(hidden.double() @ head.module.weight.double().t(), -1).float()
     torch.testing.assert_close(torch.cat([log_q for _, log_q, _ in found]), whole, rtol=1e-5, atol=1e-5)
@@ -344,4 +344,4 @@ def test_a_loss_that_writes_into_shared_arguments_is_refused(closed, name):
     head = Head(linear(20, 1), Vocabulary(20))
     hidden, labels = torch.randn(3, HIDDEN, requires_grad=True), torch.arange(3)
     with pytest.raises(RunError, match=f"the plugin `odd` in `{hook}` wrote into `{name}`"):
-        objective([odd, *losses()], hidden, head, LiveSignal(hidden.detach(), head), labels, 0.0)
+        objective([odd, *losses()], hidden, head, StatesSignal(hidden.detach(), head), labels, 0.0)

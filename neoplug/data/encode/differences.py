@@ -26,7 +26,7 @@ SAMPLE: list[Message] = [
     {"role": "user", "content": "Are you sure?"},
     {"role": "assistant", "content": ANSWER},
 ]
-DIFFERENCE = "the teacher's tokenizer is not the student's: {}"  # around each sentence of `differences`
+DIFFERENCE = "the teacher differs from the student: {}"  # around each sentence of `differences`
 SHOWN = 40  # characters of each text after the first difference
 
 
@@ -55,7 +55,7 @@ def differences(student: Tokenizer, teacher: Tokenizer, templates: Templates | N
         if (of_teacher := getattr(teacher, name)) != (of_student := getattr(student, name))
     ]
     affixes = [
-        f"it adds {of_teacher or 'nothing'} {where} a text, the student's tokenizer {of_student or 'nothing'}"
+        f"its tokenizer adds {of_teacher or 'nothing'} {where} a text, the student's {of_student or 'nothing'}"
         for where, of_teacher, of_student in zip(("before", "after"), _affixes(teacher), _affixes(student), strict=True)
         if of_teacher != of_student
     ]
@@ -84,7 +84,7 @@ def _template_differences(student: Tokenizer, teacher: Tokenizer, templates: Tem
         yield f"its chat template differs {_first_difference(of_teacher.text, of_student.text)}"
     ends = _end_of_answer(of_teacher), _end_of_answer(of_student)
     if ends[0] != ends[1]:
-        yield f"it ends an answer with {ends[0]!r}; the answers it is given end with the student's {ends[1]!r}"
+        yield f"its chat template ends an answer with {ends[0]!r}; the answers that it reads end with {ends[1]!r}"
 
 
 def _first_difference(of_teacher: str, of_student: str) -> str:

@@ -1,0 +1,166 @@
+"""Hooks of a training step.
+
+N answer tokens, V shared vocabulary; the package has the run in pseudocode and the legend of all hooks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from neoplug.answers.rules import answers, returns, version_added
+from neoplug.hookspecs.markers import hookspec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Generator, Tensor
+
+    from neoplug.data.batch import Batch
+
+SPARSE_ARGUMENTS = ("student", "ids", "probabilities", "rest", "teacher_entropy", "labels")
+
+
+@hookspec
+@answers("all")
+@returns("edited batch")
+@version_added("0.1")
+def edit_batch(batch: Batch, progress: float, rng: Generator) -> None:
+    """Change a training micro-batch in place, on the CPU, before the forward passes of teacher and student.
+
+    batch     a `neoplug.Batch`: `labels` [N] and `input_ids` [T] may be rewritten; shortening `positions`, `labels`
+              and `rows` together drops answer tokens from the objective. Tokens are those that the models share, and
+              with token weights documents keep their lengths and answer tokens their positions
+    progress  0.0 at the first optimizer step, 1.0 at the last
+    rng       seeded by (seed, plugin name, step, micro-batch), so a resumed run draws the same numbers
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("each loss")
+@returns("tensor", shapes=("N",), gradient=True, read_only=("student", "teacher", "labels"))
+@version_added("0.1")
+def token_loss(student: Tensor, teacher: Tensor, labels: Tensor, progress: float) -> Tensor:
+    """Return the loss of each token. Called for each chunk of answer tokens, several times a step.
+
+    student   [N, V] float32 log-probabilities at temperature 1, with gradient
+    teacher   [N, V] float32 log-probabilities without gradient, read-only
+    labels    [N] int64; masked positions are already removed
+    progress  0.0 at the first optimizer step, 1.0 at the last
+    returns   [N] float32 nats, finite, with a gradient to `student`, without mean, mask, shift or weight: the loop
+              applies these to all losses alike
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("each loss")
+@returns("tensors", shapes=("N", "N V"), read_only=("student", "teacher", "labels"))
+@version_added("0.1")
+def token_gradient(student: Tensor, teacher: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+    """Return the loss of each token and its closed-form gradient. Optional next to `token_loss`; faster than autograd.
+
+    Called under `torch.no_grad`.
+
+    student, teacher, labels, progress   as for `token_loss`, but without gradient
+    returns   [N] the loss and [N, V] its gradient with respect to the student's *logits* (not log-probabilities)
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("each loss")
+@returns("tensor", shapes=("N",), gradient=True, read_only=SPARSE_ARGUMENTS)
+@version_added("0.1")
+def token_loss_sparse(
+    student: Tensor, ids: Tensor, probabilities: Tensor, rest: Tensor | None, teacher_entropy: Tensor, labels: Tensor,
+    progress: float,
+) -> Tensor:  # fmt: skip
+    """Return the loss of each token where a few entries of the teacher's distribution are known.
+
+    Called in place of `token_loss` where the recipe's `teacher.cache` stores entries. A loss implements it if its
+    `reads_teacher` is "linear" (its gradient is linear in the teacher's probabilities) or "buckets" (it can be computed
+    from the probabilities of some tokens and the mass of all others, as one bucket).
+
+    student, labels, progress   as for `token_loss`
+    ids              [N, K] int64: columns of `student`, the teacher's most probable token first
+    probabilities    [N, K] float32: the teacher's, 0 where a token has fewer than K entries
+    rest             [N] float32: the mass of all tokens without an entry, which no loss but a "linear" one can do
+                     without. None: the entries are sampled; they add up to 1, and their expectation is the teacher's
+                     distribution, but an id may occur twice, and a probability may be negative
+    teacher_entropy  [N] float32 nats, of the whole distribution
+    returns          as for `token_loss`; of sampled entries a value may be negative
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("each loss")
+@returns("tensors", shapes=("N", "N V"), read_only=SPARSE_ARGUMENTS)
+@version_added("0.1")
+def token_gradient_sparse(
+    student: Tensor, ids: Tensor, probabilities: Tensor, rest: Tensor | None, teacher_entropy: Tensor, labels: Tensor,
+    progress: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the loss of each token and its closed-form gradient. Optional next to `token_loss_sparse`.
+
+    student, ids, probabilities, rest, teacher_entropy, labels, progress   as for `token_loss_sparse`
+    returns   as for `token_gradient`
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("all")
+@returns("tensor", shapes=("N",), read_only=("student", "teacher", "teacher_entropy", "labels"))
+@version_added("0.1")
+def token_weight(
+    student: Tensor, teacher: Tensor, teacher_entropy: Tensor, labels: Tensor, position: Tensor, progress: float
+) -> Tensor:
+    """Return the weight of each answer token. Weights of several plugins are multiplied; `torch.no_grad` is on.
+
+    A weight multiplies the loss and gradient of its token, for all losses alike. The loop still divides by the number
+    of answer tokens, so weights whose mean is not 1 change the size of the step; `loss` and `losses` of the metrics are
+    weighted.
+
+    student, teacher, labels, progress   as for `token_loss`, but without gradient and read-only
+    teacher_entropy  [N] float32 nats; unlike `teacher`, it is known with every `teacher.cache`
+    position  [N] int64, 0 for the first token of its answer. An answer is a maximal run of answer tokens: an
+              assistant's turn with its end token, or with `train_on: all` the document. Dropping or rewriting labels
+              does not change positions; those of a window of a long document start at the window
+    returns   [N] float32, finite and at least 0; any other value ends the run at the next log line
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("all")
+@returns("scalar", gradient=True)
+@version_added("0.1")
+def penalty(model: torch.nn.Module, progress: float) -> Tensor:
+    """Return a scalar, with gradient, that is added to the loss once an optimizer step; logged separately from `loss`.
+
+    model     returned by `add_adapter`
+    progress  0.0 at the first optimizer step, 1.0 at the last
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("all")
+@returns("numbers")
+@version_added("0.1")
+def on_step_end(
+    step: int, progress: float, model: torch.nn.Module, metrics: dict[str, Any], name: str
+) -> dict[str, Any] | None:
+    """Called after each optimizer step, before gradients are set to zero.
+
+    step      1 after the first optimizer step
+    progress  that of this step's losses: 0.0 at the first optimizer step, 1.0 at the last
+    model     returned by `add_adapter`
+    metrics   of this step: `step`, `counts` [2] int64 (answer tokens, tokens), `sums` [K] float32 nats summed over
+              answer tokens in the order of the losses' names, `losses` {name: nats per answer token}, `grad_norm`,
+              `penalty`; tensors are on the device that computed them, and reading one on the host synchronises
+    name      of this plugin in the recipe, which is a loss's key in `losses`
+    returns   further metrics for this step's line (numbers or scalar tensors), or None
+    """
+    raise NotImplementedError
