@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from neoplug.studies.estimate import Estimate
     from neoplug.studies.execute import StudyResult
     from neoplug.studies.study import Study
+    from neoplug.studies.summary_schema import Summary
 
 
 def study(
@@ -118,14 +119,13 @@ def print_estimate(checked: "Study", found: "Estimate") -> None:
 
 
 def print_result(checked: "Study", result: "StudyResult", as_json: bool) -> None:
-    """Print a line for each arm; nothing where jobs are left, whose commands are printed."""
+    """Print a line for each arm and planned comparison; nothing where jobs are left, whose commands are printed."""
     if result.left:
         return
     frame = result.results
     if as_json:
-        echo_json(
-            {"path": str(result.path), "results": frame.astype(object).where(frame.notna(), None).to_dict("records")}
-        )
+        rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        echo_json({"path": str(result.path), "results": rows, "summary": result.summary.model_dump(mode="json")})
         return
     metrics = [name for name in checked.metrics if name in frame]
     rows = []
@@ -138,6 +138,31 @@ def print_result(checked: "Study", result: "StudyResult", as_json: bool) -> None
     table(rows, header=("", "runs", *metrics), numbers=True)
     for (status, reason), group in frame[frame["status"] != "completed"].groupby(["status", "reason"]):
         echo(f"{len(group)} {status.replace('_', ' ')}: {reason.partition(chr(10))[0]}")
-    heading("tables")
-    table([(f"  {name}",) for name in ("results.csv", "references.csv", "documents.parquet", "ledger.jsonl")])
-    echo(f"  in {result.path}")
+    print_summary(result.summary)
+    heading("files")
+    files = ("results.csv", "references.csv", "documents.parquet", "summary.json", "ledger.jsonl")
+    table([(f"  {name}",) for name in files])
+    echo(f"  in {result.path}; `neoplug report {result.path}` shows them as a page")
+
+
+def print_summary(summary: "Summary") -> None:
+    """Print the planned comparisons and the answer for each family and metric."""
+    from neoplug.studies.report.numbers import decimals_for, fixed, interval, p_value
+
+    for answer in summary.robust:
+        lines = [line for line in summary.contrasts if (line.family, line.metric) == (answer.family, answer.metric)]
+        decimals = decimals_for(end for line in lines for end in line.interval or ())
+        heading(f"{answer.family}, {answer.metric}: robust {answer.robust} ({answer.reason})")
+        cells = [
+            (
+                f"  {line.arm} - {line.control}",
+                fixed(line.estimate, decimals, signed=True),
+                interval(line.interval, decimals, signed=True),
+                p_value(line.p_adjusted),
+                str(line.n),
+            )
+            for line in lines
+        ]
+        table(cells, header=("", "difference", "95 % interval", "adjusted p", "seeds"), numbers=True)
+    for remark in summary.remarks:
+        echo(f"  {remark}")

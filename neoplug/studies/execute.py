@@ -14,13 +14,16 @@ from neoplug.runs.signals import stopping
 from neoplug.studies.directory import STUDY, StudyDir
 from neoplug.studies.executors import make_executor
 from neoplug.studies.jobs import Identities
-from neoplug.studies.scheduler import Scheduler
+from neoplug.studies.matching import matched
+from neoplug.studies.scheduler import SUMMARY, Scheduler
 from neoplug.studies.specification import read
 from neoplug.studies.status import Unwatched, Watch
 from neoplug.studies.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from neoplug.studies.summary_schema import Summary
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,13 @@ class StudyResult:
     def documents(self) -> "pd.DataFrame":
         """The sums of each job on each held-out document."""
         return self._table("documents")
+
+    @property
+    def summary(self) -> "Summary":
+        """What the test runs say about the planned comparisons."""
+        from neoplug.studies.summary_schema import Summary
+
+        return Summary.model_validate(read_json(self.path / SUMMARY, "run the study again, which writes it"))
 
     def _table(self, name: str) -> "pd.DataFrame":
         import pandas as pd
@@ -79,11 +89,14 @@ def study(
 
 
 def read_study(source: str | Path, overrides: Sequence[str] = (), trust: Sequence[str | Path] = ()) -> Study:
-    """Return a study, given as a file, by the name of a shipped one, or as a study's directory. Raises RecipeError."""
+    """Return a study, given as a file, by the name of a shipped one, or as a study's directory; sizes are matched.
+
+    Raises RecipeError.
+    """
     if StudyDir.is_study(source):
         known = read_json(Path(source) / STUDY, "name the study file, with --output for the directory")
         source, overrides = known["file"], [*known["overrides"], *overrides]
-    return read(source, overrides, trust=trust)
+    return matched(read(source, overrides, trust=trust))
 
 
 def chosen_folder(source: str | Path, output: str | Path | None, checked: Study) -> Path:

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from neoplug.errors import Interrupted, NeoplugError, RecipeError
+from neoplug.files import write_atomically
 from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.signals import Stop
 from neoplug.studies.directory import StudyDir
@@ -27,6 +28,7 @@ from neoplug.studies.search import Agenda, agenda
 from neoplug.studies.shared_inputs import distinct, validate
 from neoplug.studies.status import State, StatusFile, Watch
 from neoplug.studies.study import Study
+from neoplug.studies.summary import summarise
 from neoplug.studies.tables import LEARNING_RATE, write_tables
 from neoplug.studies.worker import make_row
 
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 RETRIES = 3  # of a job whose process is lost
 PROCESS = 600_000_000  # bytes of Python, torch and transformers in a process that runs
 TICK = 0.5  # seconds between two looks at signals
+SUMMARY = "summary.json"
 UNUSABLE = "no trial of the search completed with all tuning seeds"
 
 
@@ -231,14 +234,17 @@ class Scheduler:
         return self.needs[arm]
 
     def write_tables(self, wanted: Agenda) -> None:
-        """Write the tables; an arm of which no trial can be used has rows that say so."""
+        """Write tables and summary; an arm of which no trial can be used has rows that say so."""
         unusable = [
             (job, make_row(self.directory, job.as_dict(), status="failed", reason=UNUSABLE))
             for arm in self.study.arms
             if wanted.chosen.get(arm.name, {}) is None
             for job in (Job("", arm, "test", seed, {}) for seed in self.study.seeds)
         ]
-        write_tables(self.directory, [*self.done(wanted), *unusable], self.rates)
+        tables = write_tables(self.directory, [*self.done(wanted), *unusable], self.rates)
+        documents = None if tables.documents is None else tables.documents.to_pandas()
+        summary = summarise(self.study, tables.results, documents, tables.references)
+        write_atomically(self.directory.path / SUMMARY, summary.model_dump_json(indent=2) + "\n")
 
     @cached_property
     def rates(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Inputs that many runs of a study share: tokens and prepared students, built once before the first run."""
+"""Inputs that many runs of a study share, built once before the first: tokens, prepared students, teachers' caches."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,14 +25,17 @@ def distinct(recipes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def build(directory: StudyDir, job: str) -> None:
-    """Tokenise the data of a job and prepare its student; both stay in the cache."""
+    """Tokenise the data of a job, prepare its student, store its teacher's output; all stay in the cache."""
+    from neoplug.distributed.world import World
     from neoplug.runs.inputs import prepare_student, resolve_inputs
     from neoplug.runs.process import isolated
     from neoplug.runs.progress import Silent
+    from neoplug.runs.teacher_build import with_cache
 
     checked = directory.recipe(job)
     with isolated():
-        prepare_student(checked, resolve_inputs(checked, Silent()), Silent())
+        inputs = prepare_student(checked, resolve_inputs(checked, Silent()), Silent())
+        with_cache(checked, inputs, World(checked.recipe.student.device), Silent())
 
 
 def validate(checked: ResolvedRecipe) -> None:

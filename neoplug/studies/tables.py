@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neoplug.files import write_atomically
 from neoplug.registry.measures import MEASURES
@@ -91,13 +91,23 @@ def documents_of(directory: StudyDir, done: Iterable[tuple[Job, Row]]) -> pyarro
     return pyarrow.concat_tables(tables, promote_options="default").combine_chunks() if tables else None
 
 
-def write_tables(directory: StudyDir, done: Sequence[tuple[Job, Row]], rates: Mapping[str, float]) -> None:
-    """Write all tables into the study's directory, each file atomically."""
-    for name, frame in (("results", results_of(directory, done, rates)), ("references", references_of(done))):
+class Tables(NamedTuple):
+    """The tables of a study; there are no documents where no job completed."""
+
+    results: pd.DataFrame
+    references: pd.DataFrame
+    documents: pyarrow.Table | None
+
+
+def write_tables(directory: StudyDir, done: Sequence[tuple[Job, Row]], rates: Mapping[str, float]) -> Tables:
+    """Write all tables into the study's directory, each file atomically; return them."""
+    tables = Tables(results_of(directory, done, rates), references_of(done), documents_of(directory, done))
+    for name, frame in (("results", tables.results), ("references", tables.references)):
         write_atomically(directory.path / f"{name}.csv", frame.to_csv(index=False))
         write_atomically(directory.path / f"{name}.parquet", frame.to_parquet(index=False))
-    if (documents := documents_of(directory, done)) is not None:
-        write_atomically(directory.path / "documents.parquet", as_parquet(documents))
+    if tables.documents is not None:
+        write_atomically(directory.path / "documents.parquet", as_parquet(tables.documents))
+    return tables
 
 
 def as_parquet(table: pyarrow.Table) -> bytes:
