@@ -107,6 +107,8 @@ class Turns:
 class FullRows:
     """A sampler of one row per step, among the rows that are one document of the maximal length."""
 
+    steps_per_epoch = 1  # no teacher is read from a cache, which may have another sample for each epoch
+
     def __init__(self, corpus: Corpus) -> None:
         full = [number for number, length in enumerate(corpus.row_lengths) if length == LENGTH]
         self.rows = [number for number in full if len(corpus.rows[number]) == 1]

@@ -251,7 +251,7 @@ def cached(teacher: Any, kind: str, rows: list[list[Any]]) -> Any:
         writer.add(text.content_hash, [record], len(part))
     writer.flush()
     save_file(teacher.head.effective_linear(header.hidden_size).state_dict(), folder / HEAD)
-    return TeacherCache(folder, header, plugin).teacher(teacher.head.vocabulary, teacher.device)
+    return TeacherCache(folder, header, plugins).teacher(teacher.head.vocabulary, teacher.device)
 
 
 def documents(rows: Rows) -> list[list[Any]]:

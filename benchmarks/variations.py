@@ -15,6 +15,7 @@ Variation = Callable[[random.Random, dict[str, Any]], Iterator[Change]]
 SECTIONS = {"train": "Train", "data": "Data", "evaluate": "Evaluate", "student": "Student", "teacher": "Teacher"}
 ONE, SEVERAL = ("adapter", "optimizer"), ("loss", "token_weights")  # plugins that a recipe names under them
 NEEDED = ("model", "source", "prepare")
+OF_ANOTHER_TEACHER = ("self", "decay")  # values that a teacher with a model refuses
 COMMENTS = ("# a comment", "#", "# a: [b", "")
 
 
@@ -88,6 +89,7 @@ def _changes(rng: random.Random, recipe: dict[str, Any]) -> Iterator[Change]:
 def _value(rng: random.Random, recipe: dict[str, Any]) -> Iterator[Change]:
     section = rng.choice([*SECTIONS])
     properties = _schema()["$defs"][SECTIONS[section]]["properties"]
+    properties = {key: kind for key, kind in properties.items() if key not in OF_ANOTHER_TEACHER}
     yield from (((section, key), value) for key, value in _sampled(rng, properties))
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from neoplug.cli.arguments import Overrides
+from neoplug.cli.arguments import Overrides, Trust
 from neoplug.cli.screen import duration, echo, heading, size, table
 from neoplug.errors import UsageError
 
@@ -34,6 +34,7 @@ def cache(
             show_default=False,
         ),
     ] = None,
+    trust: Trust = None,
     listing: Annotated[bool, typer.Option("--list", help="List the caches on this machine.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read the cache KEY, or all, and report damage.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the cache KEY.")] = False,
@@ -43,7 +44,7 @@ def cache(
     Says first how large it will be, how long it takes and how far the training gradient is from that of the teacher;
     then computes what is not stored yet. A run of the recipe does the same by itself.
     """
-    _validate(target, overrides, output, [listing, verify, remove])
+    _validate(target, bool(overrides or output or trust), [listing, verify, remove])
     if listing:
         print_caches()
     elif verify:
@@ -51,15 +52,19 @@ def cache(
     elif remove:
         print_removed(target)
     else:
-        build(str(target), overrides, output)
+        build(str(target), overrides, output, trust)
 
 
-def _validate(target: str | None, overrides: list[str] | None, output: Path | None, actions: list[bool]) -> None:
-    """Refuse combinations of arguments that mean nothing."""
+def _validate(target: str | None, has_more: bool, actions: list[bool]) -> None:
+    """Refuse combinations of arguments that mean nothing.
+
+    has_more  whether there are arguments that only a recipe has
+    """
     if sum(actions) > 1:
         raise UsageError("--list, --verify and --remove exclude each other\nfix: keep one")
-    if any(actions) and (overrides or output):
-        raise UsageError("--list, --verify and --remove take no recipe\nfix: leave overrides and --output out")
+    if any(actions) and has_more:
+        what = "--list, --verify and --remove take no recipe"
+        raise UsageError(f"{what}\nfix: leave overrides, --output and --trust out")
     if actions[0] and target:
         raise UsageError(f"--list takes no argument, but `{target}` is given\nfix: leave it out")
     if target is None and not any(actions[:2]):
@@ -68,13 +73,13 @@ def _validate(target: str | None, overrides: list[str] | None, output: Path | No
         raise UsageError(f"a {missing} is missing\nfix: {fix}")
 
 
-def build(recipe: str, overrides: list[str] | None, output: Path | None) -> None:
+def build(recipe: str, overrides: list[str] | None, output: Path | None, trust: list[str] | None) -> None:
     """Build the cache of a recipe, and print what it has."""
     from neoplug import recipe as recipes
     from neoplug.environment.memory import keep_freed
 
     keep_freed()
-    checked = recipes.load(recipe, overrides or ())
+    checked = recipes.load(recipe, overrides or (), trust=trust or ())
 
     from neoplug.cli import watch
     from neoplug.runs.teacher_caches import prepare_cache

@@ -100,9 +100,9 @@ class Teacher(Model):
         return {"decay": 0.999, **values} if is_average else values
 
 
-# Keys of which `teacher` has at least one, and those that may stand beside `self`: the others describe a model.
+# Keys of which `teacher` needs one, and the keys that are valid with `self`; the others describe a model.
 SOURCES_OF_TEACHER = ("model", "self", "cache")
-BESIDE_SELF = ("self", "decay", "chat_template")
+VALID_WITH_SELF = ("self", "decay", "chat_template")
 
 
 class Student(Model):

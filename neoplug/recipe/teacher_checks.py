@@ -6,13 +6,13 @@ from typing import Any
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem
 from neoplug.recipe.plugin_checks import FoundPlugins
-from neoplug.recipe.schema import BESIDE_SELF, Teacher, fields_of
+from neoplug.recipe.schema import VALID_WITH_SELF, Teacher, fields_of
 from neoplug.recipe.tree import Tree
 from neoplug.registry import answered
 from neoplug.registry.adapter_traits import AdapterTraits
 
 TEACHER: Key = ("teacher",)
-WHY_NOT_BESIDE_SELF = {
+WHY_NOT_WITH_SELF = {
     "cache": "an average changes with each step, and what is stored of a base is that of `teacher.model`",
     "max_segmentation_difference": "the teacher's tokenizer is the student's",
 }
@@ -23,7 +23,7 @@ def teacher_problems(tree: Tree, found: FoundPlugins) -> Iterator[Problem]:
     given = tree.get(TEACHER)
     if isinstance(given, dict):
         yield from _missing(tree, given, found)
-        yield from _keys_beside_self(given)
+        yield from _keys_of_a_model(given)
         yield from _decay(tree, given)
         yield from _changed_base(given, found)
         yield from _prompts_in_loss(tree, given)
@@ -39,15 +39,15 @@ def _missing(tree: Tree, given: dict[str, Any], found: FoundPlugins) -> Iterator
     yield Problem("`model` is missing", "it has no default", fix, (*TEACHER, "model"))
 
 
-def _keys_beside_self(given: dict[str, Any]) -> Iterator[Problem]:
+def _keys_of_a_model(given: dict[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each key that is of a model, where the teacher is the student itself."""
     itself = given.get("self")
     if itself is None:
         return
     for key, field in fields_of(Teacher).items():
-        if key not in BESIDE_SELF and given.get(key, field.default) not in (None, field.default):
+        if key not in VALID_WITH_SELF and given.get(key, field.default) not in (None, field.default):
             what = f"`{key}` does not go with `self: {itself}`, by which the teacher is the student itself"
-            why = WHY_NOT_BESIDE_SELF.get(key, "the teacher is not loaded again, and `student` says how it is loaded")
+            why = WHY_NOT_WITH_SELF.get(key, "the teacher is not loaded again, and `student` says how it is loaded")
             yield Problem(what, why, "leave it out; null removes an inherited one", (*TEACHER, key))
 
 

@@ -14,6 +14,7 @@ from neoplug.errors import DamageError, Problem, RecipeError
 from neoplug.errors import Path as Key
 from neoplug.files import cache_root, read_json
 from neoplug.files.contents import damage
+from neoplug.hookspecs import Reads
 from neoplug.models.head import Head
 from neoplug.models.reference import ResolvedModel
 from neoplug.recipe.cache_checks import SECTION, unserved
@@ -32,13 +33,13 @@ if TYPE_CHECKING:
 class TeacherCache:
     """A cache that has a record of every document that a run reads.
 
-    kind    the plugin that encodes and decodes its records
-    probes  results of the recipe's probes for the teacher, where they are stored
+    plugins  those of which one encodes and decodes its records
+    probes   results of the recipe's probes for the teacher, where they are stored
     """
 
     folder: Path
     header: Header
-    kind: Any
+    plugins: Plugins
     probes: dict[str, Any] = field(default_factory=dict)
 
     def shards(self, name: str) -> Shards:
@@ -52,14 +53,14 @@ class TeacherCache:
         linear = nn.Linear(hidden_size, rows, bias="bias" in parts, device="meta").requires_grad_(False)
         linear.load_state_dict(parts, assign=True)
         linear.to(device).requires_grad_(False)
-        (decode,) = Plugins({SECTION: {self.header.kind["name"]: self.kind}}).functions("decode_teacher").values()
+        (decode,) = self.plugins.functions("decode_teacher").values()
         return CachedTeacher(
             header=self.header,
             train=self.shards(TRAIN),
             held_out=self.shards(HELD_OUT),
             decode=decode,
             head=Head(linear, vocabulary, self.header.multiplier, self.header.cap),
-            serves=serves(self.kind),
+            serves=self.serves,
             probes=self.probes,
         )
 
@@ -71,7 +72,13 @@ class TeacherCache:
     @property
     def has_entries(self) -> bool:
         """Whether losses read entries of the teacher's distributions, and no logits."""
-        return serves(self.kind) != "full"
+        return self.serves != "full"
+
+    @property
+    def serves(self) -> Reads:
+        """The most that a loss may read of it."""
+        (kind,) = self.plugins.section(SECTION).values()
+        return serves(kind)
 
 
 def teachers_folder() -> Path:
@@ -90,11 +97,11 @@ def stored_teacher(checked: ResolvedRecipe) -> ResolvedModel | None:
     folder = checked.plugins.one("cache_folder")
     if folder is None:
         return None
-    stored_kind(checked)
+    stored_kind(checked, folder)
     return ResolvedModel(str(folder / TEACHER), None, read_json(folder / SOURCE, FIX)["model"], "local")
 
 
-def stored_header(checked: ResolvedRecipe, folder: Path) -> Header:
+def _stored_header(checked: ResolvedRecipe, folder: Path) -> Header:
     """Return the header of a folder that `neoplug cache --output` wrote. Raises RecipeError."""
     ((section, name),) = checked.plugins.named("cache_folder")
     path = path_of(section, name)
@@ -109,17 +116,14 @@ def stored_header(checked: ResolvedRecipe, folder: Path) -> Header:
         raise RecipeError([damage_problem(path, f"{error.file} {error.what}")]) from error
 
 
-def stored_kind(checked: ResolvedRecipe) -> Any:
-    """Return the plugin that encoded the cache in the folder that the recipe names; None where it names no folder.
+def stored_kind(checked: ResolvedRecipe, folder: Path) -> tuple[Header, Plugins]:
+    """Return the header of the cache in the folder that the recipe names, and the plugin that encoded it.
 
     Raises:
         RecipeError: the folder is no complete cache, its kind is not installed, or a loss of the recipe reads more than
             it stores.
     """
-    folder = checked.plugins.one("cache_folder")
-    if folder is None:
-        return None
-    header = stored_header(checked, folder)
+    header = _stored_header(checked, folder)
     entry = _installed_kind(checked, folder, header.kind["name"])
     kind: Any = build(entry.load(), header.kind["options"])
     problems = [
@@ -133,7 +137,7 @@ def stored_kind(checked: ResolvedRecipe) -> Any:
     ]
     if problems:
         raise RecipeError(problems)
-    return kind
+    return header, Plugins({SECTION: {header.kind["name"]: kind}})
 
 
 def _installed_kind(checked: ResolvedRecipe, folder: Path, name: str) -> Entry:

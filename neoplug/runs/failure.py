@@ -45,9 +45,7 @@ class FailureWriter:
         state  what the run has measured
         step   the last one that it finished
         """
-        with (
-            self.stop.deferring()
-        ):  # torchrun stops the processes that are left while they look for those that are lost
+        with self.stop.deferring():  # torchrun stops the processes that are left
             return self._write(error, state, step)
 
     def _write(self, error: BaseException, state: RunState, step: int) -> BaseException:

@@ -4,7 +4,7 @@ The recipe, the lock and the result are maps whose keys that neoplug reads have 
 other keys are kept. Whether a file is as the run wrote it is another question: `RunDir.verify`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -116,10 +116,14 @@ def read_lock(file: Path) -> dict[str, Any]:
     return lock
 
 
-def read_metrics(file: Path, steps: int | None = None) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl, or the first `steps` of them. Raises DamageError."""
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl. Raises DamageError."""
+    return _parsed(file, lines_of(file))
+
+
+def _parsed(file: Path, lines: Sequence[str]) -> list[dict[str, Any]]:
     try:
-        return [parse_map(line, number) for number, line in enumerate(lines_of(file)[:steps], 1)]
+        return [parse_map(line, number) for number, line in enumerate(lines, 1)]
     except ValueError as error:
         raise DamageError(file, str(error), RESTORE) from error
 
@@ -144,13 +148,14 @@ def validate_steps(file: Path, steps: int, digest: str | None, checkpoints: Path
 
     digest  of these lines; None in checkpoints of neoplug before this was recorded
     """
-    lines = read_metrics(file, steps)
+    text = lines_of(file)[:steps]
+    lines = _parsed(file, text)
     fix = f"restore it; or remove {checkpoints}, and the run begins again at step 0 with --resume"
     for step in range(1, steps + 1):
         line = lines[step - 1] if step <= len(lines) else {}
         if line.get("step") != step or not all(isinstance(line.get(key), int) for key in ("tokens", "answer_tokens")):
             raise DamageError(file, f"lacks the line of step {step}, but the run was at step {steps}", fix)
-    if digest not in (None, digest_of(lines_of(file)[:steps])):
+    if digest not in (None, digest_of(text)):
         raise DamageError(file, f"changed since the checkpoint of step {steps} was written", fix)
 
 

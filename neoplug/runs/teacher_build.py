@@ -146,7 +146,7 @@ class CacheBuilder:
             probes = self._complete_probes()
             self._free()
             self.world.wait()
-        return TeacherCache(self.folder, header, self.plugin, probes)
+        return TeacherCache(self.folder, header, self.checked.plugins, probes)
 
     def _report_wait(self) -> None:
         self.progress.phase("waiting for another process, which builds this teacher's cache")

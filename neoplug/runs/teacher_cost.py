@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.recipe.cache_checks import SECTION
-from neoplug.registry import Plugins
 from neoplug.runs.cache_folder import stored_kind
 from neoplug.teachers.cache_files import EXACT
 
@@ -48,8 +47,8 @@ class CacheCost:
 
 def estimate_cost(checked: ResolvedRecipe, hidden_size: int, vocabulary: int) -> CacheCost:
     """Return the cost of the recipe's kind of cache, for a teacher of these sizes."""
-    kind = stored_kind(checked)
-    plugins = checked.plugins if kind is None else Plugins({SECTION: {"kind": kind}})
+    folder = checked.plugins.one("cache_folder")
+    plugins = checked.plugins if folder is None else stored_kind(checked, folder)[1]
     rng = torch.Generator().manual_seed(0)
 
     def logits(states: Tensor) -> Tensor:

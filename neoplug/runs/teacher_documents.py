@@ -17,7 +17,7 @@ from neoplug.data.batch import Document
 from neoplug.data.store.token_files import Lazy
 from neoplug.errors import DamageError, Problem, RecipeError
 from neoplug.registry import path_of
-from neoplug.runs.cache_folder import TeacherCache, damage_problem, stored_header, stored_kind
+from neoplug.runs.cache_folder import TeacherCache, damage_problem, stored_kind
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.runs.teacher_key import vocabulary_hash
 from neoplug.teachers.cache_files import HELD_OUT, TRAIN, Shards
@@ -41,13 +41,13 @@ def stored_cache(checked: ResolvedRecipe, inputs: RunInputs, folder: Path, rows:
     """
     ((section, name),) = checked.plugins.named("cache_folder")
     path = path_of(section, name)
-    header, kind = stored_header(checked, folder), stored_kind(checked)
+    header, plugins = stored_kind(checked, folder)
     wanted, built = vocabulary_hash(inputs.vocabulary), header.parts["vocabulary"]
     if built not in (None, wanted):
         what = f"the cache in {folder} stores entries of another vocabulary than these models share"
         fix = "build it with this student, or as `states`, which are read with any"
         raise RecipeError([Problem(what, "an id would be another token", fix, path)])
-    cache = TeacherCache(folder, header, kind)
+    cache = TeacherCache(folder, header, plugins)
     damaged: list[DamageError] = []
     for part, batches in batches_by_part(checked, inputs, rows).items():
         shards = cache.shards(part)

@@ -103,7 +103,7 @@ class _Sample:
     def measure(self) -> None:
         """Encode the batches, and compare what is stored with the teacher."""
         builder, plugins = self.builder, self.builder.checked.plugins
-        cache = TeacherCache(builder.folder, self.header, builder.plugin)
+        cache = TeacherCache(builder.folder, self.header, plugins)
         student, exact, stored = self._student(), self._losses(plugins, False), self._losses(plugins, cache.has_entries)
         trained = [weight for weight in student.module.parameters() if weight.requires_grad]
         sums = [[torch.zeros_like(weight) for weight in trained] for _ in range(2)]

@@ -142,11 +142,8 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
         values = []
         for number, (batch, _) in enumerate(batches):
             signal = None if config.teacher is None else config.teacher.signal(batch)  # it may be on another device
-            if config.teacher is not None:
-                is_last = number == len(batches) - 1
-                following = following_step(config, done) if is_last else batches[number + 1][0]
-                if following is not None:
-                    config.teacher.prefetch(following)
+            if config.teacher is not None and (following := following_batch(config, batches[number + 1 :], done)):
+                config.teacher.prefetch(following)
             batch = batch.to(world.device)
             with world.accumulating(module, last=number == len(batches) - 1):
                 total, each = module(losses, batch, signal, progress, diagnosis)
@@ -201,11 +198,14 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
     return config.total_steps
 
 
-def following_step(config: LoopConfig, step: int) -> Batch | None:
-    """Return this rank's first micro-batch of a step as it is before `edit_batch`, for a teacher without a model.
+def following_batch(config: LoopConfig, left: Sequence[tuple[Batch, bool]], step: int) -> Batch | None:
+    """Return the next micro-batch: the first of those that are left, else of `step`.
 
-    None for any other teacher, after the last step, and where this rank has no rows.
+    That is as it is before `edit_batch`, for a teacher without a model; None for any other teacher, after the last
+    step, and where this rank has no rows.
     """
+    if left:
+        return left[0][0]
     if config.teacher is None or config.teacher.model is not None or step == config.total_steps:
         return None
     rows = config.sampler.micro_batches(step, config.world.rank)[0]

@@ -30,6 +30,7 @@ from neoplug.models.stored_adapter import virtual_tokens
 from neoplug.models.switched import adapter_off
 from neoplug.registry import Plugins, build, installed
 from neoplug.runs.directory import RunDir
+from neoplug.runs.preflight import validate_separate_adapter
 from neoplug.runs.saved_form import is_peft
 from neoplug.teachers.itself import WeightAverage
 from neoplug.testing import call
@@ -180,6 +181,10 @@ def test_turned_off_it_leaves_the_untouched_base(adapter, base, model, input_ids
     student = adapted(adapter, model)
     if trains_everything(student):
         pytest.skip("there is no base left")
+    if not hasattr(student, "disable_adapter"):
+        with pytest.raises(RecipeError, match="has no method `disable_adapter`"):
+            validate_separate_adapter([], student, "the adapter")
+        return
     train(adapter, student, input_ids)
     trained, on = trainable(student).keys(), logits(student, input_ids)
     with adapter_off(student)():

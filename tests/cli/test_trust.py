@@ -93,6 +93,7 @@ def commands(recipe, tmp_path):
         ("plan", recipe),
         ("plan", recipe, "--json"),
         ("preview", recipe),
+        ("cache", recipe),
         ("run", recipe, "--output", tmp_path / "out"),
         ("eval", tmp_path, recipe),
     ]
@@ -110,6 +111,13 @@ def test_an_absolute_file_is_imported_by_no_command(neoplug, tmp_path, write, co
         assert f"{file}, sha256 {digest[:12]}" in answer.err
         assert f"fix: read it, then add: --trust {file}" in answer.err
         assert not mark.exists()
+
+
+def test_every_command_that_names_trust_in_its_error_takes_it(neoplug, tmp_path, write, code, mark):
+    file = code(tmp_path / "mine" / "x.py")
+    recipe = write(loss={f"{file}:Loss": {}})
+    assert "has no cache to build" in neoplug("cache", recipe, "--trust", file).err
+    assert mark.exists()
 
 
 @pytest.mark.parametrize("name", ["../x.py:Loss", "./sub/../../x.py:Loss", "~/x.py:Loss", "./link.py:Loss"])

@@ -78,5 +78,9 @@ def as_run(command: str) -> str | None:
 
 
 def trains(words: list[str], program: str) -> bool:
-    """Return whether a command is `neoplug run`, alone or under torchrun."""
-    return {"neoplug", "run"} <= {Path(word).name for word in words} and program in RUN
+    """Return whether a command trains, or computes what training reads: `neoplug run`, alone or under torchrun, or
+    `neoplug cache RECIPE`.
+    """
+    names = {Path(word).name for word in words}
+    reads = {"neoplug", "run"} <= names or ({"neoplug", "cache"} <= names and not names & {"--list", "--verify"})
+    return reads and program in RUN

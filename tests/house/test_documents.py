@@ -40,6 +40,8 @@ def test_every_command_has_a_known_program(document):
     [
         (".venv/bin/neoplug run mine.yaml", f".venv/bin/neoplug run mine.yaml {docs.QUICK}"),
         ("neoplug plan mine.yaml", "neoplug plan mine.yaml"),
+        ("neoplug cache mine.yaml", f"neoplug cache mine.yaml {docs.QUICK}"),
+        ("neoplug cache --list", "neoplug cache --list"),
         ("neoplug schema > s.json", "neoplug schema > s.json"),
         ("OMP_NUM_THREADS=2 neoplug doctor", "OMP_NUM_THREADS=2 neoplug doctor"),
         ("torchrun -m neoplug run mine.yaml", f"torchrun -m neoplug run mine.yaml {docs.QUICK}"),

@@ -23,6 +23,32 @@ SAVES = """
     def save_adapter(self, path):
         (path / "adapter.txt").write_text("")
 """
+INHERITS = """
+from {module} import {parent}
+
+@dataclass(eq=False)
+class Crash({parent}):
+    @hookimpl
+    def {hook}(self):
+        return {{}}["gone"]
+"""
+PARENTS = {  # of hooks that are called of a class with others
+    **dict.fromkeys(("fit_cache", "encode_teacher", "decode_teacher"), ("neoplug_teachers.sampled", "Sampled")),
+    "token_gradient_sparse": ("neoplug_losses.forward_kl", "ForwardKL"),
+}
+SPARSE = """
+@dataclass(eq=False)
+class Crash:
+    reads_teacher = "buckets"
+
+    @hookimpl
+    def token_loss(self, student, teacher):
+        pass
+
+    @hookimpl
+    def token_loss_sparse(self):
+        return {}["gone"]
+"""
 STATE = """
 @dataclass(eq=False)
 class Crash:
@@ -36,6 +62,7 @@ class Crash:
     def load_state_dict(self, state):
         pass
 """
+WHOLE = {"state_dict": STATE, "token_loss_sparse": SPARSE}
 SECTIONS = {  # the section of the plugin by hook; all others are treatments
     "prepare_student": lambda: {"student": {"prepare": CRASHING}},
     "load_kwargs": lambda: {"student": {"load": CRASHING}},
@@ -45,9 +72,17 @@ SECTIONS = {  # the section of the plugin by hook; all others are treatments
     "token_loss": lambda: {"loss": CRASHING},
     "token_gradient": lambda: {"loss": CRASHING},
     "on_evaluate": lambda: {"probes": CRASHING},
+    **dict.fromkeys(("fit_cache", "encode_teacher", "decode_teacher", "cache_folder"), lambda: taught(CRASHING)),
+    **dict.fromkeys(("token_loss_sparse", "token_gradient_sparse"), lambda: taught({"top_k": {}}) | {"loss": CRASHING}),
 }
 CRASHING = {"./crash.py:Crash": {}}
 BEFORE_THE_DIRECTORY = {"check", "prepare_student", "load_kwargs", "add_adapter", "param_groups", "make_optimizer"}
+BEFORE_THE_DIRECTORY |= {"fit_cache", "encode_teacher", "cache_folder"}
+
+
+def taught(cache):
+    """Return the sections of a recipe whose teacher is stored by a plugin."""
+    return {"teacher": {"cache": cache}, "loss": {"forward_kl": {}}}
 
 
 @pytest.fixture
@@ -70,7 +105,11 @@ def test_a_crash_names_plugin_and_hook(lab, command, hook):
     fit = {"token_gradient": "token_loss", "load_adapter": "on_step_end"}.get(
         hook, "on_train_end" if hook != "on_train_end" else "after_load"
     )
-    body = STATE if hook == "state_dict" else CRASH.format(hook=hook, fit=fit)
+    if hook in PARENTS:
+        module, parent = PARENTS[hook]
+        body = INHERITS.format(hook=hook, module=module, parent=parent)
+    else:
+        body = WHOLE.get(hook) or CRASH.format(hook=hook, fit=fit)
     lab.plugin("crash", body + (SAVES if hook == "load_adapter" else ""))  # these two go together
     sections = SECTIONS.get(hook, lambda: {"treatments": CRASHING})()
     recipe = lab.recipe(**{"teacher": None, "loss": {"cross_entropy": {}}, "train": {"max_steps": 1}} | sections)
