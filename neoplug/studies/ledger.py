@@ -35,6 +35,9 @@ class Row(BaseModel):
     answer_tokens: int | None = Field(default=None, description="tokens with a loss")
     seconds: float | None = Field(default=None, description="wall time of the run")
     peak_memory_bytes: int | None = Field(default=None, description="peak memory of its process")
+    curve: dict[str, list[float | None]] = Field(
+        default={}, description="`tokens` trained on, and the training `loss`, both after each of at most 120 steps"
+    )
     run: str = Field(default="", description="its folder, relative to the study's; it may be removed since")
     version: str = Field(description="of neoplug")
     finished: str = Field(description="time, UTC")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import accumulate
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ MEASURED = (
     *("trainable_parameters", "total_parameters", "steps", "tokens", "answer_tokens", "seconds"),
     "peak_memory_bytes",
 )
+POINTS = 120  # of a learning curve
 REFERENCES = {"untrained": "before", "teacher": "teacher"}  # name -> evaluation of a run
 
 
@@ -80,7 +82,7 @@ def perform(directory: StudyDir, facts: Mapping[str, Any]) -> Row:
     references = {name: _measured(directory.run(job), file)[0] for name, file in REFERENCES.items()}
     wrong = [name for name in RANKING if not isfinite(values.get(name, 0.0))]
     status, reason = ("diverged", f"after training, {wrong[0]} is not finite") if wrong else ("completed", "")
-    measured = {key: result[key] for key in MEASURED if key in result}
+    measured = {key: result[key] for key in MEASURED if key in result} | {"curve": _curve(directory.run(job))}
     references = {name: _finite(found) for name, found in references.items() if found}
     return make_row(
         directory, facts, status=status, reason=reason, values=_finite(values), references=references, **measured
@@ -159,6 +161,17 @@ def _measured(run: Path, evaluation: str) -> "tuple[Numbers, pyarrow.Table | Non
         if part.num_rows:
             values |= {f"{prefix}{name}": value for name, value in metrics_of(part).items()}
     return values, table.add_column(0, "half", halves)
+
+
+def _curve(run: Path) -> dict[str, list[float | None]]:
+    """Return the tokens that a run has trained on, and its loss, after steps that are evenly spaced."""
+    from neoplug.runs.directory import RunDir
+
+    lines = RunDir(run).metrics.read()
+    tokens = accumulate(line["tokens"] for line in lines)
+    points = list(zip(tokens, (line["loss"] for line in lines), strict=True))
+    thinned = points[:: -(-len(points) // POINTS) or 1]
+    return {"tokens": [at for at, _ in thinned], "loss": [loss for _, loss in thinned]}
 
 
 def _finite(values: Mapping[str, float]) -> Numbers:

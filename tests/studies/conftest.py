@@ -142,9 +142,9 @@ class Simulation:
             directory, facts, status="completed", values={"cross_entropy": value, "validation_cross_entropy": value}
         )
 
-    def run(self, study, folder, draw=None, faults=0.0, watch=None):
+    def run(self, study, folder, draw=None, faults=0.0, watch=None, identities=None):
         """Run a study until it is complete, again after each kill; return the agenda."""
-        draw, identities = draw or random.Random(0), Identities(study)
+        draw, identities = draw or random.Random(0), identities or Identities(study)
         while True:
             directory = StudyDir.create(folder)
             (directory.path / "study.json").write_text(json.dumps(study.as_dict()), encoding="utf-8")

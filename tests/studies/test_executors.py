@@ -115,6 +115,7 @@ def ray(perform, tmp_path, monkeypatch):
     from neoplug.studies.executors.ray import Ray
 
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the token of a cluster there
+    monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "300")
     executor = Ray(perform, {"cpus": 1})
     yield executor
     executor.close()

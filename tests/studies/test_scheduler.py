@@ -15,6 +15,8 @@ from neoplug.studies.jobs import Identities, Job
 from neoplug.studies.scheduler import RETRIES, Scheduler
 from neoplug.studies.status import Unwatched, read_state
 
+from .conftest import Simulation
+
 AXES = {"loss": {"ce": {"cross_entropy": {"weight": 1}}, "kl": {"forward_kl": {"weight": 1}}}}
 SMALL = {"axes": AXES, "search": {"train.learning_rate": {"values": [1e-3, 1e-2], "extend": 1, "seeds": [100]}}}
 
@@ -87,21 +89,28 @@ def test_a_study_runs_its_search_extensions_and_tests(study_lab, simulation, tmp
     assert not (tmp_path / "out" / "jobs").exists()
 
 
+@pytest.fixture(scope="module")
+def undisturbed(module_study_lab, tmp_path_factory):
+    """Return a study, its identities, the folder in which it ran, and its agenda."""
+    study, folder = module_study_lab.study(**SMALL), tmp_path_factory.mktemp("undisturbed") / "out"
+    identities = Identities(study)
+    with pytest.MonkeyPatch.context() as patch:
+        return study, identities, folder, Simulation(patch).run(study, folder, identities=identities)
+
+
 @pytest.mark.parametrize("faults", [0.0, 0.05, 0.2])
 @pytest.mark.parametrize("seed", range(8))
-def test_in_any_order_of_kills_nothing_is_repeated_or_lost(study_lab, simulation, tmp_path, monkeypatch, seed, faults):
+def test_in_any_order_of_kills_nothing_is_repeated_or_lost(
+    undisturbed, simulation, tmp_path, monkeypatch, seed, faults
+):
     """Processes of jobs, the study and the machine are killed before, while and after a line is written."""
     monkeypatch.setattr(scheduler, "RETRIES", 10_000)
-    study, draw = study_lab.study(**SMALL), random.Random(seed)
-    folders = [tmp_path / name for name in ("undisturbed", "killed")]
-    undisturbed = simulation.run(study, folders[0])
-    simulation.performed = []
-    killed = simulation.run(study, folders[1], draw, faults)
-    assert killed.chosen == undisturbed.chosen
+    study, identities, expected, wanted = undisturbed
+    killed = simulation.run(study, tmp_path / "out", random.Random(seed), faults, identities=identities)
+    assert killed.chosen == wanted.chosen
     assert len(simulation.performed) == len(set(simulation.performed))
-    assert sorted(ids(folders[1])) == sorted(ids(folders[0])) == sorted(simulation.performed)
-    tables = [results(folder).to_dict("records") for folder in folders]
-    assert tables[0] == tables[1]
+    assert sorted(ids(tmp_path / "out")) == sorted(ids(expected)) == sorted(simulation.performed)
+    assert results(tmp_path / "out").to_dict("records") == results(expected).to_dict("records")
 
 
 def test_what_is_added_runs_and_nothing_else(study_lab, simulation, tmp_path):

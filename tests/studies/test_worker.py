@@ -18,7 +18,7 @@ from neoplug.runs.directory import RunDir
 from neoplug.studies.directory import StudyDir
 from neoplug.studies.halves import half_of
 from neoplug.studies.jobs import Identities
-from neoplug.studies.worker import Worker, outcome
+from neoplug.studies.worker import Worker, _curve, outcome
 
 DIVERGED = {"train.learning_rate": 1e12}
 
@@ -80,6 +80,23 @@ def test_the_row_has_the_references_and_the_costs_of_the_run(performed):
     assert {name: getattr(row, name) for name in costs} == {name: getattr(result, name) for name in costs}
     assert row.run == f"runs/{ids[0]}"
     assert not directory.job(ids[0]).exists()
+
+
+def test_the_row_has_the_learning_curve(performed):
+    directory, ids = performed
+    steps = pd.read_json(directory.run(ids[0]) / "metrics.jsonl", lines=True)
+    curve = pd.DataFrame(rows(directory)[ids[0]].curve)
+    assert list(curve["tokens"]) == list(steps["tokens"].cumsum())
+    assert list(curve["loss"]) == list(steps["loss"])
+
+
+def test_a_long_learning_curve_is_thinned(tmp_path):
+    """Of 1,000 steps every ninth is in the ledger, at the tokens that were trained on by then."""
+    lines = [json.dumps({"step": at, "tokens": 10, "answer_tokens": 9, "loss": 1 / at}) for at in range(1, 1001)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    curve = _curve(tmp_path)
+    assert curve["tokens"] == [10.0 * at for at in range(1, 1001, 9)]
+    assert curve["loss"] == [1 / at for at in range(1, 1001, 9)]
 
 
 def test_a_job_that_is_done_is_not_repeated(performed):
