@@ -15,7 +15,7 @@ from typing import Any
 
 Schema = dict[str, Any]
 
-SECTIONS = ("teacher", "student", "data", "train", "evaluate")
+SECTIONS = ("teacher", "student", "data", "train", "evaluate", "reference")
 BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 
 
@@ -112,9 +112,11 @@ def recipe_keys(found: Schema) -> Iterator[str]:
     yield from section("Top level", found, whole["required"])
     definitions = found["$defs"]
     for name in SECTIONS:
-        required = whole["properties"].get(name, {}).get("required", [])
-        yield from section(f"`{name}`", definitions[name.capitalize()], required)
-    yield from section("`data.sources.NAME`", definitions["Source"], definitions["Source"].get("required", []))
+        definition = definitions[name.capitalize()]
+        required = whole["properties"].get(name, definition).get("required", [])
+        yield from section(f"`{name}`", definition, required)
+    for title, name in (("`data.sources.NAME`", "Source"), ("`reference.targets.METRIC`", "Target")):
+        yield from section(title, definitions[name], definitions[name].get("required", []))
 
 
 def section(title: str, definition: Schema, required: list[str]) -> Iterator[str]:

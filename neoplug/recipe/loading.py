@@ -19,7 +19,7 @@ from neoplug.recipe.loss_weights import Weight
 from neoplug.recipe.metric_checks import metric_problems
 from neoplug.recipe.paths import make_absolute, output_problems
 from neoplug.recipe.plugin_checks import FoundPlugins, NamedPlugin, check_problems, find_plugins
-from neoplug.recipe.schema import PLUGIN_MAPS, SECTIONS, Recipe, field_at, fields_of, keys_at
+from neoplug.recipe.schema import NAMED_SECTIONS, PLUGIN_MAPS, SECTIONS, Recipe, field_at, fields_of, keys_at
 from neoplug.recipe.source import (
     from_values,
     locate,
@@ -211,9 +211,9 @@ def _unknown_nulls(tree: Tree) -> Iterator[Problem]:
 
 
 def _is_known(path: Key) -> bool:
-    """Return whether a recipe may have a key at `path`; names of plugins and sources, and options, may be any."""
+    """Return whether a recipe may have a key at `path`; names of plugins, sources, metrics, and options are free."""
     *parents, key = path
-    has_free_names = tuple(parents) in (*PLUGIN_MAPS, ("data", "sources")) or path[:-2] in PLUGIN_MAPS
+    has_free_names = tuple(parents) in (*PLUGIN_MAPS, *NAMED_SECTIONS) or path[:-2] in PLUGIN_MAPS
     return has_free_names or key in keys_at(path[:-1])
 
 

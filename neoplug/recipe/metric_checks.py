@@ -1,11 +1,12 @@
-"""Checks of the recipe's `evaluate`: the metric for the best checkpoint exists, is measured, and has a direction."""
+"""Checks of the metrics that a recipe names: each is measured, and that for the best checkpoint has a direction."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from neoplug.errors import Path as Key
 from neoplug.errors import Problem, did_you_mean
 from neoplug.recipe.schema import Evaluate, Recipe
-from neoplug.registry.measures import RANKING
+from neoplug.registry.measures import MEASURES, RANKING, Measure
 
 
 def without_folder(metric: str) -> str:
@@ -14,7 +15,26 @@ def without_folder(metric: str) -> str:
 
 
 def metric_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yield the mistakes in `evaluate`: a missing metric, an unknown metric, or one that is never measured."""
+    """Yield the mistakes in metrics that `evaluate` and `reference` name."""
+    yield from _ranking_problems(recipe)
+    for name in recipe.reference.targets if recipe.reference else ():
+        yield from _unmeasured(recipe, name, MEASURES, ("reference", "targets", name))
+
+
+def _unmeasured(recipe: Recipe, metric: str, measures: Mapping[str, Measure], path: Key) -> Iterator[Problem]:
+    """Yield a problem where a run of the recipe does not measure `metric`, which is one of `measures` or of a probe."""
+    if metric in measures:
+        if measures[metric].needs_teacher and recipe.teacher is None:
+            what = f"`{metric}` needs a teacher, but the recipe has none"
+            yield Problem(what, fix="add `teacher: {model: ...}`", path=path)
+    elif not any(without_folder(metric).startswith(without_folder(f"probes.{name}.")) for name in recipe.probes):
+        known = [*measures, *(f"probes.{name}." for name in recipe.probes)]
+        fix = f"choose one of {', '.join(measures)}, or a number of a probe: probes.NAME.KEY"
+        yield Problem(f"there is no metric `{metric}`{did_you_mean(metric, known)}", fix=fix, path=path)
+
+
+def _ranking_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield the mistakes in `evaluate`: a missing metric, one that is never measured, or one without a direction."""
     section, metric = recipe.evaluate, recipe.evaluate.metric_for_best_model
     if metric is None:
         given = ("load_best_model_at_end", "early_stopping_patience", "early_stopping_threshold", "greater_is_better")
@@ -27,15 +47,9 @@ def metric_problems(recipe: Recipe) -> Iterator[Problem]:
     if section.eval_steps is None:
         why = "without it the student is measured before and after training only"
         yield Problem("`metric_for_best_model` needs `eval_steps`", why, "set the steps between evaluations", path)
-    if metric in RANKING:
-        if RANKING[metric].needs_teacher and recipe.teacher is None:
-            what = f"`{metric}` needs a teacher, but the recipe has none"
-            yield Problem(what, fix="add `teacher: {model: ...}`", path=path)
-    elif not any(without_folder(metric).startswith(without_folder(f"probes.{name}.")) for name in recipe.probes):
-        known = [*RANKING, *(f"probes.{name}." for name in recipe.probes)]
-        fix = f"choose one of {', '.join(RANKING)}, or a number of a probe: probes.NAME.KEY"
-        yield Problem(f"there is no metric `{metric}`{did_you_mean(metric, known)}", fix=fix, path=path)
-    elif section.greater_is_better is None:
+    unmeasured = list(_unmeasured(recipe, metric, RANKING, path))
+    yield from unmeasured
+    if not unmeasured and metric not in RANKING and section.greater_is_better is None:
         what = f"`{metric}` may be better when greater or when smaller"
         fix = "set `greater_is_better` to true or false"
         yield Problem(what, "a probe does not declare the direction of its numbers", fix, path)

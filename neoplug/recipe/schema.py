@@ -4,17 +4,16 @@ from datetime import date
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from neoplug.errors import Path as Key
 from neoplug.errors import did_you_mean
+from neoplug.recipe.reference import Reference, Target
+from neoplug.recipe.section import Positive, Section, Text
 from neoplug.registry.measures import RANKING
-from neoplug.registry.strict_model import StrictModel
 
 Options = dict[str, dict[str, Any]]  # a plugin map: name in the recipe -> options
-Positive = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(min_length=1)]
 Column = Literal[
     "messages",
     "tools",
@@ -50,12 +49,6 @@ PLUGIN_MAPS: dict[tuple[str, ...], str] = {
     ("student", "load"): "student.load",
     ("student", "prepare"): "student.prepare",
 }
-
-
-class Section(StrictModel, BaseModel):
-    """A section: strict and immutable."""
-
-    model_config = ConfigDict(frozen=True)
 
 
 class Model(Section):
@@ -296,6 +289,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: Text | None = None
     report_to: Text | list[Text] = "none"
+    reference: Reference | None = None
 
     @field_validator("report_to")
     @classmethod
@@ -335,11 +329,14 @@ SECTIONS: dict[str, type[Section]] = {
     "data": Data,
     "train": Train,
     "evaluate": Evaluate,
+    "reference": Reference,
 }
+# Maps from names that a recipe is free to choose to sections.
+NAMED_SECTIONS: dict[Key, type[Section]] = {("data", "sources"): Source, ("reference", "targets"): Target}
 
 
 def keys_at(path: Key) -> list[str]:
-    """Return the keys that a recipe may have at `path`: of the whole, a section, a source, or columns."""
+    """Return the keys that a recipe may have at `path`: of the whole, a section, a source, a target, or columns."""
     if path[:1] == ("data",) and path[-1] == "columns":
         return list(get_args(Column))
     section = _section_at(path)
@@ -358,6 +355,6 @@ def fields_of(section: type[Section]) -> dict[str, FieldInfo]:
 
 
 def _section_at(path: Key) -> type[Section] | None:
-    if len(path) == 3 and path[:2] == ("data", "sources"):
-        return Source
+    if named := NAMED_SECTIONS.get(path[:-1]):
+        return named
     return Recipe if not path else SECTIONS.get(str(path[0])) if len(path) == 1 else None

@@ -126,7 +126,7 @@ def _parent_of(child: Tree, path: Path, name: str, size: Size) -> Tree:
 
 
 def _read_parent(extends: Node, path: Path, name: str, size: Size) -> Tree:
-    """Return the recipe that the value of `extends` names. Raises RecipeError."""
+    """Return the recipe that the value of `extends` names, without its reference. Raises RecipeError."""
     named = extends.value
     if not isinstance(named, str) or not named:
         raise RecipeError([Problem("`extends` names one recipe: a shipped name or a file")])
@@ -141,6 +141,7 @@ def _read_parent(extends: Node, path: Path, name: str, size: Size) -> Tree:
     if "extends" in parent.root.value:
         what, why = f"`{named}` extends another recipe itself", "one level reads best: each value has one of two places"
         raise RecipeError([Problem(what, why, "copy what you need from it")])
+    parent.root.value.pop("reference", None)  # a claim about the parent alone
     return parent
 
 

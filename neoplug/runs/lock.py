@@ -1,4 +1,4 @@
-"""The lock of a run: versions, hardware, content hashes of models, data and plugins; and how two differ."""
+"""The lock of a run: recipe, versions, hardware, content hashes of models, data and plugins; and how two differ."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lock_record(
     weights: Mapping[str, str | None] | None = None,
     commits: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return a run's lock: versions, hardware, plugins, `models` by role, `fingerprint` of the tokenised data.
+    """Return a run's lock: recipe, versions, hardware, plugins, `models` by role, `fingerprint` of the tokenised data.
 
     day      the date that a chat template read, YYYY-MM-DD: a resumed run renders its rows with the same; None: none
     weights  role -> hash of the weights that are loaded, where neoplug converted or prepared them; else None
@@ -37,6 +37,7 @@ def lock_record(
     made = {role: {"weights_sha256": digest} for role, digest in (weights or {}).items() if digest}
     return {
         "format": FORMAT,
+        "recipe": checked.resolved(),
         "versions": versions(),
         "platform": platform.platform(),
         "hardware": hardware(),

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from neoplug.errors.text import escaped
+from neoplug.recipe.reference import Reference
 from neoplug.registry.measures import MEASURES
+from neoplug.registry.nested import numbers
 from neoplug.runs.directory import RunDir, as_yaml
 from neoplug.runs.publishable import publishable
 from neoplug.runs.result import RunResult
@@ -29,6 +31,7 @@ def card(run: RunDir, result: RunResult, repository: str | None = None) -> str:
         _summary(recipe, lock, result),
         f"## Use\n\n{_usage(run, recipe, lock, repository)}",
         f"## On held-out text\n\n{_table(result)}",
+        *([f"## Reference\n\n{_reference(reference, result)}"] if (reference := recipe.get("reference")) else []),
         f"## What made it\n\n{_origins(lock)}",
         fenced(as_yaml(recipe), "yaml"),
         "`neoplug run recipe.yaml` runs this recipe again.\n",
@@ -158,6 +161,18 @@ def _table(result: RunResult) -> str:
             rows.append([f"{measure.title} ({measure.unit})" if measure.unit else measure.title, *cells])
     remarks = "".join(f"\n{remark}\n" for remark in publishable(result.remarks))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n{remarks}"
+
+
+def _reference(reference: Mapping[str, Any], result: RunResult) -> str:
+    """Return what the recipe claims and has as targets, next to what this run measured, as Markdown."""
+    stated = Reference.model_validate(reference)
+    source = f"{stated.source}, {stated.table}" if stated.table else stated.source
+    lines = [f"{stated.claim} ({source}{'; adapted to distillation' if stated.adapted else ''})", ""]
+    measured = numbers(result.after or {})
+    for metric, target in stated.targets.items():
+        lines.append(f"- {code(metric)}: {target}; this run: {_number(measured.get(metric)) or 'not measured'}")
+    lines += [f"- not stated by the source: {text}" for text in stated.left_open]
+    return "".join(f"{escaped(' '.join(line.split()), keep='')}\n" for line in lines)
 
 
 def _number(value: float | None) -> str:

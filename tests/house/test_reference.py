@@ -11,6 +11,7 @@ import pytest
 
 import neoplug.testing
 from neoplug.recipe import Data, Evaluate, Recipe, Student, Train
+from neoplug.recipe.reference import Reference, Target
 from neoplug.registry import installed
 from neoplug.runs.result import RunResult
 from neoplug.studies.schema import Contrast, Metric, Searched, StudyFile
@@ -37,7 +38,16 @@ def section(text, title):
     return text.partition(f"\n{title}\n")[2].partition("\n#")[0]
 
 
-@pytest.mark.parametrize(("title", "model"), [("`data`", Data), ("`train`", Train), ("`evaluate`", Evaluate)])
+@pytest.mark.parametrize(
+    ("title", "model"),
+    [
+        ("`data`", Data),
+        ("`train`", Train),
+        ("`evaluate`", Evaluate),
+        ("`reference`", Reference),
+        ("`reference.targets.METRIC`", Target),
+    ],
+)
 def test_a_section_lists_each_key_with_its_default(maker, title, model):
     listed = dict(DEFAULT.findall(section(page(maker, "recipe.md"), f"## {title}")))
     expected = {
@@ -54,6 +64,8 @@ def test_required_keys_are_marked(maker):
     assert {name for name, default in listed.items() if default == "required"} == {"student", "data"}
     assert dict(DEFAULT.findall(section(text, "## `student`")))["model"] == "required"
     assert set(dict(DEFAULT.findall(section(text, "## `student`")))) == set(Student.model_fields)
+    claimed = dict(DEFAULT.findall(section(text, "## `reference`")))
+    assert {name for name, default in claimed.items() if default == "required"} == {"claim", "source"}
 
 
 @pytest.mark.parametrize(

@@ -717,3 +717,15 @@ def test_editors_suggest_the_metrics_that_rank_checkpoints():
     for name, measure in RANKING.items():
         direction = "greater" if measure.greater_is_better else "smaller"
         assert f"{name}: {measure.title}, {direction} is better" in described["description"]
+
+
+def test_a_claim_is_of_one_recipe_alone(folder):
+    """A recipe that extends another does not inherit its reference; changes keep it, and null removes it."""
+    claim = {"claim": "It is better.", "source": "a paper", "targets": {"perplexity": {"value": 8, "tolerance": 0.5}}}
+    (folder / "good.yaml").write_text(yaml.safe_dump(GOOD | {"reference": claim}))
+    (folder / "child.yaml").write_text("extends: good.yaml\nseed: 8\n")
+    assert recipe.load("good.yaml", ["seed=8"]).resolved()["reference"] == claim | {"left_open": [], "adapted": False}
+    assert recipe.load("good.yaml", ["reference=null"]).recipe.reference is None
+    assert recipe.load("child.yaml").recipe.reference is None
+    own = recipe.load("child.yaml", changes={"reference": {"claim": "So is this.", "source": "mine"}}).recipe.reference
+    assert (own.claim, own.targets) == ("So is this.", {})

@@ -206,10 +206,13 @@ def test_the_lock_holds_versions_hashes_seed_and_hardware(tmp_path):
     }
     located = SimpleNamespace(source="here", revision="main", sha256="ab", path="/elsewhere", adapter=None)
     checked = SimpleNamespace(
-        recipe=Recipe(seed=7, student=Student(model="a"), data=Data(source="here")), entries=entries
+        recipe=Recipe(seed=7, student=Student(model="a"), data=Data(source="here")),
+        entries=entries,
+        resolved=lambda: RECIPE,
     )
     lock = lock_record(checked, {"student": located, "teacher": None}, "feed")
     assert lock["format"] == 1
+    assert lock["recipe"] == RECIPE
     assert lock["seed"] == 7
     assert lock["data"] == {"fingerprint": "feed"}
     assert lock["models"] == {"student": {"source": "here", "revision": "main", "sha256": "ab"}}
@@ -224,7 +227,7 @@ def test_the_lock_holds_versions_hashes_seed_and_hardware(tmp_path):
     assert lock["plugins"]["probes../own.py:Own"]["sha256"] == hashlib.sha256(own.read_bytes()).hexdigest()
     assert lock["hardware"]["cores"] >= 1
     assert lock["hardware"]["memory_bytes"] > 2**28
-    shuffled = SimpleNamespace(recipe=checked.recipe, entries=dict(reversed(entries.items())))
+    shuffled = SimpleNamespace(**vars(checked) | {"entries": dict(reversed(entries.items()))})
     again = lock_record(shuffled, {"teacher": None, "student": located}, "feed")
     assert json.dumps(again) == json.dumps(lock)
 
@@ -241,5 +244,6 @@ def test_the_lock_holds_versions_hashes_seed_and_hardware(tmp_path):
     ],
 )
 def test_the_lock_holds_what_the_recipe_names_of_its_data(data, recorded):
-    checked = SimpleNamespace(recipe=Recipe(student=Student(model="a"), data=Data(**data)), entries={})
+    recipe = Recipe(student=Student(model="a"), data=Data(**data))
+    checked = SimpleNamespace(recipe=recipe, entries={}, resolved=recipe.model_dump)
     assert lock_record(checked, {}, "feed")["data"] == {"fingerprint": "feed"} | recorded

@@ -1,0 +1,54 @@
+"""The section `reference`: what a recipe claims to reproduce, and what its metrics should be."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from neoplug.recipe.section import Section, Text
+
+FORMS = (("value", "tolerance"), ("mean", "sd", "n"))
+
+
+class Target(Section):
+    """What a metric should be after training: a `value` and its `tolerance`, or a distribution over seeds.
+
+    `mean`, `sd` (with n - 1) and `n`: of runs of this recipe that differ in the seed alone.
+    """
+
+    value: float | None = None
+    tolerance: Annotated[float, Field(ge=0)] | None = None
+    mean: float | None = None
+    sd: Annotated[float, Field(ge=0)] | None = None
+    n: Annotated[int, Field(ge=2)] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if tuple(self.model_dump(exclude_none=True)) not in FORMS:
+            raise ValueError("a target is either `value` and `tolerance`, or `mean`, `sd` and `n`")
+        return self
+
+    def __str__(self) -> str:
+        """Return the target in words and numbers."""
+        if self.n is None:
+            return f"{self.value:g} ± {self.tolerance:g}"
+        return f"mean {self.mean:g}, sd {self.sd:g} over {self.n} seeds"
+
+
+class Reference(Section):
+    """What is published of the run that this recipe describes; it changes nothing of a run.
+
+    `claim`: what the source says, in a sentence; `source`: a paper, code at a commit or a model card, and `table`: the
+    table or figure in it. `left_open`: what the source does not state, and what the recipe sets in its place.
+    `targets`: metric of [evaluation](../how-to/evaluate.md) or `probes.NAME.KEY` -> its target.
+    `adapted`: the source has the setting in other work, such as fine-tuning without a teacher.
+    A recipe that extends another does not inherit its reference.
+    """
+
+    claim: Text
+    source: Text
+    table: Text | None = None
+    targets: dict[Text, Target] = {}
+    budget: Text | None = None
+    hardware: Text | None = None
+    left_open: list[Text] = []
+    adapted: bool = False
