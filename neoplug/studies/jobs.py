@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Kind = Literal["search", "test"]
 
 DIGITS = 16  # of an id
-NO_PART = ("seed", "output_dir", "report_to")  # keys of a recipe that the hash of a trial leaves out
+NO_PART = ("seed", "output_dir", "report_to", "reference")  # keys of a recipe that the hash of a trial leaves out
 MODEL = ("model", "revision", "adapter_path")  # keys that are replaced by the content of what they name
 SELECT_MODEL = (*MODEL, "trust_remote_code", "self", "cache")  # those that say which model it is
 SOURCE = ("source", "revision")

@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 from pydantic.fields import FieldInfo
 
 from neoplug.errors import Path as Key
-from neoplug.recipe.schema import Positive, Section, Text
+from neoplug.recipe.section import Positive, Section, Text
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[list[Seed], Field(min_length=1)]

@@ -72,6 +72,17 @@ def module_study_lab(tmp_path_factory, tiny_student, tiny_teacher, tiny_chat):
     return StudyLab(tmp_path_factory.mktemp("lab"), tiny_student, tiny_teacher, tiny_chat)
 
 
+@pytest.fixture(scope="session")
+def ray_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ray")
+
+
+@pytest.fixture
+def home_of_ray(ray_folder, monkeypatch):
+    """Isolate the home folder, in which Ray writes a token, from the user's; a process reads the token once."""
+    monkeypatch.setenv("HOME", str(ray_folder))
+
+
 class Killed(BaseException):
     """SIGKILL of the process that runs the study."""
 

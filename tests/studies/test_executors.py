@@ -110,12 +110,10 @@ def test_a_parameter_that_submitit_does_not_know_is_refused(perform, tmp_path):
 
 
 @pytest.fixture
-def ray(perform, tmp_path, monkeypatch):
+def ray(perform, home_of_ray):
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     from neoplug.studies.executors.ray import Ray
 
-    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the token of a cluster there
-    monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "300")
     executor = Ray(perform, {"cpus": 1})
     yield executor
     executor.close()

@@ -194,11 +194,9 @@ def test_a_half_without_documents_is_refused_before_the_first_run(study_lab, tmp
 @pytest.mark.parametrize(
     ("package", "executor"), [("submitit", {"slurm": {"cluster": "local", "timeout_min": 10}}), ("ray", {"ray": {}})]
 )
-def test_another_executor_measures_the_same(killed, module_study_lab, tmp_path, monkeypatch, package, executor):
+def test_another_executor_measures_the_same(killed, module_study_lab, tmp_path, home_of_ray, package, executor):
     """Bit for bit, on this machine: submitit's local executor, and a cluster of Ray that is started for the study."""
     pytest.importorskip(package, reason="the extra of this executor is not installed")
-    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the token of a cluster there
-    monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "300")
     file = module_study_lab.file("other", axes=AXES, search=None, seeds=[1], executor=executor)
     found, expected = neoplug.study(file, output=tmp_path / "out").results, killed[-1].results
     same = [name for name in expected if name not in ("seconds", "peak_memory_bytes", "run")]
