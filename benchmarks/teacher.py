@@ -96,7 +96,7 @@ def stored(name: str, kind: Any, fitted: dict[str, float], is_random: bool = Fal
         names = kind.encode_teacher.__func__.__code__.co_varnames[1 : kind.encode_teacher.__func__.__code__.co_argcount]
         kept = kind.encode_teacher(**{name: arguments[name] for name in names})
         size = float(sum(tensor.numel() * tensor.element_size() for tensor in kept.values()))
-        signal = kind.decode_teacher([kept], None, head)
+        signal = kind.decode_teacher([kept], head)
         if "logits" in signal.provides:
             return *LOSS.token_gradient(log_q, signal.logits(slice(None)).log_softmax(-1)), size
         entries = signal.sparse(slice(None)).arguments()

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from neoplug.recipe import Data
 
 # Settings of `data` that are not part of the cache key: it has the content that they name, or no token depends on them.
-NOT_IN_KEY = {"source", "sources", "eval_source", "chat_template", "chat_template_date", "max_dropped_rows"}
+NOT_IN_KEY = {
+    *("source", "sources", "revision", "eval_source", "eval_revision"),
+    *("chat_template", "chat_template_date", "max_dropped_rows"),
+}
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@
             edit_batch(batch, progress, rng)
         for batch in the step's micro-batches:
             with `teacher.cache`:                                   in a thread, while the batch before is trained on
-                decode_teacher(stored, kept, head, fitted)
+                decode_teacher(stored, head, fitted)
             for chunk of the batch's answer tokens:
                 token_gradient(student, teacher, labels, progress)  of the losses with a closed form
                 token_loss(student, teacher, labels, progress)      of the other losses

@@ -104,11 +104,10 @@ def encode_teacher(
 @answers("at most one")
 @returns("signal")
 @version_added("0.1")
-def decode_teacher(stored: list[dict[str, Tensor]], kept: Tensor | None, head: Head, fitted: dict[str, Any]) -> Signal:
-    """Return the teacher's signal of a batch from what `encode_teacher` returned for each of its documents.
+def decode_teacher(stored: list[dict[str, Tensor]], head: Head, fitted: dict[str, Any]) -> Signal:
+    """Return the teacher's signal of all answer tokens of some documents from what `encode_teacher` returned of each.
 
     stored   in the order of the documents
-    kept     [n] int64: indices of the batch's answer tokens among all answer tokens of its documents; None: all of them
     head     of the teacher: hidden states -> logits over the shared vocabulary
     fitted   as for `encode_teacher`
     returns  a signal that provides logits or entries: `neoplug.StatesSignal` or `neoplug.EntriesSignal`

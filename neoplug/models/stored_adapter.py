@@ -78,15 +78,15 @@ def _rename_cache_argument(
     return positional, named
 
 
-def locate_adapter(name: str, path: Key = ("adapter_path",)) -> StoredAdapter:
-    """Return the adapter `name`, a folder or a hub id.
+def locate_adapter(name: str, path: Key = ("adapter_path",), *, revision: str | None = None) -> StoredAdapter:
+    """Return the adapter `name`, a folder or a hub id; `revision` is a branch, tag or commit of a hub id.
 
     Raises RecipeError where it is not an adapter, or one of a run whose files are not as the run recorded them.
     """
-    folder, revision = Path(name).expanduser(), None
+    folder, commit = Path(name).expanduser(), None
     if not folder.is_dir():
-        folder, revision = _from_hub(name, path)
-    stored = StoredAdapter(folder.absolute(), name, revision, path)
+        folder, commit = _from_hub(name, revision, path)
+    stored = StoredAdapter(folder.absolute(), name, commit, path)
     missing = [wanted for wanted in ((CONFIG,), WEIGHTS) if not any((folder / file).is_file() for file in wanted)]
     if missing:
         fix = "name the folder that peft's `save_pretrained` wrote, such as `adapter/` of a run"
@@ -96,14 +96,14 @@ def locate_adapter(name: str, path: Key = ("adapter_path",)) -> StoredAdapter:
     return stored
 
 
-def _from_hub(name: str, path: Key) -> tuple[Path, str | None]:
+def _from_hub(name: str, revision: str | None, path: Key) -> tuple[Path, str | None]:
     """Return an adapter's folder in the hub's local cache and its commit; download it first where it is missing."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     try:
         with quiet():
-            config = cached_file(name, CONFIG)
-            commit = extract_commit_hash(config, None)
+            config = cached_file(name, CONFIG, revision=revision)
+            commit = extract_commit_hash(config, revision)
             for file in WEIGHTS:
                 if cached_file(name, file, revision=commit, _raise_exceptions_for_missing_entries=False):
                     break

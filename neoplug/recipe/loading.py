@@ -77,9 +77,25 @@ class ResolvedRecipe:
         except RecipeError as error:
             raise RecipeError(_sorted(error.problems, self.tree)) from error
 
+    def with_revisions(self, revisions: Mapping[Key, str]) -> "ResolvedRecipe":
+        """Return the recipe with these revisions (path -> commit) in place of its own."""
+        recipe, values = self.recipe, self.values
+        for path, commit in revisions.items():
+            recipe, values = _replaced(recipe, path, commit), _replaced(values, path, commit)
+        return replace(self, recipe=recipe, values=values)
+
     def resolved(self) -> dict[str, Any]:
         """Return a copy of the recipe with all defaults and with absolute local paths: it loads from any folder."""
         return deepcopy(self.values)
+
+
+def _replaced(section: Any, path: Key, value: str) -> Any:
+    """Return a section, or the map of one, with the value at `path` replaced."""
+    key, *below = path
+    if below:
+        inner = section[key] if isinstance(section, dict) else getattr(section, str(key))
+        value = _replaced(inner, tuple(below), value)
+    return section | {key: value} if isinstance(section, dict) else section.model_copy(update={str(key): value})
 
 
 def load(

@@ -54,7 +54,9 @@ PLUGIN_MAPS: dict[tuple[str, ...], str] = {
 class Model(Section):
     """A model: a hub id, a folder, a GGUF file or `pypi:DIST==VERSION/FILE`; and the plugins that load it.
 
+    revision           the commit, branch or tag of a model of the hub
     adapter_path       a peft adapter on top, a folder or a hub id: the teacher has it, the student starts from it
+    adapter_revision   the commit, branch or tag of an adapter of the hub
     trust_remote_code  run Python files of the model's repository; needed by a family that transformers does not have
     """
 
@@ -64,6 +66,7 @@ class Model(Section):
     device: Annotated[str, Field(pattern=r"^(cpu|(cuda|xpu|npu)(:[0-9]+)?)$")] | None = Field(None, examples=DEVICES)
     attn_implementation: Text | None = None
     adapter_path: Text | None = None
+    adapter_revision: Text | None = None
     trust_remote_code: bool = False
     load: Options = {}
 
@@ -137,7 +140,8 @@ class Data(SourceRows):
 
     One `source`, or several `sources` by names of your choice. `split`, `columns`, `streaming` and `max_rows` are those
     of the one source, and of `eval_source`, unless `eval_split` names another split; alone, that is one of the source.
-    `name` and `revision` are those of the one source, and of an `eval_source` that is the same dataset.
+    `name` and `revision` are those of the one source, and of an `eval_source` that is the same dataset, unless
+    `eval_revision` names another commit, tag or branch.
     `chat_template_kwargs`: options of the chat template, such as `enable_thinking: false`; those of a row come first.
     `max_dropped_rows`: the share of a source's rows that may be unusable, from 0 to 1; more of them end the run.
     `chat_template_date`: the date that a chat template reads, as YYYY-MM-DD; None is the day on which the run starts.
@@ -151,6 +155,7 @@ class Data(SourceRows):
     train_on: Literal["answers", "all", "last"] = "answers"
     held_out: int | float | None = None
     eval_source: Text | None = None
+    eval_revision: Text | None = None
     eval_split: Text | None = None
     chat_template: Text | None = None
     chat_template_kwargs: dict[Text, Any] = {}
@@ -198,6 +203,8 @@ class Data(SourceRows):
         if self.eval_split and self.eval_source is None and (self.sources or self.eval_split == self.split):
             which = "belongs to no one source" if self.sources else "is the split that is trained on"
             raise ValueError(f"`eval_split` is {self.eval_split}, which {which}; `eval_source` names its source")
+        if self.eval_revision and self.eval_source is None:
+            raise ValueError("`eval_revision` is that of an `eval_source`, and the recipe names none")
         return self
 
     @property

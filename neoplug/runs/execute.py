@@ -19,7 +19,7 @@ from neoplug.registry.confinement import exits_refused
 from neoplug.runs.directory import REQUIRED, SAVED, RunDir, chosen_output, validate_output_path
 from neoplug.runs.failure import lost_processes_named
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
-from neoplug.runs.lock import difference, lock_record
+from neoplug.runs.lock import difference, found_contents, lock_record, revisions
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.process import isolated
 from neoplug.runs.progress import Progress, Silent
@@ -71,7 +71,8 @@ def _execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Prog
         if directory is not None and world.is_main:
             cleanup.enter_context(directory.held())
         with lost_processes_named(world):
-            inputs = prepare_student(checked, resolve_inputs(checked, progress, world.broadcast(day)), progress)
+            located = checked.with_revisions(revisions(directory.lock)) if directory else checked
+            inputs = prepare_student(checked, resolve_inputs(located, progress, world.broadcast(day)), progress)
             inputs = with_cache(checked, inputs, world, progress)
             if directory is not None:
                 validate_same_lock(directory, checked, inputs)
@@ -106,8 +107,11 @@ def run_to_resume(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir
         return None
     directory = RunDir.open(output)
     directory.verify(*REQUIRED, *(SAVED if directory.is_finished and directory.result else ()))
-    if changed := difference(directory.resolved, checked.resolved()):
-        lines = "\n".join(f"  {line}" for line in changed)
+    as_given, with_revisions = (
+        difference(old, checked.resolved()) for old in (directory.lock["recipe"], directory.resolved)
+    )
+    if as_given and with_revisions:
+        lines = "\n".join(f"  {line}" for line in as_given)
         raise UsageError(
             f"the recipe changed since {output} was started:\n{lines}\n"
             "why: a resumed run continues what was begun, bit for bit\nfix: undo the change, or start a new run"
@@ -116,9 +120,13 @@ def run_to_resume(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir
 
 
 def create_directory(output: Path, checked: ResolvedRecipe, inputs: RunInputs, world: World) -> RunDir:
-    """Create the run directory on the main process; the other processes wait for it."""
+    """Create the run directory on the main process; the other processes wait for it.
+
+    Its recipe names the commits of what the hub had, whatever the given one names.
+    """
     if world.is_main:
-        RunDir.create(output, checked.resolved(), build_lock(checked, inputs))
+        lock = build_lock(checked, inputs)
+        RunDir.create(output, checked.with_revisions(revisions(lock)).resolved(), lock)
     world.wait()
     return RunDir.open(output)
 
@@ -129,7 +137,7 @@ def validate_same_lock(directory: RunDir, checked: ResolvedRecipe, inputs: RunIn
     Raises:
         UsageError: the files of a model or the tokenised data differ from those of the earlier process.
     """
-    before, now = directory.lock, build_lock(checked, inputs)
+    before, now = map(found_contents, (directory.lock, build_lock(checked, inputs)))
     must_match = ("models", "data")
     if changed := difference(*({name: record[name] for name in must_match} for record in (before, now))):
         lines = "\n".join(f"  {line}" for line in changed)

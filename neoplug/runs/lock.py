@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from neoplug.environment.info import hardware, versions
+from neoplug.errors import Path
 from neoplug.registry.nested import leaves
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ def lock_record(
     weights: Mapping[str, str | None] | None = None,
     commits: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return a run's lock: recipe, versions, hardware, plugins, `models` by role, `fingerprint` of the tokenised data.
+    """Return a run's lock: versions, hardware, plugins, `models` by role, `fingerprint` of the tokenised data.
+
+    `recipe` is as it was given; `revisions` returns what the recipe did not say.
 
     day      the date that a chat template read, YYYY-MM-DD: a resumed run renders its rows with the same; None: none
     weights  role -> hash of the weights that are loaded, where neoplug converted or prepared them; else None
@@ -58,6 +61,30 @@ def lock_record(
         },
         **({"commits": dict(commits)} if commits else {}),
     }
+
+
+def found_contents(lock: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a lock without what the recipe names: versions, hardware, and the content of models, data and plugins."""
+    data = {key: lock["data"].get(key) for key in ("fingerprint", "chat_template_date")}
+    return {key: value for key, value in lock.items() if key != "recipe"} | {"data": data}
+
+
+def revisions(lock: Mapping[str, Any]) -> dict[Path, str]:
+    """Return the commit of each model, adapter and data set of the hub, by the key of its revision in a recipe."""
+    recipe, models = lock["recipe"], lock["models"]
+    found: dict[Path, str | None] = {}
+    for role in ("student", "teacher"):
+        if recipe.get(role, {}).get("model"):
+            found[role, "revision"] = models[role]["revision"]
+            found[role, "adapter_revision"] = models[role].get("adapter", {}).get("revision")
+    for name, commit in lock.get("commits", {}).items():
+        if name == "source":
+            found["data", "revision"] = commit
+        elif name in (recipe["data"].get("sources") or {}):
+            found["data", "sources", name, "revision"] = commit
+        elif recipe["data"].get("eval_source"):
+            found["data", "eval_revision"] = commit
+    return {path: commit for path, commit in found.items() if commit}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

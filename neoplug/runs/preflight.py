@@ -44,7 +44,8 @@ def find_model(section: Model, role: Role, consent: Consent) -> ResolvedModel:
     admit(located, consent, (role, "model"))
     if section.adapter_path is None:
         return located
-    return replace(located, adapter=locate_adapter(section.adapter_path, (role, "adapter_path")))
+    path, revision = (role, "adapter_path"), section.adapter_revision
+    return replace(located, adapter=locate_adapter(section.adapter_path, path, revision=revision))
 
 
 def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Corpus) -> bool | None:

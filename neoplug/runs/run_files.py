@@ -72,6 +72,7 @@ class _Hardware(_Content):
 
 class _Lock(_Content):
     format: Literal[1]
+    recipe: _Recipe
     seed: int
     platform: str
     versions: dict[str, str | None]

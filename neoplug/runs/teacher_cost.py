@@ -64,7 +64,7 @@ def estimate_cost(checked: ResolvedRecipe, hidden_size: int, vocabulary: int) ->
     draws = getattr(next(iter(plugins.section(SECTION).values())), "draws", 1)
     per_token = (sizes[1] - sizes[0]) / (SAMPLE[1] - SAMPLE[0])
     head = Head(nn.Linear(hidden_size, vocabulary, bias=False, device="meta"), Vocabulary(vocabulary))
-    signal = plugins.one("decode_teacher", stored=records[-1:], kept=None, head=head, fitted=fitted)
+    signal = plugins.one("decode_teacher", stored=records[-1:], head=head, fitted=fitted)
     return CacheCost(
         per_token=draws * per_token,
         per_document=draws * (sizes[0] - per_token * SAMPLE[0]) + INDEX_BYTES,

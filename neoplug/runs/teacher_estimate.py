@@ -117,10 +117,9 @@ class _Sample:
             self.seconds += monotonic() - began
             self.tokens += len(states)
             first = [draws[0] for draws in records]
-            decoded = plugins.one(
-                "decode_teacher", stored=first, kept=None, head=builder.teacher_head(), fitted=self.header.fitted
-            )
-            whole = StatesSignal(states, builder.teacher_head())
+            head = builder.teacher_head()
+            decoded = plugins.one("decode_teacher", stored=first, head=head, fitted=self.header.fitted)
+            whole = StatesSignal(states, head)
             self.kl += divergence(decoded, whole, len(states))
             with plugin_state_restored(plugins):
                 for total, losses, signal in ((sums[0], exact, whole), (sums[1], stored, decoded)):

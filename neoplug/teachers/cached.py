@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from neoplug.data.batch import Batch
 from neoplug.errors import DamageError, RunError
@@ -48,7 +47,9 @@ class CachedTeacher:
     probes: Mapping[str, Any] = field(default_factory=dict)
     model: None = field(default=None, init=False)
     _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1), init=False, repr=False)
-    _announced: tuple[_Wanted, "Future[_Read]"] | None = field(default=None, init=False, repr=False)
+    _announced: tuple[_Wanted, Future[StatesSignal | EntriesSignal]] | None = field(
+        default=None, init=False, repr=False
+    )
 
     @property
     def is_sampled(self) -> bool:
@@ -66,11 +67,11 @@ class CachedTeacher:
         if not wanted.documents:
             return StatesSignal(torch.zeros(0, self.header.hidden_size, device=self.device), self.head)
         if self._announced and self._announced[0] == wanted:
-            read, self._announced = self._announced[1].result(), None
+            whole, self._announced = self._announced[1].result(), None
         else:
-            read = self._read(wanted)
+            whole = self._read(wanted)
         kept = batch.kept
-        return read.signal if kept is None else self._decode(wanted, read.records, kept)
+        return whole if kept is None else whole.select(kept)
 
     def prefetch(self, batch: Batch) -> None:
         """Read and decode the records of a batch in a thread."""
@@ -88,7 +89,8 @@ class CachedTeacher:
         return _Wanted(tuple(text.content_hash for text in texts), draw)
 
     @torch.no_grad()
-    def _read(self, wanted: _Wanted) -> "_Read":
+    def _read(self, wanted: _Wanted) -> StatesSignal | EntriesSignal:
+        """Return the signal of all answer tokens of the documents."""
         shards, draw = (self.held_out, 0) if wanted.draw is None else (self.train, wanted.draw)
         try:
             records = shards.records(wanted.documents, draw)
@@ -98,19 +100,6 @@ class CachedTeacher:
             raise RunError(f"{what}\nwhy: {why}\nfix: {FIX}") from None
         except DamageError as error:
             raise RunError(f"{error.file} {error.what}\nwhy: it changed since the run began\nfix: {FIX}") from error
-        return _Read(records, self._decode(wanted, records, None))
-
-    def _decode(self, wanted: _Wanted, records: list[dict[str, Tensor]], kept: Tensor | None) -> Signal:
         if wanted.draw is None:
-            states = torch.cat([record[EXACT] for record in records])
-            whole = StatesSignal(states if kept is None else states[kept], self.head)
-            return whole.to(self.device)
-        decoded = self.decode(stored=records, kept=kept, head=self.head, fitted=self.header.fitted)
-        return decoded.to(self.device)
-
-
-class _Read(NamedTuple):
-    """The records of a batch, and the signal of all its answer tokens."""
-
-    records: list[dict[str, Tensor]]
-    signal: Signal
+            return StatesSignal(torch.cat([record[EXACT] for record in records]), self.head).to(self.device)
+        return self.decode(stored=records, head=self.head, fitted=self.header.fitted).to(self.device)

@@ -34,6 +34,10 @@ class StatesSignal:
         """The bytes that the signal holds, without the head."""
         return self.states.nbytes
 
+    def select(self, tokens: Tensor) -> "StatesSignal":
+        """Return the signal of some of the answer tokens: their indices [n] int64, on any device."""
+        return StatesSignal(self.states[tokens.to(self.states.device)], self.head)
+
     def to(self, device: torch.device) -> "StatesSignal":
         """Return the signal with its states on `device`, where the head must be."""
         return StatesSignal(self.states.to(device, non_blocking=True), self.head)
@@ -54,6 +58,10 @@ class EntriesSignal:
     def nbytes(self) -> int:
         """The bytes that the signal holds."""
         return sum(part.nbytes for part in self.entries.arguments().values() if part is not None)
+
+    def select(self, tokens: Tensor) -> "EntriesSignal":
+        """Return the signal of some of the answer tokens: their indices [n] int64, on any device."""
+        return EntriesSignal(self.entries[tokens.to(self.entries.ids.device)])
 
     def to(self, device: torch.device) -> "EntriesSignal":
         """Return the signal with its entries on `device`."""

@@ -82,7 +82,7 @@ class Sampled:
         return stored
 
     @hookimpl
-    def decode_teacher(self, stored: list[dict[str, Tensor]], kept: Tensor | None, head: Any) -> EntriesSignal:
+    def decode_teacher(self, stored: list[dict[str, Tensor]], head: Any) -> EntriesSignal:
         """Return a signal with as many entries as the token with the most has; the rest is filled with zeros."""
         size, parts = head.vocabulary.size, []
         for document in stored:
@@ -91,8 +91,7 @@ class Sampled:
             parts.append((unpack_ids(document["ids"], int(entries.sum()), size), document["codes"], heads, entries))
         drawn = Sample.of(*(torch.cat(part) for part in zip(*parts, strict=True)))
         entropies = torch.cat([document["entropy"].float() for document in stored])
-        whole = SparseDistributions(drawn.ids, drawn.probabilities(), entropies)
-        return EntriesSignal(whole if kept is None else whole[kept])
+        return EntriesSignal(SparseDistributions(drawn.ids, drawn.probabilities(), entropies))
 
     def _entries_of(self, p: Tensor, fitted: dict[str, float]) -> Tensor:
         """Return [n] int64: the number of entries of each token."""

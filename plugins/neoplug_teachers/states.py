@@ -40,10 +40,9 @@ class States:
         return {"values": values.flatten(1)[:, :size].to(torch.int8), "scales": scales}
 
     @hookimpl
-    def decode_teacher(self, stored: list[dict[str, Tensor]], kept: Tensor | None, head: Any) -> StatesSignal:
+    def decode_teacher(self, stored: list[dict[str, Tensor]], head: Any) -> StatesSignal:
         """Return a signal with the logits of the states."""
-        states = torch.cat([self._states(document) for document in stored])
-        return StatesSignal(states if kept is None else states[kept], head)
+        return StatesSignal(torch.cat([self._states(document) for document in stored]), head)
 
     def _states(self, document: dict[str, Tensor]) -> Tensor:
         if self.dtype != "int8":

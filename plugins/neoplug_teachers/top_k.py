@@ -49,7 +49,7 @@ class TopK:
         }
 
     @hookimpl
-    def decode_teacher(self, stored: list[dict[str, Tensor]], kept: Tensor | None, head: Any) -> EntriesSignal:
+    def decode_teacher(self, stored: list[dict[str, Tensor]], head: Any) -> EntriesSignal:
         """Return a signal with k entries per token."""
         parts = []
         for document in stored:
@@ -58,5 +58,5 @@ class TopK:
             p = probability_of(codes, LEVELS).float()
             parts.append((ids, p, document["entropy"].float()))
         ids, p, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
-        whole = SparseDistributions(ids, p, entropies, rest=(1 - p.sum(-1, dtype=torch.float64)).clamp(min=0).float())
-        return EntriesSignal(whole if kept is None else whole[kept])
+        rest = (1 - p.sum(-1, dtype=torch.float64)).clamp(min=0).float()
+        return EntriesSignal(SparseDistributions(ids, p, entropies, rest))

@@ -49,7 +49,7 @@ def stored(plugin: object, states: Tensor, of: Head, draw: int = 0) -> dict[str,
 
 def probabilities(plugin: object, states: Tensor, of: Head, draw: int = 0) -> Tensor:
     """Return the distributions [N, V] that a cache of entries decodes to."""
-    entries = plugin.decode_teacher([stored(plugin, states, of, draw)], None, of).sparse(slice(None))
+    entries = plugin.decode_teacher([stored(plugin, states, of, draw)], of).sparse(slice(None))
     dense = torch.zeros(len(states), of.vocabulary.size, dtype=torch.float64)
     return dense.scatter_add_(-1, entries.ids, entries.probabilities.double())
 
@@ -101,7 +101,7 @@ def _gradient(kind: object | None, states: Tensor, teacher: Head, student: Head,
     loss, name = ForwardKL(), "_sparse"
     if kind is None:
         kind, name = States("float32"), ""
-    signal = kind.decode_teacher([stored(kind, states, teacher, draw)], None, teacher)
+    signal = kind.decode_teacher([stored(kind, states, teacher, draw)], teacher)
     functions = Plugins({"loss": {"forward_kl": loss}})
     value = functions.functions(f"token_loss{name}")["forward_kl"]
     gradient = functions.functions(f"token_gradient{name}")["forward_kl"]
@@ -130,7 +130,7 @@ def test_codes_are_nearest_and_hit_the_ends() -> None:
 def test_top_k_has_the_largest_probabilities_and_the_rest(k: int) -> None:
     states, teacher = hidden(0), head(1)
     p = teacher(states).double().softmax(-1)
-    found = TopK(k).decode_teacher([stored(TopK(k), states, teacher)], None, teacher).sparse(slice(None))
+    found = TopK(k).decode_teacher([stored(TopK(k), states, teacher)], teacher).sparse(slice(None))
     kept = min(k, VOCABULARY - 1)
     expected = p.topk(kept).values
     assert found.ids.shape == (TOKENS, kept)
@@ -144,7 +144,7 @@ def test_top_k_has_the_largest_probabilities_and_the_rest(k: int) -> None:
 def test_a_divergence_of_top_k_is_that_of_the_merged_distributions() -> None:
     """Relative entropy over k tokens and one outcome for all others, in float64, and its gradient by autograd."""
     states, ours, teacher, student = hidden(0), hidden(3).double(), head(1), head(2)
-    entries = TopK(5).decode_teacher([stored(TopK(5), states, teacher)], None, teacher).sparse(slice(None))
+    entries = TopK(5).decode_teacher([stored(TopK(5), states, teacher)], teacher).sparse(slice(None))
     assert entries.rest is not None
     p = torch.cat([entries.probabilities, entries.rest[:, None]], -1).double()
     logits = (ours @ student.module.weight.double().t()).requires_grad_()
@@ -166,12 +166,12 @@ def rel_entr(p: Tensor, q: Tensor) -> Tensor:
 
 def test_states_are_stored_exactly_or_to_their_rounding() -> None:
     states, teacher = hidden(0) * torch.logspace(-3, 3, HIDDEN), head(1)
-    exact = States("float32").decode_teacher([stored(States("float32"), states, teacher)], None, teacher)
+    exact = States("float32").decode_teacher([stored(States("float32"), states, teacher)], teacher)
     assert torch.equal(exact.states, states)
-    half = States("bfloat16").decode_teacher([stored(States("bfloat16"), states, teacher)], None, teacher)
+    half = States("bfloat16").decode_teacher([stored(States("bfloat16"), states, teacher)], teacher)
     torch.testing.assert_close(half.states.float(), states, rtol=2**-8, atol=0)
     wide = torch.randn(3, 150)
-    found = States("int8").decode_teacher([stored(States("int8"), wide, teacher)], torch.tensor([2, 0]), teacher)
+    found = States("int8").decode_teacher([stored(States("int8"), wide, teacher)], teacher).select(torch.tensor([2, 0]))
     groups = wide.abs().split(64, -1)
     steps = torch.cat([group.amax(-1, keepdim=True).expand_as(group) for group in groups], -1) / 127
     assert ((found.states - wide[[2, 0]]).abs() <= 0.5001 * steps[[2, 0]]).all()
@@ -196,12 +196,12 @@ def test_other_documents_change_nothing_of_a_sample() -> None:
     assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
 
 
-def test_kept_tokens_are_those_of_the_whole() -> None:
+def test_selected_tokens_are_those_of_the_whole() -> None:
     states, teacher, kept = hidden(0), head(1), torch.tensor([3, 7])
     for kind in (Sampled(), Sampled(bytes=20), TopK(4)):
         parts = [stored(kind, states[:5], teacher), stored(kind, states[5:], teacher)]
-        whole = kind.decode_teacher(parts, None, teacher).sparse(slice(None))
-        found = kind.decode_teacher(parts, kept, teacher).sparse(slice(None))
+        signal = kind.decode_teacher(parts, teacher)
+        whole, found = signal.sparse(slice(None)), signal.select(kept).sparse(slice(None))
         assert torch.equal(found.ids, whole.ids[kept])
         assert torch.equal(found.probabilities, whole.probabilities[kept])
 

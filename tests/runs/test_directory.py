@@ -26,7 +26,7 @@ RECIPE = {
     "adapter": {"lora": {"r": 4}}, "seed": 0,
 }  # fmt: skip
 LOCK = {
-    "format": 1, "seed": 0, "platform": "", "versions": {}, "hardware": {"cpu": "", "gpus": []},
+    "format": 1, "recipe": RECIPE, "seed": 0, "platform": "", "versions": {}, "hardware": {"cpu": "", "gpus": []},
     "data": {"fingerprint": ""}, "models": {"student": {"source": "a", "revision": None, "sha256": None}},
 }  # fmt: skip
 

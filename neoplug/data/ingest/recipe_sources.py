@@ -84,5 +84,7 @@ def eval_source_of(data: Data) -> RecipeSource | None:
     name = data.eval_source or (data.source if data.eval_split else None)
     if name is None:
         return None
-    key = "eval_split" if data.eval_split else "eval_source"
-    return RecipeSource(data.read_like(name, data.eval_split), ("data", key), f" in {key}")
+    key, settings = "eval_split" if data.eval_split else "eval_source", data.read_like(name, data.eval_split)
+    if data.eval_revision:
+        settings = settings.model_copy(update={"revision": data.eval_revision})
+    return RecipeSource(settings, ("data", key), f" in {key}")
