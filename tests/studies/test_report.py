@@ -293,8 +293,17 @@ def test_local_paths_are_not_on_the_page(tmp_path):
     folder = write_small_study(tmp_path / "paths", search=False, curves=False)
     lock = {"version": "0.1.0", "contents": {json.dumps({"model": "/data/secret/teacher", "revision": None}): "0"}}
     (folder / "study.lock.json").write_text(json.dumps(lock))
+    facts = json.loads((folder / "study.json").read_text())
+    changes = ["teacher.model=/data/secret/teacher", "data.source=https://host/secret/rows"]
+    (folder / "study.json").write_text(json.dumps(facts | {"overrides": changes}))
+    runs = pd.read_parquet(folder / "results.parquet")
+    runs.loc[0, ["status", "reason"]] = ["failed", f"the file `/data/secret/a.json`:3 and {tmp_path}/b.json: damaged"]
+    runs.to_parquet(folder / "results.parquet")
     page = page_of(folder)
     assert "<dd>teacher. Hashes of their contents" in page.text
+    assert "the file `a.json`:3 and b.json: damaged" in page.visible
+    assert "teacher.model=teacher data.source=https://host/secret/rows" in page.visible
+    assert "/data/secret" not in page.text + (folder / "tables.tex").read_text()
     assert str(tmp_path) not in page.text
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,6 +11,7 @@ import pandas as pd
 from neoplug.errors.text import presentable
 from neoplug.studies.report import numbers
 from neoplug.studies.report.material import Material, measure_of
+from neoplug.studies.report.paths import published
 from neoplug.studies.statistics import POWER
 
 NAMED = 12  # models and data that are listed
@@ -169,13 +169,13 @@ def _contents(material: Material) -> str:
     contents = material.lock.get("contents")
     if not isinstance(contents, dict) or not contents:
         return "Not known: the study has no lock."
-    shown = [presentable(_name(key)) for key in list(contents)[:NAMED]]
+    shown = [published(_name(key)) for key in list(contents)[:NAMED]]
     more = f" and {len(contents) - NAMED} more" if len(contents) > NAMED else ""
     return f"{'; '.join(shown)}{more}. Hashes of their contents are in study.lock.json."
 
 
 def _name(key: str) -> str:
-    """Return what a key of the lock names: the values of its JSON that are set; of a local path the last part."""
+    """Return what a key of the lock names: the values of its JSON that are set."""
     try:
         named: Any = json.loads(key)
     except ValueError:
@@ -183,9 +183,9 @@ def _name(key: str) -> str:
     if not isinstance(named, dict):
         return key
     values = [value for value in named.values() if isinstance(value, str) and value]
-    return " ".join(Path(value).name if Path(value).is_absolute() else value for value in values) or key
+    return " ".join(values) or key
 
 
 def _command(material: Material) -> str:
-    overrides = "".join(f" {one}" for one in material.study.overrides)
+    overrides = "".join(f" {published(one)}" for one in material.study.overrides)
     return f"neoplug study {material.study.file.name}{overrides} --output DIR"

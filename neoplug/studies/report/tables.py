@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from neoplug.errors.text import presentable
 from neoplug.studies.report import numbers
 from neoplug.studies.report.figures.costs import COSTS, cost_table
 from neoplug.studies.report.material import Material, measure_of
+from neoplug.studies.report.paths import published
 from neoplug.studies.report.verdicts import verdict_of
 from neoplug.studies.summary_schema import ContrastResult
 
@@ -253,7 +253,7 @@ def failures_table(material: Material) -> Table:
                 Cell(numbers.plain(run["seed"]), run["seed"]),
                 *(Cell(numbers.plain(_float(run[key])), _float(run[key])) for key in searched),
                 Cell(str(run["status"]).replace("_", " ")),
-                Cell(presentable(str(run["reason"]))),
+                Cell(published(str(run["reason"]))),
             ]
         )
         for number, run in failed.iterrows()
