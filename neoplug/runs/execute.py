@@ -53,13 +53,20 @@ def run(
         return execute(checked, folder, resume, progress or Silent())
 
 
-def execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:
-    """Run a resolved recipe in the directory `output` and return the content of its result.json."""
+def execute(
+    checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress, group: str | None = None
+) -> dict[str, Any]:
+    """Run a resolved recipe in the directory `output` and return the content of its result.json.
+
+    group  what the run belongs to in trackers, such as the name of a study
+    """
     with isolated(), exits_refused():
-        return _execute(checked, output, resume, progress)
+        return _execute(checked, output, resume, progress, group)
 
 
-def _execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress) -> dict[str, Any]:
+def _execute(
+    checked: ResolvedRecipe, output: Path, resume: bool, progress: Progress, group: str | None
+) -> dict[str, Any]:
     directory = run_to_resume(output, checked, resume)
     if directory is not None and _is_complete(directory) and (result := directory.result):
         logger.info("%s is complete; nothing to do", output)
@@ -83,7 +90,7 @@ def _execute(checked: ResolvedRecipe, output: Path, resume: bool, progress: Prog
         if world.is_main:
             checked.consent.remember()
             log_buffer.setTarget(_log_file_handler(directory.log))
-        result = Trainer(checked, inputs, directory, world, progress, stop).run()
+        result = Trainer(checked, inputs, directory, world, progress, stop, group).run()
         world.end()
         return result.as_dict()
 

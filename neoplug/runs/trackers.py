@@ -24,9 +24,11 @@ class Trackers:
     names   tensorboard, trackio, wandb, mlflow
     run     the run directory: its name is the run's name in each tracker; trackers write files into it
     config  the resolved recipe
+    group   what the run belongs to, by which wandb and trackio group it and mlflow tags it; None: nothing
     """
 
-    def __init__(self, names: Sequence[str], run: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, names: Sequence[str], run: Path, config: Mapping[str, Any], group: str | None = None) -> None:
+        self.group = group
         self.running: dict[str, GeneralTracker] = {}
         shown = {
             "/".join(map(str, path)): str(value) if isinstance(value, list) else value
@@ -50,7 +52,7 @@ class Trackers:
             self._guarded(name, tracker.finish)
 
     def _start(self, name: str, run: Path, config: dict[str, Any]) -> None:
-        tracker = _tracker(name, run)
+        tracker = _tracker(name, run, self.group)
         tracker.start()
         tracker.store_init_configuration(config)
         self.running[name] = tracker
@@ -72,13 +74,14 @@ class Trackers:
             logger.debug("what %s raised", name, exc_info=True)
 
 
-def _tracker(name: str, run: Path) -> "GeneralTracker":
+def _tracker(name: str, run: Path, group: str | None) -> "GeneralTracker":
     from accelerate import tracking
 
     if name == "tensorboard":
         return tracking.TensorBoardTracker("tensorboard", logging_dir=run)
     if name == "mlflow":
-        return tracking.MLflowTracker(PROJECT, logging_dir=str(run / "mlflow"), run_name=run.name)
+        tags = {"group": group} if group else None
+        return tracking.MLflowTracker(PROJECT, logging_dir=str(run / "mlflow"), run_name=run.name, tags=tags)
     if name == "trackio":
-        return tracking.TrackioTracker(PROJECT, name=run.name, resume="allow")
-    return tracking.WandBTracker(PROJECT, name=run.name, dir=str(run))
+        return tracking.TrackioTracker(PROJECT, name=run.name, group=group, resume="allow")
+    return tracking.WandBTracker(PROJECT, name=run.name, group=group, dir=str(run))

@@ -55,7 +55,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Trainer:
-    """A training run in one process. Every rank has one; files are written by the main process."""
+    """A training run in one process. Every rank has one; files are written by the main process.
+
+    group  what the run belongs to in trackers, such as the name of a study
+    """
 
     checked: ResolvedRecipe
     inputs: RunInputs
@@ -63,6 +66,7 @@ class Trainer:
     world: World
     progress: Progress
     stop: Stop
+    group: str | None = None
 
     def __post_init__(self) -> None:
         self.loader = ModelLoader(self.checked, self.inputs, self.world)
@@ -84,7 +88,7 @@ class Trainer:
         if self.world.is_main:
             self.directory.continue_from(self.state.step, self.state.metrics_sha256)
         reported = self.checked.recipe.trackers if self.world.is_main else []
-        self.trackers = Trackers(reported, self.directory.path, self.checked.resolved())
+        self.trackers = Trackers(reported, self.directory.path, self.checked.resolved(), self.group)
         try:
             return self.train_and_evaluate(earlier)
         except SystemExit as error:  # raised by a plugin: the run has failed, whatever the exit code

@@ -112,7 +112,7 @@ class StudyDir:
         write_atomically(self.path / "study.lock.json", as_json(lock))
 
     def hand_out(self, facts: Mapping[str, Any]) -> None:
-        """Write the file of a job: `Job.as_dict`, with the resolved `recipe`."""
+        """Write the file of a job: `Job.as_dict`, the name of the `study`, and the resolved `recipe`."""
         write_atomically(self.job(facts["id"]), json.dumps(facts) + "\n")
 
     def facts(self, job: str) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class Scheduler:
         except RecipeError as error:
             self.finish(make_row(self.directory, job.as_dict(), status="refused", reason=str(error)))
             return False
-        self.directory.hand_out({**job.as_dict(), "recipe": recipe})
+        self.directory.hand_out({**job.as_dict(), "study": self.study.name, "recipe": recipe})
         return True
 
     def recipe(self, job: Job) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def perform(directory: StudyDir, facts: Mapping[str, Any]) -> Row:
     """
     job = facts["id"]
     try:
-        result = _run(directory.recipe(job), directory.run(job))
+        result = _run(directory.recipe(job), directory.run(job), facts["study"])
     except (Interrupted, DiskError):
         raise
     except Exception as error:
@@ -128,19 +128,19 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _run(checked: ResolvedRecipe, folder: Path) -> dict[str, Any]:
+def _run(checked: ResolvedRecipe, folder: Path, study: str) -> dict[str, Any]:
     """Run a recipe in `folder`, or go on there; return its result. A run that cannot be continued begins again."""
     from neoplug.runs.execute import execute
     from neoplug.runs.progress import Silent
 
     is_new = not folder.exists()
     try:
-        return execute(checked, folder, True, Silent())
+        return execute(checked, folder, True, Silent(), study)
     except UsageError:
         if is_new:
             raise
     shutil.rmtree(folder)
-    return execute(checked, folder, True, Silent())
+    return execute(checked, folder, True, Silent(), study)
 
 
 def _measured(run: Path, evaluation: str) -> "tuple[Numbers, pyarrow.Table | None]":

@@ -8,6 +8,7 @@ from time import sleep
 import pytest
 
 from neoplug.errors import RecipeError
+from neoplug.runs.trackers import Trackers
 
 READ = """
 import json
@@ -56,6 +57,32 @@ def test_trackio_shows_the_run(lab, tmp_path, monkeypatch):
     assert losses == pytest.approx({line["step"]: line["loss"] for line in run.lines})
     divergences = {entry["step"]: entry["held_out/forward_kl"] for entry in logs if "held_out/forward_kl" in entry}
     assert divergences == pytest.approx({0: run.result["before"]["forward_kl"], 2: run.result["after"]["forward_kl"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "maker", "option"),
+    [
+        ("trackio", "TrackioTracker", {"group": "robust"}),
+        ("wandb", "WandBTracker", {"group": "robust"}),
+        ("mlflow", "MLflowTracker", {"tags": {"group": "robust"}}),
+    ],
+)
+def test_a_run_belongs_to_a_group(tmp_path, monkeypatch, name, maker, option):
+    made = []
+
+    class Tracker:
+        def __init__(self, *_, **options):
+            made.append(options)
+
+        def start(self):
+            pass
+
+        def store_init_configuration(self, values):
+            pass
+
+    monkeypatch.setattr(f"accelerate.tracking.{maker}", Tracker, raising=False)
+    assert list(Trackers([name], tmp_path, {}, "robust").running) == [name]
+    assert option.items() <= made[0].items()
 
 
 def test_a_tracker_that_fails_ends_no_run(lab, monkeypatch):

@@ -29,7 +29,7 @@ def hand_out(lab, folder, jobs, **sections):
     directory, identities = StudyDir.create(folder), Identities(study)
     made = [identities.job(study.arms[arm], kind, seed, trial) for arm, kind, seed, trial in jobs]
     for job in made:
-        directory.hand_out({**job.as_dict(), "recipe": job.load(study).resolved()})
+        directory.hand_out({**job.as_dict(), "study": study.name, "recipe": job.load(study).resolved()})
     return directory, [job.id for job in made]
 
 
@@ -105,6 +105,18 @@ def test_a_job_that_is_done_is_not_repeated(performed):
     Worker(directory.path)(ids[0])
     assert (directory.path / "ledger.jsonl").read_bytes() == before
     assert directory.run(ids[0]).stat().st_mtime_ns == at
+
+
+def test_trackers_group_the_runs_of_a_study(study_lab, tmp_path, monkeypatch):
+    from neoplug.runs import trackers
+
+    groups, make = [], trackers._tracker
+    monkeypatch.setattr(trackers, "_tracker", lambda *given: groups.append(given[-1]) or make(*given))
+    base = {"extends": "base.yaml", "report_to": "tensorboard"}
+    directory, (job,) = hand_out(study_lab, tmp_path / "out", [(0, "test", 1, {})], base=base, name="robust")
+    Worker(directory.path)(job)
+    assert rows(directory)[job].status == "completed"
+    assert groups == ["robust"]
 
 
 def test_a_job_that_is_not_handed_out_is_an_error(performed):
