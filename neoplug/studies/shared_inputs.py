@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from neoplug.errors import RecipeError
+from neoplug.errors import Problem, RecipeError
 from neoplug.files import content_hash
 from neoplug.recipe import ResolvedRecipe
 from neoplug.studies.directory import StudyDir
@@ -39,7 +39,10 @@ def build(directory: StudyDir, job: str) -> None:
 
 
 def validate(checked: ResolvedRecipe) -> None:
-    """Refuse held-out documents of which one half is empty; other mistakes are left to the runs. Raises RecipeError."""
+    """Refuse held-out documents of which one half is empty, and text with the date of the day on which a run starts.
+
+    Other mistakes are left to the runs. Raises RecipeError.
+    """
     from neoplug.runs.inputs import find_models, resolve_text
     from neoplug.runs.progress import Silent
 
@@ -47,9 +50,21 @@ def validate(checked: ResolvedRecipe) -> None:
         text = resolve_text(checked.recipe, find_models(checked), Silent())
     except RecipeError:
         return
-    if not text.problems:
-        with checked.marking():
-            validate_halves(document.content_hash for document in text.corpus.held_out)
+    if text.problems:
+        return
+    with checked.marking():
+        if text.corpus.day and not checked.recipe.data.chat_template_date:
+            raise RecipeError([_undated(text.corpus.day)])
+        validate_halves(document.content_hash for document in text.corpus.held_out)
+
+
+def _undated(day: str) -> Problem:
+    return Problem(
+        "the chat template reads the date, so the text depends on the day on which a run starts",
+        "the runs of a study train on the same text, on whatever day they start",
+        f"set it: data.chat_template_date={day}",
+        ("data", "chat_template_date"),
+    )
 
 
 def main() -> None:
