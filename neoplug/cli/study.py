@@ -147,11 +147,11 @@ def print_result(checked: "Study", result: "StudyResult", as_json: bool) -> None
 
 def print_summary(summary: "Summary") -> None:
     """Print the planned comparisons and the answer for each family and metric."""
-    from neoplug.studies.report.numbers import decimals_for, fixed, interval, p_value
+    from neoplug.studies.report.numbers import decimals_for, fixed, half_width, interval, p_value
 
     for answer in summary.robust:
         lines = [line for line in summary.contrasts if (line.family, line.metric) == (answer.family, answer.metric)]
-        decimals = decimals_for(end for line in lines for end in line.interval or ())
+        decimals = decimals_for(half_width(line.interval) for line in lines)
         heading(f"{answer.family}, {answer.metric}: robust {answer.robust} ({answer.reason})")
         cells = [
             (

@@ -8,9 +8,12 @@ import pytest
 import yaml
 
 from neoplug.cli import study_watch
+from neoplug.cli.study import print_summary
 from neoplug.studies.directory import StudyDir
 from neoplug.studies.ledger import Row
+from neoplug.studies.report.material import read_material
 from neoplug.studies.status import State
+from tests.studies.written import write_small_study
 
 RUNNING = [{"job": "0", "label": "lora, seed 1", "since": 40.0}]
 STATE = State("robust", "search", 1200, {"completed": 1000, "out_of_memory": 2}, RUNNING, 3700.0)
@@ -101,6 +104,19 @@ def test_a_study_that_has_not_begun_has_no_status(neoplug, tmp_path):
     answer = neoplug("study", tmp_path, "--status")
     assert answer.code == 2
     assert "has not begun" in answer.err
+
+
+def test_comparisons_are_printed_with_their_answer(tmp_path, capsys):
+    """Smaller is better: all differences, and both ends of their intervals, are below 0."""
+    summary = read_material(write_small_study(tmp_path / "study", search=False, curves=False)).summary
+    print_summary(summary)
+    printed = capsys.readouterr().out
+    assert "loss=ce, cross_entropy: robust yes (of 2 gains: 2 above 0)" in printed
+    for line in summary.contrasts:
+        ends = ", ".join(f"{end:.3f}".replace("-", "\u2212") for end in line.interval)
+        assert max(line.interval) < 0
+        assert f"{line.arm} - {line.control}" in printed
+        assert f"[{ends}]" in printed.replace("\u00a0", " ")
 
 
 def test_the_state_in_lines(monkeypatch):

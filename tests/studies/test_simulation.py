@@ -69,6 +69,10 @@ def test_where_differences_are_normal_the_promises_hold(maker, name):
     assert row["detected"] / row["intervals"] == pytest.approx(0.8, abs=0.01)
 
 
+def test_every_scenario_was_simulated(maker):
+    assert {name: row["studies"] for name, row in maker.stored().items()} == dict.fromkeys(maker.SCENARIOS, 10_000)
+
+
 def test_the_page_shows_the_simulations(maker):
     text = maker.PAGE.read_text(encoding="utf-8")
     assert maker.tables(maker.stored()) in text

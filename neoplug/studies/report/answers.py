@@ -212,7 +212,7 @@ def _detectable(line: ContrastResult) -> float:
 
 
 def _decimals(lines: Sequence[ContrastResult]) -> int:
-    return numbers.decimals_for((line.interval[1] - line.interval[0]) / 2 for line in lines if line.interval)
+    return numbers.decimals_for(numbers.half_width(line.interval) for line in lines)
 
 
 def _size(line: ContrastResult) -> float | None:

@@ -18,6 +18,11 @@ def decimals_for(spreads: Iterable[float | None]) -> int:
     return min(_MOST, max(0, 1 - math.floor(math.log10(known[len(known) // 2]))))
 
 
+def half_width(ends: tuple[float, float] | None) -> float | None:
+    """Return half the width of an interval."""
+    return None if ends is None else (ends[1] - ends[0]) / 2
+
+
 def fixed(value: float | None, decimals: int = _DIGITS, *, signed: bool = False) -> str:
     """Return a number with fixed decimals; with `signed`, a plus sign for what is above 0."""
     if value is None or not math.isfinite(value):
