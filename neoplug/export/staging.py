@@ -31,19 +31,29 @@ def staged(path: Path, repository: str) -> dict[str, Content]:
         UsageError: `path` is not a finished run, or its files are not those that it wrote.
     """
     run, result = open_for_push(path)
-    base = run.lock["models"]["student"]
     if run.adapter.is_dir() and run.student.is_dir():
         files = _files(run, run.adapter, "adapter/") | _files(run, run.student, "student/")
         _set_base(files, "adapter/", repository, None)
     else:
-        files = _files(run, run.adapter if run.adapter.is_dir() else run.model)
-        _set_base(files, "", base["source"] if base["revision"] else None, base["revision"])
+        files = trained_files(run)
     files[CARD] = card(run, result, repository).encode()
     files["recipe.yaml"] = as_yaml(publishable(run.resolved)).encode()
     files["lock.json"] = as_json(publishable(run.lock)).encode()
-    files["result.json"] = as_json(_public_result(result)).encode()
-    files["metrics.jsonl"] = "".join(json.dumps(without_text(line)) + "\n" for line in run.metrics.read()).encode()
+    return files | measured_files(run, result)
+
+
+def trained_files(run: RunDir, prefix: str = "") -> dict[str, Content]:
+    """Return the files of a run's adapter, or of its model; an adapter names its base where that is on the hub."""
+    base = run.lock["models"]["student"]
+    files = _files(run, run.adapter if run.adapter.is_dir() else run.model, prefix)
+    _set_base(files, prefix, base["source"] if base["revision"] else None, base["revision"])
     return files
+
+
+def measured_files(run: RunDir, result: RunResult) -> dict[str, Content]:
+    """Return result and metrics of a run without text, which may quote the data."""
+    lines = "".join(json.dumps(without_text(line)) + "\n" for line in run.metrics.read())
+    return {"result.json": as_json(_public_result(result)).encode(), "metrics.jsonl": lines.encode()}
 
 
 def open_for_push(path: Path) -> tuple[RunDir, RunResult]:
