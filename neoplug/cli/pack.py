@@ -18,7 +18,7 @@ def pack(
         bool, typer.Option("--with-models", help="Pack local models; their licence has to allow it.")
     ] = False,
 ) -> None:
-    """Pack a finished run as one file, which `neoplug reproduce` replays elsewhere.
+    """Pack a finished run as one file that others can replay.
 
     It holds the recipe, the lock, the metrics, the adapter, and the local files that the recipe names.
     """

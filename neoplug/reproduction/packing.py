@@ -10,13 +10,13 @@ from typing import Any
 
 from neoplug.errors import Path as Key
 from neoplug.errors import UsageError
-from neoplug.export.staging import measured_files, open_for_push, trained_files
 from neoplug.files.contents import files_below, record
 from neoplug.models.reference import CONFIG, WEIGHTS
 from neoplug.recipe.paths import is_glob
 from neoplug.reproduction.archive import write_archive
 from neoplug.reproduction.differences import without_folder_of_file
 from neoplug.runs.directory import as_json, as_yaml
+from neoplug.runs.public_files import measured_files, open_recorded, trained_files
 from neoplug.runs.publishable import masked, publishable
 
 FILES = "files"  # the folder of files that the recipe names
@@ -127,7 +127,7 @@ def pack(path: Path, output: Path, *, with_data: bool = False, with_models: bool
         UsageError: the run is not finished, `output` exists, or a file holds a secret.
         DamageError: a file of the run is damaged.
     """
-    run, result = open_for_push(path)
+    run, result = open_recorded(path)
     if output.exists():
         raise UsageError(f"{output} exists already\nwhy: nothing is overwritten\nfix: name another file")
     lock = run.lock
