@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from neoplug.errors import Interrupted, NeoplugError, RunError, UsageError
 from neoplug.export.hub_client import Requests, address, fix, is_refusal, reason, status, watched_requests
-from neoplug.export.staging import Content, digest, size, staged
+from neoplug.export.staging import digest, size, staged
+from neoplug.runs.public_files import Content
 from neoplug.runs.publishable import masked
 
 if TYPE_CHECKING:

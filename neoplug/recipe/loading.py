@@ -77,11 +77,11 @@ class ResolvedRecipe:
         except RecipeError as error:
             raise RecipeError(_sorted(error.problems, self.tree)) from error
 
-    def with_revisions(self, revisions: Mapping[Key, str]) -> "ResolvedRecipe":
-        """Return the recipe with these revisions (path -> commit) in place of its own."""
+    def pinned(self, pinned: Mapping[Key, str]) -> "ResolvedRecipe":
+        """Return the recipe with the values at these paths in place of its own: revisions, or a date."""
         recipe, values = self.recipe, self.values
-        for path, commit in revisions.items():
-            recipe, values = _replaced(recipe, path, commit), _replaced(values, path, commit)
+        for path, value in pinned.items():
+            recipe, values = _replaced(recipe, path, value), _replaced(values, path, value)
         return replace(self, recipe=recipe, values=values)
 
     def resolved(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The section `reference`: what a recipe claims to reproduce, and what its metrics should be."""
 
+from math import sqrt
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -26,6 +27,20 @@ class Target(Section):
         if tuple(self.model_dump(exclude_none=True)) not in FORMS:
             raise ValueError("a target is either `value` and `tolerance`, or `mean`, `sd` and `n`")
         return self
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval of a value that agrees: `value` ± `tolerance`, or the 99 % prediction interval of one more run.
+
+        It is mean ± t s sqrt(1 + 1/n), with the 99.5 % quantile t of Student's distribution with n - 1 degrees of
+        freedom.
+        """
+        from scipy.special import stdtrit
+
+        centre, half = self.value or self.mean or 0.0, self.tolerance or 0.0
+        if self.n is not None and self.sd is not None:
+            half = float(stdtrit(self.n - 1, 0.995)) * self.sd * sqrt(1 + 1 / self.n)
+        return centre - half, centre + half
 
     def __str__(self) -> str:
         """Return the target in words and numbers."""

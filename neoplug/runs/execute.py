@@ -7,19 +7,23 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from neoplug import recipe as recipes
 from neoplug.data.encode.clock import today
 from neoplug.distributed.world import World
+from neoplug.environment.dtypes import resolve_dtype
 from neoplug.errors import UsageError
 from neoplug.errors.text import TextFormatter
 from neoplug.files.contents import RECORD
+from neoplug.hookspecs import Role
 from neoplug.recipe import ResolvedRecipe
 from neoplug.registry import given_classes
 from neoplug.registry.confinement import exits_refused
 from neoplug.runs.directory import REQUIRED, SAVED, RunDir, chosen_output, validate_output_path
 from neoplug.runs.failure import lost_processes_named
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
-from neoplug.runs.lock import difference, found_contents, lock_record, revisions
+from neoplug.runs.lock import difference, found_contents, lock_record, pinned
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.process import isolated
 from neoplug.runs.progress import Progress, Silent
@@ -73,16 +77,15 @@ def _execute(
         return result.as_dict()
     with stopping() as stop, checked.marking(), buffered_log() as log_buffer, ExitStack() as cleanup:
         validate_devices(checked.recipe)
-        day = (directory and directory.chat_template_date) or today()
         world = World(checked.recipe.student.device)
         if directory is not None and world.is_main:
             cleanup.enter_context(directory.held())
         with lost_processes_named(world):
-            located = checked.with_revisions(revisions(directory.lock)) if directory else checked
-            inputs = prepare_student(checked, resolve_inputs(located, progress, world.broadcast(day)), progress)
+            as_begun = checked.pinned(pinned(directory.lock)) if directory else checked
+            inputs = prepare_student(checked, resolve_inputs(as_begun, progress, world.broadcast(today())), progress)
             inputs = with_cache(checked, inputs, world, progress)
             if directory is not None:
-                validate_same_lock(directory, checked, inputs)
+                validate_same_lock(directory, checked, inputs, world)
             else:
                 directory = create_directory(Path(world.broadcast(str(output))), checked, inputs, world)
                 if world.is_main:
@@ -114,10 +117,10 @@ def run_to_resume(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir
         return None
     directory = RunDir.open(output)
     directory.verify(*REQUIRED, *(SAVED if directory.is_finished and directory.result else ()))
-    as_given, with_revisions = (
+    as_given, as_pinned = (
         difference(old, checked.resolved()) for old in (directory.lock["recipe"], directory.resolved)
     )
-    if as_given and with_revisions:
+    if as_given and as_pinned:
         lines = "\n".join(f"  {line}" for line in as_given)
         raise UsageError(
             f"the recipe changed since {output} was started:\n{lines}\n"
@@ -129,22 +132,22 @@ def run_to_resume(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir
 def create_directory(output: Path, checked: ResolvedRecipe, inputs: RunInputs, world: World) -> RunDir:
     """Create the run directory on the main process; the other processes wait for it.
 
-    Its recipe names the commits of what the hub had, whatever the given one names.
+    Its recipe names the commits of what the hub had, and the date that a chat template read: it repeats the run.
     """
     if world.is_main:
-        lock = build_lock(checked, inputs)
-        RunDir.create(output, checked.with_revisions(revisions(lock)).resolved(), lock)
+        lock = build_lock(checked, inputs, world)
+        RunDir.create(output, checked.pinned(pinned(lock)).resolved(), lock)
     world.wait()
     return RunDir.open(output)
 
 
-def validate_same_lock(directory: RunDir, checked: ResolvedRecipe, inputs: RunInputs) -> None:
+def validate_same_lock(directory: RunDir, checked: ResolvedRecipe, inputs: RunInputs, world: World) -> None:
     """Refuse to resume if models or data have changed; warn of changed plugin files and versions.
 
     Raises:
         UsageError: the files of a model or the tokenised data differ from those of the earlier process.
     """
-    before, now = map(found_contents, (directory.lock, build_lock(checked, inputs)))
+    before, now = map(found_contents, (directory.lock, build_lock(checked, inputs, world)))
     must_match = ("models", "data")
     if changed := difference(*({name: record[name] for name in must_match} for record in (before, now))):
         lines = "\n".join(f"  {line}" for line in changed)
@@ -156,16 +159,38 @@ def validate_same_lock(directory: RunDir, checked: ResolvedRecipe, inputs: RunIn
         logger.warning("resuming although this changed since the run was started: %s", line)
 
 
-def build_lock(checked: ResolvedRecipe, inputs: RunInputs) -> dict[str, Any]:
-    """Return the lock of a run with these inputs."""
+def lock_here(checked: ResolvedRecipe, progress: Progress) -> dict[str, Any]:
+    """Return the lock that a run would have here and now; nothing is trained, and no teacher's output is stored."""
+    with isolated(), exits_refused(), checked.marking():
+        validate_devices(checked.recipe)
+        world = World(checked.recipe.student.device)
+        inputs = prepare_student(checked, resolve_inputs(checked, progress, world.broadcast(today())), progress)
+        return build_lock(checked, inputs, world)
+
+
+def build_lock(checked: ResolvedRecipe, inputs: RunInputs, world: World) -> dict[str, Any]:
+    """Return the lock of a run with these inputs, on these processes."""
     models = {"student": inputs.student, "teacher": inputs.teacher}
     loaded = models | {"student": inputs.base}
     weights = {role: located.weights_sha256 if located else None for role, located in loaded.items()}
     corpus = inputs.corpus
     record = lock_record(checked, models, corpus.fingerprint, corpus.day, weights, corpus.commits)
+    roles: tuple[Role, ...] = ("student", "teacher") if inputs.teacher else ("student",)
+    record["computation"] = {
+        "device": world.device.type,
+        "dtypes": {role: _dtype(checked, role, world) for role in roles},
+        "ranks": world.size,
+        "threads": torch.get_num_threads(),
+    }
     if inputs.cache is not None:
         record["models"]["teacher"]["cache"] = inputs.cache.lock
     return record
+
+
+def _dtype(checked: ResolvedRecipe, role: Role, world: World) -> str:
+    """Return the name of the type in which a model computes."""
+    section = getattr(checked.recipe, role)
+    return str(resolve_dtype(section.dtype, section.device or world.device)).removeprefix("torch.")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def lock_record(
 ) -> dict[str, Any]:
     """Return a run's lock: versions, hardware, plugins, `models` by role, `fingerprint` of the tokenised data.
 
-    `recipe` is as it was given; `revisions` returns what the recipe did not say.
+    `recipe` is as it was given; `pinned` returns what it did not name.
 
     day      the date that a chat template read, YYYY-MM-DD: a resumed run renders its rows with the same; None: none
     weights  role -> hash of the weights that are loaded, where neoplug converted or prepared them; else None
@@ -69,14 +69,17 @@ def found_contents(lock: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in lock.items() if key != "recipe"} | {"data": data}
 
 
-def revisions(lock: Mapping[str, Any]) -> dict[Path, str]:
-    """Return the commit of each model, adapter and data set of the hub, by the key of its revision in a recipe."""
+def pinned(lock: Mapping[str, Any]) -> dict[Path, str]:
+    """Return what a run used and its recipe need not name, by its key in a recipe.
+
+    It is the commit of each model, adapter and data set of the hub, and the date that a chat template read.
+    """
     recipe, models = lock["recipe"], lock["models"]
     found: dict[Path, str | None] = {}
-    for role in ("student", "teacher"):
-        if recipe.get(role, {}).get("model"):
-            found[role, "revision"] = models[role]["revision"]
-            found[role, "adapter_revision"] = models[role].get("adapter", {}).get("revision")
+    for role, model in models.items():
+        if (recipe.get(role) or {}).get("model"):
+            found[role, "revision"] = model.get("revision")
+            found[role, "adapter_revision"] = (model.get("adapter") or {}).get("revision")
     for name, commit in lock.get("commits", {}).items():
         if name == "source":
             found["data", "revision"] = commit
@@ -84,7 +87,8 @@ def revisions(lock: Mapping[str, Any]) -> dict[Path, str]:
             found["data", "sources", name, "revision"] = commit
         elif recipe["data"].get("eval_source"):
             found["data", "eval_revision"] = commit
-    return {path: commit for path, commit in found.items() if commit}
+    found["data", "chat_template_date"] = lock["data"].get("chat_template_date")
+    return {path: value for path, value in found.items() if value}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

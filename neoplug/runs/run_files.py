@@ -45,10 +45,15 @@ class _Recipe(_Content):
     seed: int = 0
 
 
-class _LockedModel(_Content):
+class _LockedAdapter(_Content):
     source: str
     revision: str | None
     sha256: str | None
+
+
+class _LockedModel(_LockedAdapter):
+    adapter: _LockedAdapter | None = None
+    cache: dict[str, str] | None = None
 
 
 class _LockedItself(_Content):
@@ -70,6 +75,13 @@ class _Hardware(_Content):
     gpus: list[str]
 
 
+class _Computation(_Content):
+    device: str
+    dtypes: dict[str, str]
+    ranks: int = Field(ge=1)
+    threads: int
+
+
 class _Lock(_Content):
     format: Literal[1]
     recipe: _Recipe
@@ -77,8 +89,11 @@ class _Lock(_Content):
     platform: str
     versions: dict[str, str | None]
     hardware: _Hardware
+    computation: _Computation
+    plugins: dict[str, dict[str, Any]]
     models: _LockedModels
     data: _LockedData
+    commits: dict[str, str] = {}
 
 
 def read_recipe(file: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ Kind = Literal["search", "test"]
 
 DIGITS = 16  # of an id
 NO_PART = ("seed", "output_dir", "report_to", "reference")  # keys of a recipe that the hash of a trial leaves out
-MODEL = ("model", "revision", "adapter_path")  # keys that are replaced by the content of what they name
+MODEL = ("model", "revision", "adapter_path", "adapter_revision")  # replaced by the content of what they name
 SELECT_MODEL = (*MODEL, "trust_remote_code", "self", "cache")  # those that say which model it is
 SOURCE = ("source", "revision")
 ROLES: tuple[Role, ...] = ("student", "teacher")
@@ -136,7 +136,7 @@ class Identities:
         sources = training_sources(data) | {"eval_source": eval_source_of(data)}
         content = {name: self._source(source) for name, source in sources.items() if source}
         named = {name: _without(source, SOURCE) for name, source in values.get("sources", {}).items()}
-        return _without(values, (*SOURCE, "eval_source")) | {"sources": named, "content": content}
+        return _without(values, (*SOURCE, "eval_source", "eval_revision")) | {"sources": named, "content": content}
 
     def _source(self, source: RecipeSource) -> Any:
         return self._once(source.settings.model_dump(exclude_none=True), lambda: source.reader.identity())

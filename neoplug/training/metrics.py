@@ -19,10 +19,11 @@ from neoplug.environment.memory import peak_resident
 from neoplug.errors import DivergenceError, RunError
 from neoplug.training.diagnostics import means
 
+CLOCK = ("tokens_per_second", "peak_memory_bytes", "seconds")  # keys that differ between two runs of one recipe
 FIELDS = (
     *("step", "tokens", "answer_tokens", "loss", "losses", "weights", "learning_rate", "grad_norm"),
     *("penalty", "gradient_norms", "teacher_signal", "diagnostics"),
-    *("tokens_per_second", "peak_memory_bytes", "seconds"),
+    *CLOCK,
 )
 
 

@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SECTIONS = ("Whose code runs", "What is read as data", "What is verified")
 TRUST = "tests/cli/test_trust.py"
+ARCHIVE = "tests/reproduction/test_archive.py"
 CONFINED = "tests/registry/test_confinement.py"
 STORED = "tests/runs/test_teacher_cache.py"
 SOURCES = "tests/models/test_resolve.py"
@@ -54,8 +55,9 @@ HELD_BY: dict[str, tuple[str, ...]] = {
     "The folder of a run gives no consent": (
         f"{TRUST}::test_a_run_remembers_its_code_and_its_folder_gives_no_consent",
     ),
-    "`export`, `eval`, `push` and `run --resume`": (
+    "`export`, `eval`, `push`, `reproduce` and `run --resume`": (
         f"{TRUST}::test_a_run_remembers_its_code_and_its_folder_gives_no_consent",
+        "tests/reproduction/test_reproduce.py::test_a_run_gives_no_consent_to_code",
     ),
     "These need no consent": (),
     "- Plugins that an installed package registers": (
@@ -116,6 +118,15 @@ HELD_BY: dict[str, tuple[str, ...]] = {
     "`#sha256=HEX` pins": (f"{SOURCES}::test_the_hash_is_verified_before_conversion_and_in_the_cache",),
     "- A teacher's cache that a recipe names": (f"{STORED}::test_a_folder_is_data_whose_code_does_not_run",),
     "The folder names the kind": (f"{STORED}::test_a_folder_names_no_code_as_its_kind",),
+    "- An archive of a run is a zip file": (f"{ARCHIVE}::test_the_same_run_gives_the_same_bytes",),
+    "Before anything is written, it is refused": (
+        f"{ARCHIVE}::test_a_hostile_archive_is_refused_and_writes_nothing",
+        f"{ARCHIVE}::test_an_archive_beyond_the_limit_is_refused",
+    ),
+    "It is unpacked into the cache": (
+        f"{ARCHIVE}::test_a_changed_byte_is_found",
+        f"{ARCHIVE}::test_code_of_an_archive_needs_consent",
+    ),
     "- Data sets are read as": (
         "tests/data/test_sources.py::test_every_format_gives_the_same_rows",
         "tests/data/test_sources.py::test_a_loading_script_is_not_run",

@@ -27,6 +27,7 @@ RECIPE = {
 }  # fmt: skip
 LOCK = {
     "format": 1, "recipe": RECIPE, "seed": 0, "platform": "", "versions": {}, "hardware": {"cpu": "", "gpus": []},
+    "computation": {"device": "cpu", "dtypes": {"student": "float32"}, "ranks": 1, "threads": 1}, "plugins": {},
     "data": {"fingerprint": ""}, "models": {"student": {"source": "a", "revision": None, "sha256": None}},
 }  # fmt: skip
 

@@ -1,0 +1,81 @@
+"""The run that is reproduced, from its directory, its lock alone, or an archive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neoplug import recipe as recipes
+from neoplug.errors import UsageError
+from neoplug.files import cache_root, content_hash, folder_atomically, lock
+from neoplug.recipe import ResolvedRecipe
+from neoplug.reproduction.archive import NEEDED, unpacked
+from neoplug.runs.directory import RunDir, as_json, as_yaml
+from neoplug.runs.lock import pinned
+from neoplug.runs.result import RunResult
+from neoplug.runs.run_files import read_lock
+
+
+@dataclass(frozen=True)
+class Original:
+    """A finished run, or the lock of one.
+
+    name    of a replay's directory
+    recipe  the file that is replayed
+    lock    the content of lock.json
+    steps   the lines of metrics.jsonl; None where there is only the lock
+    result  the content of result.json; None where there is only the lock
+    """
+
+    name: str
+    recipe: Path
+    lock: Mapping[str, Any]
+    steps: list[dict[str, Any]] | None = None
+    result: RunResult | None = None
+
+    def load(self, overrides: Sequence[str], trust: Sequence[str], changes: Mapping[str, Any]) -> ResolvedRecipe:
+        """Return the recipe with all that the run used and its recipe need not name. Raises RecipeError."""
+        checked = recipes.load(self.recipe, overrides, changes, trust=trust)
+        return checked if self.steps else checked.pinned(pinned(self.lock))
+
+
+def open_original(path: Path) -> Original:
+    """Open the directory of a run, a lock (*.json), or an archive of `neoplug pack`.
+
+    Raises:
+        UsageError: it is none of these, or the run is not finished.
+        DamageError: a file is damaged.
+    """
+    if path.is_dir():
+        return _of_run(RunDir.open(path), path.absolute().name)
+    if not path.is_file():
+        raise UsageError(f"{path} is no file or folder\nfix: name a run's directory, its lock.json, or an archive")
+    if path.suffix != ".json":
+        return _of_run(RunDir.open(unpacked(path)), path.stem)
+    if (path.parent / "recipe.yaml").is_file():
+        return _of_run(RunDir.open(path.parent), path.absolute().parent.name)
+    return _of_lock(read_lock(path), path.stem)
+
+
+def _of_run(run: RunDir, name: str) -> Original:
+    run.verify(*NEEDED)
+    result = run.result
+    if result is None or result.status != "completed":
+        raise UsageError(
+            f"{run.path} is not finished, so there is nothing to compare with\n"
+            "fix: continue it with `neoplug run RECIPE --output RUN --resume`"
+        )
+    return Original(name, run.path / "recipe.yaml", run.lock, run.metrics.read(), result)
+
+
+def _of_lock(content: Mapping[str, Any], name: str) -> Original:
+    """Return what a lock says; its recipe is written to neoplug's cache, from where a file can be loaded."""
+    folder = cache_root() / "originals" / content_hash(content)
+    with lock(folder):
+        if not folder.exists():
+            with folder_atomically(folder) as draft:
+                (draft / "recipe.yaml").write_text(as_yaml(content["recipe"]), encoding="utf-8")
+                (draft / "lock.json").write_text(as_json(content), encoding="utf-8")
+    return Original(name, folder / "recipe.yaml", content)

@@ -1,0 +1,145 @@
+"""Packing of a run: what a replay needs and cannot get elsewhere; a file that holds a secret is refused."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from neoplug.errors import Path as Key
+from neoplug.errors import UsageError
+from neoplug.files.contents import files_below, record
+from neoplug.models.reference import CONFIG, WEIGHTS
+from neoplug.recipe.paths import is_glob
+from neoplug.reproduction.archive import write_archive
+from neoplug.reproduction.differences import without_folder_of_file
+from neoplug.runs.directory import as_json, as_yaml
+from neoplug.runs.public_files import measured_files, open_recorded, trained_files
+from neoplug.runs.publishable import masked, publishable
+
+FILES = "files"  # the folder of files that the recipe names
+DATA: tuple[Key, ...] = (("data", "source"), ("data", "eval_source"))
+MODELS: tuple[Key, ...] = (("student", "model"), ("teacher", "model"))
+LEFT_OUT: tuple[Key, ...] = (("output_dir",), ("report_to",))
+
+
+@dataclass
+class _Packer:
+    """Copies what a recipe names into a folder, and names it there.
+
+    names     output: what is packed, as the recipe names it -> its name in the archive
+    left_out  output: what is not packed, as the recipe names it: it keeps its name
+    """
+
+    folder: Path
+    with_data: bool
+    with_models: bool
+    names: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, None] = field(default_factory=dict)
+
+    def relocated(self, value: Any, path: Key = ()) -> Any:
+        """Return a recipe, or a part of it, with names of packed files in place of local paths."""
+        if isinstance(value, dict):
+            return {
+                self._name(key, (*path, key)) if isinstance(key, str) and ".py:" in key else key: self.relocated(
+                    inner, (*path, key)
+                )
+                for key, inner in value.items()
+                if (*path, key) not in LEFT_OUT
+            }
+        if isinstance(value, list):
+            return [self.relocated(inner, path) for inner in value]
+        return self._name(value, path) if isinstance(value, str) else value
+
+    def _name(self, text: str, path: Key) -> str:
+        """Return the name of what a text of the recipe names: in the archive where it is packed, else the text."""
+        if not text.startswith("/"):
+            return text
+        file, plugin = text, ""
+        if ".py:" in text:
+            file, _, plugin = text.rpartition(":")
+        found = glob.glob(file, recursive=True) if is_glob(file) else [file] * Path(file).exists()  # noqa: PTH207
+        if not found or not self._may_be_packed(path):
+            self.left_out |= {text: None} if found else {}
+            return text
+        if file not in self.names:
+            self.names[file] = self._copied(file, [Path(name) for name in found], path)
+        return f"{self.names[file]}:{plugin}" if plugin else self.names[file]
+
+    def _may_be_packed(self, path: Key) -> bool:
+        if path in MODELS:
+            return self.with_models
+        is_data = path in DATA or (path[:2] == ("data", "sources") and path[-1] == "source")
+        return self.with_data or not is_data
+
+    def _copied(self, pattern: str, found: list[Path], path: Key) -> str:
+        """Copy files, or the files below folders, and return the name of all."""
+        home = Path(pattern).parent
+        while is_glob(str(home)):
+            home = home.parent
+        number = len(self.names)
+        for entry in found:
+            files = [entry / name for name in (CONFIG, *WEIGHTS)] if path[-1] == "adapter_path" else files_below(entry)
+            for file in files:
+                inside = file.relative_to(home)
+                if file.is_file() and not file.is_symlink() and not any(part.startswith(".") for part in inside.parts):
+                    self.add(f"{FILES}/{number}/{inside.as_posix()}", file.read_bytes())
+        return f"./{FILES}/{number}/{Path(pattern).relative_to(home).as_posix()}"
+
+    def add(self, name: str, content: bytes) -> None:
+        """Write a file. Raises UsageError where it holds a secret."""
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:  # weights, or rows in a binary format
+            text = ""
+        if masked(text) != text:
+            line = next((n for n, one in enumerate(text.splitlines(), 1) if masked(one) != one), 1)
+            raise UsageError(
+                f"{name} is not packed: line {line} holds a password or an access token\n"
+                "why: an archive is for others\nfix: remove it from the file, and run again"
+            )
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What an archive holds of the files that a recipe names.
+
+    files     local path -> its name in the archive
+    left_out  local paths that the archive names and does not hold
+    """
+
+    files: dict[str, str]
+    left_out: list[str]
+
+
+def pack(path: Path, output: Path, *, with_data: bool = False, with_models: bool = False) -> Packed:
+    """Write the archive of a finished run.
+
+    with_data    pack the rows of local files too: their licence has to allow it
+    with_models  pack local models too
+
+    Raises:
+        UsageError: the run is not finished, `output` exists, or a file holds a secret.
+        DamageError: a file of the run is damaged.
+    """
+    run, result = open_recorded(path)
+    if output.exists():
+        raise UsageError(f"{output} exists already\nwhy: nothing is overwritten\nfix: name another file")
+    lock = run.lock
+    lock["plugins"] = {without_folder_of_file(name): entry for name, entry in lock["plugins"].items()}
+    with TemporaryDirectory() as temporary:
+        packer = _Packer(Path(temporary), with_data, with_models)
+        packer.add("recipe.yaml", as_yaml(packer.relocated(run.resolved)).encode())
+        packer.add("lock.json", as_json(publishable(lock)).encode())
+        adapter = trained_files(run, "adapter/") if run.adapter.is_dir() else {}
+        for name, content in (measured_files(run, result) | adapter).items():
+            packer.add(name, content if isinstance(content, bytes) else content.read_bytes())
+        record(packer.folder, ".")
+        files = files_below(packer.folder)
+        write_archive(output, {file.relative_to(packer.folder).as_posix(): file for file in files})
+    return Packed(packer.names, list(packer.left_out))
