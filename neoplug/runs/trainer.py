@@ -55,10 +55,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Trainer:
-    """A training run in one process. Every rank has one; files are written by the main process.
-
-    group  what the run belongs to in trackers, such as the name of a study
-    """
+    """A training run in one process. Every rank has one; files are written by the main process."""
 
     checked: ResolvedRecipe
     inputs: RunInputs
@@ -66,7 +63,7 @@ class Trainer:
     world: World
     progress: Progress
     stop: Stop
-    group: str | None = None
+    group: str | None = None  # what the run belongs to in trackers
 
     def __post_init__(self) -> None:
         self.loader = ModelLoader(self.checked, self.inputs, self.world)
