@@ -45,7 +45,7 @@ def open_original(path: Path) -> Original:
     """Open the directory of a run, a lock (*.json), or an archive of `neoplug pack`.
 
     Raises:
-        UsageError: it is none of these, or the run is not finished.
+        UsageError: it is none of these, the run is not finished, or an older neoplug wrote its lock.
         DamageError: a file is damaged.
     """
     if path.is_dir():
@@ -67,15 +67,26 @@ def _of_run(run: RunDir, name: str) -> Original:
             f"{run.path} is not finished, so there is nothing to compare with\n"
             "fix: continue it with `neoplug run RECIPE --output RUN --resume`"
         )
-    return Original(name, run.path / "recipe.yaml", run.lock, run.metrics.read(), result)
+    return Original(name, run.path / "recipe.yaml", _complete(run.lock), run.metrics.read(), result)
 
 
 def _of_lock(content: Mapping[str, Any], name: str) -> Original:
     """Return what a lock says; its recipe is written to neoplug's cache, from where a file can be loaded."""
-    folder = cache_root() / "originals" / content_hash(content)
+    folder = cache_root() / "originals" / content_hash(_complete(content))
     with lock(folder):
         if not folder.exists():
             with folder_atomically(folder) as draft:
                 (draft / "recipe.yaml").write_text(as_yaml(content["recipe"]), encoding="utf-8")
                 (draft / "lock.json").write_text(as_json(content), encoding="utf-8")
     return Original(name, folder / "recipe.yaml", content)
+
+
+def _complete(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the content of a lock. Raises UsageError where an older neoplug wrote it."""
+    if content.keys() >= {"recipe", "computation"}:
+        return content
+    raise UsageError(
+        "the lock does not say how its run was computed: an older neoplug wrote it\n"
+        "why: a replay that differs could not be judged\n"
+        "fix: run its recipe.yaml with `neoplug run`, and reproduce that run"
+    )

@@ -215,8 +215,9 @@ class RunDir:
 
     @property
     def lock(self) -> dict[str, Any]:
-        """The lock of the run, as `build_lock` made it."""
-        return read_lock(self.path / "lock.json")
+        """The lock of the run, as `lock_record` made it; of an older run, `recipe` is that of recipe.yaml."""
+        lock = read_lock(self.path / "lock.json")
+        return lock if "recipe" in lock else {"recipe": self.resolved, **lock}
 
     @property
     def chat_template_date(self) -> str | None:

@@ -83,14 +83,16 @@ class _Computation(_Content):
 
 
 class _Lock(_Content):
+    """What a lock holds; recipe and computation are absent in locks of neoplug before they were recorded."""
+
     format: Literal[1]
-    recipe: _Recipe
+    recipe: _Recipe | None = None
     seed: int
     platform: str
     versions: dict[str, str | None]
     hardware: _Hardware
-    computation: _Computation
-    plugins: dict[str, dict[str, Any]]
+    computation: _Computation | None = None
+    plugins: dict[str, dict[str, Any]] = {}
     models: _LockedModels
     data: _LockedData
     commits: dict[str, str] = {}

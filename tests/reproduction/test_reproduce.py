@@ -207,6 +207,17 @@ def test_what_cannot_be_tried_exits_2(original, command, tmp_path):
     assert (found.code, found.json["differences"]) == (0, [])
 
 
+def test_a_run_of_an_older_neoplug_is_exported_and_resumed_but_not_reproduced(original, command, tmp_path):
+    lock = {key: value for key, value in original.lock.items() if key not in ("recipe", "computation", "plugins")}
+    original.write(lock=lock)
+    assert command("export", original.run, tmp_path / "exported").code == 0
+    assert command("run", original.run / "recipe.yaml", "--output", original.run, "--resume").code == 0
+    (tmp_path / "lock.json").write_text(json.dumps(lock))
+    for older in (original.run, tmp_path / "lock.json"):
+        answer = command("reproduce", older, "--dry-run")
+        assert (answer.code, "an older neoplug wrote it" in answer.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     "content",
     [
