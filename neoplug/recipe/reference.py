@@ -42,6 +42,16 @@ class Target(Section):
             half = float(stdtrit(self.n - 1, 0.995)) * self.sd * sqrt(1 + 1 / self.n)
         return centre - half, centre + half
 
+    def contains(self, value: float) -> bool:
+        """Return whether a value agrees."""
+        low, high = self.interval
+        return low <= value <= high
+
+    def compared(self, value: float) -> str:
+        """Return on which side of the interval a value lies, in words and numbers."""
+        low, high = self.interval
+        return f"{value:.6g}, {'inside' if self.contains(value) else 'outside'} {low:.6g} to {high:.6g}"
+
     def __str__(self) -> str:
         """Return the target in words and numbers."""
         if self.n is None:

@@ -73,16 +73,13 @@ class Judgement:
     @property
     def is_inside(self) -> bool:
         """Whether the value lies in the target's interval."""
-        low, high = self.target.interval
-        return self.value is not None and low <= self.value <= high
+        return self.value is not None and self.target.contains(self.value)
 
     def __str__(self) -> str:
         """Return the judgement in a sentence."""
         if self.value is None:
             return f"{self.metric} was not measured"
-        low, high = self.target.interval
-        side = "inside" if self.is_inside else "outside"
-        return f"{self.metric} is {self.value:.6g}, {side} {low:.6g} to {high:.6g} ({self.target})"
+        return f"{self.metric} is {self.target.compared(self.value)} ({self.target})"
 
 
 def compare(

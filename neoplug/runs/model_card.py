@@ -170,7 +170,9 @@ def _reference(reference: Mapping[str, Any], result: RunResult) -> str:
     lines = [f"{stated.claim} ({source}{'; adapted to distillation' if stated.adapted else ''})", ""]
     measured = numbers(result.after or {})
     for metric, target in stated.targets.items():
-        lines.append(f"- {code(metric)}: {target}; this run: {_number(measured.get(metric)) or 'not measured'}")
+        value = measured.get(metric)
+        found = "not measured" if value is None else target.compared(value)
+        lines.append(f"- {code(metric)}: {target}; this run: {found}")
     lines += [f"- not stated by the source: {text}" for text in stated.left_open]
     return "".join(f"{escaped(' '.join(line.split()), keep='')}\n" for line in lines)
 

@@ -93,7 +93,8 @@ def first(tmp_path_factory, tiny_student, tiny_teacher, tiny_chat):
         "data": {"source": "chat.jsonl", "max_length": 96, "packing": False, "held_out": 3},
         "adapter": {"lora": {"r": 2, "target_modules": ["q_proj"]}},
         "loss": {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 0.5}},
-        "train": {"max_steps": 4, "learning_rate": 0.01, "per_device_train_batch_size": 2, "logging_steps": 4},
+        "train": {"max_steps": 4, "learning_rate": 0.01, "per_device_train_batch_size": 2}
+        | {"gradient_accumulation_steps": 2, "logging_steps": 4},
         "probes": {"./own.py:Half": {}},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))

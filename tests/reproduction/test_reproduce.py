@@ -135,6 +135,22 @@ def test_cores_memory_and_trackers_are_no_difference(original, command):
     assert command("reproduce", original.run, "--dry-run", "--json").json["differences"] == []
 
 
+def test_fewer_ranks_train_on_the_same_rows(original, command, tmp_path):
+    """The run is said to have had two processes with half the micro-batches: one process then has all of them."""
+    lock, recipe = original.lock, original.recipe
+    lock["computation"]["ranks"] = 2
+    recipe["train"]["gradient_accumulation_steps"] = lock["recipe"]["train"]["gradient_accumulation_steps"] = 1
+    original.write(lock=lock, recipe=recipe)
+    answer = command("reproduce", original.run, "--output", tmp_path / "again", "--json")
+    assert (answer.code, answer.json["equal"], kinds(answer)) == (0, True, {"ranks"})
+    lock["computation"]["ranks"] = 3
+    original.write(lock=lock)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        refused = command("reproduce", original.run, "--dry-run")
+    assert (refused.code, "a number of processes that divides 3" in refused.err) == (2, True)
+
+
 @pytest.mark.parametrize("n", [2, 5, 30])
 def test_the_interval_of_a_distribution_is_that_of_one_more_run(n):
     low, high = Target(mean=2.0, sd=0.25, n=n).interval

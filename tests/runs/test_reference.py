@@ -1,6 +1,9 @@
 """The section `reference` is stored with a run and shown by its card, and changes nothing of the run."""
 
+import math
+
 import pytest
+from scipy import stats
 
 from neoplug.runs.directory import RunDir
 
@@ -45,13 +48,17 @@ def test_the_card_sets_what_was_measured_next_to_the_targets(claimed):
     run, plain = claimed
     text = (run.path / "adapter" / "README.md").read_text(encoding="utf-8")
     section = text.partition("\n## Reference\n\n")[2].partition("\n## ")[0].splitlines()
-    after = run.result["after"]
+    after, ece = run.result["after"], run.result["after"]["probes"]["calibration"]["ece"]
+    half = stats.t.ppf(0.995, 4) * 0.125 * math.sqrt(1.2)
+    low, high = 1.25 - half, 1.25 + half
+    side = "inside" if low <= after["forward_kl"] <= high else "outside"
+    forward_kl = f"{after['forward_kl']:.6g}, {side} {low:.6g} to {high:.6g}"
     assert section == [
         "Distillation | beats <b>training</b> on text alone. (arXiv 2411.06839, Table 2; adapted to distillation)",
         "",
-        f"- `forward_kl`: mean 1.25, sd 0.125 over 5 seeds; this run: {after['forward_kl']:.4f}",
-        f"- `perplexity`: 21.5 ± 0.5; this run: {after['perplexity']:.4f}",
-        f"- `probes.calibration.ece`: 0.75 ± 0.01; this run: {after['probes']['calibration']['ece']:.4f}",
+        f"- `forward_kl`: mean 1.25, sd 0.125 over 5 seeds; this run: {forward_kl}",
+        f"- `perplexity`: 21.5 ± 0.5; this run: {after['perplexity']:.6g}, outside 21 to 22",
+        f"- `probes.calibration.ece`: 0.75 ± 0.01; this run: {ece:.6g}, outside 0.74 to 0.76",
         "- `probes.calibration.piqa`: 0.75 ± 0.01; this run: not measured",
         "- not stated by the source: temperature",
     ]
