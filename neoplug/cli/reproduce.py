@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from neoplug.reproduction.reproduce import Reproduction
 
 
+PAGE = "reproduction.html"
+
+
 def reproduce(
     original: Annotated[
         Path, typer.Argument(help="A run's directory, its lock.json, or an archive of it.", metavar="RUN")
@@ -27,7 +30,7 @@ def reproduce(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare with the lock alone; replay nothing.")] = False,
     report: Annotated[
-        Path | None, typer.Option(help="Write the comparison to FILE too, as a page.", metavar="FILE")
+        Path | None, typer.Option(help="The page of the comparison; DIR/reproduction.html by default.", metavar="FILE")
     ] = None,
     trust: Trust = None,
     as_json: AsJson = False,
@@ -38,6 +41,7 @@ def reproduce(
     """
     from neoplug.cli import watch
     from neoplug.environment.memory import keep_freed
+    from neoplug.files import write_atomically
     from neoplug.reproduction.page import page_of
     from neoplug.reproduction.reproduce import reproduce as replay
     from neoplug.runs.progress import Silent
@@ -52,10 +56,8 @@ def reproduce(
         with watch.log_to_stderr(), watch.progress(every=10) as progress:
             found = replay(original, progress=progress, show=print_differences, **chosen)
     if watch.is_main():
-        if report is not None:
-            from neoplug.files import write_atomically
-
-            write_atomically(report, page_of(found))
+        if page := report or (found.run and found.run / PAGE):
+            write_atomically(page, page_of(found))
         echo_json(as_dict(found)) if as_json else print_verdict(found)
     raise typer.Exit(found.exit_code)
 

@@ -74,7 +74,9 @@ def another_rate(original):
 def test_what_was_changed_is_named_and_nothing_is_tolerated(original, command, tmp_path, change):
     kind = change(original)
     trust = ("--trust", original.folder / "own.py")
-    dry = command("reproduce", original.run, "--dry-run", "--json", *trust)
+    page = tmp_path / "page.html"
+    dry = command("reproduce", original.run, "--dry-run", "--json", "--report", page, *trust)
+    assert f"another {kind} was read" in page.read_text()
     assert (dry.code, kinds(dry), dry.json["tolerance"]) == (1, {kind}, None)
     answer = command("reproduce", original.run, "--output", tmp_path / "again", "--json", *trust)
     assert (answer.code, kinds(answer)) == (1, {kind})
@@ -167,14 +169,13 @@ def test_a_replay_that_is_not_equal_is_judged_by_the_reference(original, command
     reference = {"claim": "<script>alert(1)</script>", "source": "a test", "targets": {"forward_kl": target}}
     steps = [line | {"loss": 99.0} for line in original.steps]
     original.write(recipe=original.recipe | {"reference": reference}, steps=steps)
-    page = tmp_path / "page.html"
-    answer = command("reproduce", original.run, "--output", tmp_path / "again", "--report", page)
+    answer = command("reproduce", original.run, "--output", tmp_path / "again")
     assert answer.code == code
     low, high = stats.t.interval(0.99, 4, loc=value + 0.1, scale=sd * math.sqrt(1.2))
     side = "inside" if low <= value <= high else "outside"
     assert f"forward_kl is {value:.6g}, {side} {low:.6g} to {high:.6g}" in answer.out
     assert side == ("outside" if code else "inside")
-    text = page.read_text()
+    text = (tmp_path / "again" / "reproduction.html").read_text()
     assert f"{side} {low:.6g} to {high:.6g}" in text
     assert not re.search(r"<script|src=|href=|https?:", text)
 
