@@ -48,6 +48,8 @@ def _texts(lab: Lab) -> list[str]:
     texts = [lab.recipe.read_text(encoding="utf-8")]
     model, rows = lab.folder / "student", lab.folder / "chat.jsonl"
     for name, file in shipped().items():
+        if name.startswith("published/"):  # of models on the hub
+            continue
         text = re.sub(r"model: pypi:\S+", f"model: {model}", file.read_text(encoding="utf-8"))
         text = re.sub(r"layers: \[[^]]*\]", "layers: [0, 2]", text)
         if name == "base":

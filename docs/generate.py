@@ -1,8 +1,9 @@
 """Build hook of the docs site: reference tables generated from the schemas of recipes, results, ledgers and summaries.
 
 A page gets the tables in place of `<!-- recipe keys -->`, `<!-- plugin options -->`, `<!-- study keys -->`,
-`<!-- result keys -->`, `<!-- ledger keys -->` and `<!-- summary keys -->`. The schema of recipes is the output of
-`neoplug schema`, so the tables list the keys and defaults of the installed version.
+`<!-- result keys -->`, `<!-- ledger keys -->` and `<!-- summary keys -->`, and what published recipes state in place of
+`<!-- published recipes -->`. The schema of recipes is the output of `neoplug schema`, so the tables list the keys and
+defaults of the installed version.
 """
 
 import json
@@ -28,7 +29,27 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     for name, keys in others.items():
         if (marker := f"<!-- {name} keys -->") in markdown:
             markdown = markdown.replace(marker, "\n".join(keys()))
+    if "<!-- published recipes -->" in markdown:
+        markdown = markdown.replace("<!-- published recipes -->", "\n".join(published_recipes()))
     return markdown
+
+
+def published_recipes() -> Iterator[str]:
+    """Yield what each published recipe states in its section `reference`, under the name of the recipe."""
+    from neoplug import recipe
+    from neoplug.recipe.source import shipped
+
+    for name in (name for name in shipped() if name.startswith("published/")):
+        reference = recipe.load(name).recipe.reference
+        assert reference is not None
+        yield from (f"### {name}", "", f"{reference.claim.rstrip('.')}. Source: {reference.source}.", "")
+        if reference.adapted:
+            yield from ("Adapted to distillation.", "")
+        stated = {"Table": reference.table, "Budget": reference.budget, "Hardware": reference.hardware}
+        yield from (f"- {title}: {text}" for title, text in stated.items() if text)
+        yield from (f"- Target: `{metric}` {target}" for metric, target in reference.targets.items())
+        yield from (f"- Left open: {text}" for text in reference.left_open)
+        yield ""
 
 
 def result_keys() -> Iterator[str]:

@@ -20,4 +20,12 @@ Trust = Annotated[
         show_default=False,
     ),
 ]
+Scale = Annotated[
+    str | None,
+    typer.Option(
+        help="Run a published recipe at this scale: other models, data and steps, the same method.",
+        metavar="tiny",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

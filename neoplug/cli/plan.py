@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument, Trust
+from neoplug.cli.arguments import AsJson, Overrides, RecipeArgument, Scale, Trust
 from neoplug.cli.screen import echo, echo_json, heading, size, table
 from neoplug.cli.watch import log_to_stderr
 from neoplug.errors import UsageError
@@ -24,7 +24,11 @@ Wanted = Annotated[
 def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    scale: Scale = None,
     match: Wanted = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Plan from shipped facts about the models, without network or data.")
+    ] = False,
     trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
@@ -33,16 +37,23 @@ def plan(
     Shows each value with its origin, plugins, parameters, data, steps, memory and disk. Loads no weights.
     """
     wanted = parameters_of(match)
+    if offline and wanted is not None:
+        raise UsageError("--offline does not support --match\nfix: leave one of them out")
     from neoplug import recipe as recipes
+    from neoplug.recipe.scale import at_scale
 
-    checked = recipes.load(recipe, overrides or (), trust=trust or ())
+    changes = at_scale(recipe, scale) if scale else None
+    checked = recipes.load(recipe, overrides or (), changes, trust=trust or ())
 
+    from neoplug.runs.offline_plan import offline_plan
     from neoplug.runs.plan import plan as make_plan
 
     with checked.marking(), log_to_stderr():  # plugins log what they change to fit the model
-        planned = make_plan(checked, wanted)
+        planned = offline_plan(checked) if offline else make_plan(checked, wanted)
     if as_json:
         echo_json(planned)
+    elif offline:
+        print_offline(planned)
     else:
         print_plan(planned)
 
@@ -67,19 +78,14 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     table([[f"  {key}", value, origin] for key, value, origin in recipe_rows(plan["recipe"], plan["origin"])])
     heading("plugins")
     table([[f"  {p['section']}", p["name"], f"{p['package']} {p['version']}", p["target"]] for p in plan["plugins"]])
-    heading("models")
-    table([[f"  {role}", *model_cells(model)] for role, model in plan["models"].items()])
-    parameters = plan["parameters"]
-    share = parameters["trainable"] / parameters["total"]
-    echo(f"  trainable: {parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.2%})")
+    print_models(plan)
     heading("data")
     table([[f"  {line}"] for line in plan["data"]["lines"]])
     heading("the run")
     echo(f"  {plan['steps']:,} steps, {plan['epochs']:.2f} epochs")
     echo(f"  {plan['tokens']:,} tokens, {plan['answer_tokens']:,} of them scored")
     for part in ("memory", "disk"):
-        heading(f"{part}, estimated")
-        table([[f"  {key.replace('_', ' ')}", size(count)] for key, count in plan[f"{part}_bytes"].items()])
+        print_sizes(plan, part)
     if "match" in plan:
         heading("match")
         echo(f"  {plan['match']['override']}")
@@ -92,6 +98,31 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     if plan["warnings"]:
         heading("warnings")
         table([[f"  {line}"] for line in plan["warnings"]])
+
+
+def print_offline(plan: Mapping[str, Any]) -> None:
+    """Print a plan from shipped facts."""
+    print_models(plan)
+    heading("the run, with rows of `max_length` tokens")
+    steps = "steps depend on the data" if plan["steps"] is None else f"{plan['steps']:,} steps"
+    echo(f"  {steps}, at most {plan['tokens_per_step']:,} tokens each")
+    table([[f"  {role}", f"{count / 1e12:,.1f} TFLOPs a step"] for role, count in plan["flops_per_step"].items()])
+    print_sizes(plan, "memory")
+
+
+def print_models(plan: Mapping[str, Any]) -> None:
+    """Print the models of a plan, and how much of the student is trained."""
+    heading("models")
+    table([[f"  {role}", *model_cells(model)] for role, model in plan["models"].items()])
+    parameters = plan["parameters"]
+    share = parameters["trainable"] / parameters["total"]
+    echo(f"  trainable: {parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.2%})")
+
+
+def print_sizes(plan: Mapping[str, Any], part: str) -> None:
+    """Print the sizes of a plan in memory or on disk."""
+    heading(f"{part}, estimated")
+    table([[f"  {key.replace('_', ' ')}", size(count)] for key, count in plan[f"{part}_bytes"].items()])
 
 
 def model_cells(model: Mapping[str, Any]) -> list[str]:

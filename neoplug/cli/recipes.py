@@ -1,6 +1,5 @@
 """`neoplug recipes`: list, print or copy the shipped recipes."""
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from neoplug.cli.screen import echo, table
 from neoplug.errors import UsageError, did_you_mean
+from neoplug.recipe.source import shipped
 
 
 def recipes(
@@ -18,27 +18,18 @@ def recipes(
     ] = None,
 ) -> None:
     """List the shipped recipes, print or copy one."""
-    shipped = texts()
+    known = {key: file.read_text(encoding="utf-8") for key, file in shipped().items()}
     if name is None:
         if copy is not None:
             raise UsageError("--copy needs the name of a recipe\nfix: neoplug recipes NAME --copy FILE")
-        table([(key, description(text)) for key, text in shipped.items()])
-    elif name not in shipped:
-        what = f"there is no shipped recipe {name}{did_you_mean(name, list(shipped))}"
-        raise UsageError(f"{what}\nfix: one of {', '.join(shipped)}")
+        table([(key, description(text)) for key, text in known.items()])
+    elif name not in known:
+        what = f"there is no shipped recipe {name}{did_you_mean(name, list(known))}"
+        raise UsageError(f"{what}\nfix: `neoplug recipes` lists them")
     elif copy is None:
-        echo(shipped[name].rstrip("\n"))
+        echo(known[name].rstrip("\n"))
     else:
-        write(shipped[name], copy)
-
-
-def texts() -> dict[str, str]:
-    """Return the text of each shipped recipe by its name."""
-    found = [entry for entry in files("neoplug_recipes").iterdir() if entry.name.endswith(".yaml")]
-    return {
-        entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
-        for entry in sorted(found, key=lambda entry: entry.name)
-    }
+        write(known[name], copy)
 
 
 def description(text: str) -> str:

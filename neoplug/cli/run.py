@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from neoplug.cli.arguments import Overrides, RecipeArgument, Trust
+from neoplug.cli.arguments import Overrides, RecipeArgument, Scale, Trust
 from neoplug.registry.adapter_traits import AdapterTraits
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def run(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    scale: Scale = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -32,10 +33,12 @@ def run(
     """
     from neoplug import recipe as recipes
     from neoplug.environment.memory import keep_freed
+    from neoplug.recipe.scale import at_scale
     from neoplug.runs.directory import chosen_output
 
     keep_freed()
-    checked = recipes.load(recipe, overrides or (), trust=trust or ())
+    changes = at_scale(recipe, scale) if scale else None
+    checked = recipes.load(recipe, overrides or (), changes, trust=trust or ())
     folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
 
     from neoplug.cli import show, watch

@@ -3,12 +3,19 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from neoplug.recipe.reference import Reference
 
-def remarks(result: Mapping[str, Any]) -> list[str]:
-    """Return remarks on the results of a run with a teacher; an empty list where there is nothing to report.
+
+def remarks(result: Mapping[str, Any], reference: Reference | None = None) -> list[str]:
+    """Return remarks on the results of a run; an empty list where there is nothing to report.
 
     result  has the metrics of the evaluations under before, after and teacher
     """
+    if reference is not None and reference.scale is not None:
+        first = (
+            f"The recipe was run at the scale {reference.scale}: models, data and steps are not those of its source."
+        )
+        return [first, *remarks(result)]
     before, after, teacher = (result.get(name) or {} for name in ("before", "after", "teacher"))
     if not all("cross_entropy" in metrics for metrics in (before, after, teacher)):
         return []

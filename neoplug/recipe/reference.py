@@ -66,6 +66,7 @@ class Reference(Section):
     table or figure in it. `left_open`: what the source does not state, and what the recipe sets in its place.
     `targets`: metric of [evaluation](../how-to/evaluate.md) or `probes.NAME.KEY` -> its target.
     `adapted`: the source has the setting in other work, such as fine-tuning without a teacher.
+    `scale`: the scale that `--scale` brought the recipe to, if any: its targets are those of that scale.
     A recipe that extends another does not inherit its reference.
     """
 
@@ -77,3 +78,4 @@ class Reference(Section):
     hardware: Text | None = None
     left_open: list[Text] = []
     adapted: bool = False
+    scale: Text | None = None

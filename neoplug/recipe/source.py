@@ -29,9 +29,10 @@ _FILE_PLUGIN = re.compile(r"((\.{0,2}/|~).+?|[^.]+)\.py:[A-Za-z_]\w*(@[\w-]+)?(?
 
 
 def shipped() -> dict[str, Path]:
-    """Return the recipes that neoplug ships, by name."""
+    """Return the recipes that neoplug ships, by name, as `base` or `published/PAPER/RUN`."""
     folder = Path(str(files("neoplug_recipes")))
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    found = [*folder.glob("*.yaml"), *folder.glob("published/*/*.yaml")]
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(found)}
 
 
 def locate(
@@ -55,7 +56,8 @@ def locate(
     if text in known:
         return known[text], known[text].name
     what = f"there is no {kind} `{text}`: no such file in {folder}, and none is shipped{did_you_mean(text, [*known])}"
-    raise RecipeError([Problem(what, fix=f"name a YAML file, or one of {', '.join(known)}")])
+    names = ", ".join(name for name in known if "/" not in name)
+    raise RecipeError([Problem(what, fix=f"name a YAML file, or one of {names}")])
 
 
 def read_recipe(path: Path, name: str, overrides: Sequence[str], changes: Tree) -> Tree:

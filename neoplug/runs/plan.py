@@ -76,15 +76,15 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
     located = find_models(checked)
     inputs = validate_inputs(checked, resolve_text(recipe, located, Silent()))
     corpus = inputs.corpus
-    skeletons = {role: _load_skeleton(checked, role, model) for role, model in located.items()}
+    skeletons = {role: load_skeleton(checked, role, model) for role, model in located.items()}
     cache = _cache_cost(checked, skeletons, inputs.vocabulary)
     student = skeletons["student"]
     run = _data_and_steps(checked, corpus)
     matched = match(checked, student.skeleton, run["steps"], wanted).as_dict() if wanted is not None else None
     trained = adapt_skeleton(checked, student.skeleton, run["steps"], student.located)
     validate_room_for_virtual_tokens(recipe, corpus, student.located, trained)
-    sizes = _trained_sizes(checked, trained)
-    activations = _activations(student, recipe.train, run["data"]["longest_row"])
+    sizes = trained_sizes(checked, trained)
+    kept = activations(student, recipe.train, run["data"]["longest_row"])
     planned = {
         "name": checked.name,
         "recipe": checked.resolved(),
@@ -93,7 +93,7 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
         "models": {role: model.facts() for role, model in skeletons.items()},
         "parameters": {"trainable": sizes.trainable, "total": sizes.total},
         **run,
-        "memory_bytes": _memory_bytes(skeletons, sizes, activations, _measured_gradients(checked), recipe.taught_by),
+        "memory_bytes": memory_bytes(skeletons, sizes, kept, measured_gradients(checked), recipe.taught_by),
         "disk_bytes": _disk_bytes(checked.recipe, student, sizes, run["steps"]),
     }
     if cache is not None:
@@ -109,7 +109,7 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
     return planned | {"warnings": warnings} | ({"match": matched} if matched else {})
 
 
-def _cache_cost(checked: ResolvedRecipe, skeletons: dict[Role, _Skeleton], vocabulary: Vocabulary) -> CacheCost | None:
+def _cache_cost(checked: ResolvedRecipe, skeletons: dict[Role, Skeleton], vocabulary: Vocabulary) -> CacheCost | None:
     """Return the cost of the teacher's cache, None without one; of the teacher, only the head is then in memory."""
     if checked.recipe.teacher is None or not checked.recipe.teacher.cache:
         return None
@@ -120,7 +120,7 @@ def _cache_cost(checked: ResolvedRecipe, skeletons: dict[Role, _Skeleton], vocab
     return estimate_cost(checked, teacher.config.get_text_config().hidden_size, vocabulary.size)
 
 
-def _cache_bytes(cost: CacheCost, teacher: _Skeleton, inputs: RunInputs, run: Mapping[str, Any]) -> int:
+def _cache_bytes(cost: CacheCost, teacher: Skeleton, inputs: RunInputs, run: Mapping[str, Any]) -> int:
     """Return the bytes of the cache on disk once it has what the run reads."""
     train, held_out = inputs.corpus.report.train, inputs.corpus.report.held_out
     share = min(1.0, run["epochs"])
@@ -162,7 +162,7 @@ def _memory_of(device: str) -> int | None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Skeleton:
+class Skeleton:
     """A model on the meta device, with the device and dtype that its weights are to be loaded with.
 
     parameters  number of its parameters
@@ -178,9 +178,11 @@ class _Skeleton:
 
     @property
     def config(self) -> PretrainedConfig:
+        """The model's configuration."""
         return self.skeleton.config
 
     def facts(self) -> dict[str, Any]:
+        """Return what a plan says of the model."""
         return {
             "source": self.located.source,
             "revision": self.located.revision,
@@ -212,7 +214,7 @@ def _plugins(checked: ResolvedRecipe) -> list[dict[str, Any]]:
     ]
 
 
-def _load_skeleton(checked: ResolvedRecipe, role: Role, located: ResolvedModel) -> _Skeleton:
+def load_skeleton(checked: ResolvedRecipe, role: Role, located: ResolvedModel) -> Skeleton:
     """Return a model on the meta device, the student as its plugins prepare it."""
     section = getattr(checked.recipe, role)
     device = section.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -221,7 +223,7 @@ def _load_skeleton(checked: ResolvedRecipe, role: Role, located: ResolvedModel) 
     if role == "student":
         prepare_skeleton(checked, skeleton)
     parameters = sum(weight.numel() for weight in skeleton.parameters())
-    return _Skeleton(located, device, dtype, skeleton, parameters, round(_weight_bytes(checked, role, skeleton, dtype)))
+    return Skeleton(located, device, dtype, skeleton, parameters, round(_weight_bytes(checked, role, skeleton, dtype)))
 
 
 def _weight_bytes(checked: ResolvedRecipe, role: Role, skeleton: PreTrainedModel, dtype: torch.dtype) -> float:
@@ -270,7 +272,8 @@ def _data_and_steps(checked: ResolvedRecipe, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _trained_sizes(checked: ResolvedRecipe, model: torch.nn.Module) -> _Sizes:
+def trained_sizes(checked: ResolvedRecipe, model: torch.nn.Module) -> _Sizes:
+    """Return the sizes of a student with its adapter, on the meta device."""
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     return _Sizes(
         trainable=sum(weight.numel() for weight in trainable),
@@ -296,7 +299,7 @@ def _optimizer_bytes(checked: ResolvedRecipe, model: torch.nn.Module, trainable:
         return 2 * FLOAT32 * sum(weight.numel() for weight in trainable)
 
 
-def _activations(student: _Skeleton, train: Train, longest_row: int) -> int:
+def activations(student: Skeleton, train: Train, longest_row: int) -> int:
     """Return the bytes that one micro-batch keeps for backward, and a chunk of logits: a rough estimate."""
     text = student.config.get_text_config()
     tokens, hidden, layers = longest_row * train.per_device_train_batch_size, text.hidden_size, text.num_hidden_layers
@@ -307,7 +310,7 @@ def _activations(student: _Skeleton, train: Train, longest_row: int) -> int:
     return int(tokens * numbers * student.dtype.itemsize + logits)
 
 
-def _measured_gradients(checked: ResolvedRecipe) -> int:
+def measured_gradients(checked: ResolvedRecipe) -> int:
     """Return of how many losses a run holds a separate gradient to measure its norm; 0 if it measures none."""
     calibrates = any(weight.calibrate for weight in checked.weights.values())
     if not (calibrates or checked.recipe.train.log_gradient_norms):
@@ -315,9 +318,10 @@ def _measured_gradients(checked: ResolvedRecipe) -> int:
     return len(checked.weights) + len(checked.references.implements("token_loss"))
 
 
-def _memory_bytes(
-    skeletons: Mapping[Role, _Skeleton], sizes: _Sizes, activations: int, gradients: int, taught_by: str | None
+def memory_bytes(
+    skeletons: Mapping[Role, Skeleton], sizes: _Sizes, activations: int, gradients: int, taught_by: str | None
 ) -> dict[str, int]:
+    """Return the bytes that a run needs, by part, with their total."""
     parts = {f"{role}_weights": model.bytes for role, model in skeletons.items()}
     if sizes.whole:  # the weights themselves are the trainable ones
         del parts["student_weights"]
@@ -336,7 +340,7 @@ def _memory_bytes(
     return parts | {"total": sum(parts.values())}
 
 
-def _disk_bytes(recipe: Recipe, student: _Skeleton, sizes: _Sizes, steps: int) -> dict[str, int]:
+def _disk_bytes(recipe: Recipe, student: Skeleton, sizes: _Sizes, steps: int) -> dict[str, int]:
     weights = sizes.trainable * FLOAT32
     kept = math.ceil(steps / recipe.train.save_steps)
     if recipe.train.save_total_limit is not None:

@@ -10,9 +10,10 @@ import pytest
 @pytest.fixture(scope="module")
 def shipped():
     """Return the shipped recipes' files by name."""
-    found = {
-        Path(entry.name).stem: entry for entry in files("neoplug_recipes").iterdir() if entry.name.endswith(".yaml")
-    }
+    folder = Path(str(files("neoplug_recipes")))
+    found = {file.stem: file for file in folder.glob("*.yaml")}
+    for file in folder.glob("published/*/*.yaml"):
+        found[f"published/{file.parent.name}/{file.stem}"] = file
     return dict(sorted(found.items()))
 
 
@@ -60,3 +61,12 @@ def test_the_schema_has_the_plugins_options(neoplug):
     assert "$schema" in schema or "properties" in schema
     for word in ("lora_alpha", "temperature", "num_train_epochs"):
         assert f'"{word}"' in answer.out
+
+
+def test_a_scale_needs_a_published_recipe_and_a_known_name(neoplug):
+    other = neoplug("plan", "llm_neo_tiny", "--scale", "tiny")
+    assert other.code == 2
+    assert "--scale does not support llm_neo_tiny" in other.err
+    misspelt = neoplug("plan", "published/llm_neo/neo", "--scale", "tinny")
+    assert misspelt.code == 2
+    assert "did you mean `tiny`?" in misspelt.err

@@ -28,6 +28,20 @@ ALLOWED = {
     "neoplug/teachers/cached.py": {"sampled"},  # what metrics say of a signal
     "neoplug/models/stored_adapter.py": {"eva"},  # a value in peft's files
     "neoplug/recipe/schema.py": {"adamw"},  # the default optimizer
+    # What the keys of other projects are called here:
+    "neoplug/recipe/imports/arguments.py": {
+        "adafactor",
+        "adamw",
+        "adamw_8bit",
+        "paged_adamw_8bit",
+        "sgd",
+        "int8",
+        "nf4",
+    },
+    "neoplug/recipe/imports/llama_factory.py": {
+        *("cross_entropy", "dora", "forward_kl", "full", "lora", "loraplus", "nf4", "pissa"),
+    },
+    "neoplug/recipe/imports/trl.py": {"cross_entropy", "forward_kl", "jsd", "lora", "reverse_kl"},
 }
 # Also English words: found only where the whole literal is the name.
 ENGLISH = {"full", "position", "sampled", "states", "stored"}

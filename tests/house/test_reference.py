@@ -8,10 +8,12 @@ from pathlib import Path
 from types import FunctionType
 
 import pytest
+import yaml
 
 import neoplug.testing
 from neoplug.recipe import Data, Evaluate, Recipe, Student, Train
 from neoplug.recipe.reference import Reference, Target
+from neoplug.recipe.source import shipped
 from neoplug.registry import installed
 from neoplug.runs.result import RunResult
 from neoplug.studies.schema import Contrast, Metric, Searched, StudyFile
@@ -116,3 +118,13 @@ def test_public_names_without_a_docstring_are_described(module):
 
 def documented(value):
     return isinstance(value, type | FunctionType) and bool(value.__doc__) and value.__module__.startswith("neoplug")
+
+
+def test_every_published_recipe_is_listed_with_what_its_source_leaves_open(maker):
+    text = maker.on_page_markdown((DOCS / "published.md").read_text(encoding="utf-8"))
+    for name, file in shipped().items():
+        if name.startswith("published/"):
+            listed = section(text, f"### {name}")
+            stated = yaml.safe_load(file.read_text(encoding="utf-8"))["reference"]
+            assert stated["source"] in listed
+            assert all(f"- Left open: {left}" in listed for left in stated["left_open"])
