@@ -28,5 +28,5 @@ def pack(
     for path, name in packed.files.items():
         echo(f"packed: {path} as {name}")
     for path in packed.left_out:
-        echo(f"not packed, named by its path: {path}")
+        echo(f"not packed: {path}")
     echo(f"{output}: {size(output.stat().st_size)}; to replay it: neoplug reproduce {output}")

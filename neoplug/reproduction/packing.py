@@ -30,7 +30,7 @@ class _Packer:
     """Copies what a recipe names into a folder, and names it there.
 
     names     output: what is packed, as the recipe names it -> its name in the archive
-    left_out  output: what is not packed, as the recipe names it: it keeps its name
+    left_out  output: what is not packed: what the recipe names keeps its name; links and hidden files in folders
     """
 
     folder: Path
@@ -84,7 +84,9 @@ class _Packer:
             files = [entry / name for name in (CONFIG, *WEIGHTS)] if path[-1] == "adapter_path" else files_below(entry)
             for file in files:
                 inside = file.relative_to(home)
-                if file.is_file() and not file.is_symlink() and not any(part.startswith(".") for part in inside.parts):
+                if file.is_symlink() or any(part.startswith(".") for part in inside.parts):
+                    self.left_out[str(file)] = None
+                elif file.is_file():
                     self.add(f"{FILES}/{number}/{inside.as_posix()}", file.read_bytes())
         return f"./{FILES}/{number}/{Path(pattern).relative_to(home).as_posix()}"
 

@@ -73,7 +73,7 @@ def test_an_archive_has_what_may_be_shared_and_nothing_else(original, command, t
     answer = command("pack", original.run, file)
     assert f"packed: {original.folder / 'own.py'} as ./files/0/own.py" in answer.out
     for path in (original.folder / "chat.jsonl", original.folder / "student"):
-        assert f"not packed, named by its path: {path}" in answer.out
+        assert f"not packed: {path}" in answer.out
     found = contents(file)
     assert sorted(found) == [
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "contents.json", "files/0/own.py",
@@ -83,6 +83,15 @@ def test_an_archive_has_what_may_be_shared_and_nothing_else(original, command, t
     assert str(tmp_path).encode() not in without_recipe
     assert b"held-out text" not in found["result.json"]
     assert "sample" not in json.loads(found["result.json"])
+
+
+def test_links_and_hidden_files_of_a_folder_are_not_packed(original, command, tmp_path):
+    (original.folder / "student" / "link").symlink_to("/etc/hostname")
+    (original.folder / "student" / ".token").write_text("secret")
+    answer = command("pack", original.run, tmp_path / "run.neoplug", "--with-models")
+    for name in ("link", ".token"):
+        assert f"not packed: {original.folder / 'student' / name}\n" in answer.out
+        assert not any(packed.endswith(name) for packed in contents(tmp_path / "run.neoplug"))
 
 
 @pytest.mark.parametrize("where", ["plugin", "data", "environment"])
