@@ -21,14 +21,7 @@ def at_scale(source: str | Path, scale: str) -> Tree:
     The learning rate becomes a multiple of the recipe's, and the targets the distribution that was measured at this
     scale. Raises UsageError where the recipe is not a published one, or there is no such scale.
     """
-    path, _ = locate(source, Path.cwd())
-    name = next((name for name, file in shipped().items() if file == path), "")
-    if not name.startswith(PREFIX):
-        raise UsageError(
-            f"--scale does not support {source}\n"
-            "why: it replaces the models, data and steps of a published recipe\n"
-            "fix: set them by overrides, or name a recipe of `neoplug recipes` that begins with published/"
-        )
+    path, name = _published(source)
     if scale not in SCALES:
         raise UsageError(f"there is no scale {scale}{did_you_mean(scale, SCALES)}\nfix: --scale {' or '.join(SCALES)}")
     folder = path.parents[1]
@@ -40,11 +33,24 @@ def at_scale(source: str | Path, scale: str) -> Tree:
         del changes["teacher"]
     rate = original.get(("train", "learning_rate")) or Train.model_fields["learning_rate"].default
     changes["train"]["learning_rate"] = rate * given["learning_rate"]
-    old = original.get(("reference", "targets")) or {}
     measured = read_json(folder / f"{scale}.json", "install neoplug again").get(name, {})
-    targets = dict.fromkeys(old) | {metric: _distribution(values) for metric, values in measured.items()}
+    targets = dict.fromkeys(original.get(("reference", "targets")) or {})  # null: those of the full scale are removed
+    targets |= {metric: _distribution(values) for metric, values in measured.items()}
     changes["reference"] = {"scale": scale, "targets": targets}
     return from_values(changes, f"--scale {scale}", f"--scale {scale}", folder)
+
+
+def _published(source: str | Path) -> tuple[Path, str]:
+    """Return the file and the name of a published recipe. Raises UsageError for another."""
+    path, _ = locate(source, Path.cwd())
+    name = next((name for name, file in shipped().items() if file == path), "")
+    if name.startswith(PREFIX):
+        return path, name
+    raise UsageError(
+        f"--scale does not support {source}\n"
+        "why: it replaces the models, data and steps of a published recipe\n"
+        "fix: set them by overrides, or name a recipe of `neoplug recipes` that begins with published/"
+    )
 
 
 def _distribution(values: dict[str, float]) -> dict[str, Any]:
