@@ -99,22 +99,22 @@ def test_later_calls_need_the_class_again_and_say_so(lab):
     assert exported["cross_entropy"] == pytest.approx(result["after"]["cross_entropy"], rel=1e-4)
 
 
-def test_a_changed_class_is_told_when_a_run_is_resumed(lab, monkeypatch):
-    def fail_at_step_2(self, step):
-        if step == 2:
-            raise KeyError("as a plugin that fails")
-
-    recipe = lab.recipe(loss={"Surprise": {}}, train={"max_steps": 3, "save_steps": 1})
-    monkeypatch.setattr(Surprise, "on_step_end", hookimpl(fail_at_step_2), raising=False)
-    with pytest.raises(neoplug.RunError):
-        neoplug.run(recipe, output=lab.folder / "run", plugins=[Surprise])
-    monkeypatch.undo()
+def test_a_changed_class_is_told_when_a_run_is_resumed(lab):
+    @dataclass(eq=False)
+    class Failing(Surprise):
+        @hookimpl
+        def on_step_end(self, step):
+            if step == 2:
+                raise KeyError("as a plugin that fails")
 
     @dataclass(eq=False)
     class Changed(Surprise):
         """Has another text."""
 
-    Changed.__name__ = "Surprise"
+    Failing.__name__ = Changed.__name__ = "Surprise"
+    recipe = lab.recipe(loss={"Surprise": {}}, train={"max_steps": 3, "save_steps": 1})
+    with pytest.raises(neoplug.RunError):
+        neoplug.run(recipe, output=lab.folder / "run", plugins=[Failing])
     neoplug.run(recipe, output=lab.folder / "run", resume=True, plugins=[Changed])
     log = (lab.folder / "run" / "log.txt").read_text(encoding="utf-8")
     assert "resuming although this changed since the run was started: plugins.loss.Surprise.sha256" in log

@@ -168,5 +168,7 @@ def test_the_wheel_holds_every_source_and_nothing_else(wheels):
         wanted |= {f"{name}/{file.relative_to(folder)}" for file in folder.rglob("*.py")}
     wanted |= {str(file.relative_to(ROOT / "plugins")) for file in (ROOT / "plugins").rglob("*.py")}
     wanted |= {str(file.relative_to(ROOT / "plugins")) for file in (ROOT / "plugins").rglob("matrix.json")}
-    wanted |= {f"neoplug_recipes/{file.name}" for file in (ROOT / "recipes").glob("*.yaml")}
+    wanted |= {f"neoplug/{file.relative_to(ROOT / 'neoplug')}" for file in (ROOT / "neoplug").rglob("templates/*")}
+    recipes = (file for file in (ROOT / "recipes").rglob("*") if file.suffix in (".yaml", ".json", ".jsonl"))
+    wanted |= {f"neoplug_recipes/{file.relative_to(ROOT / 'recipes')}" for file in recipes}
     assert held == wanted
