@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from neoplug.reproduction.differences import Difference
     from neoplug.reproduction.reproduce import Reproduction
 
-
 PAGE = "reproduction.html"
 
 
@@ -48,8 +47,8 @@ def reproduce(
 
     keep_freed()
     chosen: dict[str, Any] = {
-        **{"overrides": overrides or (), "output": output, "dry_run": dry_run, "trust": trust or ()},
-    }
+        "overrides": overrides or (), "output": output, "dry_run": dry_run, "trust": trust or (),
+    }  # fmt: skip
     if as_json:
         found = replay(original, progress=Silent(), show=lambda _: None, **chosen)
     else:
