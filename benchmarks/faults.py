@@ -61,6 +61,7 @@ def main() -> None:
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
     }  # before torch is imported
     names = chosen.only or list(PARTS)
     with lab() as made:

@@ -10,6 +10,7 @@ from variations import overriding_variation, variation
 
 from neoplug.recipe import load
 from neoplug.recipe.source import shipped
+from neoplug.runs.plan import plan
 
 TITLE = "changed recipes and overrides"
 PROMISE = "a valid plan, or exit 2 with file:line; below 2 s and 500 MB"
@@ -56,5 +57,5 @@ def _texts(lab: Lab) -> list[str]:
             text = text.replace("data:\n", f"data:\n  source: {rows}\n")
             text += f"teacher: {{model: {model}}}\nstudent: {{model: {model}}}\n"
         texts.append(text)
-    load(lab.recipe)  # what a process reads once, it has read before it is forked
+    plan(load(lab.recipe))  # what a process reads or builds once, it has before it is forked
     return texts
