@@ -40,6 +40,8 @@ def offline_plan(checked: ResolvedRecipe) -> dict[str, Any]:
             role: load_skeleton(checked, role, folders.enter_context(configured(str(section.model), (role, "model"))))
             for role, section in sections.items()
         }
+        for model in skeletons.values():
+            model.skeleton.set_experts_implementation("batched_mm")  # its shapes do not depend on the routing
         student = skeletons["student"]
         trained = adapt_skeleton(checked, student.skeleton, train.max_steps or UNKNOWN_STEPS, student.located)
         sizes = trained_sizes(checked, trained)

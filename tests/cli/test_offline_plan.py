@@ -4,7 +4,10 @@ import json
 
 import pytest
 
-from neoplug.models.facts import known_models
+from neoplug import recipe as recipes
+from neoplug.models.facts import configured, known_models
+from neoplug.models.load import load_meta_model
+from neoplug.recipe.source import shipped
 
 # Billions of parameters and LoRA parameters per rank on all linear layers, as published or by their shapes.
 SIZES = {
@@ -29,6 +32,21 @@ SIZES = {
     "google/gemma-2-2b": (2.614, 1_297_920),
     "google/gemma-2-9b": (9.241, 3_376_128),
     "google/gemma-3-1b-pt": (1.000, 815_360),
+}
+
+# Parameters, norms and biases included, as KerasHub and others count them in the released models.
+PARAMETERS = {
+    "openai-community/gpt2": 124_439_808,
+    "openai-community/gpt2-xl": 1_557_611_200,
+    "openlm-research/open_llama_3b_v2": 3_426_473_600,
+    "openlm-research/open_llama_7b_v2": 6_738_415_616,
+    "huggyllama/llama-7b": 6_738_415_616,
+    "huggyllama/llama-13b": 13_015_864_320,
+    "meta-llama/Llama-2-13b-chat-hf": 13_015_864_320,
+    "Qwen/Qwen2-0.5B-Instruct": 494_032_768,
+    "Qwen/Qwen2-1.5B-Instruct": 1_543_714_304,
+    "Qwen/Qwen3-235B-A22B": 235_093_634_560,
+    "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
 }
 
 
@@ -62,10 +80,22 @@ def test_the_facts_give_the_published_numbers_of_parameters(name):
     assert layers * sum(rows + columns for rows, columns in sizes) == SIZES[name][1]
 
 
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_configuration_has_as_many_parameters_as_the_released_model(name):
+    with configured(name, ()) as model:
+        assert sum(weight.numel() for weight in load_meta_model(model, "student").parameters()) == PARAMETERS[name]
+
+
 def test_every_model_of_the_facts_is_compared():
     assert {id(facts.config) for facts in known_models().values()} == {
-        id(known_models()[name].config) for name in SIZES
+        id(known_models()[name].config) for name in SIZES | PARAMETERS
     }
+
+
+def test_the_models_of_every_published_recipe_have_facts():
+    published = [recipes.load(name).recipe for name in shipped() if name.startswith("published/")]
+    models = {role.model for recipe in published for role in (recipe.student, recipe.teacher) if role}
+    assert models <= known_models().keys()
 
 
 def test_an_offline_plan_has_parameters_and_memory_of_the_real_pair(planned):
@@ -100,11 +130,25 @@ def test_flops_are_two_for_each_weight_and_token_and_four_for_each_pair_of_posit
     assert found["student"] == pytest.approx(rows * expected, rel=0.02)
 
 
-def test_a_model_without_facts_is_an_error(neoplug):
-    answer = neoplug("plan", "published/minillm/kd_llama_7b", "--offline")
+def test_flops_of_a_mixture_of_experts_count_the_experts_that_a_token_takes(planned):
+    length, rows = 128, 8
+    config = known_models()["Qwen/Qwen3-235B-A22B"].config
+    hidden, width = config["hidden_size"], config["num_attention_heads"] * config["head_dim"]
+    attention = 2 * hidden * width + 2 * hidden * config["num_key_value_heads"] * config["head_dim"]
+    experts = config["num_experts_per_tok"] * 3 * hidden * config["moe_intermediate_size"]
+    layer = 2 * (attention + experts + hidden * config["num_experts"]) * length + 4 * length**2 * width
+    expected = config["num_hidden_layers"] * layer + 2 * config["vocab_size"] * hidden * length
+    found = planned("distillkit/offline", f"data.max_length={length}", "student.model=Qwen/Qwen3-0.6B")
+    assert found["flops_per_step"]["teacher"] == pytest.approx(rows * expected, rel=1e-3)
+
+
+def test_a_model_without_facts_is_an_error(neoplug, tmp_path):
+    recipe = tmp_path / "opt.yaml"
+    recipe.write_text("extends: published/minillm/kd_gpt2_120m\nstudent:\n  model: facebook/opt-1.3b\n")
+    answer = neoplug("plan", str(recipe), "--offline")
     assert answer.code == 2
-    assert "no facts about `huggyllama/llama-7b` are shipped" in answer.err
-    assert "kd_llama_7b.yaml:13:10" in answer.err
+    assert "no facts about `facebook/opt-1.3b` are shipped" in answer.err
+    assert "opt.yaml:3:10" in answer.err
 
 
 def test_an_offline_plan_is_printed(neoplug):
