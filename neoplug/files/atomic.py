@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, BinaryIO
 
 from neoplug.errors import DiskError
 
@@ -56,11 +56,23 @@ def write_atomically(path: Path, content: str | bytes, *, mode: int | None = Non
 
     Raises DiskError where it cannot be written.
     """
+    with file_atomically(path, mode=mode) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def file_atomically(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
+    """Yield a new temporary file that replaces `path` at the end of the block, or is removed after an error.
+
+    mode  of the file; None: the default
+
+    Raises DiskError where it cannot be written.
+    """
     with _partial(path, Path.touch) as partial:
         if mode is not None:
             partial.chmod(mode)
         with disk_errors(path), partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from neoplug.errors import UsageError
-from neoplug.files import cache_root, folder_atomically, lock, sha256_of, write_atomically
+from neoplug.files import cache_root, file_atomically, folder_atomically, lock, sha256_of
 from neoplug.files.contents import RECORD, damage, intact, recorded
 
 NEEDED = ("recipe.yaml", "lock.json", "metrics.jsonl", "result.json")
@@ -30,7 +30,7 @@ _PART = re.compile(r"(?!\.)[^/\\:\x00-\x1f\x7f]{1,200}")  # of a name: no hidden
 
 
 def write_archive(path: Path, files: Mapping[str, Path]) -> None:
-    """Write a new archive of files by their names in it.
+    """Write a new archive of files by their names in it, through the disk: no file is held in memory.
 
     Raises:
         UsageError: a name or the size is beyond the limits.
@@ -40,13 +40,13 @@ def write_archive(path: Path, files: Mapping[str, Path]) -> None:
     names = [str(name) for name in files]
     if (why := _objection(names)) or (why := _too_large(size)):
         raise UsageError(f"{path} cannot be written\nwhy: {why}")
-    whole = io.BytesIO()
-    with ZipFile(whole, "w", ZIP_STORED) as archive:
+    with file_atomically(path) as draft, ZipFile(draft, "w", ZIP_STORED) as archive:
         for name, file in sorted(files.items()):
             entry = ZipInfo(name, _EPOCH)
             entry.create_system, entry.external_attr = 3, (stat.S_IFREG | 0o644) << 16
-            archive.writestr(entry, file.read_bytes())
-    write_atomically(path, whole.getvalue())
+            entry.file_size = file.stat().st_size
+            with file.open("rb") as source, archive.open(entry, "w") as target:
+                shutil.copyfileobj(source, target)
 
 
 def unpacked(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,10 +17,11 @@ from neoplug.recipe.paths import is_glob
 from neoplug.reproduction.archive import write_archive
 from neoplug.reproduction.differences import without_folder_of_file
 from neoplug.runs.directory import as_json, as_yaml
-from neoplug.runs.public_files import measured_files, open_recorded, trained_files
+from neoplug.runs.public_files import Content, measured_files, open_recorded, trained_files
 from neoplug.runs.publishable import masked, publishable
 
 FILES = "files"  # the folder of files that the recipe names
+HEAD = 8192  # bytes at the start of a file; one with a zero byte among them is no text
 DATA: tuple[Key, ...] = (("data", "source"), ("data", "eval_source"))
 MODELS: tuple[Key, ...] = (("student", "model"), ("teacher", "model"))
 LEFT_OUT: tuple[Key, ...] = (("output_dir",), ("report_to",))
@@ -87,15 +89,12 @@ class _Packer:
                 if file.is_symlink() or any(part.startswith(".") for part in inside.parts):
                     self.left_out[str(file)] = None
                 elif file.is_file():
-                    self.add(f"{FILES}/{number}/{inside.as_posix()}", file.read_bytes())
+                    self.add(f"{FILES}/{number}/{inside.as_posix()}", file)
         return f"./{FILES}/{number}/{Path(pattern).relative_to(home).as_posix()}"
 
-    def add(self, name: str, content: bytes) -> None:
+    def add(self, name: str, content: Content) -> None:
         """Write a file. Raises UsageError where it holds a secret."""
-        try:
-            text = content.decode()
-        except UnicodeDecodeError:  # weights, or rows in a binary format
-            text = ""
+        text = _text(content)
         if masked(text) != text:
             line = next((n for n, one in enumerate(text.splitlines(), 1) if masked(one) != one), 1)
             raise UsageError(
@@ -104,7 +103,23 @@ class _Packer:
             )
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
+        if isinstance(content, Path):
+            shutil.copyfile(content, target)
+        else:
+            target.write_bytes(content)
+
+
+def _text(content: Content) -> str:
+    """Return the text of a file; an empty one where it is binary, as weights are: these are not held in memory."""
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            if b"\0" in file.read(HEAD):
+                return ""
+        content = content.read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -140,7 +155,7 @@ def pack(path: Path, output: Path, *, with_data: bool = False, with_models: bool
         packer.add("lock.json", as_json(publishable(lock)).encode())
         adapter = trained_files(run, "adapter/") if run.adapter.is_dir() else {}
         for name, content in (measured_files(run, result) | adapter).items():
-            packer.add(name, content if isinstance(content, bytes) else content.read_bytes())
+            packer.add(name, content)
         record(packer.folder, ".")
         files = files_below(packer.folder)
         write_archive(output, {file.relative_to(packer.folder).as_posix(): file for file in files})

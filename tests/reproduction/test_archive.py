@@ -10,6 +10,7 @@ import shutil
 import stat
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 
@@ -65,6 +66,20 @@ def test_the_same_run_gives_the_same_bytes(packed, original, command, tmp_path, 
     assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
     refused = command("pack", original.run, packed)
     assert (refused.code, "exists already" in refused.err) == (2, True)
+
+
+def test_memory_does_not_grow_with_the_archive(tmp_path):
+    """32 MiB in two files; zipfile, and the copies between files, take far less than one of them."""
+    files = {name: tmp_path / name for name in ("a.bin", "b.bin")}
+    for file in files.values():
+        file.write_bytes(os.urandom(2**24))
+    tracemalloc.start()
+    archives.write_archive(tmp_path / "large.neoplug", files)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+    assert contents(tmp_path / "large.neoplug") == {name: file.read_bytes() for name, file in files.items()}
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_an_archive_has_what_may_be_shared_and_nothing_else(original, command, tmp_path):
