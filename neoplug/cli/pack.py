@@ -29,4 +29,6 @@ def pack(
         echo(f"packed: {path} as {name}")
     for path in packed.left_out:
         echo(f"not packed: {path}")
+    for name, need in packed.modules.items():
+        echo(f"not packed: {name}, {need}")
     echo(f"{output}: {size(output.stat().st_size)}; to replay it: neoplug reproduce {output}")

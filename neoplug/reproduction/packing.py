@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,8 @@ from neoplug.errors import UsageError
 from neoplug.files.contents import files_below, record
 from neoplug.models.reference import CONFIG, WEIGHTS
 from neoplug.recipe.paths import is_glob
+from neoplug.registry.consent import MODULE
+from neoplug.registry.modules import LITERAL
 from neoplug.reproduction.archive import write_archive
 from neoplug.reproduction.differences import without_folder_of_file
 from neoplug.runs.directory import as_json, as_yaml
@@ -24,6 +27,8 @@ FILES = "files"  # the folder of files that the recipe names
 HEAD = 8192  # bytes at the start of a file; one with a zero byte among them is no text
 DATA: tuple[Key, ...] = (("data", "source"), ("data", "eval_source"))
 MODELS: tuple[Key, ...] = (("student", "model"), ("teacher", "model"))
+IMPORTABLE = "a module: to replay, it has to be importable and trusted, --trust python:{}"
+GIVEN = "a class that a Python call gave: to replay, name it as ./FILE.py:{} in the recipe, and run again"
 LEFT_OUT: tuple[Key, ...] = (("output_dir",), ("report_to",))
 
 
@@ -109,6 +114,21 @@ class _Packer:
             target.write_bytes(content)
 
 
+def _modules(recipe: Mapping[str, Any], lock: Mapping[str, Any]) -> dict[str, str]:
+    """Return the code of a run that no file of its recipe and no package of plugins has; with what a replay needs."""
+    data = recipe["data"]
+    several = [part["source"] for part in (data.get("sources") or {}).values()]
+    sources = [data.get("source"), data.get("eval_source"), *several]
+    named = {text: text.removeprefix(MODULE) for text in sources if str(text).startswith(MODULE)}
+    needs = {text: IMPORTABLE.format(module) for text, module in named.items() if module not in LITERAL}
+    for key, entry in lock["plugins"].items():
+        name, target = key.partition(".")[2], entry["target"]
+        if not entry["version"] and ".py:" not in target:
+            is_named = ":" in name  # else the name of a class
+            needs[name] = IMPORTABLE.format(target.partition(":")[0]) if is_named else GIVEN.format(name)
+    return needs
+
+
 def _text(content: Content) -> str:
     """Return the text of a file; an empty one where it is binary, as weights are: these are not held in memory."""
     if isinstance(content, Path):
@@ -128,10 +148,12 @@ class Packed:
 
     files     local path -> its name in the archive
     left_out  local paths that the archive names and does not hold
+    modules   modules of Python, and classes that a Python call gave, which it does not hold -> what a replay needs
     """
 
     files: dict[str, str]
     left_out: list[str]
+    modules: dict[str, str]
 
 
 def pack(path: Path, output: Path, *, with_data: bool = False, with_models: bool = False) -> Packed:
@@ -159,4 +181,4 @@ def pack(path: Path, output: Path, *, with_data: bool = False, with_models: bool
         record(packer.folder, ".")
         files = files_below(packer.folder)
         write_archive(output, {file.relative_to(packer.folder).as_posix(): file for file in files})
-    return Packed(packer.names, list(packer.left_out))
+    return Packed(packer.names, list(packer.left_out), _modules(run.resolved, run.lock))

@@ -109,6 +109,29 @@ def test_links_and_hidden_files_of_a_folder_are_not_packed(original, command, tm
         assert not any(packed.endswith(name) for packed in contents(tmp_path / "run.neoplug"))
 
 
+def test_modules_are_not_packed_but_named_with_what_a_replay_needs(original, command, tmp_path, monkeypatch):
+    recipe, lock = original.recipe, original.lock
+    for values in (recipe, lock["recipe"]):
+        values["data"] |= {"source": "python:mine.texts", "eval_source": "python:pydoc_data.topics"}
+    entry = {"package": "mine.losses", "version": "", "target": "mine.losses:Loss", "sha256": "0" * 64}
+    lock["plugins"] |= {"loss.mine.losses:Loss": entry, "loss.Cell": entry | {"target": "__main__:Cell"}}
+    original.write(recipe=recipe, lock=lock)
+    package = original.folder / "mine"
+    package.mkdir()
+    (package / "texts.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ntexts = {{'a': 'b'}}\n")
+    monkeypatch.syspath_prepend(original.folder)
+    file = tmp_path / "run.neoplug"
+    answer = command("pack", original.run, file)
+    needs = "a module: to replay, it has to be importable and trusted, --trust python:mine"
+    for line in (f"python:mine.texts, {needs}.texts\n", f"mine.losses:Loss, {needs}.losses\n", "Cell, a class that"):
+        assert f"not packed: {line}" in answer.out
+    assert "pydoc" not in answer.out
+    assert not any("mine" in name for name in contents(file))
+    refused = command("reproduce", file, "--dry-run")
+    assert (refused.code, "--trust python:mine.texts" in refused.err) == (2, True)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("where", ["plugin", "data", "environment"])
 def test_a_file_with_a_secret_is_refused(original, command, tmp_path, monkeypatch, where):
     secret = "hf_" + "s3cret" * 5
