@@ -6,6 +6,7 @@ import os
 import pydoc_data.topics
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,35 @@ def frozen_garbage():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Exit code and output of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def neoplug(monkeypatch, capsys):
+    """Return a function that runs one command in this process."""
+    from neoplug.cli import main
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["neoplug", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return Answer(caught.value.code or 0, captured.out, captured.err)
+
+    return command
 
 
 @pytest.fixture

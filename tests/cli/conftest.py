@@ -1,36 +1,9 @@
-"""Fixtures that run commands in this process and return exit code, stdout and stderr."""
+"""Fixtures for commands: a recipe that runs in seconds, and a third-party distribution."""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from neoplug.cli import main
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Exit code and output of a command."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def neoplug(monkeypatch, capsys):
-    """Return a function that runs one command."""
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["neoplug", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return Answer(caught.value.code or 0, captured.out, captured.err)
-
-    return command
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import yaml
 
 import neoplug
-from neoplug.cli import main
 from neoplug.files.contents import record
 
 PLUGIN = """
@@ -26,19 +24,6 @@ class Half:
     def on_evaluate(self):
         return {"half": 0.5, "text": "held-out text"}
 """
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Exit code and output of a command."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self):
-        return json.loads(self.out)
 
 
 @dataclass(frozen=True)
@@ -114,17 +99,8 @@ def original(first, tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(neoplug, monkeypatch, tmp_path):
     """Return a function that runs one command in an empty folder."""
     (tmp_path / "current").mkdir()
     monkeypatch.chdir(tmp_path / "current")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["neoplug", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return Answer(caught.value.code or 0, captured.out, captured.err)
-
-    return run
+    return neoplug
