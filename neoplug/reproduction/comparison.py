@@ -5,7 +5,7 @@ Texts are left out: an archive has none, since a plugin's may quote the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -15,6 +15,7 @@ from neoplug.recipe.reference import Reference, Target
 from neoplug.registry.measures import MEASURES
 from neoplug.registry.nested import leaves, numbers
 from neoplug.reproduction.differences import without_folder_of_file
+from neoplug.runs.measurements import Measurements
 from neoplug.runs.publishable import without_text
 from neoplug.training.metrics import CLOCK
 
@@ -40,7 +41,7 @@ class Deviation:
 class Comparison:
     """A replay compared with a run, in all values but those of clock and memory.
 
-    steps    of the run
+    steps    of the run that are recorded
     equal    of these, how many are bit-equal
     first    the first deviation; None: all is bit-equal, the evaluation too
     largest  the largest deviation of a loss, or of a metric in nats after training; None where these are equal
@@ -82,21 +83,19 @@ class Judgement:
         return f"{self.metric} is {self.target.compared(self.value)} ({self.target})"
 
 
-def compare(
-    before: Sequence[Mapping[str, Any]],
-    now: Sequence[Mapping[str, Any]],
-    evaluations: tuple[Mapping[str, Any], Mapping[str, Any]],
-) -> Comparison:
+def compare(before: Measurements, now: Measurements) -> Comparison:
     """Compare the steps of a run and of its replay, then the evaluations after training."""
+    nothing: Mapping[str, Any] = {}
     by_step = [
-        [*_deviations(number, old or {}, new or {})] for number, (old, new) in enumerate(zip_longest(before, now), 1)
+        [*_deviations((old or new).get("step", number), old, new)]
+        for number, (old, new) in enumerate(zip_longest(before.steps, now.steps, fillvalue=nothing), 1)
     ]
-    after = [*_deviations(EVALUATION, *evaluations)]
+    after = [*_deviations(EVALUATION, before.after, now.after)]
     found = [deviation for deviations in by_step for deviation in deviations] + after
     judged = [deviation for deviation in found if _is_judged(deviation)]
     return Comparison(
-        steps=len(before),
-        equal=sum(not deviations for deviations in by_step[: len(before)]),
+        steps=len(before.steps),
+        equal=sum(not deviations for deviations in by_step[: len(before.steps)]),
         first=next(iter(found), None),
         largest=max(judged, key=lambda deviation: _rank(deviation.size), default=None),
     )
@@ -128,7 +127,8 @@ def _size(one: Any, other: Any) -> float | None:
 def _is_judged(deviation: Deviation) -> bool:
     """Return whether a tolerance applies: to a loss of a step, its tokens, and a metric in nats after training."""
     if deviation.step == EVALUATION:
-        return deviation.key in MEASURES and MEASURES[deviation.key].unit == "nats"
+        name = deviation.key.removeprefix("test.").removeprefix("validation.")
+        return name in MEASURES and MEASURES[name].unit == "nats"
     return deviation.key.partition(".")[0] in ("step", "answer_tokens", "loss", "losses")
 
 

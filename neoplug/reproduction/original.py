@@ -14,7 +14,7 @@ from neoplug.recipe import ResolvedRecipe
 from neoplug.reproduction.archive import NEEDED, unpacked
 from neoplug.runs.directory import RunDir, as_json, as_yaml
 from neoplug.runs.lock import pinned
-from neoplug.runs.result import RunResult
+from neoplug.runs.measurements import Record, measurements_of
 from neoplug.runs.run_files import read_lock
 
 
@@ -25,20 +25,18 @@ class Original:
     name    of a replay's directory
     recipe  the file that is replayed
     lock    the content of lock.json
-    steps   the lines of metrics.jsonl; None where there is only the lock
-    result  the content of result.json; None where there is only the lock
+    record  what a replay is compared with; None where there is only the lock
     """
 
     name: str
     recipe: Path
     lock: Mapping[str, Any]
-    steps: list[dict[str, Any]] | None = None
-    result: RunResult | None = None
+    record: Record | None = None
 
     def load(self, overrides: Sequence[str], trust: Sequence[str], changes: Mapping[str, Any]) -> ResolvedRecipe:
         """Return the recipe with all that the run used and its recipe need not name. Raises RecipeError."""
         checked = recipes.load(self.recipe, overrides, changes, trust=trust)
-        return checked if self.steps else checked.pinned(pinned(self.lock))
+        return checked if self.record else checked.pinned(pinned(self.lock))
 
 
 def open_original(path: Path) -> Original:
@@ -67,7 +65,7 @@ def _of_run(run: RunDir, name: str) -> Original:
             f"{run.path} is not finished, so there is nothing to compare with\n"
             "fix: continue it with `neoplug run RECIPE --output RUN --resume`"
         )
-    return Original(name, run.path / "recipe.yaml", _complete(run.lock), run.metrics.read(), result)
+    return Original(name, run.path / "recipe.yaml", _complete(run.lock), Record(measurements_of(run), measurements_of))
 
 
 def _of_lock(content: Mapping[str, Any], name: str) -> Original:

@@ -13,6 +13,7 @@ from neoplug.registry.nested import leaves
 if TYPE_CHECKING:
     from neoplug.reproduction.comparison import Comparison, Deviation
     from neoplug.reproduction.reproduce import Reproduction
+    from neoplug.studies.summary_comparison import Recomputation
 
 STYLE = """
 :root { color-scheme: light dark; --rule: #8884; }
@@ -29,8 +30,6 @@ td { overflow-wrap: anywhere; }
 def page_of(found: Reproduction) -> str:
     """Return the page: the verdict, what differs, the comparison step by step, the reference, and the run's stack."""
     parts = [
-        f"<h1>Reproduction of {_text(found.source)}</h1>",
-        f'<p class="verdict{" yes" if found.exit_code == 0 else ""}">{_text(found.verdict)}</p>',
         "<h2>What differs here</h2>",
         _table(
             ("", "of the run", "here", "may change"),
@@ -45,13 +44,37 @@ def page_of(found: Reproduction) -> str:
     stack = {key: found.lock[key] for key in ("versions", "platform", "hardware", "computation")}
     rows = [(".".join(map(str, path)), value) for path, value in leaves(stack)]
     parts += ["<h2>The run's stack</h2>", _table(("", "of the run"), rows)]
+    return _page(found, parts)
+
+
+def page_of_study(found: Recomputation) -> str:
+    """Return the page of a study: the verdict, which parts of its summary are equal, and what differs."""
+    counts = [(part, lines, equal) for part, (lines, equal) in found.parts.items()]
+    changes = [
+        (line.part, line.name, change.key, change.before, change.now, change.size)
+        for line, changes in found.changes.items()
+        for change in changes
+    ]
+    header = ("part", "line", "value", "of the summary", "of the ledger", "size")
+    parts = [
+        "<h2>The summary, computed again from the ledger</h2>",
+        _table(("part", "lines", "equal"), counts),
+        "<h2>What differs</h2>",
+        _table(header, changes, "No value of the summary differs."),
+        *(f"<p>{_text(one)}</p>" for one in found.contradictions),
+    ]
+    return _page(found, parts)
+
+
+def _page(found: Reproduction | Recomputation, parts: Sequence[str]) -> str:
     title = f"Reproduction of {_text(found.source)}"
     policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+        f'<p class="verdict{" yes" if found.exit_code == 0 else ""}">{_text(found.verdict)}</p>\n'
         + "\n".join(parts)
         + f"\n<p>Written by neoplug {__version__}.</p>\n</body>\n</html>\n"
     )

@@ -15,6 +15,7 @@ from neoplug.reproduction.differences import Difference, find_differences, toler
 from neoplug.reproduction.original import Original, open_original
 from neoplug.runs.directory import RunDir, chosen_output
 from neoplug.runs.execute import execute, lock_here
+from neoplug.runs.measurements import Record, measurements_of
 
 if TYPE_CHECKING:
     from neoplug.recipe import ResolvedRecipe
@@ -70,7 +71,7 @@ class Reproduction:
     def verdict(self) -> str:
         """The verdict in a sentence."""
         if self.is_equal:
-            return "Reproduced: every step and the evaluation after training are bit-equal."
+            return "Reproduced: each recorded step and the evaluation after training are bit-equal."
         if self.tolerance is None:
             kinds = ", ".join(dict.fromkeys(one.kind for one in self.differences if one.changes_training))
             return f"{'Not the same run' if self.run is None else 'Not reproduced'}: another {kinds} was read."
@@ -92,6 +93,7 @@ def reproduce(
     *,
     progress: Progress,
     show: Callable[[list[Difference]], None],
+    record: Record | None = None,
     overrides: Sequence[str] = (),
     output: Path | None = None,
     dry_run: bool = False,
@@ -101,6 +103,7 @@ def reproduce(
 
     path       a run's directory, its lock, or an archive
     show       called with the differences before anything is trained
+    record     what a replay is compared with; by default what the directory or the archive has
     overrides  changes to the recipe, such as where a model lies on this machine
     output     where the replay is written
     dry_run    replay nothing
@@ -110,11 +113,12 @@ def reproduce(
     """
     with _untried():
         original = open_original(path)
+        record = record or original.record
         given, replayed = _recipes(original, overrides, trust)
         here = lock_here(replayed, progress) | {"recipe": given.resolved()}
         differences = find_differences(original.lock, here)
         reference = given.recipe.reference
-        if not dry_run and original.result is None and not (reference and reference.targets):
+        if not dry_run and record is None and not (reference and reference.targets):
             raise UsageError(
                 f"{path} has no metrics and no reference, so there is nothing to compare a replay with\n"
                 "fix: name the run's directory or its archive; `--dry-run` compares the lock alone"
@@ -125,17 +129,13 @@ def reproduce(
     folder = chosen_output(output, None, f"{original.name}-reproduced", resume=False)
     execute(replayed, folder, False, progress)
     run = RunDir.open(folder)
-    after = (run.result.after if run.result else None) or {}
-    comparison = None
-    if original.steps is not None and original.result is not None:
-        comparison = compare(original.steps, run.metrics.read(), (original.result.after or {}, after))
     return Reproduction(
         str(path),
         original.lock,
         find_differences(original.lock, run.lock | {"recipe": given.resolved()}),
         folder,
-        comparison,
-        judge(reference, after) if reference else [],
+        compare(record.measured, record.measure(run)) if record else None,
+        judge(reference, measurements_of(run).after) if reference else [],
     )
 
 

@@ -4,6 +4,7 @@
     study.lock.json   neoplug's version and the contents of models, data and plugin files
     ledger.jsonl      a line for each job that is done
     jobs/ID.json      a job that is handed out, with its resolved recipe; removed once its line is in the ledger
+    locks/ID.json     lock.json of the run of a job that ended, which replays it
     runs/ID/          run directories, which `keep` may remove once the line is in the ledger
     documents/        ID.parquet: the sums per held-out document of a job
     results.csv ...   the tables (`neoplug.studies.tables`)
@@ -32,7 +33,9 @@ from neoplug.registry.consent import Consent
 from neoplug.runs.directory import as_json
 from neoplug.studies.ledger import Ledger
 
-STUDY = "study.json"
+STUDY, SUMMARY = "study.json", "summary.json"
+AGAIN = "start the study again, which writes it again"  # what to do about a damaged file
+NO_TABLE = "is not the table that neoplug wrote"
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,10 @@ class StudyDir:
     def documents(self, job: str) -> Path:
         """Return the file of a job's sums per document."""
         return self.path / "documents" / f"{job}.parquet"
+
+    def lock(self, job: str) -> Path:
+        """Return the file of the lock of a job's run."""
+        return self.path / "locks" / f"{job}.json"
 
     def job(self, job: str) -> Path:
         """Return the file of a job that is handed out."""

@@ -11,11 +11,11 @@ from neoplug.files import read_json, write_atomically
 from neoplug.registry.nested import leaves
 from neoplug.runs.directory import as_json
 from neoplug.runs.signals import stopping
-from neoplug.studies.directory import STUDY, StudyDir
+from neoplug.studies.directory import STUDY, SUMMARY, StudyDir
 from neoplug.studies.executors import make_executor
 from neoplug.studies.jobs import Identities
 from neoplug.studies.matching import matched
-from neoplug.studies.scheduler import SUMMARY, Scheduler
+from neoplug.studies.scheduler import Scheduler
 from neoplug.studies.specification import read
 from neoplug.studies.status import Unwatched, Watch
 from neoplug.studies.study import Study

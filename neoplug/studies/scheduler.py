@@ -18,7 +18,7 @@ from neoplug.errors import Interrupted, NeoplugError, RecipeError
 from neoplug.files import write_atomically
 from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.signals import Stop
-from neoplug.studies.directory import StudyDir
+from neoplug.studies.directory import SUMMARY, StudyDir
 from neoplug.studies.executors import Ended, Executor
 from neoplug.studies.executors.local import Local
 from neoplug.studies.jobs import Identities, Job
@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 RETRIES = 3  # of a job whose process is lost
 PROCESS = 600_000_000  # bytes of Python, torch and transformers in a process that runs
 TICK = 0.5  # seconds between two looks at signals
-SUMMARY = "summary.json"
 UNUSABLE = "no trial of the search completed with all tuning seeds"
 
 

@@ -16,10 +16,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from neoplug.errors import DamageError
 from neoplug.files import write_atomically
 from neoplug.registry.measures import MEASURES
 from neoplug.studies.checks import column_of
-from neoplug.studies.directory import StudyDir
+from neoplug.studies.directory import AGAIN, NO_TABLE, StudyDir
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,7 +149,10 @@ def _documents(directory: StudyDir, done: Iterable[tuple[Job, Row]]) -> Iterator
     for job, row in done:
         if not (file := directory.documents(row.id)).exists():
             continue
-        table = parquet.read_table(file)
+        try:
+            table = parquet.read_table(file)
+        except (OSError, ValueError) as error:  # pyarrow's errors are among them
+            raise DamageError(file, NO_TABLE, AGAIN) from error
         if job.kind == "search":
             table = table.filter(compute.equal(table["half"], "validation"))
         facts = {**job.arm.levels, "seed": job.seed, "kind": job.kind, "id": row.id}

@@ -61,6 +61,15 @@ class StudyLab:
         """Return a study."""
         return read(self.file(**sections), overrides)
 
+    def hand_out(self, folder, jobs, **sections):
+        """Hand out jobs, each given by arm number, kind, seed and trial; return the directory and their ids."""
+        study = self.study(**sections)
+        directory, identities = StudyDir.create(folder), Identities(study)
+        made = [identities.job(study.arms[arm], kind, seed, trial) for arm, kind, seed, trial in jobs]
+        for job in made:
+            directory.hand_out({**job.as_dict(), "study": study.name, "recipe": job.load(study).resolved()})
+        return directory, [job.id for job in made]
+
 
 @pytest.fixture
 def study_lab(tmp_path, tiny_student, tiny_teacher, tiny_chat):

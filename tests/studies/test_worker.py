@@ -15,22 +15,11 @@ import torch
 from neoplug.errors import DiskError, DivergenceError, Interrupted, PluginError, RecipeError, RunError, UsageError
 from neoplug.files import read_json
 from neoplug.runs.directory import RunDir
-from neoplug.studies.directory import StudyDir
 from neoplug.studies.halves import half_of
-from neoplug.studies.jobs import Identities
-from neoplug.studies.worker import Worker, _curve, outcome
+from neoplug.studies.measuring import curve
+from neoplug.studies.worker import Worker, outcome
 
 DIVERGED = {"train.learning_rate": 1e12}
-
-
-def hand_out(lab, folder, jobs, **sections):
-    """Hand out jobs, each given by arm number, kind, seed and trial; return the directory and their ids."""
-    study = lab.study(**sections)
-    directory, identities = StudyDir.create(folder), Identities(study)
-    made = [identities.job(study.arms[arm], kind, seed, trial) for arm, kind, seed, trial in jobs]
-    for job in made:
-        directory.hand_out({**job.as_dict(), "study": study.name, "recipe": job.load(study).resolved()})
-    return directory, [job.id for job in made]
 
 
 def rows(directory):
@@ -44,7 +33,7 @@ def performed(module_study_lab):
     """Return the directory and ids of three runs in one process: two equal ones but for the seed, and one between."""
     lab = module_study_lab
     jobs = [(1, "test", 7, {}), (2, "search", 3, {"train.learning_rate": 1e-2}), (1, "test", 8, {})]
-    directory, ids = hand_out(lab, lab.folder / "out", jobs)
+    directory, ids = lab.hand_out(lab.folder / "out", jobs)
     worker = Worker(directory.path)
     for job in ids:
         worker(job)
@@ -90,13 +79,11 @@ def test_the_row_has_the_learning_curve(performed):
     assert list(curve["loss"]) == list(steps["loss"])
 
 
-def test_a_long_learning_curve_is_thinned(tmp_path):
+def test_a_long_learning_curve_is_thinned():
     """Of 1,000 steps every ninth is in the ledger, at the tokens that were trained on by then."""
-    lines = [json.dumps({"step": at, "tokens": 10, "answer_tokens": 9, "loss": 1 / at}) for at in range(1, 1001)]
-    (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    curve = _curve(tmp_path)
-    assert curve["tokens"] == [10.0 * at for at in range(1, 1001, 9)]
-    assert curve["loss"] == [1 / at for at in range(1, 1001, 9)]
+    thinned = curve([{"step": at, "tokens": 10, "answer_tokens": 9, "loss": 1 / at} for at in range(1, 1001)])
+    assert thinned["tokens"] == [10 * at for at in range(1, 1001, 9)]
+    assert thinned["loss"] == [1 / at for at in range(1, 1001, 9)]
 
 
 def test_a_job_that_is_done_is_not_repeated(performed):
@@ -113,7 +100,7 @@ def test_trackers_group_the_runs_of_a_study(study_lab, tmp_path, monkeypatch):
     groups, make = [], trackers._tracker
     monkeypatch.setattr(trackers, "_tracker", lambda *given: groups.append(given[-1]) or make(*given))
     base = {"extends": "base.yaml", "report_to": "tensorboard"}
-    directory, (job,) = hand_out(study_lab, tmp_path / "out", [(0, "test", 1, {})], base=base, name="robust")
+    directory, (job,) = study_lab.hand_out(tmp_path / "out", [(0, "test", 1, {})], base=base, name="robust")
     Worker(directory.path)(job)
     assert rows(directory)[job].status == "completed"
     assert groups == ["robust"]
@@ -147,7 +134,7 @@ def contents(run):
 def test_a_later_run_of_a_worker_equals_that_of_a_fresh_process(performed, module_study_lab):
     """Bit for bit: metrics, sums, weights; and its memory is its own."""
     directory, ids = performed
-    fresh, again = hand_out(module_study_lab, module_study_lab.folder / "fresh", [(1, "test", 8, {})])
+    fresh, again = module_study_lab.hand_out(module_study_lab.folder / "fresh", [(1, "test", 8, {})])
     assert again == ids[2:]
     assert contents(in_a_fresh_process(fresh, ids[2])) == contents(directory.run(ids[2]))
     same = ("values", "references", "trainable_parameters", "tokens")
@@ -156,7 +143,7 @@ def test_a_later_run_of_a_worker_equals_that_of_a_fresh_process(performed, modul
 
 
 def test_a_run_that_diverges_is_a_row(module_study_lab):
-    directory, (job,) = hand_out(module_study_lab, module_study_lab.folder / "diverged", [(0, "search", 1, DIVERGED)])
+    directory, (job,) = module_study_lab.hand_out(module_study_lab.folder / "diverged", [(0, "search", 1, DIVERGED)])
     Worker(directory.path)(job)
     row = rows(directory)[job]
     assert row.status == "diverged"
@@ -167,7 +154,7 @@ def test_a_run_that_diverges_is_a_row(module_study_lab):
 def test_a_recipe_that_does_not_fit_is_a_row(module_study_lab):
     lora = {"lora": {"r": 4, "target_modules": ["no_such_module"]}}
     axes = {"adapter": {"good": {"lora": {"r": 4}}, "bad": lora}}
-    directory, (job,) = hand_out(module_study_lab, module_study_lab.folder / "refused", [(1, "test", 1, {})], axes=axes)
+    directory, (job,) = module_study_lab.hand_out(module_study_lab.folder / "refused", [(1, "test", 1, {})], axes=axes)
     Worker(directory.path)(job)
     row = rows(directory)[job]
     assert row.status == "refused"
@@ -210,7 +197,7 @@ def test_torch_is_out_of_memory_on_a_cpu():
 
 @pytest.mark.parametrize("error", [Interrupted(15, "stopped"), DiskError("x", "full")], ids=repr)
 def test_what_is_no_result_is_no_row(study_lab, tmp_path, monkeypatch, error):
-    directory, (job,) = hand_out(study_lab, tmp_path / "out", [(0, "test", 1, {})])
+    directory, (job,) = study_lab.hand_out(tmp_path / "out", [(0, "test", 1, {})])
 
     def ends(*_):
         raise error
@@ -225,7 +212,7 @@ def test_what_is_no_result_is_no_row(study_lab, tmp_path, monkeypatch, error):
 def test_a_killed_run_goes_on_from_its_checkpoint(module_study_lab, performed):
     """SIGKILL after the first checkpoint; the result is that of an undisturbed run."""
     lab = module_study_lab
-    directory, (job,) = hand_out(lab, lab.folder / "killed", [(1, "test", 7, {})])
+    directory, (job,) = lab.hand_out(lab.folder / "killed", [(1, "test", 7, {})])
     command = [sys.executable, "-m", "neoplug.studies.worker", str(directory.path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         process.stdin.write(f"{job}\n")
@@ -243,7 +230,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(module_study_lab, performed):
 @pytest.mark.parametrize("damaged", ["recipe.yaml", "metrics.jsonl"])
 def test_a_run_that_cannot_go_on_begins_again(module_study_lab, performed, tmp_path, damaged):
     """The machine was cut off while the run wrote."""
-    directory, (job,) = hand_out(module_study_lab, tmp_path / "out", [(1, "test", 7, {})])
+    directory, (job,) = module_study_lab.hand_out(tmp_path / "out", [(1, "test", 7, {})])
     undisturbed, ids = performed
     import shutil
 
@@ -255,7 +242,7 @@ def test_a_run_that_cannot_go_on_begins_again(module_study_lab, performed, tmp_p
 
 
 def test_the_handed_out_recipe_gives_no_consent_to_code(study_lab, tmp_path):
-    directory, (job,) = hand_out(study_lab, tmp_path / "out", [(0, "test", 1, {})])
+    directory, (job,) = study_lab.hand_out(tmp_path / "out", [(0, "test", 1, {})])
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')", encoding="utf-8")
     facts = read_json(directory.job(job), "")
     facts["recipe"]["adapter"] = {f"{tmp_path}/evil.py:Evil": {}}

@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import ValidationError
 
-from neoplug.errors import DamageError, UsageError
+from neoplug.errors import UsageError
 from neoplug.files import read_json
-from neoplug.recipe.source import from_values
-from neoplug.registry.consent import RUN_FILES, Consent
+from neoplug.registry.consent import RUN_FILES
 from neoplug.registry.measures import MEASURES, Measure
-from neoplug.studies.arms import Arm
-from neoplug.studies.checks import column_of
+from neoplug.studies.directory import AGAIN, StudyDir
+from neoplug.studies.record import read_description, read_parquet, read_summary, read_table
 from neoplug.studies.scores import scores_of, test_runs, with_arms
-from neoplug.studies.study import Contrast, Search, Searched, Study
+from neoplug.studies.study import Study
 from neoplug.studies.summary import summarise
 from neoplug.studies.summary_schema import Summary
-
-AGAIN = "start the study again, which writes it again"
-NO_TABLE = "is not the table that neoplug wrote"
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,22 +103,17 @@ def measure_of(metric: str) -> Measure:
 
 def read_material(folder: Path) -> Material:
     """Read the files of a study. Raises UsageError where there is no study with results, DamageError."""
-    file = folder / "study.json"
-    if not file.is_file():
+    if not StudyDir.is_study(folder):
         raise UsageError(_no_study(folder))
-    facts = read_json(file, AGAIN)
-    try:
-        study = _study(facts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamageError(file, "is not what neoplug wrote", AGAIN) from error
-    runs = _table(folder, "results", study)
+    study = read_description(folder)
+    runs = read_table(folder, "results", study)
     if runs is None:
         raise UsageError(
             f"{folder} has no results yet\nwhy: a study writes its tables when its first phase ends\n"
             f"fix: wait for it, or start it again: neoplug study {folder}"
         )
     runs = _in_order(study, with_arms(study, runs))
-    references = _table(folder, "references", study)
+    references = read_table(folder, "references", study)
     status, lock = folder / "status.json", folder / "study.lock.json"
     first = runs.drop_duplicates("arm")
     return Material(
@@ -146,61 +136,6 @@ def _no_study(folder: Path) -> str:
     return f"{folder} is no directory of a study: it has no study.json\nfix: name the --output of `neoplug study`"
 
 
-def _study(facts: Mapping[str, Any]) -> Study:
-    """Return the study that study.json describes; it has no recipes, so it cannot be run."""
-    search, nothing = facts["search"], from_values({})
-    return Study(
-        name=str(facts["name"]),
-        file=Path(facts["file"]),
-        overrides=tuple(map(str, facts["overrides"])),
-        axes={axis: tuple(map(str, levels)) for axis, levels in facts["axes"].items()},
-        arms=tuple(Arm({axis: str(level) for axis, level in levels.items()}) for levels in facts["arms"]),
-        seeds=tuple(facts["seeds"]),
-        search=Search(
-            {
-                key: Searched((), column_of(key, search["keys"]), tuple(one["values"]), one["extend"], one["scale"])
-                for key, one in search["keys"].items()
-            },
-            tuple(search["seeds"]),
-        ),
-        metrics=dict(facts["metrics"]),
-        contrasts=tuple(
-            Contrast(
-                one["name"],
-                one["control"],
-                {axis: tuple(levels) for axis, levels in one["arms"].items()},
-                tuple(one["metrics"]),
-            )
-            for one in facts["contrasts"]
-        ),
-        executor=next(iter((facts.get("executor") or {"local": {}}).items())),
-        match=facts["match"],
-        keep=facts["keep"],
-        base=nothing,
-        tree=nothing,
-        consent=Consent(),
-    )
-
-
-def _table(folder: Path, name: str, study: Study) -> pd.DataFrame | None:
-    """Return a table of the study, from its parquet file or else from its CSV file; None where it has neither."""
-    file = next((path for end in ("parquet", "csv") if (path := folder / f"{name}.{end}").is_file()), None)
-    if file is None:
-        return None
-    texts = dict.fromkeys((*study.axes, "kind", "status", "reason", "run", "id", "reference"), str)
-    try:
-        if file.suffix == ".parquet":
-            frame = _read_parquet(file)
-        else:
-            frame = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""])
-    except (OSError, ValueError) as error:
-        raise DamageError(file, NO_TABLE, AGAIN) from error
-    needed = {*study.axes, *(("seed", "kind", "status") if name == "results" else ("reference",))}
-    if not frame.empty and not needed <= set(frame):
-        raise DamageError(file, NO_TABLE, AGAIN)
-    return frame.fillna({column: "" for column in ("reason", "run", "id") if column in frame})
-
-
 def _in_order(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs by arm, test runs first, then the search by its values."""
     expected = ["seed", "kind", "status", "reason", "run", "id", "seconds", "tokens", "trainable_parameters"]
@@ -215,15 +150,10 @@ def _in_order(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 
 def _summary(folder: Path, study: Study, runs: pd.DataFrame, references: pd.DataFrame | None) -> Summary:
     """Return the summary in the study's folder; where there is none of this study, it is computed from the tables."""
-    file, documents = folder / "summary.json", folder / "documents.parquet"
-    if file.exists():
-        try:
-            summary = Summary.model_validate(read_json(file, AGAIN))
-        except ValidationError as error:
-            raise DamageError(file, "is not what neoplug wrote", AGAIN) from error
-        if _is_of(study, summary):
-            return summary
-    return summarise(study, runs, _read_parquet(documents) if documents.exists() else None, references)
+    summary, documents = read_summary(folder), folder / "documents.parquet"
+    if summary is not None and _is_of(study, summary):
+        return summary
+    return summarise(study, runs, read_parquet(documents) if documents.exists() else None, references)
 
 
 def _is_of(study: Study, summary: Summary) -> bool:
@@ -238,11 +168,3 @@ def _is_of(study: Study, summary: Summary) -> bool:
     return described == {(line.metric, line.arm) for line in summary.arms} and planned == {
         (line.family, line.metric, line.arm, line.control) for line in summary.contrasts
     }
-
-
-def _read_parquet(file: Path) -> pd.DataFrame:
-    """Return a table. Raises DamageError."""
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:  # pyarrow's errors are among them
-        raise DamageError(file, NO_TABLE, AGAIN) from error
