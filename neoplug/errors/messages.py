@@ -64,6 +64,13 @@ class Problem:
     path: Path = ()
     mark: Mark | None = None
 
+    @classmethod
+    def of(cls, error: "UsageError", path: Path) -> "Problem":
+        """Return the problem that an error describes, whose lines may begin with `why: ` and `fix: `."""
+        text, _, fix = str(error).partition("\nfix: ")
+        what, _, why = text.partition("\nwhy: ")
+        return cls(what, why, fix, path)
+
     def __str__(self) -> str:
         return self.message()
 

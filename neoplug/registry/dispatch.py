@@ -14,7 +14,7 @@ from neoplug import hookspecs
 from neoplug.answers.checks import WORDS, before_call, read_answer
 from neoplug.answers.plain_values import Refusal
 from neoplug.answers.rules import Returns
-from neoplug.errors import AnswerError, Problem, RecipeError, plugin_errors
+from neoplug.errors import AnswerError, Problem, RecipeError, UsageError, plugin_errors
 from neoplug.errors import Path as Key
 from neoplug.registry.discovery import GROUP
 from neoplug.registry.validation import SPECS, class_problems
@@ -44,10 +44,18 @@ class _Bound:
     arguments: Sequence[str]
 
     def __call__(self, **arguments: Any) -> Any:
-        """Call it with those of the arguments that it takes, and return its checked answer."""
+        """Call it with those of the arguments that it takes, and return its checked answer.
+
+        A UsageError, which has no place, becomes a RecipeError at the plugin's key.
+        """
         # `name` is the plugin's name in the recipe, so the caller of the hook does not pass it.
         taken = [self.name if name == "name" else arguments[name] for name in self.arguments]
-        return checked_call(self.hook, self.label, self.function, taken, arguments)
+        try:
+            return checked_call(self.hook, self.label, self.function, taken, arguments)
+        except UsageError as error:
+            if type(error) is not UsageError:
+                raise
+            raise RecipeError([Problem.of(error, path_of(self.section, self.name))]) from error
 
 
 def checked_call(

@@ -15,7 +15,8 @@ RUN = ("neoplug", "python", "torchrun")
 # Programs that tests do not run: .ci/run or a reader runs them.
 ELSEWHERE = {"pip", "pytest", "ruff", "mypy", "lint-imports", "pre-commit", "coverage", "mkdocs", "run", "lowest"}
 ELSEWHERE |= {"git", "cd", "source"}
-QUICK = "train.max_steps=2 data.held_out=1"  # added to a training command of the docs in a test
+# What a test adds to a training command of the docs: two steps, and one sentence to evaluate on.
+QUICK = "train.max_steps=2 data.eval_source=tests/house/sentence.jsonl"
 
 
 @dataclass(frozen=True)

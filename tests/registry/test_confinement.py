@@ -12,6 +12,7 @@ import pytest
 from neoplug.errors import RecipeError
 from neoplug.registry import find
 from neoplug.registry.confinement import EndedProcess, confined, exits_refused
+from tests.commands import Command
 
 PLUGIN = """
 {code}
@@ -54,26 +55,26 @@ def written(tmp_path):
 @pytest.mark.parametrize("code", ENDINGS)
 def test_an_import_that_ends_the_process_is_an_error_of_the_plugin(written, code):
     """In a process of its own, since the process would end."""
-    command = [sys.executable, "-m", "neoplug", "plugins", f"{written(code)}:Probe"]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    assert answer.returncode == 2
-    assert answer.stdout == ""
-    assert "the plugin `Probe` of" in answer.stderr
-    assert "EndedProcess: it calls" in answer.stderr
+    answer = Command("plugins", f"{written(code)}:Probe").start().end()
+    assert answer.exitcode == 2
+    assert answer.out == ""
+    assert "the plugin `Probe` of" in answer.err
+    assert "EndedProcess: it calls" in answer.err
 
 
 @pytest.mark.parametrize("code", ENDINGS[::3])  # the same confinement as of plugins, and a run takes longer to begin
-def test_a_module_that_ends_the_process_does_not_look_like_a_run_that_went_well(tmp_path, code):
+def test_a_module_that_ends_the_process_does_not_look_like_a_run_that_went_well(tmp_path, code, monkeypatch):
     (tmp_path / "exitmod.py").write_text(code)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "student: {model: hub/none}\ndata: {source: python:exitmod}\nadapter: {lora: {}}\nloss: {cross_entropy: {}}\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "settings")}
-    command = [sys.executable, "-m", "neoplug", "run", recipe, "--trust", "python:exitmod", "--output"]
-    answer = subprocess.run([*command, tmp_path / "out"], capture_output=True, text=True, env=environment)
-    assert answer.returncode == 2
-    assert "the module exitmod cannot be imported: EndedProcess" in answer.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    words = ("run", recipe, "--trust", "python:exitmod", "--output", tmp_path / "out")
+    answer = Command(*words).start().end()
+    assert answer.exitcode == 2
+    assert "the module exitmod cannot be imported: EndedProcess" in answer.err
     assert not (tmp_path / "out").exists()
 
 
@@ -217,10 +218,9 @@ class Loss:
 def test_a_hook_that_ends_the_process_does_not_look_like_a_command_that_went_well(tmp_path, code):
     file = tmp_path / "loss.py"
     file.write_text(LOSS.format(code=code))
-    command = [sys.executable, "-m", "neoplug", "check", f"{file}:Loss"]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    assert answer.returncode == 1
-    assert f"{file}:10" in answer.stdout + answer.stderr
+    answer = Command("check", f"{file}:Loss").start().end()
+    assert answer.exitcode == 1
+    assert f"{file}:10" in answer.out + answer.err
 
 
 def test_processes_of_a_command_may_end():

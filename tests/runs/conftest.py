@@ -1,8 +1,6 @@
 """Complete runs on tiny models: a lab that writes recipes and plugin files, runs them, and reads the results."""
 
 import json
-import multiprocessing
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -12,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 import neoplug
+from tests.commands import Command
 
 CLOCK_AND_MEMORY = ("seconds", "tokens_per_second", "peak_memory_bytes")
 PREAMBLE = """
@@ -35,12 +34,6 @@ class Drop:
         keep = torch.tensor([int(row) not in self.rows for row in batch.rows], dtype=torch.bool)
         batch.positions, batch.labels, batch.rows = batch.positions[keep], batch.labels[keep], batch.rows[keep]
 """
-# Loaded once by the server that other processes are forked from: starting Python and torch costs seconds.
-PRELOADED = [
-    "neoplug.runs.execute", "neoplug.cli.run", "neoplug.cli.watch", "neoplug.cli.show", "peft", "accelerate",
-    "datasets",
-    "transformers.models.llama.modeling_llama",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -130,17 +123,7 @@ class Lab:
 
     def start(self, recipe, output, *options):
         """Start the command `neoplug run` in a separate process and return the process; `exitcode` is the command's."""
-        from neoplug.cli import main
-
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        process = context.Process(target=main)
-        before, sys.argv = sys.argv, ["neoplug", "run", str(recipe), "--output", str(self.folder / output), *options]
-        try:
-            process.start()  # the child gets this argv
-        finally:
-            sys.argv = before
-        return process
+        return Command("run", recipe, "--output", self.folder / output, *options).start()
 
 
 @pytest.fixture(scope="session")

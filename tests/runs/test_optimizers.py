@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from neoplug.errors import UsageError
+from neoplug.errors import RecipeError
 
 VECTORS = """
 @dataclass(eq=False)
@@ -42,6 +42,6 @@ def test_an_interrupted_run_resumes_bit_for_bit(lab, name):
 
 def test_muon_without_a_matrix_is_refused_before_weights_are_loaded(lab):
     lab.plugin("vectors", VECTORS)
-    with pytest.raises(UsageError, match="muon finds no matrix to train"):
+    with pytest.raises(RecipeError, match=r"\.yaml:\d+:\d+: muon finds no matrix to train"):
         lab.run("run", adapter={"./vectors.py:Norms": {}}, optimizer={"muon": {}})
     assert not (lab.folder / "run").exists()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from neoplug.distributed.world import World
 from neoplug.errors import RunError
+from tests.commands import Command, start_ranks, variables_of_ranks
 
 pytestmark = pytest.mark.slow
 PARTS = """
@@ -113,11 +114,23 @@ class Ridge:
 
 
 def launch(lab, recipe, output, *options, ranks=2):
-    """Run the command under torchrun and return the completed process."""
+    """Run the command under torchrun, whose ranks import everything anew, and return the completed process."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command += ["-m", "neoplug", "run", str(recipe), "--output", str(lab.folder / output), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+
+
+def run_words(lab, recipe, output, *options):
+    """Return the words of the command that runs a recipe."""
+    return ("run", recipe, "--output", lab.folder / output, *options)
+
+
+def run_on_ranks(lab, recipe, output, *options, ranks=2):
+    """Run a recipe on several ranks without a launcher; return what they printed on stdout."""
+    ended = [rank.end() for rank in start_ranks(ranks, *run_words(lab, recipe, output, *options))]
+    assert not any(rank.exitcode for rank in ended), "\n".join(rank.err for rank in ended)
+    return "".join(rank.out for rank in ended)
 
 
 @pytest.mark.parametrize(("ranks", "size"), [(2, 1), (3, 2)])
@@ -125,10 +138,8 @@ def test_ranks_share_the_held_out_text_and_have_the_same_sums(lab, ranks, size):
     """3 documents: ranks have different numbers of them, and with batches of 2 one rank has none."""
     sections = {"train": {"max_steps": 1}, "data": {"held_out": 3}, "evaluate": {"per_device_eval_batch_size": size}}
     recipe = lab.recipe(**sections)
-    for output, number in (("one", 1), ("many", ranks)):
-        done = launch(lab, recipe, output, ranks=number)
-        assert done.returncode == 0, done.stderr
-    one, many = lab.at("one"), lab.at("many")
+    run_on_ranks(lab, recipe, "many", ranks=ranks)
+    one, many = lab.run("one", recipe), lab.at("many")
     for name in ("before", "teacher"):
         ours, theirs = ((run.path / "evaluation" / f"{name}.parquet").read_bytes() for run in (many, one))
         assert ours == theirs
@@ -149,8 +160,7 @@ def test_two_ranks_train_as_one(lab, drop, adapter):
     }
     train = {"max_steps": 7, "max_grad_norm": 0.5, "save_steps": 4, "log_gradient_norms": True}  # 21 rows: 8, 8, 5
     two = lab.recipe("two", train=train | {"gradient_accumulation_steps": 2}, **sections)
-    done = launch(lab, two, "two")
-    assert done.returncode == 0, done.stderr
+    printed = run_on_ranks(lab, two, "two")
     one = lab.run("one", train=train | {"gradient_accumulation_steps": 4}, **sections)
     run = lab.at("two")
     assert len(run.lines) == 7
@@ -172,8 +182,8 @@ def test_two_ranks_train_as_one(lab, drop, adapter):
         ours, theirs = run.result[key], one.result[key]
         assert ours.pop("probes") == theirs.pop("probes") == {}
         assert ours == pytest.approx(theirs, rel=1e-4)
-    assert done.stdout.count("written to ") == 1
-    assert done.stdout.count("forward KL") == 1
+    assert printed.count("written to ") == 1
+    assert printed.count("forward KL") == 1
 
 
 def test_two_ranks_teach_themselves_as_one(lab):
@@ -217,8 +227,8 @@ def test_a_fault_on_another_rank_is_named(lab):
         treatments={"./parts.py:Mark": {"rows": [4, 9, 15]}},
         train={"max_steps": 7, "gradient_accumulation_steps": 1},
     )
-    done = launch(lab, recipe, "run")
-    assert done.returncode != 0
+    ranks = [rank.end() for rank in start_ranks(2, *run_words(lab, recipe, "run"))]
+    assert all(rank.exitcode != 0 for rank in ranks)
     result = lab.at("run").result
     assert result["status"] == "failed"
     rows = re.search(r"rows at fault \(numbered from 0 in the source\): ([\d, ]+)", result["reason"])
@@ -229,10 +239,9 @@ def test_each_rank_loads_its_own_state_and_another_number_of_ranks_is_refused(la
     lab.plugin("parts", PARTS)
     counts = {"./parts.py:Counts": {"folder": str(lab.folder)}}
     recipe = lab.recipe(treatments=counts, train={"max_steps": 2, "save_steps": 1})
-    assert launch(lab, recipe, "run").returncode == 0
+    run_on_ranks(lab, recipe, "run")
     (lab.folder / "run" / "result.json").unlink()  # as after a kill before the end
-    done = launch(lab, recipe, "run", "--resume")
-    assert done.returncode == 0, done.stderr
+    run_on_ranks(lab, recipe, "run", "--resume")
     kept, found = ([(lab.folder / f"{what}-{rank}").read_text() for rank in (0, 1)] for what in ("kept", "found"))
     assert kept == found
     assert kept[0] != kept[1]
@@ -252,34 +261,27 @@ def test_a_process_group_of_another_size_is_refused(lab, monkeypatch):
 
 
 def test_half_of_a_launchers_variables_is_refused_with_the_command(lab):
-    command = [sys.executable, "-m", "neoplug", "run", str(lab.recipe()), "--output", str(lab.folder / "run")]
-    environment = {**os.environ, "WORLD_SIZE": "2"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "torchrun" in done.stderr
+    done = Command(*run_words(lab, lab.recipe(), "run"), WORLD_SIZE="2").start().end()
+    assert done.exitcode == 1
+    assert "Traceback" not in done.err
+    assert "torchrun" in done.err
 
 
-def start_ranks(lab, recipe, output, ranks):
-    """Start the processes of a run without a launcher, and return them by rank."""
-    command = [sys.executable, "-m", "neoplug", "run", str(recipe), "--output", str(lab.folder / output)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(ranks)}
+def start_unreaped(lab, recipe, output, number):
+    """Start the ranks of a run as children of this process, so that the others can read how a dead one ended."""
+    command = [sys.executable, "-m", "neoplug", *map(str, run_words(lab, recipe, output))]
     return [
-        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
-        for rank in range(ranks)
+        subprocess.Popen(command, env={**os.environ, **variables}, stderr=subprocess.PIPE)
+        for variables in variables_of_ranks(number)
     ]
 
 
-@pytest.mark.parametrize(("ranks", "killed"), [(2, 1), (2, 0), (3, 0)])
+@pytest.mark.parametrize(("ranks", "killed"), [(2, 1), (3, 0)])
 def test_the_result_names_a_killed_rank_and_the_steps(lab, ranks, killed):
     lab.plugin("parts", PARTS)
     kill = {"./parts.py:Kill": {"rank": killed, "step": 5}}
     recipe = lab.recipe(treatments=kill, train={"save_steps": 2, "logging_steps": 3})
-    processes = start_ranks(lab, recipe, "run", ranks)
+    processes = start_unreaped(lab, recipe, "run", ranks)
     living = [process for rank, process in enumerate(processes) if rank != killed]
     errors = [process.communicate(timeout=240)[1].decode() for process in [*living, processes[killed]]]
     assert [process.returncode for process in [*living, processes[killed]]] == [1] * len(living) + [-signal.SIGKILL]
@@ -298,7 +300,7 @@ def test_the_result_names_a_killed_rank_and_the_steps(lab, ranks, killed):
 def test_a_rank_that_is_killed_before_there_is_a_run_is_named(lab, killed):
     lab.plugin("parts", PARTS)
     recipe = lab.recipe(student={"prepare": {"./parts.py:KillEarly": {"rank": killed}}}, train={"max_steps": 1})
-    processes = start_ranks(lab, recipe, "run", 2)
+    processes = start_unreaped(lab, recipe, "run", 2)
     errors = [process.communicate(timeout=240)[1].decode() for process in (processes[1 - killed], processes[killed])]
     assert [process.returncode for process in (processes[1 - killed], processes[killed])] == [1, -signal.SIGKILL]
     assert "Traceback" not in errors[0]

@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -174,21 +172,20 @@ def test_exit_codes_of_the_command(lab, numbers, code):
     hold = lab.folder / "hold.txt"
     hold.touch()
     recipe = lab.recipe(treatments={"./slow.py:Slow": {"file": str(hold)}})
-    command = [sys.executable, "-m", "neoplug", "run", str(recipe), "--output", str(lab.folder / "run")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout:
-            if re.match(r"training: \d+ steps", line):
-                break
-        time.sleep(1)
-        for number in numbers:
-            os.kill(process.pid, number)
-            time.sleep(0.5)
-        if len(numbers) == 1:
-            assert process.poll() is None  # the signal takes effect at the end of the step
-            hold.unlink()
-        rest = process.communicate(timeout=60)[0]
-    assert process.returncode == code, rest
-    assert "Traceback" not in rest
+    process = lab.start(recipe, "run")
+    while not re.search(r"^training: \d+ steps", process.out + process.err, re.MULTILINE):
+        assert process.is_alive(), process.err
+        time.sleep(0.1)
+    time.sleep(1)
+    for number in numbers:
+        os.kill(process.pid, number)
+        time.sleep(0.5)
+    if len(numbers) == 1:
+        assert process.is_alive()  # the signal takes effect at the end of the step
+        hold.unlink()
+    process.end(60)
+    assert process.exitcode == code, process.err
+    assert "Traceback" not in process.out + process.err
     assert lab.at("run").steps_saved == ([1] if len(numbers) == 1 else [])
     hold.unlink(missing_ok=True)
     lab.run("run", recipe, resume=True)

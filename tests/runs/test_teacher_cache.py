@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import threading
 import warnings
 from itertools import pairwise
@@ -26,6 +24,7 @@ from neoplug.runs.plan import plan
 from neoplug.runs.progress import Silent
 from neoplug.teachers import cache_files
 from neoplug.teachers.cached import CachedTeacher
+from tests.commands import start_ranks
 
 EXACT = {"states": {"dtype": "float32"}}
 ONE_ROW = {"per_device_train_batch_size": 1}  # the batches of a run are then those of the build
@@ -367,27 +366,19 @@ def slow_recipe(lab, **train):
     return lab.recipe("slow", teacher=teacher, train=ONE_ROW | train)
 
 
-def start(lab, recipe, output):
-    """Start the command `neoplug run` in a separate process, which has this one's environment."""
-    command = [sys.executable, "-m", "neoplug", "run", str(recipe), "--output", str(lab.folder / output)]
-    log = (lab.folder / f"{output}.log").open("w")
-    with log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
-
-
 def wait_for(file, process):
     while not file.exists():
-        assert process.poll() is None, "the process ended before it wrote the file"
+        assert process.is_alive(), "the process ended before it wrote the file"
         threading.Event().wait(0.01)
 
 
 @pytest.mark.slow
 def test_a_killed_build_goes_on_where_it_was(lab, home, slow, caplog):
     limit(lab, 7)
-    process = start(lab, slow, "killed")
+    process = lab.start(slow, "killed")
     wait_for(lab.folder / "waiting", process)
     process.kill()
-    process.wait()
+    process.end()
     folder = folder_of(home)
     kept = [len(load_file(file)["documents"]) for file in (folder / "train").glob("*.safetensors")]
     assert 0 < sum(kept) <= 7
@@ -425,24 +416,23 @@ def test_a_build_that_is_stopped_keeps_every_document(lab, home, monkeypatch, co
 @pytest.mark.slow
 def test_two_builders_share_the_work(lab, home, slow):
     limit(lab, 3)
-    first = start(lab, slow, "first")
+    first = lab.start(slow, "first")
     wait_for(lab.folder / "waiting", first)
-    second = start(lab, slow, "second")
-    while "waiting for another process" not in (lab.folder / "second.log").read_text():
-        assert second.poll() is None
+    second = lab.start(slow, "second")
+    while "waiting for another process" not in second.err:
+        assert second.is_alive()
         threading.Event().wait(0.01)
     limit(lab, 1000)
-    assert (first.wait(), second.wait()) == (0, 0)
+    assert (first.end().exitcode, second.end().exitcode) == (0, 0)
     assert len((lab.folder / "count").read_text().splitlines()) == 12
     assert lab.at("first").facts == lab.at("second").facts
 
 
 def two_ranks(*words):
-    """Run a command of neoplug under torchrun; return what it printed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, "-m", "neoplug", *words], capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Run a command of neoplug on two ranks; return what they printed."""
+    ended = [rank.end() for rank in start_ranks(2, *words)]
+    assert not any(rank.exitcode for rank in ended), "\n".join(rank.err for rank in ended)
+    return "".join(rank.out for rank in ended)
 
 
 @pytest.mark.slow
