@@ -419,7 +419,7 @@ def test_two_builders_share_the_work(lab, home, slow):
     first = lab.start(slow, "first")
     wait_for(lab.folder / "waiting", first)
     second = lab.start(slow, "second")
-    while "waiting for another process" not in second.err:
+    while "waiting for another process" not in second.out:
         assert second.is_alive()
         threading.Event().wait(0.01)
     limit(lab, 1000)
