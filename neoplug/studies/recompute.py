@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 class Recomputed:
     """A summary computed again.
 
+    has_documents   whether there are sums per document
     contradictions  jobs that the ledger does not have as the table of results has them, in sentences
     """
 
     summary: Summary
+    has_documents: bool
     contradictions: list[str]
 
 
@@ -55,7 +57,7 @@ def recompute(directory: StudyDir) -> Recomputed:
     done, contradictions = _done(directory, study, ledger.rows, results)
     documents = _documents(directory, done)
     summary = summarise(study, results_of(directory, done, {}), documents, references_of(done))
-    return Recomputed(summary, contradictions)
+    return Recomputed(summary, documents is not None, contradictions)
 
 
 def _done(

@@ -25,9 +25,12 @@ def read_description(folder: Path) -> Study:
     file = folder / STUDY
     facts = read_json(file, AGAIN)
     try:
-        return _study(facts)
+        study = _study(facts)
+        if unknown := {metric for one in study.contrasts for metric in one.metrics} - study.metrics.keys():
+            raise ValueError(f"contrasts of other metrics: {unknown}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamageError(file, "is not what neoplug wrote", AGAIN) from error
+    return study
 
 
 def _study(facts: Mapping[str, Any]) -> Study:

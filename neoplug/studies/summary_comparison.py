@@ -83,8 +83,8 @@ class Recomputation:
     @property
     def verdict(self) -> str:
         """The verdict in a sentence."""
-        count = sum(line.part == "contrasts" for line in self.lines)
         if self.is_equal:
+            count = sum(line.part == "contrasts" for line in self.lines)
             return f"Reproduced: the ledger gives the summary, with {count:,} contrast{'s' * (count != 1)}."
         if self.exit_code == 0:
             largest = max(change.size or 0.0 for changes in self.changes.values() for change in changes)
@@ -94,11 +94,9 @@ class Recomputation:
             )
         if not self.beyond:
             return "Not reproduced: the ledger gives the summary, and contradicts the table of results."
-        differing = Counter(line.part for line in self.beyond)
-        rest = ", ".join(part for part in differing if part != "contrasts")
-        return f"Not reproduced: {differing['contrasts']:,} of {count:,} contrast{'s' * (count != 1)} differ" + (
-            f", and of the rest of the summary {rest}." if rest else "."
-        )
+        lines, beyond = (Counter(line.part for line in each) for each in (self.lines, self.beyond))
+        differing = ", ".join(f"{count:,} of {lines[part]:,} {part}" for part, count in beyond.items())
+        return f"Not reproduced: the ledger gives another summary, in {differing}."
 
 
 def recompute_study(path: Path) -> Recomputation:
@@ -113,6 +111,11 @@ def recompute_study(path: Path) -> Recomputation:
     if summary is None:
         raise UsageError(f"{path} has no {SUMMARY} to compare with\nfix: restore it from a copy")
     found = recompute(directory)
+    if any(line.both_noises for line in summary.contrasts) and not found.has_documents:
+        raise UsageError(
+            f"{path} has neither documents.parquet nor a file of each job in documents/\n"
+            f"why: {SUMMARY} has comparisons from the sums per document\nfix: restore it from a copy"
+        )
     before, now = (_lines(json.loads(each.model_dump_json())) for each in (summary, found.summary))
     lines = [*dict.fromkeys([*before, *now])]
     changes = {line: [*_changes(before.get(line, {}), now.get(line, {}))] for line in lines}

@@ -112,7 +112,7 @@ def test_an_edited_line_is_named_with_what_it_changes(neoplug, directory, tmp_pa
     assert name in page.read_text()
     printed = neoplug("reproduce", directory).out
     assert f"contrasts: {name}" in printed
-    assert "Not reproduced: 1 of 2 contrasts differ" in printed
+    assert "another summary, in 1 of 2 contrasts" in printed
 
 
 def test_the_last_digits_are_within_the_tolerance(neoplug, directory):
@@ -156,9 +156,12 @@ def test_a_line_that_is_missing_or_moved_is_named(neoplug, directory, change, me
         ("summary.json", None, "has no summary.json"),
         ("summary.json", '{"contrasts": 1}', "is not what neoplug wrote"),
         ("study.json", "{", "study.json"),
+        ("documents.parquet", None, "has neither documents.parquet nor"),
+        ("documents.parquet", "PAR1", "is not the table that neoplug wrote"),
     ],
 )
 def test_what_cannot_be_tried_exits_2(neoplug, directory, name, content, message):
+    shutil.rmtree(directory / "documents")
     (directory / name).unlink() if content is None else (directory / name).write_text(content)
     answer = neoplug("reproduce", directory)
     assert (answer.code, message in answer.err) == (2, True)
