@@ -111,8 +111,8 @@ class Spool:
         lengths, teacher_lengths = np.array(self._lengths)[order], np.array(self._teacher_lengths)[order]
         starts = np.concatenate([[0], np.cumsum(lengths + teacher_lengths)])
         sizes, documents = np.diff(bounds, append=len(order)), self._read(order)
-        fingerprint, none = Fingerprint(), np.zeros(0, bool)
-        used = {"used": none, "used_by_student": none, "used_by_teacher": none}
+        fingerprint, of_same_texts = Fingerprint(), TokenSet()
+        used = {name: TokenSet() for name in ("used", "used_by_student", "used_by_teacher")}
         with (
             _array_file(folder, "input_ids", TOKEN, starts[-1]) as tokens,
             _array_file(folder, "loss_mask", FLAG, starts[-1]) as masks,
@@ -124,17 +124,18 @@ class Spool:
                     for text in _texts(document):
                         tokens.write(text.input_ids.data)
                         masks.write(text.loss_mask.data)
-                    same_text = document.teacher_ids is None  # else only the answer tokens are read by both models
-                    used["used"] = _marked(used["used"], document.input_ids[same_text | document.loss_mask])
-                    used["used_by_student"] = _marked(used["used_by_student"], document.input_ids)
-                    of_teacher = document.input_ids if document.teacher_ids is None else document.teacher_ids
-                    used["used_by_teacher"] = _marked(used["used_by_teacher"], of_teacher)
+                    if document.teacher_ids is None:
+                        of_same_texts.mark(document.input_ids)
+                        continue
+                    used["used"].mark(document.input_ids[document.loss_mask])  # all others are not read by both
+                    used["used_by_student"].mark(document.input_ids)
+                    used["used_by_teacher"].mark(document.teacher_ids)
         arrays = {
             "starts": starts,
             "ends": starts[:-1] + lengths,
             "row": np.array(self._source_rows)[order],
             "bounds": bounds,
-            **{name: np.flatnonzero(marked) for name, marked in used.items()},
+            **{name: np.union1d(tokens.ids, of_same_texts.ids) for name, tokens in used.items()},
         }
         for name, values in arrays.items():
             np.save(file_of(folder, name), values.astype(np.int64))
@@ -194,10 +195,21 @@ def _array_file(folder: Path, name: str, dtype: np.dtype, length: int) -> Any:
     return file
 
 
-def _marked(used: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Set `used`, [ids] bool, to True at the tokens; return it, enlarged where a token's id is beyond its end."""
-    highest = int(tokens.max())
-    if highest >= len(used):
-        used = np.concatenate([used, np.zeros(highest + 1, bool)])
-    used[tokens] = True
-    return used
+class TokenSet:
+    """A set of token ids."""
+
+    def __init__(self) -> None:
+        self._marked = np.zeros(0, bool)
+
+    def mark(self, tokens: np.ndarray) -> None:
+        """Add the ids in `tokens`."""
+        try:
+            self._marked[tokens] = True
+        except IndexError:  # an id beyond the end
+            self._marked = np.concatenate([self._marked, np.zeros(int(tokens.max()) + 1, bool)])
+            self._marked[tokens] = True
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Return the ids, ascending."""
+        return np.flatnonzero(self._marked)
