@@ -233,6 +233,26 @@ def test_every_shipped_study_is_valid(name):
     assert all(study.resolve(arm, {}, 0).recipe.student.model == "any/student" for arm in study.arms)
 
 
+def test_recovery_compares_the_losses_on_every_damaged_student_that_its_own_original_teaches():
+    study = read("recovery")
+    starts = {"lora": ["nf4", "fp4", "int8", "width"], "eva": ["nf4", "fp4", "int8", "width"]}
+    starts |= {"loftq_4": ["fp32"], "loftq_8": ["fp32"]}
+    expected = {f"{student}/{start}/forward_kl" for start, students in starts.items() for student in students}
+    assert {arm.name for arm in study.arms} == expected | {f"{student}/lora/ce" for student in starts["lora"]}
+    (contrast,) = study.contrasts
+    assert {(arm.name, control.name) for arm, control in contrast.pairs(study.arms)} == {
+        (f"{student}/lora/forward_kl", f"{student}/lora/ce") for student in starts["lora"]
+    }
+    assert len(study.seeds) >= 5
+    for arm in study.arms:
+        recipe = study.resolve(arm, {}, 0).recipe
+        assert (recipe.teacher.model, recipe.teacher.load) == (recipe.student.model, {})
+        assert recipe.teacher.dtype == recipe.student.dtype == "float32"
+        level = arm.levels["student"]
+        changed = {"width": {"prune_width"}, "fp32": set()}.get(level, {level})
+        assert recipe.student.load.keys() | recipe.student.prepare.keys() == changed
+
+
 def test_the_quartet_has_the_rates_of_the_published_code_in_its_grids():
     """2e-4 for LoRA, 2e-5 for full fine-tuning; rank 64, alpha 128, half of each loss, 8 rows a step."""
     assert any("add `student: {model: ...}`" in str(problem) for problem in refused("llm_neo_quartet").problems)
