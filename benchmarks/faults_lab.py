@@ -128,9 +128,10 @@ def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def facts(run: Path) -> dict[str, Any]:
+def facts(run: Path, *, with_metrics: bool = True) -> dict[str, Any]:
     """Return what two equal runs have in common, bit for bit: metrics without clock, and the adapter's weights."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    text = (run / "metrics.jsonl").read_text() if with_metrics else ""
+    lines = [json.loads(line) for line in text.splitlines()]
     result = json.loads((run / "result.json").read_text())
     return {
         "metrics": [{key: value for key, value in line.items() if key not in CLOCK} for line in lines],
