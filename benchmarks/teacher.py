@@ -24,6 +24,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import signature
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -48,42 +49,59 @@ LOSS = ForwardKL()
 
 
 @dataclass(frozen=True)
+class Block:
+    """Some tokens of a row.
+
+    states  [n, H] the teacher's hidden states
+    head    the teacher's
+    logits  [n, V] the teacher's
+    log_q   [n, V] the student's log-probabilities
+    """
+
+    states: Tensor
+    head: Head
+    logits: Tensor
+    log_q: Tensor
+
+
+@dataclass(frozen=True)
 class Cell:
     """One kind of stored teacher.
 
     name      of the row in the table
     is_random whether it differs between draws
-    gradient  (teacher's states [n, H], its head, log q [n, V], generator) -> (loss [n], gradient [n, V], bytes)
+    gradient  (block, generator) -> (loss [n], gradient [n, V] by the student's logits, bytes)
     """
 
     name: str
     is_random: bool
-    gradient: Callable[[Tensor, Head, Tensor, torch.Generator], tuple[Tensor, Tensor, float]]
+    gradient: Callable[[Block, torch.Generator], tuple[Tensor, Tensor, float]]
 
 
-def exact(states: Tensor, head: Head, log_q: Tensor, _: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    return *LOSS.token_gradient(log_q, head(states).log_softmax(-1)), math.nan
+def exact(block: Block, _: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    return *LOSS.token_gradient(block.log_q, block.logits.log_softmax(-1)), math.nan
 
 
 def truncated(k: int, renormalised: bool) -> Cell:
-    def gradient(states: Tensor, head: Head, log_q: Tensor, _: torch.Generator) -> tuple[Tensor, Tensor, float]:
-        p, ids = head(states).softmax(-1).topk(k)
+    def gradient(block: Block, _: torch.Generator) -> tuple[Tensor, Tensor, float]:
+        p, ids = block.logits.softmax(-1).topk(k)
         p = p / p.sum(-1, keepdim=True) if renormalised else p
-        value = (p * (p.log() - log_q.gather(-1, ids))).sum(-1)
-        found = (log_q.exp() * p.sum(-1, keepdim=True)).scatter_add_(-1, ids, -p)
-        return value, found, len(states) * k * (bits_of(log_q.shape[-1]) / 8 + 2)
+        value = (p * (p.log() - block.log_q.gather(-1, ids))).sum(-1)
+        found = (block.log_q.exp() * p.sum(-1, keepdim=True)).scatter_add_(-1, ids, -p)
+        return value, found, len(p) * k * (bits_of(block.log_q.shape[-1]) / 8 + 2)
 
     return Cell(f"top-{k} {'renormalised' if renormalised else 'truncated'}", False, gradient)
 
 
 def drawn(n: int) -> Cell:
-    def gradient(states: Tensor, head: Head, log_q: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, float]:
-        log_p = head(states).log_softmax(-1)
+    def gradient(block: Block, rng: torch.Generator) -> tuple[Tensor, Tensor, float]:
+        log_p = block.logits.log_softmax(-1)
         ids = torch.multinomial(log_p.exp(), n, replacement=True, generator=rng)
         p = torch.full(ids.shape, 1 / n)
-        value = -(p * log_q.gather(-1, ids)).sum(-1) - torch.special.entr(log_p.exp()).sum(-1)
+        value = -(p * block.log_q.gather(-1, ids)).sum(-1) - torch.special.entr(log_p.exp()).sum(-1)
         distinct = sum(len(row.unique()) for row in ids)
-        return value, log_q.exp().scatter_add_(-1, ids, -p), distinct * (bits_of(log_q.shape[-1]) / 8 + 0.5)
+        size = distinct * (bits_of(block.log_q.shape[-1]) / 8 + 0.5)
+        return value, block.log_q.exp().scatter_add_(-1, ids, -p), size
 
     return Cell(f"{n} drawn", True, gradient)
 
@@ -91,18 +109,22 @@ def drawn(n: int) -> Cell:
 def stored(name: str, kind: Any, fitted: dict[str, float], is_random: bool = False) -> Cell:
     """Return the cell of a kind of cache that neoplug has."""
 
-    def gradient(states: Tensor, head: Head, log_q: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, float]:
-        arguments = {"states": states, "logits": head, "fitted": fitted, "rng": rng}
-        names = kind.encode_teacher.__func__.__code__.co_varnames[1 : kind.encode_teacher.__func__.__code__.co_argcount]
-        kept = kind.encode_teacher(**{name: arguments[name] for name in names})
+    def gradient(block: Block, rng: torch.Generator) -> tuple[Tensor, Tensor, float]:
+        given = {"states": block.states, "logits": lambda _: block.logits, "fitted": fitted, "rng": rng}
+        kept = taking(kind.encode_teacher, given)
         size = float(sum(tensor.numel() * tensor.element_size() for tensor in kept.values()))
-        signal = kind.decode_teacher([kept], head)
-        if "logits" in signal.provides:
-            return *LOSS.token_gradient(log_q, signal.logits(slice(None)).log_softmax(-1)), size
-        entries = signal.sparse(slice(None)).arguments()
-        return *LOSS.token_gradient_sparse(student=log_q, **entries), size
+        found = taking(kind.decode_teacher, {"stored": [kept], "head": block.head, "fitted": fitted})
+        if "logits" in found.provides:
+            return *LOSS.token_gradient(block.log_q, found.logits(slice(None)).log_softmax(-1)), size
+        entries = found.sparse(slice(None)).arguments()
+        return *LOSS.token_gradient_sparse(student=block.log_q, **entries), size
 
     return Cell(name, is_random, gradient)
+
+
+def taking(hook: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """Call a hook with those of the arguments that it takes."""
+    return hook(**{name: given[name] for name in signature(hook).parameters})
 
 
 def cells(states: Tensor, head: Head) -> list[Cell]:
@@ -119,22 +141,28 @@ def cells(states: Tensor, head: Head) -> list[Cell]:
     return found + [stored(f"states, {dtype}", States(dtype), {}) for dtype in dtypes]  # type: ignore[arg-type]
 
 
-def gradient_of(
-    cell: Cell, states: Tensor, teacher: Head, hidden: Tensor, student: Any, parameters: list[Tensor], draw: int
-) -> tuple[Tensor, float, float]:
-    """Return the gradient of a row by all trained weights, flattened; the sum of its losses; and its bytes."""
-    head: Tensor = student.get_output_embeddings().weight.detach()
-    by_hidden, total, size = torch.zeros_like(hidden), 0.0, 0.0
-    rng = torch.Generator().manual_seed(draw)
+Key = tuple[str, int]  # name of a cell, draw
+
+
+def gradients_by_hidden(
+    every: dict[Key, Cell], states: Tensor, teacher: Head, hidden: Tensor, head: Tensor, seed: int
+) -> dict[Key, tuple[Tensor, float, float]]:
+    """Return for each cell and draw the gradient of a row by the student's hidden states [N, H], its loss, its bytes.
+
+    head  [V, H] of the student
+    """
+    rngs = {(name, draw): torch.Generator().manual_seed(seed + draw) for name, draw in every}
+    found = {key: (torch.empty_like(hidden), 0.0, 0.0) for key in every}
     for at in range(0, len(states), BLOCK):
         rows = slice(at, at + BLOCK)
         with torch.no_grad():
-            log_q = (hidden[rows] @ head.t()).log_softmax(-1)
-            value, gradient, used = cell.gradient(states[rows], teacher, log_q, rng)
-        by_hidden[rows] = gradient @ head
-        total, size = total + float(value.sum()), size + used
-    parts = torch.autograd.grad(hidden, parameters, by_hidden, retain_graph=True)
-    return torch.cat([part.flatten() for part in parts]), total, size
+            block = Block(states[rows], teacher, teacher(states[rows]), (hidden[rows] @ head.t()).log_softmax(-1))
+            for key, cell in every.items():
+                value, gradient, used = cell.gradient(block, rngs[key])
+                by_hidden, total, size = found[key]
+                by_hidden[rows] = gradient @ head
+                found[key] = by_hidden, total + float(value.sum()), size + used
+    return found
 
 
 @dataclass
@@ -142,8 +170,8 @@ class Sums:
     """Sums over the first rows: of gradients and losses by cell and draw, of bytes by cell."""
 
     rows: int
-    gradients: dict[tuple[str, int], Tensor]
-    losses: dict[tuple[str, int], float]
+    gradients: dict[Key, Tensor]
+    losses: dict[Key, float]
     sizes: dict[str, float]
 
     @classmethod
@@ -168,17 +196,18 @@ def measure(rows: Tensor, teacher: Any, student: Any, draws: int, partial: Path 
     parameters = [weight for weight in student.parameters() if weight.requires_grad]
     sums = Sums.read(partial)
     teacher.requires_grad_(False)
-    every = cells(hidden_of(teacher, rows[0]), head)
+    kinds = cells(hidden_of(teacher, rows[0]), head)
+    every = {(cell.name, draw): cell for cell in kinds for draw in range(draws if cell.is_random else 1)}
+    weight: Tensor = student.get_output_embeddings().weight.detach()
     for ids in rows[sums.rows :]:
         states, hidden = hidden_of(teacher, ids), hidden_of(student, ids)
-        for cell in every:
-            for draw in range(draws if cell.is_random else 1):
-                seed = draw * len(rows) + int(ids.sum())
-                found, total, size = gradient_of(cell, states, head, hidden, student, parameters, seed)
-                key, of_draws = (cell.name, draw), draws if cell.is_random else 1
-                sums.gradients[key] = sums.gradients[key].add_(found) if key in sums.gradients else found
-                sums.losses[key] = sums.losses.get(key, 0.0) + total
-                sums.sizes[cell.name] = sums.sizes.get(cell.name, 0.0) + size / of_draws
+        for key, row in gradients_by_hidden(every, states, head, hidden, weight, int(ids.sum())).items():
+            by_hidden, total, size = row
+            parts = torch.autograd.grad(hidden, parameters, by_hidden, retain_graph=True)
+            found = torch.cat([part.flatten() for part in parts])
+            sums.gradients[key] = sums.gradients[key].add_(found) if key in sums.gradients else found
+            sums.losses[key] = sums.losses.get(key, 0.0) + total
+            sums.sizes[key[0]] = sums.sizes.get(key[0], 0.0) + size / (draws if every[key].is_random else 1)
         sums.rows += 1
         if partial:
             sums.write(partial)
@@ -197,7 +226,7 @@ def measure(rows: Tensor, teacher: Any, student: Any, draws: int, partial: Path 
                 for draw in range(draws if cell.is_random else 1)
             ],
         }
-        for cell in every[1:]
+        for cell in kinds[1:]
     }
 
 
