@@ -112,6 +112,7 @@ def neoplug(
 
 def main() -> None:
     """Run the command line; an expected error ends it with a message and an exit code, without a traceback."""
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # printing must not fail where stdout has no Unicode
@@ -131,6 +132,22 @@ def main() -> None:
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
         print(error.message(columns), file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def open_closed_streams() -> None:
+    """Open the null device as each standard stream that is closed (`>&-`).
+
+    Python has None there, and the next file that is opened would have the stream's number, and all that is printed.
+    """
+    for number, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            stream = os.fdopen(number, mode, encoding="utf-8")
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 @contextmanager

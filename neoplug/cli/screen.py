@@ -49,7 +49,7 @@ def json_alone() -> Iterator[None]:
     """
     with ExitStack() as stack:
         own = sys.stdout
-        if own is sys.__stdout__ and own is not None and sys.stderr is not None:
+        if own is sys.__stdout__ and own is not None:
             own.flush()
             own = stack.enter_context(os.fdopen(os.dup(1), "w", encoding=own.encoding))
             stack.enter_context(redirected(1, 2))

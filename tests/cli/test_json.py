@@ -85,8 +85,14 @@ def test_in_one_process_prints_go_to_stderr_too(neoplug, plugin):
     assert "\nprint\n" in f"\n{answer.err}"
 
 
-def test_a_closed_stderr_does_no_harm():
-    command = f"exec 2>&-; {sys.executable} -m neoplug plugins --json"
+@pytest.mark.parametrize(
+    ("closed", "out", "err"),
+    [("<&-", True, True), (">&-", False, True), ("2>&-", True, False), ("<&- >&- 2>&-", False, False)],
+)
+@pytest.mark.parametrize(("arguments", "code"), [("plugins --json", 0), ("plan no_such_recipe", 2)])
+def test_closed_streams_do_no_harm(arguments, code, closed, out, err):
+    command = f"exec {closed}; {sys.executable} -W error -m neoplug {arguments}"
     answer = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
-    assert answer.returncode == 0
-    assert json.loads(answer.stdout)
+    assert answer.returncode == code
+    assert bool(answer.stdout) == (out and code == 0)
+    assert bool(answer.stderr) == (err and code == 2)

@@ -48,3 +48,23 @@ def llama_tokenizer():
     bpe.train_from_iterator(PROSE, trainers.BpeTrainer(vocab_size=320, special_tokens=["<unk>", "<s>", "</s>"]))
     bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="session")
+def documents():
+    """Return a function: what `fit` returns -> the row's documents, one by one."""
+    from neoplug.data import Document
+
+    def documents(fitted):
+        found, start = [], 0
+        for length, teacher_length in zip(fitted.lengths, fitted.teacher_lengths, strict=True):
+            middle, end = start + length, start + length + teacher_length
+            ids, mask = fitted.input_ids, fitted.loss_mask
+            teacher = (ids[middle:end], mask[middle:end]) if teacher_length else ()
+            found.append(Document(ids[start:middle], mask[start:middle], fitted.row, *teacher))
+            start = end
+        assert start == len(fitted.input_ids) == len(fitted.loss_mask)
+        assert [document.answer_tokens for document in found] == fitted.answer_tokens.tolist()
+        return found
+
+    return documents

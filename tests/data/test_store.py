@@ -10,7 +10,11 @@ import pytest
 
 from neoplug.data import dataset as corpus_module
 from neoplug.data import load_corpus
+from neoplug.data.encode.lengths import Fitted
 from neoplug.data.encode.row_encoder import RowEncoder
+from neoplug.data.store import spool as spool_module
+from neoplug.data.store.spool import Spool
+from neoplug.data.store.token_files import Store, write_record
 
 MAX_LENGTH = 40
 
@@ -149,24 +153,37 @@ def test_of_two_simultaneous_loads_one_tokenises(home, tmp_path, texts, tiny_tok
     assert corpora[0].fingerprint == corpora[1].fingerprint
 
 
-def test_the_teachers_text_is_stored_with_the_students(tmp_path):
-    from neoplug.data import Document
-    from neoplug.data.encode.lengths import Fitted
-    from neoplug.data.store.spool import Spool
-    from neoplug.data.store.token_files import Store, write_record
-
-    plain = Document(np.arange(5), np.arange(5) > 2, 0)
-    other = Document(np.arange(4), np.arange(4) > 1, 1, np.arange(9) + 10, np.arange(9) > 6)
-    with Spool(tmp_path / "spool") as spool:
-        for document in (plain, other):
-            spool.add("ab" * 32, Fitted([document], 0, False))
-        assert spool.max_text_lengths.tolist() == [5, 9]
-        spool.write(tmp_path, np.array([1, 0]), np.array([0, 1]))
+@pytest.mark.parametrize("tokens_at_once", [1, 4, 10, 2**20])
+def test_the_teachers_text_is_stored_with_the_students(tmp_path, monkeypatch, tokens_at_once):
+    monkeypatch.setattr(spool_module, "TOKENS_AT_ONCE", tokens_at_once)
+    ids, mask = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]) * 2, np.arange(10) > 2
+    taught_ids, taught_mask = np.arange(9) + 40, np.arange(9) > 6
+    own = Fitted(1, np.r_[0:4, taught_ids], np.r_[np.arange(4) > 1, taught_mask], *np.array([[4], [9], [2]]))
+    windows = Fitted(2, ids, mask, *np.array([[5, 5], [0, 0], [2, 4]]))
+    with Spool(tmp_path) as spool:
+        for digest, fitted in (("ab" * 32, own), ("cd" * 32, None), ("ef" * 32, windows)):
+            spool.add(digest, fitted, 10)
+        assert spool.max_text_lengths.tolist() == [9, 5, 5]
+        fingerprint = spool.write(tmp_path, np.array([2, 0, 1]), np.array([0, 2]))
     write_record(tmp_path)
     store = Store(tmp_path)
-    found = store.rows[0][0]
-    for name in ("input_ids", "loss_mask", "teacher_ids", "teacher_loss_mask"):
-        assert getattr(found, name).tolist() == getattr(other, name).tolist()
-    assert store.held_out[0].teacher_ids is None
+    (window, document), (first_window,) = store.rows[0], store.held_out
+    assert (window.row, document.row, first_window.row) == (12, 11, 12)
+    assert [document.input_ids.tolist(), document.teacher_ids.tolist()] == [[0, 1, 2, 3], taught_ids.tolist()]
+    assert document.loss_mask.tolist() == [False, False, True, True]
+    assert document.teacher_loss_mask.tolist() == taught_mask.tolist()
+    assert [window.input_ids.tolist(), window.loss_mask.tolist()] == [ids[5:].tolist(), [True] * 5]
+    assert [first_window.input_ids.tolist(), first_window.teacher_ids] == [ids[:5].tolist(), None]
     assert store.longest == {"student": 5, "teacher": 9}
-    assert store.row_lengths.tolist() == [4]
+    assert store.row_lengths.tolist() == [9]
+    assert store.used.tolist() == sorted({*ids, 2, 3})  # of a text of the student's own, its answers alone
+    assert store.used_by["student"].tolist() == sorted({*ids, 0, 1, 2, 3})
+    assert store.used_by["teacher"].tolist() == sorted({*ids, *taught_ids})
+    number = np.dtype("<i8").type
+    of_teacher = hashlib.sha256(
+        b"".join(part.tobytes() for part in (number(1), number(9), taught_ids.astype("<i8"), taught_mask))
+    )
+    parts = [number(2), number(5), ids[5:], mask[5:], number(4), np.arange(4), np.arange(4) > 1]
+    held_out = [number(1), number(5), ids[:5], mask[:5]]
+    stream = [b"".join(part.tobytes() for part in some) for some in (parts, held_out)]
+    assert fingerprint == hashlib.sha256(stream[0] + of_teacher.hexdigest().encode() + stream[1]).hexdigest()

@@ -90,7 +90,7 @@ gaps = st.tuples(st.integers(1, 12), st.integers(0, 12), st.integers(0, 12))
 
 @settings(deadline=None)
 @given(gaps, gaps, st.integers(2, 40))
-def test_student_and_teacher_texts_are_truncated_after_the_same_answer_token(ours, theirs, max_length):
+def test_student_and_teacher_texts_are_truncated_after_the_same_answer_token(documents, ours, theirs, max_length):
     whole = document(3, ours, theirs, lengths=(4, 5))
     row = EncodedRow(3, whole.input_ids, whole.loss_mask, False, whole.teacher_ids, whole.teacher_loss_mask)
     fitted = fit(row, max_length)
@@ -99,8 +99,8 @@ def test_student_and_teacher_texts_are_truncated_after_the_same_answer_token(our
     kept = int((fits[0] & fits[1]).sum())
     assert fitted.lost_answer_tokens == 9 - kept
     assert fitted.cut == (max(len(whole.input_ids), len(whole.teacher_ids)) > max_length)
-    assert len(fitted.documents) == (kept > 0)
-    for cut in fitted.documents:
+    assert len(documents(fitted)) == (kept > 0)
+    for cut in documents(fitted):
         assert cut.max_text_length <= max_length
         assert cut.input_ids[cut.loss_mask].tolist() == answers[:kept].tolist()
         assert cut.teacher_ids[cut.teacher_loss_mask].tolist() == answers[:kept].tolist()

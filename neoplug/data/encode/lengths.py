@@ -8,18 +8,28 @@ from neoplug.data.batch import Document
 from neoplug.data.encode.row_encoder import EncodedRow
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fitted:
-    """The documents of one row.
+    """The D documents of one row: one, or several windows; none where no answer token is left.
 
-    documents           one, or several windows; none where no answer token is left
+    row                 index of the row in its source
+    input_ids           [T] int64: for each document the student's tokens, followed by the teacher's if it has its own
+    loss_mask           [T] bool: the answer tokens, as those of a document
+    lengths             [D] int64: the student's tokens of each document
+    teacher_lengths     [D] int64: the teacher's own tokens of each document; 0 where it reads the student's
+    answer_tokens       [D] int64: the number of answer tokens of each document
     lost_answer_tokens  number of answer tokens that were cut off
     cut                 whether the row was truncated; False for a row that was split into windows
     """
 
-    documents: list[Document]
-    lost_answer_tokens: int
-    cut: bool
+    row: int
+    input_ids: np.ndarray
+    loss_mask: np.ndarray
+    lengths: np.ndarray
+    teacher_lengths: np.ndarray
+    answer_tokens: np.ndarray
+    lost_answer_tokens: int = 0
+    cut: bool = False
 
 
 def fit(row: EncodedRow, max_length: int) -> Fitted:
@@ -28,36 +38,60 @@ def fit(row: EncodedRow, max_length: int) -> Fitted:
     Where the teacher has its own text, both texts keep the same answer tokens: those that are among the first
     `max_length` tokens in both.
     """
-    if row.windowed:
-        return Fitted([window for window in split_into_windows(row, max_length) if window.answer_tokens], 0, False)
-    whole = Document(row.input_ids, row.loss_mask, row.row, row.teacher_ids, row.teacher_loss_mask)
-    texts = [whole] if row.teacher_ids is None else [whole, whole.as_teacher()]
-    kept = min(int(text.loss_mask[:max_length].sum()) for text in texts)
-    truncated = [_truncated(text, max_length, kept) for text in texts]
-    document = Document(*truncated[0], row.row, *(truncated[1] if len(truncated) > 1 else ()))
-    lost = int(row.loss_mask.sum()) - kept
-    return Fitted([document] if document.answer_tokens else [], lost, whole.max_text_length > max_length)
+    return _windows(row, max_length) if row.windowed else _truncated(row, max_length)
 
 
-def _truncated(document: Document, max_length: int, kept: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the longest beginning with at most `max_length` tokens and `kept` answer tokens, and its mask."""
-    within = np.flatnonzero(document.loss_mask[:max_length])
-    end = within[kept] if len(within) > kept else max_length
-    return document.input_ids[:end], document.loss_mask[:end]
+def _truncated(row: EncodedRow, max_length: int) -> Fitted:
+    ids, masks = [row.input_ids], [row.loss_mask]
+    if row.teacher_ids is not None and row.teacher_loss_mask is not None:
+        ids, masks = [*ids, row.teacher_ids], [*masks, row.teacher_loss_mask]
+    kept = min(int(np.count_nonzero(mask[:max_length])) for mask in masks)
+    ends = [_end(mask, max_length, kept) for mask in masks]
+    answers = int(np.count_nonzero(row.loss_mask[1 : ends[0]]))
+    if not answers:
+        ends = [0] * len(ends)
+    counts = np.array([[ends[0], sum(ends[1:]), answers]], np.int64)[: bool(answers)]  # [D, 3], D is 0 or 1
+    return Fitted(
+        row.row,
+        np.concatenate([text[:end] for text, end in zip(ids, ends, strict=True)]),
+        np.concatenate([mask[:end] for mask, end in zip(masks, ends, strict=True)]),
+        lengths=counts[:, 0],
+        teacher_lengths=counts[:, 1],
+        answer_tokens=counts[:, 2],
+        lost_answer_tokens=int(np.count_nonzero(row.loss_mask)) - kept,
+        cut=max(map(len, ids)) > max_length,
+    )
 
 
-def split_into_windows(row: EncodedRow, max_length: int) -> list[Document]:
+def _end(loss_mask: np.ndarray, max_length: int, kept: int) -> int:
+    """Return the length of the longest beginning with at most `max_length` tokens and `kept` answer tokens."""
+    within = np.flatnonzero(loss_mask[:max_length])
+    return int(within[kept]) if len(within) > kept else min(max_length, len(loss_mask))
+
+
+def _windows(row: EncodedRow, max_length: int) -> Fitted:
     """Split a row into consecutive windows of at most `max_length` tokens that overlap by one token.
 
     The loss mask is False at the first token of a window, since nothing predicts it there. With the overlap, every
-    answer token of the row is in the loss of exactly one window.
+    answer token of the row is in the loss of exactly one window. A window without answer tokens is left out.
     """
-    documents = []
-    for start in range(0, max(1, len(row.input_ids) - 1), max_length - 1):
-        loss_mask = row.loss_mask[start : start + max_length].copy()
-        loss_mask[:1] = False
-        documents.append(Document(row.input_ids[start : start + max_length], loss_mask, row.row))
-    return documents
+    length = len(row.input_ids)
+    starts = np.arange(0, max(1, length - 1), max_length - 1)
+    ends = np.minimum(starts + max_length, length)
+    answers_before = np.concatenate([[0], np.cumsum(row.loss_mask)])
+    answers = answers_before[ends] - answers_before[np.minimum(starts + 1, length)]
+    kept = answers > 0
+    starts, lengths, answers = starts[kept], (ends - starts)[kept], answers[kept]
+    places = ranges(starts, lengths)
+    loss_mask = row.loss_mask[places]
+    loss_mask[np.cumsum(lengths) - lengths] = False
+    return Fitted(row.row, row.input_ids[places], loss_mask, lengths, np.zeros_like(lengths), answers)
+
+
+def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the indices from each start on, `sizes` many, one range after the other: [sum of sizes] int64."""
+    ends = np.cumsum(sizes)
+    return np.repeat(starts - ends + sizes, sizes) + np.arange(ends[-1] if len(ends) else 0)
 
 
 def without_answers(document: Document) -> Document:

@@ -154,10 +154,10 @@ class Report:
     def count(self, kind: Kind, fitted: Fitted | None) -> None:
         """Count a row of a kind, and the tokens of its documents; `fitted` is None for a row that is dropped."""
         counts = self.kinds.setdefault(kind, KindCounts())
-        documents = fitted.documents if fitted else []
         counts.rows += 1
-        counts.tokens += sum(map(len, documents))
-        counts.answer_tokens += sum(document.answer_tokens for document in documents)
+        if fitted:
+            counts.tokens += int(fitted.lengths.sum())
+            counts.answer_tokens += int(fitted.answer_tokens.sum())
 
     @property
     def sources(self) -> dict[Key, SourceCounts]:

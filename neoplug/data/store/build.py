@@ -39,7 +39,7 @@ def make_store(
     """
     report = Report(data.max_length, packing=data.packing)
     with recorded_folder(folder) as target:
-        with Spool(target / "spool") as spool:
+        with Spool(target) as spool:
             pipeline = IngestPipeline(data, encoder, spool, report)
             rows_of = _ingest_training(pipeline, training)
             if evaluation is None:

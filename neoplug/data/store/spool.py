@@ -1,35 +1,33 @@
-"""The spool: a temporary file of documents, written in the order of the sources and read in the order of the store.
+"""The spool: temporary files of documents, written in the order of the sources and read in the order of the store.
 
-Splitting and packing can only start when all rows are tokenised. Until then, the tokens are in this file, and memory
+Splitting and packing can only start when all rows are tokenised. Until then, the tokens are in these files, and memory
 holds a few numbers for each row and document, about 60 to 120 bytes.
 """
 
 import hashlib
 from array import array
-from collections.abc import Iterator
-from itertools import islice
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from neoplug.data.batch import Document
-from neoplug.data.encode.lengths import Fitted
+from neoplug.data.encode.lengths import Fitted, ranges
 from neoplug.data.ingest.report import SplitCounts
 from neoplug.data.split import DIGEST
-from neoplug.data.store.token_files import file_of
+from neoplug.data.store.token_files import IDS_USED, file_of
 
 TOKEN, FLAG = np.dtype("<i4"), np.dtype(bool)
-BYTES = TOKEN.itemsize + FLAG.itemsize  # of a token with its loss mask
 BUFFER = 2**20
+TOKENS_AT_ONCE = 2**20  # read and written at once, beside the rest of a document
 
 
 class Spool:
-    """A temporary file of documents, deleted on exit; the counts of rows and documents are in memory."""
+    """Two temporary files of tokens and loss masks, deleted on exit; the counts of rows and documents are in memory."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("wb", buffering=BUFFER)
+    def __init__(self, folder: Path) -> None:
+        self._paths = folder / "spool_ids", folder / "spool_mask"
+        self._ids, self._mask = (path.open("wb", buffering=BUFFER) for path in self._paths)
         self._digests = bytearray()
         self._documents, self._lost, self._cut, self._dropped = array("q"), array("q"), array("b"), array("b")
         self._lengths, self._teacher_lengths = array("q"), array("q")
@@ -39,8 +37,9 @@ class Spool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._path.unlink()
+        for file, path in zip((self._ids, self._mask), self._paths, strict=True):
+            file.close()
+            path.unlink()
 
     def add(self, digest: str, fitted: Fitted | None, first_row: int = 0) -> None:
         """Add a row with its documents.
@@ -50,21 +49,18 @@ class Spool:
         first_row  index of the source's first row among the rows of all sources; added to the documents' `row`
         """
         self._digests += bytes.fromhex(digest)[:DIGEST]
-        self._documents.append(len(fitted.documents) if fitted else 0)
+        self._documents.append(len(fitted.lengths) if fitted else 0)
         self._lost.append(fitted.lost_answer_tokens if fitted else 0)
         self._cut.append(bool(fitted and fitted.cut))
         self._dropped.append(fitted is None)
-        for document in fitted.documents if fitted else ():
-            self._add(document, first_row + document.row)
-
-    def _add(self, document: Document, source_row: int) -> None:
-        texts = _texts(document)
-        self._lengths.append(len(document))
-        self._teacher_lengths.append(sum(map(len, texts[1:])))
-        self._answers.append(document.answer_tokens)
-        self._source_rows.append(source_row)
-        self._file.writelines(text.input_ids.astype(TOKEN).tobytes() for text in texts)
-        self._file.writelines(text.loss_mask.astype(FLAG).tobytes() for text in texts)
+        if not fitted:
+            return
+        self._lengths.extend(fitted.lengths)
+        self._teacher_lengths.extend(fitted.teacher_lengths)
+        self._answers.extend(fitted.answer_tokens)
+        self._source_rows.extend([first_row + fitted.row] * len(fitted.lengths))
+        self._ids.write(fitted.input_ids.astype(TOKEN).data)
+        self._mask.write(fitted.loss_mask.astype(FLAG).data)
 
     @property
     def digests(self) -> np.ndarray:
@@ -109,27 +105,27 @@ class Spool:
         bounds  [R + 1] int64: where each training row starts in `order`, and where the held-out documents start
         """
         lengths, teacher_lengths = np.array(self._lengths)[order], np.array(self._teacher_lengths)[order]
+        spooled = np.cumsum(np.add(self._lengths, self._teacher_lengths))[order] - lengths - teacher_lengths
         starts = np.concatenate([[0], np.cumsum(lengths + teacher_lengths)])
-        sizes, documents = np.diff(bounds, append=len(order)), self._read(order)
-        fingerprint, of_same_texts = Fingerprint(), TokenSet()
-        used = {name: TokenSet() for name in ("used", "used_by_student", "used_by_teacher")}
+        fingerprint = Fingerprint(bounds, len(order))
+        of_same_texts, used = TokenSet(), {name: TokenSet() for name in IDS_USED}
         with (
             _array_file(folder, "input_ids", TOKEN, starts[-1]) as tokens,
             _array_file(folder, "loss_mask", FLAG, starts[-1]) as masks,
         ):
-            for size in map(int, sizes):
-                fingerprint.begin(size)
-                for document in islice(documents, size):
-                    fingerprint.add(document)
-                    for text in _texts(document):
-                        tokens.write(text.input_ids.data)
-                        masks.write(text.loss_mask.data)
-                    if document.teacher_ids is None:
-                        of_same_texts.mark(document.input_ids)
-                        continue
-                    used["used"].mark(document.input_ids[document.loss_mask])  # all others are not read by both
-                    used["used_by_student"].mark(document.input_ids)
-                    used["used_by_teacher"].mark(document.teacher_ids)
+            for first, end in pairwise(_blocks(starts)):
+                block = slice(first, end)
+                sizes = np.diff(starts[first : end + 1])
+                ids, mask = self._read(ranges(spooled[block], sizes))
+                tokens.write(ids.data)
+                masks.write(mask.data)
+                fingerprint.add(ids, mask, lengths[block], teacher_lengths[block])
+                two_texts = np.repeat(teacher_lengths[block] > 0, sizes)
+                by_student = ranges(np.zeros_like(sizes), sizes) < np.repeat(lengths[block], sizes)
+                of_same_texts.mark(ids[~two_texts])
+                used["used"].mark(ids[two_texts & by_student & mask])  # all others are not read by both
+                used["used_by_student"].mark(ids[two_texts & by_student])
+                used["used_by_teacher"].mark(ids[two_texts & ~by_student])
         arrays = {
             "starts": starts,
             "ends": starts[:-1] + lengths,
@@ -141,50 +137,64 @@ class Spool:
             np.save(file_of(folder, name), values.astype(np.int64))
         return fingerprint.hexdigest()
 
-    def _read(self, order: np.ndarray) -> Iterator[Document]:
-        """Yield the documents with these indices, in this order."""
-        self._file.flush()
-        sizes = np.add(self._lengths, self._teacher_lengths)
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        with self._path.open("rb", buffering=0) as file:
-            for index in map(int, order):
-                file.seek(int(starts[index]) * BYTES)
-                size, length = int(sizes[index]), self._lengths[index]
-                read = file.read(size * BYTES)
-                ids, mask = np.frombuffer(read, TOKEN, size), np.frombuffer(read, FLAG, size, size * TOKEN.itemsize)
-                teacher = (ids[length:], mask[length:]) if size > length else (None, None)
-                yield Document(ids[:length], mask[:length], self._source_rows[index], *teacher)
+    def _read(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens and the loss mask at these places of the two files."""
+        for file in (self._ids, self._mask):
+            file.flush()
+        ids_file, mask_file = self._paths
+        return np.memmap(ids_file, TOKEN, "r")[places], np.memmap(mask_file, FLAG, "r")[places]
 
 
 class Fingerprint:
-    """The sha256 of the documents' tokens and masks, and of the number of documents in each row."""
+    """The sha256 of the documents' tokens and masks, and of the number of documents in each row.
 
-    def __init__(self) -> None:
+    bounds     [R + 1] int64: where each training row starts in the order of the store, and the held-out documents
+    documents  the number of all documents
+    """
+
+    def __init__(self, bounds: np.ndarray, documents: int) -> None:
         self._digest = hashlib.sha256()
+        self._rows = dict(zip(bounds.tolist(), np.diff(bounds, append=documents).tolist(), strict=True))
+        self._document = 0
 
-    def begin(self, documents: int) -> None:
-        """Begin a row with this number of documents."""
-        self._digest.update(documents.to_bytes(8, "little"))
+    def add(self, ids: np.ndarray, mask: np.ndarray, lengths: np.ndarray, teacher_lengths: np.ndarray) -> None:
+        """Add the next documents: for each the student's tokens, followed by the teacher's if it has its own.
 
-    def add(self, document: Document) -> None:
-        """Add the next document of the row."""
-        self._digest.update(len(document).to_bytes(8, "little"))
-        self._digest.update(document.input_ids.astype("<i8").data)
-        self._digest.update(document.loss_mask.astype("u1").data)
-        if document.teacher_ids is not None:
-            teacher = Fingerprint()
-            teacher.begin(1)
-            teacher.add(document.as_teacher())
-            self._digest.update(teacher.hexdigest().encode())
+        ids, mask                 [T]
+        lengths, teacher_lengths  [D] int64; 0 where the teacher reads the student's tokens
+        """
+        all_ids, all_masks = ids.astype("<i8").data, mask.astype("u1").data  # slices copy nothing
+        start = 0
+        for length, teacher_length in zip(lengths.tolist(), teacher_lengths.tolist(), strict=True):
+            if self._document in self._rows:
+                self._digest.update(_bytes(self._rows[self._document]))
+            middle, end = start + length, start + length + teacher_length
+            self._digest.update(_bytes(length))
+            self._digest.update(all_ids[start:middle])
+            self._digest.update(all_masks[start:middle])
+            if teacher_length:
+                teacher = hashlib.sha256(_bytes(1) + _bytes(teacher_length))
+                teacher.update(all_ids[middle:end])
+                teacher.update(all_masks[middle:end])
+                self._digest.update(teacher.hexdigest().encode())
+            start, self._document = end, self._document + 1
 
     def hexdigest(self) -> str:
         """Return the hash of everything added, in hexadecimal."""
         return self._digest.hexdigest()
 
 
-def _texts(document: Document) -> tuple[Document, ...]:
-    """Return the student's text, and the teacher's where it has its own, each as the student's text of a document."""
-    return (document,) if document.teacher_ids is None else (document, document.as_teacher())
+def _bytes(number: int) -> bytes:
+    return number.to_bytes(8, "little")
+
+
+def _blocks(starts: np.ndarray) -> list[int]:
+    """Return the first document of each block of about TOKENS_AT_ONCE tokens, and the number of documents.
+
+    starts  [D + 1] int64: the tokens before each document
+    """
+    documents = len(starts) - 1
+    return [0, *(np.flatnonzero(np.diff(starts[:-1] // TOKENS_AT_ONCE)) + 1).tolist(), documents]
 
 
 def _array_file(folder: Path, name: str, dtype: np.dtype, length: int) -> Any:
