@@ -13,13 +13,15 @@ import typer
 from neoplug import hookspecs
 from neoplug.cli.arguments import AsJson, Trust
 from neoplug.cli.matrix import print_matrices
-from neoplug.cli.screen import echo, echo_json, heading, table
+from neoplug.cli.screen import columns, echo, echo_json, heading, table
 from neoplug.errors import NeoplugError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from neoplug.registry import Entry
 
-HEADER = ("name", "package", "version", "target")
+REGISTERED = ("name", "package", "version", "target")
+HEADER = ("name", "package", "version", "description")
+UNKNOWN = "unknown kind"
 
 
 def plugins(
@@ -57,11 +59,41 @@ def plugins(
         print_plugin(describe(name, trust or ()), as_json)
     else:
         entries = installed() if section is None else list(plugins_of(section))
-        rows = [{key: getattr(entry, key) for key in HEADER} for entry in entries]
+        rows = [row_of(entry) for entry in entries]
         if as_json:
             echo_json(rows)
         else:
-            table([[str(row[key]) for key in HEADER] for row in rows], header=HEADER)
+            print_list(rows)
+
+
+def row_of(entry: "Entry") -> dict[str, Any]:
+    """Return what is known of a plugin without importing it; values are null where its file does not say them."""
+    from neoplug.registry.syntax import summary
+
+    read = summary(entry)
+    described = {"kind": read.kind, "description": read.description, "fault": read.fault}
+    return registered(entry) | {key: text or None for key, text in described.items()}
+
+
+def registered(entry: "Entry") -> dict[str, Any]:
+    """Return name, package, version and target of a plugin."""
+    return {key: getattr(entry, key) for key in REGISTERED}
+
+
+def print_list(rows: Sequence[dict[str, Any]]) -> None:
+    """Print plugins grouped by kind, in the order of the sections."""
+    kinds = [row["kind"] or UNKNOWN for row in rows]
+    cells = [[f"  {row['name']}", row["package"], row["version"], description_of(row)] for row in rows]
+    header, *lines = columns([(f"  {HEADER[0]}", *HEADER[1:]), *cells])
+    echo(header)
+    for kind in (*hookspecs.HOOKS_OF_SECTION, UNKNOWN):
+        if own := [[line] for line, other in zip(lines, kinds, strict=True) if other == kind]:
+            table(own, header=[kind])
+
+
+def description_of(row: dict[str, Any]) -> str:
+    """Return a plugin's description as text, with the reason where there is none."""
+    return row["description"] or ": ".join(filter(None, ["no description", row["fault"]]))
 
 
 def plugins_of(section: str) -> Iterator["Entry"]:
@@ -95,7 +127,7 @@ def describe(name: str, trust: Sequence[str] = ()) -> dict[str, Any]:
     found = answered(plugin)
     answers = [hook for hook in SPECS if hook in found]
     return {
-        **{key: getattr(entry, key) for key in HEADER},
+        **registered(entry),
         "sections": [section for section, hooks in hookspecs.HOOKS_OF_SECTION.items() if set(hooks) & set(answers)],
         "options": list(options(plugin)),
         "hooks": {hook: SPECS[hook].answers for hook in answers},  # type: ignore[attr-defined]

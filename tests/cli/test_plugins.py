@@ -6,6 +6,8 @@ from importlib.metadata import entry_points
 
 import pytest
 
+from neoplug.hookspecs import HOOKS_OF_SECTION
+
 
 def test_the_list_has_every_entry_point(neoplug):
     listed = {
@@ -13,8 +15,8 @@ def test_the_list_has_every_entry_point(neoplug):
         for row in json.loads(neoplug("plugins", "--json").out)
     }
     assert listed == {(p.name, p.dist.name, p.dist.version, p.value) for p in entry_points(group="neoplug")}
-    table = neoplug("plugins").out.splitlines()
-    assert {tuple(line.split()) for line in table[1:]} == listed
+    rows = [line.split() for line in neoplug("plugins").out.splitlines()[1:] if line.startswith("  ")]
+    assert sorted(tuple(row[:3]) for row in rows) == sorted(point[:3] for point in listed)
 
 
 def test_the_list_imports_no_plugin(neoplug, third_party):
@@ -22,6 +24,27 @@ def test_the_list_imports_no_plugin(neoplug, third_party):
     assert answer.code == 0
     assert answer.err == ""
     assert {"hinge", "broken"} <= {line.split()[0] for line in answer.out.splitlines()}
+    assert not {"example_loss", "example_broken"} & set(sys.modules)
+
+
+def test_the_list_is_grouped_by_kind_and_says_what_each_plugin_is(neoplug, third_party):
+    (third_party / "example_broken.py").write_text('"""Half a file."""\n\ndef :\n')
+    groups = {}
+    for line in neoplug("plugins").out.splitlines()[1:]:
+        if line and not line.startswith(" "):
+            groups[line] = rows = []
+        elif line:
+            rows.append(line.split(maxsplit=3))
+    assert [*groups] == [*HOOKS_OF_SECTION, "unknown kind"]
+    assert ["hinge", "example-plugins", "1.2", "One sided."] in groups["loss"]
+    assert ["broken", "example-plugins", "1.2", "no description: syntax error in line 3: invalid syntax"] in groups[
+        "unknown kind"
+    ]
+    assert {"lora", "full", "loraplus"} <= {name for name, *_ in groups["adapter"]}
+    rows = {row["name"]: row for row in json.loads(neoplug("plugins", "--json").out)}
+    assert (rows["hinge"]["kind"], rows["hinge"]["description"], rows["hinge"]["fault"]) == ("loss", "One sided.", None)
+    assert (rows["broken"]["kind"], rows["broken"]["description"]) == (None, None)
+    assert rows["broken"]["fault"] == "syntax error in line 3: invalid syntax"
     assert not {"example_loss", "example_broken"} & set(sys.modules)
 
 
