@@ -147,9 +147,8 @@ def _nested(node: ast.ClassDef, names: Sequence[str]) -> ast.ClassDef:
 
 def _hooks(owner: _Module, node: ast.ClassDef, steps: int = 0) -> Iterator[str]:
     """Yield the hooks that a class and its bases implement; a base that cannot be read is left out."""
-    for method in node.body:
-        decorators = method.decorator_list if isinstance(method, ast.FunctionDef) else ()
-        for decorator in decorators:
+    for method in (part for part in node.body if isinstance(part, ast.FunctionDef)):
+        for decorator in method.decorator_list:
             marker, words = (decorator.func, decorator.keywords) if isinstance(decorator, ast.Call) else (decorator, [])
             if ast.unparse(marker).rpartition(".")[2] == MARKER:
                 specname = next((word.value for word in words if word.arg == "specname"), None)
