@@ -42,7 +42,7 @@ def summary(entry: Entry) -> Summary:
         owner, node = place.find(attribute.split("."))
     except UNREADABLE as error:
         return Summary(fault=_sentence(error))
-    return Summary(kind_of(set(_hooks(owner, node))), _first_line(node) or _first_line(owner.tree))
+    return Summary(kind_of(set(_hooks(owner, node, set()))), _first_line(node) or _first_line(owner.tree))
 
 
 def kind_of(hooks: Collection[str]) -> str:
@@ -145,18 +145,21 @@ def _nested(node: ast.ClassDef, names: Sequence[str]) -> ast.ClassDef:
     return node
 
 
-def _hooks(owner: _Module, node: ast.ClassDef, steps: int = 0) -> Iterator[str]:
-    """Yield the hooks that a class and its bases implement; a base that cannot be read is left out."""
+def _hooks(owner: _Module, node: ast.ClassDef, seen: set[ast.ClassDef]) -> Iterator[str]:
+    """Yield the hooks that a class and its bases implement; a base that cannot be read, or was seen, is left out."""
+    if node in seen:
+        return
+    seen.add(node)
     for method in (part for part in node.body if isinstance(part, ast.FunctionDef)):
         for decorator in method.decorator_list:
             marker, words = (decorator.func, decorator.keywords) if isinstance(decorator, ast.Call) else (decorator, [])
             if ast.unparse(marker).rpartition(".")[2] == MARKER:
                 specname = next((word.value for word in words if word.arg == "specname"), None)
                 yield str(specname.value) if isinstance(specname, ast.Constant) else method.name
-    for base in node.bases if steps < MOST_STEPS else ():
+    for base in node.bases:
         name = base.value if isinstance(base, ast.Subscript) else base  # Generic[T]
         with suppress(*UNREADABLE):
-            yield from _hooks(*owner.find(ast.unparse(name).split(".")), steps + 1)
+            yield from _hooks(*owner.find(ast.unparse(name).split(".")), seen)
 
 
 def _first_line(node: ast.Module | ast.ClassDef) -> str:

@@ -39,7 +39,7 @@ class Base(typing.Generic[typing.T], Missing, metaclass=no_such_name):
     @typing.final
     def edit_batch(self): ...
 ''',
-    "circle.py": '"""A circle."""\nfrom seen_plugins.circle import Round\n',
+    "circle.py": '"""A circle."""\nfrom seen_plugins.circle import Round\nclass A(B, B): pass\nclass B(A, A): pass\n',
     "wrong.py": '"""Fine."""\n\nclass Wrong(:\n',
     "bytes.py": "class Nul: '\0'\n",
     "deep.py": "x = " + "(" * 5000 + ")" * 5000 + "\n",
@@ -102,6 +102,7 @@ def test_the_kind_is_the_section_whose_hooks_come_first(hooks, kind):
         ("noisy:Noisy", ("", "Bad \\escape.", "")),
         ("losses:Hing", ("", "", "there is no class `Hing` in it; did you mean `Hinge`?")),
         ("losses:Outer.Iner", ("", "", "there is no class `Iner` in `Outer`")),
+        ("circle:A", ("", "A circle.", "")),
         ("circle:Round", ("", "", "there is no class `Round` in it")),
         ("wrong:Wrong", ("", "", "syntax error in line 3: invalid syntax")),
         ("absent:Thing", ("", "", "there is no module seen_plugins.absent, or it has no file")),
