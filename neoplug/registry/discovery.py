@@ -214,7 +214,7 @@ def find(name_in_recipe: str, base: Path) -> Entry:
     package, _, short = name.rpartition(":")
     matches = [entry for entry in entries if entry.name == short and package in ("", entry.package)]
     matches = matches or [
-        e for e in entries if e.name == short and package and _canonical(e.package) == _canonical(package)
+        e for e in entries if e.name == short and package and canonical(e.package) == canonical(package)
     ]
     preferred = [entry for entry in matches if entry.given or entry.package == SHIPPED]
     if len(matches) == 1 or len(preferred) == 1:
@@ -264,6 +264,6 @@ def _find_file(match: re.Match[str], base: Path) -> Entry:
     return Entry(match["attribute"], str(path), "", f"{path}:{match['attribute']}")
 
 
-def _canonical(package: str) -> str:
+def canonical(package: str) -> str:
     """Return a distribution's name in the form in which PyPI compares names."""
     return re.sub(r"[-_.]+", "-", package).lower()

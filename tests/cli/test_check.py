@@ -128,7 +128,7 @@ def test_a_token_weight_has_its_own_properties(neoplug):
 
 
 def test_without_hypothesis_the_extra_is_named(neoplug, monkeypatch):
-    monkeypatch.setattr("neoplug.cli.check.find_spec", lambda name: None)
+    monkeypatch.setattr("neoplug.cli.plugin_report.find_spec", lambda name: None)
     answer = neoplug("check", "jsd")
     assert answer.code == 2
     assert "pip install 'neoplug[check]'" in answer.err

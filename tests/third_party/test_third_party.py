@@ -59,6 +59,17 @@ def test_every_plugin_is_listed_including_the_broken_one(installation):
     assert listed == built_in | {(name, "neoplug-example-plugins") for name in PLUGINS}
 
 
+def test_every_plugin_is_listed_with_kind_and_description(installation):
+    rows = {row["name"]: row for row in json.loads(installation.neoplug("plugins", "--json").out)}
+    found = {name: (rows[name]["kind"], rows[name]["description"]) for name in PLUGINS}
+    assert found == {
+        "broken_plugin": (None, None),
+        "entropy": ("probes", "Mean entropy over held-out answer tokens."),
+        "squared_hellinger": ("loss", "One minus the Bhattacharyya coefficient of each token."),
+        "output_bottleneck": ("adapter", "Puts a bottleneck after every linear layer with one of the names."),
+    }
+
+
 def test_a_section_leaves_out_the_broken_plugin_with_a_warning(installation):
     answer = installation.neoplug("plugins", "--section", "loss")
     names = {line.split()[0] for line in answer.out.splitlines()[1:]}
@@ -138,6 +149,19 @@ def test_the_third_party_loss_passes_the_conformance_kit(installation):
     )
     answer = installation("python", "-c", code)
     assert answer.code == 0, answer.err
+
+
+def test_the_whole_distribution_is_checked(installation):
+    answer = installation.neoplug("check", "--package", "neoplug-example-plugins", "--json")
+    assert answer.code == 1, answer.err
+    reports = {one["plugin"]: one for one in json.loads(answer.out)["plugins"]}
+    assert {name: one["result"] for name, one in reports.items()} == {
+        "broken_plugin": "fails",
+        "entropy": "passes",
+        "squared_hellinger": "passes",
+        "output_bottleneck": "needs options",
+    }
+    assert "libexample.so.3" in reports["broken_plugin"]["why"]
 
 
 def test_the_wheel_has_the_shipped_recipes(installation, tmp_path):
