@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import runpy
 import shutil
 import socket
 import sys
@@ -19,14 +20,15 @@ PRELOADED = [
 
 
 class Command(ForkServerProcess):
-    """A command of neoplug with this process's folder and environment, and without stdin.
+    """A command of neoplug with this process's environment, in this or another folder, and without stdin.
 
     Its pid, exitcode, join, kill and terminate are those of any process of multiprocessing.
     """
 
-    def __init__(self, *words, **environment):
+    def __init__(self, *words, cwd=None, **environment):
         super().__init__()
         self.words = [str(word) for word in words]
+        self.cwd = cwd or Path.cwd()
         self.environment = {**os.environ, **environment}
         self.folder = Path(mkdtemp())
         weakref.finalize(self, shutil.rmtree, self.folder)
@@ -39,13 +41,18 @@ class Command(ForkServerProcess):
 
     def run(self):
         """Be the command, in the forked process."""
-        from neoplug.cli import main
-
         for number, name in ((1, "out"), (2, "err")):
             with (self.folder / name).open("wb") as file:
                 os.dup2(file.fileno(), number)
         os.environ.clear()
         os.environ.update(self.environment)
+        os.chdir(self.cwd)
+        self.main()
+
+    def main(self):
+        """Do what the command does."""
+        from neoplug.cli import main
+
         sys.argv = ["neoplug", *self.words]
         main()
 
@@ -69,6 +76,16 @@ class Command(ForkServerProcess):
         with suppress(FileNotFoundError):
             return (self.folder / name).read_text(encoding="utf-8")
         return ""
+
+
+class Script(Command):
+    """A Python file with arguments, run like a command of neoplug."""
+
+    def main(self):
+        """Run the file, as `python FILE ARGUMENTS` does."""
+        file, *_ = sys.argv = self.words
+        sys.path.insert(0, str(Path(file).resolve().parent))
+        runpy.run_path(file, run_name="__main__")
 
 
 def start_ranks(number, *words):
