@@ -30,6 +30,7 @@ STATEMENTS = {
     "not_on_quantised": "not on 4 bits",
     "not_checkpointed": "not with gradient checkpointing",
     "shaped_by_weights": "shapes depend on the weights",
+    "mixes_documents": "depends on the micro-batch",
     "seedless": "initialisation does not depend on the seed",
 }
 # Why a step takes much longer than LoRA's. All of them run peft's code.

@@ -1,4 +1,4 @@
-"""`neoplug check`: verify a plugin's class, hooks and options, and test the properties of losses and token weights."""
+"""`neoplug check`: verify a plugin's class, hooks and options, and test the properties of its kind."""
 
 import json
 from collections.abc import Sequence
@@ -39,10 +39,11 @@ def check(
     trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a plugin, or all of a package; test the properties of losses and token weights.
+    """Check a plugin, or all of a package; test the properties of its kind.
 
-    Builds it from its options, lists the hooks that it implements, and shows the smallest example that breaks a
-    property of losses or token weights; the exit code is then 1.
+    Builds it from its options, lists the hooks that it implements, and tests the properties of every loss, token
+    weight, adapter, optimizer, treatment, probe or preparation; where one does not hold, it says how, with the smallest
+    example, and the exit code is 1.
     """
     from neoplug.registry.options import build
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from neoplug.testing import Finding
 
-TESTED = ("token_loss", "token_gradient", "token_weight")  # hooks with properties in neoplug.testing
-
 
 def validate_class(cls: type) -> None:
     """Raise RecipeError, with places in its source, where a class is not a plugin of any section."""
@@ -48,7 +46,7 @@ def report_on(plugin: Any, name: str) -> dict[str, Any]:
         "hooks": hooks,
         "sections": sections_of(hooks),
         "properties": findings(plugin, hooks),
-        "not_checked": [hook for hook in hooks if hook not in TESTED],
+        "not_checked": not_checked(hooks),
     }
 
 
@@ -91,25 +89,31 @@ def options_of(built: Any) -> Iterator[str]:
 
 
 def findings(built: Any, hooks: Sequence[str]) -> list[dict[str, Any]]:
-    """Test the properties of a loss or a token weight; return a map for each, with the property and the result.
+    """Test the properties of a plugin by the kits of its hooks; return a map of each property and its result.
 
-    Returns an empty list for other plugins. Raises UsageError where hypothesis is not installed.
+    Raises UsageError where hypothesis is not installed and a kit needs it.
     """
-    if not set(TESTED) & set(hooks):
-        return []
-    if find_spec("hypothesis") is None:
+    from neoplug.testing import KITS, examine
+
+    kits = [kit for hook, kit in KITS.items() if hook in hooks]
+    if any(kit.quick for kit in kits) and find_spec("hypothesis") is None:
         raise UsageError(
             "testing properties needs hypothesis, which is not installed\nfix: pip install 'neoplug[check]'"
         )
-    from neoplug.testing import LOSS, TOKEN_WEIGHT, examine
-
-    kits = [kit for hook, kit in (("token_loss", LOSS), ("token_weight", TOKEN_WEIGHT)) if hook in hooks]
     try:
         for kit in kits:
             kit.exemptions(built)
     except (TypeError, ValueError) as error:
         raise RecipeError([Problem(str(error), mark=source_mark(type(built), ""))]) from error
     return [{"of": kit.kind, **as_json_map(finding)} for kit in kits for finding in examine(built, kit)]
+
+
+def not_checked(hooks: Sequence[str]) -> list[str]:
+    """Return the hooks that no kit calls; those of an adapter or of a loss are called with it."""
+    from neoplug.testing import CALLED, KITS
+
+    called = {name for hook in hooks if hook in KITS for name in (hook, *CALLED.get(hook, ()))}
+    return [hook for hook in hooks if hook not in called]
 
 
 def as_json_map(finding: "Finding") -> dict[str, Any]:

@@ -4,22 +4,36 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from neoplug.recipe.reference import Reference
+from neoplug.registry.adapter_traits import AdapterTraits
 
 
-def remarks(result: Mapping[str, Any], reference: Reference | None = None) -> list[str]:
+def remarks(
+    result: Mapping[str, Any], reference: Reference | None = None, adapters: Mapping[str, Any] | None = None
+) -> list[str]:
     """Return remarks on the results of a run; an empty list where there is nothing to report.
 
-    result  has the metrics of the evaluations under before, after and teacher
+    result    has the metrics of the evaluations under before, after and teacher
+    adapters  the run's adapters by name
     """
-    if reference is not None and reference.scale is not None:
-        first = (
-            f"The recipe was run at the scale {reference.scale}: models, data and steps are not those of its source."
-        )
-        return [first, *remarks(result)]
+    about_the_run = [*_about_the_scale(reference), *_about_the_adapters(adapters or {})]
     before, after, teacher = (result.get(name) or {} for name in ("before", "after", "teacher"))
     if not all("cross_entropy" in metrics for metrics in (before, after, teacher)):
-        return []
-    return [*_about_the_teacher(before, after, teacher), *_about_the_objectives(before, after)]
+        return about_the_run
+    return [*about_the_run, *_about_the_teacher(before, after, teacher), *_about_the_objectives(before, after)]
+
+
+def _about_the_scale(reference: Reference | None) -> Iterator[str]:
+    if reference is not None and reference.scale is not None:
+        yield f"The recipe was run at the scale {reference.scale}: models, data and steps are not those of its source."
+
+
+def _about_the_adapters(adapters: Mapping[str, Any]) -> Iterator[str]:
+    for name, adapter in adapters.items():
+        if why := AdapterTraits.of(adapter).mixes_documents:
+            yield (
+                f"What `{name}` computes for a document depends on the other documents of its micro-batch ({why}): "
+                "another micro-batch size, and packing, give other results."
+            )
 
 
 def _about_the_teacher(

@@ -25,6 +25,8 @@ class AdapterTraits:
     not_on_quantised   its `check` refuses a quantised student
     not_on_experts     it cannot adapt experts whose weights are stored in one tensor
     not_checkpointed   its `check` refuses gradient checkpointing
+    mixes_documents    what it computes for a document depends on the other documents of the micro-batch, so that the
+                       micro-batch's size and packing change the results; a run says so among its remarks
     seedless           the initialisation does not depend on the seed
     shaped_by_weights  its shapes depend on the base weights; without these only its number of parameters is known
     reads_data         it is initialised from training data, and raises an error without data
@@ -38,6 +40,7 @@ class AdapterTraits:
     not_on_quantised: str = ""
     not_on_experts: str = ""
     not_checkpointed: str = ""
+    mixes_documents: str = ""
     seedless: str = ""
     shaped_by_weights: str = ""
     reads_data: bool = False

@@ -340,7 +340,8 @@ class Trainer:
         if self.world.is_main:
             self.phase("saving the student")
             save_student(module, self.checked, self.inputs.base, self.inputs.tokenizer, self.directory)
-        measured["remarks"] = remarks(measured, self.checked.recipe.reference)
+        adapters = self.checked.plugins.section("adapter")
+        measured["remarks"] = remarks(measured, self.checked.recipe.reference, adapters)
         for remark in measured["remarks"]:
             logger.debug(remark)
         reserved = set(RunResult.model_fields)  # plugins add keys of other names

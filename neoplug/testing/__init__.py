@@ -1,11 +1,13 @@
-"""Conformance tests for plugin authors, and tiny models of many families (`neoplug.testing.families`).
+"""Conformance tests for plugin authors, one kit for each kind of plugin, and tiny models of many families.
 
 Imported by `cli`, by tests and by third parties; all names in `__all__` are public. Does not belong here: tests of
 neoplug itself.
 
-`examine`, `examples`, `check_loss` and `check_token_weight` need hypothesis: `pip install 'neoplug[check]'`.
+`examples`, `check_loss`, `check_token_weight`, and `examine` with their kits, need hypothesis:
+`pip install 'neoplug[check]'`.
 """
 
+from neoplug.testing.adapters import adapter_kit, check_adapter
 from neoplug.testing.conformance import (
     LOSS,
     check_chunks,
@@ -25,17 +27,49 @@ from neoplug.testing.conformance import (
     check_zero_where_equal,
 )
 from neoplug.testing.examples import Example, call, examples, value
-from neoplug.testing.search import Broken, Finding, Kit, examine
+from neoplug.testing.optimizers import OPTIMIZER, check_optimizer
+from neoplug.testing.preparations import PREPARATION, check_prepare
+from neoplug.testing.probes import PROBE, check_probe
+from neoplug.testing.search import Broken, Finding, Kit, NotApplicable, examine
 from neoplug.testing.token_weights import TOKEN_WEIGHT, check_token_weight
+from neoplug.testing.treatments import TREATMENT, check_treatment
+
+# Hook -> the properties of the plugins that implement it.
+KITS: dict[str, Kit] = {
+    "prepare_student": PREPARATION,
+    "add_adapter": adapter_kit(),
+    "make_optimizer": OPTIMIZER,
+    "edit_batch": TREATMENT,
+    "token_loss": LOSS,
+    "token_weight": TOKEN_WEIGHT,
+    "on_evaluate": PROBE,
+}
+# Hook with a kit -> the other hooks that the kit calls.
+CALLED: dict[str, tuple[str, ...]] = {
+    "add_adapter": (
+        "check", "penalty", "on_step_end", "base_weights", "save_adapter", "load_adapter", "merge_adapter",
+        "state_dict", "load_state_dict",
+    ),
+    "token_loss": ("token_gradient", "token_loss_sparse", "token_gradient_sparse"),
+}  # fmt: skip
 
 __all__ = [
+    "CALLED",
+    "KITS",
     "LOSS",
+    "OPTIMIZER",
+    "PREPARATION",
+    "PROBE",
     "TOKEN_WEIGHT",
+    "TREATMENT",
     "Broken",
     "Example",
     "Finding",
     "Kit",
+    "NotApplicable",
+    "adapter_kit",
     "call",
+    "check_adapter",
     "check_chunks",
     "check_closed_form",
     "check_finite",
@@ -46,11 +80,15 @@ __all__ = [
     "check_masked",
     "check_no_tokens",
     "check_not_negative",
+    "check_optimizer",
+    "check_prepare",
+    "check_probe",
     "check_shape",
     "check_shift",
     "check_splits",
     "check_teacher_gradient",
     "check_token_weight",
+    "check_treatment",
     "check_zero_where_equal",
     "examine",
     "examples",

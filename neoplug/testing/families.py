@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -113,16 +113,23 @@ def make(family: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path:
 
     changes  options of the family's configuration, as num_hidden_layers or tie_word_embeddings; None removes one
     """
+    from neoplug.models.quiet import quiet
+
+    with quiet():
+        random_model(family, seed=seed, **changes).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def random_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """Return a random model in evaluation mode, without gradients; arguments as those of `make`."""
     from transformers import AutoModelForCausalLM
 
     from neoplug.models.quiet import quiet
 
-    with quiet(), torch.random.fork_rng():
+    with quiet(), torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(configuration(family, **changes), dtype=torch.float32)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval().requires_grad_(False)

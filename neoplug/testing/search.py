@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -35,6 +36,10 @@ class Broken(AssertionError):
         self.what, self.found, self.expected, self.example = what, found, expected, example
         numbers = "" if found is None else f": {found.tolist()}"
         super().__init__(what + numbers + ("" if expected is None else f" instead of {expected.tolist()}"))
+
+
+class NotApplicable(Exception):
+    """A property that does not apply to a plugin, with the reason."""
 
 
 def check_close(
@@ -98,9 +103,17 @@ class Kit:
         """Raise AssertionError at the first property that does not hold, with the smallest example that breaks it."""
         exempt = self.exemptions(plugin)
         for properties, count in ((self.quick, max_examples), (self.slow, FEW)):
-            _search(plugin, [check for name, check in properties.items() if name not in exempt], count)
-        for check in self.once.values():
-            check(plugin)
+            if tested := [check for name, check in properties.items() if name not in exempt]:
+                _search(plugin, tested, count)
+        for name, check in self.once.items():
+            if name not in exempt:
+                with suppress(NotApplicable):
+                    check(plugin)
+
+
+def properties_of(methods: Any) -> dict[str, Callable[[Any], None]]:
+    """Return the properties that are the methods without underscore of an object, by name."""
+    return {name: getattr(methods, name) for name in vars(type(methods)) if not name.startswith("_")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +145,7 @@ def examine(plugin: Any, kit: Kit, *, max_examples: int = 40) -> list[Finding]:
     for properties, count in ((kit.quick, max_examples), (kit.slow, FEW)):
         remaining = {name: check for name, check in properties.items() if name not in skipped}
         # Drawing is slow, so all properties share examples; one that fails is then searched alone.
-        while "shape" not in caught and (found := _failure(plugin, remaining, count, shrink=False)):
+        while remaining and "shape" not in caught and (found := _failure(plugin, remaining, count, shrink=False)):
             alone = {found.name: remaining.pop(found.name)}
             caught[found.name] = _failure(plugin, alone, count) or found
             skipped |= {name: why for name, (needed, why) in kit.needs.items() if needed in caught}
@@ -140,7 +153,8 @@ def examine(plugin: Any, kit: Kit, *, max_examples: int = 40) -> list[Finding]:
     if "shape" in caught and not isinstance(caught["shape"].error, Broken) and (why := _needs_models(plugin)):
         return [Finding(name, kit.title(name), "not tried", why) for name in kit.properties]
     if "shape" not in caught:
-        caught |= {name: found for name, check in kit.once.items() if (found := _crash(plugin, name, check))}
+        once = {name: check for name, check in kit.once.items() if name not in skipped}
+        caught |= {name: found for name, check in once.items() if (found := _crash(plugin, name, check))}
     return [_finding(plugin, kit, name, skipped, caught) for name in kit.properties]
 
 
@@ -223,6 +237,8 @@ def _finding(plugin: Any, kit: Kit, name: str, skipped: Mapping[str, str], caugh
     if name not in caught:
         return Finding(name, title, "holds")
     error, example = caught[name].error, caught[name].example
+    if isinstance(error, NotApplicable):
+        return Finding(name, title, "not tried", str(error))
     if isinstance(error, Broken):
         example = error.example or example
         return Finding(name, title, "does not hold", error.what, "", example, error.found, error.expected)

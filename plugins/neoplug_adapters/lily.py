@@ -1,6 +1,8 @@
-"""Lily: neighbouring layers share A, and a router mixes shared matrices B for each token.
+"""Lily: neighbouring layers share A, and a router mixes shared matrices B for each micro-batch.
 
-    W + scaling B_x A_l,  A_l shared by stride_A layers, B_x a mix of num_B matrices by a router that reads x
+    W + scaling B_x A_l,  A_l shared by stride_A layers, B_x a mix of num_B matrices by a router that reads A_l x
+
+The shares of the mix are means over all tokens of the micro-batch, also over padding.
 
 Source: Zhong et al. 2024, arXiv 2407.09946.
 """
@@ -19,13 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Lily(Tuner):
-    """LoRA whose A is shared by neighbouring layers, and B mixed for each token by a router (peft's Lily)."""
+    """LoRA whose A is shared by neighbouring layers, and B mixed for each micro-batch by a router (peft's Lily)."""
 
     name: ClassVar[str] = "lily"
     config: ClassVar[str] = "LilyConfig"
     traits: ClassVar[AdapterTraits] = AdapterTraits(
         sized_by="r",
-        cannot_merge="the change depends on the token, so no weight can represent it",
+        cannot_merge="the change depends on the input, so no weight can represent it",
+        mixes_documents="its router's shares are means over all tokens of the micro-batch",
     )
     positive: ClassVar[tuple[str, ...]] = ("r", "stride_A", "num_B", "scaling")
 

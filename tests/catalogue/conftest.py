@@ -16,7 +16,6 @@ import pytest
 
 from neoplug import recipe
 from neoplug.errors import RecipeError
-from neoplug.models.load import load_tokenizer
 from neoplug.models.prepared import prepare
 from neoplug.registry import answered, installed
 from neoplug.runs.preflight import find_model
@@ -35,42 +34,28 @@ def pytest_configure(config):
 
 
 class Outcomes:
-    """Writes the outcomes of each adapter's tests: {adapter: {test: passed, skipped or failed}}."""
+    """Writes the outcomes of each adapter's tests: {adapter: {property: passed, skipped or failed}}."""
 
     def __init__(self, file):
         self.file, self.found = file, defaultdict(dict)
         self.before = json.loads(file.read_text()) if file.exists() else {}
 
     def pytest_runtest_logreport(self, report):
-        named = re.search(r"test_adapters\.py::test_(\w+)\[([a-z]\w*)\]", report.nodeid)
+        named = re.search(r"test_adapters\.py::test_a_property_of_adapters\[(\w+)-(\w+)\]", report.nodeid)
         if named and (report.when == "call" or report.outcome != "passed"):
-            test, adapter = named.groups()
-            worst = "failed" in (report.outcome, self.found[adapter].get(test))
-            self.found[adapter][test] = "failed" if worst else report.outcome
+            name, adapter = named.groups()
+            worst = "failed" in (report.outcome, self.found[adapter].get(name))
+            self.found[adapter][name] = "failed" if worst else report.outcome
             self.file.write_text(json.dumps(self.before | self.found, indent=1, sort_keys=True) + "\n")
 
 
 @pytest.fixture(scope="session")
-def tiny_student(request, tiny_student):
-    """Return the folder of the student that gets the adapters."""
-    return Path(packaged().path) if request.config.getoption("--packaged", None) else tiny_student
-
-
-@pytest.fixture(scope="session")
-def tiny_tokenizer(request, tiny_tokenizer):
-    return load_tokenizer(packaged()) if request.config.getoption("--packaged", None) else tiny_tokenizer
-
-
-@pytest.fixture(scope="session")
-def rates(request):
-    """Return learning rates of which one must lower the loss: on a trained model the best rates differ by 100 times."""
-    return (1e-2, 1e-3, 1e-1) if request.config.getoption("--packaged", None) else (1e-2,)
-
-
-def packaged():
-    """Return the location of the packaged model, pruned to LAYERS layers."""
+def packaged(request):
+    """Return the folder of the packaged model, pruned to LAYERS layers; None without `--packaged`."""
+    if not request.config.getoption("--packaged", None):
+        return None
     checked = recipe.load("llm_neo_tiny", changes={"student": {"prepare": {"prune_depth": {"layers": LAYERS}}}})
-    return prepare(find_model(checked.recipe.student, "student", checked.consent), checked, None, "")
+    return Path(prepare(find_model(checked.recipe.student, "student", checked.consent), checked, None, "").path)
 
 
 def implementing(hook):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from neoplug.testing import LOSS, TOKEN_WEIGHT
+from neoplug.testing import KITS, LOSS, OPTIMIZER, PREPARATION, PROBE, TOKEN_WEIGHT, TREATMENT
 
 FILE = Path(__file__).parent / "checked.py"
 EVERY = set(LOSS.properties)
@@ -113,11 +113,30 @@ def test_an_invalid_plugin_exits_2_with_place_and_reason(neoplug, arguments, wor
 
 
 def test_hooks_without_properties_are_listed_as_not_checked(neoplug):
-    answer = neoplug("check", "lora", "r=4")
+    answer = neoplug("check", "nf4", "compute_dtype=float32")
     assert answer.code == 0
-    assert "r=4" in answer.out
-    assert "fits under adapter" in answer.out
-    assert re.search(r"not checked\n  its behaviour in .*add_adapter", answer.out)
+    assert "compute_dtype=" in answer.out
+    assert "fits under load" in answer.out
+    assert re.search(r"not checked\n  its behaviour in .*load_kwargs", answer.out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kit"),
+    [
+        (["ladder"], KITS["add_adapter"]),
+        (["label_noise", "probability=0.2"], TREATMENT),
+        (["sgd"], OPTIMIZER),
+        (["calibration"], PROBE),
+        (["prune_depth", "num_hidden_layers=3"], PREPARATION),
+    ],
+)
+def test_each_kind_has_its_own_properties(neoplug, arguments, kit):
+    answer = neoplug("check", *arguments)
+    assert answer.code == 0
+    assert f"\nproperties of every {kit.kind}\n" in answer.out
+    assert verdicts(answer.out).keys() == kit.properties.keys()
+    assert "does not hold" not in answer.out
+    assert "not checked" not in answer.out
 
 
 def test_a_token_weight_has_its_own_properties(neoplug):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from neoplug import AdapterTraits
 from neoplug.evaluation.remarks import remarks
 
 
@@ -30,3 +31,12 @@ def test_what_is_said_of_a_run(before, after, teacher, said):
 
 def test_nothing_is_said_without_a_teacher():
     assert remarks({"before": {"cross_entropy": 3.0}, "after": {"cross_entropy": 4.0}}) == []
+
+
+def test_an_adapter_that_mixes_documents_is_named():
+    class Mixing:
+        traits = AdapterTraits(mixes_documents="it averages over the batch")
+
+    (found,) = remarks({}, adapters={"plain": object(), "mixing": Mixing()})
+    assert "`mixing`" in found
+    assert "it averages over the batch" in found

@@ -25,6 +25,7 @@ ALLOWED = {
     "neoplug/registry/measures.py": METRICS,  # lists them
     "neoplug/export/peft_files.py": {"lora"},  # in the name of vLLM's option
     "neoplug/export/gguf_lora.py": {"lora"},  # a value in llama.cpp's files
+    "neoplug/testing/four_bits.py": {"nf4"},  # how a recipe names 4 bits
     "neoplug/teachers/cached.py": {"sampled"},  # what metrics say of a signal
     "neoplug/models/stored_adapter.py": {"eva"},  # a value in peft's files
     "neoplug/recipe/schema.py": {"adamw"},  # the default optimizer

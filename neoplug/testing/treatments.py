@@ -1,0 +1,120 @@
+"""Conformance tests of treatments that edit batches, on batches from a single token to several documents.
+
+from neoplug.testing import check_treatment
+
+def test_mine():
+    check_treatment(Mine())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from neoplug.data.batch import Batch, Document, collate
+from neoplug.errors import NeoplugError
+from neoplug.testing.examples import hook
+from neoplug.testing.hooks import answer, global_seeds
+from neoplug.testing.search import Broken, Kit, properties_of
+
+VOCABULARY = 64
+PARTS = ("input_ids", "positions", "labels", "rows")
+
+
+def check_treatment(treatment: Any) -> None:
+    """Test every property of treatments that implement `edit_batch`.
+
+    Raises AssertionError for a property that does not hold, with the smallest of the kit's batches that breaks it.
+    """
+    TREATMENT.hold(treatment, 0)
+
+
+class TreatmentProperties:
+    """The properties of treatments: each method without underscore, which raises Broken where it does not hold."""
+
+    def valid(self, treatment: Any) -> None:
+        """It leaves a batch that the models can read, from the first step to the last."""
+        for name in BATCHES:
+            for progress in (0.0, 0.5, 1.0):
+                _edited(treatment, name, progress=progress)
+
+    def repeated(self, treatment: Any) -> None:
+        """The same generator gives the same batch, so that a resumed run and all ranks agree."""
+        for name in BATCHES:
+            found = []
+            for number in range(2):
+                with global_seeds(number):
+                    found.append(_edited(replace(treatment), name))
+            if not _same(*found):
+                raise Broken(f"{name}: the same generator gives another batch: it draws from elsewhere")
+
+    def stateless(self, treatment: Any) -> None:
+        """What it does to a batch does not depend on the batches before, unless it has a state that is stored."""
+        used = replace(treatment)
+        for name in BATCHES:
+            _edited(used, name, seed=1)
+        if hook(treatment, "state_dict") is not None:
+            return
+        for name in BATCHES:
+            if not _same(_edited(used, name), _edited(replace(treatment), name)):
+                raise Broken(f"{name}: edited after other batches it is another, and `state_dict` stores nothing")
+
+    def documents(self, treatment: Any) -> None:
+        """It leaves the documents of the data set as they are."""
+        for name, documents in BATCHES.items():
+            before = [(document.input_ids.copy(), document.loss_mask.copy()) for document in documents]
+            _edited(treatment, name)
+            for document, (ids, mask) in zip(documents, before, strict=True):
+                if not (np.array_equal(document.input_ids, ids) and np.array_equal(document.loss_mask, mask)):
+                    raise Broken(f"{name}: it writes into the documents, which the next epoch reads again")
+
+
+TREATMENT = Kit("treatment", {}, once=properties_of(TreatmentProperties()))
+
+
+def _document(row: int, answers: str) -> Document:
+    """Return a document of tokens drawn by its row; `answers` has an `a` for each answer token."""
+    ids = np.random.default_rng(row).integers(3, VOCABULARY, len(answers))
+    return Document(ids, np.array([letter == "a" for letter in answers]), row)
+
+
+def _with_own_prompt(document: Document) -> Document:
+    ids, mask = np.append([1, 2], document.input_ids), np.append([False, False], document.loss_mask)
+    return replace(document, teacher_ids=ids, teacher_loss_mask=mask)
+
+
+# What each batch is -> its documents, from the smallest.
+BATCHES: Mapping[str, list[Document]] = {
+    "one answer token": [_document(0, "-a")],
+    "a document without answer tokens": [_document(1, "---")],
+    "a document": [_document(2, "---aaaaa")],
+    "two answers in a document": [_document(3, "--aaa---aa")],
+    "documents of other lengths": [_document(4, "-aa"), _document(5, "----aaaaaaaa"), _document(6, "--a-a")],
+    "a teacher with a prompt of its own": [_with_own_prompt(_document(7, "--aaa")), _document(8, "-aaa")],
+}
+
+
+def _edited(treatment: Any, name: str, *, seed: int = 0, progress: float = 0.5) -> Batch:
+    """Return a batch after the treatment.
+
+    Raises:
+        Broken: the treatment raises an error, or leaves a batch that cannot be read.
+        TypeError: it has no `edit_batch`.
+    """
+    if hook(treatment, "edit_batch") is None:
+        raise TypeError(f"{type(treatment).__name__} has no `edit_batch`")
+    batch, rng = collate(BATCHES[name]), torch.Generator().manual_seed(seed)
+    try:
+        answer(treatment, "edit_batch", batch=batch, progress=progress, rng=rng)
+    except NeoplugError as error:
+        raise Broken(f"{name}: {error.message().partition(chr(10))[0]}") from error
+    return batch
+
+
+def _same(one: Batch, other: Batch) -> bool:
+    parts = (torch.equal(getattr(one, name), getattr(other, name)) for name in PARTS)
+    return all(parts) and list(one.lengths) == list(other.lengths)

@@ -1,0 +1,369 @@
+"""The kits of adapters, optimizers, treatments, probes and preparations find faults, each by its property."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from neoplug import AdapterTraits, hookimpl
+from neoplug.testing import KITS, OPTIMIZER, PREPARATION, PROBE, TREATMENT, check_adapter, check_probe, examine
+
+ADAPTER = KITS["add_adapter"]
+
+
+def broken(plugin, kit):
+    """Return the properties that do not hold."""
+    return {finding.name for finding in examine(plugin, kit) if finding.verdict == "does not hold"}
+
+
+class Scaled(nn.Module):
+    """A layer times trained factors, 1 at the start."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.factors = layer, nn.Parameter(torch.ones(layer.out_features, device=layer.weight.device))
+
+    def forward(self, hidden):
+        return self.layer(hidden) * self.factors
+
+
+@dataclass(eq=False)
+class Factors:
+    """An adapter without peft: trained factors of the outputs of `down_proj`."""
+
+    traits: ClassVar = AdapterTraits(seedless="the factors start at 1")
+
+    @hookimpl
+    def add_adapter(self, model):
+        for layer in model.model.layers:
+            layer.mlp.down_proj = Scaled(layer.mlp.down_proj)
+        return model
+
+    @hookimpl
+    def save_adapter(self, model, path):
+        factors = {name: weight for name, weight in model.state_dict().items() if "factors" in name}
+        torch.save(factors, path / "factors.pt")
+
+    @hookimpl
+    def load_adapter(self, model, path):
+        model = self.add_adapter(model)
+        model.load_state_dict(torch.load(path / "factors.pt", weights_only=True), strict=False)
+        return model
+
+    @hookimpl
+    def merge_adapter(self, model):
+        for layer in model.model.layers:
+            scaled = layer.mlp.down_proj
+            layer.mlp.down_proj = scaled.layer
+            layer.mlp.down_proj.weight.data *= scaled.factors[:, None]
+        return model
+
+
+class StartsAtTwo(Factors):
+    @hookimpl
+    def add_adapter(self, model):
+        model = Factors.add_adapter(self, model)
+        for layer in model.model.layers:
+            layer.mlp.down_proj.factors.data += 1
+        return model
+
+
+class DrawsGlobally(Factors):
+    @hookimpl
+    def add_adapter(self, model):
+        model = Factors.add_adapter(self, model)
+        for layer in model.model.layers:
+            factors = layer.mlp.down_proj.factors
+            factors.data += 1e-5 * torch.randn(factors.shape, device=factors.device)
+        return model
+
+
+class TrainsTheBaseToo(Factors):
+    @hookimpl
+    def add_adapter(self, model):
+        model.model.norm.weight.requires_grad_()
+        return Factors.add_adapter(self, model)
+
+
+class SavesNothingOfUse(Factors):
+    @hookimpl
+    def load_adapter(self, model, path):
+        return self.add_adapter(model)
+
+
+class MergesWrongly(Factors):
+    @hookimpl
+    def merge_adapter(self, model):
+        for layer in model.model.layers:
+            layer.mlp.down_proj = layer.mlp.down_proj.layer
+        return model
+
+
+class MixesDocuments(Factors):
+    @hookimpl
+    def add_adapter(self, model):
+        model = Factors.add_adapter(self, model)
+        model.model.layers[0].mlp.down_proj.register_forward_hook(
+            lambda layer, given, out: out + 0.1 * out.mean((0, 1))
+        )
+        return model
+
+
+class Forgets(Factors):
+    """Its rate of change depends on a count that no checkpoint has."""
+
+    @hookimpl
+    def on_step_end(self, model, step):
+        self.steps = getattr(self, "steps", 0) + 1
+        with torch.no_grad():
+            for layer in model.model.layers:
+                layer.mlp.down_proj.factors.mul_(1 + 0.01 * self.steps)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "properties"),
+    [
+        (Factors, set()),
+        (StartsAtTwo, {"identity", "other_widths"}),
+        (DrawsGlobally, {"seeds", "checkpointed"}),
+        (TrainsTheBaseToo, {"base", "saved"}),
+        (SavesNothingOfUse, {"saved"}),
+        (MergesWrongly, {"merged"}),
+        (Forgets, {"resumed"}),
+    ],
+)
+def test_faults_of_adapters(adapter, properties):
+    assert broken(adapter(), ADAPTER) == properties
+
+
+def test_an_adapter_that_mixes_documents_is_found():
+    assert "accumulated" in broken(MixesDocuments(), ADAPTER)
+
+
+def test_check_adapter_raises_with_the_fault():
+    check_adapter(Factors())
+    with pytest.raises(AssertionError, match="weights of the base"):
+        check_adapter(TrainsTheBaseToo())
+    with pytest.raises(TypeError, match="no `add_adapter`"):
+        check_adapter(Noise())
+
+
+@dataclass(eq=False)
+class Momentum:
+    """A correct optimizer: torch's SGD with momentum."""
+
+    @hookimpl
+    def make_optimizer(self, groups):
+        return torch.optim.SGD(groups, momentum=0.9)
+
+
+class OneRate(Momentum):
+    @hookimpl
+    def make_optimizer(self, groups):
+        return torch.optim.SGD([weight for group in groups for weight in group["params"]], lr=1e-2, momentum=0.9)
+
+
+class StateOutside(torch.optim.SGD):
+    def __init__(self, groups):
+        super().__init__(groups, momentum=0.0)
+        self.memory = {}
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                kept = self.memory.setdefault(id(weight), torch.zeros_like(weight))
+                kept.mul_(0.9).add_(weight.grad)
+                weight.sub_(group["lr"] * kept)
+
+
+class KeepsItsState(Momentum):
+    @hookimpl
+    def make_optimizer(self, groups):
+        return StateOutside(groups)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "properties"), [(Momentum, set()), (OneRate, {"groups"}), (KeepsItsState, {"resumed"})]
+)
+def test_faults_of_optimizers(optimizer, properties):
+    assert broken(optimizer(), OPTIMIZER) == properties
+
+
+@dataclass(eq=False)
+class Noise:
+    """A correct treatment: labels are swapped at random."""
+
+    @hookimpl
+    def edit_batch(self, batch, rng):
+        batch.labels = batch.labels[torch.randperm(len(batch.labels), generator=rng)]
+
+
+class GlobalNoise(Noise):
+    @hookimpl
+    def edit_batch(self, batch):
+        batch.labels = batch.labels[torch.randperm(len(batch.labels))]
+
+
+@dataclass(eq=False)
+class Counting(Noise):
+    seen: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.calls = 0
+
+    @hookimpl
+    def edit_batch(self, batch):
+        self.calls += 1
+        batch.labels = batch.labels.roll(self.calls)
+
+
+class Shortens(Noise):
+    @hookimpl
+    def edit_batch(self, batch):
+        batch.labels = batch.labels[:1]
+
+
+class WritesIntoDocuments(Noise):
+    @hookimpl
+    def edit_batch(self, batch):
+        for document in batch.documents:
+            np.asarray(document.input_ids)[0] += 1
+
+
+@pytest.mark.parametrize(
+    ("treatment", "properties"),
+    [
+        (Noise, set()),
+        (GlobalNoise, {"repeated", "stateless"}),
+        (Counting, {"stateless"}),
+        (Shortens, {"valid", "repeated", "stateless", "documents"}),
+        (WritesIntoDocuments, {"documents", "repeated", "stateless"}),
+    ],
+)
+def test_faults_of_treatments(treatment, properties):
+    assert broken(treatment(), TREATMENT) == properties
+
+
+@dataclass(eq=False)
+class Accuracy:
+    """A correct probe: the share of tokens that the model finds most probable, and their number."""
+
+    @hookimpl
+    def on_evaluate(self, model, batches, predict):
+        right = [(q.argmax(-1) == labels) for batch in batches for q, labels in predict(model, batch)]
+        found = torch.cat(right) if right else torch.zeros(0)
+        return {"accuracy": found.double().mean().item() if len(found) else None, "tokens": len(found)}
+
+
+class NotANumber(Accuracy):
+    @hookimpl
+    def on_evaluate(self, model, batches, predict):
+        right = [(q.argmax(-1) == labels) for batch in batches for q, labels in predict(model, batch)]
+        return {"accuracy": (torch.cat(right) if right else torch.zeros(0)).double().mean().item()}
+
+
+class LeavesTrainingMode(Accuracy):
+    @hookimpl
+    def on_evaluate(self, model, teacher):
+        (teacher or model).train()
+        return {}
+
+
+class MeanOfMeans(Accuracy):
+    @hookimpl
+    def on_evaluate(self, model, batches, predict):
+        means = [(q.max(-1).values).mean() for batch in batches for q, _ in predict(model, batch) if len(q)]
+        return {"confidence": torch.stack(means).mean().item() if means else None}
+
+
+class NeedsTheTeacher(Accuracy):
+    @hookimpl
+    def on_evaluate(self, model, teacher):
+        return {"parameters": sum(weight.numel() for weight in teacher.parameters())}
+
+
+class CountsColumns(Accuracy):
+    @hookimpl
+    def on_evaluate(self, model, batches):
+        columns = [model(input_ids=batch.input_ids[None], use_cache=False).logits.shape[1] for batch in batches]
+        return {"tokens": sum(columns)}
+
+
+class Bootstraps(Accuracy):
+    @hookimpl
+    def on_evaluate(self):
+        return {"draw": float(np.random.rand())}
+
+
+@pytest.mark.parametrize(
+    ("probe", "properties"),
+    [
+        (Accuracy, set()),
+        (NotANumber, {"numbers"}),
+        (LeavesTrainingMode, {"untouched"}),
+        (MeanOfMeans, {"batches"}),
+        (NeedsTheTeacher, {"without_teacher"}),
+        (CountsColumns, {"virtual_tokens"}),
+        (Bootstraps, {"untouched", "repeated", "batches", "virtual_tokens"}),
+    ],
+)
+def test_faults_of_probes(probe, properties):
+    assert broken(probe(), PROBE) == properties
+
+
+def test_check_probe_raises_with_the_fault():
+    with pytest.raises(AssertionError, match="return None"):
+        check_probe(NotANumber())
+
+
+@dataclass(eq=False)
+class Halves:
+    """A correct preparation: the first half of the layers is kept."""
+
+    @hookimpl
+    def prepare_student(self, model):
+        del model.model.layers[len(model.model.layers) // 2 :]
+        model.config.num_hidden_layers = len(model.model.layers)
+
+
+class OldConfiguration(Halves):
+    @hookimpl
+    def prepare_student(self, model):
+        del model.model.layers[2:]
+
+
+class RandomWeights(Halves):
+    @hookimpl
+    def prepare_student(self, model):
+        model.model.norm.weight.data += 0.1 * torch.rand(model.model.norm.weight.shape, device=model.device)
+
+
+class OnlyWithData(Halves):
+    @hookimpl
+    def prepare_student(self, model, batches):
+        if batches is not None:
+            Halves.prepare_student(self, model)
+
+
+class Infinite(Halves):
+    @hookimpl
+    def prepare_student(self, model):
+        model.model.norm.weight.data *= torch.inf
+
+
+@pytest.mark.parametrize(
+    ("preparation", "properties"),
+    [
+        (Halves, set()),
+        (OldConfiguration, {"saved"}),
+        (RandomWeights, {"repeated"}),
+        (OnlyWithData, {"planned"}),
+        (Infinite, {"computes"}),
+    ],
+)
+def test_faults_of_preparations(preparation, properties):
+    assert broken(preparation(), PREPARATION) == properties
