@@ -153,7 +153,10 @@ def plugin_options(found: Schema) -> Iterator[str]:
         kind, _, plugin = key.rpartition(".neoplug:")
         if kind:
             listed.setdefault(plugin, []).append(kind)
-    order = ("adapter", "loss", "token_weights", "optimizer", "load", "cache", "prepare", "treatments", "probes")
+    order = (
+        *("adapter", "loss", "token_weights", "optimizer", "schedule", "stops"),
+        *("load", "cache", "prepare", "treatments", "probes"),
+    )
     first = {plugin: min(kinds, key=order.index) for plugin, kinds in listed.items()}
     for kind in order:
         yield from (f"## `{kind}`", "")

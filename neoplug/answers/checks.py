@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from neoplug.answers.edited_batch import EditedBatch
 from neoplug.answers.plain_values import Refusal, number, plain
@@ -135,6 +136,12 @@ def _tensor(rule: Returns, answer: Any, arguments: Arguments, _before: Any) -> A
     return answer
 
 
+def _reason(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> str | None:
+    is_reason = answer is None or (isinstance(answer, str) and bool(answer.strip()))
+    _expect(is_reason, answer, "a sentence or None is expected")
+    return cast("str | None", answer)
+
+
 def _scalar(rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> Any:
     from torch import Tensor
 
@@ -172,6 +179,12 @@ def _validate_numbers(tensor: Any, gradient: bool) -> None:
         _expect(tensor.is_floating_point(), tensor, "floating-point numbers are expected")
         if is_grad_enabled() and not tensor.requires_grad:
             raise Refusal("with a tensor without a gradient", "it would train nothing")
+
+
+def _number(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> float:
+    read = number(answer)
+    _expect(read is not None and isfinite(read) and read >= 0, answer, "a finite number of at least 0 is expected")
+    return float(cast(float, read))
 
 
 def _numbers(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> dict[str, Any]:
@@ -267,10 +280,12 @@ _CHECKS: dict[Kind, Callable[[Any, Any, Any, Any], Any]] = {
     "keyword arguments": _keyword_arguments,
     "module": _module,
     "nothing": _nothing,
+    "number": _number,
     "numbers": _numbers,
     "optimizer": _optimizer,
     "parameter groups": _parameter_groups,
     "problems": _problems,
+    "reason": _reason,
     "scalar": _scalar,
     "signal": _signal,
     "tensor": _tensor,
@@ -291,10 +306,12 @@ WORDS: dict[Kind, tuple[str, str]] = {
     "keyword arguments": ("they are passed to `from_pretrained`", "return a map of names to values"),
     "module": ("it is the model that is trained", "return the model with its adapter"),
     "nothing": ("what this hook returns is not used", "change the arguments in place, and return nothing"),
+    "number": ("the learning rate of each parameter group is multiplied by it", "return a number of at least 0"),
     "numbers": ("they are written into the step's line of metrics.jsonl", "return {name: number}, or None"),
     "optimizer": ("it updates every trainable parameter", "return a torch optimizer over all of `groups`"),
     "parameter groups": ("the optimizer is made over them", "return [{'params': [...], 'lr': ...}, ...]"),
     "problems": ("they are shown with the recipe's other mistakes", "return a list of neoplug.Problem"),
+    "reason": ("it stands in the result of a run that it ends", "return a sentence to end training, else None"),
     "scalar": (
         "its gradient is added to that of the loss",
         "return a scalar tensor computed from the trainable parameters of `model`",

@@ -28,7 +28,7 @@ def print_result(result: Mapping[str, Any], folder: Path, cannot_merge: str = ""
     if best := result.get("best"):
         echo(f"  best evaluation: step {best['step']:,}, {best['metric']} {format_number(best['value'])}")
     if stopped := result.get("stopped_early"):
-        echo(f"  stopped after step {stopped:,}: later evaluations did not improve on the best")
+        echo(f"  stopped after step {stopped:,}: {result.get('stop_reason')}")
     heading(f"written to {folder}")
     table([(f"  {name}", size(count)) for name, count in RunDir(folder).contents()])
     heading("next")

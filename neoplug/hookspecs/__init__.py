@@ -7,6 +7,7 @@
         load_kwargs("teacher");  load_kwargs("student");  prepare_student(student, None, rng)
         model = add_adapter(student, None, total_steps, rng)
         groups = param_groups(model, learning_rate);  make_optimizer(groups, model)
+        rate(0, total_steps, warmup_steps)
     student = load in full precision
     prepare_student(student, batches, rng)                          pruning; cached, then loaded like any model
     with `teacher.cache`:                                           the teacher is loaded for what is missing, and freed
@@ -25,6 +26,7 @@
     base_weights(model);  save_adapter(model, path)                 tried once, in a folder that is removed
     load_kwargs("student");  after_load(copy, "student");  load_adapter(copy, path)    logits are compared
     groups = param_groups(model, learning_rate);  optimizer = make_optimizer(groups, model)
+    rate(0, total_steps, warmup_steps)                              of the first step, times each group's rate
     state_dict();  on_save(model, path);  load_state_dict(state)    likewise
     for step in range(max_steps):
         for batch in the step's micro-batches:                      all edits of a step come before its first loss
@@ -41,10 +43,13 @@
                 token_weight(student, teacher, labels, position, progress)    times loss and gradient of each token
         divide by the step's answer tokens
         penalty(model, progress)                                    added to the loss, once a step
-        clip, optimizer.step()
+        clip, optimizer.step();  rate(step + 1, total_steps, warmup_steps)
         on_step_end(step, progress, model, metrics, name)
+        every logging_steps, evaluation and save, but not after the last step:
+            for line in those that are new in metrics.jsonl:
+                should_stop(step, metrics, None)
         every eval_steps, but not after the last step:
-            on_evaluate(model, teacher, ...)
+            on_evaluate(model, teacher, ...);  should_stop(step, metrics, measured)
         every save_steps, and after the last step:
             state_dict();  on_save(model, path)
     on_evaluate(model, teacher, ...)
@@ -83,6 +88,8 @@ HOOKS_OF_SECTION: dict[str, tuple[str, ...]] = {
     "loss": ("token_loss",),
     "token_weights": ("token_weight",),
     "optimizer": ("make_optimizer", "param_groups"),
+    "schedule": ("rate",),
+    "stops": ("should_stop",),
     "treatments": ("edit_batch", "penalty", "on_step_end", "prepare_student", "after_load", "on_train_end"),
     "probes": ("on_evaluate", "on_step_end", "on_save", "on_train_end"),
 }

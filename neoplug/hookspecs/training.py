@@ -20,6 +20,21 @@ SPARSE_ARGUMENTS = ("student", "ids", "probabilities", "rest", "teacher_entropy"
 
 
 @hookspec
+@answers("exactly one")
+@returns("number")
+@version_added("0.1")
+def rate(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Return the learning rate of a step as a multiple of each parameter group's own, which is its largest as a rule.
+
+    step          0 for the first optimizer step; the last call of a run is for `total_steps`, a step that is not made
+    total_steps   optimizer steps of the whole run
+    warmup_steps  `train.warmup_steps`, in steps; a schedule without a warm-up does not take the argument
+    returns       finite, at least 0, and the same for the same arguments: a resumed run asks only for its own steps
+    """
+    raise NotImplementedError
+
+
+@hookspec
 @answers("all")
 @returns("edited batch")
 @version_added("0.1")
@@ -162,5 +177,25 @@ def on_step_end(
               `penalty`; tensors are on the device that computed them, and reading one on the host synchronises
     name      of this plugin in the recipe, which is a loss's key in `losses`
     returns   further metrics for this step's line (numbers or scalar tensors), or None
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("all")
+@returns("reason")
+@version_added("0.1")
+def should_stop(step: int, metrics: dict[str, Any], measured: dict[str, Any] | None) -> str | None:
+    """Return why training is to end now; None: it goes on. Called on the host, outside of the step.
+
+    Called for each line of metrics.jsonl in its order, when lines are written, and after each evaluation during
+    training, on every rank. Lines of ranks differ in `seconds`, `tokens_per_second` and `peak_memory_bytes` only; a
+    reason on any rank ends all of them at the same step. Training then ends as after the last step: a checkpoint is
+    saved, and the student evaluated and saved. What the next answer depends on belongs into `state_dict`.
+
+    step      of the line, or of the evaluation: optimizer steps done
+    metrics   the line, with all its keys; of an evaluation, the last line before it
+    measured  the evaluation that was just made, its metrics and `probes`; None where a line was written
+    returns   a sentence for the result's `stop_reason`, or None
     """
     raise NotImplementedError

@@ -20,6 +20,7 @@ from neoplug.recipe.metric_checks import metric_problems
 from neoplug.recipe.paths import make_absolute, output_problems
 from neoplug.recipe.plugin_checks import FoundPlugins, NamedPlugin, check_problems, find_plugins
 from neoplug.recipe.schema import NAMED_SECTIONS, PLUGIN_MAPS, SECTIONS, Recipe, field_at, fields_of, keys_at
+from neoplug.recipe.shorthands import LR_SCHEDULER_TYPE
 from neoplug.recipe.source import (
     from_values,
     locate,
@@ -266,6 +267,8 @@ def _resolve(recipe: Recipe, found: FoundPlugins, tree: Tree) -> tuple[dict[str,
                 full_name = _full_name(plugin.name, plugin.entry)
                 section[key][full_name] = _options(plugin, tree.get(plugin.path) or {}, found)
                 in_tree[*plugin_map, full_name] = plugin.path
+            elif plugin.path == LR_SCHEDULER_TYPE:
+                values["train"]["lr_scheduler_type"] = _full_name(plugin.name, plugin.entry)
     origins: dict[Key, str] = {}
     for leaf, _ in leaves(values):
         path = next((in_tree[leaf[:end]] + leaf[end:] for end in (2, 3) if leaf[:end] in in_tree), leaf)

@@ -14,6 +14,13 @@ def without_folder(metric: str) -> str:
     return re.sub(r"^probes\..*/", "probes.", metric)
 
 
+def prefers_greater(metric: str, greater_is_better: bool | None) -> bool:
+    """Return whether a greater value is the better one: as `evaluate.greater_is_better` says, else by the metric."""
+    if greater_is_better is not None:
+        return greater_is_better
+    return metric not in RANKING or bool(RANKING[metric].greater_is_better)
+
+
 def metric_problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield the mistakes in metrics that `evaluate` and `reference` name."""
     yield from _ranking_problems(recipe)

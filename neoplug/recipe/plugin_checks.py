@@ -13,6 +13,7 @@ from neoplug.errors import PluginError, Problem, RecipeError, did_you_mean
 from neoplug.recipe.loss_weights import Weight, read_weight
 from neoplug.recipe.paths import make_options_absolute
 from neoplug.recipe.schema import PLUGIN_MAPS, Recipe
+from neoplug.recipe.shorthands import named_twice, shorthands
 from neoplug.recipe.source import may_be_inherited, reading_order, relative_place
 from neoplug.recipe.tree import Tree
 from neoplug.registry import CORE_KEYS, SPECS, Entry, Plugins, answered, class_problems, find, path_of
@@ -21,16 +22,21 @@ from neoplug.registry.options import build
 _WHY = {
     "add_adapter": "a student has one adapter; other plugins may extend it",
     "make_optimizer": "one optimizer updates the weights",
+    "rate": "one schedule sets the learning rate",
     "param_groups": "each weight has one learning rate",
     "save_adapter": "an adapter is saved in one form",
     "load_adapter": "an adapter is loaded from one form",
     "merge_adapter": "an adapter is merged in one way",
     "encode_teacher": "the teacher's output is stored in one kind",
 }
-_FIX = {"add_adapter": "keep one; to compare both, run the recipe once with each"}
+_FIX = {
+    "add_adapter": "keep one; to compare both, run the recipe once with each",
+    "rate": "keep one; `train.lr_scheduler_type: null` removes that one",
+}
 _MISSING = {
     "add_adapter": Problem("no plugin adds an adapter", fix="name one under `adapter`", path=("adapter",)),
     "make_optimizer": Problem("no plugin makes an optimizer", fix="name one under `optimizer`", path=("optimizer",)),
+    "rate": Problem("no plugin sets the learning rate", fix="name one under `schedule`", path=("schedule",)),
 }
 
 
@@ -77,8 +83,7 @@ def find_plugins(tree: Tree, *, only_installed: bool) -> FoundPlugins:
     only_installed  import only those that installed packages register: the others are only looked for
     """
     found = FoundPlugins(only_installed=only_installed)
-    for section, name, options in _names(tree):
-        path = path_of(section, name)
+    for section, name, options, path in _names(tree):
         try:
             entry = find(name, tree.nearest(path).folder)
             if section == "loss" and isinstance(options, dict):
@@ -90,19 +95,20 @@ def find_plugins(tree: Tree, *, only_installed: bool) -> FoundPlugins:
                     _build(found, plugin, options, tree)
         except RecipeError as error:
             found.problems += [p if p.path else replace(p, path=path) for p in error.problems]
-    found.problems += [*_references(found, tree), *_conflicts(found, tree)]
+    found.problems += [*_references(found, tree), *named_twice(tree), *_conflicts(found, tree)]
     found.problems += [*_unused_weights(found, tree), *_missing_teacher(found, tree)]
     return found
 
 
-def _names(tree: Tree) -> Iterator[tuple[str, str, Any]]:
-    """Yield section, name and options of each plugin, also of those that are the default of a section."""
+def _names(tree: Tree) -> Iterator[tuple[str, str, Any, Key]]:
+    """Yield section, name, options and key of each plugin, also of those that are the default of a section."""
     for path, section in PLUGIN_MAPS.items():
         plugins = tree.get(path)
         if plugins is None and not tree.is_broken(path) and not tree.incomplete:
             plugins = Recipe.model_fields[section].default if section in Recipe.model_fields else {}
         if isinstance(plugins, dict):
-            yield from ((section, name, options) for name, options in plugins.items())
+            yield from ((section, name, options, path_of(section, name)) for name, options in plugins.items())
+    yield from shorthands(tree)
 
 
 def _load(found: FoundPlugins, entry: Entry, section: str, name: str, path: Key) -> NamedPlugin | None:

@@ -42,6 +42,8 @@ PLUGIN_MAPS: dict[tuple[str, ...], str] = {
     ("loss",): "loss",
     ("token_weights",): "token_weights",
     ("optimizer",): "optimizer",
+    ("schedule",): "schedule",
+    ("stops",): "stops",
     ("treatments",): "treatments",
     ("probes",): "probes",
     ("teacher", "load"): "teacher.load",
@@ -225,7 +227,8 @@ class Data(SourceRows):
 class Train(Section):
     """The training loop. Without `max_steps` and `num_train_epochs` it runs one epoch.
 
-    `lr_scheduler_type`: a schedule of transformers; `constant` has no warm-up.
+    `lr_scheduler_type`: the plugin that sets the learning rate, without options; the section `schedule` names one with
+    options. None: that of `schedule`, else `cosine`. `constant` has no warm-up.
 
     `log_gradient_norms`: at logging steps, the gradient norm of each loss alone; takes one more forward pass, and one
     backward pass a loss.
@@ -236,7 +239,7 @@ class Train(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     per_device_train_batch_size: Positive = 4
     gradient_accumulation_steps: Positive = 1
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    lr_scheduler_type: Text | None = None
     warmup_steps: Annotated[float, Field(ge=0)] = 0.1
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     gradient_checkpointing: bool = False
@@ -290,6 +293,8 @@ class Recipe(Section):
     token_weights: Options = {}
     train: Train = Field(default_factory=lambda: Train(num_train_epochs=1.0))
     optimizer: Options = {"adamw": {}}
+    schedule: Options = {}
+    stops: Options = {}
     evaluate: Evaluate = Evaluate()
     treatments: Options = {}
     probes: Options = {}

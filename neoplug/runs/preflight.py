@@ -32,7 +32,7 @@ from neoplug.registry.consent import Consent
 from neoplug.runs.adapted_weights import add_adapter, copied_modules
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.seeds import generator
-from neoplug.training.optim import make_optimizer
+from neoplug.training.optim import make_optimizer, make_schedule, warn_without_warmup
 
 logger = logging.getLogger(__name__)
 META_ERROR = re.compile(r"\bmeta\b|incompatible tensor type", re.IGNORECASE)
@@ -73,7 +73,9 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
     if is_known:
         validate_room_for_virtual_tokens(checked.recipe, corpus, student, model)
         with meta_device("student", "the optimizer is made without a dry run"):
-            make_optimizer(model, checked.plugins, checked.recipe.train.learning_rate)
+            optimizer = make_optimizer(model, checked.plugins, checked.recipe.train.learning_rate)
+            make_schedule(optimizer, checked.plugins, checked.recipe.train, steps)
+        warn_without_warmup(checked.plugins, checked.recipe.train)
     return whole
 
 

@@ -50,8 +50,9 @@ class Measured(BaseModel):
         default=None, description="the best evaluation so far; absent without `evaluate.metric_for_best_model`"
     )
     stopped_early: int | None = Field(
-        default=None, description="optimizer step after which early stopping ended training; absent where it did not"
+        default=None, description="optimizer step after which a plugin of `stops` ended training; absent where none did"
     )
+    stop_reason: str | None = Field(default=None, description="why, and which plugin; absent where none did")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that were set, as plain data for JSON."""

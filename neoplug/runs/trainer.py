@@ -41,6 +41,7 @@ from neoplug.runs.saved_comparison import Excerpt, on_main, validate_saved_stude
 from neoplug.runs.saved_student import trainable_as_float32
 from neoplug.runs.signals import ImmediateStop, Stop
 from neoplug.runs.steps import count_steps, make_losses, make_sampler, training_batches
+from neoplug.runs.stopping import Stopping
 from neoplug.runs.trackers import Trackers
 from neoplug.seeds import derive, generator
 from neoplug.teachers.base import Teacher
@@ -71,6 +72,7 @@ class Trainer:
         self.state = RunState(step=0, world=self.world.size, seconds=0.0)
         self.metrics: Metrics | None = None
         self.average: WeightAverage | None = None
+        self.stopping = Stopping(self.checked.plugins, self.world.gather)
 
     def run(self) -> RunResult:
         """Train and evaluate; write the result, also that of a run that failed or was interrupted."""
@@ -143,7 +145,7 @@ class Trainer:
             self.phase("trying to save the student")
             on_main(self.loader, partial(dry_run_save, student, self.loader, self.directory.path))
         optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
-        schedule = make_schedule(optimizer, recipe.train, total)
+        schedule = make_schedule(optimizer, plugins, recipe.train, total)
         if earlier is not None:
             checkpoint.load(earlier, student.module, optimizer, schedule, plugins, self.world.rank, self.average)
         else:
@@ -199,9 +201,9 @@ class Trainer:
             on_calibrated=self.record_calibrated_weights,
             save=lambda step: self.save_checkpoint(step, student.module, config.optimizer, config.schedule),
             evaluate=lambda step: self.record_evaluation(
-                step,
-                self.store_evaluation(f"step-{step}", self.loader.evaluate_student(student, config.teacher, batches)),
+                step, self.loader.evaluate_student(student, config.teacher, batches)
             ),
+            ends_early=lambda step: self.ends_early(step, self.stopping.after_lines()),
             stop_requested=self.stop_requested,
         )
 
@@ -254,15 +256,11 @@ class Trainer:
         prompt, tokenizer = sample_prompt(self.inputs), self.inputs.tokenizer
         text = str(tokenizer.decode(prompt, skip_special_tokens=True))
         sample = Sample(prompt=text, before=continuation(student, prompt, tokenizer))
-        self.report_evaluation("before", 0, before)
+        self.trackers.evaluation(0, before)
         self.state.before, self.state.sample = before, sample
         if of_teacher:
-            self.report_evaluation("teacher", 0, of_teacher)
+            self.trackers.evaluation(0, of_teacher, "teacher")
             self.state.teacher = of_teacher
-
-    def report_evaluation(self, name: str, step: int, evaluation: EvaluationValues) -> None:
-        """Report the evaluation after `step` steps to the trackers; `name` is before, teacher, step-N or after."""
-        self.trackers.evaluation(step, evaluation, "teacher" if name == "teacher" else "held_out")
 
     def stop_requested(self) -> bool:
         """Return whether any rank received a signal to stop."""
@@ -271,6 +269,7 @@ class Trainer:
 
     def write_lines(self, lines: list[dict[str, Any]]) -> None:
         """Write lines to metrics.jsonl, then report them to log, progress and trackers; on the main process only."""
+        self.stopping.add(lines)
         if not self.world.is_main:
             return
         self.directory.metrics.append(lines)
@@ -292,24 +291,24 @@ class Trainer:
             checkpoint.prune(folder, self.checked.recipe.train.save_total_limit, best)
         self.world.wait()
 
-    def record_evaluation(self, step: int, measured: EvaluationValues) -> Verdict:
-        """Record an evaluation during training; return whether it is the best so far, and whether training should stop.
-
-        The verdict depends only on the evaluations, which checkpoints carry, so a resumed run gets the same.
-        """
+    def record_evaluation(self, step: int, evaluation: Evaluation) -> Verdict:
+        """Record an evaluation during training; return whether it is the best so far, and whether training ends."""
+        measured = self.store_evaluation(f"step-{step}", evaluation)
         self.state.evaluations = [*self.state.evaluations, self.world.broadcast({"step": step, **measured})]
-        self.report_evaluation(f"step-{step}", step, measured)
+        self.trackers.evaluation(step, measured)
         logger.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float)))
+        ends = self.ends_early(step, self.stopping.after_evaluation(self.state.evaluations[-1]))
         if self.criterion is None:
-            return Verdict(improved=False, stop=False)
-        comparison = self.criterion.compare(self.state.evaluations)
-        self.state.best = comparison.best
-        patience = self.checked.recipe.evaluate.early_stopping_patience
-        stop = patience is not None and comparison.without_improvement >= patience
-        if stop:
-            self.state.stopped_early = step
-            logger.info("no improvement in %d evaluations: training ends", comparison.without_improvement)
-        return Verdict(improved=comparison.best.step == step, stop=stop)
+            return Verdict(improved=False, stop=ends)
+        self.state.best = self.criterion.best_of(self.state.evaluations)
+        return Verdict(improved=self.state.best.step == step, stop=ends)
+
+    def ends_early(self, step: int, reason: str | None) -> bool:
+        """Record the first reason to end training after `step`; return whether there is one."""
+        if reason and self.state.stopped_early is None:
+            self.state.stopped_early, self.state.stop_reason = step, reason
+            logger.info("training ends: %s", reason)
+        return self.state.stopped_early is not None
 
     def finish(
         self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch], done: int
@@ -317,9 +316,9 @@ class Trainer:
         """Evaluate the trained student and save it; return what `train_and_save` does."""
         self.phase("evaluating the student after training")
         after = self.evaluate_best(student, teacher, batches, done)
-        self.report_evaluation("after", done, after)
+        self.trackers.evaluation(done, after)
         if self.average is not None and self.state.teacher:
-            self.report_evaluation("teacher", done, self.state.teacher)
+            self.trackers.evaluation(done, self.state.teacher, "teacher")
         if self.state.sample:
             self.state.sample.after = continuation(student, sample_prompt(self.inputs), self.inputs.tokenizer)
         module, lines = student.module, self.directory.metrics.read()
@@ -367,7 +366,7 @@ class Trainer:
         if self.criterion is None:
             return after
         evaluations = [*self.state.evaluations, self.world.broadcast({"step": done, **after})]
-        best = self.state.best = self.criterion.compare(evaluations).best
+        best = self.state.best = self.criterion.best_of(evaluations)
         if self.world.is_main:
             checkpoint.prune(folder.checkpoints, recipe.train.save_total_limit, best.step)
         if best.step == done or not recipe.evaluate.load_best_model_at_end:

@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
     """What the loop does after an evaluation.
 
     improved  the evaluation is the best so far: save a checkpoint
-    stop      early stopping: save a checkpoint and end
+    stop      a plugin ends training: save a checkpoint and end
     """
 
     improved: bool
@@ -98,6 +98,7 @@ class LoopEvents:
     on_calibrated   called once with the weights of all losses, at the first step, where one is calibrated
     save            saves a checkpoint: called every `save_steps`, at the end or a stop, and after an improvement
     evaluate        evaluates the student: called every `eval_steps`; returns whether to save now, and whether to end
+    ends_early      returns whether a plugin ends training, by the lines since the last call; the same on all ranks
     stop_requested  returns whether training is to end after this step, the same on all ranks
     """
 
@@ -105,11 +106,12 @@ class LoopEvents:
     on_calibrated: Callable[[dict[str, float]], None]
     save: Callable[[int], None]
     evaluate: Callable[[int], Verdict]
+    ends_early: Callable[[int], bool]
     stop_requested: Callable[[], bool]
 
 
 def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
-    """Train from step `first` until the last step, a requested stop or early stopping; return the steps done.
+    """Train from step `first` until the last step, a requested stop or that of a plugin; return the steps done.
 
     Raises:
         RunError: a loss or gradient is not finite.
@@ -185,11 +187,13 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
         stops = (world.size == 1 or logs) and events.stop_requested()  # several ranks synchronise for it
         saves = done % settings.save_steps == 0 or ends or stops
         evaluates = config.eval_steps is not None and done % config.eval_steps == 0 and not ends
+        verdict = Verdict(improved=False, stop=False)
         if logs or saves or evaluates:
             events.metrics.flush()
-        verdict = Verdict(improved=False, stop=False)
+            verdict = Verdict(improved=False, stop=not ends and events.ends_early(done))
         if evaluates:
-            verdict = events.evaluate(done)
+            improved, stop = events.evaluate(done)
+            verdict = Verdict(improved, verdict.stop or stop)
             module.train()
         if saves or any(verdict):
             events.save(done)

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from neoplug.errors import RunError
 from neoplug.recipe import Train
-from neoplug.registry import Plugins
+from neoplug.registry import Plugins, answered
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +38,20 @@ def make_optimizer(model: nn.Module, plugins: Plugins, learning_rate: float) -> 
     return optimizer
 
 
-def make_schedule(optimizer: Optimizer, train: Train, total_steps: int) -> LRScheduler:
-    """Return transformers' schedule of that name; all but `constant` begin with a linear warm-up from 0."""
-    from transformers import get_scheduler
-
-    warmup = train.warmup_steps if train.warmup_steps >= 1 else ceil(train.warmup_steps * total_steps)
-    if train.lr_scheduler_type == "constant" and warmup and "warmup_steps" in train.model_fields_set:
-        logger.warning("train.warmup_steps has no effect with `constant`; `constant_with_warmup` has a warm-up")
-    schedule: LRScheduler = get_scheduler(
-        train.lr_scheduler_type, optimizer, num_warmup_steps=int(warmup), num_training_steps=total_steps
+def make_schedule(optimizer: Optimizer, plugins: Plugins, train: Train, total_steps: int) -> LRScheduler:
+    """Return the recipe's schedule: it sets each group's learning rate to a multiple of that in the group."""
+    warmup = int(train.warmup_steps if train.warmup_steps >= 1 else ceil(train.warmup_steps * total_steps))
+    return LambdaLR(
+        optimizer, lambda step: plugins.one("rate", step=step, total_steps=total_steps, warmup_steps=warmup)
     )
-    return schedule
+
+
+def warn_without_warmup(plugins: Plugins, train: Train) -> None:
+    """Log a warning where the recipe sets a warm-up and its schedule has none."""
+    (name,) = plugins.implements("rate")
+    taken = answered(type(plugins.instances()[name]))["rate"].signature.parameters
+    if train.warmup_steps and "warmup_steps" in train.model_fields_set and "warmup_steps" not in taken:
+        logger.warning("train.warmup_steps has no effect with `%s`, which has no warm-up", name)
 
 
 def _validate_groups(groups: list[dict[str, Any]], trainable: dict[int, str]) -> None:

@@ -75,6 +75,16 @@ REFUSED = [
     ("make_optimizer", [torch.optim.SGD([LAYER.weight])], "a list"),
     ("make_optimizer", torch.optim.SGD([LAYER.weight]), "lacks 1 of the 2 tensors"),
     ("make_optimizer", torch.optim.SGD([*LAYER.parameters(), torch.ones(2)]), "has 1 tensors which are not"),
+    ("rate", None, "None"),
+    ("rate", -0.1, "a float, where a finite number of at least 0"),
+    ("rate", float("nan"), "a float"),
+    ("rate", float("inf"), "a float"),
+    ("rate", "0.1", "a str"),
+    ("rate", [1.0], "a list"),
+    ("rate", torch.ones(2), r"shape \[2\]"),
+    ("should_stop", "", "a str, where a sentence or None"),
+    ("should_stop", True, "a bool"),
+    ("should_stop", ["a reason"], "a list"),
     ("penalty", None, "None"),
     ("penalty", 0.5, "a float"),
     ("penalty", [LAYER.weight.sum()], "a list"),
@@ -204,6 +214,8 @@ def test_right_answers_pass():
     assert call("make_optimizer", optimizer, groups=groups(weight, bias)) is optimizer
     assert call("add_adapter", LAYER) is LAYER
     assert call("penalty", (2 * bias.sum()).reshape(1)).shape == ()
+    assert call("rate", torch.tensor(0.5)) == call("rate", np.float32(0.5)) == 0.5
+    assert call("should_stop", None) is None
     assert call("check", None) == []
     assert call("check", (Problem("no"),)) == [Problem("no")]
     assert call("load_kwargs", None) == {}

@@ -1,4 +1,4 @@
-"""Parametrises tests by every installed `loss`, `adapter`, `optimizer` and `token_weight`, including new files.
+"""Parametrises tests by every installed plugin of some kinds, including new files.
 
 `--packaged FILE` uses four layers of the packaged model in place of the tiny one: about a minute for each adapter. It
 writes outcomes to FILE by adapter; outcomes of adapters that are not run stay, so that -k repeats a single one.
@@ -109,6 +109,23 @@ def token_weights():
             yield pytest.param(plugin(**({"more_on": way} if way else {})), id=f"{name}-{way}")
 
 
+def schedules():
+    for name, plugin in implementing("rate"):
+        yield pytest.param(plugin(), id=name)
+
+
+REQUIRED = {str: "forward_kl", float: 1.0, int: 1}  # a value for each type of an option without a default
+
+
+def stops():
+    """Yield a function for each plugin that can end training: it makes a new one."""
+    for name, plugin in implementing("should_stop"):
+        hints = get_type_hints(plugin)
+        required = [field.name for field in fields(plugin) if field.init and field.default is field.default_factory]
+        options = {option: REQUIRED[hints[option]] for option in required}
+        yield pytest.param(lambda plugin=plugin, options=options: plugin(**options), id=name)
+
+
 def pytest_generate_tests(metafunc):
     for argument, plugins in (
         ("loss", losses),
@@ -116,6 +133,8 @@ def pytest_generate_tests(metafunc):
         ("adapter", adapters),
         ("optimizer", optimizers),
         ("token_weight", token_weights),
+        ("schedule", schedules),
+        ("stop", stops),
     ):
         if argument in metafunc.fixturenames:
             metafunc.parametrize(argument, list(plugins()))

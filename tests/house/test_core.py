@@ -9,12 +9,13 @@ import pytest
 
 from neoplug.registry import SPECS
 
-READS = {  # modules that name "full" as what is read of the teacher, not as an adapter
-    name: {"full"}
-    for name in (
-        *("neoplug/hookspecs/markers.py", "neoplug/recipe/cache_checks.py", "neoplug/registry/teacher_reads.py"),
-        *("neoplug/runs/cache_folder.py", "neoplug/testing/sparse.py", "neoplug/training/divergence.py"),
-    )
+READS = {  # modules that name what is read of the teacher
+    **{f"neoplug/{name}.py": {"full"} for name in ("runs/cache_folder", "training/divergence")},
+    **{
+        f"neoplug/{name}.py": {"full", "linear"}
+        for name in ("hookspecs/markers", "recipe/cache_checks", "registry/teacher_reads", "testing/sparse")
+    },
+    "neoplug/testing/conformance.py": {"linear"},
 }
 METRICS = {"cross_entropy", "forward_kl", "reverse_kl", "jsd"}  # as metrics of evaluation, not as losses
 ALLOWED = {
@@ -22,18 +23,22 @@ ALLOWED = {
     "neoplug/cli/export.py": {"lora"},  # the name of its option and of llama.cpp's
     "neoplug/evaluation/evaluate.py": METRICS,  # computes them
     "neoplug/evaluation/remarks.py": {"cross_entropy", "forward_kl"},  # explains them
-    "neoplug/registry/measures.py": METRICS,  # lists them
+    "neoplug/registry/measures.py": METRICS | {"cosine"},  # lists them; a unit
     "neoplug/export/peft_files.py": {"lora"},  # in the name of vLLM's option
     "neoplug/export/gguf_lora.py": {"lora"},  # a value in llama.cpp's files
     "neoplug/testing/four_bits.py": {"nf4"},  # how a recipe names 4 bits
-    "neoplug/teachers/cached.py": {"sampled"},  # what metrics say of a signal
+    "neoplug/teachers/cached.py": {"linear", "sampled"},  # what is read of a teacher; what metrics say of a signal
     "neoplug/models/stored_adapter.py": {"eva"},  # a value in peft's files
     "neoplug/recipe/schema.py": {"adamw"},  # the default optimizer
+    "neoplug/recipe/shorthands.py": {"cosine", "early_stopping"},  # the default schedule; what a key names
+    "neoplug/recipe/loss_weights.py": {"constant", "cosine", "linear"},  # of the weight of a loss
+    "neoplug/studies/report/figures/curves.py": {"linear"},  # of an axis
     # What the keys of other projects are called here:
     "neoplug/recipe/imports/arguments.py": {
         "adafactor",
         "adamw",
         "adamw_8bit",
+        *("constant", "constant_with_warmup", "cosine", "inverse_sqrt", "linear"),
         "paged_adamw_8bit",
         "sgd",
         "int8",
@@ -45,7 +50,7 @@ ALLOWED = {
     "neoplug/recipe/imports/trl.py": {"cross_entropy", "forward_kl", "jsd", "lora", "reverse_kl"},
 }
 # Also English words: found only where the whole literal is the name.
-ENGLISH = {"full", "position", "sampled", "states", "stored"}
+ENGLISH = {"constant", "cosine", "full", "linear", "position", "sampled", "states", "stored"}
 
 ARGUMENTS = {name for spec in SPECS.values() for name in inspect.signature(spec).parameters}  # of hooks
 

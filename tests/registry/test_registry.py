@@ -331,6 +331,8 @@ def test_every_section_names_hooks_and_every_hook_how_many_may_implement_it():
         "adapter",
         "loss",
         "optimizer",
+        "schedule",
+        "stops",
         "token_weights",
         "treatments",
         "probes",

@@ -12,6 +12,7 @@ from neoplug import recipe
 from neoplug.errors import PluginError, RecipeError, RunError
 from neoplug.evaluation.model_selection import Criterion
 from neoplug.registry.measures import MEASURES, RANKING
+from neoplug_stops.early_stopping import EarlyStopping
 
 SCRIPT = """
 @dataclass(eq=False)
@@ -185,14 +186,18 @@ def test_patience_and_threshold_are_those_of_transformers(seed):
     values = [round(rng.uniform(0, 3), 1) for _ in range(12)]
     callback = EarlyStoppingCallback(early_stopping_patience=patience, early_stopping_threshold=threshold)
     state, control, better = TrainerState(), TrainerControl(), (lambda a, b: a > b) if greater else (lambda a, b: a < b)
-    criterion, stopped = Criterion("m", greater, threshold), False
+    criterion, stops = Criterion("m", greater), EarlyStopping("m", patience, threshold, greater)
+    stopped = False
     for count, value in enumerate(values, 1):
         callback.on_evaluate(Frozen(greater), state, control, metrics={"eval_m": value})
         if state.best_metric is None or better(value, state.best_metric):  # transformers' Trainer does this afterwards
             state.best_metric, state.best_global_step = value, count
         seen = [{"step": step, "m": measured} for step, measured in enumerate(values[:count], 1)]
-        comparison = criterion.compare(seen)
-        assert (comparison.best.step, comparison.best.value) == (state.best_global_step, state.best_metric)
-        assert comparison.without_improvement == callback.early_stopping_patience_counter
-        stopped |= comparison.without_improvement >= patience
+        best = criterion.best_of(seen)
+        assert (best.step, best.value) == (state.best_global_step, state.best_metric)
+        resumed = EarlyStopping("m", patience, threshold, greater)
+        resumed.load_state_dict(stops.state_dict())
+        reason = resumed.should_stop({"m": value})
+        assert stops.should_stop({"m": value}) == reason
+        stopped |= reason is not None
         assert stopped == control.should_training_stop

@@ -26,6 +26,8 @@ TIMES = {
     "for step in range(max_steps)": lambda step: STEPS,
     "for batch in the step's micro-batches": lambda step: MICRO_BATCHES,
     "for chunk of the batch's answer tokens": lambda step: 1,
+    "every logging_steps, evaluation and save, but not after the last step": lambda step: step in (2, 3),
+    "for line in those that are new in metrics.jsonl": lambda step: {2: 2, 3: 1}[step],
     "every eval_steps, but not after the last step": lambda step: step % EVAL_STEPS == 0 and step != STEPS,
     "every save_steps, and after the last step": lambda step: step % SAVE_STEPS == 0 or step == STEPS,
     "in `neoplug export`, after the run": lambda step: 1,
@@ -132,6 +134,21 @@ class Optimizes:
     def make_optimizer(self, groups):
         record("make_optimizer")
         return torch.optim.SGD(groups)
+
+
+@dataclass(eq=False)
+class Stops:
+    @hookimpl
+    def should_stop(self):
+        record("should_stop")
+
+
+@dataclass(eq=False)
+class Schedules:
+    @hookimpl
+    def rate(self):
+        record("rate")
+        return 1.0
 
 
 @dataclass(eq=False)
@@ -243,6 +260,8 @@ def test_a_run_calls_its_hooks_in_the_order_of_the_pseudocode(lab, monkeypatch, 
         student={"load": {"./recorders.py:Loads": {}}, "prepare": {"./recorders.py:Prepares": {}}},
         adapter={"./recorders.py:Adapts": {}},
         optimizer={"./recorders.py:Optimizes": {}},
+        schedule={"./recorders.py:Schedules": {}},
+        stops={"./recorders.py:Stops": {}},
         loss={"./recorders.py:Open": {}, "./recorders.py:Closed": {}},
         token_weights={"./recorders.py:Weighs": {}},
         treatments={"./recorders.py:Treats": {}},

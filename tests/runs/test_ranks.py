@@ -106,6 +106,18 @@ class KillEarly:
 
 
 @dataclass(eq=False)
+class StopOn:
+    '''Ends training on one rank, after a step.'''
+
+    rank: int
+    step: int
+
+    @hookimpl
+    def should_stop(self, step):
+        return "the rank has had enough" if (int(os.environ["RANK"]), step) == (self.rank, self.step) else None
+
+
+@dataclass(eq=False)
 class Ridge:
     @hookimpl
     def penalty(self, model):
@@ -250,6 +262,16 @@ def test_each_rank_loads_its_own_state_and_another_number_of_ranks_is_refused(la
 
     with pytest.raises(UsageError, match="trained by 2 processes, and there are 1 now"):
         lab.run("run", recipe, resume=True)
+
+
+def test_a_plugin_that_ends_training_on_one_rank_ends_all_at_the_same_step(lab):
+    lab.plugin("parts", PARTS)
+    train = {"max_steps": 6, "logging_steps": 1, "save_steps": 4}
+    recipe = lab.recipe(stops={"./parts.py:StopOn": {"rank": 1, "step": 3}}, train=train)
+    run_on_ranks(lab, recipe, "run")
+    run = lab.at("run")
+    assert (run.result["status"], run.result["steps"], run.steps_saved) == ("completed", 3, [3])
+    assert run.result["stop_reason"] == "./parts.py:StopOn: the rank has had enough"
 
 
 def test_a_process_group_of_another_size_is_refused(lab, monkeypatch):

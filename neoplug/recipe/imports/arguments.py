@@ -1,10 +1,10 @@
 """Keys that both projects take from transformers' TrainingArguments and from peft."""
 
-from typing import Any, get_args
+from typing import Any
 
 from neoplug.errors import UsageError
 from neoplug.recipe.imports.draft import Draft
-from neoplug.recipe.schema import TRACKERS, Train
+from neoplug.recipe.schema import TRACKERS
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-5,
@@ -16,6 +16,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "warmup_steps": 0,
     "weight_decay": 0.0,
 }
+SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt")  # as in transformers
 OPTIMIZERS = {
     "adamw_torch": "adamw",
     "adamw_torch_fused": "adamw",
@@ -86,10 +87,9 @@ def training(draft: Draft) -> None:
 
 def _schedule(draft: Draft) -> None:
     name, comment = draft.take("lr_scheduler_type")
-    known = get_args(Train.model_fields["lr_scheduler_type"].annotation)
-    if name not in known:
-        draft.open.append(f"lr_scheduler_type {name} is not available; the recipe has {known[0]}")
-        name = known[0]
+    if name not in SCHEDULES:
+        draft.open.append(f"lr_scheduler_type {name} is not available; the recipe has {SCHEDULES[0]}")
+        name = SCHEDULES[0]
     draft.set("train.lr_scheduler_type", name, comment)
     steps, comment = draft.take("warmup_steps")
     ratio = draft.take("warmup_ratio")[0]

@@ -1,0 +1,1 @@
+"""Reasons to end training before its last step, for the section `stops`."""
