@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import entry_points
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from neoplug.recipe.python_values import to_yaml
 from neoplug.recipe.schema import PLUGIN_MAPS, Recipe
 from neoplug.recipe.tree import BROKEN, Node, Tree, is_option, merge
 from neoplug.recipe.yaml_reader import CREDENTIAL, YamlText, read
+from neoplug.registry.modules import module_files
 from neoplug.registry.options import UnknownKey
 
 OVERRIDE = "override"  # the file that marks of overrides name
@@ -29,10 +31,25 @@ _FILE_PLUGIN = re.compile(r"((\.{0,2}/|~).+?|[^.]+)\.py:[A-Za-z_]\w*(@[\w-]+)?(?
 
 
 def shipped() -> dict[str, Path]:
-    """Return the recipes that neoplug ships, by name, as `base` or `published/PAPER/RUN`."""
+    """Return the recipes that are installed, by name: `base`, `published/PAPER/RUN`, and `PACKAGE/NAME` of others.
+
+    A package names a folder of recipes, as a module, by an entry point of the group `neoplug.recipes`. The module is
+    not imported.
+    """
     folder = Path(str(files("neoplug_recipes")))
     found = [*folder.glob("*.yaml"), *folder.glob("published/*/*.yaml")]
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(found)}
+    own = {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(found)}
+    return _of_packages() | own
+
+
+def _of_packages() -> dict[str, Path]:
+    """Return the recipes of installed packages, by name."""
+    found: dict[str, Path] = {}
+    for entry in entry_points(group="neoplug.recipes"):
+        for module in module_files(entry.value)[-1:]:  # none where there is no such module
+            package = entry.dist.name if entry.dist else entry.name
+            found |= {f"{package}/{file.stem}": file for file in module.parent.glob("*.yaml")}
+    return dict(sorted(found.items()))
 
 
 def locate(

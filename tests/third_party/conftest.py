@@ -85,12 +85,26 @@ def wheels(tmp_path_factory):
 @pytest.fixture(scope="session")
 def installation(wheels, tmp_path_factory):
     """Return a fresh venv with both wheels, which finds all other packages in this Python's environment."""
-    folder = tmp_path_factory.mktemp("venv")
+    return installed(tmp_path_factory.mktemp("venv"), *wheels.glob("*.whl"))
+
+
+def installed(folder: Path, *packages: Path) -> Installation:
+    """Return a fresh venv in `folder` with these wheels; it finds all other packages in this Python's environment."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
-    pip("--python", python, "install", "-q", "--no-deps", "--no-index", *sorted(wheels.glob("*.whl")))
+    pip("--python", python, "install", "-q", "--no-deps", "--no-index", *sorted(packages))
     site = next((folder / "lib").glob("python*/site-packages"))
     paths = sysconfig.get_paths()
     # Plain paths: Python reads no .pth file there, so an editable neoplug of this environment is not on the path.
     (site / "dependencies.pth").write_text(f"{paths['purelib']}\n{paths['platlib']}\n", encoding="utf-8")
     return Installation(folder)
+
+
+@pytest.fixture(scope="session")
+def with_new_package(installation, wheels, tmp_path_factory):
+    """Return a venv with neoplug and a package that `neoplug new` wrote."""
+    folder = tmp_path_factory.mktemp("new")
+    answer = installation.neoplug("new", "loss", "my_loss", "--output", folder / "package")
+    assert answer.code == 0, answer.err
+    build_wheel(folder / "package", folder)
+    return installed(tmp_path_factory.mktemp("venv_new"), *wheels.glob("neoplug-*.whl"), *folder.glob("*.whl"))

@@ -196,3 +196,12 @@ def test_the_wheel_holds_every_source_and_nothing_else(wheels):
     recipes = (file for file in (ROOT / "recipes").rglob("*") if file.suffix in (".yaml", ".json", ".jsonl"))
     wanted |= {f"neoplug_recipes/{file.relative_to(ROOT / 'recipes')}" for file in recipes}
     assert held == wanted
+
+
+def test_a_new_package_is_installed_with_its_plugin_and_its_recipe(with_new_package):
+    checked = with_new_package.neoplug("check", "--package", "neoplug-my-loss", "--json")
+    assert checked.code == 0, checked.out + checked.err
+    assert [plugin["result"] for plugin in json.loads(checked.out)["plugins"]] == ["passes"]
+    assert "neoplug-my-loss/try" in with_new_package.neoplug("recipes").out
+    preview = with_new_package.neoplug("preview", "neoplug-my-loss/try")
+    assert preview.code == 0, preview.err

@@ -18,7 +18,7 @@ class Entropy:
     @hookimpl
     def on_evaluate(
         self, model: torch.nn.Module, batches: Iterable[Any], predict: Callable[..., Any]
-    ) -> dict[str, float]:
-        """Return {nats}."""
+    ) -> dict[str, float | None]:
+        """Return {nats}; None without answer tokens."""
         parts = [-(log_q.exp() * log_q).sum(-1) for batch in batches for log_q, _ in predict(model, batch)]
-        return {"nats": torch.cat(parts).mean().item()}
+        return {"nats": torch.cat(parts).mean().item() if parts else None}
