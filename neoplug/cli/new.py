@@ -21,6 +21,8 @@ PLACES = {
     "token_weight": ("token_weights",),
     "adapter": ("adapter",),
     "optimizer": ("optimizer",),
+    "schedule": ("schedule",),
+    "stop": ("stops",),
     "treatment": ("treatments",),
     "probe": ("probes",),
     "prepare": ("student", "prepare"),

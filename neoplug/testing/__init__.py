@@ -30,7 +30,9 @@ from neoplug.testing.examples import Example, call, examples, value
 from neoplug.testing.optimizers import OPTIMIZER, check_optimizer
 from neoplug.testing.preparations import PREPARATION, check_prepare
 from neoplug.testing.probes import PROBE, check_probe
+from neoplug.testing.schedules import SCHEDULE, check_schedule
 from neoplug.testing.search import Broken, Finding, Kit, NotApplicable, examine
+from neoplug.testing.stops import STOP, check_stop
 from neoplug.testing.token_weights import TOKEN_WEIGHT, check_token_weight
 from neoplug.testing.treatments import TREATMENT, check_treatment
 
@@ -39,9 +41,11 @@ KITS: dict[str, Kit] = {
     "prepare_student": PREPARATION,
     "add_adapter": adapter_kit(),
     "make_optimizer": OPTIMIZER,
+    "rate": SCHEDULE,
     "edit_batch": TREATMENT,
     "token_loss": LOSS,
     "token_weight": TOKEN_WEIGHT,
+    "should_stop": STOP,
     "on_evaluate": PROBE,
 }
 # Hook with a kit -> the other hooks that the kit calls.
@@ -50,6 +54,7 @@ CALLED: dict[str, tuple[str, ...]] = {
         "check", "penalty", "on_step_end", "base_weights", "save_adapter", "load_adapter", "merge_adapter",
         "state_dict", "load_state_dict",
     ),
+    "should_stop": ("state_dict", "load_state_dict"),
     "token_loss": ("token_gradient", "token_loss_sparse", "token_gradient_sparse"),
 }  # fmt: skip
 
@@ -60,6 +65,8 @@ __all__ = [
     "OPTIMIZER",
     "PREPARATION",
     "PROBE",
+    "SCHEDULE",
+    "STOP",
     "TOKEN_WEIGHT",
     "TREATMENT",
     "Broken",
@@ -83,9 +90,11 @@ __all__ = [
     "check_optimizer",
     "check_prepare",
     "check_probe",
+    "check_schedule",
     "check_shape",
     "check_shift",
     "check_splits",
+    "check_stop",
     "check_teacher_gradient",
     "check_token_weight",
     "check_treatment",

@@ -1,4 +1,4 @@
-"""The kits of adapters, optimizers, treatments, probes and preparations find faults, each by its property."""
+"""The kits of adapters, optimizers, schedules, stops, treatments, probes and preparations find faults by property."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -9,7 +9,18 @@ import torch
 from torch import nn
 
 from neoplug import AdapterTraits, hookimpl
-from neoplug.testing import KITS, OPTIMIZER, PREPARATION, PROBE, TREATMENT, check_adapter, check_probe, examine
+from neoplug.testing import (
+    KITS,
+    OPTIMIZER,
+    PREPARATION,
+    PROBE,
+    SCHEDULE,
+    STOP,
+    TREATMENT,
+    check_adapter,
+    check_probe,
+    examine,
+)
 
 ADAPTER = KITS["add_adapter"]
 
@@ -191,6 +202,119 @@ class KeepsItsState(Momentum):
 )
 def test_faults_of_optimizers(optimizer, properties):
     assert broken(optimizer(), OPTIMIZER) == properties
+
+
+@dataclass(eq=False)
+class Rising:
+    """A correct schedule: a straight line to 1."""
+
+    @hookimpl
+    def rate(self, step, total_steps, warmup_steps):
+        return min(1.0, (1 + step) / max(1, warmup_steps))
+
+
+class Zero(Rising):
+    @hookimpl
+    def rate(self):
+        return 0.0
+
+
+class Negative(Rising):
+    @hookimpl
+    def rate(self, step, total_steps):
+        return 1.0 - (step + 1) / total_steps
+
+
+class FallsInTheWarmup(Rising):
+    @hookimpl
+    def rate(self, step, total_steps, warmup_steps):
+        return 1.0 / (1 + step)
+
+
+class CountsCalls(Rising):
+    calls = 0
+
+    @hookimpl
+    def rate(self):
+        self.calls += 1
+        return 1.0 / self.calls
+
+
+class DividesByZero(Rising):
+    @hookimpl
+    def rate(self, step, warmup_steps):
+        return min(1.0, step / warmup_steps)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "properties"),
+    [
+        (Rising, set()),
+        (Zero, {"trains"}),
+        (Negative, {"rates", "trains", "repeated"}),
+        (FallsInTheWarmup, {"warmup"}),
+        (CountsCalls, {"repeated"}),
+        (DividesByZero, {"rates", "trains", "warmup", "repeated"}),
+    ],
+)
+def test_faults_of_schedules(schedule, properties):
+    assert broken(schedule(), SCHEDULE) == properties
+
+
+@dataclass(eq=False)
+class Low:
+    """A correct stop: two low losses in succession."""
+
+    def __post_init__(self):
+        self.low = 0
+
+    @hookimpl
+    def should_stop(self, metrics, measured):
+        self.low = 0 if measured is None and metrics["loss"] > 0.5 else self.low + (measured is None)
+        return f"{self.low} low losses" if self.low > 1 else None
+
+    def state_dict(self):
+        return {"low": self.low}
+
+    def load_state_dict(self, state):
+        self.low = state["low"]
+
+
+class ForgetsLow(Low):
+    def load_state_dict(self, state):
+        pass
+
+
+class SaysYes(Low):
+    @hookimpl
+    def should_stop(self, metrics):
+        return "\n"
+
+
+class WritesLines(Low):
+    @hookimpl
+    def should_stop(self, metrics):
+        metrics["seen"] = True
+
+
+class Rolls(Low):
+    @hookimpl
+    def should_stop(self):
+        return "luck" if np.random.rand() < 0.1 else None
+
+
+@pytest.mark.parametrize(
+    ("stop", "properties"),
+    [
+        (Low, set()),
+        (ForgetsLow, {"resumed"}),
+        (SaysYes, {"reasons", "resumed", "repeated"}),
+        (WritesLines, {"reasons", "resumed", "repeated"}),
+        (Rolls, {"repeated", "resumed"}),
+    ],
+)
+def test_faults_of_stops(stop, properties):
+    assert broken(stop(), STOP) == properties
 
 
 @dataclass(eq=False)
