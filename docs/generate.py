@@ -154,7 +154,7 @@ def plugin_options(found: Schema) -> Iterator[str]:
         if kind:
             listed.setdefault(plugin, []).append(kind)
     order = (
-        *("adapter", "loss", "token_weights", "optimizer", "schedule", "stops"),
+        *("source", "adapter", "loss", "token_weights", "optimizer", "schedule", "stops"),
         *("load", "cache", "prepare", "treatments", "probes"),
     )
     first = {plugin: min(kinds, key=order.index) for plugin, kinds in listed.items()}

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from neoplug.errors import OptionError, Problem, RecipeError, RunError, UsageError, did_you_mean
-from neoplug.hookspecs import Reads, Role, hookimpl
+from neoplug.hookspecs import Reads, Role, Source, hookimpl
 
 if TYPE_CHECKING:
     from neoplug.data.batch import Batch, Document, collate
@@ -44,6 +44,7 @@ __all__ = [
     "Role",
     "RunError",
     "Softened",
+    "Source",
     "SparseDistributions",
     "StatesSignal",
     "UsageError",

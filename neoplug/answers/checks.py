@@ -9,6 +9,7 @@ N rows and V columns of `student`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -240,6 +241,36 @@ def _signal(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) ->
     return answer
 
 
+def _source(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> Any:
+    is_source = callable(getattr(answer, "rows", None)) and callable(getattr(answer, "identity", None))
+    _expect(is_source, answer, "an object with the methods `rows` and `identity` is expected")
+    return answer
+
+
+def read_rows(answer: Any) -> Iterable[Any]:
+    """Return what a source's `rows()` answered. Raises Refusal for what yields nothing."""
+    _expect(isinstance(answer, Iterable) and not isinstance(answer, str | Mapping), answer, "rows are expected")
+    return answer  # type: ignore[no-any-return]
+
+
+def read_row(answer: Any, number: int) -> dict[str, Any]:
+    """Return a row of a source. Raises Refusal for what is no map from column to value; `number` counts from 0."""
+    if not isinstance(answer, Mapping) or not all(isinstance(name, str) for name in answer):
+        raise Refusal.of(answer, "a map from column to value is expected", str(number), "row")
+    return dict(answer)
+
+
+def read_identity(answer: Any) -> Any:
+    """Return a source's identity as JSON holds it. Raises Refusal for what JSON cannot hold, and for nothing."""
+    _expect(answer is not None, answer, "what identifies the rows is expected")
+    identity = plain(answer)
+    try:
+        json.dumps(identity, allow_nan=False)
+    except ValueError:
+        raise Refusal("with NaN or infinity, where what identifies the rows is expected") from None
+    return identity
+
+
 def _transformers_model(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> Any:
     from transformers import PreTrainedModel
 
@@ -288,6 +319,7 @@ _CHECKS: dict[Kind, Callable[[Any, Any, Any, Any], Any]] = {
     "reason": _reason,
     "scalar": _scalar,
     "signal": _signal,
+    "source": _source,
     "tensor": _tensor,
     "tensors": _tensors,
     "tensors by name": _tensors_by_name,
@@ -315,6 +347,10 @@ WORDS: dict[Kind, tuple[str, str]] = {
     "scalar": (
         "its gradient is added to that of the loss",
         "return a scalar tensor computed from the trainable parameters of `model`",
+    ),
+    "source": (
+        "rows are read several times, and stored under their identity",
+        "return neoplug.Source(rows, identity); rows() yields {column: value}, identity() returns text, numbers, lists",
     ),
     "signal": ("losses read it", "return a neoplug.StatesSignal or a neoplug.EntriesSignal"),
     "tensor": (

@@ -27,6 +27,7 @@ Kind = Literal[
     "reason",
     "scalar",
     "signal",
+    "source",
     "tensor",
     "tensors",
     "tensors by name",

@@ -22,7 +22,6 @@ from neoplug.data.encode.text_encoder import Tokenizer
 from neoplug.data.ingest.pipeline import inspect
 from neoplug.data.ingest.recipe_sources import RecipeSource, eval_source_of, training_sources
 from neoplug.data.ingest.report import Report
-from neoplug.data.ingest.sources import is_local
 from neoplug.data.mixture import Mixture, epoch_rows
 from neoplug.data.store.build import make_store
 from neoplug.data.store.key import store_key, tokenizer_identity
@@ -33,6 +32,7 @@ from neoplug.files.contents import intact
 
 if TYPE_CHECKING:
     from neoplug.recipe import Data
+    from neoplug.registry import Plugins
 
 # Settings of `data` that are not part of the cache key: it has the content that they name, or no token depends on them.
 NOT_IN_KEY = {
@@ -71,28 +71,33 @@ class Corpus:
     commits: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEncoder | None = None) -> Corpus:
-    """Return the tokenised data of a recipe whose report has no problem.
+def load_corpus(
+    data: Data, tokenizer: Tokenizer, teacher: TeacherEncoder | None = None, plugins: Plugins | None = None
+) -> Corpus:
+    """Return the tokenised data of a recipe whose report has no problem; arguments as `load_unvalidated_corpus`.
 
     raises  RecipeError as `load_unvalidated_corpus`, and where the report has a problem: more rows are dropped than
             the recipe allows, or the teacher has a chat template and no row is a conversation
     """
-    corpus = load_unvalidated_corpus(data, tokenizer, teacher)
+    corpus = load_unvalidated_corpus(data, tokenizer, teacher, plugins)
     if problems := corpus.report.problems(data.max_dropped_rows, has_prompts=teacher is not None):
         raise RecipeError(problems)
     return corpus
 
 
-def load_unvalidated_corpus(data: Data, tokenizer: Tokenizer, teacher: TeacherEncoder | None = None) -> Corpus:
+def load_unvalidated_corpus(
+    data: Data, tokenizer: Tokenizer, teacher: TeacherEncoder | None = None, plugins: Plugins | None = None
+) -> Corpus:
     """Return the tokenised data of a recipe, whatever the problems in its report: `neoplug preview` shows both.
 
     It is tokenised here, or read from the cache where an earlier run stored it.
 
     teacher  renders conversations for a teacher with its own chat template; None: it reads the student's tokens
+    plugins  of the recipe; needed where a source is one
     raises   RecipeError where a source, its columns or the split cannot be used, or no row is left; UsageError where
              the tokens cannot be stored
     """
-    training, evaluation = training_sources(data), eval_source_of(data)
+    training, evaluation = training_sources(data, plugins), eval_source_of(data, plugins)
     template = template_text(data.chat_template, tokenizer)
     templates = [
         *_templates(tokenizer, template),
@@ -136,14 +141,16 @@ def _templates(tokenizer: Tokenizer, template: str | None) -> list[str]:
     return [template] if template else [own] if isinstance(own, str) else list(own.values())
 
 
-def check_local_sources(data: Data) -> list[Problem]:
+def check_local_sources(data: Data, plugins: Plugins | None = None) -> list[Problem]:
     """Return the problems of local sources: no such source, no readable row among the first, unknown columns.
 
     It needs no tokenizer, no model and no network. Sources on the Hugging Face hub are left out.
+
+    plugins  of the recipe; needed where a source is one
     """
     problems = []
-    for source in [*training_sources(data).values(), eval_source_of(data)]:
-        if source is None or not is_local(source.name):
+    for source in [*training_sources(data, plugins).values(), eval_source_of(data, plugins)]:
+        if source is None or not source.is_local:
             continue
         try:
             inspect(source)

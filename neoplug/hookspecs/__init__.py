@@ -2,6 +2,7 @@
 
     recipe = read(RECIPE, overrides)
     check(recipe)                                                   before anything is loaded
+    open_source()                                                   of each source of rows that is a plugin
     rows = tokenise(recipe.data);  train, held_out = split(rows)
     on the meta device, without data:                               a dry run, before weights are loaded
         load_kwargs("teacher");  load_kwargs("student");  prepare_student(student, None, rng)
@@ -58,7 +59,8 @@
     in `neoplug export`, after the run:
         model = load_adapter(student, path);  merge_adapter(model)
     in `neoplug preview`, without models:
-        check(recipe);  edit_batch(batch, progress, rng)            for each micro-batch that it shows
+        check(recipe);  open_source()
+        edit_batch(batch, progress, rng)                            for each micro-batch that it shows
 
 Imported by `registry` and by all layers above it. Does not belong here: how hooks are called (`registry`) and how
 answers are checked (`answers`).
@@ -72,15 +74,16 @@ is a torch.Generator on the CPU, seeded by (seed, plugin name), so that one plug
 """
 
 from neoplug.hookspecs import preparation, results, training
-from neoplug.hookspecs.markers import Reads, Role, hookimpl, hookspec
+from neoplug.hookspecs.markers import Reads, Role, Source, hookimpl, hookspec
 
-__all__ = ["HOOKS_OF_SECTION", "STAGES", "Reads", "Role", "hookimpl", "hookspec"]
+__all__ = ["HOOKS_OF_SECTION", "STAGES", "Reads", "Role", "Source", "hookimpl", "hookspec"]
 
 # The modules of the specifications; these, and the hooks in each, are in call order.
 STAGES = (preparation, training, results)
 
 # Recipe section -> hooks, of which a plugin named in the section must implement at least one.
 HOOKS_OF_SECTION: dict[str, tuple[str, ...]] = {
+    "source": ("open_source",),
     "load": ("load_kwargs", "after_load"),
     "cache": ("encode_teacher", "cache_folder"),
     "prepare": ("prepare_student",),

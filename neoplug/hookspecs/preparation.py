@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neoplug.answers.rules import answers, returns, version_added
-from neoplug.hookspecs.markers import Role, hookspec
+from neoplug.hookspecs.markers import Role, Source, hookspec
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,22 @@ def check(recipe: Recipe) -> list[Problem]:
 
     recipe   the typed recipe, read-only; `recipe.student.load` is a map plugin name -> options, and so on
     returns  problems, or an empty list; `Problem.path`, as ("adapter", "pissa"), gives the line in the recipe
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("all")
+@returns("source")
+@version_added("0.1")
+def open_source() -> Source:
+    """Return the rows of a source of `data`, and what identifies them. Called once, before models are found.
+
+    The first rows are read at once, all rows where no earlier run stored their tokens. Stored tokens are found by
+    `identity` and the code of the plugin's file, so `identity` has all else that may change the rows.
+
+    returns  `neoplug.Source(rows, identity)`, or an object with these two methods. A row is a map from column to value,
+             as of a line of jsonl: text, numbers, lists, maps. Raise `OptionError` for an option that is wrong
     """
     raise NotImplementedError
 

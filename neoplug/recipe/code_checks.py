@@ -9,7 +9,7 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError
 from neoplug.recipe.paths import data_sources, texts_below
 from neoplug.recipe.plugin_checks import FoundPlugins
-from neoplug.recipe.schema import PLUGIN_MAPS
+from neoplug.recipe.schema import is_plugin_map
 from neoplug.recipe.source import OVERRIDE
 from neoplug.recipe.tree import Tree
 from neoplug.registry.consent import MODULE, SCRIPTS, Code, Consent, Naming
@@ -33,7 +33,7 @@ def code_problems(tree: Tree, consent: Consent, found: FoundPlugins) -> list[Pro
 def _plugins(tree: Tree, found: FoundPlugins) -> Iterator[tuple[Key, Finder, Naming]]:
     for path, entry in found.entries.items():
         if not entry.is_installed:
-            name = path[-1] if path[:-1] in PLUGIN_MAPS else tree.get(path)  # else it is at `calibrate`
+            name = path[-1] if is_plugin_map(path[:-1]) else tree.get(path)  # else it is at `calibrate`
             yield path, partial(Code.of_plugin, entry), _naming(tree, path, str(name))
 
 

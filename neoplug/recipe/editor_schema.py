@@ -25,6 +25,10 @@ def json_schema() -> dict[str, Any]:
     for (*parents, name), section in PLUGIN_MAPS.items():
         home = definitions[_DEFINITIONS[parents[0]]] if parents else found
         home["properties"][name] = _nullable(_plugin_map(section.rpartition(".")[2], plugins, definitions))
+    source = _plugin_map("source", plugins, definitions) | {"minProperties": 1, "maxProperties": 1}
+    for home, name in (("Data", "source"), ("Data", "eval_source"), ("Source", "source")):
+        one = definitions[home]["properties"][name]
+        one["anyOf"] = [source if kind.get("type") == "object" else kind for kind in one["anyOf"]]
     for key, definition in _DEFINITIONS.items():
         found["properties"][key] = _nullable({"$ref": f"#/$defs/{definition}"})
     found["properties"]["extends"] = {"type": "string", "description": "a shipped recipe or a file, one level"}

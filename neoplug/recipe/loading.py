@@ -19,7 +19,16 @@ from neoplug.recipe.loss_weights import Weight
 from neoplug.recipe.metric_checks import metric_problems
 from neoplug.recipe.paths import make_absolute, output_problems
 from neoplug.recipe.plugin_checks import FoundPlugins, NamedPlugin, check_problems, find_plugins
-from neoplug.recipe.schema import NAMED_SECTIONS, PLUGIN_MAPS, SECTIONS, Recipe, field_at, fields_of, keys_at
+from neoplug.recipe.schema import (
+    NAMED_SECTIONS,
+    PLUGIN_MAPS,
+    SECTIONS,
+    Recipe,
+    field_at,
+    fields_of,
+    is_plugin_map,
+    keys_at,
+)
 from neoplug.recipe.shorthands import LR_SCHEDULER_TYPE
 from neoplug.recipe.source import (
     from_values,
@@ -127,7 +136,7 @@ def resolve(tree: Tree, name: str, consent: Consent) -> ResolvedRecipe:
 
     Raises RecipeError with every mistake.
     """
-    for plugins in map(tree.get, PLUGIN_MAPS):
+    for plugins in map(tree.get, tree.plugin_maps):
         if isinstance(plugins, dict):  # `name:` is `name: {}`, a plugin without options
             plugins |= {plugin: {} for plugin, options in plugins.items() if options is None}
     if too_many := list(_too_many(tree)):
@@ -230,7 +239,7 @@ def _unknown_nulls(tree: Tree) -> Iterator[Problem]:
 def _is_known(path: Key) -> bool:
     """Return whether a recipe may have a key at `path`; names of plugins, sources, metrics, and options are free."""
     *parents, key = path
-    has_free_names = tuple(parents) in (*PLUGIN_MAPS, *NAMED_SECTIONS) or path[:-2] in PLUGIN_MAPS
+    has_free_names = is_plugin_map(tuple(parents)) or tuple(parents) in NAMED_SECTIONS or is_plugin_map(path[:-2])
     return has_free_names or key in keys_at(path[:-1])
 
 
@@ -257,9 +266,12 @@ def _resolve(recipe: Recipe, found: FoundPlugins, tree: Tree) -> tuple[dict[str,
     """Return the recipe with all defaults, and the origin of each value."""
     values = recipe.model_dump(mode="json", exclude_none=True, by_alias=True)
     in_tree: dict[Key, Key] = {}  # path of a plugin in `values`, by its full name -> in the tree
-    for plugin_map in PLUGIN_MAPS:
+    for plugin_map in tree.plugin_maps:
         *parents, key = plugin_map
-        if (section := values.get(parents[0]) if parents else values) is None:
+        section: Any = values
+        for parent in parents:
+            section = (section or {}).get(parent)
+        if section is None:
             continue
         section[key] = {}
         for plugin in sorted(found.named, key=lambda plugin: plugin.name):
@@ -271,7 +283,7 @@ def _resolve(recipe: Recipe, found: FoundPlugins, tree: Tree) -> tuple[dict[str,
                 values["train"]["lr_scheduler_type"] = _full_name(plugin.name, plugin.entry)
     origins: dict[Key, str] = {}
     for leaf, _ in leaves(values):
-        path = next((in_tree[leaf[:end]] + leaf[end:] for end in (2, 3) if leaf[:end] in in_tree), leaf)
+        path = next((in_tree[leaf[:end]] + leaf[end:] for end in (2, 3, 5) if leaf[:end] in in_tree), leaf)
         origins[leaf] = origin(tree.key_mark(path))
     return values, origins
 

@@ -46,11 +46,8 @@ def output_problems(tree: Tree) -> list[Problem]:
 
 
 def data_sources(tree: Tree) -> dict[Key, str]:
-    """Return the sources of the data, with their paths in the recipe."""
-    named = tree.get(("data", "sources"))
-    several = [("data", "sources", name, "source") for name in named] if isinstance(named, dict) else []
-    paths: list[Key] = [("data", "source"), ("data", "eval_source"), *several]
-    return {path: text for path in paths if isinstance(text := tree.get(path), str)}
+    """Return the sources of the data that are texts, with their paths in the recipe."""
+    return {path: text for path in tree.sources if isinstance(text := tree.get(path), str)}
 
 
 def make_options_absolute(tree: Tree, path: Key, cls: type) -> list[Problem]:

@@ -12,7 +12,7 @@ from neoplug.errors import Path as Key
 from neoplug.errors import PluginError, Problem, RecipeError, did_you_mean
 from neoplug.recipe.loss_weights import Weight, read_weight
 from neoplug.recipe.paths import make_options_absolute
-from neoplug.recipe.schema import PLUGIN_MAPS, Recipe
+from neoplug.recipe.schema import Recipe
 from neoplug.recipe.shorthands import named_twice, shorthands
 from neoplug.recipe.source import may_be_inherited, reading_order, relative_place
 from neoplug.recipe.tree import Tree
@@ -95,19 +95,19 @@ def find_plugins(tree: Tree, *, only_installed: bool) -> FoundPlugins:
                     _build(found, plugin, options, tree)
         except RecipeError as error:
             found.problems += [p if p.path else replace(p, path=path) for p in error.problems]
-    found.problems += [*_references(found, tree), *named_twice(tree), *_conflicts(found, tree)]
+    found.problems += [*_references(found, tree), *_sources(tree), *named_twice(tree), *_conflicts(found, tree)]
     found.problems += [*_unused_weights(found, tree), *_missing_teacher(found, tree)]
     return found
 
 
 def _names(tree: Tree) -> Iterator[tuple[str, str, Any, Key]]:
     """Yield section, name, options and key of each plugin, also of those that are the default of a section."""
-    for path, section in PLUGIN_MAPS.items():
+    for path, section in tree.plugin_maps.items():
         plugins = tree.get(path)
         if plugins is None and not tree.is_broken(path) and not tree.incomplete:
             plugins = Recipe.model_fields[section].default if section in Recipe.model_fields else {}
         if isinstance(plugins, dict):
-            yield from ((section, name, options, path_of(section, name)) for name, options in plugins.items())
+            yield from ((section, name, options, (*path, name)) for name, options in plugins.items())
     yield from shorthands(tree)
 
 
@@ -163,6 +163,21 @@ def _reference(name: str, path: Key, folder: Path, found: FoundPlugins) -> list[
         fix = f"name `{name}` under `loss` with its options; `weight: 0` excludes it from training"
         raise RecipeError([replace(problem, fix=fix) for problem in error.problems]) from error
     return [plugin]
+
+
+def _sources(tree: Tree) -> Iterator[Problem]:
+    """Yield a problem for each source of rows that is a map of no plugin, or of several."""
+    for path in tree.sources:
+        plugins = tree.get(path)
+        if not isinstance(plugins, dict) or len(plugins) == 1 or tree.is_broken(path):
+            continue
+        if not plugins:
+            fix = "name a file, a folder, a dataset of the hub, or a plugin with its options"
+            yield Problem(f"`{path[-1]}` names no source of rows", fix=fix, path=path)
+            continue
+        first, *others = sorted(plugins, key=lambda name: reading_order(tree.key_mark((*path, name)), tree))
+        what = f"`{path[-1]}` names {others[0]} and {first}"
+        yield Problem(what, "a source is one plugin", "keep one, or name each under `data.sources`", (*path, others[0]))
 
 
 def _unused_weights(found: FoundPlugins, tree: Tree) -> Iterator[Problem]:

@@ -53,6 +53,23 @@ PLUGIN_MAPS: dict[tuple[str, ...], str] = {
 }
 
 
+def is_source(path: Key) -> bool:
+    """Return whether a recipe names a source of rows at `path`: as text, or as a map of one plugin."""
+    is_named = len(path) == 4 and path[:2] == ("data", "sources")
+    return path[-1:] == ("source",) if is_named else path in (("data", "source"), ("data", "eval_source"))
+
+
+def is_plugin_map(path: Key) -> bool:
+    """Return whether a map at `path` is one of plugins."""
+    return path in PLUGIN_MAPS or is_source(path)
+
+
+def plugin_map_at(path: Key) -> Key | None:
+    """Return the map of plugins at the beginning of `path`, which may be all of it; None where there is none."""
+    beginnings = (path[:length] for length in range(1, len(path) + 1))
+    return next(filter(is_plugin_map, beginnings), None)
+
+
 class Model(Section):
     """A model: a hub id, a folder, a GGUF file or `pypi:DIST==VERSION/FILE`; and the plugins that load it.
 
@@ -133,15 +150,16 @@ class SourceRows(Section):
 class Source(SourceRows):
     """One of several sources. `weight`: its share of an epoch's rows; all sources have one, or none has."""
 
-    source: Text
+    source: Text | Options
     weight: Annotated[float, Field(gt=0)] | None = None
 
 
 class Data(SourceRows):
     """The text. `held_out`: rows (from 1) or a share (below 1); None is 5 % of the rows, at most 200, at least 1.
 
-    One `source`, or several `sources` by names of your choice. `split`, `columns`, `streaming` and `max_rows` are those
-    of the one source, and of `eval_source`, unless `eval_split` names another split; alone, that is one of the source.
+    One `source`, or several `sources` by names of your choice; each is a text, or a plugin with its options. `split`,
+    `columns`, `streaming` and `max_rows` are those of the one source, and of `eval_source`, unless `eval_split` names
+    another split; alone, that is one of the source.
     `name` and `revision` are those of the one source, and of an `eval_source` that is the same dataset, unless
     `eval_revision` names another commit, tag or branch.
     `chat_template_kwargs`: options of the chat template, such as `enable_thinking: false`; those of a row come first.
@@ -150,13 +168,13 @@ class Data(SourceRows):
     `keep_incomplete_rows`: train on rows of which the chat template leaves something out, such as tools or a thought.
     """
 
-    source: Text | None
+    source: Text | Options | None
     sources: Annotated[dict[Text, Source], Field(min_length=1)] | None = None
     max_length: Annotated[int, Field(ge=2)] = 1024
     packing: bool = True
     train_on: Literal["answers", "all", "last"] = "answers"
     held_out: int | float | None = None
-    eval_source: Text | None = None
+    eval_source: Text | Options | None = None
     eval_revision: Text | None = None
     eval_split: Text | None = None
     chat_template: Text | None = None
@@ -216,7 +234,7 @@ class Data(SourceRows):
             return dict(sorted(self.sources.items()))
         return {"": self.read_like(self.source or "")}
 
-    def read_like(self, source: str, split: str | None = None) -> Source:
+    def read_like(self, source: str | Options, split: str | None = None) -> Source:
         """Return a source that is read like the only one of this section, or another split of it."""
         same = {name: getattr(self, name) for name in ("columns", "streaming", "max_rows")}
         if source == self.source:

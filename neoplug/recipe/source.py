@@ -15,7 +15,7 @@ from neoplug.errors.text import has_credential
 from neoplug.files import read_regular
 from neoplug.recipe.limits import MAX_CHARACTERS, MAX_DEPTH, Size
 from neoplug.recipe.python_values import to_yaml
-from neoplug.recipe.schema import PLUGIN_MAPS, Recipe
+from neoplug.recipe.schema import PLUGIN_MAPS, Recipe, is_plugin_map, plugin_map_at
 from neoplug.recipe.tree import BROKEN, Node, Tree, is_option, merge
 from neoplug.recipe.yaml_reader import CREDENTIAL, YamlText, read
 from neoplug.registry.modules import module_files
@@ -179,8 +179,7 @@ def may_be_inherited(tree: Tree, path: Key) -> bool:
     is_removed = any(path[:length] in tree.removed for length in range(1, len(path) + 1))
     if not tree.incomplete or is_removed or (tree.node(path) and path not in PLUGIN_MAPS):
         return False
-    plugin_map = next((known for known in PLUGIN_MAPS if path[: len(known)] == known), path)
-    node = tree.node(plugin_map)  # a file's map replaces the parent's; overrides add to it
+    node = tree.node(plugin_map_at(path) or path)  # a file's map replaces the parent's; overrides add to it
     return node is None or node.key.file == OVERRIDE
 
 
@@ -206,7 +205,7 @@ def _overridden(tree: Tree, override: str, number: int, size: Size) -> Tree:
     key, value = line.mark(length=start - 1), line.mark(0, start, len(override))
     node = Node(given.root.value, key, value, line.folder)
     tree.problems += given.problems
-    is_there = tree.node(path) or path[:-1] not in PLUGIN_MAPS or may_be_inherited(tree, path[:-1])
+    is_there = tree.node(path) or not is_plugin_map(path[:-1]) or may_be_inherited(tree, path[:-1])
     if node.value is None and not is_there:
         what = f"there is no `{path[-1]}` to remove{did_you_mean(str(path[-1]), list(tree.get(path[:-1]) or ()))}"
         tree.problems.append(Problem(what, mark=key))
@@ -262,7 +261,7 @@ def marked(tree: Tree, problem: Problem) -> Problem:
 
     Where the path is not in the text, the nearest ancestor is marked.
     """
-    about_key = isinstance(problem, UnknownKey) or problem.path[:-1] in PLUGIN_MAPS
+    about_key = isinstance(problem, UnknownKey) or is_plugin_map(problem.path[:-1])
     path = problem.path if about_key else _item(tree, problem)
     value = not about_key and not isinstance(tree.get(problem.path), dict)
     return problem if problem.mark else replace(problem, mark=tree.mark(path, value=value))

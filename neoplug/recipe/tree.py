@@ -9,7 +9,7 @@ from typing import Any
 
 from neoplug.errors import Mark, Problem
 from neoplug.errors import Path as Key
-from neoplug.recipe.schema import PLUGIN_MAPS
+from neoplug.recipe.schema import PLUGIN_MAPS, is_plugin_map, plugin_map_at
 
 BROKEN = object()  # the value of a node that has a problem already
 
@@ -86,6 +86,19 @@ class Tree:
         except (KeyError, IndexError, TypeError):
             return None
 
+    @property
+    def plugin_maps(self) -> dict[Key, str]:
+        """The path of each map of plugins -> its section; of sources only those that the recipe has as a map."""
+        maps = (path for path in self.sources if isinstance(self.get(path), dict))
+        return PLUGIN_MAPS | {path: ".".join(map(str, path)) for path in maps}
+
+    @property
+    def sources(self) -> list[Key]:
+        """The paths of all sources of rows that the recipe may have."""
+        named = self.get(("data", "sources"))
+        several = [("data", "sources", name, "source") for name in named] if isinstance(named, dict) else []
+        return [("data", "source"), ("data", "eval_source"), *several]
+
     def nearest(self, path: Key) -> Node:
         """Return the node at `path` or the null that removed it, else those of the nearest ancestor."""
         ancestors = (path[:length] for length in range(len(path), -1, -1))
@@ -140,7 +153,7 @@ def merge(lower: Node, upper: Node, removed: dict[Key, Node], *, path: Key = (),
         if node.value is None and not (override and is_option(here)):
             value.pop(key, None)
             removed[here] = node
-        elif isinstance(node.value, dict) and (len(here) < len(override) if override else here not in PLUGIN_MAPS):
+        elif isinstance(node.value, dict) and (len(here) < len(override) if override else not is_plugin_map(here)):
             below = value.get(key)
             below = below if below and isinstance(below.value, dict) else replace(node, value={})
             merged = merge(below, node, removed, path=here, override=override)
@@ -153,7 +166,8 @@ def merge(lower: Node, upper: Node, removed: dict[Key, Node], *, path: Key = (),
 
 def is_option(path: Key) -> bool:
     """Return whether `path` is inside a plugin's options, where an override may set null."""
-    return any(len(path) > len(plugin_map) + 1 and path[: len(plugin_map)] == plugin_map for plugin_map in PLUGIN_MAPS)
+    plugin_map = plugin_map_at(path)
+    return plugin_map is not None and len(path) > len(plugin_map) + 1
 
 
 def changed(tree: Tree, changes: Iterable[tuple[Key, Node]]) -> Tree:

@@ -6,6 +6,7 @@ matrix and the list of metrics. Does not belong here: reading recipe files (`rec
 
 from neoplug.registry.discovery import Entry, find, given_classes, installed, source_of
 from neoplug.registry.dispatch import Plugins, path_of
+from neoplug.registry.opened_source import OpenedSource
 from neoplug.registry.options import build
 from neoplug.registry.validation import CORE_KEYS, SPECS, answered, class_problems
 
@@ -13,6 +14,7 @@ __all__ = [
     "CORE_KEYS",
     "SPECS",
     "Entry",
+    "OpenedSource",
     "Plugins",
     "answered",
     "build",

@@ -17,11 +17,19 @@ from neoplug.answers.rules import Returns
 from neoplug.errors import AnswerError, Problem, RecipeError, UsageError, plugin_errors
 from neoplug.errors import Path as Key
 from neoplug.registry.discovery import GROUP
+from neoplug.registry.opened_source import OpenedSource
 from neoplug.registry.validation import SPECS, class_problems
+
+NAMED_SOURCES = "data.sources."  # how the section of a named source begins
 
 
 def path_of(section: str, name: str) -> Key:
-    """Return a plugin's key in a recipe: ("student", "load", NAME) for the section "student.load"."""
+    """Return a plugin's key in a recipe: ("student", "load", NAME) for the section "student.load".
+
+    The section of a named source is "data.sources.ITS NAME.source"; that name may have dots.
+    """
+    if section.startswith(NAMED_SOURCES):
+        return (*NAMED_SOURCES[:-1].split("."), *section.removeprefix(NAMED_SOURCES).rsplit(".", 1), name)
     return (*section.split("."), name)
 
 
@@ -107,6 +115,7 @@ class Plugins:
         owners = {f"{section}.{name}": (section, name) for name, section in every}
         self._calls = {hook: self._bind(hook, owners) for hook in SPECS}
         self._by_section: dict[tuple[str, str | None], tuple[_Bound, ...]] = {}
+        self._sources: dict[str, OpenedSource] = {}
 
     def _validate(self, every: list[tuple[str, str]]) -> None:
         """Raise RecipeError for what is wrong with the classes of the plugins, given as (name, section)."""
@@ -153,6 +162,15 @@ class Plugins:
         """Call `hook` of the plugin `name` in `section`, which must implement it, and return the result."""
         (result,) = (call(**arguments) for call in self._of(hook, section) if call.name == name)
         return result
+
+    def source(self, section: str) -> OpenedSource:
+        """Return the source that the one plugin of a section opens, as "data.source"; it is opened once."""
+        if section not in self._sources:
+            (call,) = self._of("open_source", section)
+            plugin, path = self._sections[section][call.name], path_of(section, call.name)
+            answer = self.ask(section, call.name, "open_source")
+            self._sources[section] = OpenedSource(plugin, call.label, path, call.function, answer)
+        return self._sources[section]
 
     def refused(self, hook: str, what: str, why: str, fix: str) -> AnswerError:
         """Return the error of an answer to `hook` that does not fit the run; it names the plugin with file and line.

@@ -110,9 +110,14 @@ def _hook_problems(cls: type, implementation: Implementation) -> list[Problem]:
     return problems
 
 
+def kind_of(section: str) -> str:
+    """Return the kind of plugins in a section: "load" of "student.load", "source" of all sections below "data"."""
+    return "source" if section.startswith("data.") else section.rpartition(".")[2]
+
+
 def _section_problems(cls: type, section: str, implementations: Mapping[str, Implementation]) -> list[Problem]:
     """Return why a plugin does not fit a section: it implements none of its hooks, or has an option that is taken."""
-    kind = section.rpartition(".")[2]
+    kind = kind_of(section)
     wanted = hookspecs.HOOKS_OF_SECTION[kind]
     problems = []
     if not set(wanted) & set(implementations):

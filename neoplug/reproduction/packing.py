@@ -15,6 +15,7 @@ from neoplug.errors import UsageError
 from neoplug.files.contents import files_below, record
 from neoplug.models.reference import CONFIG, WEIGHTS
 from neoplug.recipe.paths import is_glob
+from neoplug.recipe.schema import is_source, plugin_map_at
 from neoplug.registry.consent import MODULE
 from neoplug.registry.modules import LITERAL
 from neoplug.reproduction.archive import write_archive
@@ -25,7 +26,6 @@ from neoplug.runs.publishable import masked, publishable
 
 FILES = "files"  # the folder of files that the recipe names
 HEAD = 8192  # bytes at the start of a file; one with a zero byte among them is no text
-DATA: tuple[Key, ...] = (("data", "source"), ("data", "eval_source"))
 MODELS: tuple[Key, ...] = (("student", "model"), ("teacher", "model"))
 IMPORTABLE = "a module: to replay, it has to be importable and trusted, --trust python:{}"
 GIVEN = "a class that a Python call gave: to replay, name it as ./FILE.py:{} in the recipe, and run again"
@@ -78,7 +78,9 @@ class _Packer:
     def _may_be_packed(self, path: Key) -> bool:
         if path in MODELS:
             return self.with_models
-        is_data = path in DATA or (path[:2] == ("data", "sources") and path[-1] == "source")
+        place = plugin_map_at(path)
+        is_plugin = place is not None and len(path) == len(place) + 1  # its code, whose options may name data
+        is_data = place is not None and is_source(place) and not is_plugin
         return self.with_data or not is_data
 
     def _copied(self, pattern: str, found: list[Path], path: Key) -> str:

@@ -3,7 +3,7 @@
 Run, plan, preview and eval resolve them here, each up to the stage that it needs:
 
     models = find_models(checked)                   located, nothing loaded
-    text = resolve_text(recipe, models, progress)   tokenizers and data                           preview stops here
+    text = resolve_text(checked, models, progress)  tokenizers and data                           preview stops here
     inputs = validate_inputs(checked, text)         data and teacher fit the student              plan and eval
     inputs = prepare_student(checked, inputs, ...)  dry run on the meta device, prepared weights  run
 """
@@ -26,7 +26,7 @@ from neoplug.models.prepared import prepare
 from neoplug.models.reference import ResolvedModel
 from neoplug.models.stored_adapter import warn_other_base
 from neoplug.models.vocabulary import Vocabulary, shared
-from neoplug.recipe import Recipe, ResolvedRecipe
+from neoplug.recipe import ResolvedRecipe
 from neoplug.runs.cache_folder import stored_teacher
 from neoplug.runs.preflight import (
     dry_run_student,
@@ -97,7 +97,7 @@ def resolve_inputs(checked: ResolvedRecipe, progress: Progress, day: str | None 
         RecipeError: a model or the data cannot be used.
     """
     progress.phase("locating the models")
-    text = resolve_text(checked.recipe, find_models(checked), progress, day)
+    text = resolve_text(checked, find_models(checked), progress, day)
     if not text.problems:
         _log_data(text)
     return validate_inputs(checked, text)
@@ -112,7 +112,7 @@ def find_models(checked: ResolvedRecipe) -> dict[Role, ResolvedModel]:
         RecipeError: one of these is not found.
     """
     recipe, consent = checked.recipe, checked.consent
-    if problems := check_local_sources(recipe.data):
+    if problems := check_local_sources(recipe.data, checked.plugins):
         raise RecipeError(problems)
     models: dict[Role, ResolvedModel] = {"student": find_model(recipe.student, "student", consent)}
     if recipe.teacher and not recipe.teacher.itself:
@@ -121,7 +121,7 @@ def find_models(checked: ResolvedRecipe) -> dict[Role, ResolvedModel]:
 
 
 def resolve_text(
-    recipe: Recipe, models: Mapping[Role, ResolvedModel], progress: Progress, day: str | None = None
+    checked: ResolvedRecipe, models: Mapping[Role, ResolvedModel], progress: Progress, day: str | None = None
 ) -> TextInputs:
     """Load the tokenizers, read and tokenise the data.
 
@@ -130,13 +130,13 @@ def resolve_text(
     Raises:
         RecipeError: a model has no tokenizer, or the data cannot be read.
     """
-    student, teacher = models["student"], models.get("teacher")
+    recipe, student, teacher = checked.recipe, models["student"], models.get("teacher")
     tokenizer = load_tokenizer(student, ("student", "model"))
     theirs = load_tokenizer(teacher, ("teacher", "model")) if teacher else tokenizer
     progress.phase("reading the data")
     data = recipe.data.model_copy(update={"chat_template_date": recipe.data.chat_template_date or day or today()})
     encoder = teacher_encoder(recipe.teacher.chat_template, theirs, data.chat_template_date) if recipe.teacher else None
-    corpus = load_unvalidated_corpus(data, tokenizer, encoder)
+    corpus = load_unvalidated_corpus(data, tokenizer, encoder, checked.plugins)
     templates = templates_of(data, tokenizer, encoder, corpus.report)
     if templates and templates.student:
         tokenizer.chat_template = templates.student

@@ -74,7 +74,7 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
     recipe = checked.recipe
     validate_devices(recipe)
     located = find_models(checked)
-    inputs = validate_inputs(checked, resolve_text(recipe, located, Silent()))
+    inputs = validate_inputs(checked, resolve_text(checked, located, Silent()))
     corpus = inputs.corpus
     skeletons = {role: load_skeleton(checked, role, model) for role, model in located.items()}
     cache = _cache_cost(checked, skeletons, inputs.vocabulary)

@@ -84,9 +84,8 @@ def preview(checked: ResolvedRecipe, rows: int) -> Preview:
         RecipeError: a model is not found or has no tokenizer, or the data cannot be read.
         PluginError: a plugin cannot edit a batch.
     """
-    recipe = checked.recipe
     with checked.marking():
-        text = resolve_text(recipe, find_models(checked), Silent())
+        text = resolve_text(checked, find_models(checked), Silent())
     corpus, report = text.corpus, text.corpus.report
     treatments = checked.plugins.implements("edit_batch")
     batches = treated_batches(checked, corpus) if treatments else untreated_batches(corpus)

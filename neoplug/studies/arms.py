@@ -7,7 +7,7 @@ from math import prod
 
 from neoplug.errors import Mark, Problem, did_you_mean
 from neoplug.errors import Path as Key
-from neoplug.recipe.schema import PLUGIN_MAPS, Recipe
+from neoplug.recipe.schema import Recipe, is_plugin_map
 from neoplug.recipe.source import joined, split
 from neoplug.recipe.tree import Node, Tree
 from neoplug.studies.schema import StudyFile
@@ -236,7 +236,7 @@ def _both_set(one: tuple[Key, Node], other: tuple[Key, Node]) -> Iterator[Proble
 def _set_keys(path: Key, node: Node) -> Iterator[Key]:
     """Yield the keys that merging `node` at `path` sets: its leaves, and maps of plugins, which it replaces."""
     inner = node.value if isinstance(node.value, dict) else {}
-    if path in PLUGIN_MAPS or not inner:
+    if is_plugin_map(path) or not inner:
         yield path
     for key, below in inner.items():
         yield from _set_keys((*path, key), below)

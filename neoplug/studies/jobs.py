@@ -7,7 +7,8 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -131,15 +132,17 @@ class Identities:
         from neoplug.data.ingest.recipe_sources import eval_source_of, training_sources
 
         data = checked.recipe.data
-        if problems := check_local_sources(data):
+        if problems := check_local_sources(data, checked.plugins):
             raise RecipeError(problems)
-        sources = training_sources(data) | {"eval_source": eval_source_of(data)}
-        content = {name: self._source(source) for name, source in sources.items() if source}
+        sources = training_sources(data, checked.plugins) | {"eval_source": eval_source_of(data, checked.plugins)}
+        content = {name: self._source(source, {"data": values}) for name, source in sources.items() if source}
         named = {name: _without(source, SOURCE) for name, source in values.get("sources", {}).items()}
         return _without(values, (*SOURCE, "eval_source", "eval_revision")) | {"sources": named, "content": content}
 
-    def _source(self, source: RecipeSource) -> Any:
-        return self._once(source.settings.model_dump(exclude_none=True), lambda: source.reader.identity())
+    def _source(self, source: RecipeSource, values: Any) -> Any:
+        """Return what identifies a source of a recipe with these values, in which paths are absolute."""
+        named = source.settings.model_dump(exclude_none=True) | {"given": reduce(getitem, source.key, values)}
+        return self._once(named, lambda: source.reader.identity())
 
     def _once(self, named: Mapping[str, Any], identify: Callable[[], Any]) -> Any:
         """Return what identifies the content of what is named; it is read once."""

@@ -47,7 +47,7 @@ def validate(checked: ResolvedRecipe) -> None:
     from neoplug.runs.progress import Silent
 
     try:
-        text = resolve_text(checked.recipe, find_models(checked), Silent())
+        text = resolve_text(checked, find_models(checked), Silent())
     except RecipeError:
         return
     if text.problems:

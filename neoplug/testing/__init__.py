@@ -32,12 +32,14 @@ from neoplug.testing.preparations import PREPARATION, check_prepare
 from neoplug.testing.probes import PROBE, check_probe
 from neoplug.testing.schedules import SCHEDULE, check_schedule
 from neoplug.testing.search import Broken, Finding, Kit, NotApplicable, examine
+from neoplug.testing.sources import SOURCE, check_source
 from neoplug.testing.stops import STOP, check_stop
 from neoplug.testing.token_weights import TOKEN_WEIGHT, check_token_weight
 from neoplug.testing.treatments import TREATMENT, check_treatment
 
 # Hook -> the properties of the plugins that implement it.
 KITS: dict[str, Kit] = {
+    "open_source": SOURCE,
     "prepare_student": PREPARATION,
     "add_adapter": adapter_kit(),
     "make_optimizer": OPTIMIZER,
@@ -66,6 +68,7 @@ __all__ = [
     "PREPARATION",
     "PROBE",
     "SCHEDULE",
+    "SOURCE",
     "STOP",
     "TOKEN_WEIGHT",
     "TREATMENT",
@@ -93,6 +96,7 @@ __all__ = [
     "check_schedule",
     "check_shape",
     "check_shift",
+    "check_source",
     "check_splits",
     "check_stop",
     "check_teacher_gradient",

@@ -17,20 +17,20 @@ ROOT = Path(__file__).parents[2]
 
 PUBLIC = [
     "AdaptableWeight", "AdapterTraits", "Batch", "CodePath", "Divergence", "Document", "OptionError", "Problem",
-    "Recipe", "RecipeError", "Reads", "Role", "RunError", "Softened", "SparseDistributions", "StatesSignal",
+    "Recipe", "RecipeError", "Reads", "Role", "RunError", "Softened", "Source", "SparseDistributions", "StatesSignal",
     "EntriesSignal", "UsageError", "__version__", "adaptable_weights",
     "collate", "confined", "did_you_mean", "evaluate", "export_model", "hookimpl", "log_mixture", "meta_model",
     "quiet_peft", "reload_config",
     "rename_cache_argument", "resolve_dtype", "run", "study",
 ]  # fmt: skip
 TESTING = [
-    "CALLED", "KITS", "LOSS", "OPTIMIZER", "PREPARATION", "PROBE", "SCHEDULE", "STOP", "TOKEN_WEIGHT", "TREATMENT",
-    "Broken", "Example", "Finding", "Kit", "NotApplicable", "adapter_kit", "call", "check_adapter", "check_chunks",
-    "check_closed_form", "check_finite", "check_finite_differences", "check_inputs_untouched",
+    "CALLED", "KITS", "LOSS", "OPTIMIZER", "PREPARATION", "PROBE", "SCHEDULE", "SOURCE", "STOP", "TOKEN_WEIGHT",
+    "TREATMENT", "Broken", "Example", "Finding", "Kit", "NotApplicable", "adapter_kit", "call", "check_adapter",
+    "check_chunks", "check_closed_form", "check_finite", "check_finite_differences", "check_inputs_untouched",
     "check_large_vocabulary", "check_loss", "check_masked", "check_no_tokens", "check_not_negative",
-    "check_optimizer", "check_prepare", "check_probe", "check_schedule", "check_shape", "check_shift", "check_splits",
-    "check_stop", "check_teacher_gradient", "check_token_weight", "check_treatment", "check_zero_where_equal",
-    "examine", "examples", "value",
+    "check_optimizer", "check_prepare", "check_probe", "check_schedule", "check_shape", "check_shift",
+    "check_source", "check_splits", "check_stop", "check_teacher_gradient", "check_token_weight", "check_treatment",
+    "check_zero_where_equal", "examine", "examples", "value",
 ]  # fmt: skip
 NOT_DOCUMENTED = {"__version__", "CodePath", "Reads", "Role"}  # a string and types have no docstring
 

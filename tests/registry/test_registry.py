@@ -325,6 +325,7 @@ def test_what_pluggy_ignores_is_refused(cls, expected):
 
 def test_every_section_names_hooks_and_every_hook_how_many_may_implement_it():
     assert set(hookspecs.HOOKS_OF_SECTION) == {
+        "source",
         "load",
         "cache",
         "prepare",

@@ -44,13 +44,22 @@ CACHED = TIMES | {
 }
 EVERY = CACHED | {"with a cache of entries, in place of these two": lambda step: 1}
 RECORDERS = """
-from neoplug import StatesSignal
+from neoplug import Source, StatesSignal
 
 
 def record(*hooks):
     '''Write the names of the hooks that are called into a file.'''
     with open("FILE", "a") as file:
         file.write(" ".join(hooks) + "\\n")
+
+
+@dataclass(eq=False)
+class Reads:
+    @hookimpl
+    def open_source(self):
+        record("open_source")
+        rows = [{"text": f"This is text number {number} of some length."} for number in range(24)]
+        return Source(lambda: rows, lambda: 1)
 
 
 @dataclass(eq=False)
@@ -270,6 +279,7 @@ def test_a_run_calls_its_hooks_in_the_order_of_the_pseudocode(lab, monkeypatch, 
             "per_device_train_batch_size": 1,
         },
         evaluate={"eval_steps": EVAL_STEPS},
+        data={"source": {"./recorders.py:Reads": {}}},
     )  # fmt: skip
     directory = RunDir.open(run.path)
     standalone_model(directory, base_of(directory, Consent()), Consent())

@@ -111,7 +111,7 @@ def _content(row: Row | Reason, number: int, columns: Columns, data: Data) -> Co
         return row
     try:
         content = columns.content(row, number)
-    except ValueError as error:  # JSON may contain NaN, which has no hash
+    except (ValueError, TypeError) as error:  # JSON has no NaN, and no value of a type that another format may have
         return f"a value that cannot be hashed ({error})"
     if isinstance(content, Reason) or (reason := _nothing_to_train_on(content, data)):
         return content if isinstance(content, Reason) else reason

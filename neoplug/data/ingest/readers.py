@@ -145,9 +145,13 @@ def _as_row(row: Any, only: Only, has_escapes: bool) -> Row | Reason:
     """Return a JSON value if it is a row; only in a text that has escapes, unpaired surrogates are searched for."""
     if not isinstance(row, dict):
         return f"{type(row).__name__}, but a row is an object of columns"
-    if has_escapes and _has_surrogate(json.dumps(_used(row, only), ensure_ascii=False)):
-        return UNPAIRED
-    return row
+    return (has_escapes and unpaired_surrogate(row, only)) or row
+
+
+def unpaired_surrogate(row: Row, only: Only) -> Reason:
+    """Return the reason why a row cannot be used if a text in a used column is no Unicode; else an empty text."""
+    text = json.dumps(_used(row, only), ensure_ascii=False, default=str)  # other values are refused later
+    return UNPAIRED if _has_surrogate(text) else ""
 
 
 def _used(row: Row, only: Only) -> Row:

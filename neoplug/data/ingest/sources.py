@@ -1,4 +1,4 @@
-"""Data sources: a module of texts, a local file or folder, or a dataset of the Hugging Face hub.
+"""Data sources: a module of texts, a local file or folder, a dataset of the Hugging Face hub, or a plugin.
 
 A row is a dict of the source's columns, which `columns` maps to neoplug's; a row of plain text has the one column
 `text`. Local files are read directly, without a network, a cache or a copy on disk.
@@ -15,12 +15,13 @@ from typing import Any, Protocol
 
 from neoplug.data.ingest.folders import Selection, files_of_glob, files_of_split, key_of_split
 from neoplug.data.ingest.hub import from_hub, saved_dataset
-from neoplug.data.ingest.readers import column_names_of, format_of, read_file
+from neoplug.data.ingest.readers import column_names_of, format_of, read_file, unpaired_surrogate
 from neoplug.data.ingest.values import Reason, Row
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, did_you_mean
 from neoplug.files import content_hash, sha256_of
 from neoplug.recipe.paths import is_glob, looks_local
+from neoplug.registry import OpenedSource
 from neoplug.registry.confinement import confined
 from neoplug.registry.modules import LITERAL, module_files
 
@@ -93,6 +94,41 @@ class Files:
 
 
 @dataclass(frozen=True)
+class PluginRows:
+    """The rows that a plugin yields."""
+
+    source: OpenedSource
+
+    @property
+    def notes(self) -> list[str]:
+        """Return no sentences."""
+        return []
+
+    def column_names(self) -> list[str]:
+        """Return no columns: the rows show them."""
+        return []
+
+    def rows(self, only: Collection[str] | None = None) -> Iterator[Row | Reason]:
+        """Yield all rows; one that JSON cannot hold is replaced by the reason."""
+        return (_no_json(row, only) or row for row in self.source.rows())
+
+    def identity(self) -> Any:
+        """Return the plugin's code and what it says of the rows."""
+        return self.source.identity()
+
+
+def _no_json(row: Row, only: Collection[str] | None) -> Reason:
+    """Return the reason why JSON cannot hold the used columns of a row; an empty text where it can.
+
+    A value of another type is a fault of its column, or is found when the row is hashed.
+    """
+    try:
+        return unpaired_surrogate(row, only)
+    except (TypeError, ValueError, RecursionError) as error:  # a key that is no text; a value that contains itself
+        return f"a value that cannot be hashed ({error})"
+
+
+@dataclass(frozen=True)
 class FirstRows:
     """The first `count` rows of another source."""
 
@@ -138,17 +174,17 @@ def open_source(
     path = Path(source).expanduser()
     if not is_local(source):
         return from_hub(source, split, key, streaming=streaming, name=name, revision=revision)
-    _require_none(revision, "revision", f"{source} is local, and only a dataset of the hub has revisions", key)
+    require_none(revision, "revision", f"{source} is local, and only a dataset of the hub has revisions", key)
     if path.is_dir() and not (path / "state.json").is_file() and not (path / "dataset_dict.json").is_file():
         return _files(files_of_split(path, split, key, name), key)
-    _require_none(name, "name", f"{source} has one configuration", key)
+    require_none(name, "name", f"{source} has one configuration", key)
     if path.is_dir():
         return saved_dataset(path, split, key)
     if source.startswith("python:"):
-        _require_train_split(source, split, key)
+        require_train_split(source, split, key)
         return Texts(_module_texts(source.removeprefix("python:"), key), [])
     if path.is_file():
-        _require_train_split(source, split, key)
+        require_train_split(source, split, key)
         return Files([path], key, [])
     if is_glob(source):
         return _files(files_of_glob(source, split, key), key)
@@ -159,7 +195,7 @@ def _files(selection: Selection, key: Key) -> Files:
     return Files(selection.files, key, selection.notes)
 
 
-def _require_none(value: str | None, name: str, why: str, key: Key) -> None:
+def require_none(value: str | None, name: str, why: str, key: Key) -> None:
     """Raise RecipeError where the recipe has a value for a key that a source has no use for."""
     if value is not None:
         what = f"`{name}` is {value}, but {why}"
@@ -178,7 +214,7 @@ def _missing(path: Path, key: Key) -> Problem:
     return Problem(f"there is no file or folder {path}{did_you_mean(path.name, names)}", fix=fix, path=key)
 
 
-def _require_train_split(source: str, split: str, key: Key) -> None:
+def require_train_split(source: str, split: str, key: Key) -> None:
     """Raise RecipeError where `split` is not `train` for a source that has no other split.
 
     An `eval_source` without `eval_split` gets the `split` of the training source, which then is ignored.
