@@ -155,7 +155,7 @@ def plugin_options(found: Schema) -> Iterator[str]:
             listed.setdefault(plugin, []).append(kind)
     order = (
         *("source", "adapter", "loss", "token_weights", "optimizer", "schedule", "stops"),
-        *("load", "cache", "prepare", "treatments", "probes"),
+        *("load", "cache", "prepare", "treatments", "probes", "trackers"),
     )
     first = {plugin: min(kinds, key=order.index) for plugin, kinds in listed.items()}
     for kind in order:

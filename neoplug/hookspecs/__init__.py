@@ -18,11 +18,13 @@
         for document in those that are not stored:                  each once, or `draws` times
             encode_teacher(states, logits, fitted, rng)
         on_evaluate(teacher, ...)                                   its results are stored
+    open_tracker(path, config, group)                               on the main process, as all hooks of trackers
     for role in teacher, student:                                   not a teacher that is the student itself
         model = load(**load_kwargs(role))                           quantisation
         after_load(model, role)
     for model in teacher, student:
         on_evaluate(model, teacher, ...)                            evaluation metrics and probes, before training
+    on_measured(0, measured, "student");  on_measured(0, measured, "teacher")
     model = add_adapter(student, batches, total_steps, rng)         everything else is frozen
     base_weights(model);  save_adapter(model, path)                 tried once, in a folder that is removed
     load_kwargs("student");  after_load(copy, "student");  load_adapter(copy, path)    logits are compared
@@ -46,16 +48,20 @@
         penalty(model, progress)                                    added to the loss, once a step
         clip, optimizer.step();  rate(step + 1, total_steps, warmup_steps)
         on_step_end(step, progress, model, metrics, name)
-        every logging_steps, evaluation and save, but not after the last step:
+        every logging_steps, evaluation and save, and after the last step:
             for line in those that are new in metrics.jsonl:
+                on_log(line)
+            for line in the same, but not after the last step:
                 should_stop(step, metrics, None)
         every eval_steps, but not after the last step:
-            on_evaluate(model, teacher, ...);  should_stop(step, metrics, measured)
+            on_evaluate(model, teacher, ...);  on_measured(step, measured, "student")
+            should_stop(step, metrics, measured)
         every save_steps, and after the last step:
             state_dict();  on_save(model, path)
-    on_evaluate(model, teacher, ...)
+    on_evaluate(model, teacher, ...);  on_measured(step, measured, "student")
     base_weights(model);  save_adapter(model, path);  on_train_end(model, result)
     load_kwargs("student");  after_load(copy, "student");  load_adapter(copy, path)    logits are compared
+    close_tracker()                                                 also after a failure or an interruption
     in `neoplug export`, after the run:
         model = load_adapter(student, path);  merge_adapter(model)
     in `neoplug preview`, without models:
@@ -95,4 +101,5 @@ HOOKS_OF_SECTION: dict[str, tuple[str, ...]] = {
     "stops": ("should_stop",),
     "treatments": ("edit_batch", "penalty", "on_step_end", "prepare_student", "after_load", "on_train_end"),
     "probes": ("on_evaluate", "on_step_end", "on_save", "on_train_end"),
+    "trackers": ("on_log", "on_measured"),
 }

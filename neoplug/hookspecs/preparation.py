@@ -144,6 +144,24 @@ def cache_folder() -> Path:
 @answers("all")
 @returns("nothing")
 @version_added("0.1")
+def open_tracker(path: Path, config: dict[str, Any], group: str | None) -> None:
+    """Begin to record a run. Called on the main process before models are loaded, and again when a run is resumed.
+
+    An error of this hook, of `on_log`, `on_measured` or `close_tracker` ends no run: it is logged, and these hooks of
+    the plugin are not called again.
+
+    path    the run directory, whose name is that of the run. A tracker that writes files there has a folder of its own
+            in `path / "trackers"`
+    config  a copy of the resolved recipe
+    group   what the run belongs to, such as the name of a study; None: nothing
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("all")
+@returns("nothing")
+@version_added("0.1")
 def after_load(model: PreTrainedModel, role: Role) -> None:
     """Change a loaded model in place, for example to prepare it for k-bit training.
 

@@ -125,3 +125,12 @@ def on_train_end(model: torch.nn.Module, result: dict[str, Any]) -> None:
     result  what result.json will hold
     """
     raise NotImplementedError
+
+
+@hookspec
+@answers("all")
+@returns("nothing")
+@version_added("0.1")
+def close_tracker() -> None:
+    """Write what is buffered, and end the record of the run. Called on the main process, however the run ends."""
+    raise NotImplementedError

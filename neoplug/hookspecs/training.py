@@ -5,7 +5,7 @@ N answer tokens, V shared vocabulary; the package has the run in pseudocode and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from neoplug.answers.rules import answers, returns, version_added
 from neoplug.hookspecs.markers import hookspec
@@ -197,5 +197,33 @@ def should_stop(step: int, metrics: dict[str, Any], measured: dict[str, Any] | N
     metrics   the line, with all its keys; of an evaluation, the last line before it
     measured  the evaluation that was just made, its metrics and `probes`; None where a line was written
     returns   a sentence for the result's `stop_reason`, or None
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("all")
+@returns("nothing")
+@version_added("0.1")
+def on_log(line: dict[str, Any]) -> None:
+    """Record a line of metrics.jsonl. Called on the main process for each line in its order, when lines are written.
+
+    A resumed run repeats the steps after its checkpoint, and their lines.
+
+    line  a copy of the line: `step`, optimizer steps done, and nested maps as `losses`; every number is finite
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("all")
+@returns("nothing")
+@version_added("0.1")
+def on_measured(step: int, measured: dict[str, Any], whose: Literal["student", "teacher"]) -> None:
+    """Record an evaluation. Called on the main process after each, that before training included.
+
+    step      optimizer steps done, 0 before training
+    measured  a copy of its metrics and `probes`, as result.json has them
+    whose     which model was measured
     """
     raise NotImplementedError

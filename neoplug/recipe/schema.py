@@ -46,6 +46,7 @@ PLUGIN_MAPS: dict[tuple[str, ...], str] = {
     ("stops",): "stops",
     ("treatments",): "treatments",
     ("probes",): "probes",
+    ("trackers",): "trackers",
     ("teacher", "load"): "teacher.load",
     ("teacher", "cache"): "teacher.cache",
     ("student", "load"): "student.load",
@@ -316,6 +317,7 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     treatments: Options = {}
     probes: Options = {}
+    trackers: Options = {}
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: Text | None = None
     report_to: Text | list[Text] = "none"
@@ -331,14 +333,6 @@ class Recipe(Section):
             if find_spec(name) is None:
                 raise ValueError(f"`report_to` names {name}, which is not installed: `pip install {name}`")
         return report_to
-
-    @property
-    def trackers(self) -> list[str]:
-        """The names of the trackers that the run reports to: `all` is whatever is installed."""
-        if self.report_to == "all":
-            return [name for name in TRACKERS if find_spec(name)]
-        named = [self.report_to] if isinstance(self.report_to, str) else self.report_to
-        return [name for name in dict.fromkeys(named) if name != "none"]
 
     @property
     def taught_by(self) -> Literal["base", "ema"] | None:

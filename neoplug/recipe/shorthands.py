@@ -1,6 +1,7 @@
 """Keys outside of the maps of plugins that name plugins too: each says in transformers' words what a section says."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -8,7 +9,7 @@ from pydantic import ValidationError
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem
 from neoplug.recipe.metric_checks import prefers_greater
-from neoplug.recipe.schema import Evaluate
+from neoplug.recipe.schema import TRACKERS, Evaluate
 from neoplug.recipe.source import relative_place
 from neoplug.recipe.tree import Tree
 from neoplug.registry import path_of
@@ -16,6 +17,7 @@ from neoplug.registry import path_of
 DEFAULT_SCHEDULE = "cosine"
 LR_SCHEDULER_TYPE = ("train", "lr_scheduler_type")
 EARLY_STOPPING_PATIENCE = ("evaluate", "early_stopping_patience")
+REPORT_TO = ("report_to",)
 
 
 class Shorthand(NamedTuple):
@@ -33,6 +35,7 @@ def shorthands(tree: Tree) -> Iterator[Shorthand]:
         yield Shorthand("schedule", schedule, {}, LR_SCHEDULER_TYPE)
     if options := _early_stopping(tree):
         yield Shorthand("stops", "early_stopping", options, EARLY_STOPPING_PATIENCE)
+    yield from (Shorthand("trackers", name, {}, REPORT_TO) for name in _trackers(tree))
 
 
 def named_twice(tree: Tree) -> Iterator[Problem]:
@@ -63,3 +66,12 @@ def _early_stopping(tree: Tree) -> dict[str, Any]:
     greater = prefers_greater(metric, section.greater_is_better)
     options = {"metric": metric, "patience": patience, "greater_is_better": greater}
     return options | {"threshold": section.early_stopping_threshold}
+
+
+def _trackers(tree: Tree) -> list[str]:
+    """Return the trackers that `report_to` names; `all` are those that are installed and not in the section."""
+    given = tree.get(REPORT_TO)
+    if given == "all":
+        return [name for name in TRACKERS if find_spec(name) and tree.get(("trackers", name)) is None]
+    named = given if isinstance(given, list) else [given]
+    return [name for name in TRACKERS if name in named]  # others are reported with the types of the recipe

@@ -12,7 +12,7 @@ from neoplug.registry.nested import leaves
 from neoplug.runs.publishable import publishable
 
 # Keys of a recipe that have no part in its results, and keys in its sections whose content is compared.
-NO_PART = ("output_dir", "report_to", "reference")
+NO_PART = ("output_dir", "report_to", "trackers", "reference")
 BY_CONTENT = {
     *("model", "revision", "adapter_path", "adapter_revision"),
     *("source", "eval_source", "eval_revision", "chat_template_date"),
@@ -103,7 +103,11 @@ def _sorted_by_kind(lock: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "model": {key: value for key, value in models.items() if ".cache." not in key},
         "data": dict(_flat({key: lock["data"].get(key) for key in ("fingerprint", "chat_template_date")}, "data")),
         "cache": {key: value for key, value in models.items() if ".cache." in key},
-        "plugin": {f"plugins.{without_folder_of_file(name)}": _code(entry) for name, entry in lock["plugins"].items()},
+        "plugin": {
+            f"plugins.{without_folder_of_file(name)}": _code(entry)
+            for name, entry in lock["plugins"].items()
+            if name.partition(".")[0] not in NO_PART
+        },
         "processor": {"hardware.cpu": lock["hardware"]["cpu"], "hardware.gpus": lock["hardware"]["gpus"]}
         | {"computation.device": computation["device"], "platform": lock["platform"]},
         "threads": {"computation.threads": computation["threads"]},

@@ -29,7 +29,7 @@ HEAD = 8192  # bytes at the start of a file; one with a zero byte among them is 
 MODELS: tuple[Key, ...] = (("student", "model"), ("teacher", "model"))
 IMPORTABLE = "a module: to replay, it has to be importable and trusted, --trust python:{}"
 GIVEN = "a class that a Python call gave: to replay, name it as ./FILE.py:{} in the recipe, and run again"
-LEFT_OUT: tuple[Key, ...] = (("output_dir",), ("report_to",))
+LEFT_OUT: tuple[Key, ...] = (("output_dir",), ("report_to",), ("trackers",))
 
 
 @dataclass

@@ -143,7 +143,7 @@ def _recipes(
     original: Original, overrides: Sequence[str], trust: Sequence[str]
 ) -> tuple[ResolvedRecipe, ResolvedRecipe]:
     """Return the recipe, and the one that is replayed: on fewer or more ranks, with the same rows in each step."""
-    silent = {"report_to": "none", "output_dir": None}
+    silent: dict[str, Any] = {"report_to": "none", "trackers": {}, "output_dir": None}
     given = original.load(overrides, trust, silent)
     before, now = original.lock["computation"]["ranks"], int(os.environ.get("WORLD_SIZE", "1"))
     rows = given.recipe.train.gradient_accumulation_steps * before

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 # What a run writes before its first step.
 BEFORE_TRAINING = {
     *("recipe.yaml", "lock.json", "contents.json", "result.json", "metrics.jsonl", "log.txt", ".lock"),
-    *("evaluation", "checkpoints", "tensorboard", "mlflow", "wandb"),  # folders of trackers
+    *("evaluation", "checkpoints", "tensorboard", "mlflow", "wandb", "trackers"),  # the last ones are of trackers
 }
 
 REQUIRED = ("recipe.yaml", "lock.json")  # in each run directory

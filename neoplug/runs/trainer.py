@@ -26,6 +26,7 @@ from neoplug.models.stored_adapter import load_adapter_weights
 from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe
 from neoplug.recipe.loss_weights import Weight
+from neoplug.registry import Plugins
 from neoplug.runs.adapted_weights import add_adapter
 from neoplug.runs.artifacts import save_student, write_card
 from neoplug.runs.directory import RunDir
@@ -86,8 +87,8 @@ class Trainer:
         failures = FailureWriter(self.directory, self.world, self.stop)
         if self.world.is_main:
             self.directory.continue_from(self.state.step, self.state.metrics_sha256)
-        reported = self.checked.recipe.trackers if self.world.is_main else []
-        self.trackers = Trackers(reported, self.directory.path, self.checked.resolved(), self.group)
+        self.trackers = Trackers(self.checked.plugins if self.world.is_main else Plugins({}))
+        self.trackers.open(self.directory.path, self.checked.resolved(), self.group)
         try:
             return self.train_and_evaluate(earlier)
         except SystemExit as error:  # raised by a plugin: the run has failed, whatever the exit code
@@ -96,7 +97,7 @@ class Trainer:
         except (Exception, ImmediateStop) as error:
             raise failures.write(error, self.state, self.last_step)  # noqa: B904 (`error` itself, or one that it caused)
         finally:
-            self.trackers.finish()
+            self.trackers.close()
 
     @property
     def last_step(self) -> int:
@@ -276,7 +277,7 @@ class Trainer:
         for line in lines:
             logger.debug("step %d: loss %.6g, gradient %.4g", line["step"], line["loss"], line["grad_norm"])
             self.progress.step(line)
-            self.trackers.step(line)
+            self.trackers.log(line)
 
     def save_checkpoint(self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
         """Write a checkpoint on the main process, with the plugin states of all ranks."""

@@ -18,6 +18,7 @@ OWNED = {
     "seed": "`seeds` of the study has the seeds",
     "output_dir": "the runs of a study are in its folder",
     "report_to": "the runs of a study report to the same trackers",
+    "trackers": "the runs of a study report to the same trackers",
     "reference": "it says what one recipe reproduces, and an arm is another recipe",
     "format": "the arms are recipes of one format",
     "extends": "the arms change one base",

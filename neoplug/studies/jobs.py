@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 Kind = Literal["search", "test"]
 
 DIGITS = 16  # of an id
-NO_PART = ("seed", "output_dir", "report_to", "reference")  # keys of a recipe that the hash of a trial leaves out
+NO_PART = (
+    "seed",
+    "output_dir",
+    "report_to",
+    "trackers",
+    "reference",
+)  # keys of a recipe that the hash of a trial leaves out
 MODEL = ("model", "revision", "adapter_path", "adapter_revision")  # replaced by the content of what they name
 SELECT_MODEL = (*MODEL, "trust_remote_code", "self", "cache")  # those that say which model it is
 SOURCE = ("source", "revision")
@@ -110,7 +116,7 @@ class Identities:
         third_party = sorted(
             [section, entry.target.rpartition(":")[2], entry.version or entry.sha256]
             for (section, _), entry in checked.entries.items()
-            if entry.package != SHIPPED
+            if entry.package != SHIPPED and section not in NO_PART
         )
         record = {"neoplug": version_of("neoplug"), "recipe": self._by_content(values), "plugins": third_party}
         return json.dumps(record, sort_keys=True)

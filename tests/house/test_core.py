@@ -18,6 +18,7 @@ READS = {  # modules that name what is read of the teacher
     "neoplug/testing/conformance.py": {"linear"},
 }
 METRICS = {"cross_entropy", "forward_kl", "reverse_kl", "jsd"}  # as metrics of evaluation, not as losses
+TRACKERS = {"mlflow", "tensorboard", "trackio", "wandb"}
 ALLOWED = {
     **READS,
     "neoplug/cli/export.py": {"lora"},  # the name of its option and of llama.cpp's
@@ -29,7 +30,8 @@ ALLOWED = {
     "neoplug/testing/four_bits.py": {"nf4"},  # how a recipe names 4 bits
     "neoplug/teachers/cached.py": {"linear", "sampled"},  # what is read of a teacher; what metrics say of a signal
     "neoplug/models/stored_adapter.py": {"eva"},  # a value in peft's files
-    "neoplug/recipe/schema.py": {"adamw"},  # the default optimizer
+    "neoplug/recipe/schema.py": {"adamw", *TRACKERS},  # the default optimizer; what `report_to` may name
+    "neoplug/runs/directory.py": {"mlflow", "tensorboard", "wandb"},  # folders that these write
     "neoplug/recipe/shorthands.py": {"cosine", "early_stopping"},  # the default schedule; what a key names
     "neoplug/recipe/loss_weights.py": {"constant", "cosine", "linear"},  # of the weight of a loss
     "neoplug/studies/report/figures/curves.py": {"linear"},  # of an axis

@@ -337,6 +337,7 @@ def test_every_section_names_hooks_and_every_hook_how_many_may_implement_it():
         "token_weights",
         "treatments",
         "probes",
+        "trackers",
     }
     assert {hook for hooks in hookspecs.HOOKS_OF_SECTION.values() for hook in hooks} <= set(SPECS)
     assert all(spec.answers in ("all", "each loss", "exactly one", "at most one") for spec in SPECS.values())

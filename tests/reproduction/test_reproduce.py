@@ -133,7 +133,8 @@ def test_each_difference_of_the_stack_has_its_kind_and_tolerance(original, comma
 def test_cores_memory_and_trackers_are_no_difference(original, command):
     lock = original.lock
     lock["hardware"] |= {"cores": 999, "memory_bytes": 1}
-    original.write(lock=lock, recipe=original.recipe | {"report_to": "none", "output_dir": "elsewhere"})
+    lock["plugins"]["trackers.theirs"] = {"package": "their-package", "version": "1.0", "target": "theirs:Theirs"}
+    original.write(lock=lock, recipe=original.recipe | {"trackers": {"theirs": {}}, "output_dir": "elsewhere"})
     assert command("reproduce", original.run, "--dry-run", "--json").json["differences"] == []
 
 

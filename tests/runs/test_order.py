@@ -26,8 +26,9 @@ TIMES = {
     "for step in range(max_steps)": lambda step: STEPS,
     "for batch in the step's micro-batches": lambda step: MICRO_BATCHES,
     "for chunk of the batch's answer tokens": lambda step: 1,
-    "every logging_steps, evaluation and save, but not after the last step": lambda step: step in (2, 3),
-    "for line in those that are new in metrics.jsonl": lambda step: {2: 2, 3: 1}[step],
+    "every logging_steps, evaluation and save, and after the last step": lambda step: step in (2, 3, 4),
+    "for line in those that are new in metrics.jsonl": lambda step: {2: 2, 3: 1, 4: 1}[step],
+    "for line in the same, but not after the last step": lambda step: {2: 2, 3: 1, 4: 0}[step],
     "every eval_steps, but not after the last step": lambda step: step % EVAL_STEPS == 0 and step != STEPS,
     "every save_steps, and after the last step": lambda step: step % SAVE_STEPS == 0 or step == STEPS,
     "in `neoplug export`, after the run": lambda step: 1,
@@ -153,6 +154,25 @@ class Stops:
 
 
 @dataclass(eq=False)
+class Tracks:
+    @hookimpl
+    def open_tracker(self):
+        record("open_tracker")
+
+    @hookimpl
+    def on_log(self):
+        record("on_log")
+
+    @hookimpl
+    def on_measured(self):
+        record("on_measured")
+
+    @hookimpl
+    def close_tracker(self):
+        record("close_tracker")
+
+
+@dataclass(eq=False)
 class Schedules:
     @hookimpl
     def rate(self):
@@ -274,6 +294,7 @@ def test_a_run_calls_its_hooks_in_the_order_of_the_pseudocode(lab, monkeypatch, 
         loss={"./recorders.py:Open": {}, "./recorders.py:Closed": {}},
         token_weights={"./recorders.py:Weighs": {}},
         treatments={"./recorders.py:Treats": {}},
+        trackers={"./recorders.py:Tracks": {}},
         train={
             "max_steps": STEPS, "gradient_accumulation_steps": MICRO_BATCHES, "save_steps": SAVE_STEPS,
             "per_device_train_batch_size": 1,

@@ -68,6 +68,7 @@ def test_the_id_does_not_depend_on_places_names_order_and_where_a_run_is_reporte
     (there.folder / "rows.jsonl").rename(there.folder / "other.jsonl")
     (there.folder / "student").rename(there.folder / "pupil")
     changed = {**BASE, "student": {"model": "./pupil"}, "output_dir": "elsewhere", "seed": 77, "report_to": "none"}
+    changed["trackers"] = {"tensorboard": {}}
     changed["reference"] = {"claim": "it works", "source": "a paper"}
     changed["data"] = {"held_out": 2, "source": "./other.jsonl", "chat_template": "./chat.jinja", "split": "train"}
     there.write("base.yaml", dict(reversed(changed.items())))

@@ -95,10 +95,10 @@ def test_a_job_that_is_done_is_not_repeated(performed):
 
 
 def test_trackers_group_the_runs_of_a_study(study_lab, tmp_path, monkeypatch):
-    from neoplug.runs import trackers
+    from neoplug_trackers.tensorboard import TensorBoard
 
-    groups, make = [], trackers._tracker
-    monkeypatch.setattr(trackers, "_tracker", lambda *given: groups.append(given[-1]) or make(*given))
+    groups, make = [], TensorBoard.make
+    monkeypatch.setattr(TensorBoard, "make", lambda *given: groups.append(given[-1]) or make(*given))
     base = {"extends": "base.yaml", "report_to": "tensorboard"}
     directory, (job,) = study_lab.hand_out(tmp_path / "out", [(0, "test", 1, {})], base=base, name="robust")
     Worker(directory.path)(job)

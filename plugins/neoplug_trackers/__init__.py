@@ -1,0 +1,1 @@
+"""Trackers of experiments, for the section `trackers` or for `report_to`."""
