@@ -65,10 +65,13 @@ def train(session: Trainer, line: Connection) -> None:
     line.send({"begin_seconds": perf_counter() - started, "parameters": trained})
     student, checked = session.loader.verify_student(module, name), session.checked
     optimizer = make_optimizer(module, checked.plugins, checked.recipe.train.learning_rate)
-    schedule = make_schedule(optimizer, checked.recipe.train, STEPS)
+    schedule = make_schedule(optimizer, checked.plugins, checked.recipe.train, STEPS)
     config = session.loop_config(student, None, FullRows(session.inputs.corpus), ENDLESS, optimizer, schedule)
     metrics = Metrics(weights_vary=False, write=lambda lines: None)
-    events = replace(session.loop_events(config, []), metrics=metrics, save=lambda step: None, stop_requested=turns)
+    events = replace(
+        session.loop_events(config, []), metrics=metrics, save=lambda step: None, ends_early=lambda step: False,
+        stop_requested=turns,
+    )  # fmt: skip
     turns.wait()
     distil(config, events)
     line.send({"disk_bytes": save(module, checked, session.inputs, session.directory)})

@@ -218,6 +218,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes, stored: str 
         on_calibrated=lambda weights: None,
         save=lambda step: None,
         evaluate=lambda step: None,  # type: ignore[arg-type,return-value]
+        ends_early=lambda step: False,
         stop_requested=end,
     )
     keep_freed()  # as `neoplug run` does

@@ -23,6 +23,7 @@ from neoplug.errors.messages import (
     did_you_mean,
     innermost,
     line_in,
+    place_of,
     plugin_errors,
 )
 from neoplug.errors.text import redacted
@@ -47,6 +48,7 @@ __all__ = [
     "did_you_mean",
     "innermost",
     "line_in",
+    "place_of",
     "plugin_errors",
     "redacted",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.metadata import entry_points
 from itertools import islice
 from linecache import getline, getlines
 from traceback import walk_tb
@@ -124,7 +125,7 @@ class DiskError(RunError):
 class PluginError(RunError):
     """A plugin's hook that failed: it raised an exception, which is the `__cause__`, or its answer is refused.
 
-    place  file:line; empty where there is no source
+    place  file:line, and the package with its version; empty where there is no source
     log    the file that holds the traceback; None where there is no run directory yet
     """
 
@@ -135,8 +136,8 @@ class PluginError(RunError):
         super().__init__(plugin, hook)
         self.plugin = plugin
         self.what = f"the plugin `{plugin}` failed in `{hook}`: {type(error).__name__}: {error}"
-        called = _lines(error)[2:3]  # frame 0 is `plugin_errors`, frame 1 the call inside it
-        self.place = "".join(f"{file}:{line}" for file, line in called)
+        for frame, line in islice(walk_tb(error.__traceback__), 2, 3):  # 0 is `plugin_errors`, 1 the call inside it
+            self.place = f"{frame.f_code.co_filename}:{line}{_of_package(frame.f_globals.get('__name__'))}"
 
     def __str__(self) -> str:
         more = f"{self.log} holds the traceback" if self.log else "`neoplug --traceback ...` shows the traceback"
@@ -153,11 +154,26 @@ class AnswerError(PluginError):
     def __init__(self, plugin: str, hook: str, what: str, why: str, fix: str, function: Callable[..., Any]) -> None:
         RunError.__init__(self, plugin, hook)
         self.plugin, self.what, self.why, self.fix = plugin, what, why, fix
-        self.place = definition(function)
+        self.place = place_of(function)
 
     def __str__(self) -> str:
         place = [f"at: {self.place}"] if self.place else []
         return "\n".join([self.what, *place, f"why: {self.why}", f"fix: {self.fix}"])
+
+
+def _of_package(module: str | None) -> str:
+    """Return, in brackets, the package with its version that registers a plugin of this module; empty for neoplug's."""
+    top = (module or "").partition(".")[0]
+    for entry in entry_points(group="neoplug"):
+        if entry.dist and entry.dist.name != "neoplug" and entry.module.partition(".")[0] == top:
+            return f" ({entry.dist.name} {entry.dist.version})"
+    return ""
+
+
+def place_of(function: Callable[..., Any]) -> str:
+    """Return `file:line` of a plugin's method, and its package with the version; empty where there is no source."""
+    found = definition(function)
+    return found and found + _of_package(getattr(function, "__module__", None))
 
 
 def definition(function: Callable[..., Any]) -> str:

@@ -14,7 +14,7 @@ from neoplug import hookspecs
 from neoplug.answers.checks import WORDS, before_call, read_answer
 from neoplug.answers.plain_values import Refusal
 from neoplug.answers.rules import Returns
-from neoplug.errors import AnswerError, Problem, RecipeError, UsageError, plugin_errors
+from neoplug.errors import AnswerError, Problem, RecipeError, UsageError, place_of, plugin_errors
 from neoplug.errors import Path as Key
 from neoplug.registry.discovery import GROUP
 from neoplug.registry.opened_source import OpenedSource
@@ -194,6 +194,10 @@ class Plugins:
         Each function takes all arguments of the hook by keyword.
         """
         return {call.name if section else call.label: call for call in self._of(hook, section)}
+
+    def places(self, hook: str) -> dict[str, str]:
+        """Return {label: file:line, with the package} of the implementations of `hook`."""
+        return {call.label: place_of(call.function) for call in self._of(hook, None)}
 
     def instances(self) -> dict[str, Any]:
         """Return {label: instance} of all plugins."""

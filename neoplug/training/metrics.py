@@ -6,7 +6,7 @@ so a checkpoint that is saved after one holds none of them. K losses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
 from time import perf_counter
@@ -61,6 +61,7 @@ class Metrics:
     write         called with the lines of a flush
     gather        returns the values of all ranks
     row_name      returns the name of a source row for error messages
+    places        token weight -> where its method is, for error messages
     last_step     the last step that was added, or the one that the run goes on from
     """
 
@@ -69,6 +70,7 @@ class Metrics:
     gather: Callable[[list[int]], list[int]] = list
     row_name: Callable[[int], str] = str
     last_step: int = 0
+    places: Mapping[str, str] = field(default_factory=dict)
     pending: list[StepValues] = field(default_factory=list)
 
     def add(self, step: StepValues) -> None:
@@ -151,10 +153,11 @@ class Metrics:
         plugins = [names[number] for number in sorted(set(invalid))]
         if plugins:
             fault = f"{' and '.join(f'`{name}`' for name in plugins)} gave a token a weight below 0, or an infinite one"
-            fix = f"fix the token weight; `neoplug check {plugins[0]}` finds the smallest example"
+            fix = f"fix its `token_weight`; `neoplug check {plugins[0]}` finds the smallest example"
         kind = RunError if plugins else DivergenceError
+        at = "".join(f"at: {self.places[name]}\n" for name in plugins if self.places.get(name))
         return kind(
-            f"step {step.host_values['step']}: {fault}\n{role} (numbered from 0 in the source): {listed}\n"
+            f"step {step.host_values['step']}: {fault}\n{at}{role} (numbered from 0 in the source): {listed}\n"
             "why: the update would make every trainable parameter NaN or infinite; nothing of this step was saved\n"
             f"fix: {fix}"
         )

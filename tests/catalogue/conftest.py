@@ -43,7 +43,7 @@ class Outcomes:
     def pytest_runtest_logreport(self, report):
         named = re.search(r"test_adapters\.py::test_a_property_of_adapters\[(\w+)-(\w+)\]", report.nodeid)
         if named and (report.when == "call" or report.outcome != "passed"):
-            name, adapter = named.groups()
+            adapter, name = named.groups()
             worst = "failed" in (report.outcome, self.found[adapter].get(name))
             self.found[adapter][name] = "failed" if worst else report.outcome
             self.file.write_text(json.dumps(self.before | self.found, indent=1, sort_keys=True) + "\n")

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import tomllib
 
 import pytest
 
@@ -10,6 +9,7 @@ from neoplug import recipe
 from neoplug.cli.new import PLACES, new
 from neoplug.recipe.source import shipped
 from tests.commands import Script
+from tests.packages import install
 
 RUN_TESTS = "import pytest, sys; sys.path.insert(0, 'src'); sys.exit(pytest.main(['-q', '-W', 'error']))\n"
 RUFF = ("--isolated", "--line-length", "120")
@@ -27,17 +27,7 @@ def package(request, tmp_path_factory):
 def on_the_path(package, monkeypatch):
     """Make the package importable with its entry points, as pip does; return the kind and its metadata."""
     kind, folder = package
-    metadata = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-    info = folder / "src" / f"{metadata['name'].replace('-', '_')}-{metadata['version']}.dist-info"
-    info.mkdir(exist_ok=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {metadata['name']}\nVersion: {metadata['version']}\n")
-    groups = "".join(
-        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
-        for group, points in metadata["entry-points"].items()
-    )
-    (info / "entry_points.txt").write_text(groups)
-    monkeypatch.syspath_prepend(str(folder / "src"))
-    return kind, metadata
+    return kind, install(folder, monkeypatch)
 
 
 def test_its_tests_pass(package, tmp_path):

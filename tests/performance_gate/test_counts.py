@@ -125,7 +125,14 @@ def step(closed):
         settings=Train(max_steps=9), total_steps=9, eval_steps=None, seed=0,
     )  # fmt: skip
     metrics = SimpleNamespace(add=done)
-    events = LoopEvents(metrics=metrics, on_calibrated=done, save=done, evaluate=done, stop_requested=lambda: False)
+    events = LoopEvents(
+        metrics=metrics,
+        on_calibrated=done,
+        save=done,
+        evaluate=done,
+        ends_early=lambda step: False,
+        stop_requested=lambda: False,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "BLOCK", BLOCK * VOCABULARY)
         patch.setattr(objective, "TILE", TILE * VOCABULARY)
