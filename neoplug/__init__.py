@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from neoplug.errors import OptionError, Problem, RecipeError, RunError, UsageError, did_you_mean
-from neoplug.hookspecs import Reads, Role, Source, hookimpl
+from neoplug.hookspecs import API_VERSION, Reads, Role, Source, hookimpl
 
 if TYPE_CHECKING:
     from neoplug.data.batch import Batch, Document, collate
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from neoplug.training.divergence import Divergence, Softened, log_mixture
 
 __all__ = [
+    "API_VERSION",
     "AdaptableWeight",
     "AdapterTraits",
     "Batch",

@@ -73,6 +73,16 @@ def version_added(version: str) -> Callable[[Function], Function]:
     return _mark("version_added", version)
 
 
+def version_changed(version: str, what: str) -> Callable[[Function], Function]:
+    """Record what a version of neoplug changed of a hook, as "gains `position`"; may be given several times."""
+
+    def mark(function: Function) -> Function:
+        changes = (*getattr(function, "version_changed", ()), (version, what))
+        return _mark("version_changed", changes)(function)
+
+    return mark
+
+
 def _mark(name: str, value: Any) -> Callable[[Function], Function]:
     def mark(function: Function) -> Function:
         setattr(function, name, value)

@@ -80,9 +80,9 @@ is a torch.Generator on the CPU, seeded by (seed, plugin name), so that one plug
 """
 
 from neoplug.hookspecs import preparation, results, training
-from neoplug.hookspecs.markers import Reads, Role, Source, hookimpl, hookspec
+from neoplug.hookspecs.markers import API_VERSION, Reads, Role, Source, hookimpl, hookspec
 
-__all__ = ["HOOKS_OF_SECTION", "STAGES", "Reads", "Role", "Source", "hookimpl", "hookspec"]
+__all__ = ["API_VERSION", "HOOKS_OF_SECTION", "STAGES", "Reads", "Role", "Source", "hookimpl", "hookspec"]
 
 # The modules of the specifications; these, and the hooks in each, are in call order.
 STAGES = (preparation, training, results)

@@ -9,6 +9,9 @@ import pluggy
 hookspec = pluggy.HookspecMarker("neoplug")
 hookimpl = pluggy.HookimplMarker("neoplug")
 
+# The version of neoplug that last added to what plugins can use: a hook, an argument, or a name to import.
+API_VERSION = "0.1"
+
 Role = Literal["teacher", "student"]
 # What a loss reads of the teacher, from least to most; a cache that serves one of them serves those before it.
 Reads = Literal["nothing", "linear", "buckets", "full"]

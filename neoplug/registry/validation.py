@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
+from packaging.version import InvalidVersion, Version
+
 from neoplug import hookspecs
 from neoplug.errors import Problem, did_you_mean
 from neoplug.registry.per_class import per_class
@@ -62,6 +64,8 @@ def class_problems(cls: type, section: str | None = None) -> list[Problem]:
     """
     if not is_dataclass(cls):
         return [Problem(f"{cls.__qualname__} is not a dataclass", fix="write @dataclass(eq=False) above the class")]
+    if api := _api_problems(cls):  # others may follow from it
+        return api
     implementations = answered(cls)
     problems = [
         problem for implementation in implementations.values() for problem in _hook_problems(cls, implementation)
@@ -82,6 +86,23 @@ def class_problems(cls: type, section: str | None = None) -> list[Problem]:
             Problem(what, "two plugins with equal options would be treated as one", "write @dataclass(eq=False)")
         )
     return problems + (_section_problems(cls, section, implementations) if section else [])
+
+
+def _api_problems(cls: type) -> list[Problem]:
+    """Return why a class cannot work with this version of the plugin API, by what it requires in `requires_api`."""
+    required = getattr(cls, "requires_api", None)
+    if required is None:
+        return []
+    try:
+        missing = Version(required) > Version(hookspecs.API_VERSION)
+    except (TypeError, InvalidVersion):
+        return [Problem(f"{cls.__qualname__}.requires_api is {required!r}", fix='write a version as text, as "0.1"')]
+    if not missing:
+        return []
+    what = (
+        f"{cls.__qualname__} needs version {required} of the plugin API, and this neoplug has {hookspecs.API_VERSION}"
+    )
+    return [Problem(what, "hooks or arguments that it uses are missing here", "pip install --upgrade neoplug")]
 
 
 def _hook_problems(cls: type, implementation: Implementation) -> list[Problem]:

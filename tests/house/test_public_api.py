@@ -16,8 +16,9 @@ import neoplug.testing
 ROOT = Path(__file__).parents[2]
 
 PUBLIC = [
-    "AdaptableWeight", "AdapterTraits", "Batch", "CodePath", "Divergence", "Document", "OptionError", "Problem",
-    "Recipe", "RecipeError", "Reads", "Role", "RunError", "Softened", "Source", "SparseDistributions", "StatesSignal",
+    "API_VERSION", "AdaptableWeight", "AdapterTraits", "Batch", "CodePath", "Divergence", "Document", "OptionError",
+    "Problem", "Recipe", "RecipeError", "Reads", "Role", "RunError", "Softened", "Source", "SparseDistributions",
+    "StatesSignal",
     "EntriesSignal", "UsageError", "__version__", "adaptable_weights",
     "collate", "confined", "did_you_mean", "evaluate", "export_model", "hookimpl", "log_mixture", "meta_model",
     "quiet_peft", "reload_config",
@@ -32,7 +33,7 @@ TESTING = [
     "check_source", "check_splits", "check_stop", "check_teacher_gradient", "check_token_weight", "check_treatment",
     "check_zero_where_equal", "examine", "examples", "value",
 ]  # fmt: skip
-NOT_DOCUMENTED = {"__version__", "CodePath", "Reads", "Role"}  # a string and types have no docstring
+NOT_DOCUMENTED = {"API_VERSION", "__version__", "CodePath", "Reads", "Role"}  # a string and types have no docstring
 
 # Import paths that earlier documentation named: path -> whether it is deprecated.
 PROMISED = {

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+KEPT = Path(__file__).parent / "kept"  # wheels of the example package, each as it was built for a version of neoplug
 SOURCES = (
     "LICENSE",
     "README.md",
@@ -102,9 +103,10 @@ def installed(folder: Path, *packages: Path) -> Installation:
 
 @pytest.fixture(scope="session")
 def with_new_package(installation, wheels, tmp_path_factory):
-    """Return a venv with neoplug and a package that `neoplug new` wrote."""
+    """Return a venv with neoplug, a package that `neoplug new` wrote, and the example package as built for 0.1."""
     folder = tmp_path_factory.mktemp("new")
     answer = installation.neoplug("new", "loss", "my_loss", "--output", folder / "package")
     assert answer.code == 0, answer.err
     build_wheel(folder / "package", folder)
-    return installed(tmp_path_factory.mktemp("venv_new"), *wheels.glob("neoplug-*.whl"), *folder.glob("*.whl"))
+    packages = (*folder.glob("*.whl"), *KEPT.glob("*.whl"))
+    return installed(tmp_path_factory.mktemp("venv_new"), *wheels.glob("neoplug-*.whl"), *packages)
