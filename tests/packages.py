@@ -1,5 +1,6 @@
 """Packages of plugins on the path with their entry points, as pip installs them, without pip."""
 
+import sys
 import tomllib
 
 
@@ -19,4 +20,7 @@ def install(project, monkeypatch):
     ]
     (info / "entry_points.txt").write_text("\n".join(groups) + "\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(project / "src"))
+    own = {path.name for path in (project / "src").iterdir()}
+    for module in [name for name in sys.modules if name.partition(".")[0] in own]:  # of another copy of the package
+        del sys.modules[module]
     return metadata

@@ -50,7 +50,7 @@ def test_adaloras_orthogonality_is_in_the_objective(lab):
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("lily", "the change depends on the token"), ("adaption_prompt", "no weight can represent")]
+    ("name", "why"), [("lily", "the change depends on the input"), ("adaption_prompt", "no weight can represent")]
 )
 def test_an_adapter_that_cannot_be_merged_is_not_exported(lab, name, why):
     run = lab.run("run", adapter={name: {}}, train={"max_steps": 2})
