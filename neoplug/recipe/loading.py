@@ -24,6 +24,7 @@ from neoplug.recipe.schema import (
     PLUGIN_MAPS,
     SECTIONS,
     Recipe,
+    Train,
     field_at,
     fields_of,
     is_plugin_map,
@@ -280,7 +281,8 @@ def _resolve(recipe: Recipe, found: FoundPlugins, tree: Tree) -> tuple[dict[str,
                 section[key][full_name] = _options(plugin, tree.get(plugin.path) or {}, found)
                 in_tree[*plugin_map, full_name] = plugin.path
             elif plugin.path == LR_SCHEDULER_TYPE:
-                values["train"]["lr_scheduler_type"] = _full_name(plugin.name, plugin.entry)
+                train = values["train"] | {"lr_scheduler_type": _full_name(plugin.name, plugin.entry)}
+                values["train"] = {key: train[key] for key in Train.model_fields if key in train}  # in its order
     origins: dict[Key, str] = {}
     for leaf, _ in leaves(values):
         path = next((in_tree[leaf[:end]] + leaf[end:] for end in (2, 3, 5) if leaf[:end] in in_tree), leaf)
