@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from neoplug.answers.edited_batch import EditedBatch
+from neoplug.answers.edited_documents import read_documents
 from neoplug.answers.plain_values import Refusal, number, plain
 from neoplug.errors import Problem
 
@@ -278,6 +279,12 @@ def _transformers_model(_rule: Returns, answer: Any, _arguments: Arguments, _bef
     return answer
 
 
+def _documents(_rule: Returns, answer: Any, arguments: Arguments, _before: Any) -> tuple[Any, ...]:
+    limits = ("vocabulary", "longest", "teacher_is_stored")
+    given = {name: arguments[name] for name in limits if name in arguments}
+    return read_documents(answer, arguments["documents"], **given)
+
+
 def _edited_batch(rule: Returns, answer: Any, arguments: Arguments, before: EditedBatch) -> None:
     _expect(answer is None or answer is arguments["batch"], answer, "nothing is read")
     keeps_text, is_stored = (arguments.get(name, False) for name in ("keeps_text", "teacher_is_stored"))
@@ -304,6 +311,7 @@ _STATES: dict[str, Callable[[Arguments], Any]] = {
 }
 _CHECKS: dict[Kind, Callable[[Any, Any, Any, Any], Any]] = {
     "added keys": _added_keys,
+    "documents": _documents,
     "edited batch": _edited_batch,
     "files": _files,
     "folder": _folder,
@@ -328,6 +336,10 @@ _CHECKS: dict[Kind, Callable[[Any, Any, Any, Any], Any]] = {
 # Why the core needs the answer, and what the author of a plugin writes instead; a Refusal may say it more exactly.
 WORDS: dict[Kind, tuple[str, str]] = {
     "added keys": ("result.json holds what the run measured", "add keys to `result` in place; change none"),
+    "documents": (
+        "both models read these documents, and the objective is computed on their answer tokens",
+        "return a list of neoplug.Document; `dataclasses.replace` makes a changed one",
+    ),
     "edited batch": (
         "both models read the edited batch, and the objective is computed on its labels",
         "change `batch` in place; shorten `positions`, `labels` and `rows` together",

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 Function = TypeVar("Function", bound=Callable[..., Any])
 Kind = Literal[
     "added keys",
+    "documents",
     "edited batch",
     "files",
     "folder",

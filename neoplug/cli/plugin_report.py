@@ -95,7 +95,7 @@ def findings(built: Any, hooks: Sequence[str]) -> list[dict[str, Any]]:
     """
     from neoplug.testing import KITS, examine
 
-    kits = [kit for hook, kit in KITS.items() if hook in hooks]
+    kits = list({kit.kind: kit for hook, kit in KITS.items() if hook in hooks}.values())  # two hooks may have the same
     if any(kit.quick for kit in kits) and find_spec("hypothesis") is None:
         raise UsageError(
             "testing properties needs hypothesis, which is not installed\nfix: pip install 'neoplug[check]'"

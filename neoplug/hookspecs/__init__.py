@@ -33,6 +33,8 @@
     state_dict();  on_save(model, path);  load_state_dict(state)    likewise
     for step in range(max_steps):
         for batch in the step's micro-batches:                      all edits of a step come before its first loss
+            for row of the batch:
+                edit_documents(documents, progress, rng)            the batch is made of what the last one returns
             edit_batch(batch, progress, rng)
         for batch in the step's micro-batches:
             with `teacher.cache`:                                   in a thread, while the batch before is trained on
@@ -66,7 +68,7 @@
         model = load_adapter(student, path);  merge_adapter(model)
     in `neoplug preview`, without models:
         check(recipe);  open_source()
-        edit_batch(batch, progress, rng)                            for each micro-batch that it shows
+        edit_documents(documents, progress, rng);  edit_batch(batch, progress, rng)    of each micro-batch that it shows
 
 Imported by `registry` and by all layers above it. Does not belong here: how hooks are called (`registry`) and how
 answers are checked (`answers`).
@@ -99,7 +101,15 @@ HOOKS_OF_SECTION: dict[str, tuple[str, ...]] = {
     "optimizer": ("make_optimizer", "param_groups"),
     "schedule": ("rate",),
     "stops": ("should_stop",),
-    "treatments": ("edit_batch", "penalty", "on_step_end", "prepare_student", "after_load", "on_train_end"),
+    "treatments": (
+        "edit_batch",
+        "penalty",
+        "edit_documents",
+        "on_step_end",
+        "prepare_student",
+        "after_load",
+        "on_train_end",
+    ),
     "probes": ("on_evaluate", "on_step_end", "on_save", "on_train_end"),
     "trackers": ("on_log", "on_measured"),
 }

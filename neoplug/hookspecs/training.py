@@ -11,10 +11,12 @@ from neoplug.answers.rules import answers, returns, version_added
 from neoplug.hookspecs.markers import hookspec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import Generator, Tensor
 
-    from neoplug.data.batch import Batch
+    from neoplug.data.batch import Batch, Document
 
 SPARSE_ARGUMENTS = ("student", "ids", "probabilities", "rest", "teacher_entropy", "labels")
 
@@ -30,6 +32,27 @@ def rate(step: int, total_steps: int, warmup_steps: int) -> float:
     total_steps   optimizer steps of the whole run
     warmup_steps  `train.warmup_steps`, in steps; a schedule without a warm-up does not take the argument
     returns       finite, at least 0, and the same for the same arguments: a resumed run asks only for its own steps
+    """
+    raise NotImplementedError
+
+
+@hookspec
+@answers("all")
+@returns("documents")
+@version_added("0.1")
+def edit_documents(documents: Sequence[Document], progress: float, rng: Generator) -> Sequence[Document]:
+    """Return the documents of a training row as the models are to read them: changed, fewer, or none.
+
+    Places of answer tokens, labels, the teacher's texts and what token weights count follow from the documents.
+
+    documents  of one row: one, or those that are packed together. Each is a `neoplug.Document`, which
+               `dataclasses.replace` copies with changes: `input_ids` and `loss_mask` are the student's text, and
+               `teacher_ids` and `teacher_loss_mask`, where they are not None, what the teacher reads in its place
+    progress   0.0 at the first optimizer step, 1.0 at the last
+    rng        seeded by (seed, plugin name, step, row), so draws depend neither on ranks nor on micro-batches, and a
+               resumed run draws the same numbers
+    returns    documents with as many answer tokens in the teacher's text as in the student's, of tokens that the models
+               share, none longer than the longest of the training data
     """
     raise NotImplementedError
 

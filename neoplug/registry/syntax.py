@@ -5,10 +5,12 @@ A class is read where its module imports it from, and so are its bases, whose ho
 
 import ast
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 from neoplug.errors import did_you_mean
 from neoplug.hookspecs import HOOKS_OF_SECTION
@@ -46,11 +48,15 @@ def summary(entry: Entry) -> Summary:
 
 
 def kind_of(hooks: Collection[str]) -> str:
-    """Return the section in whose list of hooks one of these comes earliest; empty where no section has one."""
+    """Return the section that has one of these hooks; empty where none has.
+
+    Of several it is one that shares the hook with the fewest others; then one in whose list the hook comes earliest.
+    """
+    shared = Counter(chain.from_iterable(HOOKS_OF_SECTION.values()))
     ranks = {
-        section: min(map(listed.index, found))
+        section: min((shared[hook], place) for place, hook in enumerate(listed) if hook in hooks)
         for section, listed in HOOKS_OF_SECTION.items()
-        if (found := set(listed) & set(hooks))
+        if set(listed) & set(hooks)
     }
     return min(ranks, key=ranks.__getitem__, default="")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby, islice
+from itertools import accumulate, chain, groupby, islice
 from typing import TYPE_CHECKING, Any
 
 from neoplug.data import Corpus, Document
 from neoplug.data.batch import Batch, collate
 from neoplug.data.batch_text import BatchDocument, changes, documents_of
+from neoplug.data.encode.text_encoder import Tokenizer
 from neoplug.data.preview_text import Piece, pieces
 from neoplug.runs.inputs import TextInputs, find_models, resolve_text
 from neoplug.runs.progress import Silent
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from neoplug.recipe import ResolvedRecipe
 
 Rows = Sequence[Sequence[Document]]  # of a micro-batch: the documents of each row
+AsRead = tuple[BatchDocument, BatchDocument]  # a document as the student and as the teacher reads it
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def preview(checked: ResolvedRecipe, rows: int) -> Preview:
     with checked.marking():
         text = resolve_text(checked, find_models(checked), Silent())
     corpus, report = text.corpus, text.corpus.report
-    treatments = checked.plugins.implements("edit_batch")
+    edits = (checked.plugins.implements(hook) for hook in ("edit_documents", "edit_batch"))
+    treatments = tuple(dict.fromkeys(chain.from_iterable(edits)))
     batches = treated_batches(checked, corpus) if treatments else untreated_batches(corpus)
     shown = (row for documents, batch in batches for row in row_texts(documents, batch, text))
     return Preview(
@@ -123,16 +126,15 @@ def treated_batches(checked: ResolvedRecipe, corpus: Corpus) -> Iterator[tuple[R
 
 def row_texts(rows: Rows, batch: Batch, text: TextInputs) -> Iterator[RowText]:
     """Yield the text of each row of a micro-batch; one for all where the batch has another number of documents."""
-    before = documents_of(collate([document for row in rows for document in row]))
-    after = list(zip(documents_of(batch), documents_of(batch.for_teacher()), strict=True))
+    before = as_read(collate([document for row in rows for document in row]))
+    after = as_read(batch)
     if len(before) != len(after):
         changed = [f"{len(after)} documents, before {len(before)}"]
         yield row_text(len(rows), before, after, changed, text)
         return
     for end, row in zip(accumulate(map(len, rows)), rows, strict=True):
         part = slice(end - len(row), end)
-        pairs = zip(before[part], after[part], strict=True)
-        found = [changes(old, new, text.tokenizer) for old, (new, _) in pairs]
+        found = [edits(old, new, text.tokenizer) for old, new in zip(before[part], after[part], strict=True)]
         lines = [
             (f"document {number}, " if len(row) > 1 else "") + line
             for number, lines in enumerate(found, start=1)
@@ -141,11 +143,22 @@ def row_texts(rows: Rows, batch: Batch, text: TextInputs) -> Iterator[RowText]:
         yield row_text(1, before[part], after[part], lines, text)
 
 
+def as_read(batch: Batch) -> list[AsRead]:
+    """Return the documents of a micro-batch as each model reads them."""
+    return list(zip(documents_of(batch), documents_of(batch.for_teacher()), strict=True))
+
+
+def edits(before: AsRead, after: AsRead, tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield a line for each change of the student's text, and one where the teacher reads another text of its own."""
+    yield from changes(before[0], after[0], tokenizer)
+    if before[1].ids != after[1].ids != after[0].ids:
+        yield "the teacher reads another text"
+
+
 def row_text(
-    rows: int, before: Sequence[BatchDocument], after: Sequence[tuple[BatchDocument, BatchDocument]],
-    changed: list[str], text: TextInputs,
-) -> RowText:  # fmt: skip
-    """Return the text of documents; `after` has each as the student and as the teacher reads it."""
+    rows: int, before: Sequence[AsRead], after: Sequence[AsRead], changed: list[str], text: TextInputs
+) -> RowText:
+    """Return the text of documents."""
     scored = sum(len(document.labels) for document, _ in after)
     return RowText(
         rows=rows,
@@ -153,7 +166,7 @@ def row_text(
         tokens=sum(len(document.ids) for document, _ in after),
         scored=scored,
         changes=changed,
-        emptied=not scored and any(document.labels for document in before),
+        emptied=not scored and any(document.labels for document, _ in before),
     )
 
 

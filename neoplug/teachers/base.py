@@ -100,7 +100,7 @@ class Teacher(Protocol):
         """Start to load what `signal(batch)` needs, and return without waiting; a teacher in memory does nothing.
 
         The training loop calls it with the next micro-batch while it trains on the current one; the first of a step is
-        announced as it is before `edit_batch`.
+        announced as it is before all edits.
         """
 
     def describe(self) -> dict[str, Any]:

@@ -44,6 +44,7 @@ KITS: dict[str, Kit] = {
     "add_adapter": adapter_kit(),
     "make_optimizer": OPTIMIZER,
     "rate": SCHEDULE,
+    "edit_documents": TREATMENT,
     "edit_batch": TREATMENT,
     "token_loss": LOSS,
     "token_weight": TOKEN_WEIGHT,

@@ -1,4 +1,4 @@
-"""Conformance tests of treatments that edit batches, on batches from a single token to several documents.
+"""Conformance tests of treatments that edit documents or batches, from a single token to several documents.
 
 from neoplug.testing import check_treatment
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from neoplug.data import without_answers
 from neoplug.data.batch import Batch, Document, collate
 from neoplug.errors import NeoplugError
 from neoplug.testing.examples import hook
@@ -22,11 +23,12 @@ from neoplug.testing.hooks import answer, global_seeds
 from neoplug.testing.search import Broken, Kit, properties_of
 
 VOCABULARY = 64
+HOOKS = ("edit_documents", "edit_batch")
 PARTS = ("input_ids", "positions", "labels", "rows")
 
 
 def check_treatment(treatment: Any) -> None:
-    """Test every property of treatments that implement `edit_batch`.
+    """Test every property of treatments that implement `edit_documents` or `edit_batch`.
 
     Raises AssertionError for a property that does not hold, with the smallest of the kit's batches that breaks it.
     """
@@ -37,7 +39,7 @@ class TreatmentProperties:
     """The properties of treatments: each method without underscore, which raises Broken where it does not hold."""
 
     def valid(self, treatment: Any) -> None:
-        """It leaves a batch that the models can read, from the first step to the last."""
+        """It leaves documents and a batch that the models can read, from the first step to the last."""
         for name in BATCHES:
             for progress in (0.0, 0.5, 1.0):
                 _edited(treatment, name, progress=progress)
@@ -66,10 +68,10 @@ class TreatmentProperties:
     def documents(self, treatment: Any) -> None:
         """It leaves the documents of the data set as they are."""
         for name, documents in BATCHES.items():
-            before = [(document.input_ids.copy(), document.loss_mask.copy()) for document in documents]
+            before = [[array.copy() for array in _arrays(document)] for document in documents]
             _edited(treatment, name)
-            for document, (ids, mask) in zip(documents, before, strict=True):
-                if not (np.array_equal(document.input_ids, ids) and np.array_equal(document.loss_mask, mask)):
+            for document, copies in zip(documents, before, strict=True):
+                if not all(map(np.array_equal, _arrays(document), copies)):
                     raise Broken(f"{name}: it writes into the documents, which the next epoch reads again")
 
 
@@ -98,23 +100,37 @@ BATCHES: Mapping[str, list[Document]] = {
 }
 
 
+def _arrays(document: Document) -> list[np.ndarray]:
+    texts = (document, document.as_teacher())
+    return [array for text in texts for array in (text.input_ids, text.loss_mask)]
+
+
 def _edited(treatment: Any, name: str, *, seed: int = 0, progress: float = 0.5) -> Batch:
     """Return a batch after the treatment.
 
     Raises:
         Broken: the treatment raises an error, or leaves a batch that cannot be read.
-        TypeError: it has no `edit_batch`.
+        TypeError: it has neither `edit_documents` nor `edit_batch`.
     """
-    if hook(treatment, "edit_batch") is None:
-        raise TypeError(f"{type(treatment).__name__} has no `edit_batch`")
-    batch, rng = collate(BATCHES[name]), torch.Generator().manual_seed(seed)
+    if not any(hook(treatment, name) for name in HOOKS):
+        raise TypeError(f"{type(treatment).__name__} has neither `edit_documents` nor `edit_batch`")
+    documents, arguments = BATCHES[name], {"progress": progress, "rng": torch.Generator().manual_seed(seed)}
     try:
-        answer(treatment, "edit_batch", batch=batch, progress=progress, rng=rng)
+        if hook(treatment, "edit_documents"):
+            documents = answer(treatment, "edit_documents", documents=documents, **arguments)
+        batch = collate(documents or [without_answers(BATCHES[name][0])])
+        if hook(treatment, "edit_batch"):
+            answer(treatment, "edit_batch", batch=batch, **arguments)
     except NeoplugError as error:
         raise Broken(f"{name}: {error.message().partition(chr(10))[0]}") from error
     return batch
 
 
 def _same(one: Batch, other: Batch) -> bool:
+    texts = ((one, other), (one.for_teacher(), other.for_teacher()))
+    return all(_same_text(*pair) for pair in texts)
+
+
+def _same_text(one: Batch, other: Batch) -> bool:
     parts = (torch.equal(getattr(one, name), getattr(other, name)) for name in PARTS)
     return all(parts) and list(one.lengths) == list(other.lengths)

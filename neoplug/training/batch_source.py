@@ -1,10 +1,10 @@
-"""The training micro-batches of any step, as the models read them: collated, then edited by the plugins."""
+"""The training micro-batches of any step, as the models read them: documents, then batches, edited by the plugins."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from neoplug.data import BatchSampler, Corpus, without_answers
-from neoplug.data.batch import Batch, collate, positions_in_answers
+from neoplug.data.batch import Batch, Document, collate, positions_in_answers
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins
 from neoplug.seeds import generator
@@ -32,9 +32,9 @@ class BatchSource:
     teacher_is_stored: bool = False
 
     def micro_batches(self, step: int, progress: float) -> Iterator[tuple[Batch, bool]]:
-        """Yield the micro-batches of a step on the CPU, after `edit_batch`, each with whether it has rows.
+        """Yield the micro-batches of a step on the CPU, after all edits, each with whether it has documents.
 
-        A rank without rows left processes a document without answer tokens, so that all ranks take part in every
+        A rank without documents left processes one without answer tokens, so that all ranks take part in every
         reduction.
         """
         edits, weighted = self.plugins.functions("edit_batch"), self.plugins.named("token_weight")
@@ -44,16 +44,33 @@ class BatchSource:
             "teacher_is_stored": self.teacher_is_stored,
         }
         for number, rows in enumerate(self.sampler.micro_batches(step, self.rank)):
-            batch = self.collate(step, rows)
-            for name, edit in edits.items() if rows else ():
+            documents = [document for row in rows for document in self.edited(step, row, progress)]
+            batch = self.collate(step, documents or [without_answers(self.corpus.rows[rows[0] if rows else 0][0])])
+            for name, edit in edits.items() if documents else ():
                 rng = generator(self.seed, name, step, number, self.rank)
                 edit(batch=batch, progress=progress, rng=rng, **limits)
             if weighted:
                 batch.in_answer = positions_in_answers(batch.documents)[batch.positions]
-            yield batch, bool(rows)
+            yield batch, bool(documents)
 
-    def collate(self, step: int, rows: Sequence[int]) -> Batch:
-        """Return the micro-batch of these rows before any edit; without rows a document without answer tokens."""
-        documents = [document for row in rows for document in self.corpus.rows[row]]
-        documents = documents or [without_answers(self.corpus.rows[0][0])]
+    def edited(self, step: int, row: int, progress: float) -> Sequence[Document]:
+        """Return the documents of a row after `edit_documents`."""
+        documents: Sequence[Document] = self.corpus.rows[row]
+        for name, edit in self.plugins.functions("edit_documents").items():
+            documents = documents and edit(
+                documents=documents,
+                progress=progress,
+                rng=generator(self.seed, name, step, row),
+                vocabulary=self.vocabulary,
+                longest=max(self.corpus.longest.values()),
+                teacher_is_stored=self.teacher_is_stored,
+            )
+        return documents
+
+    def unedited(self, step: int, rows: Sequence[int]) -> Batch:
+        """Return the micro-batch of these rows before all edits."""
+        return self.collate(step, [document for row in rows for document in self.corpus.rows[row]])
+
+    def collate(self, step: int, documents: Sequence[Document]) -> Batch:
+        """Return the micro-batch of these documents."""
         return replace(collate(documents), epoch=step // self.sampler.steps_per_epoch)

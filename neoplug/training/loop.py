@@ -205,15 +205,15 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
 def following_batch(config: LoopConfig, left: Sequence[tuple[Batch, bool]], step: int) -> Batch | None:
     """Return the next micro-batch: the first of those that are left, else of `step`.
 
-    That is as it is before `edit_batch`, for a teacher without a model; None for any other teacher, after the last
-    step, and where this rank has no rows.
+    That of the next step is as it is before all edits, which leave the text of a teacher without a model as it is. None
+    for any other teacher, after the last step, and where this rank has no rows.
     """
     if left:
         return left[0][0]
     if config.teacher is None or config.teacher.model is not None or step == config.total_steps:
         return None
     rows = config.sampler.micro_batches(step, config.world.rank)[0]
-    return config.batches.collate(step, rows) if rows else None
+    return config.batches.unedited(step, rows) if rows else None
 
 
 def measure_gradient_norms(

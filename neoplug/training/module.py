@@ -88,7 +88,7 @@ def gradient_norms(
 
     The loss is the mean over the answer tokens of all ranks.
 
-    batches  this rank's micro-batches of a step, after `edit_batch`
+    batches  this rank's micro-batches of a step, after all edits
 
     Takes one forward and K backwards per micro-batch, and memory for K gradients. `.grad` is not changed, and a wrapper
     for several ranks is not involved.

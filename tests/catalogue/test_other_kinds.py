@@ -7,13 +7,17 @@ import pytest
 from neoplug.registry import answered, installed
 from neoplug.testing import PREPARATION, PROBE, TREATMENT
 
-KITS = {"edit_batch": TREATMENT, "on_evaluate": PROBE, "prepare_student": PREPARATION}
+KITS = {"edit_documents": TREATMENT, "edit_batch": TREATMENT, "on_evaluate": PROBE, "prepare_student": PREPARATION}
 # Options of the plugins that need some.
 OPTIONS = {
+    "data_fraction": {"fraction": 0.5},
     "label_noise": {"probability": 0.3},
     "multiple_choice": {"tasks": "questions.jsonl"},
     "prune_depth": {"num_hidden_layers": 3},
     "prune_width": {"intermediate_size": 64, "calibration_tokens": 64},
+    "teacher_noise": {"probability": 0.3},
+    "token_dropout": {"probability": 0.3},
+    "truncated_context": {"tokens": 2},
 }
 LM_EVAL = "lm_eval"  # it needs the extra `eval`, and has tests of its own
 

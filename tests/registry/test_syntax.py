@@ -82,6 +82,7 @@ def test_every_built_in_plugin_is_of_a_kind_that_its_imported_class_fits():
         (("add_adapter", "after_load", "on_step_end", "penalty"), "adapter"),
         (("make_optimizer", "param_groups"), "optimizer"),
         (("edit_batch", "after_load", "on_train_end"), "treatments"),
+        (("edit_documents", "after_load"), "treatments"),
         (("on_step_end",), "probes"),
         (("penalty",), "treatments"),
     ],

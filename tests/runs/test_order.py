@@ -25,6 +25,7 @@ TIMES = {
     "for model in teacher, student": lambda step: 2,
     "for step in range(max_steps)": lambda step: STEPS,
     "for batch in the step's micro-batches": lambda step: MICRO_BATCHES,
+    "for row of the batch": lambda step: 1,
     "for chunk of the batch's answer tokens": lambda step: 1,
     "every logging_steps, evaluation and save, and after the last step": lambda step: step in (2, 3, 4),
     "for line in those that are new in metrics.jsonl": lambda step: {2: 2, 3: 1, 4: 1}[step],
@@ -210,6 +211,11 @@ class Treats:
     def check(self):
         record("check")
         return []
+
+    @hookimpl
+    def edit_documents(self, documents):
+        record("edit_documents")
+        return documents
 
     @hookimpl
     def edit_batch(self):

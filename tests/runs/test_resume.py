@@ -100,7 +100,11 @@ class Interruptible:
             "interruptible",
             adapter={"lora": {"r": 4, "lora_dropout": 0.3, "target_modules": ["q_proj", "v_proj"]}},
             loss=LOSS,
-            treatments={"label_noise": {"probability": 0.3}, "./remembers.py:Remembers": {}},
+            treatments={
+                "label_noise": {"probability": 0.3},
+                "token_dropout": {"probability": 0.3},
+                "./remembers.py:Remembers": {},
+            },
             probes={"./trip.py:Trip": {"file": str(self.switch)}},
             evaluate={"eval_steps": 3},
             train={"max_steps": 7, "save_steps": 2, "logging_steps": 1},

@@ -1,6 +1,6 @@
 """The kits of adapters, optimizers, schedules, stops, treatments, probes and preparations find faults by property."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -358,10 +358,58 @@ class WritesIntoDocuments(Noise):
             np.asarray(document.input_ids)[0] += 1
 
 
+@dataclass(eq=False)
+class Reversed:
+    """A correct treatment of documents: the student reads the text before its first answer backwards."""
+
+    @hookimpl
+    def edit_documents(self, documents):
+        return [self.changed(document) for document in documents]
+
+    def changed(self, document):
+        first = int(np.flatnonzero(np.append(document.loss_mask[1:], True))[0])
+        ids = np.append(document.input_ids[:first][::-1], document.input_ids[first:])
+        teacher = document.as_teacher()
+        return replace(document, input_ids=ids, teacher_ids=teacher.input_ids, teacher_loss_mask=teacher.loss_mask)
+
+
+class GloballyShuffled(Reversed):
+    def changed(self, document):
+        ids = document.input_ids[torch.randperm(len(document))]
+        teacher = document.as_teacher()
+        return replace(document, input_ids=ids, teacher_ids=teacher.input_ids, teacher_loss_mask=teacher.loss_mask)
+
+
+class NoisyTeacher(Reversed):
+    """The student's text stays: the fault is in the teacher's alone."""
+
+    def changed(self, document):
+        text = document.as_teacher()
+        ids = text.input_ids[torch.randperm(len(text))]
+        return replace(document, teacher_ids=ids, teacher_loss_mask=text.loss_mask)
+
+
+class LosesAnAnswer(Reversed):
+    def changed(self, document):
+        text = document.as_teacher()
+        return replace(document, teacher_ids=text.input_ids, teacher_loss_mask=np.zeros_like(text.loss_mask))
+
+
+class WritesInPlace(Reversed):
+    def changed(self, document):
+        document.as_teacher().loss_mask[0] ^= True
+        return document
+
+
 @pytest.mark.parametrize(
     ("treatment", "properties"),
     [
         (Noise, set()),
+        (Reversed, set()),
+        (GloballyShuffled, {"repeated", "stateless"}),
+        (NoisyTeacher, {"repeated", "stateless"}),
+        (LosesAnAnswer, {"valid", "repeated", "stateless", "documents"}),
+        (WritesInPlace, {"documents"}),
         (GlobalNoise, {"repeated", "stateless"}),
         (Counting, {"stateless"}),
         (Shortens, {"valid", "repeated", "stateless", "documents"}),
