@@ -38,6 +38,7 @@ def _study(facts: Mapping[str, Any]) -> Study:
     return Study(
         name=str(facts["name"]),
         file=Path(facts["file"]),
+        source=str(facts["file"]),
         overrides=tuple(map(str, facts["overrides"])),
         axes={axis: tuple(map(str, levels)) for axis, levels in facts["axes"].items()},
         arms=tuple(Arm({axis: str(level) for axis, level in levels.items()}) for levels in facts["arms"]),

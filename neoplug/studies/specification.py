@@ -146,6 +146,7 @@ def _study(
     return Study(
         name=file.name or path.stem,
         file=path.resolve(),
+        source=next((name for name, known in shipped().items() if known == path), str(path.resolve())),
         overrides=tuple(overrides),
         axes={axis: tuple(levels) for axis, levels in checks.arms.axes.items()},
         arms=tuple(checks.arms.arms),

@@ -65,6 +65,7 @@ class Study:
 
     name       given in the file, else the stem of the file's name
     file       the study file
+    source     what names it in a command, on any machine where it is shipped: its name; else the path of the file
     overrides  changes to the base, as on the command line
     axes       axis -> its levels, in the order of the file; levels that only further arms have come last
     arms       every arm, in the order of the product; further arms last
@@ -81,6 +82,7 @@ class Study:
 
     name: str
     file: Path
+    source: str
     overrides: tuple[str, ...]
     axes: Mapping[str, tuple[str, ...]]
     arms: tuple[Arm, ...]
@@ -120,7 +122,7 @@ class Study:
         return {
             "format": 1,
             "name": self.name,
-            "file": str(self.file),
+            "file": self.source,
             "overrides": list(self.overrides),
             "axes": {axis: list(levels) for axis, levels in self.axes.items()},
             "arms": [dict(arm.levels) for arm in self.arms],

@@ -231,6 +231,7 @@ def test_every_shipped_study_is_valid(name):
     any_pair = ["teacher.model=any/teacher", "student.model=any/student", "data.source=any/data"]
     study = read(name, any_pair)
     assert all(study.resolve(arm, {}, 0).recipe.student.model == "any/student" for arm in study.arms)
+    assert study.as_dict()["file"] == name  # no path: its directory may be published, and goes on elsewhere
 
 
 def test_recovery_compares_the_losses_on_every_damaged_student_that_its_own_original_teaches():

@@ -30,6 +30,7 @@ def study(**changes):
     given = {
         "name": "robustness",
         "file": Path("robustness.yaml"),
+        "source": "robustness.yaml",
         "overrides": (),
         "axes": axes,
         "arms": tuple(Arm({"adapter": adapter, "loss": loss}) for adapter in ADAPTERS for loss in LOSSES),

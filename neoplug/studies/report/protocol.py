@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -188,4 +189,4 @@ def _name(key: str) -> str:
 
 def _command(material: Material) -> str:
     overrides = "".join(f" {published(one)}" for one in material.study.overrides)
-    return f"neoplug study {material.study.file.name}{overrides} --output DIR"
+    return f"neoplug study {Path(material.study.source).name}{overrides} --output DIR"
