@@ -1,6 +1,7 @@
 """The check of `edit_documents`: the documents of a training row can be read by both models, and their tokens exist.
 
-Documents are numpy arrays on the CPU, so reading their values synchronises nothing.
+Documents are numpy arrays on the CPU, so reading their values synchronises nothing. numpy is imported where an array is
+checked, since the hook `check` is called without it.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from neoplug.answers.plain_values import Refusal
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from neoplug.data.batch import Document
 
 STORED = "the teacher's output is stored, for the original text"
@@ -71,6 +72,8 @@ def _validate_texts(document: Document) -> None:
 
 def _validate_text(ids: Any, mask: Any, *names: str) -> None:
     """Refuse what is no [L] int64 with a mask [L] bool, or has no token."""
+    import numpy as np
+
     for value, kind, name in zip((ids, mask), ("int64", "bool"), names, strict=True):
         if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype != kind:
             raise Refusal.of(value, f"a numpy array [L] of {kind} is expected", name)

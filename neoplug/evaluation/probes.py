@@ -1,9 +1,9 @@
-"""Running of probes: plugins that evaluate a model, for which they can request log-probabilities.
+"""Running of probes: plugins that evaluate a model, for which they can request log-probabilities and hidden states.
 
-t answer tokens of a tile, V shared vocabulary.
+N answer tokens of a batch, t of a tile; V shared vocabulary, H hidden size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,22 +35,31 @@ def probe(
     models = {id(each.module): each for each in (model, teacher) if each is not None}
     held_out = set(map(id, batches))
 
+    def reading(module: nn.Module, batch: Batch) -> tuple[LanguageModel, Batch]:
+        """Return the model of `module`, and the batch as this model reads it."""
+        reader = models[id(module)]
+        if id(batch) not in held_out:  # held-out text is validated, but for prompts that one model reads
+            _validate_shared_vocabulary(batch, reader, tokenizer)
+        return reader, (batch.for_teacher() if reader is teacher else batch).to(reader.device)
+
     def predict(module: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield log-probabilities [t, V] of `module` and the answer tokens [t] as their columns."""
-        predicting = models[id(module)]
-        if id(batch) not in held_out:  # held-out text is validated, but for prompts that one model reads
-            _validate_shared_vocabulary(batch, predicting, tokenizer)
-        batch = (batch.for_teacher() if predicting is teacher else batch).to(predicting.device)
+        predicting, batch = reading(module, batch)
         labels = predicting.head.vocabulary.index(batch.labels)
         for rows, log_q, _ in log_probabilities(predicting.head, predicting.hidden(batch)):
             yield log_q, labels[rows]
+
+    def states(module: nn.Module, batch: Batch, layers: Iterable[int]) -> dict[int, Tensor]:
+        """Return the hidden states [N, H] of layers of `module`, in float32."""
+        reader, batch = reading(module, batch)
+        return {layer: recorded.float() for layer, recorded in reader.states(batch, layers).items()}
 
     training = model.module.training
     model.module.eval()
     teachers_module = None if teacher is None else teacher.module
     answers = plugins.each(
         "on_evaluate", model=model.module, teacher=teachers_module, batches=batches, predict=predict,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer, states=states,
     )  # fmt: skip
     model.module.train(training)
     return answers

@@ -1,6 +1,7 @@
 """Hooks of evaluations, and of what is saved.
 
-N answer tokens, V shared vocabulary; the package has the run in pseudocode and the legend of all hooks.
+N answer tokens of a batch, V shared vocabulary, H hidden size; the package has the run in pseudocode and the legend of
+all hooks.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def on_evaluate(
     batches: Iterable[Batch],
     predict: Callable[[torch.nn.Module, Batch], Iterator[tuple[Tensor, Tensor]]],
     tokenizer: PreTrainedTokenizerBase,
+    states: Callable[[torch.nn.Module, Batch, Iterable[int]], dict[int, Tensor]],
 ) -> dict[str, Any]:
     """Evaluate the model on held-out text or on other data; the result is stored as `probes.NAME`.
 
@@ -37,12 +39,17 @@ def on_evaluate(
     for `teacher.probes` of the result: evaluate `model`, and use `teacher` only to compare the two.
 
     model, teacher  the modules, heads in place; teacher is None where the recipe has none or the teacher is `model`.
-                    A teacher that is the student itself is another module, which runs that of the student
+                    A teacher that is the student itself is another module, which runs that of the student,
+                    its `module`, in another state: with the adapter off, or with averaged weights
     batches         held-out batches on the device; may be iterated over several times
     predict         predict(model, batch) yields (log-probabilities [n, V] float32, labels [n]) for each chunk of the
                     batch's answer tokens, in order. The batch may come from `neoplug.collate`; V is the vocabulary that
                     teacher and student share
     tokenizer       of the student; a shared token has the same id in the teacher
+    states          states(model, batch, layers) returns {layer: hidden states [N, H] float32} at the positions that
+                    predict the batch's answer tokens, in order. Layers are numbered as `hidden_states` of transformers:
+                    0 the embeddings, i the output of the i-th layer, the last one what the output head reads, after the
+                    final norm; -1 is the last, -2 the one before
     returns         numbers (also of numpy, and tensors of no dimension), text, lists and maps that JSON can hold
     """
     raise NotImplementedError

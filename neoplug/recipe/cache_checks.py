@@ -42,7 +42,7 @@ def _probe_problems(plugin: NamedPlugin) -> Iterator[Problem]:
     hook = answered(plugin.cls).get("on_evaluate")
     if hook and "teacher" in hook.signature.parameters:
         what = f"the probe `{plugin.name}` compares the student with the teacher, and `teacher.cache` loads no teacher"
-        why = "what is stored are its outputs for the recipe's own text, and the probe has other text"
+        why = "what is stored are its outputs for the recipe's own text; a probe runs the model, also on other text"
         yield Problem(what, why, "leave the probe out, or leave `cache` out", plugin.path)
 
 

@@ -26,10 +26,11 @@ def parts_of_key(checked: ResolvedRecipe, inputs: RunInputs, dtype: torch.dtype)
     adapter, loads = inputs.teacher.adapter, checked.plugins
     changing = {*loads.named("load_kwargs"), *loads.named("after_load")}
     (kind,) = loads.named("encode_teacher")
+    others = ("student.load", "probes")  # probes do not change a model that they are given after it is loaded
     return {
         "model": inputs.teacher.identity,
         "adapter": adapter and adapter.sha256,
-        "load": [plugin_identity(checked, *named) for named in sorted(changing) if named[0] != "student.load"],
+        "load": [plugin_identity(checked, *named) for named in sorted(changing) if named[0] not in others],
         "dtype": str(dtype).removeprefix("torch."),
         "tokenizer": content_hash(tokenizer_identity(inputs.teacher_tokenizer)),
         "kind": plugin_identity(checked, *kind),

@@ -57,6 +57,7 @@ CALLED: dict[str, tuple[str, ...]] = {
         "check", "penalty", "on_step_end", "base_weights", "save_adapter", "load_adapter", "merge_adapter",
         "state_dict", "load_state_dict",
     ),
+    "on_evaluate": ("after_load",),
     "should_stop": ("state_dict", "load_state_dict"),
     "token_loss": ("token_gradient", "token_loss_sparse", "token_gradient_sparse"),
 }  # fmt: skip

@@ -56,10 +56,11 @@ class ProbeProperties:
             json.dumps(found, allow_nan=False)
 
     def untouched(self, plugin: Any) -> None:
-        """It changes neither the models and their modes, nor the batches, nor the global generators."""
+        """It changes neither the models, their modes and hooks, nor the batches, nor the global generators."""
         student, teacher, batches = self._student, self._teacher, self._batches()
         models = student, teacher
         before, ids = [_state(model) for model in models], [batch.input_ids.clone() for batch in batches]
+        hooked = [_hooks(model) for model in models]
         with global_seeds(0):
             generator = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
             self._found(plugin, student, teacher, batches)
@@ -72,6 +73,8 @@ class ProbeProperties:
                 raise Broken("it leaves a model in another mode, or with other trainable parameters")
             if any(not torch.equal(now[1][name], weight) for name, weight in weights.items()):
                 raise Broken("it changes the weights of a model")
+        if [_hooks(model) for model in models] != hooked:
+            raise Broken("it leaves a hook on a module of a model")
         if any(not torch.equal(batch.input_ids, of_batch) for batch, of_batch in zip(batches, ids, strict=True)):
             raise Broken("it changes the held-out batches")
 
@@ -138,13 +141,17 @@ class ProbeProperties:
         return [collate(documents[first : first + size]) for first in range(0, len(documents), size)]
 
     def _found(self, plugin: Any, model: LanguageModel, teacher: LanguageModel | None, batches: Sequence[Batch]) -> Any:
-        """Return what the probe returns of a model.
+        """Return what the probe returns of a model, which is loaded before, as in a run.
 
         Raises TypeError where it has no `on_evaluate`.
         """
         if hook(plugin, "on_evaluate") is None:
             raise TypeError(f"{type(plugin).__name__} has no `on_evaluate`")
-        return probe(Plugins({"probes": {"probe": plugin}}), model, teacher, batches, tokenizer())["probe"]
+        plugins = Plugins({"probes": {"probe": plugin}})
+        for loaded, role in ((teacher, "teacher"), (model, "student")):
+            if loaded is not None:
+                plugins.each("after_load", model=_unadapted(loaded.module), role=role)
+        return probe(plugins, model, teacher, batches, tokenizer())["probe"]
 
 
 PROBE = Kit("probe", {}, once=properties_of(ProbeProperties()))
@@ -152,6 +159,16 @@ PROBE = Kit("probe", {}, once=properties_of(ProbeProperties()))
 
 def _language_model(module: Any) -> LanguageModel:
     return language_model(module, "lm_head", Vocabulary(module.config.vocab_size))
+
+
+def _unadapted(module: Any) -> Any:
+    """Return the transformers model in a model of peft, or the model itself."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
+def _hooks(model: LanguageModel) -> list[int]:
+    """Return how many hooks the forward pass of each module has."""
+    return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.module.modules()]
 
 
 def _state(model: LanguageModel) -> tuple[list[bool], dict[str, torch.Tensor]]:

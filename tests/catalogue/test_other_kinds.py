@@ -11,6 +11,7 @@ KITS = {"edit_documents": TREATMENT, "edit_batch": TREATMENT, "on_evaluate": PRO
 # Options of the plugins that need some.
 OPTIONS = {
     "data_fraction": {"fraction": 0.5},
+    "forgetting": {"source": "questions.jsonl"},
     "label_noise": {"probability": 0.3},
     "multiple_choice": {"tasks": "questions.jsonl"},
     "prune_depth": {"num_hidden_layers": 3},

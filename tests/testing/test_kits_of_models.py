@@ -471,10 +471,65 @@ class Bootstraps(Accuracy):
         return {"draw": float(np.random.rand())}
 
 
+class Norms(Accuracy):
+    """A correct probe: the mean norm of the states of each layer, and their number."""
+
+    @hookimpl
+    def on_evaluate(self, model, batches, states):
+        found = [[each.norm(dim=1) for each in states(model, batch, [0, 1, -1]).values()] for batch in batches]
+        first, second, last = (torch.cat(norms).double() for norms in zip(*found, strict=True))
+        means = {name: each.mean().item() for name, each in (("second", second), ("last", last)) if len(each)}
+        return {"tokens": len(first), **means}
+
+
+class MeanOfMeansOfStates(Accuracy):
+    @hookimpl
+    def on_evaluate(self, model, batches, states):
+        means = [states(model, batch, [1])[1].norm(dim=1).mean() for batch in batches if batch.answer_tokens]
+        return {"norm": torch.stack(means).mean().item() if means else None}
+
+
+class LeavesAHook(Accuracy):
+    @hookimpl
+    def on_evaluate(self, model):
+        next(model.children()).register_forward_hook(lambda layer, given, output: None)
+        return {}
+
+
+class RecordsColumnsItself(Accuracy):
+    """Its hook counts the columns of virtual tokens too."""
+
+    @hookimpl
+    def on_evaluate(self, model, batches, states):
+        sizes = []
+        layer = next(part for name, part in model.named_modules() if name.endswith("layers.0"))
+        hook = layer.register_forward_hook(lambda layer, given, output: sizes.append(output.shape[1]))
+        for batch in batches:
+            states(model, batch, [0])
+        hook.remove()
+        return {"tokens": sum(sizes) if len(batches) > 1 else None}
+
+
+class ChangesTheLoadedModel(Accuracy):
+    @hookimpl
+    def after_load(self, model):
+        self.loaded = model
+
+    @hookimpl
+    def on_evaluate(self):
+        self.loaded.lm_head.weight.data += 1
+        return {}
+
+
 @pytest.mark.parametrize(
     ("probe", "properties"),
     [
         (Accuracy, set()),
+        (Norms, set()),
+        (MeanOfMeansOfStates, {"batches"}),
+        (LeavesAHook, {"untouched"}),
+        (RecordsColumnsItself, {"batches", "virtual_tokens"}),
+        (ChangesTheLoadedModel, {"untouched"}),
         (NotANumber, {"numbers"}),
         (LeavesTrainingMode, {"untouched"}),
         (MeanOfMeans, {"batches"}),
