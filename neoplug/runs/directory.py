@@ -45,10 +45,11 @@ from neoplug.runs.run_files import (
 
 logger = logging.getLogger(__name__)
 
+OF_TRACKERS = ("tensorboard", "mlflow", "wandb", "trackers")  # folders that trackers write
 # What a run writes before its first step.
 BEFORE_TRAINING = {
     *("recipe.yaml", "lock.json", "contents.json", "result.json", "metrics.jsonl", "log.txt", ".lock"),
-    *("evaluation", "checkpoints", "tensorboard", "mlflow", "wandb", "trackers"),  # the last ones are of trackers
+    *("evaluation", "checkpoints", *OF_TRACKERS),
 }
 
 REQUIRED = ("recipe.yaml", "lock.json")  # in each run directory

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neoplug.registry import Plugins
+from neoplug.runs.metrics_file import finite
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +35,12 @@ class Trackers:
         self._call(self._plugins.functions("open_tracker"), path=path.absolute(), config=config, group=group)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Report a line of metrics.jsonl."""
-        self._call(self._plugins.functions("on_log"), line=line)
+        """Report a line of metrics.jsonl, as it is there."""
+        self._call(self._plugins.functions("on_log"), line=finite(line))
 
     def evaluation(self, step: int, measured: Mapping[str, Any], whose: str = "student") -> None:
-        """Report an evaluation of the student or of the teacher after `step` optimizer steps."""
-        self._call(self._plugins.functions("on_measured"), step=step, measured=measured, whose=whose)
+        """Report an evaluation of the student or of the teacher after `step` optimizer steps, as in result.json."""
+        self._call(self._plugins.functions("on_measured"), step=step, measured=finite(measured), whose=whose)
 
     def close(self) -> None:
         """Close all trackers, which write what they have buffered."""

@@ -196,7 +196,7 @@ class Trainer:
         """Return the callbacks of the loop, which write metrics and checkpoints and run evaluations."""
         student, varies = config.student, any(weight.varies for weight in config.weights.values())
         row_label = self.inputs.corpus.report.row_label
-        places = self.checked.plugins.places("token_weight")
+        places = partial(self.checked.plugins.places, "token_weight")
         self.metrics = Metrics(varies, self.write_lines, self.world.gather, row_label, self.state.step, places)
         return LoopEvents(
             metrics=self.metrics,

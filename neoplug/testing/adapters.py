@@ -31,10 +31,10 @@ from neoplug.registry.adapter_traits import AdapterTraits
 from neoplug.runs.preflight import validate_separate_adapter
 from neoplug.runs.saved_form import is_peft, parts_of, validate_saved_form
 from neoplug.teachers.itself import WeightAverage
-from neoplug.testing.examples import hook
 from neoplug.testing.families import random_model
 from neoplug.testing.four_bits import FOUR_BITS, in_four_bits
 from neoplug.testing.hooks import answer, global_seeds
+from neoplug.testing.loss_examples import hook
 from neoplug.testing.options import each_option
 from neoplug.testing.refusals import recipe_with, refused_by_check, refusing
 from neoplug.testing.search import Broken, Kit, NotApplicable, check_close, properties_of

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neoplug.testing.examples import Example, arguments_of, call, closed_form, extreme, gradient, hook, value
+from neoplug.testing.loss_examples import Example, arguments_of, call, closed_form, extreme, gradient, hook, value
 from neoplug.testing.optimizer_step import optimizer_step
 from neoplug.testing.search import ROUNDING, Broken, Kit, check_close
 from neoplug.testing.sparse import check_buckets, check_linear, check_sparse_closed_form, unread

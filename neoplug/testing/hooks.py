@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from neoplug.registry.dispatch import checked_call
-from neoplug.testing.examples import hook
+from neoplug.testing.loss_examples import hook
 
 
 def answer(plugin: Any, name: str, /, **arguments: Any) -> Any:
@@ -32,7 +32,9 @@ def global_seeds(seed: int) -> Iterator[None]:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
-    yield
-    torch.random.set_rng_state(states[0])
-    np.random.set_state(states[1])
-    random.setstate(states[2])
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])

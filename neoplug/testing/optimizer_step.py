@@ -6,7 +6,6 @@ receives the example's logits. Each document has three tokens, of which only the
 N answer tokens, T = 3 N tokens, V vocabulary.
 """
 
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +19,9 @@ from neoplug.data.batch import Batch, Document, collate
 from neoplug.models.head import Head
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.vocabulary import Vocabulary
-from neoplug.registry.dispatch import checked_call
 from neoplug.teachers.live import LiveTeacher
-from neoplug.testing.examples import Example, hook, token_loss
+from neoplug.testing.hooks import answer
+from neoplug.testing.loss_examples import Example, hook, token_loss
 from neoplug.training.objective import Loss, objective
 
 ANSWER = np.array([False, True, False])
@@ -66,8 +65,12 @@ def optimizer_step(loss: Any, example: Example, parts: Iterable[slice] = (slice(
     """Compute loss and gradients of one optimizer step on an example.
 
     parts  the answer tokens of each micro-batch; where there are none, its document has no answer tokens
+
+    Raises TypeError where the loss has no `token_loss`.
     """
-    named = Loss("loss", 1.0, partial(_call, "token_loss", token_loss(loss)), _gradient_of(loss))
+    token_loss(loss)  # which raises it
+    gradient = None if hook(loss, "token_gradient") is None else partial(answer, loss, "token_gradient")
+    named = Loss("loss", 1.0, partial(answer, loss, "token_loss"), gradient)
     student, teacher = TableModel(example.student), TableModel(example.teacher)
     total = torch.zeros(())
     for part in parts:
@@ -97,14 +100,3 @@ def _batch(example: Example, part: slice) -> Batch:
 def _model(module: TableModel) -> LanguageModel:
     head = Head(module.head, Vocabulary(module.head.out_features))
     return LanguageModel(module, head, torch.device("cpu"), layout="flat")
-
-
-def _gradient_of(loss: Any) -> Any:
-    function = hook(loss, "token_gradient")
-    return None if function is None else partial(_call, "token_gradient", function)
-
-
-def _call(name: str, function: Any, **arguments: Any) -> Any:
-    """Call an implementation of a hook with those of the arguments that it takes; its answer is checked as in a run."""
-    taken = [arguments[argument] for argument in inspect.signature(function).parameters]
-    return checked_call(name, function.__qualname__, function, taken, arguments)

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from neoplug.testing.examples import hook
 from neoplug.testing.hooks import answer
+from neoplug.testing.loss_examples import hook
 from neoplug.testing.search import Broken, Kit, properties_of
 
 

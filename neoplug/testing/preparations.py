@@ -16,9 +16,9 @@ import torch
 
 from neoplug.data.batch import Batch
 from neoplug.models.quiet import quiet
-from neoplug.testing.examples import hook
 from neoplug.testing.families import configuration, random_model
 from neoplug.testing.hooks import answer, global_seeds
+from neoplug.testing.loss_examples import hook
 from neoplug.testing.search import Broken, Kit, check_close, properties_of
 from neoplug.testing.small_model import SIZES, SmallModel
 

@@ -25,9 +25,9 @@ from neoplug.models.quiet import quiet_peft
 from neoplug.models.verify import language_model
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins
-from neoplug.testing.examples import hook
 from neoplug.testing.families import random_model, tokenizer
 from neoplug.testing.hooks import global_seeds
+from neoplug.testing.loss_examples import hook
 from neoplug.testing.search import Broken, Kit, properties_of
 from neoplug.testing.small_model import TEXT
 

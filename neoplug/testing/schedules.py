@@ -13,8 +13,8 @@ from math import isfinite
 from typing import Any
 
 from neoplug.errors import NeoplugError
-from neoplug.testing.examples import hook
 from neoplug.testing.hooks import answer, global_seeds
+from neoplug.testing.loss_examples import hook
 from neoplug.testing.search import Broken, Kit, NotApplicable, properties_of
 
 # Steps of the run, steps of the warm-up: from the shortest; also a warm-up that is longer than the run.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neoplug.errors import did_you_mean, line_in
 from neoplug.registry import answered
-from neoplug.testing.examples import Example, examples
+from neoplug.testing.loss_examples import Example, examples
 
 ROUNDING = 1e-4  # tolerance of float32, relative to 1 + the size of the values
 FEW = 5  # number of examples for slow properties

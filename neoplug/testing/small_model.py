@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from neoplug.data.batch import Batch, Document, collate
-from neoplug.testing.examples import hook
 from neoplug.testing.families import configuration, random_model, tokenizer
 from neoplug.testing.hooks import answer
+from neoplug.testing.loss_examples import hook
 
 STEPS = 6  # of the longest training
 SIZES = {"hidden_size": 48, "intermediate_size": 96, "head_dim": 12, "tie_word_embeddings": True}

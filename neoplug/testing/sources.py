@@ -21,8 +21,8 @@ from neoplug.data.ingest.values import Reason, Row
 from neoplug.errors import NeoplugError
 from neoplug.files import content_hash, sha256_of
 from neoplug.registry import Plugins
-from neoplug.testing.examples import hook
 from neoplug.testing.hooks import global_seeds
+from neoplug.testing.loss_examples import hook
 from neoplug.testing.search import Broken, Kit, properties_of
 
 MOST_ROWS = 1000  # the first ones, which are read

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from neoplug.registry.teacher_reads import reads_teacher
-from neoplug.testing.examples import Example, arguments_of, call, hook, value
+from neoplug.testing.loss_examples import Example, arguments_of, call, hook, value
 from neoplug.testing.search import Broken, check_close
 
 

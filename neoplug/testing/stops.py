@@ -18,8 +18,8 @@ import torch
 
 from neoplug.errors import NeoplugError
 from neoplug.registry.measures import MEASURES
-from neoplug.testing.examples import hook
 from neoplug.testing.hooks import answer, global_seeds
+from neoplug.testing.loss_examples import hook
 from neoplug.testing.search import Broken, Kit, properties_of
 
 EVERY = 5  # steps between evaluations

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from neoplug.testing.conformance import LARGE
-from neoplug.testing.examples import Example, arguments_of, call, extreme, hook
+from neoplug.testing.loss_examples import Example, arguments_of, call, extreme, hook
 from neoplug.testing.search import Broken, Kit, check_close
 
 

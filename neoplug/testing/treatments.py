@@ -18,8 +18,8 @@ import torch
 from neoplug.data import without_answers
 from neoplug.data.batch import Batch, Document, collate
 from neoplug.errors import NeoplugError
-from neoplug.testing.examples import hook
 from neoplug.testing.hooks import answer, global_seeds
+from neoplug.testing.loss_examples import hook
 from neoplug.testing.search import Broken, Kit, properties_of
 
 VOCABULARY = 64

@@ -61,7 +61,7 @@ class Metrics:
     write         called with the lines of a flush
     gather        returns the values of all ranks
     row_name      returns the name of a source row for error messages
-    places        token weight -> where its method is, for error messages
+    places        returns {token weight: where its method is} for error messages
     last_step     the last step that was added, or the one that the run goes on from
     """
 
@@ -70,7 +70,7 @@ class Metrics:
     gather: Callable[[list[int]], list[int]] = list
     row_name: Callable[[int], str] = str
     last_step: int = 0
-    places: Mapping[str, str] = field(default_factory=dict)
+    places: Callable[[], Mapping[str, str]] = dict
     pending: list[StepValues] = field(default_factory=list)
 
     def add(self, step: StepValues) -> None:
@@ -155,7 +155,8 @@ class Metrics:
             fault = f"{' and '.join(f'`{name}`' for name in plugins)} gave a token a weight below 0, or an infinite one"
             fix = f"fix its `token_weight`; `neoplug check {plugins[0]}` finds the smallest example"
         kind = RunError if plugins else DivergenceError
-        at = "".join(f"at: {self.places[name]}\n" for name in plugins if self.places.get(name))
+        places = self.places() if plugins else {}
+        at = "".join(f"at: {places[name]}\n" for name in plugins if places.get(name))
         return kind(
             f"step {step.host_values['step']}: {fault}\n{at}{role} (numbered from 0 in the source): {listed}\n"
             "why: the update would make every trainable parameter NaN or infinite; nothing of this step was saved\n"

@@ -38,6 +38,9 @@ class AccelerateTracker:
     @hookimpl
     def open_tracker(self, path: Path, config: dict[str, Any], group: str | None) -> None:
         """Start the tracker and store the recipe in it."""
+        from accelerate.state import PartialState
+
+        PartialState()  # a run has it already; accelerate's trackers cannot log without it
         self._tracker = self.make(path, group)
         self._tracker.start()
         self._tracker.store_init_configuration(

@@ -18,6 +18,7 @@ class MLflow(AccelerateTracker):
     """Log to MLflow; the runs of a study have its name as the tag `group`."""
 
     package: ClassVar[str] = "mlflow"
+    exempt: ClassVar[dict[str, str]] = {"current_folder": "MLflow writes where its environment variables say"}
 
     experiment_name: str = "neoplug"
 

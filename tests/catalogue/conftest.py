@@ -126,6 +126,11 @@ def stops():
         yield pytest.param(lambda plugin=plugin, options=options: plugin(**options), id=name)
 
 
+def trackers():
+    for name, plugin in {**dict(implementing("on_log")), **dict(implementing("on_measured"))}.items():
+        yield pytest.param(plugin(), id=name)
+
+
 def pytest_generate_tests(metafunc):
     for argument, plugins in (
         ("loss", losses),
@@ -135,6 +140,7 @@ def pytest_generate_tests(metafunc):
         ("token_weight", token_weights),
         ("schedule", schedules),
         ("stop", stops),
+        ("tracker", trackers),
     ):
         if argument in metafunc.fixturenames:
             metafunc.parametrize(argument, list(plugins()))

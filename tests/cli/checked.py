@@ -1,4 +1,4 @@
-"""Third-party losses for the tests of `neoplug check`, correct and faulty."""
+"""Third-party plugins for the tests of `neoplug check`, correct and faulty."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -89,3 +89,12 @@ class WantsModel:
     @hookimpl
     def token_loss(self, student):
         return student.sum(-1) * len(list(self.model.parameters()))
+
+
+@dataclass(eq=False)
+class Prints:
+    """A tracker that prints."""
+
+    @hookimpl
+    def on_log(self, line):
+        print("logged step", line["step"])

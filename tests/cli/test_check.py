@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from neoplug.testing import KITS, LOSS, OPTIMIZER, PREPARATION, PROBE, TOKEN_WEIGHT, TREATMENT
+from neoplug.testing import KITS, LOSS, OPTIMIZER, PREPARATION, PROBE, TOKEN_WEIGHT, TRACKER, TREATMENT
 
 FILE = Path(__file__).parent / "checked.py"
 EVERY = set(LOSS.properties)
@@ -128,6 +128,7 @@ def test_hooks_without_properties_are_listed_as_not_checked(neoplug):
         (["sgd"], OPTIMIZER),
         (["calibration"], PROBE),
         (["prune_depth", "num_hidden_layers=3"], PREPARATION),
+        (["tensorboard"], TRACKER),
     ],
 )
 def test_each_kind_has_its_own_properties(neoplug, arguments, kit):
@@ -137,6 +138,12 @@ def test_each_kind_has_its_own_properties(neoplug, arguments, kit):
     assert verdicts(answer.out).keys() == kit.properties.keys()
     assert "does not hold" not in answer.out
     assert "not checked" not in answer.out
+
+
+def test_what_a_plugin_prints_is_no_part_of_the_report(neoplug):
+    answer = neoplug("check", f"{FILE}:Prints", "--json")
+    assert {one["verdict"] for one in json.loads(answer.out)["properties"]} == {"holds"}
+    assert "logged step 1\n" in answer.err
 
 
 def test_a_token_weight_has_its_own_properties(neoplug):

@@ -26,12 +26,13 @@ PUBLIC = [
 ]  # fmt: skip
 TESTING = [
     "CALLED", "KITS", "LOSS", "OPTIMIZER", "PREPARATION", "PROBE", "SCHEDULE", "SOURCE", "STOP", "TOKEN_WEIGHT",
-    "TREATMENT", "Broken", "Example", "Finding", "Kit", "NotApplicable", "adapter_kit", "call", "check_adapter",
-    "check_chunks", "check_closed_form", "check_finite", "check_finite_differences", "check_inputs_untouched",
+    "TRACKER", "TREATMENT", "Broken", "Example", "Finding", "Kit", "NotApplicable", "adapter_kit", "call",
+    "check_adapter", "check_chunks", "check_closed_form", "check_finite", "check_finite_differences",
+    "check_inputs_untouched",
     "check_large_vocabulary", "check_loss", "check_masked", "check_no_tokens", "check_not_negative",
     "check_optimizer", "check_prepare", "check_probe", "check_schedule", "check_shape", "check_shift",
-    "check_source", "check_splits", "check_stop", "check_teacher_gradient", "check_token_weight", "check_treatment",
-    "check_zero_where_equal", "examine", "examples", "value",
+    "check_source", "check_splits", "check_stop", "check_teacher_gradient", "check_token_weight", "check_tracker",
+    "check_treatment", "check_zero_where_equal", "examine", "examples", "value",
 ]  # fmt: skip
 NOT_DOCUMENTED = {"API_VERSION", "__version__", "CodePath", "Reads", "Role"}  # a string and types have no docstring
 
@@ -106,6 +107,20 @@ def test_importing_neoplug_imports_no_torch():
     code = "import sys, neoplug; sys.exit(', '.join({'torch', 'transformers', 'peft'} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("hook", ["rate", "should_stop", "on_log", "token_loss", "edit_batch"])
+def test_a_kit_that_needs_no_model_imports_neither_transformers_nor_peft(hook):
+    code = f"import sys; from neoplug.testing import KITS, examine; KITS[{hook!r}]; "
+    code += "sys.exit(', '.join({'transformers', 'peft'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_module_of_the_kits_has_a_public_name():
+    """Once imported, such a module would hide the name, which is imported on first use."""
+    modules = {file.stem for file in Path(neoplug.testing.__file__).parent.glob("*.py")}
+    assert not modules & set(TESTING)
 
 
 def test_plugins_import_only_public_names():

@@ -14,6 +14,7 @@ from neoplug import hookimpl, recipe
 from neoplug.errors import PluginError, RecipeError
 from neoplug.registry import Plugins, find
 from neoplug.registry.nested import numbers
+from neoplug.runs.metrics_file import finite
 from neoplug.runs.trackers import Trackers
 
 READ = """
@@ -199,6 +200,31 @@ def test_a_run_that_fails_closes_its_trackers(lab):
     assert lab.run("run", train={"max_steps": 1}).result["status"] == "completed"  # its directory is used again
 
 
+ODD = """
+@dataclass(eq=False)
+class Odd:
+    @hookimpl
+    def on_step_end(self, step):
+        return {"odd": float("nan") if step == 1 else float("inf")}
+
+    @hookimpl
+    def on_evaluate(self):
+        return {"odd": float("-inf")}
+"""
+
+
+def test_a_number_that_is_not_finite_is_none_as_in_the_files_of_the_run(lab):
+    lab.plugin("own", OWN)
+    lab.plugin("odd", ODD)
+    probes = {"./odd.py:Odd": {}}
+    run = lab.run("run", trackers={"./own.py:Own": {}}, probes=probes, train={"max_steps": 2, "logging_steps": 1})
+    calls = calls_of(run)
+    assert [line["odd"] for hook, line in calls if hook == "on_log"] == [None, None] == [n["odd"] for n in run.lines]
+    measured = [shown[1] for hook, shown in calls if hook == "on_measured"]
+    assert measured == [run.result["before"], run.result["teacher"], run.result["after"]]
+    assert all(list(one["probes"].values()) == [{"odd": None}] for one in measured)
+
+
 @dataclass(eq=False)
 class Records:
     """Records the names of the hooks that are called; one of them fails."""
@@ -290,8 +316,9 @@ def test_every_built_in_tracker_gets_all_numbers_by_their_joined_keys(tmp_path, 
         trackers.log({"step": step, **values})
         trackers.evaluation(step, values)
         trackers.evaluation(step, values, "teacher")
-        expected = [numbers(shown, "/") for shown in (values, {"held_out": values}, {"teacher": values})]
-        assert logged == [(step, shown) for shown in expected]
+        shown = finite(values)
+        expected = [numbers(named, "/") for named in (shown, {"held_out": shown}, {"teacher": shown})]
+        assert logged == [(step, named) for named in expected]
 
     holds()
     assert not caplog.text
