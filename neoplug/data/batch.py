@@ -147,8 +147,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
-        tensors: dict[str, Any] = {name: _to(getattr(self, name), device) for name in TENSORS}
-        in_answer = None if self.in_answer is None else _to(self.in_answer, device)
+        tensors: dict[str, Any] = {name: to_device(getattr(self, name), device) for name in TENSORS}
+        in_answer = None if self.in_answer is None else to_device(self.in_answer, device)
         return replace(self, **tensors, teacher=self.teacher and _text_to(self.teacher, device), in_answer=in_answer)
 
     def for_teacher(self) -> "Batch":
@@ -193,7 +193,7 @@ class Batch:
         longest, device = max(self.lengths), self.input_ids.device
         gaps = torch.tensor([longest - length for length in self.lengths])
         shift = torch.repeat_interleave(gaps.cumsum(0) - gaps, torch.tensor(self.lengths))  # [T] padding before a token
-        index = _to(torch.arange(self.tokens) + shift, device)
+        index = to_device(torch.arange(self.tokens) + shift, device)
         input_ids = self.input_ids.new_full((len(self.lengths) * longest,), pad_token_id)
         mask = torch.zeros_like(input_ids)
         inputs = {
@@ -212,7 +212,7 @@ class Batch:
     def _document_of_token(self) -> Tensor:
         """Return [T] int64: the index of the document that each token belongs to."""
         numbers = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
-        return _to(numbers, self.input_ids.device)
+        return to_device(numbers, self.input_ids.device)
 
 
 def additive_mask(visible: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -280,10 +280,10 @@ def _concatenated(arrays: Sequence[np.ndarray]) -> Tensor:
 
 
 def _text_to(text: TeacherText, device: torch.device | str) -> TeacherText:
-    input_ids, position_map = (_to(tensor, device) for tensor in (text.input_ids, text.position_map))
+    input_ids, position_map = (to_device(tensor, device) for tensor in (text.input_ids, text.position_map))
     return TeacherText(input_ids, text.lengths, position_map)
 
 
-def _to(tensor: Tensor, device: torch.device | str) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Copy a tensor to `device`. Only a copy to the CPU blocks: the host could read it before it is complete."""
     return tensor.to(device, non_blocking=torch.device(device).type != "cpu")

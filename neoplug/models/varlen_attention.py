@@ -3,20 +3,25 @@
 The documents' lengths are passed as the attention mask, since transformers gives a mask of four dimensions to the
 attention unchanged. All other layers process the documents as one row.
 
+On a GPU one call of FlashAttention computes all documents of a row in 16 bits, which is all that it takes. Elsewhere
+there is one call for each run of documents of the same length.
+
 B rows, A heads, L columns, D head dimension.
 """
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import groupby
+from functools import lru_cache, partial
+from inspect import signature
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from neoplug.data.batch import additive_mask
+from neoplug.data.batch import additive_mask, to_device
 from neoplug.models.quiet import quiet
 
 Attention = Callable[..., tuple[Tensor, Any]]
@@ -24,6 +29,8 @@ Attention = Callable[..., tuple[Tensor, Any]]
 LENGTHS = torch.int64  # a mask of this type holds the lengths of a row's documents, [1, 1, 1, documents]
 VARLEN = {"sdpa": "neoplug_varlen", "eager": "neoplug_varlen_eager"}
 ORIGINAL = {varlen: original for original, varlen in VARLEN.items()}
+GROUPED_HEADS = "enable_gqa" in signature(varlen_attn).parameters  # older versions of torch take equal numbers of heads
+NOT_IN_FLASH = ("dropout", "position_bias", "softcap")  # settings that FlashAttention, as torch offers it, has not
 
 
 def use_varlen(model: nn.Module) -> bool:
@@ -61,13 +68,52 @@ def _varlen(
     """
     if attention_mask is None or attention_mask.dtype != LENGTHS:
         return attend(module, query, key, value, attention_mask, **settings)
-    runs = [(length, len(list(run))) for length, run in groupby(attention_mask.flatten().tolist())]
-    window = settings.get("sliding_window")
+    window, lengths = settings.get("sliding_window"), attention_mask.flatten().tolist()
+    if attend is _sdpa and _fits_flash(query, settings):
+        return _flash(query, key, value, lengths, window, settings.get("scaling")), None
+    runs = [(length, len(list(run))) for length, run in groupby(lengths)]
     outputs = []
     for parts in zip(*(_split(states, runs) for states in (query, key, value)), strict=True):
         states, _ = attend(module, *parts, _mask(parts[0], window, explicit=attend is _eager), **settings)
         outputs.append(states.flatten(0, 1))
     return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[None], None
+
+
+def _fits_flash(query: Tensor, settings: dict[str, Any]) -> bool:
+    """Return whether FlashAttention takes these states [B, A, L, D] and settings."""
+    if not query.is_cuda or any(settings.get(name) for name in NOT_IN_FLASH):
+        return False
+    return _dtype(query).itemsize == 2 and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+
+
+def _dtype(states: Tensor) -> torch.dtype:
+    """Return the type that attention computes in: autocast's, else that of the states."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], window: int | None, scale: float | None
+) -> Tensor:
+    """[1, A, L, D] three times -> [1, L, A, D], by one call for all documents of the row, without a mask."""
+    offsets, longest = _offsets(tuple(lengths), query.device), max(lengths)
+    heads = query.shape[1] // key.shape[1]
+    if heads > 1 and not GROUPED_HEADS:
+        key, value = (states.repeat_interleave(heads, 1) for states in (key, value))
+    dtype, options = _dtype(query), {"enable_gqa": True} if heads > 1 and GROUPED_HEADS else {}
+    query, key, value = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
+    visible = (-1 if window is None else window - 1, 0)  # tokens before and after a query
+    attend: Any = varlen_attn
+    output: Tensor = attend(
+        query, key, value, offsets, offsets, longest, longest, scale=scale, window_size=visible, **options
+    )
+    return output[None]
+
+
+@lru_cache(maxsize=4)  # the layers of a model, and both models, read the same batch
+def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the index of each document's first token in a row, and the row's length, int32 on `device`."""
+    return to_device(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
 
 
 def _split(states: Tensor, runs: Sequence[tuple[int, int]]) -> list[Tensor]:

@@ -158,8 +158,8 @@ def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
         rejected.append(
             f"not in one row, since the {tokens} virtual tokens of its adapter are only at the start of a row"
         )
-    elif model.device.type != "cpu" or not _accepts_lengths(model, length):
-        layouts.pop("varlen", None)  # one call for each length: its speed on a GPU is not measured
+    elif model.device.type not in ("cpu", "cuda") or not _accepts_lengths(model, length):
+        layouts.pop("varlen", None)  # on other devices it would be one call for each length
     for layout, description in layouts.items():
         failure = isolation_failure(replace(model, layout=layout), length)
         if failure is None:

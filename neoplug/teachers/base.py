@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from neoplug.data.batch import Batch
+from neoplug.data.batch import Batch, to_device
 from neoplug.errors import RunError
 from neoplug.models.language_model import LanguageModel
 
@@ -64,7 +64,7 @@ class SparseDistributions:
 
     def to(self, device: torch.device) -> "SparseDistributions":
         """Return the entries on `device`."""
-        return self._map(lambda part: part.to(device))
+        return self._map(lambda part: to_device(part, device))
 
     def arguments(self) -> dict[str, Tensor | None]:
         """Return the entries by the names that hooks have for them."""

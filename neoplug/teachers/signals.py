@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from neoplug.data.batch import to_device
 from neoplug.models.head import Head
 from neoplug.teachers.base import LOGITS, SPARSE, SparseDistributions
 
@@ -36,11 +37,11 @@ class StatesSignal:
 
     def select(self, tokens: Tensor) -> "StatesSignal":
         """Return the signal of some of the answer tokens: their indices [n] int64, on any device."""
-        return StatesSignal(self.states[tokens.to(self.states.device)], self.head)
+        return StatesSignal(self.states[to_device(tokens, self.states.device)], self.head)
 
     def to(self, device: torch.device) -> "StatesSignal":
         """Return the signal with its states on `device`, where the head must be."""
-        return StatesSignal(self.states.to(device, non_blocking=True), self.head)
+        return StatesSignal(to_device(self.states, device), self.head)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class EntriesSignal:
 
     def select(self, tokens: Tensor) -> "EntriesSignal":
         """Return the signal of some of the answer tokens: their indices [n] int64, on any device."""
-        return EntriesSignal(self.entries[tokens.to(self.entries.ids.device)])
+        return EntriesSignal(self.entries[to_device(tokens, self.entries.ids.device)])
 
     def to(self, device: torch.device) -> "EntriesSignal":
         """Return the signal with its entries on `device`."""

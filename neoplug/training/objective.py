@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from neoplug.data.batch import to_device
 from neoplug.models.head import Head
 from neoplug.teachers.base import LOGITS, SPARSE, Signal, SparseSignal, require_logits
 from neoplug.training.diagnostics import Diagnosis
@@ -146,7 +147,7 @@ def _teacher_block(
     if SPARSE in signal.provides and LOGITS not in signal.provides:
         entries = cast(SparseSignal, signal).sparse(rows).to(device)
         return lambda tile: {"teacher": None, **entries[tile].arguments()}
-    logits = require_logits(signal).logits(rows).to(device)
+    logits = to_device(require_logits(signal).logits(rows), device)
     return lambda tile: {"teacher": torch.log_softmax(logits[tile], -1, out=logits[tile])}
 
 

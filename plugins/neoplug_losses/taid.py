@@ -68,7 +68,8 @@ class TAID(Softened):
     def on_step_end(self, progress: float, metrics: dict[str, Any], name: str) -> dict[str, Any]:
         """Return the t of this step and compute the next, on the device; without answer tokens nothing changes."""
         loss, answers = metrics["losses"][name], metrics["counts"][0]
-        t, momentum, last_loss = (tensor.to(loss) for tensor in (self._t_at(progress), self._momentum, self._last_loss))
+        stored = (self._t_at(progress), self._momentum, self._last_loss)
+        t, momentum, last_loss = (tensor.to(loss, non_blocking=True) for tensor in stored)
         has_change = (answers > 0) & last_loss.isfinite()
         change = (last_loss - loss) / (last_loss + TINY)
         updated = self.beta * momentum + (1 - self.beta) * change
@@ -92,5 +93,5 @@ class TAID(Softened):
 
     def _target(self, log_q: Tensor, log_p: Tensor, progress: float) -> Tensor:
         """Return log r_t at temperature 1 as a new tensor [N, V]; forward KL softens it."""
-        between = torch.lerp(log_q, log_p, self._t_at(progress).to(log_q))
+        between = torch.lerp(log_q, log_p, self._t_at(progress).to(log_q, non_blocking=True))
         return between.sub_(between.logsumexp(-1, keepdim=True))
