@@ -266,8 +266,8 @@ class Trainer:
 
     def stop_requested(self) -> bool:
         """Return whether any rank received a signal to stop; one process makes no tensor: its copy to a GPU waits."""
-        asked = self.stop.signal is not None
-        return asked if self.world.size == 1 else bool(self.world.sum(torch.tensor(asked, device=self.world.device)))
+        asked = int(self.stop.signal is not None)
+        return bool(asked if self.world.size == 1 else self.world.sum(torch.tensor(asked, device=self.world.device)))
 
     def write_lines(self, lines: list[dict[str, Any]]) -> None:
         """Write lines to metrics.jsonl, then report them to log, progress and trackers; on the main process only."""

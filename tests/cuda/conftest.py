@@ -68,14 +68,19 @@ class Driver:
 
 
 @pytest.fixture(scope="session")
-def driver(pytestconfig, tmp_path_factory):
-    """Return a process with a pretended GPU."""
+def library_file(pytestconfig):
+    """Return the file of the library that pretends a GPU."""
     if torch.version.cuda is not None:
         pytest.skip("this build of torch has CUDA, which a pretended device would take the place of")
     if reason := library.missing():
         pytest.skip(f"the library of the pretended device cannot be compiled: {reason}")
-    file = library.compiled(pytestconfig.cache.mkdir("pretended-cuda"))
-    driver = Driver(file, tmp_path_factory.mktemp("driver") / "log.txt")
+    return library.compiled(pytestconfig.cache.mkdir("pretended-cuda"))
+
+
+@pytest.fixture(scope="session")
+def driver(library_file, tmp_path_factory):
+    """Return a process with a pretended GPU."""
+    driver = Driver(library_file, tmp_path_factory.mktemp("driver") / "log.txt")
     yield driver
     driver.end()
 

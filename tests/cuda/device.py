@@ -126,8 +126,11 @@ def dispatch(function, args, kwargs):
     if not on_device and device is None:
         return function(*args, **kwargs)
     goes = on_device if device is None else torch.device(device).type == "cuda"
-    if name in ("_to_copy", "copy_"):
-        record_copy(args, kwargs, goes)
+    if name == "copy_":
+        goes = isinstance(args[0], CudaTensor)
+        record_copy(args[1], goes, *args[2:], **kwargs)
+    elif name == "_to_copy":
+        record_copy(args[0], goes, **kwargs)
     else:
         validate_devices(function, name, args, kwargs)
         validate_generator(kwargs, goes)
@@ -142,7 +145,8 @@ def dispatch(function, args, kwargs):
     if not goes:
         return args[0] if name == "copy_" else result
     wrapped = tree_map(lambda leaf: CudaTensor(leaf) if isinstance(leaf, torch.Tensor) else leaf, result)
-    if not on_device or name in ("_to_copy", "lift_fresh"):
+    of_library = any(isinstance(tensor, CudaTensor) and type(tensor) is not CudaTensor for tensor in tensors)
+    if not on_device or name in ("_to_copy", "lift_fresh") or of_library:
         return args[0] if name == "copy_" else wrapped
     return return_and_correct_aliasing(function, args, kwargs, wrapped)
 
@@ -183,15 +187,11 @@ def validate_generator(kwargs, goes):
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
 
 
-def record_copy(args, kwargs, goes):
+def record_copy(source, goes, non_blocking=False, device=None, **_):
     """Record a copy between host and device, and the wait for it. One from the host's pages needs `non_blocking`."""
-    source = args[1] if len(args) > 1 and isinstance(args[1], torch.Tensor) else args[0]  # of copy_ or of _to_copy
-    if isinstance(args[0], CudaTensor) and source is not args[0]:
-        goes = True
     came = isinstance(source, CudaTensor)
-    if came == goes or torch.device(kwargs.get("device") or "cpu").type == "meta":
+    if came == goes or torch.device(device or "cpu").type == "meta":
         return
-    non_blocking = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
     direction = "to the host" if came else "to the device"
     record("copy", direction)
     if came or not non_blocking:

@@ -11,6 +11,7 @@ from unittest import mock
 
 import torch
 
+from tests.cuda import quantised
 from tests.cuda.device import CUDA, CudaTensor, Pretended
 from tests.cuda.waits import record
 
@@ -74,6 +75,7 @@ def synchronize(*_):
 FUNCTIONS = {
     "torch.cuda.get_rng_state": lambda *_: torch.get_rng_state(),
     "torch.cuda.synchronize": synchronize,
+    "bitsandbytes.nn.Params4bit.__new__": quantised.make_on_device,
     "torch.nn.functional.scaled_dot_product_attention": recorded_attention,
     "threading.Thread.run": run_pretending,
 }

@@ -52,8 +52,8 @@ FAULTS = {
         ("wait", "index by a mask"),
     ),
     "a signal to stop is asked for on the device": Fault(
-        "neoplug.runs.trainer:Trainer.stop_requested", "asked = self.stop.signal is not None",
-        "asked = bool(torch.tensor(self.stop.signal is not None, device=self.world.device))",
+        "neoplug.runs.trainer:Trainer.stop_requested", "asked = int(self.stop.signal is not None)",
+        "asked = torch.tensor(int(self.stop.signal is not None), device=self.world.device)",
         ("wait", "stop_requested"),
     ),
     "metrics are read before they have arrived": Fault(

@@ -20,6 +20,7 @@ EVERY_LOSS = (
     "logit_mse", "listwise",
 )  # fmt: skip
 UNTIED = {"model": "untied"}  # a student with a head of its own
+NF4 = {"load": {"nf4": {"compute_dtype": "float32"}}}
 RECIPES = {
     "chat": {},
     "packed, with checkpointing": {"data": {"packing": True}, "train": {"gradient_checkpointing": True}},
@@ -44,6 +45,7 @@ RECIPES = {
     },
     "cached states": {"teacher": {"cache": {"states": {"dtype": "float32"}}}},
     "cached entries": {"teacher": {"cache": {"top_k": {}}}},
+    "nf4": {"teacher": NF4, "student": NF4},
     "every loss": {
         "loss": {loss: {} for loss in EVERY_LOSS},
         "token_weights": {"position": {}, "student_confidence": {}, "teacher_entropy": {}},

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from neoplug.data.batch import collate
+from neoplug.models import varlen_attention
 from neoplug.models.varlen_attention import restore_attention, use_varlen
 from neoplug.testing.families import FAMILIES, configuration
+from tests.cuda.emulated import documents as by_document
 
 from .test_language_model import document
 
@@ -49,6 +51,31 @@ def test_documents_in_one_row_equal_separate_documents(family):
     model, own = build(family), build(family)
     assert use_varlen(model)
     packed, expected = in_one_row(model, documents), separately(own, documents)
+    torch.testing.assert_close(packed, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradients(model, packed), gradients(own, expected), rtol=1e-3, atol=1e-3)
+
+
+def flash(query, key, value, starts, _, longest, __, scale=None, window_size=None, enable_gqa=False):
+    """Return what torch's `varlen_attn` does by its definition, in any type, so that autograd differentiates it."""
+    assert longest == starts.diff().max()
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    pieces = by_document(query, key, value, starts, scale, window_size)
+    return torch.cat([(weights @ states[2]).transpose(0, 1) for _, states, weights in pieces])
+
+
+@pytest.mark.parametrize("grouped", [True, False], ids=["grouped heads", "repeated heads"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+def test_one_call_for_all_documents_equals_separate_documents(family, grouped, monkeypatch):
+    """What a GPU does in 16 bits; FlashAttention is replaced by its definition, in float32."""
+    calls = []
+    monkeypatch.setattr(varlen_attention, "varlen_attn", lambda *a, **k: calls.append(1) or flash(*a, **k))
+    monkeypatch.setattr(varlen_attention, "_fits_flash", lambda *_: True)
+    monkeypatch.setattr(varlen_attention, "GROUPED_HEADS", grouped)
+    documents = [document(length, seed) for seed, length in enumerate((7, 7, 30, 1, 20))]
+    model, own = build(family), build(family)
+    assert use_varlen(model)
+    packed, expected = in_one_row(model, documents), separately(own, documents)
+    assert len(calls) == model.config.num_hidden_layers
     torch.testing.assert_close(packed, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(gradients(model, packed), gradients(own, expected), rtol=1e-3, atol=1e-3)
 
