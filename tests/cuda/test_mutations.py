@@ -1,7 +1,7 @@
 """Faults of devices and synchronisation, planted into neoplug: a whole run on the pretended GPU finds all but one.
 
-Each fault is a line of neoplug as somebody might write it, and each would pass all tests on a CPU. The one that is not
-found rounds: the guard computes with the CPU's kernels, and says nothing of a GPU's accuracy.
+Each fault is a plausible line of neoplug, and each would pass all tests on a CPU. The one that is not found rounds: the
+guard computes with the CPU's kernels, and says nothing of a GPU's accuracy.
 """
 
 from typing import NamedTuple
@@ -115,8 +115,3 @@ def test_a_run_on_the_device_finds_a_fault(driver, lab, on_cpu, name):
     else:
         kind, message = fault.found
         assert any(each == kind and message in text for each, text in found), found
-
-
-def test_nine_of_ten_faults_are_found():
-    assert len(FAULTS) == 10
-    assert sum(fault.found is not None for fault in FAULTS.values()) == 9
