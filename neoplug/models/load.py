@@ -146,19 +146,25 @@ def load_model(
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
     model = load_weights(located, **kwargs | plugin_kwargs(plugins, role, taken=kwargs))
-    _after_load(plugins, model, role, section)
+    after_load(plugins, model, role, section)
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     return model
 
 
-def _after_load(plugins: "Plugins", model: "PreTrainedModel", role: Role, section: str) -> None:
+def after_load(plugins: "Plugins", model: "PreTrainedModel", role: Role, section: str) -> None:
     """Call `after_load` of every plugin except the `load` plugins of the other model, in the order of their names."""
     other = "student.load" if section == "teacher.load" else "teacher.load"
     excluded = plugins.functions("after_load", section=other).values()
     for function in plugins.functions("after_load").values():
         if function not in excluded:
             function(model=model, role=role)
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Let a model compute the activations of its layers again in backward instead of keeping them."""
+    enable = getattr(model, "activation_checkpointing_enable", None)  # its newer name
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def plugin_kwargs(plugins: "Plugins", role: Role, taken: Iterable[str] = ()) -> dict[str, Any]:
@@ -229,16 +235,19 @@ def reload_config(config: "PretrainedConfig") -> "PretrainedConfig":
         return type(config).from_json_file(file)
 
 
-def meta_model(config: "PretrainedConfig", **kwargs: Any) -> "PreTrainedModel":
+def meta_model(
+    config: "PretrainedConfig", device: torch.device | str = "meta", dtype: torch.dtype = torch.float32, **kwargs: Any
+) -> "PreTrainedModel":
     """Return a frozen model on the meta device: shapes without weights. It holds a copy of `config`.
 
-    kwargs  arguments of `from_config`: attn_implementation, trust_remote_code
+    device, dtype  of the weights; on another device than meta they have no values that mean anything
+    kwargs         arguments of `from_config`: attn_implementation, trust_remote_code
     """
     from transformers import AutoModelForCausalLM
 
     kwargs = {"trust_remote_code": False} | kwargs
-    with quiet(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32, **kwargs)
+    with quiet(), torch.device(device):
+        model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype, **kwargs)
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     return model

@@ -63,6 +63,26 @@ def language_model(
     Raises:
         RunError: the head is not found, it does not give the model's logits, or no layout isolates documents.
     """
+    model = unverified_model(module, name, vocabulary, autocast=autocast, role=role)
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        _verify_head(model, role)
+        model.layout = _isolating_layout(model, role, _sample_length(_text_config(module), longest))
+    module.train(training)
+    return model
+
+
+def unverified_model(
+    module: nn.Module, name: str, vocabulary: Vocabulary, *, autocast: torch.dtype | None = None, role: str = "student"
+) -> LanguageModel:
+    """Return the model split into hidden states and head, without the proofs of `language_model`; arguments as there.
+
+    Its layout is `padded`.
+
+    Raises:
+        RunError: the head is not found.
+    """
     heads = [part for path, part in module.named_modules() if path == name or path.endswith(f".{name}")]
     if not heads:
         raise RunError(
@@ -70,20 +90,17 @@ def language_model(
             "fix: the adapter must keep the output head, or its replacement, under that module name"
         )
     parameter = next(module.parameters())
-    whole: Any = getattr(module, "config", None)
-    config = whole.get_text_config() if whole is not None else None
+    config = _text_config(module)
     head = Head(heads[0], vocabulary, _multiplier(config), getattr(config, "final_logit_softcapping", None))
     pad = getattr(config, "pad_token_id", None)
-    model = LanguageModel(
+    return LanguageModel(
         module, head, parameter.device, windows=_windows(config), autocast=autocast, pad_token_id=pad if pad else 0
     )
-    training = module.training
-    module.eval()
-    with torch.no_grad():
-        _verify_head(model, role)
-        model.layout = _isolating_layout(model, role, _sample_length(config, longest))
-    module.train(training)
-    return model
+
+
+def _text_config(module: Any) -> Any:
+    whole = getattr(module, "config", None)
+    return whole.get_text_config() if whole is not None else None
 
 
 def _multiplier(config: object) -> float:
@@ -173,6 +190,22 @@ def _isolating_layout(model: LanguageModel, role: str, length: int) -> Layout:
         f"why: what it computes for a document would depend on the others in the batch ({'; '.join(rejected)})\n"
         "fix: choose another model"
     )
+
+
+def likely_layout(model: LanguageModel) -> Layout:
+    """Return the layout that a run takes for a model without data, as far as shapes tell: varlen, else padded.
+
+    Whether documents influence each other is a question of values, so flat and block are never the answer.
+    """
+    if virtual_tokens(model.module) or model.device.type not in ("cpu", "cuda") or not use_varlen(model.module):
+        return "padded"
+    try:
+        with torch.no_grad():
+            replace(model, layout="varlen").hidden(collate([_sample(model, length, seed=1) for length in (6, 9)]))
+    except UNSUPPORTED:
+        restore_attention(model.module)
+        return "padded"
+    return "varlen"
 
 
 def _accepts_lengths(model: LanguageModel, length: int) -> bool:

@@ -4,6 +4,7 @@ Every call goes through `checked_call`, which checks the answer (`answers.checks
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from inspect import isgenerator
 from typing import Any
@@ -116,6 +117,10 @@ class Plugins:
         self._calls = {hook: self._bind(hook, owners) for hook in SPECS}
         self._by_section: dict[tuple[str, str | None], tuple[_Bound, ...]] = {}
         self._sources: dict[str, OpenedSource] = {}
+
+    def copied(self) -> "Plugins":
+        """Return deep copies of the plugins: calls of their hooks do not change the state of these."""
+        return Plugins(deepcopy(self._sections))
 
     def _validate(self, every: list[tuple[str, str]]) -> None:
         """Raise RecipeError for what is wrong with the classes of the plugins, given as (name, section)."""

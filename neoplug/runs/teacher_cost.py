@@ -21,6 +21,8 @@ from neoplug.teachers.cache_files import EXACT
 
 if TYPE_CHECKING:
     from neoplug.recipe import ResolvedRecipe
+    from neoplug.registry import Plugins
+    from neoplug.teachers.signals import EntriesSignal, StatesSignal
 
 SAMPLE = (64, 128)  # answer tokens of the documents that are encoded
 SCALE = 4.0  # standard deviation of the random logits
@@ -47,8 +49,34 @@ class CacheCost:
 
 def estimate_cost(checked: ResolvedRecipe, hidden_size: int, vocabulary: int) -> CacheCost:
     """Return the cost of the recipe's kind of cache, for a teacher of these sizes."""
+    plugins = kind_plugins(checked)
+    records, fitted = _encoded(plugins, hidden_size, vocabulary)
+    sizes = [len(save({name: part.contiguous() for name, part in record.items()})) for record in records]
+    draws = getattr(next(iter(plugins.section(SECTION).values())), "draws", 1)
+    per_token = (sizes[1] - sizes[0]) / (SAMPLE[1] - SAMPLE[0])
+    signal = _decoded(plugins, records[-1], fitted, hidden_size, vocabulary)
+    return CacheCost(
+        per_token=draws * per_token,
+        per_document=draws * (sizes[0] - per_token * SAMPLE[0]) + INDEX_BYTES,
+        decoded=signal.nbytes / SAMPLE[1],
+    )
+
+
+def decoded_sample(checked: ResolvedRecipe, hidden_size: int, vocabulary: int) -> StatesSignal | EntriesSignal:
+    """Return what losses read of a few random answer tokens of a teacher of these sizes."""
+    plugins = kind_plugins(checked)
+    records, fitted = _encoded(plugins, hidden_size, vocabulary)
+    return _decoded(plugins, records[-1], fitted, hidden_size, vocabulary)
+
+
+def kind_plugins(checked: ResolvedRecipe) -> Plugins:
+    """Return the plugins of which one encodes the recipe's cache."""
     folder = checked.plugins.one("cache_folder")
-    plugins = checked.plugins if folder is None else stored_kind(checked, folder)[1]
+    return checked.plugins if folder is None else stored_kind(checked, folder)[1]
+
+
+def _encoded(plugins: Plugins, hidden_size: int, vocabulary: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Return records of random distributions, of as many tokens as SAMPLE, and the fitted numbers."""
     rng = torch.Generator().manual_seed(0)
 
     def logits(states: Tensor) -> Tensor:
@@ -60,16 +88,15 @@ def estimate_cost(checked: ResolvedRecipe, hidden_size: int, vocabulary: int) ->
         plugins.one("encode_teacher", states=states[:tokens], logits=logits, fitted=fitted, rng=rng)
         for tokens in SAMPLE
     ]
-    sizes = [len(save({name: part.contiguous() for name, part in record.items()})) for record in records]
-    draws = getattr(next(iter(plugins.section(SECTION).values())), "draws", 1)
-    per_token = (sizes[1] - sizes[0]) / (SAMPLE[1] - SAMPLE[0])
+    return records, fitted
+
+
+def _decoded(
+    plugins: Plugins, record: dict[str, Any], fitted: dict[str, float], hidden_size: int, vocabulary: int
+) -> StatesSignal | EntriesSignal:
     head = Head(nn.Linear(hidden_size, vocabulary, bias=False, device="meta"), Vocabulary(vocabulary))
-    signal = plugins.one("decode_teacher", stored=records[-1:], head=head, fitted=fitted)
-    return CacheCost(
-        per_token=draws * per_token,
-        per_document=draws * (sizes[0] - per_token * SAMPLE[0]) + INDEX_BYTES,
-        decoded=signal.nbytes / SAMPLE[1],
-    )
+    signal: StatesSignal | EntriesSignal = plugins.one("decode_teacher", stored=[record], head=head, fitted=fitted)
+    return signal
 
 
 def held_out_cost(hidden_size: int) -> CacheCost:

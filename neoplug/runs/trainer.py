@@ -22,6 +22,7 @@ from neoplug.evaluation.evaluate import Evaluation
 from neoplug.evaluation.model_selection import criterion
 from neoplug.evaluation.remarks import remarks
 from neoplug.models.language_model import LanguageModel, count_parameters
+from neoplug.models.load import enable_checkpointing
 from neoplug.models.stored_adapter import load_adapter_weights
 from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe
@@ -234,8 +235,7 @@ class Trainer:
         self.phase("adding the adapter")
         torch.manual_seed(derive(recipe.seed, name))
         if recipe.train.gradient_checkpointing:
-            enable = getattr(base, "activation_checkpointing_enable", None)  # its newer name
-            (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
+            enable_checkpointing(base)
         weights = list(base.parameters())
         batches, rng = training_batches(self.checked, self.inputs.corpus), generator(recipe.seed, name)
         model = add_adapter(plugins, base, batches=batches, total_steps=total_steps, rng=rng)

@@ -1,0 +1,353 @@
+"""The memory of a training step, foretold: neoplug's own loop takes a step on models without data.
+
+Models, adapter, optimizer and its state are built in a mode in which tensors have shapes but no data, and `distil`
+takes one step on the largest micro-batch while a tracker counts the storages that are alive. So the numbers hold for
+any adapter, loss, head, quantisation or teacher whose operators torch can run on shapes.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from neoplug.data.batch import Batch, Document
+from neoplug.data.sampler import BatchSampler
+from neoplug.distributed.world import World, accelerate_state_restored
+from neoplug.environment.dtypes import resolve_dtype
+from neoplug.environment.fake_floats import FakeFloats
+from neoplug.environment.storage_tracker import StorageTracker, tensors_of
+from neoplug.errors import PluginError
+from neoplug.models.load import enable_checkpointing
+from neoplug.models.shapes import model_of_shapes, with_adapter_of_shapes
+from neoplug.models.verify import head_name, likely_layout, unverified_model
+from neoplug.runs.adapted_weights import add_adapter
+from neoplug.runs.fake_teacher import StoredShapes, hidden_size, stored_shapes
+from neoplug.runs.own_teacher import average_teacher, base_teacher
+from neoplug.runs.saved_student import trainable_as_float32
+from neoplug.runs.steps import make_losses
+from neoplug.runs.teacher_cost import decoded_sample
+from neoplug.seeds import generator
+from neoplug.teachers.itself import WeightAverage
+from neoplug.teachers.live import LiveTeacher
+from neoplug.training.batch_source import BatchSource
+from neoplug.training.loop import LoopConfig, LoopEvents, Verdict, distil, measure_gradient_norms
+from neoplug.training.module import StudentWithObjective
+from neoplug.training.optim import make_optimizer, make_schedule
+
+if TYPE_CHECKING:
+    from neoplug.data import Corpus
+    from neoplug.hookspecs import Role
+    from neoplug.models.language_model import LanguageModel
+    from neoplug.models.reference import ResolvedModel
+    from neoplug.models.vocabulary import Vocabulary
+    from neoplug.recipe import ResolvedRecipe
+    from neoplug.teachers.base import Teacher
+    from neoplug.teachers.signals import EntriesSignal, StatesSignal
+
+AT_ONCE = 2  # micro-batches of the step: from the second on there are gradients beside the activations
+
+
+class CannotForetellError(Exception):
+    """A step cannot be run on shapes: the text says what cannot."""
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """Bytes of tensors in a training step.
+
+    peak       of all devices together
+    on_device  device -> its peak
+    teacher    of the teacher's model, or of what is in memory of a stored one
+    frozen     of the student's frozen weights and buffers
+    trainable  of the trainable weights
+    average    of their average, where that is the teacher
+    optimizer  of the optimizer's state
+    layouts    role -> the layout that the model reads a batch in
+    """
+
+    peak: int
+    on_device: dict[str, int]
+    teacher: int
+    frozen: int
+    trainable: int
+    average: int
+    optimizer: int
+    layouts: dict[str, str]
+
+
+def foretell(
+    checked: ResolvedRecipe, models: Mapping[Role, ResolvedModel], vocabulary: Vocabulary, corpus: Corpus,
+    batch_size: int | None = None,
+) -> Foretold:  # fmt: skip
+    """Return the memory of a training step on the longest rows of `corpus`, without weights.
+
+    models      the resolved student, and the teacher where it is a model or is stored
+    batch_size  rows of the micro-batch; None: those of the recipe
+
+    Nothing of the process changes: random state, accelerate's state and plugins are as before.
+
+    Raises:
+        CannotForetellError: an operator, a plugin or a model cannot run on shapes.
+    """
+    train = checked.recipe.train
+    rows = batch_size or int(train.per_device_train_batch_size)
+    count = min(AT_ONCE, max(1, train.gradient_accumulation_steps))
+    with ExitStack() as stack:
+        stack.enter_context(accelerate_state_restored())
+        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        stack.enter_context(_quiet())
+        world = World(checked.recipe.student.device)
+        try:
+            copied = replace(checked, plugins=checked.plugins.copied(), references=checked.references.copied())
+            step = _Step(copied, models, vocabulary, corpus, rows, count, world)
+            return step.run()
+        except Exception as error:
+            raise CannotForetellError(_reason(error)) from error
+        finally:
+            gc.collect()
+
+
+def _reason(error: Exception) -> str:
+    """Return which plugin, operator or model cannot run on shapes."""
+    cause = error.__cause__ if isinstance(error, PluginError) and error.__cause__ else error
+    operator = getattr(cause, "func", None)
+    text = f"the operator {operator}" if operator is not None else f"{type(cause).__name__}: {cause}".splitlines()[0]
+    return f"`{error.plugin}`, {text}" if isinstance(error, PluginError) else text
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Log nothing: what plugins report of a model, the plan has reported of its skeleton."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@dataclass(eq=False)
+class _Step:
+    """One step on shapes; arguments as of `foretell`.
+
+    rows   of a micro-batch
+    count  micro-batches of the step
+    """
+
+    checked: ResolvedRecipe
+    models: Mapping[Role, ResolvedModel]
+    vocabulary: Vocabulary
+    corpus: Corpus
+    rows: int
+    count: int
+    world: World
+
+    def run(self) -> Foretold:
+        """Build the models, take the step, and return what the tracker counted."""
+        recipe, plugins = self.checked.recipe, self.checked.plugins
+        prepared, sample = self.batches(), self.sample()
+        tracker = StorageTracker()
+        with FakeFloats(), tracker:
+            student = self.student()
+            average = None
+            if recipe.taught_by == "ema" and recipe.teacher is not None:
+                average = WeightAverage.of(student.module, recipe.teacher.decay or 0.0)
+            teacher = self.teacher(student, average, sample)
+            optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
+            schedule = make_schedule(optimizer, plugins, recipe.train, 1)
+            trained = [weight for weight in student.module.parameters() if weight.requires_grad]
+            for weight in trained:
+                weight.grad = torch.zeros_like(weight)
+            optimizer.step()  # all steps but the first have the state that it makes
+            optimizer.zero_grad()
+            config = _Config(
+                student=student,
+                teacher=teacher,
+                average=average,
+                losses=make_losses(plugins, isinstance(teacher, StoredShapes) and teacher.serves != "full"),
+                references=make_losses(self.checked.references),
+                weights={n: w.calibrated(w.value) if w.calibrate else w for n, w in self.checked.weights.items()},
+                plugins=plugins,
+                corpus=self.corpus,
+                sampler=self.sampler(),
+                optimizer=optimizer,
+                schedule=schedule,
+                world=self.world,
+                settings=recipe.train,
+                total_steps=1,
+                eval_steps=None,
+                seed=recipe.seed,
+                prepared=prepared,
+            )
+            of_optimizer = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+            tracker.count(of_optimizer)
+            tracker.count(tensor for batch, _ in prepared for tensor in _tensors(batch))
+            gc.collect()
+            tracker.reset_peak()
+            if any(weight.calibrate for weight in self.checked.weights.values()):
+                module = StudentWithObjective(student, plugins.functions("token_weight"))
+                measure_gradient_norms(config, module, [*config.losses, *config.references], prepared, 0, 0.0)
+            distil(config, _EVENTS)
+        weights = {weight.untyped_storage()._cdata for weight in trained}
+        every = tensors_of(student.module)
+        return Foretold(
+            peak=tracker.total_peak,
+            on_device=dict(tracker.peak),
+            teacher=_bytes(teacher.tensors() if isinstance(teacher, StoredShapes) else self.teacher_tensors(teacher)),
+            frozen=_bytes([tensor for tensor in every if tensor.untyped_storage()._cdata not in weights]),
+            trainable=_bytes(trained),
+            average=_bytes(average.values.values()) if average else 0,
+            optimizer=_bytes(of_optimizer),
+            layouts={"student": student.layout} | ({"teacher": teacher.model.layout} if self.has_model(teacher) else {}),
+        )
+
+    def has_model(self, teacher: Teacher | None) -> bool:
+        """Return whether the teacher is a second model in memory."""
+        return teacher is not None and teacher.model is not None and not self.checked.recipe.taught_by
+
+    def teacher_tensors(self, teacher: Teacher | None) -> list[Tensor]:
+        """Return the tensors of a second model in memory; none where the student is its own teacher."""
+        model = teacher.model if teacher is not None and self.has_model(teacher) else None
+        return [] if model is None else tensors_of(model.module)
+
+    def sampler(self) -> BatchSampler:
+        """Return a sampler whose only step has the longest rows in each of its micro-batches."""
+        return _LongestRows(self.rows, self.rows, self.count, 1, 0)
+
+    def batches(self) -> list[tuple[Batch, bool]]:
+        """Return the micro-batches of the step, as the recipe's plugins edit them; made with their values."""
+        order = self.corpus.row_lengths.argsort()[::-1]
+        longest: list[Sequence[Document]] = [self.corpus.rows[order[i % len(order)]] for i in range(self.rows)]
+        cached = self.checked.recipe.teacher is not None and bool(self.checked.recipe.teacher.cache)
+        source = BatchSource(
+            corpus=replace(self.corpus, rows=longest),  # type: ignore[arg-type]
+            sampler=self.sampler(), plugins=self.checked.plugins, seed=self.checked.recipe.seed, rank=0,
+            vocabulary=self.vocabulary, teacher_is_stored=cached,
+        )  # fmt: skip
+        return list(source.micro_batches(0, 0.0))
+
+    def load(self, role: Role, dtype: torch.dtype) -> Any:
+        """Return a model without data, as `ModelLoader.load` loads it."""
+        section = getattr(self.checked.recipe, role)
+        return model_of_shapes(
+            self.models[role],
+            dtype=dtype,
+            device=section.device or self.world.device,
+            attn_implementation=section.attn_implementation,
+            plugins=self.checked.plugins,
+            role=role,
+            section="teacher.load" if role == "teacher" else "student.load",
+        )
+
+    def dtype(self, role: Role) -> torch.dtype:
+        """Return a model's compute type."""
+        section = getattr(self.checked.recipe, role)
+        return resolve_dtype(section.dtype, section.device or self.world.device)
+
+    def student(self) -> LanguageModel:
+        """Return the student with its adapter: trainable weights in float32, frozen ones in its dtype."""
+        recipe, plugins = self.checked.recipe, self.checked.plugins
+        ((_, name),) = plugins.named("add_adapter")
+        base = self.load("student", self.dtype("student"))
+        rng = generator(recipe.seed, "rehearsal")
+        plugins.each("prepare_student", section="prepare", model=base, batches=None, rng=rng)
+        head = head_name(base)
+        if recipe.train.gradient_checkpointing:
+            enable_checkpointing(base)
+        model = add_adapter(plugins, base, batches=None, total_steps=1000, rng=generator(recipe.seed, name))
+        trainable_as_float32(model)
+        autocast = None if self.dtype("student") == torch.float32 else self.dtype("student")
+        student = unverified_model(model, head, self.vocabulary, autocast=autocast)
+        student.layout = likely_layout(student)
+        return student
+
+    def sample(self) -> StatesSignal | EntriesSignal | None:
+        """Return what the recipe's cache gives for a few tokens; None without one."""
+        teacher = self.checked.recipe.teacher
+        if teacher is None or not teacher.cache:
+            return None
+        return decoded_sample(self.checked, hidden_size(self.models["teacher"]), self.vocabulary.size)
+
+    def teacher(
+        self, student: LanguageModel, average: WeightAverage | None, sample: StatesSignal | EntriesSignal | None
+    ) -> Teacher | None:
+        """Return the teacher of the recipe: a model, what is stored of one, or the student in another state."""
+        section = self.checked.recipe.teacher
+        if section is None:
+            return None
+        if average is not None:
+            return average_teacher(student, average)
+        if section.itself:
+            return base_teacher(student)
+        device = torch.device(section.device or self.world.device)
+        if sample is not None:
+            return stored_shapes(self.checked, self.models["teacher"], self.dtype("teacher"), self.vocabulary, device, sample)
+        module: nn.Module = self.load("teacher", self.dtype("teacher"))
+        name = head_name(module)
+        if stored := self.models["teacher"].adapter:
+            module = with_adapter_of_shapes(module, stored)
+        teacher = unverified_model(module, name, self.vocabulary, role="teacher")
+        teacher.layout = likely_layout(teacher)
+        return LiveTeacher(teacher)
+
+
+class _LongestRows(BatchSampler):
+    """Puts all rows into each micro-batch of its only step."""
+
+    def micro_batches(self, step: int, rank: int) -> list[list[int]]:
+        """Return the numbers of all rows, once for each micro-batch."""
+        return [list(range(self.batch_size))] * self.accumulation
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Config(LoopConfig):
+    """The configuration of the loop, with micro-batches that are made already."""
+
+    prepared: list[tuple[Batch, bool]]
+
+    @property
+    def batches(self) -> Any:
+        """Return the micro-batches of the loop."""
+        return self
+
+    def micro_batches(self, step: int, progress: float) -> list[tuple[Batch, bool]]:
+        """Return the micro-batches of the only step."""
+        return self.prepared
+
+
+class _Unread:
+    """Metrics whose values nobody reads."""
+
+    def add(self, values: object) -> None:
+        """Drop the values of a step."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+_EVENTS = LoopEvents(
+    metrics=_Unread(),  # type: ignore[arg-type]
+    on_calibrated=lambda weights: None,
+    save=lambda step: None,
+    evaluate=lambda step: Verdict(improved=False, stop=False),
+    ends_early=lambda step: False,
+    stop_requested=lambda: False,
+)
+
+
+def _tensors(batch: Batch) -> Iterator[Tensor]:
+    values = [*vars(batch).values(), *(vars(batch.teacher).values() if batch.teacher else ())]
+    yield from (value for value in values if isinstance(value, Tensor))
+
+
+def _bytes(tensors: Any) -> int:
+    """Return the bytes of the storages of tensors, each once."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
