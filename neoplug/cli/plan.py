@@ -29,12 +29,16 @@ def plan(
     offline: Annotated[
         bool, typer.Option("--offline", help="Plan from shipped facts about the models, without network or data.")
     ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Estimate memory by a formula, in place of a step on shapes.")
+    ] = False,
     trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a recipe and show what a run would do.
 
-    Shows each value with its origin, plugins, parameters, data, steps, memory and disk. Loads no weights.
+    Shows each value with its origin, plugins, parameters, data, steps, memory and disk. Loads no weights: the memory is
+    that of a training step on models that have shapes and no data.
     """
     wanted = parameters_of(match)
     if offline and wanted is not None:
@@ -49,7 +53,7 @@ def plan(
     from neoplug.runs.plan import plan as make_plan
 
     with checked.marking(), log_to_stderr():  # plugins log what they change to fit the model
-        planned = offline_plan(checked) if offline else make_plan(checked, wanted)
+        planned = offline_plan(checked, quick=quick) if offline else make_plan(checked, wanted, quick=quick)
     if as_json:
         echo_json(planned)
     elif offline:
@@ -95,6 +99,11 @@ def print_plan(plan: Mapping[str, Any]) -> None:
                 **plan["match"]
             )
         )
+    print_warnings(plan)
+
+
+def print_warnings(plan: Mapping[str, Any]) -> None:
+    """Print the warnings of a plan."""
     if plan["warnings"]:
         heading("warnings")
         table([[f"  {line}"] for line in plan["warnings"]])
@@ -108,6 +117,7 @@ def print_offline(plan: Mapping[str, Any]) -> None:
     echo(f"  {steps}, at most {plan['tokens_per_step']:,} tokens each")
     table([[f"  {role}", f"{count / 1e12:,.1f} TFLOPs a step"] for role, count in plan["flops_per_step"].items()])
     print_sizes(plan, "memory")
+    print_warnings(plan)
 
 
 def print_models(plan: Mapping[str, Any]) -> None:
@@ -123,6 +133,9 @@ def print_sizes(plan: Mapping[str, Any], part: str) -> None:
     """Print the sizes of a plan in memory or on disk."""
     heading(f"{part}, estimated")
     table([[f"  {key.replace('_', ' ')}", size(count)] for key, count in plan[f"{part}_bytes"].items()])
+    if part == "memory":
+        resident = plan["resident_bytes"]
+        echo(f"  about {size(resident['total'])} of main memory, of which imports take {size(resident['imports'])}")
 
 
 def model_cells(model: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,11 @@ from neoplug.runs.teacher_cost import decoded_sample
 from neoplug.seeds import generator
 from neoplug.teachers.itself import WeightAverage
 from neoplug.teachers.live import LiveTeacher
+from neoplug.training import objective
 from neoplug.training.batch_source import BatchSource
 from neoplug.training.loop import LoopConfig, LoopEvents, Verdict, distil, measure_gradient_norms
 from neoplug.training.module import StudentWithObjective
+from neoplug.training.objective import blocks
 from neoplug.training.optim import make_optimizer, make_schedule
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from neoplug.teachers.base import Teacher
     from neoplug.teachers.signals import EntriesSignal, StatesSignal
 
+LARGEST = 2**22  # tokens of a micro-batch; its integers have their values
 AT_ONCE = 2  # micro-batches of the step: from the second on there are gradients beside the activations
 
 
@@ -64,6 +68,7 @@ class Foretold:
 
     peak       of all devices together
     on_device  device -> its peak
+    device     of the student
     teacher    of the teacher's model, or of what is in memory of a stored one
     frozen     of the student's frozen weights and buffers
     trainable  of the trainable weights
@@ -74,6 +79,7 @@ class Foretold:
 
     peak: int
     on_device: dict[str, int]
+    device: str
     teacher: int
     frozen: int
     trainable: int
@@ -98,6 +104,8 @@ def foretell(
     """
     train = checked.recipe.train
     rows = batch_size or int(train.per_device_train_batch_size)
+    if rows * int(corpus.row_lengths.max()) > LARGEST:
+        raise CannotForetellError(f"a micro-batch of {rows:,} rows has more than {LARGEST:,} tokens")
     count = min(AT_ONCE, max(1, train.gradient_accumulation_steps))
     with ExitStack() as stack:
         stack.enter_context(accelerate_state_restored())
@@ -154,7 +162,7 @@ class _Step:
         recipe, plugins = self.checked.recipe, self.checked.plugins
         prepared, sample = self.batches(), self.sample()
         tracker = StorageTracker()
-        with FakeFloats(), tracker:
+        with FakeFloats(), tracker, patch.object(objective, "blocks", _few_blocks):
             student = self.student()
             average = None
             if recipe.taught_by == "ema" and recipe.teacher is not None:
@@ -199,7 +207,8 @@ class _Step:
         every = tensors_of(student.module)
         return Foretold(
             peak=tracker.total_peak,
-            on_device=dict(tracker.peak),
+            on_device={device: size for device, size in tracker.peak.items() if size},
+            device=str(student.device),
             teacher=_bytes(teacher.tensors() if isinstance(teacher, StoredShapes) else self.teacher_tensors(teacher)),
             frozen=_bytes([tensor for tensor in every if tensor.untyped_storage()._cdata not in weights]),
             trainable=_bytes(trained),
@@ -296,6 +305,12 @@ class _Step:
         teacher = unverified_model(module, name, self.vocabulary, role="teacher")
         teacher.layout = likely_layout(teacher)
         return LiveTeacher(teacher)
+
+
+def _few_blocks(rows: int, vocabulary: int) -> Iterator[slice]:
+    """Yield the first blocks of the objective and the last: the ones between have the shapes of the first."""
+    every = list(blocks(rows, vocabulary))
+    yield from every if len(every) < 4 else [*every[:2], every[-1]]
 
 
 class _LongestRows(BatchSampler):

@@ -5,11 +5,16 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from neoplug.data import Corpus
+from neoplug.data.batch import Document
 from neoplug.models.facts import configured, facts_of
-from neoplug.runs.plan import Skeleton, activations, load_skeleton, measured_gradients, memory_bytes, trained_sizes
+from neoplug.models.vocabulary import Vocabulary
+from neoplug.runs.plan import Skeleton, load_skeleton, trained_sizes
+from neoplug.runs.planned_memory import foretold_memory, quick_memory
 from neoplug.runs.preflight import adapt_skeleton
 
 if TYPE_CHECKING:
@@ -19,13 +24,15 @@ if TYPE_CHECKING:
 UNKNOWN_STEPS = 1000  # for plugins that need a number, where it depends on the data
 
 
-def offline_plan(checked: ResolvedRecipe) -> dict[str, Any]:
+def offline_plan(checked: ResolvedRecipe, *, quick: bool = False) -> dict[str, Any]:
     """Return the plan of a recipe whose models are in the shipped facts, as plain data for JSON.
+
+    quick  whether memory is estimated by a formula, in place of a step on shapes (`runs.fake_step`)
 
     Rows are taken to have `max_length` tokens, all of them scored: the numbers are upper bounds.
     Keys: name, models (role -> as in `plan`, with vocabulary, the rows of its head, and tokens, the number of ordinary
     tokens, None where it is unknown), parameters (trainable, total), steps (None where they depend on the data),
-    tokens_per_step, memory_bytes, flops_per_step (role -> count).
+    tokens_per_step, memory_bytes, resident_bytes, flops_per_step (role -> count), warnings.
 
     Raises:
         RecipeError: no facts about a model are shipped, or the recipe does not fit it.
@@ -36,16 +43,20 @@ def offline_plan(checked: ResolvedRecipe) -> dict[str, Any]:
         sections: dict[Role, Model] = {"student": recipe.student}
         if recipe.teacher is not None and recipe.teacher.model is not None:
             sections["teacher"] = recipe.teacher
-        skeletons: dict[Role, Skeleton] = {
-            role: load_skeleton(checked, role, folders.enter_context(configured(str(section.model), (role, "model"))))
+        located = {
+            role: folders.enter_context(configured(str(section.model), (role, "model")))
             for role, section in sections.items()
         }
+        skeletons: dict[Role, Skeleton] = {role: load_skeleton(checked, role, located[role]) for role in sections}
         for model in skeletons.values():
             model.skeleton.set_experts_implementation("batched_mm")  # its shapes do not depend on the routing
         student = skeletons["student"]
         trained = adapt_skeleton(checked, student.skeleton, train.max_steps or UNKNOWN_STEPS, student.located)
         sizes = trained_sizes(checked, trained)
-        kept = activations(student, train, length)
+        memory, notes = quick_memory(checked, skeletons, sizes, length), []
+        if not quick:
+            vocabulary = Vocabulary(min(model.config.get_text_config().vocab_size for model in skeletons.values()))
+            memory, notes = foretold_memory(memory, checked, located, vocabulary, _rows_of(length), sizes)
         rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
         counts = {role: rows * _flops(skeleton.skeleton, length) for role, skeleton in skeletons.items()}
         counts["student"] = rows * _flops(trained, length)
@@ -55,9 +66,21 @@ def offline_plan(checked: ResolvedRecipe) -> dict[str, Any]:
             "parameters": {"trainable": sizes.trainable, "total": sizes.total},
             "steps": train.max_steps,
             "tokens_per_step": rows * length,
-            "memory_bytes": memory_bytes(skeletons, sizes, kept, measured_gradients(checked), recipe.taught_by),
+            "memory_bytes": memory.parts,
+            "resident_bytes": memory.resident,
             "flops_per_step": {**counts, "total": sum(counts.values())},
+            "warnings": notes,
         }
+
+
+def _rows_of(length: int) -> Corpus:
+    """Return data of one row of `length` tokens, all of them scored."""
+    row = [Document(np.zeros(length, np.int64), np.ones(length, bool), 0)]
+    unread: Any = None
+    return Corpus(
+        rows=[row], held_out=[], mixture=None, report=unread, fingerprint="", row_lengths=np.array([length]),
+        longest={"student": length, "teacher": length}, ids_read_by_both=unread, ids_read=unread,
+    )  # fmt: skip
 
 
 def _vocabulary(skeleton: Skeleton) -> dict[str, int | None]:

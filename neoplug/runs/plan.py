@@ -1,6 +1,6 @@
-"""The plan of a run: its steps, sizes, memory and disk, from models on the meta device and from the tokenised data.
+"""The plan of a run: its steps, sizes, memory and disk, from models without weights and from the tokenised data.
 
-Everything under "memory_bytes" and "disk_bytes" is an estimate for one process.
+Everything under "memory_bytes", "resident_bytes" and "disk_bytes" is for one process.
 """
 
 from __future__ import annotations
@@ -23,6 +23,15 @@ from neoplug.environment.info import hardware
 from neoplug.models.load import load_meta_model, plugin_kwargs
 from neoplug.runs.inputs import find_models, resolve_text, validate_inputs
 from neoplug.runs.match_size import match
+from neoplug.runs.planned_memory import (
+    AT_A_TIME,
+    FLOAT32,
+    Memory,
+    add_part,
+    foretold_memory,
+    longest_batch,
+    quick_memory,
+)
 from neoplug.runs.preflight import (
     adapt_skeleton,
     is_impossible_on_meta,
@@ -33,7 +42,6 @@ from neoplug.runs.preflight import (
 from neoplug.runs.progress import Silent
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.runs.teacher_cost import CacheCost, estimate_cost, held_out_cost
-from neoplug.training.objective import BLOCK
 from neoplug.training.optim import make_optimizer
 
 if TYPE_CHECKING:
@@ -48,23 +56,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FLOAT32 = 4  # bytes
-AT_A_TIME = 2  # micro-batches of a stored teacher's output: one in use, the next read in a thread
 MANY_EPOCHS = 1000  # more are reported as a probable mistake
-# Numbers that a layer keeps for backward, per token: of its hidden size and of its MLP's (counted on Llama by
-# autograd's saved tensors; no attention matrix, which sdpa recomputes). Checkpointing keeps a layer's input.
-KEPT_HIDDEN, KEPT_MLP = 9, 4
 
 
-def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
+def plan(checked: ResolvedRecipe, wanted: int | None = None, *, quick: bool = False) -> dict[str, Any]:
     """Return the plan of a run of the recipe as plain data for JSON, without loading weights.
 
     wanted  trainable parameters to match the adapter's size to; the rest of the plan is of the unmodified recipe
+    quick   whether memory is estimated by a formula, in place of a step on shapes (`runs.fake_step`)
 
     Keys: name, recipe (resolved), origin (dotted key -> place), plugins (section, name, package, version, target),
     models (role -> source, revision, adapter, device, dtype, parameters, bytes), parameters (trainable, total),
-    data (counts), steps, tokens_per_step, memory_bytes, disk_bytes, warnings (lines on what the teacher's tokenizer
-    does differently, what exceeds this machine, and what is probably a mistake); with `wanted`, match (see
+    data (counts), steps, tokens_per_step, memory_bytes (of tensors), resident_bytes (of the process in main memory),
+    disk_bytes, warnings (lines on what the teacher's tokenizer does differently, what exceeds this machine, what is
+    probably a mistake, and why memory is estimated where no step runs on shapes); with `wanted`, match (see
     `neoplug.runs.match_size.Match`).
 
     Raises:
@@ -84,7 +89,11 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
     trained = adapt_skeleton(checked, student.skeleton, run["steps"], student.located)
     validate_room_for_virtual_tokens(recipe, corpus, student.located, trained)
     sizes = trained_sizes(checked, trained)
-    kept = activations(student, recipe.train, run["data"]["longest_row"])
+    stored = round(AT_A_TIME * longest_batch(recipe.train, corpus) * cache.decoded) if cache else 0
+    memory = quick_memory(checked, skeletons, sizes, run["data"]["longest_row"], stored)
+    notes: list[str] = []
+    if not quick:
+        memory, notes = foretold_memory(memory, checked, located, inputs.vocabulary, corpus, sizes)
     planned = {
         "name": checked.name,
         "recipe": checked.resolved(),
@@ -93,18 +102,17 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
         "models": {role: model.facts() for role, model in skeletons.items()},
         "parameters": {"trainable": sizes.trainable, "total": sizes.total},
         **run,
-        "memory_bytes": memory_bytes(skeletons, sizes, kept, measured_gradients(checked), recipe.taught_by),
+        "memory_bytes": memory.parts,
+        "resident_bytes": memory.resident,
         "disk_bytes": _disk_bytes(checked.recipe, student, sizes, run["steps"]),
     }
-    if cache is not None:
-        tokens = run["data"]["longest_row"] * recipe.train.per_device_train_batch_size
-        _add(planned["memory_bytes"], "teacher_output", round(AT_A_TIME * tokens * cache.decoded))
-        if not checked.plugins.implements("cache_folder"):
-            _add(planned["disk_bytes"], "teacher_cache", _cache_bytes(cache, skeletons["teacher"], inputs, run))
+    if cache is not None and not checked.plugins.implements("cache_folder"):
+        add_part(planned["disk_bytes"], "teacher_cache", _cache_bytes(cache, skeletons["teacher"], inputs, run))
     warnings = [
         *(entry.note for _, entry in sorted(checked.entries.items()) if entry.note),
         *map(DIFFERENCE.format, inputs.differences),
-        *_warnings(planned, Path(recipe.output_dir or "runs").absolute()),
+        *notes,
+        *_warnings(planned, memory, Path(recipe.output_dir or "runs").absolute()),
     ]
     return planned | {"warnings": warnings} | ({"match": matched} if matched else {})
 
@@ -129,17 +137,10 @@ def _cache_bytes(cost: CacheCost, teacher: Skeleton, inputs: RunInputs, run: Map
     return training + exact.on_disk(held_out.answer_tokens, held_out.documents) + teacher.bytes
 
 
-def _add(parts: dict[str, int], name: str, size: int) -> None:
-    """Add a part to sizes in bytes that end with their total."""
-    total = parts.pop("total")
-    parts |= {name: size, "total": total + size}
-
-
-def _warnings(planned: Mapping[str, Any], output: Path) -> Iterator[str]:
+def _warnings(planned: Mapping[str, Any], memory: Memory, output: Path) -> Iterator[str]:
     """Yield a warning for each resource that this machine lacks, and for each setting that is probably a mistake."""
     device = planned["models"]["student"]["device"]
-    elsewhere = [f"{role}_weights" for role, model in planned["models"].items() if model["device"] != device]
-    needed = planned["memory_bytes"]["total"] - sum(planned["memory_bytes"].get(part, 0) for part in elsewhere)
+    needed = memory.on_device
     if (room := _memory_of(device)) is not None and needed > room:
         yield f"about {needed / 1e9:,.1f} GB of memory are needed, but {device} has {room / 1e9:,.1f} GB"
     folder = next(path for path in (output, *output.parents) if os.path.isdir(path))  # noqa: PTH112  names of any length
@@ -195,7 +196,7 @@ class Skeleton:
 
 
 @dataclass(frozen=True)
-class _Sizes:
+class Sizes:
     """Numbers of parameters of the student with its adapter, and the bytes of the optimizer's state."""
 
     trainable: int
@@ -204,6 +205,7 @@ class _Sizes:
 
     @property
     def whole(self) -> bool:
+        """Whether all weights are trained."""
         return self.trainable == self.total
 
 
@@ -272,10 +274,10 @@ def _data_and_steps(checked: ResolvedRecipe, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def trained_sizes(checked: ResolvedRecipe, model: torch.nn.Module) -> _Sizes:
+def trained_sizes(checked: ResolvedRecipe, model: torch.nn.Module) -> Sizes:
     """Return the sizes of a student with its adapter, on the meta device."""
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
-    return _Sizes(
+    return Sizes(
         trainable=sum(weight.numel() for weight in trainable),
         total=sum(weight.numel() for weight in model.parameters()),
         optimizer=_optimizer_bytes(checked, model, trainable),
@@ -297,47 +299,6 @@ def _optimizer_bytes(checked: ResolvedRecipe, model: torch.nn.Module, trainable:
         (name,) = checked.plugins.implements("make_optimizer")
         logger.warning("`%s` cannot step on the meta device (%s): its state is estimated as Adam's", name, error)
         return 2 * FLOAT32 * sum(weight.numel() for weight in trainable)
-
-
-def activations(student: Skeleton, train: Train, longest_row: int) -> int:
-    """Return the bytes that one micro-batch keeps for backward, and a chunk of logits: a rough estimate."""
-    text = student.config.get_text_config()
-    tokens, hidden, layers = longest_row * train.per_device_train_batch_size, text.hidden_size, text.num_hidden_layers
-    layer = KEPT_HIDDEN * hidden + KEPT_MLP * (getattr(text, "intermediate_size", None) or 4 * hidden)
-    numbers = layers * hidden + layer if train.gradient_checkpointing else layers * layer
-    # A block of the teacher's logits and one of the student's, which their gradient overwrites.
-    logits = min(tokens * text.vocab_size, BLOCK) * FLOAT32 * 2
-    return int(tokens * numbers * student.dtype.itemsize + logits)
-
-
-def measured_gradients(checked: ResolvedRecipe) -> int:
-    """Return of how many losses a run holds a separate gradient to measure its norm; 0 if it measures none."""
-    calibrates = any(weight.calibrate for weight in checked.weights.values())
-    if not (calibrates or checked.recipe.train.log_gradient_norms):
-        return 0
-    return len(checked.weights) + len(checked.references.implements("token_loss"))
-
-
-def memory_bytes(
-    skeletons: Mapping[Role, Skeleton], sizes: _Sizes, activations: int, gradients: int, taught_by: str | None
-) -> dict[str, int]:
-    """Return the bytes that a run needs, by part, with their total."""
-    parts = {f"{role}_weights": model.bytes for role, model in skeletons.items()}
-    if sizes.whole:  # the weights themselves are the trainable ones
-        del parts["student_weights"]
-    trainable = sizes.trainable * FLOAT32
-    training = {
-        **({"average_weights": trainable} if taught_by == "ema" else {}),
-        "gradients": trainable,
-        **({"measured_gradients": gradients * trainable} if gradients else {}),
-        "optimizer": sizes.optimizer,
-        "activations": activations,
-    }
-    parts |= {"trainable_weights": trainable, **training}
-    # The copy of the student that a saved adapter is tried on, with the original trainable weights, precedes training.
-    copied = 0 if sizes.whole else parts["student_weights"] + 2 * trainable
-    parts["saved_copy"] = max(0, copied - sum(training.values()))
-    return parts | {"total": sum(parts.values())}
 
 
 def _disk_bytes(recipe: Recipe, student: Skeleton, sizes: _Sizes, steps: int) -> dict[str, int]:

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from neoplug import recipe as recipes
+from neoplug.environment.memory import IMPORTS
 from neoplug.errors import UsageError
 from neoplug.files import write_atomically
 from neoplug.runs.directory import RunDir, as_yaml
@@ -20,7 +21,6 @@ from neoplug.studies.directory import StudyDir
 from neoplug.studies.executors.local import devices
 from neoplug.studies.jobs import Identities
 from neoplug.studies.ledger import Row
-from neoplug.studies.scheduler import PROCESS
 from neoplug.studies.search import Agenda, agenda, largest_agenda
 from neoplug.studies.study import Study, Trial
 
@@ -36,7 +36,7 @@ class Estimate:
     run_seconds   arm -> seconds of one run
     measured_on   what the seconds were measured on
     hours         of all jobs that are left, extensions included
-    memory_bytes  arm -> of one run
+    memory_bytes  arm -> of one run, by the formula of `neoplug plan --quick`
     disk_bytes    of all run folders that stay, and of those at work
     workers       that run at the same time; 1 where this is not known
     """
@@ -58,7 +58,9 @@ def estimate(study: Study, folder: Path) -> Estimate:
     ledger.refresh()
     wanted = agenda(study, ledger.rows, identities)
     done = [ledger.rows[job.id] for job in wanted.jobs if job.id in ledger.rows]
-    plans = {arm.name: plan(study.resolve(arm, _trial(wanted, arm), study.seeds[0])) for arm in study.arms}
+    plans = {
+        arm.name: plan(study.resolve(arm, _trial(wanted, arm), study.seeds[0]), quick=True) for arm in study.arms
+    }
     search, extension, test = largest_agenda(study)
     seconds, measured_on = _seconds(study, wanted, plans, done)
     kind, options = study.executor
@@ -72,7 +74,7 @@ def estimate(study: Study, folder: Path) -> Estimate:
         run_seconds=seconds,
         measured_on=measured_on,
         hours=left * fmean(seconds.values()) / workers / 3600,
-        memory_bytes={arm: PROCESS + planned["memory_bytes"]["total"] for arm, planned in plans.items()},
+        memory_bytes={arm: IMPORTS + planned["memory_bytes"]["total"] for arm, planned in plans.items()},
         disk_bytes=kept[study.keep] + workers * max(each.values()),
         workers=workers,
     )

@@ -23,7 +23,7 @@ def matched(study: Study) -> Study:
     if study.match is None:
         return study
     first, *others = study.arms
-    wanted = plan(study.resolve(first, {}, study.seeds[0]))["parameters"]["trainable"]
+    wanted = plan(study.resolve(first, {}, study.seeds[0]), quick=True)["parameters"]["trainable"]
     known: dict[str, Mapping[str, Any]] = {}
     return replace(study, arms=(first, *(_matched(study, arm, wanted, known) for arm in others)))
 
@@ -34,7 +34,7 @@ def _matched(study: Study, arm: Arm, wanted: int, known: dict[str, Mapping[str, 
     mark = study.tree.mark(("match",))
     if sized not in known:
         try:
-            known[sized] = plan(checked, wanted)["match"]
+            known[sized] = plan(checked, wanted, quick=True)["match"]
         except UsageError as error:
             if isinstance(error, RecipeError):
                 raise

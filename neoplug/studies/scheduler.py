@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from neoplug.environment.memory import IMPORTS
 from neoplug.errors import Interrupted, NeoplugError, RecipeError
 from neoplug.files import write_atomically
 from neoplug.recipe import ResolvedRecipe
@@ -35,7 +36,6 @@ from neoplug.studies.worker import make_row
 logger = logging.getLogger(__name__)
 
 RETRIES = 3  # of a job whose process is lost
-PROCESS = 600_000_000  # bytes of Python, torch and transformers in a process that runs
 TICK = 0.5  # seconds between two looks at signals
 UNUSABLE = "no trial of the search completed with all tuning seeds"
 
@@ -222,14 +222,14 @@ class Scheduler:
         self.began = time.monotonic()
 
     def memory(self, job: str) -> int:
-        """Return the bytes that the run of a job needs, by its plan; without one, which its run explains, few."""
+        """Return the bytes that the run of a job needs, by the formula of its plan; without one, which its run explains, few."""
         from neoplug.runs.plan import plan
 
         arm = self.jobs[job].arm.name
         if arm not in self.needs:
-            self.needs[arm] = PROCESS
+            self.needs[arm] = IMPORTS
             with suppress(NeoplugError):
-                self.needs[arm] += plan(self.jobs[job].load(self.study))["memory_bytes"]["total"]
+                self.needs[arm] += plan(self.jobs[job].load(self.study), quick=True)["memory_bytes"]["total"]
         return self.needs[arm]
 
     def write_tables(self, wanted: Agenda) -> None:
