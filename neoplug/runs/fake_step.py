@@ -103,7 +103,7 @@ def foretell(
         CannotForetellError: an operator, a plugin or a model cannot run on shapes.
     """
     train = checked.recipe.train
-    rows = batch_size or int(train.per_device_train_batch_size)
+    rows = min(batch_size or int(train.per_device_train_batch_size), _epoch(corpus))
     if rows * int(corpus.row_lengths.max()) > LARGEST:
         raise CannotForetellError(f"a micro-batch of {rows:,} rows has more than {LARGEST:,} tokens")
     count = min(AT_ONCE, max(1, train.gradient_accumulation_steps))
@@ -120,6 +120,11 @@ def foretell(
             raise CannotForetellError(_reason(error)) from error
         finally:
             gc.collect()
+
+
+def _epoch(corpus: Corpus) -> int:
+    """Return the rows of an epoch, which no micro-batch exceeds."""
+    return len(corpus.row_lengths) if corpus.mixture is None else sum(corpus.mixture.epoch_rows)
 
 
 def _reason(error: Exception) -> str:

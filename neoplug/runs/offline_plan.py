@@ -56,7 +56,7 @@ def offline_plan(checked: ResolvedRecipe, *, quick: bool = False) -> dict[str, A
         memory, notes = quick_memory(checked, skeletons, sizes, length), []
         if not quick:
             vocabulary = Vocabulary(min(model.config.get_text_config().vocab_size for model in skeletons.values()))
-            memory, notes = foretold_memory(memory, checked, located, vocabulary, _rows_of(length), sizes)
+            memory, notes = foretold_memory(memory, checked, located, vocabulary, _rows_of(length, train.per_device_train_batch_size), sizes)
         rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
         counts = {role: rows * _flops(skeleton.skeleton, length) for role, skeleton in skeletons.items()}
         counts["student"] = rows * _flops(trained, length)
@@ -73,12 +73,12 @@ def offline_plan(checked: ResolvedRecipe, *, quick: bool = False) -> dict[str, A
         }
 
 
-def _rows_of(length: int) -> Corpus:
-    """Return data of one row of `length` tokens, all of them scored."""
+def _rows_of(length: int, rows: int) -> Corpus:
+    """Return data of rows of `length` tokens, all of them scored."""
     row = [Document(np.zeros(length, np.int64), np.ones(length, bool), 0)]
     unread: Any = None
     return Corpus(
-        rows=[row], held_out=[], mixture=None, report=unread, fingerprint="", row_lengths=np.array([length]),
+        rows=[row] * rows, held_out=[], mixture=None, report=unread, fingerprint="", row_lengths=np.full(rows, length),
         longest={"student": length, "teacher": length}, ids_read_by_both=unread, ids_read=unread,
     )  # fmt: skip
 
