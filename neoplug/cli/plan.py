@@ -32,6 +32,9 @@ def plan(
     quick: Annotated[
         bool, typer.Option("--quick", help="Estimate memory by a formula, in place of a step on shapes.")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Train for three steps, of which nothing is kept, and extrapolate.")
+    ] = False,
     trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
@@ -43,6 +46,8 @@ def plan(
     wanted = parameters_of(match)
     if offline and wanted is not None:
         raise UsageError("--offline does not support --match\nfix: leave one of them out")
+    if offline and measure:
+        raise UsageError("--offline does not support --measure\nfix: leave one of them out")
     from neoplug import recipe as recipes
     from neoplug.recipe.scale import at_scale
 
@@ -54,6 +59,10 @@ def plan(
 
     with checked.marking(), log_to_stderr():  # plugins log what they change to fit the model
         planned = offline_plan(checked, quick=quick) if offline else make_plan(checked, wanted, quick=quick)
+        if measure:
+            from neoplug.runs.measured_steps import measure_steps
+
+            planned["measured"] = measure_steps(checked).as_dict()
     if as_json:
         echo_json(planned)
     elif offline:
@@ -90,6 +99,13 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     echo(f"  {plan['tokens']:,} tokens, {plan['answer_tokens']:,} of them scored")
     for part in ("memory", "disk"):
         print_sizes(plan, part)
+    if "measured" in plan:
+        measured, foretold = plan["measured"], plan["memory_bytes"]["total"] - plan["memory_bytes"]["saved_copy"]
+        heading("measured")
+        echo(f"  {', '.join(f'{seconds:.2f}' for seconds in measured['seconds'])} seconds a step")
+        minutes = measured["run_seconds"] / 60
+        echo(f"  {minutes:,.1f} minutes for all {plan['steps']:,} steps, without loading and evaluation")
+        echo(f"  {size(measured['tensor_bytes'])} of tensors at their peak, foretold {size(foretold)}")
     if "match" in plan:
         heading("match")
         echo(f"  {plan['match']['override']}")

@@ -13,6 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't allocate memory")  # in errors of torch on a CPU
 IMPORTS = 600_000_000  # bytes of Python, torch and transformers in a process that runs
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -53,3 +54,29 @@ def peak_resident() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available_memory() -> int:
+    """Return the bytes of main memory that a process may still take: what is free or can be freed, and its limit.
+
+    The limit is that of its control group, as containers have one. Where neither is known, all memory of the machine.
+    """
+    from neoplug.environment.info import hardware
+
+    free = hardware()["memory_bytes"] or sys.maxsize
+    with suppress(OSError):
+        if found := re.search(rb"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_bytes(), re.MULTILINE):
+            free = min(free, int(found[1]) * 1024)
+    with suppress(OSError, ValueError):
+        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
+        free = min(free, int(limit) - int(used))
+    return int(free)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out: of a GPU, or where the CPU's allocator was refused memory."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+    )

@@ -57,7 +57,7 @@ def _folders(located: ResolvedModel, checked: "ResolvedRecipe", fingerprint: str
     plugins: dict[str, Any] = {"model": located.identity, "plugins": _plugins(checked), "versions": versions}
     seed = plugins | {"seed": checked.recipe.seed}
     weights = [(name, part.weight) for name, part in checked.recipe.data.parts.items() if part.weight is not None]
-    order = [train.per_device_train_batch_size, train.gradient_accumulation_steps, *weights]
+    order = [train.micro_batch, train.gradient_accumulation_steps, *weights]
     keys = {"nothing": plugins, "seed": seed, "batches": seed | {"data": fingerprint, "sizes": order}}
     return {name: cache_root() / "students" / content_hash({"format": 2, **key}) for name, key in keys.items()}
 

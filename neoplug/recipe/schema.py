@@ -249,6 +249,10 @@ class Train(Section):
     `lr_scheduler_type`: the plugin that sets the learning rate, without options; the section `schedule` names one with
     options. None: that of `schedule`, else `cosine`. `constant` has no warm-up.
 
+    `per_device_train_batch_size`: rows of a micro-batch. `auto` takes as many as fit the device's memory, and
+    `gradient_accumulation_steps` must then be set: it is the number of rows of an optimizer step on each device, which
+    does not change. The run's recipe.yaml has the numbers that were chosen.
+
     `log_gradient_norms`: at logging steps, the gradient norm of each loss alone; takes one more forward pass, and one
     backward pass a loss.
     """
@@ -256,7 +260,7 @@ class Train(Section):
     max_steps: Annotated[int, Field(ge=1, le=10**15)] | None = None
     num_train_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    per_device_train_batch_size: Positive = 4
+    per_device_train_batch_size: Positive | Literal["auto"] = 4
     gradient_accumulation_steps: Positive = 1
     lr_scheduler_type: Text | None = None
     warmup_steps: Annotated[float, Field(ge=0)] = 0.1
@@ -273,6 +277,19 @@ class Train(Section):
         if warmup_steps > 1 and not warmup_steps.is_integer():
             raise ValueError(f"`warmup_steps` is {warmup_steps}, but above 1 it is a whole number of steps")
         return warmup_steps
+
+    @model_validator(mode="after")
+    def _rows_of_a_step(self) -> Self:
+        if self.per_device_train_batch_size == "auto" and "gradient_accumulation_steps" not in self.model_fields_set:
+            what = "`per_device_train_batch_size` is auto, so `gradient_accumulation_steps` must be set"
+            raise ValueError(f"{what}: it is then the number of rows of a step on each device")
+        return self
+
+    @property
+    def micro_batch(self) -> int:
+        """The rows of a micro-batch; with `auto` one, which leaves the rows of a step as they are."""
+        size = self.per_device_train_batch_size
+        return 1 if size == "auto" else size
 
     @model_validator(mode="before")
     @classmethod

@@ -141,6 +141,16 @@ class RunDir:
             )
         return directory
 
+    def choose(self, sizes: Mapping[str, int]) -> None:
+        """Write other sizes than those that were chosen at first to lock and recipe.
+
+        sizes  key of `train` -> number
+        """
+        train = self.resolved["train"] | dict(sizes)
+        write_atomically(self.path / "recipe.yaml", as_yaml(self.resolved | {"train": train}))
+        write_atomically(self.path / "lock.json", as_json(dict(self.lock) | {"chosen": dict(sizes)}))
+        record(self.path, *REQUIRED)
+
     def verify(self, *parts: str) -> None:
         """Compare files, or folders of files, with what the run recorded when it wrote them.
 

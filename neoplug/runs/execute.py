@@ -1,7 +1,7 @@
 """Execution of a recipe: start or resume a run in its directory."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -24,6 +24,7 @@ from neoplug.runs.directory import REQUIRED, SAVED, RunDir, chosen_output, valid
 from neoplug.runs.failure import lost_processes_named
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import difference, found_contents, lock_record, pinned
+from neoplug.runs.micro_batch import chosen_sizes
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.process import isolated
 from neoplug.runs.progress import Progress, Silent
@@ -82,20 +83,28 @@ def _execute(
             cleanup.enter_context(directory.held())
         with lost_processes_named(world):
             as_begun = checked.pinned(pinned(directory.lock)) if directory else checked
-            inputs = prepare_student(checked, resolve_inputs(as_begun, progress, world.broadcast(today())), progress)
-            inputs = with_cache(checked, inputs, world, progress)
+            inputs = resolve_inputs(as_begun, progress, world.broadcast(today()))
+            chosen = directory.lock.get("chosen", {}) if directory else sizes_here(checked, inputs, world)
+            sized = checked.pinned({("train", key): size for key, size in chosen.items()})
+            inputs = with_cache(sized, prepare_student(sized, inputs, progress), world, progress)
             if directory is not None:
                 validate_same_lock(directory, checked, inputs, world)
             else:
-                directory = create_directory(Path(world.broadcast(str(output))), checked, inputs, world)
+                directory = create_directory(Path(world.broadcast(str(output))), checked, inputs, world, chosen)
                 if world.is_main:
                     cleanup.enter_context(directory.held())
         if world.is_main:
             checked.consent.remember()
             log_buffer.setTarget(_log_file_handler(directory.log))
-        result = Trainer(checked, inputs, directory, world, progress, stop, group).run()
+        result = Trainer(sized, inputs, directory, world, progress, stop, group).run()
         world.end()
         return result.as_dict()
+
+
+def sizes_here(checked: ResolvedRecipe, inputs: RunInputs, world: World) -> dict[str, int]:
+    """Return the sizes that are chosen for `auto` by their keys in `train`, those of the main process on every rank."""
+    chosen = chosen_sizes(checked, inputs, world.device) if world.is_main else {}
+    return world.broadcast(chosen)
 
 
 def _is_complete(directory: RunDir) -> bool:
@@ -129,13 +138,16 @@ def run_to_resume(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir
     return directory
 
 
-def create_directory(output: Path, checked: ResolvedRecipe, inputs: RunInputs, world: World) -> RunDir:
+def create_directory(
+    output: Path, checked: ResolvedRecipe, inputs: RunInputs, world: World, chosen: Mapping[str, int]
+) -> RunDir:
     """Create the run directory on the main process; the other processes wait for it.
 
-    Its recipe names the commits of what the hub had, and the date that a chat template read: it repeats the run.
+    Its recipe names the commits of what the hub had, the date that a chat template read, and the sizes that were chosen
+    for `auto`: it repeats the run.
     """
     if world.is_main:
-        lock = build_lock(checked, inputs, world)
+        lock = build_lock(checked, inputs, world, chosen)
         RunDir.create(output, checked.pinned(pinned(lock)).resolved(), lock)
     world.wait()
     return RunDir.open(output)
@@ -164,17 +176,24 @@ def lock_here(checked: ResolvedRecipe, progress: Progress) -> dict[str, Any]:
     with isolated(), exits_refused(), checked.marking():
         validate_devices(checked.recipe)
         world = World(checked.recipe.student.device)
-        inputs = prepare_student(checked, resolve_inputs(checked, progress, world.broadcast(today())), progress)
-        return build_lock(checked, inputs, world)
+        inputs = resolve_inputs(checked, progress, world.broadcast(today()))
+        chosen = sizes_here(checked, inputs, world)
+        sized = checked.pinned({("train", key): size for key, size in chosen.items()})
+        return build_lock(checked, prepare_student(sized, inputs, progress), world, chosen)
 
 
-def build_lock(checked: ResolvedRecipe, inputs: RunInputs, world: World) -> dict[str, Any]:
-    """Return the lock of a run with these inputs, on these processes."""
+def build_lock(
+    checked: ResolvedRecipe, inputs: RunInputs, world: World, chosen: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """Return the lock of a run with these inputs, on these processes.
+
+    chosen  key of `train` that is auto -> the number that the run has
+    """
     models = {"student": inputs.student, "teacher": inputs.teacher}
     loaded = models | {"student": inputs.base}
     weights = {role: located.weights_sha256 if located else None for role, located in loaded.items()}
     corpus = inputs.corpus
-    record = lock_record(checked, models, corpus.fingerprint, corpus.day, weights, corpus.commits)
+    record = lock_record(checked, models, corpus.fingerprint, corpus.day, weights, corpus.commits, chosen)
     roles: tuple[Role, ...] = ("student", "teacher") if inputs.teacher else ("student",)
     record["computation"] = {
         "device": world.device.type,

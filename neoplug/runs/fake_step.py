@@ -89,13 +89,11 @@ class Foretold:
 
 
 def foretell(
-    checked: ResolvedRecipe, models: Mapping[Role, ResolvedModel], vocabulary: Vocabulary, corpus: Corpus,
-    batch_size: int | None = None,
-) -> Foretold:  # fmt: skip
+    checked: ResolvedRecipe, models: Mapping[Role, ResolvedModel], vocabulary: Vocabulary, corpus: Corpus
+) -> Foretold:
     """Return the memory of a training step on the longest rows of `corpus`, without weights.
 
-    models      the resolved student, and the teacher where it is a model or is stored
-    batch_size  rows of the micro-batch; None: those of the recipe
+    models  the resolved student, and the teacher where it is a model or is stored
 
     Nothing of the process changes: random state, accelerate's state and plugins are as before.
 
@@ -103,7 +101,7 @@ def foretell(
         CannotForetellError: an operator, a plugin or a model cannot run on shapes.
     """
     train = checked.recipe.train
-    rows = min(batch_size or int(train.per_device_train_batch_size), _epoch(corpus))
+    rows = min(train.micro_batch, _epoch(corpus))
     if rows * int(corpus.row_lengths.max()) > LARGEST:
         raise CannotForetellError(f"a micro-batch of {rows:,} rows has more than {LARGEST:,} tokens")
     count = min(AT_ONCE, max(1, train.gradient_accumulation_steps))
@@ -219,7 +217,8 @@ class _Step:
             trainable=_bytes(trained),
             average=_bytes(average.values.values()) if average else 0,
             optimizer=_bytes(of_optimizer),
-            layouts={"student": student.layout} | ({"teacher": teacher.model.layout} if self.has_model(teacher) else {}),
+            layouts={"student": student.layout}
+            | ({"teacher": teacher.model.layout} if self.has_model(teacher) else {}),
         )
 
     def has_model(self, teacher: Teacher | None) -> bool:
@@ -302,7 +301,9 @@ class _Step:
             return base_teacher(student)
         device = torch.device(section.device or self.world.device)
         if sample is not None:
-            return stored_shapes(self.checked, self.models["teacher"], self.dtype("teacher"), self.vocabulary, device, sample)
+            return stored_shapes(
+                self.checked, self.models["teacher"], self.dtype("teacher"), self.vocabulary, device, sample
+            )
         module: nn.Module = self.load("teacher", self.dtype("teacher"))
         name = head_name(module)
         if stored := self.models["teacher"].adapter:

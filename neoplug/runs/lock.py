@@ -27,6 +27,7 @@ def lock_record(
     day: str | None = None,
     weights: Mapping[str, str | None] | None = None,
     commits: Mapping[str, str] | None = None,
+    chosen: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return a run's lock: versions, hardware, plugins, `models` by role, `fingerprint` of the tokenised data.
 
@@ -34,6 +35,7 @@ def lock_record(
 
     day      the date that a chat template read, YYYY-MM-DD: a resumed run renders its rows with the same; None: none
     weights  role -> hash of the weights that are loaded, where neoplug converted or prepared them; else None
+    chosen   key of the section `train` that is auto -> the number that the run has; none where there is no such key
     commits  source -> commit, of datasets of the hub. It is not in `data`: a new commit with the same data is no change
     """
     taught_by = checked.recipe.taught_by
@@ -60,22 +62,24 @@ def lock_record(
             **({"chat_template_date": day} if day else {}),
         },
         **({"commits": dict(commits)} if commits else {}),
+        **({"chosen": dict(chosen)} if chosen else {}),
     }
 
 
 def found_contents(lock: Mapping[str, Any]) -> dict[str, Any]:
     """Return a lock without what the recipe names: versions, hardware, and the content of models, data and plugins."""
     data = {key: lock["data"].get(key) for key in ("fingerprint", "chat_template_date")}
-    return {key: value for key, value in lock.items() if key != "recipe"} | {"data": data}
+    return {key: value for key, value in lock.items() if key not in ("recipe", "chosen")} | {"data": data}
 
 
-def pinned(lock: Mapping[str, Any]) -> dict[Path, str]:
+def pinned(lock: Mapping[str, Any]) -> dict[Path, Any]:
     """Return what a run used and its recipe need not name, by its key in a recipe.
 
-    It is the commit of each model, adapter and data set of the hub, and the date that a chat template read.
+    It is the commit of each model, adapter and data set of the hub, the date that a chat template read, and the sizes
+    that were chosen for `auto`.
     """
     recipe, models = lock["recipe"], lock["models"]
-    found: dict[Path, str | None] = {}
+    found: dict[Path, Any] = {("train", key): size for key, size in lock.get("chosen", {}).items()}
     for role, model in models.items():
         if (recipe.get(role) or {}).get("model"):
             found[role, "revision"] = model.get("revision")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from neoplug.environment.storage_tracker import StorageTracker, tensors_of
 from neoplug.models.verify import head_name
 from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import prepare_student, resolve_inputs
+from neoplug.runs.micro_batch import chosen_sizes
 from neoplug.runs.own_teacher import OwnTeacher
 from neoplug.runs.process import isolated
 from neoplug.runs.progress import Silent
@@ -49,6 +50,10 @@ class Measured:
     tensor_bytes: int
     run_seconds: float
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values as plain data."""
+        return asdict(self)
+
 
 def measure_steps(checked: ResolvedRecipe, steps: int = STEPS) -> Measured:
     """Train for some steps of the recipe on the real models, and return what they took; no run directory is written.
@@ -62,7 +67,10 @@ def measure_steps(checked: ResolvedRecipe, steps: int = STEPS) -> Measured:
     """
     with isolated():
         world = World(checked.recipe.student.device)
-        inputs = prepare_student(checked, resolve_inputs(checked, Silent(), today()), Silent())
+        inputs = resolve_inputs(checked, Silent(), today())
+        sizes = chosen_sizes(checked, inputs, world.device)
+        checked = checked.pinned({("train", key): size for key, size in sizes.items()})
+        inputs = prepare_student(checked, inputs, Silent())
         few = checked.pinned({("train", "max_steps"): steps, ("train", "num_train_epochs"): None})
         inputs = with_cache(few, inputs, world, Silent())
         trainer = Trainer(few, inputs, RunDir(Path()), world, Silent(), Stop())

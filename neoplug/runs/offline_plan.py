@@ -56,8 +56,10 @@ def offline_plan(checked: ResolvedRecipe, *, quick: bool = False) -> dict[str, A
         memory, notes = quick_memory(checked, skeletons, sizes, length), []
         if not quick:
             vocabulary = Vocabulary(min(model.config.get_text_config().vocab_size for model in skeletons.values()))
-            memory, notes = foretold_memory(memory, checked, located, vocabulary, _rows_of(length, train.per_device_train_batch_size), sizes)
-        rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+            memory, notes = foretold_memory(
+                memory, checked, located, vocabulary, _rows_of(length, train.micro_batch), sizes
+            )
+        rows = train.micro_batch * train.gradient_accumulation_steps
         counts = {role: rows * _flops(skeleton.skeleton, length) for role, skeleton in skeletons.items()}
         counts["student"] = rows * _flops(trained, length)
         return {

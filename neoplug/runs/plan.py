@@ -23,6 +23,7 @@ from neoplug.environment.info import hardware
 from neoplug.models.load import load_meta_model, plugin_kwargs
 from neoplug.runs.inputs import find_models, resolve_text, validate_inputs
 from neoplug.runs.match_size import match
+from neoplug.runs.micro_batch import AUTO, chosen_sizes, largest_micro_batch, room_of
 from neoplug.runs.planned_memory import (
     AT_A_TIME,
     FLOAT32,
@@ -84,6 +85,8 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None, *, quick: bool = Fa
     skeletons = {role: load_skeleton(checked, role, model) for role, model in located.items()}
     cache = _cache_cost(checked, skeletons, inputs.vocabulary)
     student = skeletons["student"]
+    checked = _with_chosen_batch(checked, inputs, skeletons, quick)
+    recipe = checked.recipe
     run = _data_and_steps(checked, corpus)
     matched = match(checked, student.skeleton, run["steps"], wanted).as_dict() if wanted is not None else None
     trained = adapt_skeleton(checked, student.skeleton, run["steps"], student.located)
@@ -115,6 +118,23 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None, *, quick: bool = Fa
         *_warnings(planned, memory, Path(recipe.output_dir or "runs").absolute()),
     ]
     return planned | {"warnings": warnings} | ({"match": matched} if matched else {})
+
+
+def _with_chosen_batch(
+    checked: ResolvedRecipe, inputs: RunInputs, skeletons: Mapping[Role, Skeleton], quick: bool
+) -> ResolvedRecipe:
+    """Return the recipe with the micro-batch that a run on this machine would take for `auto`."""
+    device = torch.device(skeletons["student"].device)
+    if not quick:
+        sizes = chosen_sizes(checked, inputs, device)
+        return checked.pinned({("train", key): size for key, size in sizes.items()})
+    if checked.recipe.train.per_device_train_batch_size != AUTO:
+        return checked
+    trained = adapt_skeleton(checked, deepcopy(skeletons["student"].skeleton), 1000, inputs.student)
+    sizes_of, longest = trained_sizes(checked, trained), int(inputs.corpus.row_lengths.max())
+    return largest_micro_batch(
+        checked, lambda one: quick_memory(one, skeletons, sizes_of, longest).on_device, room_of(device)
+    )
 
 
 def _cache_cost(checked: ResolvedRecipe, skeletons: dict[Role, Skeleton], vocabulary: Vocabulary) -> CacheCost | None:

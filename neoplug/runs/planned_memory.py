@@ -71,7 +71,9 @@ def quick_memory(
     parts["total"] = sum(parts.values())
     if stored:
         add_part(parts, "teacher_output", stored)
-    elsewhere = sum(parts.get(f"{role}_weights", 0) for role, model in skeletons.items() if model.device != student.device)
+    elsewhere = sum(
+        parts.get(f"{role}_weights", 0) for role, model in skeletons.items() if model.device != student.device
+    )
     on_device = parts["total"] - elsewhere
     teacher_in_main = elsewhere if any(model.device == "cpu" for model in skeletons.values()) else 0
     return Memory(parts, on_device, parts["total"] if student.device == "cpu" else teacher_in_main)
@@ -116,7 +118,9 @@ def _by_part(found: Foretold, estimate: Memory, sizes: Sizes) -> Memory:
     more = parts["saved_copy"]
     by_device = {device: size + more for device, size in found.on_device.items()}
     parts["total"] = sum(parts.values())
-    return Memory(parts, by_device.get(found.device, 0), found.on_device.get("cpu", 0) + (more if found.device == "cpu" else 0))
+    return Memory(
+        parts, by_device.get(found.device, 0), found.on_device.get("cpu", 0) + (more if found.device == "cpu" else 0)
+    )
 
 
 def add_part(parts: dict[str, int], name: str, size: int) -> None:
@@ -127,13 +131,13 @@ def add_part(parts: dict[str, int], name: str, size: int) -> None:
 
 def longest_batch(train: Train, corpus: Corpus) -> int:
     """Return the tokens of the largest micro-batch, where all its rows are the longest."""
-    return int(corpus.row_lengths.max()) * int(train.per_device_train_batch_size)
+    return int(corpus.row_lengths.max()) * train.micro_batch
 
 
 def _activations(student: Skeleton, train: Train, longest_row: int) -> int:
     """Return the bytes that one micro-batch keeps for backward, and a chunk of logits: a rough estimate."""
     text = student.config.get_text_config()
-    tokens, hidden, layers = longest_row * train.per_device_train_batch_size, text.hidden_size, text.num_hidden_layers
+    tokens, hidden, layers = longest_row * train.micro_batch, text.hidden_size, text.num_hidden_layers
     layer = KEPT_HIDDEN * hidden + KEPT_MLP * (getattr(text, "intermediate_size", None) or 4 * hidden)
     numbers = layers * hidden + layer if train.gradient_checkpointing else layers * layer
     # A block of the teacher's logits and one of the student's, which their gradient overwrites.

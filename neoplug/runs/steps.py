@@ -16,7 +16,7 @@ def make_sampler(checked: ResolvedRecipe, corpus: Corpus, world: int) -> BatchSa
     """Return the sampler that draws the rows of each step, for `world` processes."""
     train, mixture = checked.recipe.train, corpus.mixture
     rows = len(corpus.rows) if mixture is None else sum(mixture.epoch_rows)
-    batch, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    batch, accumulation = train.micro_batch, train.gradient_accumulation_steps
     return BatchSampler(rows, batch, accumulation, world, checked.recipe.seed, mixture=mixture)
 
 

@@ -105,7 +105,7 @@ def batches_by_part(
 
     rows  numbers of the training rows that the run reads
     """
-    training, held_out = checked.recipe.train.per_device_train_batch_size, inputs.corpus.held_out
+    training, held_out = checked.recipe.train.micro_batch, inputs.corpus.held_out
     evaluation = checked.recipe.evaluate.per_device_eval_batch_size
 
     def of_rows(batch: int) -> list[Document]:

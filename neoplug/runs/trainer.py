@@ -32,6 +32,7 @@ from neoplug.runs.adapted_weights import add_adapter
 from neoplug.runs.artifacts import save_student, write_card
 from neoplug.runs.directory import RunDir
 from neoplug.runs.failure import FailureWriter
+from neoplug.runs.first_step import distil_in_memory
 from neoplug.runs.inputs import RunInputs
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.own_teacher import OwnTeacher
@@ -49,7 +50,7 @@ from neoplug.seeds import derive, generator
 from neoplug.teachers.base import Teacher
 from neoplug.teachers.itself import WeightAverage
 from neoplug.training import checkpoint
-from neoplug.training.loop import LoopConfig, LoopEvents, Verdict, distil
+from neoplug.training.loop import LoopConfig, LoopEvents, Verdict
 from neoplug.training.metrics import Metrics, peak_memory
 from neoplug.training.optim import make_optimizer, make_schedule
 
@@ -161,7 +162,11 @@ class Trainer:
         events = self.loop_events(config, batches)
         self.progress.started(total, first)
         with self.stop.deferring():
-            done = first if self.state.stopped_early else distil(config, events, first)
+            done = (
+                first
+                if self.state.stopped_early
+                else distil_in_memory(config, events, first, self.directory, self.checked)
+            )
             stopped = self.stop_requested()  # a rank may receive a signal after the last poll of the loop
         if stopped or done < (self.state.stopped_early or total):
             signal = self.stop.signal or 15

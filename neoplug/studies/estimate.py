@@ -58,9 +58,7 @@ def estimate(study: Study, folder: Path) -> Estimate:
     ledger.refresh()
     wanted = agenda(study, ledger.rows, identities)
     done = [ledger.rows[job.id] for job in wanted.jobs if job.id in ledger.rows]
-    plans = {
-        arm.name: plan(study.resolve(arm, _trial(wanted, arm), study.seeds[0]), quick=True) for arm in study.arms
-    }
+    plans = {arm.name: plan(study.resolve(arm, _trial(wanted, arm), study.seeds[0]), quick=True) for arm in study.arms}
     search, extension, test = largest_agenda(study)
     seconds, measured_on = _seconds(study, wanted, plans, done)
     kind, options = study.executor

@@ -11,6 +11,7 @@ from typing import Any
 
 from neoplug.environment.info import version_of
 from neoplug.environment.memory import keep_freed
+from neoplug.environment.memory import is_out_of_memory
 from neoplug.errors import DiskError, DivergenceError, Interrupted, NeoplugError, UsageError, redacted
 from neoplug.files import lock, write_atomically
 from neoplug.recipe import ResolvedRecipe
@@ -93,7 +94,7 @@ def outcome(error: BaseException) -> tuple[Status, str]:
     reason = redacted(str(error) if isinstance(error, NeoplugError) else f"{type(error).__name__}: {error}")
     if any(isinstance(cause, DivergenceError) for cause in chain):
         return "diverged", reason
-    if any(_is_out_of_memory(cause) for cause in chain):
+    if any(is_out_of_memory(cause) for cause in chain):
         return "out_of_memory", reason
     return "refused" if isinstance(error, UsageError) else "failed", reason
 
@@ -103,14 +104,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch on a CPU
-    )
 
 
 def _run(checked: ResolvedRecipe, folder: Path, study: str) -> None:

@@ -155,6 +155,11 @@ def _load_tensors(file: Path, present: dict[str, Tensor]) -> None:
             tensor.copy_(stored[name])
 
 
+def unpack(packed: bytes, plugins: Plugins) -> None:
+    """Load the state dicts that `pack` returned into the plugins."""
+    _load_states(BytesIO(packed), plugins)
+
+
 def _load_states(file: Path | BytesIO, plugins: Plugins) -> None:
     """Load state dicts that `pack` serialised into the plugins."""
     present = plugins.instances()
