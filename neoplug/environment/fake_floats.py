@@ -20,24 +20,24 @@ from torch.utils._pytree import tree_iter
 LARGEST = 2**20  # numbers of an integer tensor that keeps its values
 
 
-class FakeFloats(TorchDispatchMode):
+class FakeFloats(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside `with`, new tensors of floats and large ones have no data; tensors made before are as they are."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._apply = patch.object(nn.Module, "_apply", _apply)
 
     def __enter__(self) -> FakeFloats:
         """Enter the mode; modules then convert their weights in place, as they do with data."""
         self._apply.start()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         """Leave the mode."""
         try:
-            super().__exit__(*error)
+            super().__exit__(*error)  # type: ignore[no-untyped-call]
         finally:
             self._apply.stop()
 
@@ -60,9 +60,9 @@ class FakeFloats(TorchDispatchMode):
 
 
 def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """Do what `Module._apply` does: it would swap tensors without data for others, which fails if they are referenced."""
+    """Do what `Module._apply` does, which would swap tensors without data for others: not where they are referenced."""
     for child in module.children() if recurse else ():
-        child._apply(function)
+        child._apply(function)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for weight in module._parameters.values():
             if weight is not None:

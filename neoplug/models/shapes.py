@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from neoplug.models import dropout
 from neoplug.models.load import after_load, load_config, meta_model, plugin_kwargs
@@ -49,7 +50,7 @@ def model_of_shapes(
         _quantise(model, quantisation, dtype, device)
     after_load(plugins, model, role, section)
     model.eval().requires_grad_(False)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _quantise(model: Any, config: Any, dtype: torch.dtype, device: torch.device | str) -> None:
@@ -58,7 +59,8 @@ def _quantise(model: Any, config: Any, dtype: torch.dtype, device: torch.device 
     from transformers.quantizers import AutoHfQuantizer
 
     quantiser = AutoHfQuantizer.from_config(config)
-    quantiser.preprocess_model(model, dtype=dtype, device_map=None)
+    with _disable_current_modes():  # the new layers are on the meta device, in classes that modes cannot make
+        quantiser.preprocess_model(model, dtype=dtype, device_map=None)
     model.config.quantization_config = quantiser.quantization_config
     layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
     for layer in layers:
@@ -100,4 +102,5 @@ def with_adapter_of_shapes(model: Any, stored: StoredAdapter) -> nn.Module:
     from peft import get_peft_model
 
     with quiet_peft():
-        return get_peft_model(model, deepcopy(stored.config)).eval().requires_grad_(False)
+        adapted: nn.Module = get_peft_model(model, deepcopy(stored.config))
+    return adapted.eval().requires_grad_(False)

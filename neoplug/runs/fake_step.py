@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from neoplug.environment.dtypes import resolve_dtype
 from neoplug.environment.fake_floats import FakeFloats
 from neoplug.environment.storage_tracker import StorageTracker, tensors_of
 from neoplug.errors import PluginError
+from neoplug.models.language_model import LanguageModel
 from neoplug.models.load import enable_checkpointing
 from neoplug.models.shapes import model_of_shapes, with_adapter_of_shapes
 from neoplug.models.verify import head_name, likely_layout, unverified_model
@@ -47,7 +49,6 @@ from neoplug.training.optim import make_optimizer, make_schedule
 if TYPE_CHECKING:
     from neoplug.data import Corpus
     from neoplug.hookspecs import Role
-    from neoplug.models.language_model import LanguageModel
     from neoplug.models.reference import ResolvedModel
     from neoplug.models.vocabulary import Vocabulary
     from neoplug.recipe import ResolvedRecipe
@@ -74,7 +75,6 @@ class Foretold:
     trainable  of the trainable weights
     average    of their average, where that is the teacher
     optimizer  of the optimizer's state
-    layouts    role -> the layout that the model reads a batch in
     """
 
     peak: int
@@ -85,7 +85,6 @@ class Foretold:
     trainable: int
     average: int
     optimizer: int
-    layouts: dict[str, str]
 
 
 def foretell(
@@ -109,6 +108,7 @@ def foretell(
         stack.enter_context(accelerate_state_restored())
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
         stack.enter_context(_quiet())
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
         world = World(checked.recipe.student.device)
         try:
             copied = replace(checked, plugins=checked.plugins.copied(), references=checked.references.copied())
@@ -217,8 +217,6 @@ class _Step:
             trainable=_bytes(trained),
             average=_bytes(average.values.values()) if average else 0,
             optimizer=_bytes(of_optimizer),
-            layouts={"student": student.layout}
-            | ({"teacher": teacher.model.layout} if self.has_model(teacher) else {}),
         )
 
     def has_model(self, teacher: Teacher | None) -> bool:
@@ -277,7 +275,7 @@ class _Step:
         model = add_adapter(plugins, base, batches=None, total_steps=1000, rng=generator(recipe.seed, name))
         trainable_as_float32(model)
         autocast = None if self.dtype("student") == torch.float32 else self.dtype("student")
-        student = unverified_model(model, head, self.vocabulary, autocast=autocast)
+        student = _Collected(**vars(unverified_model(model, head, self.vocabulary, autocast=autocast)))
         student.layout = likely_layout(student)
         return student
 
@@ -311,6 +309,15 @@ class _Step:
         teacher = unverified_model(module, name, self.vocabulary, role="teacher")
         teacher.layout = likely_layout(teacher)
         return LiveTeacher(teacher)
+
+
+class _Collected(LanguageModel):
+    """A model that lets go of what an earlier pass left in reference cycles: tensors without data leave some."""
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return the hidden states [N, H] that predict the batch's answer tokens."""
+        gc.collect()
+        return super().hidden(batch)
 
 
 def _few_blocks(rows: int, vocabulary: int) -> Iterator[slice]:

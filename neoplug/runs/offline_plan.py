@@ -53,7 +53,8 @@ def offline_plan(checked: ResolvedRecipe, *, quick: bool = False) -> dict[str, A
         student = skeletons["student"]
         trained = adapt_skeleton(checked, student.skeleton, train.max_steps or UNKNOWN_STEPS, student.located)
         sizes = trained_sizes(checked, trained)
-        memory, notes = quick_memory(checked, skeletons, sizes, length), []
+        notes: list[str] = []
+        memory = quick_memory(checked, skeletons, sizes, length)
         if not quick:
             vocabulary = Vocabulary(min(model.config.get_text_config().vocab_size for model in skeletons.values()))
             memory, notes = foretold_memory(

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from neoplug.hookspecs import Role
     from neoplug.models.reference import ResolvedModel
     from neoplug.models.vocabulary import Vocabulary
-    from neoplug.recipe import Recipe, ResolvedRecipe, Train
+    from neoplug.recipe import Recipe, ResolvedRecipe
     from neoplug.runs.inputs import RunInputs
 
 logger = logging.getLogger(__name__)
@@ -321,7 +321,7 @@ def _optimizer_bytes(checked: ResolvedRecipe, model: torch.nn.Module, trainable:
         return 2 * FLOAT32 * sum(weight.numel() for weight in trainable)
 
 
-def _disk_bytes(recipe: Recipe, student: Skeleton, sizes: _Sizes, steps: int) -> dict[str, int]:
+def _disk_bytes(recipe: Recipe, student: Skeleton, sizes: Sizes, steps: int) -> dict[str, int]:
     weights = sizes.trainable * FLOAT32
     kept = math.ceil(steps / recipe.train.save_steps)
     if recipe.train.save_total_limit is not None:

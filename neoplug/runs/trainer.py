@@ -162,11 +162,8 @@ class Trainer:
         events = self.loop_events(config, batches)
         self.progress.started(total, first)
         with self.stop.deferring():
-            done = (
-                first
-                if self.state.stopped_early
-                else distil_in_memory(config, events, first, self.directory, self.checked)
-            )
+            trains = not self.state.stopped_early
+            done = distil_in_memory(config, events, first, self.directory, self.checked) if trains else first
             stopped = self.stop_requested()  # a rank may receive a signal after the last poll of the loop
         if stopped or done < (self.state.stopped_early or total):
             signal = self.stop.signal or 15

@@ -222,7 +222,7 @@ class Scheduler:
         self.began = time.monotonic()
 
     def memory(self, job: str) -> int:
-        """Return the bytes that the run of a job needs, by the formula of its plan; without one, which its run explains, few."""
+        """Return the bytes that the run of a job needs, by its quick plan; without one, which its run explains, few."""
         from neoplug.runs.plan import plan
 
         arm = self.jobs[job].arm.name

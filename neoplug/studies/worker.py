@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neoplug.environment.info import version_of
-from neoplug.environment.memory import keep_freed
-from neoplug.environment.memory import is_out_of_memory
+from neoplug.environment.memory import is_out_of_memory, keep_freed
 from neoplug.errors import DiskError, DivergenceError, Interrupted, NeoplugError, UsageError, redacted
 from neoplug.files import lock, write_atomically
 from neoplug.recipe import ResolvedRecipe
