@@ -55,7 +55,7 @@ class FakeFloats(TorchDispatchMode):  # type: ignore[no-untyped-call]
             shaped = func(*args, **kwargs)
         if not isinstance(shaped, Tensor):
             return func(*args, **kwargs)
-        floats = shaped.is_floating_point() and shaped.numel() > 1
+        floats = shaped.is_floating_point() and shaped.numel() != 1
         return shaped if leaves_cpu or floats or shaped.numel() > LARGEST else func(*args, **kwargs)
 
 
