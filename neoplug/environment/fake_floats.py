@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -45,6 +45,10 @@ class FakeFloats(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run an operator on shapes where an input has no data or the result would not keep its values."""
         kwargs = kwargs or {}
         tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
+        if func is torch.ops.aten.set_.source_Storage and isinstance(args[0], FakeTensor):
+            with in_kernel_invocation_manager(self._fake):  # torch's fake mode would keep the storage for ever
+                func(*args)
+            return args[0]
         if any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)  # they dispatch to torch's fake mode themselves
         device = kwargs.get("device")

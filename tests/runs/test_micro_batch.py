@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from neoplug import recipe as recipes
 from neoplug.errors import RecipeError
@@ -55,7 +56,7 @@ def runs_out(monkeypatch):
         objective, calls = module.objective, iter(range(count))
 
         def failing(*arguments):
-            if next(calls, None) is not None:
+            if not _get_current_dispatch_mode_stack() and next(calls, None) is not None:  # not where it is foretold
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return objective(*arguments)
 
