@@ -32,7 +32,7 @@ def attempt(lab: Lab, seed: int) -> Result:
     with lab.copy() as case:
         file = case / "recipe.yaml"
         file.write_text(written, encoding="utf-8", errors="surrogatepass", newline="")
-        found = lab.command(lab.folder / "plans", "plan", file, "--json", "--", *changes)
+        found = lab.command(lab.folder / "plans", "plan", file, "--json", "--quick", "--", *changes)
     outcome = {0: "planned", 2: "refused"}.get(found.code, "failed")
     failure = ""
     if outcome == "failed" or found.is_traceback or (found.code == 2 and not PLACE.search(found.err)):
@@ -58,5 +58,5 @@ def _texts(lab: Lab) -> list[str]:
             text = text.replace("data:\n", f"data:\n  source: {rows}\n")
             text += f"teacher: {{model: {model}}}\nstudent: {{model: {model}}}\n"
         texts.append(text)
-    plan(load(lab.recipe))  # what a process reads or builds once, it has before it is forked
+    plan(load(lab.recipe), quick=True)  # what a process reads or builds once, it has before it is forked
     return texts

@@ -72,7 +72,7 @@ def test_an_adapter_has_the_requested_number_of_parameters(adapter, load, counte
     own, default = counted(plain)
     wanted = 2 * default if 2 * default <= own else default // 2
     try:
-        found = plan(plain, wanted)["match"]
+        found = plan(plain, wanted, quick=True)["match"]
         override, trainable = found["override"], found["trainable"]
         assert abs(trainable / wanted - 1) < 0.25
         assert found["difference"] == pytest.approx(trainable / wanted - 1)

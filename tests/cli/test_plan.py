@@ -71,19 +71,19 @@ def test_parameter_counts_are_those_of_the_models(planned, tiny_student, tiny_te
 
 def test_each_loss_that_is_measured_separately_needs_memory_for_its_own_gradient(planned):
     """A loss's gradient is as large as the adapter; calibration measures all losses and their reference."""
-    assert "measured_gradients" not in planned()["memory_bytes"]
+    assert "measured_gradients" not in planned("--quick")["memory_bytes"]
     mix = "loss={jsd: {}, cross_entropy: {}, reverse_kl: {%s}}"
-    logged = planned(mix % "", "train.log_gradient_norms=true")
-    calibrated = planned(mix % "calibrate: forward_kl")
+    logged = planned(mix % "", "train.log_gradient_norms=true", "--quick")
+    calibrated = planned(mix % "calibrate: forward_kl", "--quick")
     gradient = logged["memory_bytes"]["gradients"]
     assert logged["memory_bytes"]["measured_gradients"] == 3 * gradient
     assert calibrated["memory_bytes"]["measured_gradients"] == 4 * gradient
-    assert logged["memory_bytes"]["total"] == planned(mix % "")["memory_bytes"]["total"] + 3 * gradient
+    assert logged["memory_bytes"]["total"] == planned(mix % "", "--quick")["memory_bytes"]["total"] + 3 * gradient
 
 
 def test_the_copy_that_a_saved_adapter_is_tried_on_needs_the_memory_that_training_does_not(planned, tiny_teacher):
     """The copy has the student's weights, the adapter's and their original values; nothing of training exists then."""
-    large = (f"student={{model: {tiny_teacher}, dtype: float32}}", "data.max_length=40")
+    large = (f"student={{model: {tiny_teacher}, dtype: float32}}", "data.max_length=40", "--quick")
     found = planned(*large, "train.per_device_train_batch_size=1", "train.gradient_checkpointing=true")["memory_bytes"]
     lora = 4 * 4 * ((64 + 64) + (64 + 32))
     training = found["gradients"] + found["optimizer"] + found["activations"]
@@ -128,7 +128,9 @@ def test_activations_are_close_to_what_autograd_saves(planned, tiny_teacher):
     import torch
     from transformers import AutoModelForCausalLM
 
-    found = planned(f"student.model={tiny_teacher}", "student.dtype=float32", "train.per_device_train_batch_size=8")
+    found = planned(
+        f"student.model={tiny_teacher}", "student.dtype=float32", "train.per_device_train_batch_size=8", "--quick"
+    )
     tokens = 8 * found["data"]["longest_row"]
     estimate = found["memory_bytes"]["activations"] - tokens * 384 * 4 * 3
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher).model
@@ -161,7 +163,12 @@ def test_steps_and_tokens_follow_from_the_data(planned):
 def test_a_plan_warns_of_sizes_that_exceed_the_memory_of_any_machine(neoplug, recipe):
     """The sizes exceed any machine's memory; the adapter's share has the closed form r (in + out) for each target."""
     assert json.loads(neoplug("plan", recipe, "--json").out)["warnings"] == []
-    absurd = ["train.per_device_train_batch_size=1000000000", "train.num_train_epochs=null", "adapter.lora.r=1000"]
+    absurd = [
+        "--quick",
+        "train.per_device_train_batch_size=1000000000",
+        "train.num_train_epochs=null",
+        "adapter.lora.r=1000",
+    ]
     answer = neoplug("plan", recipe, *absurd, "train.max_steps=1000000000000", "train.save_steps=1")
     assert answer.code == 0, answer.err
     lines = answer.out.partition("\nwarnings\n")[2].splitlines()

@@ -141,7 +141,7 @@ def test_a_model_of_a_run_is_verified_where_a_recipe_names_it(module_lab, role):
     run = module_lab.folder / f"whole-{role}"
     module_lab.run(run.name, adapter={"full": {}}, train={"max_steps": 1})
     recipe = load(module_lab.recipe("of-a-run", **{role: {"model": str(run / "model")}}))
-    plan(recipe)
+    plan(recipe, quick=True)
     files = [file for file in sorted((run / "model").iterdir()) if file.name != "README.md"]  # people edit the card
     assert {file.name for file in files} >= {"config.json", "model.safetensors", "tokenizer.json"}
     for number, file in enumerate(files):
@@ -149,10 +149,10 @@ def test_a_model_of_a_run_is_verified_where_a_recipe_names_it(module_lab, role):
         list(WAYS.values())[number % len(WAYS)](file)
         message = rf"of-a-run.yaml:\d+:\d+: the model .* is damaged: {file} "
         with pytest.raises(RecipeError, match=message) as caught, recipe.marking():
-            plan(recipe)
+            plan(recipe, quick=True)
         assert "fix: restore it" in str(caught.value)
         file.write_bytes(content)
-    plan(recipe)
+    plan(recipe, quick=True)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from neoplug.runs.plan import plan
 
 COMBINATIONS = {
     "lora": {},
-    "full, checkpointing": {"adapter": {"full": {}}, "train": {"gradient_checkpointing": True}},
+    "full": {"adapter": {"full": {}}},
+    "checkpointing": {"train": {"gradient_checkpointing": True}},
     "states cache": {"teacher": {"cache": {"states": {}}}},
     "its own average": {"teacher": {"model": None, "self": "ema", "decay": 0.9}},
     "nf4": {"student": {"load": {"nf4": {}}}},

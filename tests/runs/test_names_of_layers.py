@@ -29,7 +29,7 @@ from neoplug_adapters.loha import LoHa
 def test_the_caret_stands_under_the_item_that_is_meant(lab, options, marked, words):
     checked = load(lab.recipe(adapter={"lora": options}))
     with pytest.raises(RecipeError, match=words) as caught, checked.marking():
-        plan(checked)
+        plan(checked, quick=True)
     (problem,) = caught.value.problems
     line, column = problem.mark.text, problem.mark.column - 1
     assert line[column : column + problem.mark.length].strip("'\"").startswith(marked)

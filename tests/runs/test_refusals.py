@@ -120,7 +120,7 @@ def test_a_plan_refuses_an_unavailable_device_and_names_those_that_are_there(lab
     message = rf"recipe.yaml:\d+:\d+: there is no {device} device here(.|\n)*: the devices here are cpu, cuda:0, cuda:1"
     checked = load(lab.recipe(**{role: {"device": device}}))
     with pytest.raises(RecipeError, match=message), checked.marking():
-        plan(checked)
+        plan(checked, quick=True)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:1"])

@@ -54,13 +54,13 @@ def test_more_than_the_share_is_refused_before_a_model_is_loaded(lab, merged, mo
     assert "`teacher.max_segmentation_difference`" in problem.fix
     assert problem.mark.line == 2
     with pytest.raises(RecipeError, match="4 of 40 documents"):
-        plan(recipes.load(file))
+        plan(recipes.load(file), quick=True)
 
 
 @pytest.mark.parametrize(("with_the", "allowed"), [(4, 0.1), (1, 0.025), (ROWS, 1)])
 def test_up_to_the_share_it_is_told_by_plan_and_run(lab, merged, with_the, allowed, caplog):
     file, _ = recipe(lab, merged, with_the, max_segmentation_difference=allowed)
-    (line,) = [line for line in plan(recipes.load(file))["warnings"] if line.startswith(LINE)]
+    (line,) = [line for line in plan(recipes.load(file), quick=True)["warnings"] if line.startswith(LINE)]
     assert f"splits {with_the} of 40 documents" in line
     neoplug.run(file, output=lab.folder / "run")
     assert line in (lab.folder / "run" / "log.txt").read_text(encoding="utf-8")
@@ -68,4 +68,4 @@ def test_up_to_the_share_it_is_told_by_plan_and_run(lab, merged, with_the, allow
 
 def test_equal_segmentation_is_not_mentioned(lab, merged):
     file, _ = recipe(lab, merged, with_the=0, max_segmentation_difference=0)
-    assert not [line for line in plan(recipes.load(file))["warnings"] if line.startswith(LINE)]
+    assert not [line for line in plan(recipes.load(file), quick=True)["warnings"] if line.startswith(LINE)]

@@ -27,7 +27,7 @@ def adapter(tmp_path, tiny_teacher):
 def refuse(recipe):
     checked = load(recipe)
     with checked.marking():
-        plan(checked)
+        plan(checked, quick=True)
 
 
 def test_of_an_unconverted_start_on_a_quantised_teacher(lab, adapter):
