@@ -268,9 +268,8 @@ def peak_of_run(recipe: Path) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """Return what was measured, a line each."""
     long, pieces = found["whole"], found["pieces"]
-    lines = [
-        f"{long['sizes']['documents']:,} documents, {long['facts']['steps']:,} steps, {len(pieces['ends'])} pieces: equal"
-    ]
+    sizes = f"{long['sizes']['documents']:,} documents, {long['facts']['steps']:,} steps"
+    lines = [f"{sizes}: the run in {len(pieces['ends'])} pieces is the whole run"]
     for name, unit, by in (("seconds", "ms a step", 1e3), ("resident_bytes", "MiB resident", 2**-20)):
         tenth = max(1, len(long[name]) // 10)
         tenths = long[name][:tenth], long[name][-tenth:]
