@@ -184,9 +184,12 @@ def _validate_numbers(tensor: Any, gradient: bool) -> None:
 
 
 def _number(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> float:
-    read = number(answer)
-    _expect(read is not None and isfinite(read) and read >= 0, answer, "a finite number of at least 0 is expected")
-    return float(cast(float, read))
+    read, expected = number(answer), "a finite number of at least 0 is expected"
+    if read is None:
+        raise Refusal.of(answer, expected)
+    if not (isfinite(read) and read >= 0):
+        raise Refusal(f"with {read}, where {expected}")
+    return float(read)
 
 
 def _numbers(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> dict[str, Any]:

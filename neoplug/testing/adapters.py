@@ -272,7 +272,8 @@ class AdapterProperties:
         alike = all(torch.equal(first[name], other[name]) for name in first) and kept[0] == kept[2]
         if trains_everything(students[0]) or alike == declared(adapter, "seedless"):
             return
-        raise Broken("another generator gives " + ("the same start: declare `seedless`" if alike else "another start"))
+        declaration = "the same start: declare `seedless`" if alike else "another start, and it declares `seedless`"
+        raise Broken(f"another generator gives {declaration}")
 
     def reads_data(self, adapter: Any) -> None:
         """If it declares that it reads data, its start depends on them, and is refused without them."""

@@ -125,8 +125,8 @@ class CacheProperties:
         if getattr(kind, "serves", None) != "linear":
             raise NotApplicable("it stores no sample")
         of = _Stored(kind)
-        names = [name for name, logits in DOCUMENTS.items() for _ in logits[: len(logits) if logits is not LONG else 0]]
-        logits = torch.cat([logits for logits in DOCUMENTS.values() if logits is not LONG])
+        short = {name: logits for name, logits in DOCUMENTS.items() if logits is not LONG}
+        names, logits = [name for name in short for _ in short[name]], torch.cat([*short.values()])
         means = []
         for draw in range(DRAWS):
             entries = cast(SparseSignal, of.signal(logits.repeat_interleave(COPIES, 0), draw)).sparse(ALL)
@@ -270,10 +270,16 @@ class _Stored:
     """A kind of cache with what it fitted, called as a run does. Errors that a run would show are raised as Broken.
 
     sample  logits of the tokens that it is fitted on
+
+    Raises TypeError for a plugin without `encode_teacher`.
     """
 
     kind: Any
     sample: Tensor = field(default_factory=lambda: LONG)
+
+    def __post_init__(self) -> None:
+        if hook(self.kind, "encode_teacher") is None:
+            raise TypeError(f"{type(self.kind).__name__} has no `encode_teacher`")
 
     @cached_property
     def fitted(self) -> dict[str, float]:
@@ -285,8 +291,6 @@ class _Stored:
 
     def encoded(self, states: Tensor, draw: int = 0) -> dict[str, Tensor]:
         """Return what the kind stores of a document with these states [N, H]."""
-        if hook(self.kind, "encode_teacher") is None:
-            raise TypeError(f"{type(self.kind).__name__} has no `encode_teacher`")
         rng, logits = torch.Generator().manual_seed(draw), _head().prepare_logits_fn()
         given = {"states": states, "logits": logits, "fitted": dict(self.fitted), "rng": rng}
         with _as_broken(), torch.no_grad():

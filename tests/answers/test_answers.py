@@ -76,7 +76,7 @@ REFUSED = [
     ("make_optimizer", torch.optim.SGD([LAYER.weight]), "lacks 1 of the 2 tensors"),
     ("make_optimizer", torch.optim.SGD([*LAYER.parameters(), torch.ones(2)]), "has 1 tensors which are not"),
     ("rate", None, "None"),
-    ("rate", -0.1, "a float, where a finite number of at least 0"),
+    ("rate", -0.1, "with -0.1, where a finite number of at least 0"),
     ("rate", float("nan"), "a float"),
     ("rate", float("inf"), "a float"),
     ("rate", "0.1", "a str"),
