@@ -10,36 +10,39 @@ N answer tokens of a document, V shared vocabulary, H the teacher's hidden size,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from neoplug.errors import NeoplugError
-from neoplug.models.head import Head
-from neoplug.models.vocabulary import Vocabulary
 from neoplug.recipe.cache_checks import SECTION
 from neoplug.registry import Plugins
 from neoplug.registry.teacher_reads import LEVELS
 from neoplug.runs.teacher_cost import SCALE, cost_of
 from neoplug.teachers.base import LOGITS, SPARSE, LogitsSignal, Signal, SparseDistributions, SparseSignal
 from neoplug.teachers.cache_files import Shards, ShardWriter
-from neoplug.testing.hooks import answer, global_seeds
+from neoplug.testing.hooks import global_seeds
 from neoplug.testing.loss_examples import hook
 from neoplug.testing.search import Broken, Kit, NotApplicable, properties_of
+from neoplug.testing.stored_documents import (
+    DOCUMENTS,
+    HIDDEN,
+    LONG,
+    SIZE,
+    Stored,
+    as_broken,
+    bytes_of,
+    random_logits,
+    states_of,
+)
 
-ROWS, HIDDEN = 29, 32  # of the teacher's head
-SHARED = [row for row in range(ROWS) if row % 6 != 2]  # rows of tokens that the student has too
-SIZE = len(SHARED)  # V
-CERTAIN = 1e4  # a logit so far above the others that their probabilities are 0
+ALL = slice(None)
 CLOSE = 0.05  # in total variation, and of an entropy
 MASS = 1e-3  # by which stored probabilities may add up to something else than 1
 DRAWS, COPIES, DEVIATIONS = 24, 128, 7.0  # of a sample, and copies of each token in it; standard errors of their mean
@@ -59,7 +62,7 @@ class CacheProperties:
 
     def signal(self, kind: Any) -> None:
         """It gives what it `serves`: logits, entries with the mass of the rest, or a sample of entries."""
-        served, of = getattr(kind, "serves", None), _Stored(kind)
+        served, of = getattr(kind, "serves", None), Stored(kind)
         if served not in LEVELS[1:]:
             raise Broken(f"its `serves` is {served!r}, and not one of {', '.join(LEVELS[1:])}")
         for name, logits in DOCUMENTS.items():
@@ -107,7 +110,7 @@ class CacheProperties:
         """What is no sample is the teacher's distribution, up to 0.05 in total variation."""
         if getattr(kind, "serves", None) == "linear":
             raise NotApplicable("it stores a sample")
-        of = _Stored(kind)
+        of = Stored(kind)
         for name, logits in DOCUMENTS.items():
             signal, p = of.signal(logits), logits.double().softmax(-1)
             if LOGITS in signal.provides:
@@ -124,7 +127,7 @@ class CacheProperties:
         """The mean of many samples is the teacher's distribution."""
         if getattr(kind, "serves", None) != "linear":
             raise NotApplicable("it stores no sample")
-        of = _Stored(kind)
+        of = Stored(kind)
         short = {name: logits for name, logits in DOCUMENTS.items() if logits is not LONG}
         names, logits = [name for name in short for _ in short[name]], torch.cat([*short.values()])
         means = []
@@ -152,7 +155,7 @@ class CacheProperties:
 
     def repeated(self, kind: Any) -> None:
         """A record depends on document and generator alone; each of its `draws` is another sample."""
-        draws, of = getattr(kind, "draws", 1), _Stored(kind)
+        draws, of = getattr(kind, "draws", 1), Stored(kind)
         if not isinstance(draws, int) or draws < 1:
             raise Broken(f"`draws` is {draws!r}, and not a whole number from 1")
         for name, logits in DOCUMENTS.items():
@@ -162,21 +165,21 @@ class CacheProperties:
                     records.append(of.record(logits))
                 of.record(LONG, draw=number)  # another document
             with _naming(name):
-                if _bytes_of(records[0]) != _bytes_of(records[1]):
+                if bytes_of(records[0]) != bytes_of(records[1]):
                     raise Broken("the same generator gives another record")
-        if draws > 1 and _bytes_of(of.record(LONG)) == _bytes_of(of.record(LONG, draw=1)):
+        if draws > 1 and bytes_of(of.record(LONG)) == bytes_of(of.record(LONG, draw=1)):
             raise Broken(f"it has {draws} draws, but another generator gives the same record: take `rng`")
 
     def stored(self, kind: Any) -> None:
         """Another instance decodes it from the files of a cache."""
-        of, reader = _Stored(kind), _Stored(replace(kind))
+        of, reader = Stored(kind), Stored(replace(kind))
         records = {name: of.record(logits) for name, logits in DOCUMENTS.items()}
         keys = {name: f"{number:064x}" for number, name in enumerate(records)}
         with TemporaryDirectory() as folder:
             writer = ShardWriter(Path(folder), "header")
             for name, record in records.items():
                 with _naming(name):
-                    _bytes_of(record)
+                    bytes_of(record)
                 writer.add(keys[name], [record], len(DOCUMENTS[name]))
             writer.flush()
             shards = Shards(Path(folder), "header")
@@ -187,7 +190,7 @@ class CacheProperties:
 
     def documents(self, kind: Any) -> None:
         """Documents that are decoded together are as each of them alone, one after the other."""
-        of = _Stored(kind)
+        of = Stored(kind)
         for names in (["a token", "three tokens"], ["three tokens", "a token"], list(DOCUMENTS)):
             records = [of.record(DOCUMENTS[name]) for name in names]
             alone = torch.cat([_dense(of.decoded([record])) for record in records])
@@ -196,7 +199,7 @@ class CacheProperties:
 
     def selected(self, kind: Any) -> None:
         """Any of the answer tokens can be selected, also none, and read block by block."""
-        whole: Any = _Stored(kind).signal(LONG)
+        whole: Any = Stored(kind).signal(LONG)
         dense = _dense(whole)
         blocks = [_dense(whole, slice(first, first + 50)) for first in range(0, len(LONG), 50)]
         _compare(torch.cat(blocks), dense, "read in blocks of 50 tokens")
@@ -205,13 +208,13 @@ class CacheProperties:
 
     def untouched(self, kind: Any) -> None:
         """It writes neither into the teacher's states, which every draw reads, nor into what is stored."""
-        of, states = _Stored(kind), _states(LONG)
+        of, states = Stored(kind), states_of(LONG)
         record = of.encoded(states)
-        if not torch.equal(states, _states(LONG)):
+        if not torch.equal(states, states_of(LONG)):
             raise Broken("`encode_teacher` writes into `states`")
-        before = _bytes_of(record)
+        before = bytes_of(record)
         of.decoded([record])
-        if _bytes_of(record) != before:
+        if bytes_of(record) != before:
             raise Broken("`decode_teacher` writes into `stored`")
 
     def fitted(self, kind: Any) -> None:
@@ -221,7 +224,7 @@ class CacheProperties:
         found = []
         for number in range(2):
             with global_seeds(number):
-                found.append(_Stored(replace(kind)).fitted)
+                found.append(Stored(replace(kind)).fitted)
         if not all(isfinite(value) for value in found[0].values()):
             raise Broken(f"it fits {found[0]}")
         if found[0] != found[1]:
@@ -229,10 +232,10 @@ class CacheProperties:
 
     def planned(self, kind: Any) -> None:
         """A plan, which has not the teacher's weights, knows how many bytes it takes."""
-        with _as_broken():
+        with as_broken():
             cost = cost_of(Plugins({SECTION: {"kind": kind}}), HIDDEN, SIZE)
-        logits, draws = _of(4, PLANNED, SCALE), getattr(kind, "draws", 1)
-        found = draws * len(_bytes_of(_Stored(kind, logits).record(logits)))
+        logits, draws = random_logits(4, PLANNED, SCALE), getattr(kind, "draws", 1)
+        found = draws * len(bytes_of(Stored(kind, logits).record(logits)))
         planned = cost.on_disk(PLANNED, 1)
         if abs(found - planned) > 0.1 * found + 0.5 * PLANNED:
             raise Broken(f"{PLANNED} answer tokens take {found:,} bytes, and {planned:,} are planned")
@@ -246,99 +249,9 @@ CACHE = Kit(
 )
 
 
-def _of(seed: int, tokens: int, scale: float) -> Tensor:
-    return torch.randn(tokens, SIZE, generator=torch.Generator().manual_seed(seed)) * scale
-
-
-ALL = slice(None)
-LONG = _of(3, 200, 3.0)
-# What each document is -> the teacher's logits over the shared vocabulary, [N, V]; from the smallest.
-DOCUMENTS: Mapping[str, Tensor] = {
-    "a token": _of(0, 1, 2.0),
-    "a token of which the teacher is certain": CERTAIN * torch.eye(SIZE)[3:4],
-    "a token of which the teacher is nearly certain": 20 * torch.eye(SIZE)[3:4],
-    "a token of which the teacher knows nothing": torch.zeros(1, SIZE),
-    "a token with two that are equally probable": CERTAIN * torch.eye(SIZE)[[1, 20]].sum(0, keepdim=True),
-    "three tokens": _of(1, 3, 1.0),
-    "tokens from flat to certain": _of(2, 6, 1.0) * torch.linspace(0, 6, 6)[:, None],
-    "a long document": LONG,
-}
-
-
-@dataclass(eq=False)
-class _Stored:
-    """A kind of cache with what it fitted, called as a run does. Errors that a run would show are raised as Broken.
-
-    sample  logits of the tokens that it is fitted on
-
-    Raises TypeError for a plugin without `encode_teacher`.
-    """
-
-    kind: Any
-    sample: Tensor = field(default_factory=lambda: LONG)
-
-    def __post_init__(self) -> None:
-        if hook(self.kind, "encode_teacher") is None:
-            raise TypeError(f"{type(self.kind).__name__} has no `encode_teacher`")
-
-    @cached_property
-    def fitted(self) -> dict[str, float]:
-        """What the header of a cache has of the numbers that the kind fits."""
-        with _as_broken(), torch.no_grad():
-            logits = _head().prepare_logits_fn()
-            found = answer(self.kind, "fit_cache", states=_states(self.sample), logits=logits) or {}
-        return {name: float(value) for name, value in sorted(found.items())}
-
-    def encoded(self, states: Tensor, draw: int = 0) -> dict[str, Tensor]:
-        """Return what the kind stores of a document with these states [N, H]."""
-        rng, logits = torch.Generator().manual_seed(draw), _head().prepare_logits_fn()
-        given = {"states": states, "logits": logits, "fitted": dict(self.fitted), "rng": rng}
-        with _as_broken(), torch.no_grad():
-            record = answer(self.kind, "encode_teacher", **given)
-        return {name: part.contiguous() for name, part in record.items()}
-
-    def record(self, logits: Tensor, draw: int = 0) -> dict[str, Tensor]:
-        """Return what the kind stores of a document with these logits [N, V]."""
-        return self.encoded(_states(logits), draw)
-
-    def decoded(self, records: Sequence[Mapping[str, Tensor]]) -> Signal:
-        """Return the signal of some documents."""
-        if hook(self.kind, "decode_teacher") is None:
-            raise Broken("it has no `decode_teacher`: nothing reads what it stores")
-        given = {"stored": [dict(record) for record in records], "head": _head(), "fitted": dict(self.fitted)}
-        with _as_broken(), torch.no_grad():
-            found: Signal = answer(self.kind, "decode_teacher", **given)
-        return found
-
-    def signal(self, logits: Tensor, draw: int = 0) -> Signal:
-        """Return the signal of a document with these logits [N, V]."""
-        return self.decoded([self.record(logits, draw)])
-
-
-@cache
-def _head() -> Head:
-    """Return a head whose logits are the first hidden states, and of which some rows are not shared."""
-    linear = nn.Linear(HIDDEN, ROWS, bias=False).requires_grad_(False)
-    linear.weight.copy_(torch.eye(ROWS, HIDDEN))
-    return Head(linear, Vocabulary(SIZE, torch.tensor(SHARED)))
-
-
-def _states(logits: Tensor) -> Tensor:
-    """Return hidden states [N, H] with these logits [N, V]; tokens that are not shared have probabilities too."""
-    return torch.ones(len(logits), HIDDEN).index_copy(1, torch.tensor(SHARED), logits)
-
-
-def _bytes_of(record: Mapping[str, Tensor]) -> bytes:
-    """Return the bytes of a record in a file. Raises Broken where no file can hold it."""
-    try:
-        return save(dict(record))
-    except Exception as error:  # safetensors raises its own
-        raise Broken(f"no file can hold what `encode_teacher` returns: {error}") from error
-
-
 def _all_entries(kind: Any) -> Iterator[tuple[str, SparseDistributions]]:
     """Yield (name, entries) of each document. Raises NotApplicable where the kind stores none."""
-    of = _Stored(kind)
+    of = Stored(kind)
     for name, logits in DOCUMENTS.items():
         signal = of.signal(logits)
         if SPARSE not in signal.provides:
@@ -395,12 +308,3 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except Broken as error:
         raise Broken(f"{name}: {error.what}") from error
-
-
-@contextmanager
-def _as_broken() -> Iterator[None]:
-    """Raise Broken in place of the error that a run would show."""
-    try:
-        yield
-    except NeoplugError as error:
-        raise Broken(error.message().partition("\n")[0]) from error

@@ -1,4 +1,4 @@
-"""Every property of treatments, probes, preparations and caches holds for every built-in one, with options that it accepts."""
+"""Every property of treatments, probes, preparations and caches holds for every built-in one, with some options."""
 
 import json
 

@@ -238,7 +238,10 @@ def test_correct_kinds_pass(kind):
         (OtherRows, {"close": "it is off by"}),
         (Views, {"stored": "no file can hold"}),
         (Writes, {"untouched": "writes into `states`"}),
-        (Counts, {"stored": "a token: the plugin `Counts` failed in `decode_teacher`", "repeated": "a token: the same"}),
+        (
+            Counts,
+            {"stored": "a token: the plugin `Counts` failed in `decode_teacher`", "repeated": "a token: the same"},
+        ),
         (Sorted, {"documents": "three tokens and a token: decoded together"}),
         (OfTheFirst, {"documents": "there are 1 answer tokens in place of 4"}),
         (Pairs, {"planned": "are planned"}),

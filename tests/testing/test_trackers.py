@@ -338,9 +338,7 @@ class HasNoOfflineMode(Connects):
     exempt: ClassVar = {"offline": "the server is the record"}
 
 
-@pytest.mark.parametrize(
-    ("tracker", "host"), [(Connects, "api.tracker.invalid"), (ConnectsByAddress, "192.0.2.1")]
-)
+@pytest.mark.parametrize(("tracker", "host"), [(Connects, "api.tracker.invalid"), (ConnectsByAddress, "192.0.2.1")])
 def test_a_tracker_that_connects_to_another_machine_is_found_and_reaches_none(tracker, host):
     findings = {finding.name: finding for finding in examine(tracker(), TRACKER)}
     assert findings.pop("offline").verdict == "does not hold"
