@@ -135,7 +135,7 @@ class CacheProperties:
             entries = cast(SparseSignal, of.signal(logits.repeat_interleave(COPIES, 0), draw)).sparse(ALL)
             dense = torch.zeros(len(logits) * COPIES, SIZE, dtype=torch.float64)
             dense.scatter_add_(-1, entries.ids, entries.probabilities.double())
-            means.append(dense.unflatten(0, (-1, COPIES)).mean(1))
+            means.append(dense.reshape(-1, COPIES, SIZE).mean(1))
         samples, p = torch.stack(means), logits.double().softmax(-1)
         found, error = samples.mean(0), DEVIATIONS * samples.std(0) / DRAWS**0.5 + MASS
         for row, token in ((found - p).abs() > error).nonzero().tolist():
