@@ -20,8 +20,11 @@ FOLDER = "{folder}"  # in the value of an environment variable: a temporary fold
 
 
 @contextmanager
-def without_network(variables: Mapping[str, str]) -> Iterator[list[str]]:
-    """Run the block with these environment variables and without a network; yield the hosts that it tried to reach."""
+def without_network(variables: Mapping[str, str | None]) -> Iterator[list[str]]:
+    """Run the block without a network; yield the hosts that it tried to reach.
+
+    variables  of the environment inside the block; None removes one
+    """
     tried: list[str] = []
     connect, connect_ex, look_up = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
 
@@ -42,13 +45,15 @@ def without_network(variables: Mapping[str, str]) -> Iterator[list[str]]:
             raise refused(host)
         return look_up(host, *arguments, **options)
 
-    set_here = {name: value.replace(FOLDER, _folder().name) for name, value in variables.items()}
+    given = {name: value.replace(FOLDER, _folder().name) for name, value in variables.items() if value is not None}
     with (
-        patch.dict(os.environ, {"NO_PROXY": "*", "no_proxy": "*", **set_here}),
+        patch.dict(os.environ, {"NO_PROXY": "*", "no_proxy": "*", **given}),  # a proxy on this machine reaches others
         patch.object(socket.socket, "connect", only_here(connect)),
         patch.object(socket.socket, "connect_ex", only_here(connect_ex)),
         patch.object(socket, "getaddrinfo", only_this_machine),
     ):
+        for name in variables.keys() - given.keys():
+            os.environ.pop(name, None)
         yield tried
 
 

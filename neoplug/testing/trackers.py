@@ -7,7 +7,7 @@ def test_mine():
 
 No other machine is reached. A tracker whose library has a server or a database of its own maps in its attribute
 `offline` the library's environment variables to values with which it records on this machine alone; `{folder}` in a
-value is a temporary folder:
+value is a temporary folder, and None removes a variable:
 
     offline: ClassVar = {"MY_LIBRARY_MODE": "local", "MY_LIBRARY_FOLDER": "{folder}"}
 

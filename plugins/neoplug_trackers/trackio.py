@@ -19,9 +19,9 @@ class Trackio(AccelerateTracker):
 
     package: ClassVar[str] = "trackio"
     # Its database elsewhere, and no copy of it on a server.
-    offline: ClassVar[dict[str, str]] = {
+    offline: ClassVar[dict[str, str | None]] = {
         "TRACKIO_DIR": "{folder}/trackio",
-        **dict.fromkeys(("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_WEBHOOK_URL"), ""),
+        **dict.fromkeys(("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_WEBHOOK_URL")),
     }
 
     project: str = "neoplug"

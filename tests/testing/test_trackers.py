@@ -326,10 +326,11 @@ class ConnectsByAddress(Connects):
 
 
 class HasAnOfflineMode(Connects):
-    offline: ClassVar = {"TRACKER_MODE": "{folder}/here"}
+    offline: ClassVar = {"TRACKER_MODE": "{folder}/here", "TRACKER_SERVER": None}
 
     @hookimpl
     def close_tracker(self):
+        assert "TRACKER_SERVER" not in os.environ
         assert Path(os.environ["TRACKER_MODE"]).parent.is_dir()
         Lines.close_tracker(self)
 
@@ -348,9 +349,11 @@ def test_a_tracker_that_connects_to_another_machine_is_found_and_reaches_none(tr
         check_tracker(tracker())
 
 
-def test_what_a_tracker_declares_keeps_it_off_the_network():
+def test_what_a_tracker_declares_keeps_it_off_the_network(monkeypatch):
+    monkeypatch.setenv("TRACKER_SERVER", "https://api.tracker.invalid")
     check_tracker(HasAnOfflineMode())
     assert "TRACKER_MODE" not in os.environ
+    assert os.environ["TRACKER_SERVER"] == "https://api.tracker.invalid"
     verdicts = {finding.name: finding.verdict for finding in examine(HasNoOfflineMode(), TRACKER)}
     assert verdicts.pop("offline") == "exempt"
     assert set(verdicts.values()) == {"not tried"}

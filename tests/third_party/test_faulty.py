@@ -93,7 +93,7 @@ def test_what_the_class_shows_is_refused_before_models_are_loaded(run, sections,
     assert answer.code == 2
     assert [word for word in [*words, "neoplug-faulty-plugins 0.2.1"] if word not in answer.err] == []
     assert "not_" in sections or re.search(r"neoplug_faulty_plugins/others\.py:\d+", answer.err)  # or has no line
-    assert re.search(r"recipe\.yaml:\d+:\d+: ", answer.err)
+    assert re.search(r"(recipe\.yaml|override):\d+:\d+: ", answer.err)
     assert "Traceback" not in answer.err
     assert not folder.exists()
 
