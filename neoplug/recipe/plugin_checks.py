@@ -135,8 +135,8 @@ def _class_problems(cls: type, section: str) -> list[Problem]:
 
 
 def _with_package(problem: Problem, cls: type, entry: Entry) -> Problem:
-    """Return a problem with the class of an installed plugin with the package, its version, and the line."""
-    if not entry.version:  # the recipe names the file
+    """Return a problem with the class of another package's plugin with the package, its version, and the line."""
+    if not entry.version or entry.package == "neoplug":  # of a file, the recipe says where it is
         return problem
     mark = source_mark(cls, problem.what)
     place = f", {mark.file}:{mark.line}" if mark and mark.file not in problem.what else ""

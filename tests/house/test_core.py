@@ -10,7 +10,7 @@ import pytest
 from neoplug.registry import SPECS
 
 READS = {  # modules that name what is read of the teacher
-    **{f"neoplug/{name}.py": {"full"} for name in ("runs/cache_folder", "training/divergence")},
+    **{f"neoplug/{name}.py": {"full"} for name in ("answers/signals", "runs/cache_folder", "training/divergence")},
     **{
         f"neoplug/{name}.py": {"full", "linear"}
         for name in (
