@@ -18,6 +18,7 @@ from neoplug.recipe.source import may_be_inherited, reading_order, relative_plac
 from neoplug.recipe.tree import Tree
 from neoplug.registry import CORE_KEYS, SPECS, Entry, Plugins, answered, class_problems, find, path_of
 from neoplug.registry.class_source import source_mark
+from neoplug.registry.discovery import SHIPPED
 from neoplug.registry.options import build, options_model
 
 _WHY = {
@@ -136,7 +137,7 @@ def _class_problems(cls: type, section: str) -> list[Problem]:
 
 def _with_package(problem: Problem, cls: type, entry: Entry) -> Problem:
     """Return a problem with the class of another package's plugin with the package, its version, and the line."""
-    if not entry.version or entry.package == "neoplug":  # of a file, the recipe says where it is
+    if not entry.version or entry.package == SHIPPED:  # of a file, the recipe says where it is
         return problem
     mark = source_mark(cls, problem.what)
     place = f", {mark.file}:{mark.line}" if mark and mark.file not in problem.what else ""
