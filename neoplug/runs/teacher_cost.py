@@ -49,7 +49,11 @@ class CacheCost:
 
 def estimate_cost(checked: ResolvedRecipe, hidden_size: int, vocabulary: int) -> CacheCost:
     """Return the cost of the recipe's kind of cache, for a teacher of these sizes."""
-    plugins = kind_plugins(checked)
+    return cost_of(kind_plugins(checked), hidden_size, vocabulary)
+
+
+def cost_of(plugins: Plugins, hidden_size: int, vocabulary: int) -> CacheCost:
+    """Return the cost of the kind of cache among these plugins, for a teacher of these sizes."""
     records, fitted = _encoded(plugins, hidden_size, vocabulary)
     sizes = [len(save({name: part.contiguous() for name, part in record.items()})) for record in records]
     draws = getattr(next(iter(plugins.section(SECTION).values())), "draws", 1)
