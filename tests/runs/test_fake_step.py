@@ -41,7 +41,10 @@ def recipe(lab):
 def test_a_plan_foretells_the_tensors_of_a_real_step(recipe, name):
     found = plan(recipe(**COMBINATIONS[name]))
     assert not [line for line in found["warnings"] if "on shapes" in line]
-    memory, measured = found["memory_bytes"], measure_steps(recipe(**COMBINATIONS[name]), 2).tensor_bytes
+    memory, measured = (
+        found["memory_bytes"],
+        measure_steps(recipe(**COMBINATIONS[name]), 12).tensor_bytes,
+    )  # the longest rows are in one of them
     foretold = memory["total"] - memory["saved_copy"]
     assert foretold == pytest.approx(measured, rel=0.15)
     assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
