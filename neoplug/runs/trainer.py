@@ -162,12 +162,12 @@ class Trainer:
         events = self.loop_events(config, batches)
         self.progress.started(total, first)
         with self.stop.deferring():
-            trains = not self.state.stopped_early
-            done = distil_in_memory(config, events, first, self.directory, self.checked) if trains else first
+            ended = self.state.stopped_early
+            done = first if ended else distil_in_memory(config, events, first, self.directory, self.checked)
             stopped = self.stop_requested()  # a rank may receive a signal after the last poll of the loop
         if stopped or done < (self.state.stopped_early or total):
-            signal = self.stop.signal or 15
-            raise Interrupted(signal, f"stopped by a signal after step {done} of {total}; go on with --resume")
+            reason = f"stopped by a signal after step {done} of {total}; go on with --resume"
+            raise Interrupted(self.stop.signal or 15, reason)
         return self.finish(student, teacher, batches, done)
 
     def loop_config(
@@ -236,11 +236,11 @@ class Trainer:
         (name,) = plugins.implements("add_adapter")
         self.phase("adding the adapter")
         torch.manual_seed(derive(recipe.seed, name))
+        weights = list(base.parameters())
         if recipe.train.gradient_checkpointing:
             enable_checkpointing(base)
-        weights = list(base.parameters())
-        batches, rng = training_batches(self.checked, self.inputs.corpus), generator(recipe.seed, name)
-        model = add_adapter(plugins, base, batches=batches, total_steps=total_steps, rng=rng)
+        batches = training_batches(self.checked, self.inputs.corpus)
+        model = add_adapter(plugins, base, batches=batches, total_steps=total_steps, rng=generator(recipe.seed, name))
         if self.loader.has_rounded(weights, name):
             self.inputs = self.loader.inputs = replace(self.inputs, trains_whole=None)
             return self.add_adapter(self.loader.load("student", self.inputs.base), total_steps)
