@@ -164,7 +164,7 @@ def test_two_ranks_train_as_one(lab, drop, adapter):
     lab.plugin("parts", PARTS)
     sections = {
         "adapter": {adapter: {} if adapter == "full" else {"r": 4}},
-        "treatments": {drop: {"rows": [1, 5, 6, 9]}, "./parts.py:Ridge": {}},
+        "treatments": {drop: {"rows": [1, 5, 6, 9]}, "./parts.py:Ridge": {}, "label_noise": {"probability": 0.3}},
         "optimizer": {"sgd": {"momentum": 0.5}},
         "loss": {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0, "calibrate": "reverse_kl"}},
         "token_weights": {"student_confidence": {}},
