@@ -33,6 +33,7 @@ from neoplug.errors.text import has_credential
 from neoplug.files import exclusive_lock, folder_atomically, read_json, remove_abandoned, write_atomically
 from neoplug.files.atomic import too_long
 from neoplug.files.contents import RECORD, damage, record, recorded
+from neoplug.runs.global_batch import GlobalBatch
 from neoplug.runs.metrics_file import MetricsFile, finite
 from neoplug.runs.result import RunResult
 from neoplug.runs.run_files import (
@@ -219,6 +220,14 @@ class RunDir:
         """The lock of the run, as `lock_record` made it; of an older run, `recipe` is that of recipe.yaml."""
         lock = read_lock(self.path / "lock.json")
         return lock if "recipe" in lock else {"recipe": self.resolved, **lock}
+
+    @property
+    def global_batch(self) -> GlobalBatch | None:
+        """How the rows of a step were dealt when the run was started; None where its lock lacks the processes."""
+        train = self.resolved["train"]
+        sizes = {name: train[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps")}
+        computation = self.lock.get("computation")
+        return computation and GlobalBatch(ranks=computation["ranks"], **sizes)
 
     @property
     def chat_template_date(self) -> str | None:

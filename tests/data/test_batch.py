@@ -55,7 +55,9 @@ def test_batches_of_rows_joined_are_the_batch_of_all_their_documents(rows):
     """Some documents have a prompt of the teacher's own, which is longer."""
     documents = [
         [
-            Document(np.arange(len(mask)), mask, row, *((np.arange(-2, len(mask)), np.append([False] * 3, mask[1:])) * own))
+            Document(
+                np.arange(len(mask)), mask, row, *((np.arange(-2, len(mask)), np.append([False] * 3, mask[1:])) * own)
+            )
             for mask, own in row_of_masks
         ]
         for row, row_of_masks in enumerate(rows)
