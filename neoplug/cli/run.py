@@ -34,11 +34,12 @@ def run(
     from neoplug import recipe as recipes
     from neoplug.environment.memory import keep_freed
     from neoplug.recipe.scale import at_scale
-    from neoplug.runs.directory import chosen_output
+    from neoplug.runs.directory import chosen_output, restarted
 
     keep_freed()
     changes = at_scale(recipe, scale) if scale else None
     checked = recipes.load(recipe, overrides or (), changes, trust=trust or ())
+    resume = resume or restarted()
     folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
 
     from neoplug.cli import show, watch

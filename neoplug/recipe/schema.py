@@ -251,6 +251,9 @@ class Train(Section):
 
     `log_gradient_norms`: at logging steps, the gradient norm of each loss alone; takes one more forward pass, and one
     backward pass a loss.
+
+    `ddp_timeout`: seconds in which all processes of a run must take part in what they compute together; where one does
+    not, the others end.
     """
 
     max_steps: Annotated[int, Field(ge=1, le=10**15)] | None = None
@@ -266,6 +269,7 @@ class Train(Section):
     log_gradient_norms: bool = False
     save_steps: Positive = 500
     save_total_limit: Positive | None = None
+    ddp_timeout: Positive = 1800
 
     @field_validator("warmup_steps")
     @classmethod

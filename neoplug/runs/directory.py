@@ -71,14 +71,25 @@ def chosen_output(output: Path | str | None, output_dir: str | None, name: str, 
     """Return where a run is written: `output`, else the recipe's `output_dir`, else a new folder under runs/.
 
     Raises:
-        UsageError: `resume` is True and no directory is given, or the directory's name holds a credential.
+        UsageError: `resume` is True, or torchrun may start the run again, and no directory is given; or the directory's
+            name holds a credential.
     """
     chosen = output or output_dir
     if chosen and has_credential(str(chosen)):
         raise UsageError(f"{chosen} holds a password or an access token\nfix: name a local folder without it")
+    if not chosen and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise UsageError(
+            "torchrun is to start this run again where a process fails (--max-restarts), and would not find it\n"
+            "fix: name its directory with --output DIR"
+        )
     if resume and not chosen:
         raise UsageError("--resume needs to know which run\nfix: name its directory with --output DIR")
     return Path(chosen) if chosen else default_output(name)
+
+
+def restarted() -> bool:
+    """Return whether torchrun started this process after another attempt failed: it then resumes the run."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from neoplug.hookspecs import Role
 from neoplug.recipe import ResolvedRecipe
 from neoplug.registry import given_classes
 from neoplug.registry.confinement import exits_refused
-from neoplug.runs.directory import RunDir, chosen_output
+from neoplug.runs.directory import RunDir, chosen_output, restarted
 from neoplug.runs.failure import lost_processes_named
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import lock_record, pinned
@@ -53,6 +53,7 @@ def run(
     """
     with given_classes(plugins):
         checked = recipes.load(recipe, changes=overrides, trust=trust)
+        resume = resume or restarted()
         folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
         return execute(checked, folder, resume, progress or Silent())
 
@@ -77,7 +78,7 @@ def _execute(
         return result.as_dict()
     with stopping() as stop, checked.marking(), buffered_log() as log_buffer, ExitStack() as cleanup:
         validate_devices(checked.recipe)
-        world = World(checked.recipe.student.device)
+        world = World(checked.recipe.student.device, checked.recipe.train.ddp_timeout)
         if directory is not None and world.is_main:
             cleanup.enter_context(directory.held())
         if directory is not None:
