@@ -11,9 +11,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.distributed import is_initialized
 
 from neoplug.distributed.notices import Notices
 from neoplug.distributed.processes import Process
+from neoplug.distributed.restarts import attempt, join_attempt
 from neoplug.errors import RunError
 
 Value = TypeVar("Value")
@@ -34,13 +36,13 @@ class World:
         self.timeout = timeout
         if "WORLD_SIZE" not in os.environ:  # an earlier run in this process may have used another device
             AcceleratorState._reset_state(reset_partial_state=True)
+        on_cpu, limit = device == "cpu" or not _has_gpu(), timedelta(seconds=timeout)
+        if attempt() > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not is_initialized():
+            join_attempt("gloo" if on_cpu else "nccl", limit)
         try:
             # neoplug applies autocast itself, so the precision of a launcher's configuration must not apply.
-            self.accelerator = Accelerator(
-                cpu=device == "cpu" or not _has_gpu(),
-                mixed_precision="no",
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
-            )
+            handlers = [InitProcessGroupKwargs(timeout=limit)]
+            self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
         except ValueError as error:  # only some of a launcher's variables are set
             raise RunError(f"this process cannot join the others: {error}\n{LAUNCH}") from error
         self.rank = self.accelerator.process_index

@@ -87,11 +87,6 @@ def chosen_output(output: Path | str | None, output_dir: str | None, name: str, 
     return Path(chosen) if chosen else default_output(name)
 
 
-def restarted() -> bool:
-    """Return whether torchrun started this process after another attempt failed: it then resumes the run."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-
-
 @dataclass(frozen=True)
 class RunDir:
     """A run directory that exists."""

@@ -11,6 +11,7 @@ import torch
 
 from neoplug import recipe as recipes
 from neoplug.data.encode.clock import today
+from neoplug.distributed.restarts import attempt
 from neoplug.distributed.world import World
 from neoplug.environment.dtypes import resolve_dtype
 from neoplug.errors.text import TextFormatter
@@ -19,7 +20,7 @@ from neoplug.hookspecs import Role
 from neoplug.recipe import ResolvedRecipe
 from neoplug.registry import given_classes
 from neoplug.registry.confinement import exits_refused
-from neoplug.runs.directory import RunDir, chosen_output, restarted
+from neoplug.runs.directory import RunDir, chosen_output
 from neoplug.runs.failure import lost_processes_named
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import lock_record, pinned
@@ -53,7 +54,7 @@ def run(
     """
     with given_classes(plugins):
         checked = recipes.load(recipe, changes=overrides, trust=trust)
-        resume = resume or restarted()
+        resume = resume or attempt() > 0
         folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
         return execute(checked, folder, resume, progress or Silent())
 

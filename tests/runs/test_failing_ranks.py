@@ -131,7 +131,7 @@ def test_a_run_that_may_be_started_again_needs_a_directory(monkeypatch):
 def test_a_process_that_is_started_again_resumes_the_run(lab, monkeypatch):
     run = lab.run("run", train={"max_steps": 2, "save_steps": 1})
     (run.path / "result.json").unlink()
-    with pytest.raises(UsageError, match="exists"):
+    with pytest.raises(UsageError, match="holds a run already"):
         lab.run("run", train={"max_steps": 2, "save_steps": 1})
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert lab.run("run", train={"max_steps": 2, "save_steps": 1}).result["status"] == "completed"
