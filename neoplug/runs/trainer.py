@@ -28,7 +28,7 @@ from neoplug.recipe import ResolvedRecipe
 from neoplug.recipe.loss_weights import Weight
 from neoplug.registry import Plugins
 from neoplug.runs.adapted_weights import add_adapter
-from neoplug.runs.artifacts import save_student, write_card
+from neoplug.runs.artifacts import save_student, whole_weights, write_card
 from neoplug.runs.directory import RunDir
 from neoplug.runs.failure import FailureWriter
 from neoplug.runs.inputs import RunInputs
@@ -40,6 +40,7 @@ from neoplug.runs.sample import continuation, sample_prompt
 from neoplug.runs.save_dry_run import dry_run_save
 from neoplug.runs.saved_comparison import Excerpt, on_main, validate_saved_student
 from neoplug.runs.saved_student import trainable_as_float32
+from neoplug.runs.sharding import shard_student
 from neoplug.runs.signals import ImmediateStop, Stop
 from neoplug.runs.steps import count_steps, make_losses, make_sampler, training_batches
 from neoplug.runs.stopping import Stopping
@@ -135,7 +136,8 @@ class Trainer:
             own = OwnTeacher(self.loader, unadapted) if recipe.taught_by else None
         if begins:
             self.evaluate_before(unadapted, own.base if own else teacher, batches)
-        student = self.loader.verify_student(self.add_adapter(base, total), name)
+        module, of_base = self.add_adapter(base, total)
+        student = self.loader.verify_student(module, name)
         if own is not None:
             teacher, self.average = own.of(student), own.average
         if teacher is not None:
@@ -145,6 +147,9 @@ class Trainer:
         if earlier is None:
             self.phase("trying to save the student")
             on_main(self.loader, partial(dry_run_save, student, self.loader, self.directory.path))
+        if self.loader.shards:
+            self.phase("sharding the student")
+            shard_student(module, of_base, recipe.train.shard, self.world)
         optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
         schedule = make_schedule(optimizer, plugins, recipe.train, total)
         if earlier is not None:
@@ -227,8 +232,11 @@ class Trainer:
         logger.debug(text)
         self.progress.phase(text)
 
-    def add_adapter(self, base: Any, total_steps: int) -> nn.Module:
-        """Add the recipe's adapter, with stored weights if the recipe names them; trainable weights become float32."""
+    def add_adapter(self, base: Any, total_steps: int) -> tuple[nn.Module, list[nn.Parameter]]:
+        """Add the recipe's adapter, with stored weights if the recipe names them; trainable weights become float32.
+
+        Returns the model, and those of its weights that are the base's.
+        """
         recipe, plugins = self.checked.recipe, self.checked.plugins
         (name,) = plugins.implements("add_adapter")
         self.phase("adding the adapter")
@@ -245,7 +253,7 @@ class Trainer:
         if stored := self.inputs.base.adapter:
             load_adapter_weights(model, stored, name)
         self.loader.round_frozen_weights(weights)
-        return trainable_as_float32(model)
+        return trainable_as_float32(model), weights
 
     def evaluate_before(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> None:
         """Evaluate the untrained student and the teacher, and generate a sample; record all in `state`."""
@@ -282,13 +290,16 @@ class Trainer:
 
     def save_checkpoint(self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
         """Write a checkpoint on the main process, with the plugin states of all ranks."""
-        plugin_states = self.world.gather([checkpoint.pack(self.checked.plugins)])
+        plugins, folder = self.checked.plugins, self.directory.checkpoints
+        plugin_states = self.world.gather([checkpoint.pack(plugins)])
         if self.world.is_main:
             self.state.step, self.state.seconds = step, monotonic() - self.began
             self.state.metrics_sha256 = self.directory.metrics.sha256()
-            state, folder = self.state.as_dict(), self.directory.checkpoints
-            plugins = self.checked.plugins
-            checkpoint.save(folder, step, model, optimizer, schedule, plugins, plugin_states, state, self.average)
+        checkpoint.save(
+            folder, step, model, optimizer, schedule, plugins, plugin_states, self.state.as_dict(), self.average,
+            writes=self.world.is_main,
+        )  # fmt: skip
+        if self.world.is_main:
             best = self.state.best.step if self.state.best else None
             checkpoint.prune(folder, self.checked.recipe.train.save_total_limit, best)
         self.world.wait()
@@ -338,9 +349,10 @@ class Trainer:
         }
         excerpt = Excerpt.of(student, self.loader)
         expected = excerpt.logits(module)
+        weights = whole_weights(module, self.checked, keep=self.world.is_main)
         if self.world.is_main:
             self.phase("saving the student")
-            save_student(module, self.checked, self.inputs.base, self.inputs.tokenizer, self.directory)
+            save_student(module, self.checked, self.inputs.base, self.inputs.tokenizer, self.directory, weights)
         adapters = self.checked.plugins.section("adapter")
         measured["remarks"] = remarks(measured, self.checked.recipe.reference, adapters)
         for remark in measured["remarks"]:

@@ -1,0 +1,96 @@
+"""Sharding of a run's models over its processes: what can be sharded, and the student with its adapter, sharded."""
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from neoplug.distributed.sharding import Shard, local_bytes, shard_layers, shard_root
+from neoplug.distributed.world import World
+from neoplug.errors import Problem, RecipeError, RunError
+from neoplug.hookspecs import Role
+from neoplug.models.load import load_config, plugin_kwargs
+from neoplug.models.recorder import decoder_layers
+from neoplug.models.reference import ResolvedModel
+from neoplug.recipe import ResolvedRecipe
+
+logger = logging.getLogger(__name__)
+
+PATH = ("train", "shard")
+
+
+def number_of_processes() -> int:
+    """Return how many processes the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_asked(checked: ResolvedRecipe) -> bool:
+    """Return whether a recipe asks for sharding, and there are processes to shard over."""
+    return checked.recipe.train.shard != "none" and number_of_processes() > 1
+
+
+def validate_unquantised(checked: ResolvedRecipe, role: Role, located: ResolvedModel) -> None:
+    """Refuse to shard a quantised model.
+
+    Raises:
+        RecipeError: it is quantised; or plugins set the same argument for loading.
+    """
+    kwargs, section = plugin_kwargs(checked.plugins, role), getattr(checked.recipe, role)
+    if not is_asked(checked) or (role == "teacher" and section.device):
+        return
+    if "quantization_config" in kwargs or getattr(load_config(located, (role, "model")), "quantization_config", None):
+        raise _refused(
+            f"the {role} is quantised, and cannot be sharded",
+            "a quantised weight is a packed tensor with scales apart, which FSDP would divide without them",
+            "load it unquantised, or leave `shard` out: quantised, it takes a quarter of the memory or less",
+        )
+
+
+def validate_sharded(checked: ResolvedRecipe, adapted: nn.Module, of_base: Sequence[nn.Parameter]) -> None:
+    """Refuse a student of which `train.shard` would shard nothing, or something that must be whole.
+
+    adapted  the student with its adapter, on the meta device
+    of_base  those of its weights that are the base's
+    """
+    recipe = checked.recipe
+    if not is_asked(checked):
+        if recipe.train.shard != "none":
+            logger.warning("train.shard: %s shards nothing: there is one process", recipe.train.shard)
+        return
+    try:
+        layers = decoder_layers(adapted)
+    except RunError as error:
+        why = "each of its decoder layers is gathered by itself, and its class does not have them as one list"
+        raise _refused("the student cannot be sharded", why, "leave `shard` out") from error
+    (name,) = checked.plugins.implements("add_adapter")
+    if recipe.train.shard == "base":
+        inside = {id(weight) for layer in layers for weight in layer.parameters()}
+        if all(weight.requires_grad for weight in of_base if id(weight) in inside):
+            why = f"`base` shards frozen weights, and `{name}` trains all of the layers"
+            raise _refused("nothing of the student would be sharded", why, "set `shard: full`")
+        return
+    base = set(map(id, of_base))
+    if any(weight.requires_grad and id(weight) not in base for weight in adapted.parameters()):
+        why = f"`full` shards what trains of the base, and `{name}` adds weights of its own, which are small"
+        raise _refused(f"the weights of `{name}` cannot be sharded", why, "set `shard: base`: each rank has them whole")
+    if recipe.taught_by == "ema":
+        why = "`self: ema` exchanges the student's weights for their average, and `full` leaves a rank parts of them"
+        raise _refused("the teacher cannot be sharded with the student", why, "set `shard: base`, or name a teacher")
+
+
+def _refused(what: str, why: str, fix: str) -> RecipeError:
+    return RecipeError([Problem(what, why, fix, PATH)])
+
+
+def shard_student(module: nn.Module, of_base: Iterable[nn.Parameter], shard: Shard, world: World) -> None:
+    """Shard the student with its adapter, in place, before its optimizer is made.
+
+    of_base  those of its weights that are the base's: all others are whole on each rank
+    """
+    base, before = set(map(id, of_base)), local_bytes(module)
+    trains = shard == "full"
+    kept = [w for w in module.parameters() if id(w) not in base or (w.requires_grad and not trains)]
+    shard_layers(decoder_layers(module), world.mesh, kept)
+    shard_root(module, world.mesh, rest=trains)
+    logger.info("the student is sharded: %.2f of its %.2f GB on a rank", local_bytes(module) / 1e9, before / 1e9)
