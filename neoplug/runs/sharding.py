@@ -4,9 +4,10 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from neoplug.distributed.sharding import Shard, local_bytes, shard_layers, shard_root
+from neoplug.distributed.sharding import Shard, local_bytes, part_like, shard_layers, shard_root, whole
 from neoplug.distributed.world import World
 from neoplug.errors import Problem, RecipeError, RunError
 from neoplug.hookspecs import Role
@@ -14,6 +15,8 @@ from neoplug.models.load import load_config, plugin_kwargs
 from neoplug.models.recorder import decoder_layers
 from neoplug.models.reference import ResolvedModel
 from neoplug.recipe import ResolvedRecipe
+from neoplug.registry import Plugins, path_of
+from neoplug.training.optim import make_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +80,50 @@ def validate_sharded(checked: ResolvedRecipe, adapted: nn.Module, of_base: Seque
     if recipe.taught_by == "ema":
         why = "`self: ema` exchanges the student's weights for their average, and `full` leaves a rank parts of them"
         raise _refused("the teacher cannot be sharded with the student", why, "set `shard: base`, or name a teacher")
+
+
+def validate_optimizer(plugins: Plugins, world: World, learning_rate: float) -> None:
+    """Refuse an optimizer that steps otherwise on sharded weights, or whose state cannot be gathered: it is tried here.
+
+    Two steps on a layer of every rank's own must be two steps on the same layer, sharded.
+    """
+    ((section, name),) = plugins.named("make_optimizer")
+    try:
+        fault = _fault_on_parts(plugins, world, learning_rate)
+    except Exception as error:  # torch raises NotImplementedError, others what they like
+        fault = f"on sharded weights it fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if fault:
+        what, fix = f"`{name}` cannot train with `shard: full`", "name `adamw`, or set `shard: base`, and an adapter"
+        raise RecipeError([Problem(what, fault, fix, path_of(section, name))])
+
+
+def _fault_on_parts(plugins: Plugins, world: World, learning_rate: float) -> str | None:
+    """Return what is wrong with the optimizer of a sharded layer; None where nothing is."""
+    rng = torch.Generator().manual_seed(0)
+    values = [torch.randn(shape, generator=rng) for shape in ((8, 6), (8,))]
+    gradients = [[torch.randn(value.shape, generator=rng) for value in values] for _ in range(2)]
+    layers = [nn.Linear(6, 8, device=world.device) for _ in range(2)]
+    for layer in layers:
+        layer.load_state_dict({"weight": values[0], "bias": values[1]})
+    shard_layers(layers[1:], world.mesh)
+    for layer in layers:
+        optimizer = make_optimizer(layer, plugins, learning_rate)
+        for step in gradients:
+            for weight, gradient in zip(layer.parameters(), step, strict=True):
+                weight.grad = part_like(gradient.to(world.device), weight)
+            optimizer.step()
+    state = optimizer.state_dict()
+    if set(state) != {"state", "param_groups"}:
+        return f"its state has the keys {', '.join(sorted(state))}, and not those of torch's optimizers"
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, kept in state["state"].items():
+        for key, value in kept.items():
+            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != weights[number].shape:
+                return f"its `{key}` has the shape {list(value.shape)}, another than the weight, so it has no part"
+    for alone, sharded in zip(*(layer.parameters() for layer in layers), strict=True):
+        if not torch.allclose(alone, whole(sharded.detach()), rtol=1e-4, atol=1e-6):
+            return "its steps on sharded weights are others than on whole ones"
+    return None
 
 
 def _refused(what: str, why: str, fix: str) -> RecipeError:

@@ -40,7 +40,7 @@ from neoplug.runs.sample import continuation, sample_prompt
 from neoplug.runs.save_dry_run import dry_run_save
 from neoplug.runs.saved_comparison import Excerpt, on_main, validate_saved_student
 from neoplug.runs.saved_student import trainable_as_float32
-from neoplug.runs.sharding import shard_student
+from neoplug.runs.sharding import shard_student, validate_optimizer
 from neoplug.runs.signals import ImmediateStop, Stop
 from neoplug.runs.steps import count_steps, make_losses, make_sampler, training_batches
 from neoplug.runs.stopping import Stopping
@@ -126,6 +126,8 @@ class Trainer:
         sampler = make_sampler(self.checked, self.inputs.corpus, self.world.size)
         total = count_steps(recipe.train, sampler.steps_per_epoch)
         batches = self.loader.held_out()
+        if self.loader.shards and recipe.train.shard == "full":
+            validate_optimizer(plugins, self.world, recipe.train.learning_rate)
         self.phase("loading the models")
         teacher = self.loader.load_teacher()
         base = self.loader.load("student", self.inputs.base)

@@ -1,31 +1,130 @@
-"""Runs whose models are sharded over ranks, against the same runs in one process."""
+"""Runs whose models are sharded over ranks, against the same runs in one process.
+
+All runs of a number of ranks are in one group of processes, one after the other.
+"""
+
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.commands import start_runs_on_ranks
-from tests.runs.conftest import Lab
+from tests.runs.conftest import DROP, Lab
 
 pytestmark = pytest.mark.slow
 
-BASE = {
-    "optimizer": {"sgd": {"momentum": 0.5}},
-    "loss": {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0, "calibrate": "reverse_kl"}},
-    "data": {"max_length": 160, "packing": False, "held_out": 3},
-}
-TRAIN = {"max_steps": 5, "max_grad_norm": 0.5, "save_steps": 2, "log_gradient_norms": True}
+RIDGE = """
+@dataclass(eq=False)
+class Ridge:
+    @hookimpl
+    def penalty(self, model):
+        return 0.1 * sum(p.square().sum() for p in model.parameters() if p.requires_grad)
+"""
+TREATMENTS = {"./drop.py:Drop": {"rows": [1, 5, 6, 9]}, "./ridge.py:Ridge": {}}
+CALIBRATED = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0, "calibrate": "reverse_kl"}}
+BEST = {"eval_steps": 1, "metric_for_best_model": "cross_entropy", "load_best_model_at_end": True}
+SGD = {"sgd": {"momentum": 0.5}}
+# 21 rows: steps of 8, 8 and 5, in the last of which a rank of two has fewer, and of four none.
+TRAIN = {"max_steps": 3, "max_grad_norm": 0.5, "save_steps": 1, "logging_steps": 1, "log_gradient_norms": True}
+CASES = {
+    "lora": ("base", {"adapter": {"lora": {"r": 4}}, "loss": CALIBRATED, "treatments": TREATMENTS, "optimizer": SGD}),
+    "dora": ("base", {"adapter": {"dora": {"r": 4}}, "optimizer": SGD, "train": {"gradient_checkpointing": True}}),
+    "adapted head": ("base", {"adapter": {"lora": {"r": 4, "target_modules": ["q_proj", "lm_head"]}}, "untied": True}),
+    "trained head": ("base", {"adapter": {"lora": {"r": 4, "modules_to_save": ["lm_head"]}}, "untied": True}),
+    "full": (
+        "full",
+        {"adapter": {"full": {}}, "loss": CALIBRATED, "treatments": TREATMENTS, "evaluate": BEST,
+         "train": {"gradient_checkpointing": True, "learning_rate": 0.002}},
+    ),
+    "full untied": ("full", {"adapter": {"full": {}}, "untied": True, "optimizer": SGD, "evaluate": BEST}),
+}  # fmt: skip
+ON_FOUR = ("lora", "full")
+RESUMED = {"lora": "none", "full": "base", "full untied": "none"}  # under this, of checkpoints under the case's own
 
 
-@pytest.mark.parametrize("shard,adapter", [("base", {"lora": {"r": 4}}), ("full", {"full": {}})])
-def test_dev(lab, shard, adapter):
-    two = lab.recipe("two", train=TRAIN | {"shard": shard}, adapter=adapter, **BASE)
-    ranks = [rank.end() for rank in start_runs_on_ranks(2, [(two, lab.folder / "two", False)])]
-    print(ranks[0].err, ranks[1].err)
-    run = lab.at("two")
-    one = lab.run("one", train=TRAIN | {"gradient_accumulation_steps": 4}, adapter=adapter, **BASE)
+class Sharded(Lab):
+    """A lab for the cases: each on two or four ranks sharded, or in one process."""
+
+    def case(self, name, ranks, **train):
+        shard, keys = CASES[name]
+        sections = {"optimizer": SGD} | {key: value for key, value in keys.items() if key not in ("train", "untied")}
+        if name == "full":
+            sections["optimizer"] = {"adamw": {"weight_decay": 0.1}}
+        if keys.get("untied"):
+            sections |= {"student": {"model": self.base["teacher"]["model"]}}
+            sections |= {"teacher": {"model": self.base["student"]["model"]}}
+        own = {"gradient_accumulation_steps": 4 // ranks, "shard": shard if ranks > 1 else "none"}
+        return self.recipe(f"{name}-{ranks}", train=TRAIN | keys.get("train", {}) | own | train, **sections)
+
+    def path(self, name, ranks):
+        return self.folder / f"{name}-{ranks}"
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory, tiny_student, tiny_teacher, tiny_chat):
+    """Return a lab in which the cases have run on two ranks, and some on four."""
+    lab = Sharded(tmp_path_factory.mktemp("sharded"), tiny_student, tiny_teacher, tiny_chat)
+    lab.plugin("drop", DROP)
+    lab.plugin("ridge", RIDGE)
+    runs = [(lab.case(name, 2), lab.path(name, 2), False) for name in CASES]
+    four = [(lab.case(name, 4), lab.path(name, 4), False) for name in ON_FOUR]
+    lab.refusals = [rank.end(600).err for rank in start_runs_on_ranks(2, runs)]
+    lab.refusals += [rank.end(600).err for rank in start_runs_on_ranks(4, four)]
+    return lab
+
+
+@pytest.fixture(scope="module")
+def in_one_process(sharded):
+    """Return a function: name of a case -> its run in one process."""
+    done = {}
+
+    def run(name):
+        if name not in done:
+            done[name] = sharded.run(f"{name}-1", sharded.case(name, 1))
+        return done[name]
+
+    return run
+
+
+def compare(run, one, **tolerance):
+    """Compare the metrics, evaluations, weights and checkpoints of two runs."""
+    assert len(run.lines) == len(one.lines) == 3
     for ours, theirs in zip(run.lines, one.lines, strict=True):
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
-        assert ours.get("gradient_norms", {}) == pytest.approx(theirs.get("gradient_norms", {}), rel=1e-4)
+        assert ours.get("weights") == pytest.approx(theirs.get("weights"), rel=1e-5)
+        assert ours["gradient_norms"] == pytest.approx(theirs["gradient_norms"], rel=1e-4)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
-    print((run.path/"log.txt").read_text() if (run.path/"log.txt").exists() else list(run.path.iterdir()))
+        assert ours.get("penalty") == pytest.approx(theirs.get("penalty"), rel=1e-5)
+    for key in ("before", "after", "teacher"):
+        ours, theirs = ({**each.result[key], "probes": 0} for each in (run, one))
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert run.result.get("best", {}).get("step") == one.result.get("best", {}).get("step")
+    for file in ("adapter/adapter_model.safetensors", "model/model.safetensors", "checkpoints/step-2/trainable.safetensors"):
+        assert (run.path / file).exists() == (one.path / file).exists()
+        if (one.path / file).exists():
+            close(load_file(run.path / file), load_file(one.path / file))
+    ours, theirs = (torch.load(each.path / "checkpoints/step-2/training.pt") for each in (run, one))
+    assert ours["optimizer"]["param_groups"] == theirs["optimizer"]["param_groups"]
+    for number, state in theirs["optimizer"]["state"].items():
+        close(ours["optimizer"]["state"][number], state)
+
+
+def close(ours, theirs):
+    """Compare two maps of tensors."""
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        if tensor is not None:
+            assert type(ours[name]) is type(tensor)
+            torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_train_as_one(sharded, in_one_process, name):
+    assert sharded.path(name, 2).exists(), sharded.refusals
+    compare(sharded.at(f"{name}-2"), in_one_process(name))
+
+
+@pytest.mark.parametrize("name", ON_FOUR)
+def test_four_ranks_train_as_one(sharded, in_one_process, name):
+    compare(sharded.at(f"{name}-4"), in_one_process(name))
