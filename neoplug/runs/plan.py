@@ -1,6 +1,7 @@
 """The plan of a run: its steps, sizes, memory and disk, from models on the meta device and from the tokenised data.
 
-Everything under "memory_bytes" and "disk_bytes" is an estimate for one process.
+Everything under "memory_bytes" and "disk_bytes" is an estimate for one process; under `train.shard` it is one of
+WORLD_SIZE processes, the variable that a launcher sets.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from neoplug.runs.preflight import (
     validate_room_for_virtual_tokens,
 )
 from neoplug.runs.progress import Silent
+from neoplug.runs.sharding import number_of_processes, per_rank
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.runs.teacher_cost import CacheCost, estimate_cost, held_out_cost
 from neoplug.training.objective import BLOCK
@@ -96,6 +98,10 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
         "memory_bytes": memory_bytes(skeletons, sizes, kept, measured_gradients(checked), recipe.taught_by),
         "disk_bytes": _disk_bytes(checked.recipe, student, sizes, run["steps"]),
     }
+    if recipe.train.shard != "none" and (ranks := number_of_processes()) > 1:
+        whole = {role for role in ("teacher",) if cache is not None or (recipe.teacher and recipe.teacher.device)}
+        shards = {role: model for role, model in skeletons.items() if role not in whole}
+        planned["memory_bytes"] = per_rank(planned["memory_bytes"], shards, sizes.whole, recipe.train.shard, ranks)
     if cache is not None:
         tokens = run["data"]["longest_row"] * recipe.train.per_device_train_batch_size
         _add(planned["memory_bytes"], "teacher_output", round(AT_A_TIME * tokens * cache.decoded))

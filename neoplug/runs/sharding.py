@@ -1,8 +1,11 @@
 """Sharding of a run's models over its processes: what can be sharded, and the student with its adapter, sharded."""
 
+from __future__ import annotations
+
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,9 @@ from neoplug.models.reference import ResolvedModel
 from neoplug.recipe import ResolvedRecipe
 from neoplug.registry import Plugins, path_of
 from neoplug.training.optim import make_optimizer
+
+if TYPE_CHECKING:
+    from neoplug.runs.plan import Skeleton
 
 logger = logging.getLogger(__name__)
 
@@ -141,3 +147,37 @@ def shard_student(module: nn.Module, of_base: Iterable[nn.Parameter], shard: Sha
     shard_layers(decoder_layers(module), world.mesh, kept)
     shard_root(module, world.mesh, rest=trains)
     logger.info("the student is sharded: %.2f of its %.2f GB on a rank", local_bytes(module) / 1e9, before / 1e9)
+
+
+def per_rank(
+    parts: Mapping[str, int], models: Mapping[Role, Skeleton], trains_whole: bool, shard: Shard, ranks: int
+) -> dict[str, int]:
+    """Return the memory in bytes of one of several ranks over which `train.shard` divides the weights.
+
+    A model's layers are divided; its embedding, norm and head are whole, but for those of a student that is trained
+    under `full`, with its gradients and its optimizer. Two layers are gathered: one that runs, and the next.
+
+    parts   the parts of the memory of one process, as `plan` estimates them, with their total
+    models  that are sharded
+    """
+    parts = dict(parts)
+    del parts["total"]
+    divided, gathered = dict(parts), []
+    for role, model in models.items():
+        name, trains = f"{role}_weights", role == "student" and trains_whole
+        layers = decoder_layers(model.skeleton)
+        share = sum(weight.numel() for weight in layers.parameters()) / model.parameters
+        if trains and shard == "full":
+            held = parts["trainable_weights"]
+            for part in ("trainable_weights", "gradients", "optimizer"):
+                divided[part] = round(parts[part] / ranks)
+            gathered.append(2 * held * (1 - share + share / len(layers)) + held * share / len(layers))  # with gradients
+        elif name in parts:
+            divided[name] = round(parts[name] * (1 - share + share / ranks))
+            gathered.append(2 * parts[name] * share / len(layers))
+    divided["gathered_weights"] = round(max(gathered, default=0))
+    del divided["saved_copy"]
+    # The student is whole on each rank until its adapter is added, and the copy on which saving is tried is whole too.
+    whole = parts["trainable_weights"] if trains_whole else 2 * parts["student_weights"] + 3 * parts["trainable_weights"]
+    divided["whole_student"] = max(0, whole - sum(divided.values()) + divided.get("teacher_weights", 0))
+    return divided | {"total": sum(divided.values())}
