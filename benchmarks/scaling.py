@@ -63,9 +63,7 @@ def at_start(teacher: Model | None, student: Model, ranks: int, shard: str, rank
     return of_teacher + 2 * BF16 * student.total + 3 * FLOAT32 * lora(student, rank)
 
 
-def in_training(
-    teacher: Model | None, student: Model, ranks: int, shard: str, rank: int | None, tokens: int
-) -> float:
+def in_training(teacher: Model | None, student: Model, ranks: int, shard: str, rank: int | None, tokens: int) -> float:
     """Return the bytes of one rank in training.
 
     teacher  None: its output is stored, and of the model only the head is in memory: as of the student here

@@ -12,6 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from neoplug.errors import RunError
+
 Shard = Literal["none", "base", "full"]
 
 
@@ -21,9 +23,18 @@ def shard_layers(layers: Iterable[nn.Module], mesh: DeviceMesh, kept: Iterable[n
     A weight is divided by its first dimension; a number, which has none, is whole on each rank.
 
     kept  weights that are whole on each rank
+
+    Raises:
+        RunError: layers share weights, which would have to be gathered together.
     """
-    kept = set(kept)
+    kept, seen = set(kept), set[nn.Parameter]()
     for layer in layers:
+        if not seen.isdisjoint(layer.parameters()):
+            raise RunError(
+                f"layers of the class {type(layer).__name__} share weights, and cannot be sharded\n"
+                "why: each layer is gathered by itself\nfix: leave `train.shard` out"
+            )
+        seen.update(layer.parameters())
         numbers = {weight for weight in layer.parameters() if not weight.ndim}
         fully_shard(layer, mesh=mesh, ignored_params=kept | numbers)
 

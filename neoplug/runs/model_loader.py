@@ -41,9 +41,7 @@ class ModelLoader:
     inputs: RunInputs
     world: World
 
-    def load(
-        self, role: Role, located: ResolvedModel, plugins: Plugins | None = None, *, sharded: bool = False
-    ) -> Any:
+    def load(self, role: Role, located: ResolvedModel, plugins: Plugins | None = None, *, sharded: bool = False) -> Any:
         """Load the weights of a model with the settings of its section of the recipe.
 
         plugins  whose hooks are called in place of those of all plugins of the recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,7 +46,7 @@ def validate_unquantised(checked: ResolvedRecipe, role: Role, located: ResolvedM
         RecipeError: it is quantised; or plugins set the same argument for loading.
     """
     kwargs, section = plugin_kwargs(checked.plugins, role), getattr(checked.recipe, role)
-    if not is_asked(checked) or (role == "teacher" and section.device):
+    if not is_asked(checked) or (role == "teacher" and (section.device or section.cache)):
         return
     if "quantization_config" in kwargs or getattr(load_config(located, (role, "model")), "quantization_config", None):
         raise _refused(
@@ -136,14 +136,15 @@ def _refused(what: str, why: str, fix: str) -> RecipeError:
     return RecipeError([Problem(what, why, fix, PATH)])
 
 
-def shard_student(module: nn.Module, of_base: Iterable[nn.Parameter], shard: Shard, world: World) -> None:
+def shard_student(module: nn.Module, of_base: Container[str], shard: Shard, world: World) -> None:
     """Shard the student with its adapter, in place, before its optimizer is made.
 
-    of_base  those of its weights that are the base's: all others are whole on each rank
+    Its weights are then other objects; whoever still refers to one keeps it in memory, whole.
+
+    of_base  names of those of its weights that are the base's: all others are whole on each rank
     """
-    base, before = set(map(id, of_base)), local_bytes(module)
-    trains = shard == "full"
-    kept = [w for w in module.parameters() if id(w) not in base or (w.requires_grad and not trains)]
+    before, trains = local_bytes(module), shard == "full"
+    kept = [w for name, w in module.named_parameters() if name not in of_base or (w.requires_grad and not trains)]
     shard_layers(decoder_layers(module), world.mesh, kept)
     shard_root(module, world.mesh, rest=trains)
     logger.info("the student is sharded: %.2f of its %.2f GB on a rank", local_bytes(module) / 1e9, before / 1e9)
@@ -178,6 +179,8 @@ def per_rank(
     divided["gathered_weights"] = round(max(gathered, default=0))
     del divided["saved_copy"]
     # The student is whole on each rank until its adapter is added, and the copy on which saving is tried is whole too.
-    whole = parts["trainable_weights"] if trains_whole else 2 * parts["student_weights"] + 3 * parts["trainable_weights"]
+    whole = (
+        parts["trainable_weights"] if trains_whole else 2 * parts["student_weights"] + 3 * parts["trainable_weights"]
+    )
     divided["whole_student"] = max(0, whole - sum(divided.values()) + divided.get("teacher_weights", 0))
     return divided | {"total": sum(divided.values())}

@@ -138,7 +138,7 @@ class Trainer:
             own = OwnTeacher(self.loader, unadapted) if recipe.taught_by else None
         if begins:
             self.evaluate_before(unadapted, own.base if own else teacher, batches)
-        module, of_base = self.add_adapter(base, total)
+        module, names_of_base = self.add_adapter(base, total)
         student = self.loader.verify_student(module, name)
         if own is not None:
             teacher, self.average = own.of(student), own.average
@@ -151,7 +151,7 @@ class Trainer:
             on_main(self.loader, partial(dry_run_save, student, self.loader, self.directory.path))
         if self.loader.shards:
             self.phase("sharding the student")
-            shard_student(module, of_base, recipe.train.shard, self.world)
+            shard_student(module, names_of_base, recipe.train.shard, self.world)
         optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
         schedule = make_schedule(optimizer, plugins, recipe.train, total)
         if earlier is not None:
@@ -234,10 +234,10 @@ class Trainer:
         logger.debug(text)
         self.progress.phase(text)
 
-    def add_adapter(self, base: Any, total_steps: int) -> tuple[nn.Module, list[nn.Parameter]]:
+    def add_adapter(self, base: Any, total_steps: int) -> tuple[nn.Module, set[str]]:
         """Add the recipe's adapter, with stored weights if the recipe names them; trainable weights become float32.
 
-        Returns the model, and those of its weights that are the base's.
+        Returns the model, and the names of those of its weights that are the base's.
         """
         recipe, plugins = self.checked.recipe, self.checked.plugins
         (name,) = plugins.implements("add_adapter")
@@ -255,7 +255,8 @@ class Trainer:
         if stored := self.inputs.base.adapter:
             load_adapter_weights(model, stored, name)
         self.loader.round_frozen_weights(weights)
-        return trainable_as_float32(model), weights
+        of_base = set(map(id, weights))
+        return trainable_as_float32(model), {name for name, w in model.named_parameters() if id(w) in of_base}
 
     def evaluate_before(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> None:
         """Evaluate the untrained student and the teacher, and generate a sample; record all in `state`."""

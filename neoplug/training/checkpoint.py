@@ -234,8 +234,7 @@ def _step(path: Path) -> int:
 
 
 def _trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that training changes: trainable parameters and persistent buffers; of sharded ones the part.
-    """
+    """Return the tensors that training changes: trainable parameters and persistent buffers; of sharded ones the part."""
     reshard(model)
     buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
     changed: dict[str, Tensor] = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

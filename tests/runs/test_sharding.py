@@ -100,7 +100,11 @@ def compare(run, one, **tolerance):
         ours, theirs = ({**each.result[key], "probes": 0} for each in (run, one))
         assert ours == pytest.approx(theirs, rel=1e-4)
     assert run.result.get("best", {}).get("step") == one.result.get("best", {}).get("step")
-    for file in ("adapter/adapter_model.safetensors", "model/model.safetensors", "checkpoints/step-2/trainable.safetensors"):
+    for file in (
+        "adapter/adapter_model.safetensors",
+        "model/model.safetensors",
+        "checkpoints/step-2/trainable.safetensors",
+    ):
         assert (run.path / file).exists() == (one.path / file).exists()
         if (one.path / file).exists():
             close(load_file(run.path / file), load_file(one.path / file))
@@ -128,3 +132,52 @@ def test_two_ranks_train_as_one(sharded, in_one_process, name):
 @pytest.mark.parametrize("name", ON_FOUR)
 def test_four_ranks_train_as_one(sharded, in_one_process, name):
     compare(sharded.at(f"{name}-4"), in_one_process(name))
+
+
+def test_a_checkpoint_resumes_under_another_value(sharded, in_one_process):
+    runs = []
+    for name, shard in RESUMED.items():
+        folder = sharded.folder / f"{name}-resumed"
+        shutil.copytree(sharded.path(name, 2), folder)
+        (folder / "result.json").unlink()  # as after a kill in step 3
+        shutil.rmtree(folder / "checkpoints" / "step-3")
+        recipe = sharded.case(name, 2, shard=shard)
+        runs.append((recipe.rename(recipe.with_stem(f"{name}-resumed")), folder, True))
+    errors = [rank.end(600).err for rank in start_runs_on_ranks(2, runs)]
+    for name in RESUMED:
+        run = sharded.at(f"{name}-resumed")
+        assert run.result["status"] == "completed", errors
+        compare(run, in_one_process(name))
+
+
+REFUSED = {
+    "student.load": ({"student": {"load": {"nf4": {}}}}, "base", "the student is quantised"),
+    "teacher.load": ({"teacher": {"load": {"nf4": {}}}}, "base", "the teacher is quantised"),
+    "device": ({"student": {"device": "cuda:0"}}, "none", "there are 2 processes"),
+    "nothing frozen": ({"adapter": {"full": {}}}, "base", "nothing of the student would be sharded"),
+    "adapter": ({}, "full", "the weights of `lora` cannot be sharded"),
+    "average": (
+        {"adapter": {"full": {}}, "teacher": {"model": None, "self": "ema"}}, "full", "the teacher cannot be sharded"
+    ),
+    "muon": ({"adapter": {"full": {}}, "optimizer": {"muon": {}}}, "full", "`muon` cannot train with `shard: full`"),
+    "adafactor": (
+        {"adapter": {"full": {}}, "optimizer": {"adafactor": {}}}, "full", "`adafactor` cannot train with `shard: full`"
+    ),
+}  # fmt: skip
+
+
+def test_what_cannot_be_sharded_is_refused_before_a_model_is_loaded(lab):
+    runs = [
+        (lab.recipe(name, **sections, train={"shard": shard}), lab.folder / name, False)
+        for name, (sections, shard, _) in REFUSED.items()
+    ]
+    for rank in start_runs_on_ranks(2, runs):
+        printed = rank.end(300).err
+        for name, (_, _, what) in REFUSED.items():
+            assert what in printed, (name, printed)
+        assert "loading the models" not in printed
+
+
+def test_one_process_shards_nothing_and_says_so(lab, caplog):
+    lab.run("run", train={"max_steps": 1, "shard": "base"})
+    assert "train.shard: base shards nothing: there is one process" in caplog.text
