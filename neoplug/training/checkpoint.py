@@ -234,7 +234,10 @@ def _step(path: Path) -> int:
 
 
 def _trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that training changes: trainable parameters and persistent buffers; of sharded ones the part."""
+    """Return the tensors that training changes: trainable parameters and persistent buffers.
+
+    Of a sharded parameter it is this rank's part.
+    """
     reshard(model)
     buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
     changed: dict[str, Tensor] = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

@@ -21,7 +21,23 @@ class Ridge:
     def penalty(self, model):
         return 0.1 * sum(p.square().sum() for p in model.parameters() if p.requires_grad)
 """
-TREATMENTS = {"./drop.py:Drop": {"rows": [1, 5, 6, 9]}, "./ridge.py:Ridge": {}}
+WHOLE = """
+import gc
+
+from torch.distributed.tensor import DTensor
+
+
+@dataclass(eq=False)
+class Whole:
+    '''Counts the weights of MLPs that are whole on this rank after a step.'''
+
+    @hookimpl
+    def on_step_end(self):
+        weights = [each for each in gc.get_objects() if isinstance(each, torch.nn.Parameter)]
+        whole = [w for w in weights if not isinstance(w, DTensor) and w.untyped_storage().nbytes()]
+        return {"whole_weights": sum(tuple(w.shape) in ((96, 48), (128, 64)) for w in whole)}
+"""
+TREATMENTS = {"./drop.py:Drop": {"rows": [1, 5, 6, 9]}, "./ridge.py:Ridge": {}, "./whole.py:Whole": {}}
 CALIBRATED = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0, "calibrate": "reverse_kl"}}
 BEST = {"eval_steps": 1, "metric_for_best_model": "cross_entropy", "load_best_model_at_end": True}
 SGD = {"sgd": {"momentum": 0.5}}
@@ -67,6 +83,7 @@ def sharded(tmp_path_factory, tiny_student, tiny_teacher, tiny_chat):
     lab = Sharded(tmp_path_factory.mktemp("sharded"), tiny_student, tiny_teacher, tiny_chat)
     lab.plugin("drop", DROP)
     lab.plugin("ridge", RIDGE)
+    lab.plugin("whole", WHOLE)
     runs = [(lab.case(name, 2), lab.path(name, 2), False) for name in CASES]
     four = [(lab.case(name, 4), lab.path(name, 4), False) for name in ON_FOUR]
     lab.refusals = [rank.end(600).err for rank in start_runs_on_ranks(2, runs)]
@@ -127,6 +144,12 @@ def close(ours, theirs):
 def test_two_ranks_train_as_one(sharded, in_one_process, name):
     assert sharded.path(name, 2).exists(), sharded.refusals
     compare(sharded.at(f"{name}-2"), in_one_process(name))
+
+
+@pytest.mark.parametrize("name", ON_FOUR)
+def test_no_rank_holds_a_layer_whole_after_a_step(sharded, in_one_process, name):
+    assert [line["whole_weights"] for line in in_one_process(name).lines] == [12] * 3  # gate and up of 2 + 4 layers
+    assert [line["whole_weights"] for line in sharded.at(f"{name}-2").lines] == [0] * 3
 
 
 @pytest.mark.parametrize("name", ON_FOUR)
