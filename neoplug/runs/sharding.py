@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from neoplug.distributed.sharding import Shard, local_bytes, part_like, shard_layers, shard_root, whole
-from neoplug.distributed.world import World
 from neoplug.errors import Problem, RecipeError, RunError
 from neoplug.hookspecs import Role
 from neoplug.models.load import load_config, plugin_kwargs
@@ -22,6 +21,7 @@ from neoplug.registry import Plugins, path_of
 from neoplug.training.optim import make_optimizer
 
 if TYPE_CHECKING:
+    from neoplug.distributed.world import World
     from neoplug.runs.plan import Skeleton
 
 logger = logging.getLogger(__name__)
