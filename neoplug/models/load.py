@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
@@ -151,8 +151,9 @@ def load_model(
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
     kwargs |= plugin_kwargs(plugins, role, taken=kwargs)
-    with sharded_on_load(shard) if shard else nullcontext({}) as sharding:
-        model = load_weights(located, **kwargs, **sharding)
+    sharding: AbstractContextManager[dict[str, Any]] = sharded_on_load(shard) if shard else nullcontext({})
+    with sharding as further:
+        model = load_weights(located, **kwargs, **further)
     _after_load(plugins, model, role, section)
     model.eval().requires_grad_(False)
     model.config.use_cache = False
