@@ -68,7 +68,6 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
         weights = list(base.parameters())
         model = adapt_skeleton(checked, base, steps, student)
         trained = [weight.requires_grad for weight in weights]
-        validate_sharded(checked, model, weights)
         some = any(trained) and not all(trained)
         whole = None if some or copied_modules(model) else all(trained)
         is_known = True
@@ -178,7 +177,8 @@ def adapt_skeleton(checked: ResolvedRecipe, model: Any, steps: int, student: Res
 
     Raises:
         RecipeError: the adapter is known not to work with this kind of model, changes other weights than its options
-            select, has no trainable parameter, or differs in form from the stored adapter that it is to start from.
+            select, has no trainable parameter, cannot be sharded as the recipe says, or differs in form from the stored
+            adapter that it is to start from.
     """
     validate_compatibility(checked, model.config.get_text_config().model_type)
     weights = list(model.parameters())
@@ -188,6 +188,7 @@ def adapt_skeleton(checked: ResolvedRecipe, model: Any, steps: int, student: Res
     if not any(weight.requires_grad and weight.numel() for weight in found.parameters()):
         what, fix = f"`{name}` leaves nothing of the student to train", "give its options other values"
         raise RecipeError([Problem(what, "it has no trainable parameter", fix, path_of(section, name))])
+    validate_sharded(checked, found, weights)
     if checked.recipe.taught_by == "base":
         validate_separate_adapter(weights, found, name)
     if student.adapter is not None:

@@ -64,8 +64,6 @@ def validate_sharded(checked: ResolvedRecipe, adapted: nn.Module, of_base: Seque
     """
     recipe = checked.recipe
     if not is_asked(checked):
-        if recipe.train.shard != "none":
-            logger.warning("train.shard: %s shards nothing: there is one process", recipe.train.shard)
         return
     try:
         layers = decoder_layers(adapted)

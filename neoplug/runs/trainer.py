@@ -126,7 +126,9 @@ class Trainer:
         sampler = make_sampler(self.checked, self.inputs.corpus, self.world.size)
         total = count_steps(recipe.train, sampler.steps_per_epoch)
         batches = self.loader.held_out()
-        if self.loader.shards and recipe.train.shard == "full":
+        if recipe.train.shard != "none" and not self.loader.shards:
+            logger.warning("train.shard: %s shards nothing: there is one process", recipe.train.shard)
+        elif recipe.train.shard == "full":
             validate_optimizer(plugins, self.world, recipe.train.learning_rate)
         self.phase("loading the models")
         teacher = self.loader.load_teacher()

@@ -104,7 +104,7 @@ def in_one_process(sharded):
     return run
 
 
-def compare(run, one, **tolerance):
+def compare(run, one):
     """Compare the metrics, evaluations, weights and checkpoints of two runs."""
     assert len(run.lines) == len(one.lines) == 3
     for ours, theirs in zip(run.lines, one.lines, strict=True):
