@@ -86,14 +86,22 @@ def validate_sharded(checked: ResolvedRecipe, adapted: nn.Module, of_base: Seque
         raise _refused("the teacher cannot be sharded with the student", why, "set `shard: base`, or name a teacher")
 
 
-def validate_optimizer(plugins: Plugins, world: World, learning_rate: float) -> None:
-    """Refuse an optimizer that steps otherwise on sharded weights, or whose state cannot be gathered: it is tried here.
+def validate_optimizer(checked: ResolvedRecipe, world: World) -> None:
+    """Try the optimizer of a student that is to be sharded whole; in one process, warn that nothing will be.
 
     Two steps on a layer of every rank's own must be two steps on the same layer, sharded.
+
+    Raises:
+        RecipeError: it steps otherwise on sharded weights, or its state cannot be gathered.
     """
+    plugins, shard = checked.plugins, checked.recipe.train.shard
+    if shard != "none" and world.size == 1:
+        logger.warning("train.shard: %s shards nothing: there is one process", shard)
+    if shard != "full" or world.size == 1:
+        return
     ((section, name),) = plugins.named("make_optimizer")
     try:
-        fault = _fault_on_parts(plugins, world, learning_rate)
+        fault = _fault_on_parts(plugins, world, checked.recipe.train.learning_rate)
     except Exception as error:  # torch raises NotImplementedError, others what they like
         fault = f"on sharded weights it fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if fault:
@@ -134,14 +142,16 @@ def _refused(what: str, why: str, fix: str) -> RecipeError:
     return RecipeError([Problem(what, why, fix, PATH)])
 
 
-def shard_student(module: nn.Module, of_base: Container[str], shard: Shard, world: World) -> None:
-    """Shard the student with its adapter, in place, before its optimizer is made.
+def shard_student(checked: ResolvedRecipe, module: nn.Module, of_base: Container[str], world: World) -> None:
+    """Shard the student with its adapter as the recipe says, in place, before its optimizer is made.
 
     Its weights are then other objects; whoever still refers to one keeps it in memory, whole.
 
     of_base  names of those of its weights that are the base's: all others are whole on each rank
     """
-    before, trains = local_bytes(module), shard == "full"
+    if not is_asked(checked):
+        return
+    before, trains = local_bytes(module), checked.recipe.train.shard == "full"
     kept = [w for name, w in module.named_parameters() if name not in of_base or (w.requires_grad and not trains)]
     shard_layers(decoder_layers(module), world.mesh, kept)
     shard_root(module, world.mesh, rest=trains)

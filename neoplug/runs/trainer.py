@@ -25,7 +25,6 @@ from neoplug.models.language_model import LanguageModel, count_parameters
 from neoplug.models.stored_adapter import load_adapter_weights
 from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe
-from neoplug.recipe.loss_weights import Weight
 from neoplug.registry import Plugins
 from neoplug.runs.adapted_weights import add_adapter
 from neoplug.runs.artifacts import save_student, whole_weights, write_card
@@ -42,7 +41,7 @@ from neoplug.runs.saved_comparison import Excerpt, on_main, validate_saved_stude
 from neoplug.runs.saved_student import trainable_as_float32
 from neoplug.runs.sharding import shard_student, validate_optimizer
 from neoplug.runs.signals import ImmediateStop, Stop
-from neoplug.runs.steps import count_steps, make_losses, make_sampler, training_batches
+from neoplug.runs.steps import count_steps, make_losses, make_sampler, restored_weights, training_batches
 from neoplug.runs.stopping import Stopping
 from neoplug.runs.trackers import Trackers
 from neoplug.seeds import derive, generator
@@ -126,10 +125,7 @@ class Trainer:
         sampler = make_sampler(self.checked, self.inputs.corpus, self.world.size)
         total = count_steps(recipe.train, sampler.steps_per_epoch)
         batches = self.loader.held_out()
-        if recipe.train.shard != "none" and not self.loader.shards:
-            logger.warning("train.shard: %s shards nothing: there is one process", recipe.train.shard)
-        elif recipe.train.shard == "full":
-            validate_optimizer(plugins, self.world, recipe.train.learning_rate)
+        validate_optimizer(self.checked, self.world)
         self.phase("loading the models")
         teacher = self.loader.load_teacher()
         base = self.loader.load("student", self.inputs.base)
@@ -151,9 +147,7 @@ class Trainer:
         if earlier is None:
             self.phase("trying to save the student")
             on_main(self.loader, partial(dry_run_save, student, self.loader, self.directory.path))
-        if self.loader.shards:
-            self.phase("sharding the student")
-            shard_student(module, names_of_base, recipe.train.shard, self.world)
+        shard_student(self.checked, module, names_of_base, self.world)
         optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
         schedule = make_schedule(optimizer, plugins, recipe.train, total)
         if earlier is not None:
@@ -188,7 +182,7 @@ class Trainer:
             average=self.average,
             losses=make_losses(plugins, self.inputs.has_entries),
             references=make_losses(self.checked.references, self.inputs.has_entries),
-            weights=self.loss_weights(),
+            weights=restored_weights(self.checked.weights, self.state.weights),
             plugins=plugins,
             corpus=self.inputs.corpus,
             sampler=sampler,
@@ -217,14 +211,6 @@ class Trainer:
             ends_early=lambda step: self.ends_early(step, self.stopping.after_lines()),
             stop_requested=self.stop_requested,
         )
-
-    def loss_weights(self) -> dict[str, Weight]:
-        """Return each loss's weight; weights that were calibrated before a resume are restored."""
-        weights = dict(self.checked.weights)
-        for name, value in self.state.weights.items():
-            now = checkpoint.current_name(name, list(weights))
-            weights[now] = weights[now].calibrated(value)
-        return weights
 
     def record_calibrated_weights(self, weights: dict[str, float]) -> None:
         """Record calibrated weights for the result and for checkpoints, and log them."""
@@ -295,16 +281,14 @@ class Trainer:
 
     def save_checkpoint(self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
         """Write a checkpoint on the main process, with the plugin states of all ranks."""
-        plugins, folder = self.checked.plugins, self.directory.checkpoints
-        plugin_states = self.world.gather([checkpoint.pack(plugins)])
-        if self.world.is_main:
+        plugins, folder, main = self.checked.plugins, self.directory.checkpoints, self.world.is_main
+        packed = self.world.gather([checkpoint.pack(plugins)])
+        if main:
             self.state.step, self.state.seconds = step, monotonic() - self.began
             self.state.metrics_sha256 = self.directory.metrics.sha256()
-        checkpoint.save(
-            folder, step, model, optimizer, schedule, plugins, plugin_states, self.state.as_dict(), self.average,
-            writes=self.world.is_main,
-        )  # fmt: skip
-        if self.world.is_main:
+        state = self.state.as_dict()
+        checkpoint.save(folder, step, model, optimizer, schedule, plugins, packed, state, self.average, writes=main)
+        if main:
             best = self.state.best.step if self.state.best else None
             checkpoint.prune(folder, self.checked.recipe.train.save_total_limit, best)
         self.world.wait()
@@ -371,7 +355,7 @@ class Trainer:
         result = RunResult(**measured, seconds=monotonic() - self.began)
         if self.world.is_main:
             write_card(self.directory, result)
-        self.write_result(result)
+            self.directory.write_result(result)
         self.progress.finished(result.as_dict())
         self.world.wait()
         return result
@@ -409,8 +393,3 @@ class Trainer:
         if self.world.is_main:
             self.directory.write_evaluation(name, evaluation.documents)
         return evaluation.values
-
-    def write_result(self, result: RunResult) -> None:
-        """Write result.json on the main process."""
-        if self.world.is_main:
-            self.directory.write_result(result)
