@@ -6,11 +6,11 @@ Every rank must run a sharded model equally often, and gather a tensor at the sa
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 
 from neoplug.errors import RunError
 
@@ -93,11 +93,14 @@ def part_like(complete: Tensor, tensor: Tensor) -> Tensor:
     return distribute_tensor(complete, tensor.device_mesh, tensor.placements, src_data_rank=None)
 
 
-def whole_optimizer_state(state: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:
-    """Return an optimizer's state dict, gathered from all ranks. Every rank calls it.
+def whole_optimizer_state(optimizer: Optimizer, *, keep: bool) -> dict[str, Any]:
+    """Return an optimizer's state dict, gathered from all ranks where its weights are sharded. Every rank calls it.
 
     keep  False: gather with the others, but return no state
     """
+    state = optimizer.state_dict()
+    if not any(isinstance(weight, DTensor) for weight in _weights(optimizer)):
+        return state
     gathered = {}
     for weight, values in state["state"].items():
         tensors = whole_tensors({k: v for k, v in values.items() if isinstance(v, Tensor)}, keep=keep)
@@ -105,14 +108,27 @@ def whole_optimizer_state(state: Mapping[str, Any], *, keep: bool) -> dict[str, 
     return {**state, "state": gathered}
 
 
-def part_of_optimizer_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return what this rank's optimizer holds of a whole state dict: of a sharded weight's state the same part."""
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+def part_of_optimizer_state(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """Return what this rank's optimizer holds of a whole state dict: of a sharded weight's state the same part.
+
+    The kernels are the optimizer's own, since those that are fused may not take sharded weights.
+    """
+    weights = _weights(optimizer)
+    if not any(isinstance(weight, DTensor) for weight in weights):
+        return state
     parts = {
         number: {k: part_like(v, weights[number]) if isinstance(v, Tensor) else v for k, v in values.items()}
         for number, values in state["state"].items()
     }
-    return {**state, "state": parts}
+    groups = [
+        {**saved, **{kernel: own[kernel] for kernel in ("fused", "foreach") if kernel in own}}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {"state": parts, "param_groups": groups}
+
+
+def _weights(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def local_bytes(module: nn.Module) -> int:

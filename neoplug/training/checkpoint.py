@@ -66,7 +66,7 @@ def save(
     """
     path = at(folder, step)
     trained = whole_tensors(_trained_tensors(model), keep=writes)
-    training = {"optimizer": whole_optimizer_state(optimizer.state_dict(), keep=writes)}
+    training = {"optimizer": whole_optimizer_state(optimizer, keep=writes)}
     if not writes:
         return path
     for damaged in folder.glob("step-*"):
