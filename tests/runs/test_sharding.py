@@ -48,7 +48,6 @@ CASES = {
     "lora": ("base", {"adapter": {"lora": {"r": 4}}, "loss": CALIBRATED, "treatments": TREATMENTS, "optimizer": SGD}),
     "dora": ("base", {"adapter": {"dora": {"r": 4}}, "optimizer": SGD, "train": {"gradient_checkpointing": True}}),
     "adapted head": ("base", {"adapter": {"lora": {"r": 4, "target_modules": ["q_proj", "lm_head"]}}, "untied": True}),
-    "trained head": ("base", {"adapter": {"lora": {"r": 4, "modules_to_save": ["lm_head"]}}, "untied": True}),
     "full": (
         "full",
         {"adapter": {"full": {}}, "loss": CALIBRATED, "treatments": TREATMENTS, "evaluate": BEST,
