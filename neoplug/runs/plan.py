@@ -32,7 +32,7 @@ from neoplug.runs.preflight import (
     validate_room_for_virtual_tokens,
 )
 from neoplug.runs.progress import Silent
-from neoplug.runs.sharding import number_of_processes, per_rank
+from neoplug.runs.sharding import per_rank, shares_of_layers
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.runs.teacher_cost import CacheCost, estimate_cost, held_out_cost
 from neoplug.training.objective import BLOCK
@@ -81,6 +81,7 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
     skeletons = {role: load_skeleton(checked, role, model) for role, model in located.items()}
     cache = _cache_cost(checked, skeletons, inputs.vocabulary)
     student = skeletons["student"]
+    shares = shares_of_layers(checked, {role: model.skeleton for role, model in skeletons.items()})
     run = _data_and_steps(checked, corpus)
     matched = match(checked, student.skeleton, run["steps"], wanted).as_dict() if wanted is not None else None
     trained = adapt_skeleton(checked, student.skeleton, run["steps"], student.located)
@@ -98,10 +99,8 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
         "memory_bytes": memory_bytes(skeletons, sizes, kept, measured_gradients(checked), recipe.taught_by),
         "disk_bytes": _disk_bytes(checked.recipe, student, sizes, run["steps"]),
     }
-    if recipe.train.shard != "none" and (ranks := number_of_processes()) > 1:
-        whole = {role for role in ("teacher",) if cache is not None or (recipe.teacher and recipe.teacher.device)}
-        shards = {role: model for role, model in skeletons.items() if role not in whole}
-        planned["memory_bytes"] = per_rank(planned["memory_bytes"], shards, sizes.whole, recipe.train.shard, ranks)
+    if shares:
+        planned["memory_bytes"] = per_rank(planned["memory_bytes"], shares, sizes.whole, recipe.train.shard)
     if cache is not None:
         tokens = run["data"]["longest_row"] * recipe.train.per_device_train_batch_size
         _add(planned["memory_bytes"], "teacher_output", round(AT_A_TIME * tokens * cache.decoded))

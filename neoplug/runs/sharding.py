@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +23,6 @@ from neoplug.training.optim import make_optimizer
 
 if TYPE_CHECKING:
     from neoplug.distributed.world import World
-    from neoplug.runs.plan import Skeleton
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,10 @@ def validate_optimizer(checked: ResolvedRecipe, world: World) -> None:
     except Exception as error:  # torch raises NotImplementedError, others what they like
         fault = f"on sharded weights it fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if fault:
-        what, fix = f"`{name}` cannot train with `shard: full`", "name `adamw`, or set `shard: base`, and an adapter"
+        what, fix = (
+            f"`{name}` cannot train with `shard: full`",
+            "name another optimizer; or set `shard: base`, and an adapter",
+        )
         raise RecipeError([Problem(what, fault, fix, path_of(section, name))])
 
 
@@ -158,8 +161,33 @@ def shard_student(checked: ResolvedRecipe, module: nn.Module, of_base: Container
     logger.info("the student is sharded: %.2f of its %.2f GB on a rank", local_bytes(module) / 1e9, before / 1e9)
 
 
+@dataclass(frozen=True)
+class LayersShare:
+    """The share of a model's weights that its decoder layers have, and the number of layers."""
+
+    share: float
+    layers: int
+
+
+def shares_of_layers(checked: ResolvedRecipe, models: Mapping[Role, nn.Module]) -> dict[Role, LayersShare]:
+    """Return the share of each model that would be sharded: none in one process.
+
+    models  on the meta device, without an adapter
+    """
+    if not is_asked(checked):
+        return {}
+    shares: dict[Role, LayersShare] = {}
+    for role, model in models.items():
+        section = getattr(checked.recipe, role)
+        if role == "teacher" and (section.device or section.cache):
+            continue
+        layers, total = decoder_layers(model), sum(weight.numel() for weight in model.parameters())
+        shares[role] = LayersShare(sum(weight.numel() for weight in layers.parameters()) / total, len(layers))
+    return shares
+
+
 def per_rank(
-    parts: Mapping[str, int], models: Mapping[Role, Skeleton], trains_whole: bool, shard: Shard, ranks: int
+    parts: Mapping[str, int], shares: Mapping[Role, LayersShare], trains_whole: bool, shard: Shard
 ) -> dict[str, int]:
     """Return the memory in bytes of one of several ranks over which `train.shard` divides the weights.
 
@@ -167,23 +195,21 @@ def per_rank(
     under `full`, with its gradients and its optimizer. Two layers are gathered: one that runs, and the next.
 
     parts   the parts of the memory of one process, as `plan` estimates them, with their total
-    models  that are sharded
+    shares  of the models that are sharded
     """
-    parts = dict(parts)
+    parts, ranks = dict(parts), number_of_processes()
     del parts["total"]
     divided, gathered = dict(parts), []
-    for role, model in models.items():
-        name, trains = f"{role}_weights", role == "student" and trains_whole
-        layers = decoder_layers(model.skeleton)
-        share = sum(weight.numel() for weight in layers.parameters()) / model.parameters
-        if trains and shard == "full":
+    for role, of in shares.items():
+        name, layer = f"{role}_weights", of.share / of.layers
+        if role == "student" and trains_whole and shard == "full":
             held = parts["trainable_weights"]
             for part in ("trainable_weights", "gradients", "optimizer"):
                 divided[part] = round(parts[part] / ranks)
-            gathered.append(2 * held * (1 - share + share / len(layers)) + held * share / len(layers))  # with gradients
+            gathered.append(held * (2 * (1 - of.share) + 3 * layer))  # with the gradients of what is gathered
         elif name in parts:
-            divided[name] = round(parts[name] * (1 - share + share / ranks))
-            gathered.append(2 * parts[name] * share / len(layers))
+            divided[name] = round(parts[name] * (1 - of.share + of.share / ranks))
+            gathered.append(2 * parts[name] * layer)
     divided["gathered_weights"] = round(max(gathered, default=0))
     del divided["saved_copy"]
     # The student is whole on each rank until its adapter is added, and the copy on which saving is tried is whole too.
