@@ -87,8 +87,8 @@ def sharded(tmp_path_factory, tiny_student, tiny_teacher, tiny_chat):
     lab.plugin("whole", WHOLE)
     runs = [(lab.case(name, 2), lab.path(name, 2), False) for name in CASES]
     four = [(lab.case(name, 4), lab.path(name, 4), False) for name in ON_FOUR]
-    lab.refusals = [rank.end(600).err for rank in start_runs_on_ranks(2, runs)]
-    lab.refusals += [rank.end(600).err for rank in start_runs_on_ranks(4, four)]
+    lab.errors = [rank.end(600).err for rank in start_runs_on_ranks(2, runs)]
+    lab.errors += [rank.end(600).err for rank in start_runs_on_ranks(4, four)]
     return lab
 
 
@@ -144,7 +144,7 @@ def close(ours, theirs):
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_train_as_one(sharded, in_one_process, name):
-    assert sharded.path(name, 2).exists(), sharded.refusals
+    assert sharded.path(name, 2).exists(), sharded.errors
     compare(sharded.at(f"{name}-2"), in_one_process(name))
 
 
