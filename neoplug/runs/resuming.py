@@ -16,10 +16,11 @@ from neoplug.training import checkpoint
 
 logger = logging.getLogger("neoplug")
 
-# Keys that a resumed run may have changed: how a step's rows are dealt, and how long processes wait for each other.
+# Keys that a resumed run may have changed: how a step's rows are dealt and weights divided, and how long processes wait
+# for each other.
 MAY_CHANGE = (
     *("train.per_device_train_batch_size", "train.gradient_accumulation_steps"),
-    "train.ddp_timeout",
+    *("train.shard", "train.ddp_timeout"),
 )
 
 
