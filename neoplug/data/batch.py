@@ -84,7 +84,7 @@ class TeacherText:
     input_ids     [S] int64
     lengths       tokens of each document; they add up to S
     position_map  [T] int64: for each position of the student's batch that predicts an answer token, the position in
-                  `input_ids` that predicts the same one; 0 elsewhere
+                  `input_ids` that predicts the same one; any elsewhere
     """
 
     input_ids: Tensor
@@ -236,6 +236,33 @@ def collate(documents: Sequence[Document]) -> Batch:
         rows=_concatenated([np.full(document.answer_tokens, document.row) for document in documents]),
         teacher=_teacher_text(documents),
         documents=tuple(documents),
+    )
+
+
+def concatenated(batches: Sequence[Batch]) -> Batch:
+    """Return one batch of the documents of several on the CPU, each as plugins left it."""
+    starts = np.cumsum([0, *(batch.tokens for batch in batches[:-1])]).tolist()
+    return Batch(
+        input_ids=torch.cat([batch.input_ids for batch in batches]),
+        lengths=[length for batch in batches for length in batch.lengths],
+        positions=torch.cat([batch.positions + start for batch, start in zip(batches, starts, strict=True)]),
+        labels=torch.cat([batch.labels for batch in batches]),
+        rows=torch.cat([batch.rows for batch in batches]),
+        teacher=_concatenated_texts(batches) if any(batch.teacher for batch in batches) else None,
+        documents=tuple(document for batch in batches for document in batch.documents),
+    )
+
+
+def _concatenated_texts(batches: Sequence[Batch]) -> TeacherText:
+    """Return the teacher's texts of several batches; of one without, the teacher reads the student's."""
+    texts = [
+        batch.teacher or TeacherText(batch.input_ids, batch.lengths, torch.arange(batch.tokens)) for batch in batches
+    ]
+    starts = np.cumsum([0, *(len(text.input_ids) for text in texts[:-1])]).tolist()
+    return TeacherText(
+        torch.cat([text.input_ids for text in texts]),
+        [length for text in texts for length in text.lengths],
+        torch.cat([text.position_map + start for text, start in zip(texts, starts, strict=True)]),
     )
 
 

@@ -252,6 +252,9 @@ class Train(Section):
     `log_gradient_norms`: at logging steps, the gradient norm of each loss alone; takes one more forward pass, and one
     backward pass a loss.
 
+    `ddp_timeout`: seconds in which all processes of a run must take part in what they compute together; where one does
+    not, the others end.
+
     `shard`: what is divided over the processes of `torchrun`: `base`, the frozen weights of both models' layers;
     `full`, the trained weights of the student too, for full fine-tuning. A resumed run may have another value.
     """
@@ -270,6 +273,7 @@ class Train(Section):
     log_gradient_norms: bool = False
     save_steps: Positive = 500
     save_total_limit: Positive | None = None
+    ddp_timeout: Positive = 1800
 
     @field_validator("warmup_steps")
     @classmethod

@@ -35,6 +35,7 @@ from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.own_teacher import OwnTeacher
 from neoplug.runs.progress import Progress
 from neoplug.runs.result import EvaluationValues, RunResult, RunState, Sample
+from neoplug.runs.resuming import deal_rows
 from neoplug.runs.sample import continuation, sample_prompt
 from neoplug.runs.save_dry_run import dry_run_save
 from neoplug.runs.saved_comparison import Excerpt, on_main, validate_saved_student
@@ -66,6 +67,7 @@ class Trainer:
     progress: Progress
     stop: Stop
     group: str | None = None  # what the run belongs to in trackers
+    begun: ResolvedRecipe | None = None  # the recipe as a resumed run was started: its micro-batches may be others
 
     def __post_init__(self) -> None:
         self.loader = ModelLoader(self.checked, self.inputs, self.world)
@@ -82,7 +84,7 @@ class Trainer:
         earlier = checkpoint.latest(self.directory.checkpoints, with_best=needs_best)
         if earlier is not None:
             self.state = RunState.read(checkpoint.read_state(earlier), earlier / "state.json")
-            self.state.validate_world_size(self.world.size, self.directory.path)
+        deal_rows(self.state, self.checked.recipe.train, self.world.size, self.directory, earlier)
         self.began = started - self.state.seconds
         failures = FailureWriter(self.directory, self.world, self.stop)
         if self.world.is_main:
@@ -235,7 +237,8 @@ class Trainer:
             enable = getattr(base, "activation_checkpointing_enable", None)  # its newer name
             (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
         weights = list(base.parameters())
-        batches, rng = training_batches(self.checked, self.inputs.corpus), generator(recipe.seed, name)
+        rng = generator(recipe.seed, name)
+        batches = training_batches(self.begun or self.checked, self.inputs.corpus)
         model = add_adapter(plugins, base, batches=batches, total_steps=total_steps, rng=rng)
         if self.loader.has_rounded(weights, name):
             self.inputs = self.loader.inputs = replace(self.inputs, trains_whole=None)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from neoplug.data import BatchSampler, Corpus, without_answers
-from neoplug.data.batch import Batch, Document, collate, positions_in_answers
+from neoplug.data.batch import Batch, Document, collate, concatenated, positions_in_answers
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins
 from neoplug.seeds import generator
@@ -37,21 +37,18 @@ class BatchSource:
         A rank without documents left processes one without answer tokens, so that all ranks take part in every
         reduction.
         """
-        edits, weighted = self.plugins.functions("edit_batch"), self.plugins.named("token_weight")
-        limits = {  # for the check of the edited batch
-            "vocabulary": self.vocabulary,
-            "keeps_text": bool(weighted),
-            "teacher_is_stored": self.teacher_is_stored,
-        }
-        for number, rows in enumerate(self.sampler.micro_batches(step, self.rank)):
-            documents = [document for row in rows for document in self.edited(step, row, progress)]
-            batch = self.collate(step, documents or [without_answers(self.corpus.rows[rows[0] if rows else 0][0])])
-            for name, edit in edits.items() if documents else ():
-                rng = generator(self.seed, name, step, number, self.rank)
-                edit(batch=batch, progress=progress, rng=rng, **limits)
+        edited, weighted = self.plugins.implements("edit_batch"), self.plugins.named("token_weight")
+        for rows in self.sampler.micro_batches(step, self.rank):
+            texts = [(row, documents) for row in rows if (documents := self.edited(step, row, progress))]
+            if edited and texts:
+                batch = concatenated([self.edited_batch(step, row, found, progress) for row, found in texts])
+            else:
+                documents = [document for _, found in texts for document in found]
+                batch = collate(documents or [without_answers(self.corpus.rows[rows[0] if rows else 0][0])])
+            batch.epoch = self.epoch(step)
             if weighted:
                 batch.in_answer = positions_in_answers(batch.documents)[batch.positions]
-            yield batch, bool(documents)
+            yield batch, bool(texts)
 
     def edited(self, step: int, row: int, progress: float) -> Sequence[Document]:
         """Return the documents of a row after `edit_documents`."""
@@ -67,10 +64,28 @@ class BatchSource:
             )
         return documents
 
+    def edited_batch(self, step: int, row: int, documents: Sequence[Document], progress: float) -> Batch:
+        """Return the batch of a row's documents after `edit_batch`.
+
+        A row is edited alone, so that neither ranks nor micro-batches change what becomes of it.
+        """
+        batch = replace(collate(documents), epoch=self.epoch(step))
+        for name, edit in self.plugins.functions("edit_batch").items():
+            edit(
+                batch=batch,
+                progress=progress,
+                rng=generator(self.seed, name, "edit_batch", step, row),
+                vocabulary=self.vocabulary,
+                keeps_text=bool(self.plugins.named("token_weight")),
+                teacher_is_stored=self.teacher_is_stored,
+            )
+        return batch
+
     def unedited(self, step: int, rows: Sequence[int]) -> Batch:
         """Return the micro-batch of these rows before all edits."""
-        return self.collate(step, [document for row in rows for document in self.corpus.rows[row]])
+        documents = [document for row in rows for document in self.corpus.rows[row]]
+        return replace(collate(documents), epoch=self.epoch(step))
 
-    def collate(self, step: int, documents: Sequence[Document]) -> Batch:
-        """Return the micro-batch of these documents."""
-        return replace(collate(documents), epoch=step // self.sampler.steps_per_epoch)
+    def epoch(self, step: int) -> int:
+        """Return the epoch of a step, from 0."""
+        return step // self.sampler.steps_per_epoch

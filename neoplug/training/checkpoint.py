@@ -1,4 +1,4 @@
-"""Checkpoints: each a folder that is written atomically, from which a run resumes bit for bit.
+"""Checkpoints: each a folder that is written atomically, from which a run resumes bit for bit on as many ranks.
 
     trainable.safetensors   trainable parameters and persistent buffers
     average.safetensors     the average of the trainable parameters, where it is the teacher
@@ -138,6 +138,8 @@ def load(
 ) -> None:  # fmt: skip
     """Load a checkpoint into model, average, optimizer and schedule, and the plugin states of `rank` into the plugins.
 
+    Of a checkpoint of N ranks, a rank from N on loads the states of rank modulo N.
+
     Raises:
         RunError: the checkpoint holds other parameters than the model trains.
     """
@@ -158,7 +160,18 @@ def restore(
     _load_tensors(path / TRAINABLE, _trained_tensors(model))
     if average is not None:
         _load_tensors(path / AVERAGE, average.values)
-    _load_states(path / f"plugins-{rank}.pt", plugins)
+    _load_states(_states_of(path)[rank % len(_states_of(path))], plugins)
+
+
+def differing_states(path: Path) -> list[str]:
+    """Return the plugins whose state in a checkpoint is not the same on all ranks, as where each reads other rows."""
+    first, *others = (torch.load(file, map_location="cpu", weights_only=True) for file in _states_of(path))
+    return [name for name in first if any(_serialised(first[name]) != _serialised(state[name]) for state in others)]
+
+
+def _states_of(path: Path) -> list[Path]:
+    """Return the files of a checkpoint with the states of plugins, by rank."""
+    return sorted(path.glob("plugins-*.pt"), key=lambda file: int(file.stem.partition("-")[2]))
 
 
 def _load_tensors(file: Path, present: dict[str, Tensor]) -> None:
