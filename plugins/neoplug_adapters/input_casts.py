@@ -6,6 +6,8 @@ converts it back: the same values, after two passes over all activations. Autoca
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,10 +23,11 @@ def leave_casts_to_autocast(adapted: nn.Module) -> None:
     """
     from peft.tuners.lora import Linear
 
+    layer: Any
     for layer in adapted.modules():
-        if type(layer) is Linear and not layer.lora_variant:
-            if all(isinstance(dropout, nn.Identity) for dropout in layer.lora_dropout.values()):
-                layer._cast_input_dtype = cast_outside_autocast  # peft's method, which all its layers call
+        plain = type(layer) is Linear and not layer.lora_variant
+        if plain and all(isinstance(dropout, nn.Identity) for dropout in layer.lora_dropout.values()):
+            layer._cast_input_dtype = cast_outside_autocast  # peft's method, which all its layers call
 
 
 def cast_outside_autocast(states: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
