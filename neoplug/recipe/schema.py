@@ -251,6 +251,9 @@ class Train(Section):
 
     `log_gradient_norms`: at logging steps, the gradient norm of each loss alone; takes one more forward pass, and one
     backward pass a loss.
+
+    `full_determinism`: only algorithms that give the same values each time, which may be slower on a GPU; an operator
+    that has none ends the run.
     """
 
     max_steps: Annotated[int, Field(ge=1, le=10**15)] | None = None
@@ -266,6 +269,7 @@ class Train(Section):
     log_gradient_norms: bool = False
     save_steps: Positive = 500
     save_total_limit: Positive | None = None
+    full_determinism: bool = False
 
     @field_validator("warmup_steps")
     @classmethod

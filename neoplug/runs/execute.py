@@ -12,6 +12,7 @@ import torch
 from neoplug import recipe as recipes
 from neoplug.data.encode.clock import today
 from neoplug.distributed.world import World
+from neoplug.environment.determinism import deterministic
 from neoplug.environment.dtypes import resolve_dtype
 from neoplug.errors import UsageError
 from neoplug.errors.text import TextFormatter
@@ -64,7 +65,7 @@ def execute(
 
     group  what the run belongs to in trackers, such as the name of a study
     """
-    with isolated(), exits_refused():
+    with isolated(), exits_refused(), deterministic(checked.recipe.train.full_determinism):
         return _execute(checked, output, resume, progress, group)
 
 

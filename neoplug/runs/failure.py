@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from neoplug.distributed.processes import Ended, ended, is_connection_error
 from neoplug.distributed.world import World
+from neoplug.environment.determinism import without_algorithm
 from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, redacted
 from neoplug.runs.directory import RunDir
 from neoplug.runs.result import RunResult, RunState, Status
@@ -51,7 +52,7 @@ class FailureWriter:
     def _write(self, error: BaseException, state: RunState, step: int) -> BaseException:
         lost = _lost(self.world, error)
         what = _fate(lost) or _elsewhere(self.world, error)
-        failure = self.explained(what, step, error) if what else error
+        failure = self.explained(what, step, error) if what else without_algorithm(error) or error
         gone = {end.process.rank for end in lost}
         first = min(process.rank for process in self.world.processes if process.rank not in gone)
         if isinstance(failure, PluginError) and self.world.is_main:
