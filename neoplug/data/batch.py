@@ -5,9 +5,9 @@ predicted at index i - 1: this shift happens here and nowhere else.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -147,9 +147,20 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
-        tensors: dict[str, Any] = {name: to_device(getattr(self, name), device) for name in TENSORS}
-        in_answer = None if self.in_answer is None else to_device(self.in_answer, device)
-        return replace(self, **tensors, teacher=self.teacher and _text_to(self.teacher, device), in_answer=in_answer)
+        return self._with_tensors(partial(to_device, device=device))
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in memory that the system does not move: the host does not take part in copies to a GPU."""
+        return self._with_tensors(Tensor.pin_memory)
+
+    def _with_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with `function` of each of its tensors."""
+        tensors: dict[str, Any] = {name: function(getattr(self, name)) for name in TENSORS}
+        in_answer = None if self.in_answer is None else function(self.in_answer)
+        text = self.teacher
+        if text is not None:
+            text = TeacherText(function(text.input_ids), text.lengths, function(text.position_map))
+        return replace(self, **tensors, teacher=text, in_answer=in_answer)
 
     def for_teacher(self) -> "Batch":
         """Return the batch with the teacher's texts: the same answer tokens, in the same order."""
@@ -304,11 +315,6 @@ def _positions(documents: Sequence[Document]) -> Tensor:
 
 def _concatenated(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays))
-
-
-def _text_to(text: TeacherText, device: torch.device | str) -> TeacherText:
-    input_ids, position_map = (to_device(tensor, device) for tensor in (text.input_ids, text.position_map))
-    return TeacherText(input_ids, text.lengths, position_map)
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:

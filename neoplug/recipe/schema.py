@@ -257,6 +257,9 @@ class Train(Section):
 
     `shard`: what is divided over the processes of `torchrun`: `base`, the frozen weights of both models' layers;
     `full`, the trained weights of the student too, for full fine-tuning. A resumed run may have another value.
+
+    `full_determinism`: only algorithms that give the same values each time, which may be slower on a GPU; an operator
+    that has none ends the run.
     """
 
     max_steps: Annotated[int, Field(ge=1, le=10**15)] | None = None
@@ -274,6 +277,7 @@ class Train(Section):
     save_steps: Positive = 500
     save_total_limit: Positive | None = None
     ddp_timeout: Positive = 1800
+    full_determinism: bool = False
 
     @field_validator("warmup_steps")
     @classmethod

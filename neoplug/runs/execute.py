@@ -13,6 +13,7 @@ from neoplug import recipe as recipes
 from neoplug.data.encode.clock import today
 from neoplug.distributed.restarts import attempt
 from neoplug.distributed.world import World
+from neoplug.environment.determinism import deterministic
 from neoplug.environment.dtypes import resolve_dtype
 from neoplug.errors.text import TextFormatter
 from neoplug.files.contents import RECORD
@@ -66,7 +67,7 @@ def execute(
 
     group  what the run belongs to in trackers, such as the name of a study
     """
-    with isolated(), exits_refused():
+    with isolated(), exits_refused(), deterministic(checked.recipe.train.full_determinism):
         return _execute(checked, output, resume, progress, group)
 
 

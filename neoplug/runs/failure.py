@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from neoplug.distributed.notices import LOST, PAUSE, TIMED_OUT, faults
 from neoplug.distributed.processes import Ended, Process, ended, is_connection_error, is_timeout
 from neoplug.distributed.world import World
+from neoplug.environment.determinism import without_algorithm
 from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, redacted
 from neoplug.runs.directory import RunDir
 from neoplug.runs.result import RunResult, RunState, Status
@@ -52,7 +53,7 @@ class FailureWriter:
 
     def _write(self, error: BaseException, state: RunState, step: int) -> BaseException:
         cause = find_cause(self.world, error)
-        failure = self.explained(cause.what, step, error) if cause else error
+        failure = self.explained(cause.what, step, error) if cause else without_algorithm(error) or error
         if isinstance(failure, PluginError) and self.world.is_main:
             failure.log = self.directory.log
         stopped = isinstance(failure, Interrupted | ImmediateStop)

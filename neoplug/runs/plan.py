@@ -35,7 +35,7 @@ from neoplug.runs.progress import Silent
 from neoplug.runs.sharding import per_rank, shares_of_layers
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.runs.teacher_cost import CacheCost, estimate_cost, held_out_cost
-from neoplug.training.objective import BLOCK
+from neoplug.training.objective import block_rows
 from neoplug.training.optim import make_optimizer
 
 if TYPE_CHECKING:
@@ -311,7 +311,8 @@ def activations(student: Skeleton, train: Train, longest_row: int) -> int:
     layer = KEPT_HIDDEN * hidden + KEPT_MLP * (getattr(text, "intermediate_size", None) or 4 * hidden)
     numbers = layers * hidden + layer if train.gradient_checkpointing else layers * layer
     # A block of the teacher's logits and one of the student's, which their gradient overwrites.
-    logits = min(tokens * text.vocab_size, BLOCK) * FLOAT32 * 2
+    rows = min(tokens, block_rows(text.vocab_size, torch.device(student.device)))
+    logits = rows * text.vocab_size * FLOAT32 * 2
     return int(tokens * numbers * student.dtype.itemsize + logits)
 
 

@@ -180,7 +180,7 @@ def divergence(stored: Signal, exact: StatesSignal, tokens: int) -> float:
     Of the teacher's largest entries, all other tokens are one outcome; of a sample, its entries are all outcomes.
     """
     total = 0.0
-    for rows in blocks(tokens, exact.head.vocabulary.size):
+    for rows in blocks(tokens, exact.head.vocabulary.size, exact.states.device):
         log_p = torch.log_softmax(exact.logits(rows), -1)
         if SPARSE not in stored.provides:
             log_q = torch.log_softmax(require_logits(stored).logits(rows).to(log_p.device), -1)

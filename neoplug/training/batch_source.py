@@ -1,13 +1,22 @@
-"""The training micro-batches of any step, as the models read them: documents, then batches, edited by the plugins."""
+"""The training micro-batches of any step, as the models read them: documents, then batches, edited by the plugins.
 
-from collections.abc import Iterator, Sequence
+For a GPU they are made one step ahead in a thread, and copied from pinned memory, so that it does not wait for them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+
+import torch
 
 from neoplug.data import BatchSampler, Corpus, without_answers
 from neoplug.data.batch import Batch, Document, collate, concatenated, positions_in_answers
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins
 from neoplug.seeds import generator
+
+StepBatches = list[tuple[Batch, bool]]
 
 
 def progress_at(step: int, total_steps: int) -> float:
@@ -50,6 +59,11 @@ class BatchSource:
                 batch.in_answer = positions_in_answers(batch.documents)[batch.positions]
             yield batch, bool(texts)
 
+    @property
+    def is_edited(self) -> bool:
+        """Return whether a plugin edits documents or batches."""
+        return bool(self.plugins.functions("edit_documents") or self.plugins.functions("edit_batch"))
+
     def edited(self, step: int, row: int, progress: float) -> Sequence[Document]:
         """Return the documents of a row after `edit_documents`."""
         documents: Sequence[Document] = self.corpus.rows[row]
@@ -89,3 +103,33 @@ class BatchSource:
     def epoch(self, step: int) -> int:
         """Return the epoch of a step, from 0."""
         return step // self.sampler.steps_per_epoch
+
+
+@contextmanager
+def step_batches(
+    source: BatchSource, device: torch.device, first: int, total_steps: int
+) -> Iterator[Callable[[int], StepBatches]]:
+    """Yield a function, step -> its micro-batches, for the steps from `first` in their order.
+
+    On a GPU they are in pinned memory, and while the function's caller uses those of one step, a thread makes those of
+    the next, or the error that the caller then gets. It ends with the context. Where a plugin edits documents or
+    batches there is no thread: a plugin is called in the main one, and in its turn.
+    """
+
+    def made(step: int) -> StepBatches:
+        pairs = source.micro_batches(step, progress_at(step, total_steps))
+        return [(batch if device.type == "cpu" else batch.pin_memory(), real) for batch, real in pairs]
+
+    if device.type == "cpu" or source.is_edited:
+        yield made
+        return
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="neoplug-batches") as thread:
+        following: dict[int, Future[StepBatches]] = {}
+
+        def taken(step: int) -> StepBatches:
+            batches = following.pop(step) if step in following else thread.submit(made, step)
+            if step + 1 < total_steps:
+                following[step + 1] = thread.submit(made, step + 1)
+            return batches.result()
+
+        yield taken

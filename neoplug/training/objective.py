@@ -22,8 +22,10 @@ from neoplug.models.head import Head
 from neoplug.teachers.base import LOGITS, SPARSE, Signal, SparseSignal, require_logits
 from neoplug.training.diagnostics import Diagnosis
 
-BLOCK = 2**24  # elements of a block of logits: 64 MiB in float32
-TILE = 2**20  # elements of a tile on a CPU: 4 MiB stay in its cache; a GPU takes the whole block
+BLOCK = 2**24  # elements of a block of logits on a CPU: 64 MiB in float32
+TILE = 2**20  # elements of a tile on a CPU: 4 MiB stay in its cache
+ROWS = 512  # of a block and of a tile on a GPU: with fewer, a product waits for the head's weight to be read
+MOST_ROWS = 2048  # of a block on a GPU where the gradient of the head's weight is read and written for each
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,8 @@ class _Objective(torch.autograd.Function):
         gradients = [torch.empty_like(hidden), *map(torch.zeros_like, parameters)]
         with torch.autocast(hidden.device.type, enabled=False):
             logits_of = head.prepare_logits_fn()
-            for rows in blocks(len(hidden), head.vocabulary.size):
+            trained = sum(parameter.numel() for parameter in parameters)
+            for rows in blocks(len(hidden), head.vocabulary.size, hidden.device, trained):
                 states = hidden[rows].detach().requires_grad_()
                 with torch.enable_grad():
                     logits = logits_of(states)
@@ -210,7 +213,7 @@ def log_probabilities(
     """Yield rows with the student's and the teacher's log-probabilities [t, V] in float32, tile by tile."""
     logits_of = head.prepare_logits_fn()
     teacher_logits = None if signal is None else require_logits(signal).logits
-    for rows in blocks(len(hidden), head.vocabulary.size):
+    for rows in blocks(len(hidden), head.vocabulary.size, hidden.device):
         logits = logits_of(hidden[rows])
         teacher = None if teacher_logits is None else teacher_logits(rows).to(hidden.device)
         for tile in tiles(logits):
@@ -218,16 +221,33 @@ def log_probabilities(
             yield slice(rows.start + tile.start, rows.start + tile.stop), torch.log_softmax(logits[tile], -1), log_p
 
 
-def blocks(rows: int, vocabulary: int) -> Iterator[slice]:
-    """Yield slices of at most BLOCK logits that cover `rows`, as even as they can be."""
-    count = -(-rows * vocabulary // BLOCK) if rows else 0
-    size = -(-rows // count) if count else 1
+def blocks(rows: int, vocabulary: int, device: torch.device, trained: int = 0) -> Iterator[slice]:
+    """Yield slices that cover `rows`, each of the rows of a block of logits.
+
+    On a CPU they are as even as they can be.
+
+    trained  how many numbers of the head are trained
+    """
+    size = block_rows(vocabulary, device, trained)
+    if device.type == "cpu" and rows:
+        size = -(-rows // -(-rows * vocabulary // BLOCK))
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 
 
+def block_rows(vocabulary: int, device: torch.device, trained: int = 0) -> int:
+    """Return the most rows of a block: BLOCK logits on a CPU; ROWS on a GPU, where they need not fit into a cache.
+
+    On a GPU a block is as large as the trained weights of the head, up to MOST_ROWS: adding up their gradients then
+    takes no more time than reading the logits.
+    """
+    if device.type == "cpu":
+        return max(1, BLOCK // vocabulary)
+    return min(MOST_ROWS, max(ROWS, trained // vocabulary))
+
+
 def tiles(block: Tensor) -> Iterator[slice]:
     """Yield slices that cover the rows of a block of logits [n, V]."""
-    size = max(1, TILE // block.shape[1]) if block.device.type == "cpu" else len(block)
+    size = max(1, TILE // block.shape[1]) if block.device.type == "cpu" else ROWS
     for start in range(0, len(block), size):
         yield slice(start, min(start + size, len(block)))
