@@ -35,22 +35,17 @@ def fused_tile(
     values = torch.empty(len(formulas), len(logits), device=logits.device)
     if not len(logits):
         return values
+    (temperature,) = {float(formula.temperature) for formula in formulas if formula.compares} or {1.0}
     compares = any(formula.compares for formula in formulas)
     mixes = any(formula.share for formula in formulas)
     other = logits if teacher is None else teacher
     with torch.cuda.device_of(logits):
         _kernel[(len(logits),)](
             logits, other, labels, weights, values, len(logits), logits.shape[1], *logits.stride(), *other.stride(),
-            terms(formulas), compares, mixes, temperature(formulas) or 1.0, COLUMNS, triton.next_power_of_2(len(formulas)),
+            terms(formulas), compares, mixes, temperature, COLUMNS, triton.next_power_of_2(len(formulas)),
             num_warps=WARPS,
         )  # fmt: skip
     return values
-
-
-def temperature(formulas: Sequence[Formula]) -> float | None:
-    """Return the temperature of all formulas that compare; None where there is none, or more than one."""
-    found = {formula.temperature for formula in formulas if formula.compares}
-    return found.pop() if len(found) == 1 else None
 
 
 def terms(formulas: Sequence[Formula]) -> tuple[tuple[float, ...], ...]:
