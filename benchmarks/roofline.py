@@ -4,8 +4,8 @@
     python benchmarks/roofline.py --quick   tiny models; writes nothing
 
 A step runs on fake tensors, which have shapes and no values, on a GPU that a small library pretends where torch has no
-CUDA. Each operator takes as long as its products at 70 % of 989 TF/s, or as its bytes at 85 % of 3.35 TB/s, whichever is
-longer: no gaps between kernels, no caches, no host. Memory is that of tensors, without what an allocator keeps.
+CUDA. Each operator takes as long as its products at 70 % of 989 TF/s, or as its bytes at 85 % of 3.35 TB/s, whichever
+is longer: no gaps between kernels, no caches, no host. Memory is that of tensors, without what an allocator keeps.
 
     bare           both backbones with attention by document, LoRA without casts, a constant gradient; no heads
     neoplug        the student, its objective and the optimizer as the training loop calls them
@@ -21,10 +21,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -51,7 +54,13 @@ def main() -> None:
     if not quick:
         packages = {name: version(name) for name in ("torch", "transformers", "peft")}
         setting = {"teacher": TEACHER, "student": STUDENT, "documents": DOCUMENTS, "length": length, "r": RANK}
-        stored = {"command": "python benchmarks/roofline.py", **packages, **setting, "useful_flops": useful, "arms": rows}
+        stored = {
+            "command": "python benchmarks/roofline.py",
+            **packages,
+            **setting,
+            "useful_flops": useful,
+            "arms": rows,
+        }
         (HERE / "roofline.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
 
 
@@ -117,11 +126,11 @@ def step(arm: str, length: int, quick: bool) -> dict[str, Any]:
 def models(quick: bool) -> tuple[Any, Any]:
     """Return the frozen teacher and the student with its adapter, in bfloat16, the adapter's weights in float32."""
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from neoplug.models.facts import known_models
     from neoplug.models.varlen_attention import use_varlen
+    from neoplug_adapters.lora import LoRA
 
     found = []
     for name in (TEACHER, STUDENT):
@@ -131,8 +140,9 @@ def models(quick: bool) -> tuple[Any, Any]:
         assert use_varlen(model)
         found.append(model.requires_grad_(False))
     teacher, student = found
-    adapter = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
-    return teacher.eval(), get_peft_model(student, adapter, low_cpu_mem_usage=True).train()
+    adapter = LoRA(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
+    adapted = adapter.add_adapter(student, batches=None, total_steps=1, rng=torch.Generator().manual_seed(0))
+    return teacher.eval(), adapted.train()
 
 
 def placed(model: Any) -> Any:
@@ -177,8 +187,8 @@ def bare(counts: Any, teacher: Any, student: Any, length: int) -> Any:
     return take
 
 
-def neoplug(counts: Any, teacher: Any, student: Any, length: int) -> Any:
-    """Return the step as the training loop (`neoplug.training.loop.distil`) makes it."""
+def neoplug(counts: Any, teacher: Any, student: Any, length: int, fused: bool = False) -> Any:
+    """Return the step as the training loop (`neoplug.training.loop.distil`) makes it, with the fused kernel or not."""
     import torch
 
     from neoplug.models.head import Head
@@ -187,6 +197,7 @@ def neoplug(counts: Any, teacher: Any, student: Any, length: int) -> Any:
     from neoplug.registry import Plugins
     from neoplug.runs.steps import make_losses
     from neoplug.teachers.live import LiveTeacher
+    from neoplug.training.formula import formula_of
     from neoplug.training.module import StudentWithObjective
     from neoplug.training.optim import make_optimizer
     from neoplug_losses.cross_entropy import CrossEntropy
@@ -200,8 +211,12 @@ def neoplug(counts: Any, teacher: Any, student: Any, length: int) -> Any:
 
     theirs = LiveTeacher(split(teacher, teacher))
     module = StudentWithObjective(split(student, student.base_model.model, torch.bfloat16), {})
-    plugins = Plugins({"loss": {"cross_entropy": CrossEntropy(), "forward_kl": ForwardKL()}, "optimizer": {"adamw": AdamW()}})
+    plugins = Plugins(
+        {"loss": {"cross_entropy": CrossEntropy(), "forward_kl": ForwardKL()}, "optimizer": {"adamw": AdamW()}}
+    )
     losses = make_losses(plugins)
+    if fused:
+        losses = [replace(loss, formula=formula_of(plugins.section("loss")[loss.name])) for loss in losses]
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(student, plugins, 1e-4)
     batch = one_batch(length)
@@ -212,7 +227,7 @@ def neoplug(counts: Any, teacher: Any, student: Any, length: int) -> Any:
         placed = batch.to(device)
         with counts.of("student forward"):
             hidden = module.student.hidden(placed)
-        with counts.of("heads"):
+        with counts.of("heads"), kernel_counted(counts):
             total, _ = module.score(losses, hidden, placed, signal, 0.0)
         del signal
         with counts.of("student backward"):
@@ -225,7 +240,19 @@ def neoplug(counts: Any, teacher: Any, student: Any, length: int) -> Any:
     return take
 
 
-ARMS = {"bare": bare, "neoplug": neoplug}
+@contextmanager
+def kernel_counted(counts: Any) -> Iterator[None]:
+    """Let a stand-in of the fused kernel count its five passes: it reads both logits twice, and writes the gradient."""
+
+    def fused_tile(formulas: Any, logits: Any, teacher: Any, labels: Any, weights: Any) -> Any:
+        counts.cost["heads"].add(0.0, 5 * logits.numel() * logits.element_size())
+        return logits.new_empty(len(formulas), len(logits))
+
+    with mock.patch.dict(sys.modules, {"neoplug.training.fused_tile": SimpleNamespace(fused_tile=fused_tile)}):
+        yield
+
+
+ARMS = {"bare": bare, "neoplug": neoplug, "neoplug fused": partial(neoplug, fused=True)}
 
 
 def summary(costs: dict[str, Any], useful: float) -> dict[str, Any]:
@@ -241,7 +268,10 @@ def summary(costs: dict[str, Any], useful: float) -> dict[str, Any]:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Return the table of the documentation."""
-    lines = ["| by model, not measured; ms | teacher | student | heads | step | / bare | MFU | peak, GiB |", "|---|" + "---|" * 7]
+    lines = [
+        "| by model, not measured; ms | teacher | student | heads | step | / bare | MFU | peak, GiB |",
+        "|---|" + "---|" * 7,
+    ]
     for arm, row in rows.items():
         parts = [f"{row[part + ', ms']:.0f}" for part in PARTS]
         cells = [arm, parts[0], f"{parts[1]} + {parts[2]}", parts[3], f"{row['step, ms']:.0f}"]

@@ -25,8 +25,11 @@ LAUNCH = 2e-6  # seconds that the smallest kernel takes
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 GATHERS = ("gather", "index_select", "embedding", "index")
-# Operators without a kernel: they change how memory is read, or only reserve it.
+# Operators without a kernel: they change how memory is read, reserve it, or ask what a tensor is.
 NO_KERNEL = {
+    "device", "dim", "is_contiguous", "is_same_size", "prim_layout", "size", "stride", "sym_numel", "sym_size",
+    "sym_storage_offset", "sym_stride", "is_non_overlapping_and_dense", "is_strides_like_format", "layout", "numel",
+    "storage_offset",
     "view", "_unsafe_view", "t", "transpose", "permute", "slice", "select", "expand", "unsqueeze", "squeeze", "detach",
     "alias", "as_strided", "split", "split_with_sizes", "unbind", "unflatten", "_reshape_alias", "lift_fresh", "set_",
     "resize_", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "view_as", "diagonal",

@@ -27,7 +27,7 @@ class Formula:
     label             factor of the cross-entropy with the answer token, at temperature 1
     uniform           factor of the cross-entropy with the uniform distribution, at temperature 1
     temperature       above 0, of both distributions in the divergences
-    """  # noqa: D400, D415
+    """
 
     teacher: float = 0.0
     student: float = 0.0
@@ -64,7 +64,10 @@ class Formula:
         log_m = {0: log_q, 1: log_p}.get(self.share)
         if log_m is None:
             log_m = log_mixture(log_p, log_q, self.share)
-        of_teacher, of_student = self.teacher * log_p.exp() * (log_p - log_m), self.student * log_q.exp() * (log_q - log_m)
+        of_teacher, of_student = (
+            self.teacher * log_p.exp() * (log_p - log_m),
+            self.student * log_q.exp() * (log_q - log_m),
+        )
         return value + self.temperature**2 * (of_teacher + of_student).sum(-1)
 
 
@@ -72,5 +75,3 @@ def formula_of(loss: object) -> Formula | None:
     """Return the formula that a loss declares; None without one."""
     declared = getattr(loss, "formula", None)
     return declared if isinstance(declared, Formula) else None
-
-

@@ -45,10 +45,8 @@ def _unfit(losses: Sequence[Loss]) -> str | None:
     return None if find_spec("triton") else "Triton is not installed"
 
 
-def disagreement(
-    losses: Sequence[Loss], fused: Sequence[Loss], vocabulary: int, device: torch.device
-) -> str | None:
-    """Return how the kernel differs from the losses' hooks on examples, or why it does not run; None where it agrees."""
+def disagreement(losses: Sequence[Loss], fused: Sequence[Loss], vocabulary: int, device: torch.device) -> str | None:
+    """Return how the kernel differs from the losses' hooks on examples, or why it cannot run; None if they agree."""
     student, teacher, labels = _examples(vocabulary, device)
     by_hooks, by_kernel = student.clone(), student
     arguments = {"teacher": torch.log_softmax(teacher, -1), "labels": labels, "progress": 0.0}

@@ -120,7 +120,9 @@ class _Objective(torch.autograd.Function):
                 if fuses:
                     values[:, rows] = _fused(losses, block, signal, rows, labels[rows], weights)
                 else:
-                    values[:, rows] = _tile_by_tile(losses, block, signal, rows, labels, progress, diagnosis, token_weights)
+                    values[:, rows] = _tile_by_tile(
+                        losses, block, signal, rows, labels, progress, diagnosis, token_weights
+                    )
                 parts = torch.autograd.grad(logits, [states, *parameters], block)
                 gradients[0][rows] = parts[0]
                 for total, part in zip(gradients[1:], parts[1:], strict=True):

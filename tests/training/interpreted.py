@@ -6,6 +6,7 @@ reads what `torch.save` wrote, {name: (function, arguments)}, and writes what ea
 """
 
 import sys
+from dataclasses import replace
 
 import torch
 
@@ -48,8 +49,8 @@ def refused(**_):
 
 def disagreement(plugins, weights, declared, vocabulary):
     """Return how the kernel differs from the hooks, where the plugins `declared` state the formulas."""
-    losses = [loss for loss in make_losses(Plugins({"loss": plugins}))]
-    losses = [Loss(loss.name, w, loss.token_loss, loss.token_gradient) for loss, w in zip(losses, weights, strict=True)]
+    losses = make_losses(Plugins({"loss": plugins}))
+    losses = [replace(loss, weight=weight) for loss, weight in zip(losses, weights, strict=True)]
     fused = [Loss(loss.name, loss.weight, refused, None, formula_of(declared[loss.name])) for loss in losses]
     return fusion.disagreement(losses, fused, vocabulary, torch.device("cpu"))
 

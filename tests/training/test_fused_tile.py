@@ -165,7 +165,10 @@ def test_losses_and_gradient_are_those_of_the_closed_forms(found, name):
         total = total + weight * by_logits
     # The gradient has the type of the logits. Of bfloat16's 8 bits the interpreter cuts off what it does not round.
     rounding = 2.0**-7 if student.dtype == torch.bfloat16 else 2e-5
-    np.testing.assert_allclose(gradient, total, rtol=rounding, atol=1e-6 + rounding * np.abs(total).max() / 10)
+    # The gradient of a divergence is a difference of numbers as large as its value.
+    cancelled = 1e-7 * np.abs(values * np.array(weights)[:, None]).max()
+    atol = 1e-6 + rounding * np.abs(total).max() / 10 + cancelled
+    np.testing.assert_allclose(gradient, total, rtol=rounding, atol=atol)
 
 
 @needs_triton
