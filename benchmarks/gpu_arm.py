@@ -31,7 +31,8 @@ class Times:
     """Times steps on the device: it ends the process's loop after the last one, with the result printed."""
 
     def __init__(self, flops: float) -> None:
-        self.flops, self.seconds, self.began = flops, [0.0] * 0, 0.0
+        self.flops, self.began = flops, 0.0
+        self.seconds: list[float] = []
 
     def begin(self) -> None:
         """Begin a step."""
