@@ -41,7 +41,7 @@ def fused_tile(
     other = logits if teacher is None else teacher
     with torch.cuda.device_of(logits):
         _kernel[(len(logits),)](
-            logits, other, labels, weights, values, len(logits), logits.shape[1], *logits.stride(), *other.stride(),
+            logits, other, labels, weights, values, len(logits), *logits.stride(), *other.stride(), logits.shape[1],
             terms(formulas), compares, mixes, temperature, COLUMNS, triton.next_power_of_2(len(formulas)),
             num_warps=WARPS,
         )  # fmt: skip
@@ -69,30 +69,30 @@ def _running(high, total, logits, SCALE: tl.constexpr):  # type: ignore[no-untyp
 
 
 @triton.jit
-def _divergence(log_p, log_q, TERM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return a formula's divergence at each column, and its derivative by log q there, up to a multiple of q."""
+def _divergence(log_p, log_q, TERMS: tl.constexpr, K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the divergence of formula K at each column, and its derivative by log q there, up to a multiple of q."""
     p, q = tl.exp(log_p), tl.exp(log_q)
-    if TERM[2] == 0.0:  # m = q
-        value = TERM[0] * tl.where(p > 0, p * (log_p - log_q), 0.0)
-        slope = -TERM[0] * p
-    elif TERM[2] == 1.0:  # m = p
-        value = TERM[1] * tl.where(q > 0, q * (log_q - log_p), 0.0)
+    if TERMS[K][2] == 0.0:  # m = q
+        value = TERMS[K][0] * tl.where(p > 0, p * (log_p - log_q), 0.0)
+        slope = -TERMS[K][0] * p
+    elif TERMS[K][2] == 1.0:  # m = p
+        value = TERMS[K][1] * tl.where(q > 0, q * (log_q - log_p), 0.0)
         slope = value
     else:
-        of_p, of_q = log_p + TERM[5], log_q + TERM[6]
+        of_p, of_q = log_p + TERMS[K][5], log_q + TERMS[K][6]
         log_m = tl.maximum(of_p, of_q) + tl.log(1 + tl.exp(-tl.abs(of_p - of_q)))
         to_p, to_q = tl.where(p > 0, log_p - log_m, 0.0), tl.where(q > 0, log_q - log_m, 0.0)
         part = tl.where(q > 0, tl.exp(of_q - log_m), 0.0)  # (1 - share) q / m
-        value = TERM[0] * p * to_p + TERM[1] * q * to_q
-        slope = TERM[1] * q * (to_q - part) - TERM[0] * p * part
+        value = TERMS[K][0] * p * to_p + TERMS[K][1] * q * to_q
+        slope = TERMS[K][1] * q * (to_q - part) - TERMS[K][0] * p * part
     return value, slope
 
 
 @triton.jit
 def _kernel(  # type: ignore[no-untyped-def]
-    student, teacher, labels, weights, values, rows, vocabulary, student_row, student_column, teacher_row,
-    teacher_column, TERMS: tl.constexpr, COMPARES: tl.constexpr, MIXES: tl.constexpr, TEMPERATURE: tl.constexpr,
-    COLUMNS: tl.constexpr, LOSSES: tl.constexpr,
+    student, teacher, labels, weights, values, rows, student_row, student_column, teacher_row, teacher_column,
+    VOCABULARY: tl.constexpr, TERMS: tl.constexpr, COMPARES: tl.constexpr, MIXES: tl.constexpr,
+    TEMPERATURE: tl.constexpr, COLUMNS: tl.constexpr, LOSSES: tl.constexpr,
 ):  # fmt: skip
     SCALE: tl.constexpr = 1.0 / TEMPERATURE
     row = tl.program_id(0).to(tl.int64)
@@ -104,9 +104,9 @@ def _kernel(  # type: ignore[no-untyped-def]
     # 1. log-sum-exps: of the student at temperature 1 and of both at that of the divergences.
     high_q, high_p = float("-inf"), float("-inf")
     total, total_q, total_p, sum_q = 0.0, 0.0, 0.0, 0.0
-    for start in range(0, vocabulary, COLUMNS):
+    for start in range(0, VOCABULARY, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        inside = column < vocabulary
+        inside = column < VOCABULARY
         z_q = tl.load(student + column * student_column, mask=inside, other=float("-inf")).to(tl.float32)
         sum_q += tl.sum(tl.where(inside, z_q, 0.0))
         before = high_q
@@ -123,23 +123,23 @@ def _kernel(  # type: ignore[no-untyped-def]
         if TERMS[k][2] == 0.0:
             summed -= tl.load(weights + k) * TERMS[k][0]
     if MIXES:
-        for start in range(0, vocabulary, COLUMNS):
+        for start in range(0, VOCABULARY, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
-            inside = column < vocabulary
+            inside = column < VOCABULARY
             z_q = tl.load(student + column * student_column, mask=inside, other=float("-inf")).to(tl.float32)
             z_p = tl.load(teacher + column * teacher_column, mask=inside, other=float("-inf")).to(tl.float32)
             log_q, log_p = (z_q - high_q) * SCALE - log_total_q, (z_p - high_p) * SCALE - log_total_p
             for k in tl.static_range(len(TERMS)):
                 if TERMS[k][2] != 0.0:
-                    _, slope = _divergence(log_p, log_q, TERMS[k])
+                    _, slope = _divergence(log_p, log_q, TERMS, k)
                     summed += tl.load(weights + k) * tl.sum(slope)
 
     # 3. The losses, and the gradient in place of the student's logits.
     index = tl.arange(0, LOSSES)
     losses = tl.zeros((LOSSES,), tl.float32)
-    for start in range(0, vocabulary, COLUMNS):
+    for start in range(0, VOCABULARY, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        inside = column < vocabulary
+        inside = column < VOCABULARY
         z_q = tl.load(student + column * student_column, mask=inside, other=float("-inf")).to(tl.float32)
         gradient = tl.zeros((COLUMNS,), tl.float32)
         if COMPARES:
@@ -148,7 +148,7 @@ def _kernel(  # type: ignore[no-untyped-def]
             gradient -= tl.exp(log_q) * summed
             for k in tl.static_range(len(TERMS)):
                 if TERMS[k][0] != 0.0 or TERMS[k][1] != 0.0:
-                    value, slope = _divergence(log_p, log_q, TERMS[k])
+                    value, slope = _divergence(log_p, log_q, TERMS, k)
                     losses += tl.where(index == k, tl.sum(value), 0.0)
                     gradient += tl.load(weights + k) * slope
             gradient *= TEMPERATURE
@@ -157,7 +157,7 @@ def _kernel(  # type: ignore[no-untyped-def]
             if TERMS[k][3] != 0.0:
                 gradient += tl.load(weights + k) * TERMS[k][3] * (q - tl.where(column == label, 1.0, 0.0))
             if TERMS[k][4] != 0.0:
-                gradient += tl.load(weights + k) * TERMS[k][4] * (q - 1.0 / vocabulary)
+                gradient += tl.load(weights + k) * TERMS[k][4] * (q - 1.0 / VOCABULARY)
         tl.store(student + column * student_column, gradient.to(student.dtype.element_ty), mask=inside)
 
     losses *= TEMPERATURE * TEMPERATURE
@@ -165,5 +165,5 @@ def _kernel(  # type: ignore[no-untyped-def]
         if TERMS[k][3] != 0.0:
             losses += tl.where(index == k, TERMS[k][3] * (high_q - at_label + log_total), 0.0)
         if TERMS[k][4] != 0.0:
-            losses += tl.where(index == k, TERMS[k][4] * (high_q - sum_q / vocabulary + log_total), 0.0)
+            losses += tl.where(index == k, TERMS[k][4] * (high_q - sum_q / VOCABULARY + log_total), 0.0)
     tl.store(values + index * rows + row, losses, mask=index < len(TERMS))

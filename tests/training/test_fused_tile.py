@@ -204,7 +204,7 @@ from neoplug.training.formula import Formula
 formulas = [Formula(teacher=1), Formula(student=1, share=1), Formula(0.3, 0.7, 0.3), Formula(label=0.9, uniform=0.1)]
 names = fused_tile._kernel.arg_names
 constants = {"student_column": 1, "teacher_column": 1, "TERMS": fused_tile.terms(formulas), "COMPARES": True}
-constants |= {"MIXES": True, "TEMPERATURE": 2.0, "COLUMNS": fused_tile.COLUMNS, "LOSSES": 4}
+constants |= {"VOCABULARY": 128256, "MIXES": True, "TEMPERATURE": 2.0, "COLUMNS": fused_tile.COLUMNS, "LOSSES": 4}
 pointers = {"labels": "*i64"} | {name: "*fp32" for name in ("student", "teacher", "weights", "values")}
 types = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
 source = ASTSource(fused_tile._kernel, types, {(names.index(name),): value for name, value in constants.items()})
