@@ -61,14 +61,11 @@ class Formula:
             return value
         assert teacher is not None
         log_p, log_q = ((logits / self.temperature).log_softmax(-1) for logits in (teacher, student))
-        log_m = {0: log_q, 1: log_p}.get(self.share)
-        if log_m is None:
-            log_m = log_mixture(log_p, log_q, self.share)
-        of_teacher, of_student = (
-            self.teacher * log_p.exp() * (log_p - log_m),
-            self.student * log_q.exp() * (log_q - log_m),
-        )
-        return value + self.temperature**2 * (of_teacher + of_student).sum(-1)
+        one_of_them = log_p if self.share else log_q
+        log_m = log_mixture(log_p, log_q, self.share) if 0 < self.share < 1 else one_of_them
+        of_teacher, of_student = log_p.exp() * (log_p - log_m), log_q.exp() * (log_q - log_m)
+        divergence: Tensor = (self.teacher * of_teacher + self.student * of_student).sum(-1)
+        return value + self.temperature**2 * divergence
 
 
 def formula_of(loss: object) -> Formula | None:

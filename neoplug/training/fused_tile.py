@@ -8,6 +8,7 @@ Imported only where Triton is installed; `fusion` decides whether a run uses it.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from math import log, log1p
 
 import torch
@@ -39,7 +40,7 @@ def fused_tile(
     compares = any(formula.compares for formula in formulas)
     mixes = any(formula.share for formula in formulas)
     other = logits if teacher is None else teacher
-    with torch.cuda.device_of(logits):
+    with torch.cuda.device(logits.device) if logits.is_cuda else nullcontext():
         _kernel[(len(logits),)](
             logits, other, labels, weights, values, len(logits), *logits.stride(), *other.stride(), logits.shape[1],
             terms(formulas), compares, mixes, temperature, COLUMNS, triton.next_power_of_2(len(formulas)),
@@ -60,7 +61,7 @@ def terms(formulas: Sequence[Formula]) -> tuple[tuple[float, ...], ...]:
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _running(high, total, logits, SCALE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Add a part of a row to the sum of exp(SCALE (z - high)); -inf adds nothing, also in front of all others."""
     higher = tl.maximum(high, tl.max(logits))
@@ -68,7 +69,7 @@ def _running(high, total, logits, SCALE: tl.constexpr):  # type: ignore[no-untyp
     return higher, total * tl.exp(SCALE * (high - finite)) + tl.sum(tl.exp(SCALE * (logits - finite)))
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _divergence(log_p, log_q, TERMS: tl.constexpr, K: tl.constexpr):  # type: ignore[no-untyped-def]
     """Return the divergence of formula K at each column, and its derivative by log q there, up to a multiple of q."""
     p, q = tl.exp(log_p), tl.exp(log_q)
@@ -88,7 +89,7 @@ def _divergence(log_p, log_q, TERMS: tl.constexpr, K: tl.constexpr):  # type: ig
     return value, slope
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
     student, teacher, labels, weights, values, rows, student_row, student_column, teacher_row, teacher_column,
     VOCABULARY: tl.constexpr, TERMS: tl.constexpr, COMPARES: tl.constexpr, MIXES: tl.constexpr,
