@@ -140,7 +140,7 @@ def liger(teacher: Any, student: Any, rows: Rows, times: Times) -> None:
         labels = inputs["labels"][:, 1:].reshape(-1)
         with torch.no_grad():
             theirs = teacher.model(inputs["input_ids"]).last_hidden_state[:, :-1].flatten(0, 1)
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast(step_arms.DEVICE, torch.bfloat16, enabled=step_arms.DEVICE != "cpu"):
             ours = student.base_model.model.model(inputs["input_ids"]).last_hidden_state[:, :-1].flatten(0, 1)
             total = loss(ours, student.base_model.model.lm_head.weight, theirs, teacher.lm_head.weight, labels)
         total.backward()
