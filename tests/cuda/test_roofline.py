@@ -23,5 +23,5 @@ def test_counted_operations_are_those_of_the_layers():
     done = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     counted, by_sizes = map(float, done.stdout.split())
-    # Of two layers the first needs no gradient of its input, which is 6 % here; and a document's last token is not scored.
+    # The first of two layers needs no gradient of its input, and a document's last token is not scored: 3 % here.
     assert 0.9 * by_sizes < counted < by_sizes

@@ -34,6 +34,15 @@ WEIGHTS = [0.5, 0.7, 2.0, 0.1]
 MIX = {"cross_entropy": CrossEntropy(), "forward_kl": ForwardKL()}
 SOFT = {"cross_entropy": CrossEntropy(), "forward_kl": ForwardKL(2.0), "jsd": JensenShannon(2.0, beta=0.3)}
 
+
+class ScaledGradient(ForwardKL):
+    """A loss whose closed form is not that of its value."""
+
+    def value_and_gradient(self, log_p, log_q):
+        value, gradient = super().value_and_gradient(log_p, log_q)
+        return value, 1.01 * gradient
+
+
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="the package triton is not installed")
 
 
@@ -134,6 +143,7 @@ def step_case():
 
 DISAGREEMENTS = {
     "agrees": (ALL, WEIGHTS, ALL, 5000),
+    "scaled": ({"forward_kl": ScaledGradient()}, [1.0], {"forward_kl": ForwardKL()}, 5000),
     "wrong": (ALL, WEIGHTS, ALL | {"jsd": JensenShannon(beta=0.31)}, 5000),
 }
 
@@ -191,7 +201,8 @@ def test_the_objective_is_that_of_whole_logits_in_float64(found, monkeypatch):
 @needs_triton
 def test_the_proof_at_start_finds_a_formula_that_is_not_the_loss(found):
     assert found["agrees"] is None
-    assert "differ from those of the hooks" in found["wrong"]
+    assert "the kernel's losses differ from the hooks by" in found["wrong"]
+    assert "the kernel's gradient differs from the hooks by" in found["scaled"]
 
 
 PTX = """
