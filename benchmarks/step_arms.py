@@ -26,8 +26,7 @@ from step_rows import Row, Rows
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 ENDLESS = 10**6
-DEVICE = "cpu"  # `gpu_arm.py` sets it, and the length of rows without padding
-ROW = 256
+DEVICE, ROW = "cpu", 256  # and the length of rows without padding; `gpu_arm.py` sets both
 STORED = ("states", "sampled")  # arms of a teacher whose output is stored
 
 
@@ -285,10 +284,9 @@ class GivenBatches:
 def settings(kind: type, **more: Any) -> Any:
     """Return the arguments of a trainer, as an object of its class `kind`."""
     common = {"output_dir": "/tmp/unused", "max_steps": ENDLESS, "learning_rate": 1e-4, "report_to": []}
-    common |= {"save_strategy": "no", "logging_steps": 10, "disable_tqdm": True}
-    common |= {"use_cpu": DEVICE == "cpu", "bf16": DEVICE != "cpu"}
+    common |= {"save_strategy": "no", "logging_steps": 10, "use_cpu": DEVICE == "cpu", "bf16": DEVICE != "cpu"}
     common |= {"lr_scheduler_type": "constant", "gradient_checkpointing": False, "remove_unused_columns": False}
-    return kind(**common, **more)
+    return kind(**common, disable_tqdm=True, **more)
 
 
 def reporting(passes: Passes) -> Any:
@@ -346,9 +344,8 @@ def gkd(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(Path(sys.argv[1], "student"))
-    batches = [padded(batch) for batch in rows]
     arguments = settings(GKDConfig, lmbda=-0.0, beta=0.0, seq_kd=False)
-    kind = with_batches(GKDTrainer, batches)
+    kind = with_batches(GKDTrainer, [padded(batch) for batch in rows])
     given_rows, callbacks = placeholder_dataset(rows), [reporting(passes)]
     kind(
         model=student, teacher_model=teacher, args=arguments, train_dataset=given_rows, processing_class=tokenizer,
