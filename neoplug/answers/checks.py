@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from neoplug.answers.edited_batch import EditedBatch
 from neoplug.answers.edited_documents import read_documents
 from neoplug.answers.plain_values import Refusal, number, plain
+from neoplug.answers.signals import read_signal
 from neoplug.errors import Problem
 
 if TYPE_CHECKING:
@@ -184,9 +185,12 @@ def _validate_numbers(tensor: Any, gradient: bool) -> None:
 
 
 def _number(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> float:
-    read = number(answer)
-    _expect(read is not None and isfinite(read) and read >= 0, answer, "a finite number of at least 0 is expected")
-    return float(cast(float, read))
+    read, expected = number(answer), "a finite number of at least 0 is expected"
+    if read is None:
+        raise Refusal.of(answer, expected)
+    if not (isfinite(read) and read >= 0):
+        raise Refusal(f"with {read}, where {expected}")
+    return float(read)
 
 
 def _numbers(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> dict[str, Any]:
@@ -199,13 +203,13 @@ def _numbers(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -
     _expect(answer is None or isinstance(answer, Mapping), answer, "a map is expected")
     metrics: dict[str, Any] = {}
     for name, value in (answer or {}).items():
-        _expect(isinstance(name, str), name, "the name of a metric is expected")
+        _expect(isinstance(name, str), name, "the name of a number is expected")
         if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
             metrics[name] = value.detach().clone()
             continue
         metrics[name] = number(value)
         if metrics[name] is None:
-            raise Refusal.of(value, "a number is expected", name, "metric")
+            raise Refusal.of(value, "a number is expected", name)
     return metrics
 
 
@@ -219,9 +223,9 @@ def _tensors_by_name(_rule: Returns, answer: Any, _arguments: Arguments, _before
 
     _expect(isinstance(answer, Mapping) and bool(answer), answer, "a map of names to tensors is expected")
     for name, tensor in answer.items():
-        _expect(isinstance(name, str), name, "the name of a weight is expected")
+        _expect(isinstance(name, str), name, "the name of a tensor is expected")
         if not isinstance(tensor, Tensor):
-            raise Refusal.of(tensor, "a tensor is expected", name, "weight")
+            raise Refusal.of(tensor, "a tensor is expected", name)
     return dict(answer)
 
 
@@ -236,10 +240,9 @@ def _folder(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) ->
     return Path(answer)
 
 
-def _signal(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> Any:
-    provides = getattr(answer, "provides", ())
-    _expect(bool({"logits", "sparse"} & set(provides)), answer, "a signal that provides logits or entries is expected")
-    return answer
+def _signal(_rule: Returns, answer: Any, arguments: Arguments, _before: Any) -> Any:
+    known = {name: arguments[name] for name in ("tokens", "serves") if name in arguments}
+    return read_signal(answer, **known, size=arguments["head"].vocabulary.size)
 
 
 def _source(_rule: Returns, answer: Any, _arguments: Arguments, _before: Any) -> Any:
@@ -351,7 +354,7 @@ WORDS: dict[Kind, tuple[str, str]] = {
     "module": ("it is the model that is trained", "return the model with its adapter"),
     "nothing": ("what this hook returns is not used", "change the arguments in place, and return nothing"),
     "number": ("the learning rate of each parameter group is multiplied by it", "return a number of at least 0"),
-    "numbers": ("they are written into the step's line of metrics.jsonl", "return {name: number}, or None"),
+    "numbers": ("they are stored in files by their names", "return {name: number}, or None"),
     "optimizer": ("it updates every trainable parameter", "return a torch optimizer over all of `groups`"),
     "parameter groups": ("the optimizer is made over them", "return [{'params': [...], 'lr': ...}, ...]"),
     "problems": ("they are shown with the recipe's other mistakes", "return a list of neoplug.Problem"),
@@ -373,6 +376,6 @@ WORDS: dict[Kind, tuple[str, str]] = {
         "a plugin returns the loss of each token and its gradient; only the loop sums and divides",
         "return the loss of each token and its gradient by each logit, without a mean or a sum over tokens",
     ),
-    "tensors by name": ("they are stored as the base of the adapter", "return {name: tensor}"),
+    "tensors by name": ("they are stored in files by their names", "return {name: tensor}"),
     "transformers model": ("it is stored with `save_pretrained`", "return the transformers model, without adapter"),
 }

@@ -1,7 +1,5 @@
 """The report on one plugin: what its class implements, and which properties of its kind hold."""
 
-import inspect
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -11,7 +9,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from neoplug.cli.plugins import json_ready
-from neoplug.errors import Mark, Problem, RecipeError, UsageError
+from neoplug.errors import Problem, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
 def validate_class(cls: type) -> None:
     """Raise RecipeError, with places in its source, where a class is not a plugin of any section."""
     from neoplug.registry import answered, class_problems
+    from neoplug.registry.class_source import source_mark
 
     problems = class_problems(cls)
     hooks = answered(cls) if not problems else {}
@@ -64,25 +63,6 @@ def sections_of(hooks: Sequence[str]) -> list[str]:
     return [section for section, wanted in HOOKS_OF_SECTION.items() if set(wanted) & set(hooks)]
 
 
-def source_mark(cls: type, what: str) -> Mark | None:
-    """Return the source line of the method that the message `what` starts with, else of the class.
-
-    Returns None where there is no source code.
-    """
-    method = re.match(rf"{re.escape(cls.__qualname__)}\.(\w+)", what)
-    try:
-        wanted = inspect.getattr_static(cls, method[1]) if method else cls
-        wanted = getattr(wanted, "__func__", wanted)
-        lines, first = inspect.getsourcelines(wanted)
-        file = inspect.getsourcefile(wanted)
-    except (TypeError, OSError, AttributeError):
-        return None
-    offset = next(number for number, line in enumerate(lines) if re.match(r"\s*(def|class|async) ", line))
-    text = lines[offset].rstrip()
-    column = len(text) - len(text.lstrip())
-    return Mark(str(file), first + offset, column + 1, len(text) - column, text)
-
-
 def options_of(built: Any) -> Iterator[str]:
     """Yield the names of a plugin's options."""
     from neoplug.registry.options import fields_of
@@ -95,6 +75,7 @@ def findings(built: Any, hooks: Sequence[str]) -> list[dict[str, Any]]:
 
     Raises UsageError where hypothesis is not installed and a kit needs it.
     """
+    from neoplug.registry.class_source import source_mark
     from neoplug.testing import KITS, examine
 
     kits = list({kit.kind: kit for kit in (KITS[hook] for hook in KITS if hook in hooks)}.values())  # of several hooks

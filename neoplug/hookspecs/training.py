@@ -217,8 +217,10 @@ def should_stop(step: int, metrics: dict[str, Any], measured: dict[str, Any] | N
     saved, and the student evaluated and saved. What the next answer depends on belongs into `state_dict`.
 
     step      of the line, or of the evaluation: optimizer steps done
-    metrics   the line, with all its keys; of an evaluation, the last line before it
-    measured  the evaluation that was just made, its metrics and `probes`; None where a line was written
+    metrics   a copy of the line, with all its keys; of an evaluation, that of the last line before it. As in the file,
+              None stands in place of what is not finite: a metric of a plugin, since training ends at such a loss
+    measured  a copy of the evaluation that was just made, its metrics and `probes`, likewise; None where a line was
+              written
     returns   a sentence for the result's `stop_reason`, or None
     """
     raise NotImplementedError

@@ -7,7 +7,7 @@ from typing import Any
 from neoplug.errors import Problem
 from neoplug.recipe.plugin_checks import NamedPlugin
 from neoplug.registry import Entry, answered, installed
-from neoplug.registry.teacher_reads import is_served, reads_teacher, serves
+from neoplug.registry.teacher_reads import LEVELS, is_served, reads_teacher, serves
 
 SECTION = "teacher.cache"
 _WORDS = {
@@ -33,8 +33,17 @@ def cache_problems(named: list[NamedPlugin], references: list[NamedPlugin]) -> I
     for plugin in named if kinds else ():
         yield from _probe_problems(plugin)
     if encoding == [True]:  # else its folder says what was stored
+        yield from _wrong_declaration(kinds[0])
         for plugin in [*named, *references]:
             yield from unserved(plugin, kinds[0].instance, kinds[0].entry)
+
+
+def _wrong_declaration(kind: NamedPlugin) -> Iterator[Problem]:
+    """Yield a problem for a kind whose `serves` is no level of what is read."""
+    declared = getattr(kind.instance, "serves", None)
+    if declared not in (None, *LEVELS[1:]):
+        what = f"`{kind.name}` serves {declared!r}, and a kind of cache serves {', '.join(LEVELS[1:])}"
+        yield Problem(what, "it says which losses can be trained from the cache", "correct its `serves`", kind.path)
 
 
 def _probe_problems(plugin: NamedPlugin) -> Iterator[Problem]:

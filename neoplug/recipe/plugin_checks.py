@@ -17,7 +17,9 @@ from neoplug.recipe.shorthands import named_twice, shorthands
 from neoplug.recipe.source import may_be_inherited, reading_order, relative_place
 from neoplug.recipe.tree import Tree
 from neoplug.registry import CORE_KEYS, SPECS, Entry, Plugins, answered, class_problems, find, path_of
-from neoplug.registry.options import build
+from neoplug.registry.class_source import source_mark
+from neoplug.registry.discovery import SHIPPED
+from neoplug.registry.options import build, options_model
 
 _WHY = {
     "add_adapter": "a student has one adapter; other plugins may extend it",
@@ -117,9 +119,29 @@ def _load(found: FoundPlugins, entry: Entry, section: str, name: str, path: Key)
     if found.only_installed and not entry.is_installed:
         return None
     cls = entry.load()
-    if problems := class_problems(cls, section):
-        raise RecipeError(problems)
+    if problems := _class_problems(cls, section):
+        raise RecipeError([_with_package(problem, cls, entry) for problem in problems])
     return NamedPlugin(section, name, path, entry, cls)
+
+
+def _class_problems(cls: type, section: str) -> list[Problem]:
+    """Return why a class is not a plugin of this section, or has options that no recipe can hold."""
+    if problems := class_problems(cls, section):
+        return problems
+    try:
+        options_model(cls)
+    except RecipeError as error:
+        return error.problems
+    return []
+
+
+def _with_package(problem: Problem, cls: type, entry: Entry) -> Problem:
+    """Return a problem with the class of another package's plugin with the package, its version, and the line."""
+    if not entry.version or entry.package == SHIPPED:  # of a file, the recipe says where it is
+        return problem
+    mark = source_mark(cls, problem.what)
+    place = f", {mark.file}:{mark.line}" if mark and mark.file not in problem.what else ""
+    return replace(problem, what=f"{problem.what} ({entry.package} {entry.version}{place})")
 
 
 def _build(found: FoundPlugins, plugin: NamedPlugin, options: dict[str, Any], tree: Tree) -> None:

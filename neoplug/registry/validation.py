@@ -147,6 +147,9 @@ def _section_problems(cls: type, section: str, implementations: Mapping[str, Imp
         why = f"it implements none of {', '.join(wanted)}"
         fix = f"it fits under {' or '.join(fits)}" if fits else "write one, marked @hookimpl"
         problems.append(Problem(what, why, fix))
+    if "encode_teacher" in implementations and "decode_teacher" not in implementations:
+        what = f"{cls.__qualname__} implements `encode_teacher`, but not `decode_teacher`"
+        problems.append(Problem(what, "nothing would read what it stores", "write `decode_teacher`, marked @hookimpl"))
     for name in CORE_KEYS.get(kind, ()):
         if name in getattr(cls, "__dataclass_fields__", {}):
             what = f"{cls.__qualname__} has an option `{name}`, which neoplug reads itself in this section"

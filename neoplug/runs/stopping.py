@@ -9,6 +9,7 @@ from copy import deepcopy
 from typing import Any
 
 from neoplug.registry import Plugins
+from neoplug.runs.metrics_file import finite
 
 Gather = Callable[[list[str]], list[str]]
 
@@ -42,7 +43,7 @@ class Stopping:
     def _reasons(self, line: dict[str, Any], measured: Mapping[str, Any] | None) -> list[str]:
         """Return the reasons of the plugins of this rank, each after the name of its plugin."""
         reasons = {
-            name: should_stop(step=line["step"], metrics=deepcopy(line), measured=deepcopy(measured))
+            name: should_stop(step=line["step"], metrics=deepcopy(finite(line)), measured=deepcopy(finite(measured)))
             for name, should_stop in self._plugins.functions("should_stop").items()
         }
         return [f"{name}: {reason}" for name, reason in reasons.items() if reason]

@@ -21,6 +21,7 @@ from neoplug.teachers.cache_files import EXACT
 
 if TYPE_CHECKING:
     from neoplug.recipe import ResolvedRecipe
+    from neoplug.registry import Plugins
 
 SAMPLE = (64, 128)  # answer tokens of the documents that are encoded
 SCALE = 4.0  # standard deviation of the random logits
@@ -48,7 +49,11 @@ class CacheCost:
 def estimate_cost(checked: ResolvedRecipe, hidden_size: int, vocabulary: int) -> CacheCost:
     """Return the cost of the recipe's kind of cache, for a teacher of these sizes."""
     folder = checked.plugins.one("cache_folder")
-    plugins = checked.plugins if folder is None else stored_kind(checked, folder)[1]
+    return cost_of(checked.plugins if folder is None else stored_kind(checked, folder)[1], hidden_size, vocabulary)
+
+
+def cost_of(plugins: Plugins, hidden_size: int, vocabulary: int) -> CacheCost:
+    """Return the cost of the kind of cache among these plugins, for a teacher of these sizes."""
     rng = torch.Generator().manual_seed(0)
 
     def logits(states: Tensor) -> Tensor:

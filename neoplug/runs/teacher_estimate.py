@@ -118,7 +118,8 @@ class _Sample:
             self.tokens += len(states)
             first = [draws[0] for draws in records]
             head = builder.teacher_head()
-            decoded = plugins.one("decode_teacher", stored=first, head=head, fitted=self.header.fitted)
+            known = {"fitted": self.header.fitted, "tokens": len(states), "serves": cache.serves}
+            decoded = plugins.one("decode_teacher", stored=first, head=head, **known)
             whole = StatesSignal(states, head)
             self.kl += divergence(decoded, whole, len(states))
             with plugin_state_restored(plugins):

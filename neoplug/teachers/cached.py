@@ -20,10 +20,14 @@ SAMPLED = "sampled"  # of a signal whose distributions are samples, in metrics a
 
 
 class _Wanted(NamedTuple):
-    """What a batch reads: records of these documents, by content hash, of this draw; None: those of held-out text."""
+    """What a batch reads: records of these documents, by content hash, of this draw; None: those of held-out text.
+
+    tokens  answer tokens of the documents
+    """
 
     documents: tuple[str, ...]
     draw: int | None
+    tokens: int
 
 
 @dataclass(eq=False)
@@ -84,9 +88,10 @@ class CachedTeacher:
         return {"kind": "cached", "cache": self.header.kind["name"], "key": self.header.key, "serves": self.serves}
 
     def _wanted(self, batch: Batch) -> _Wanted:
-        texts = (document.as_teacher() for document in batch.documents if document.answer_tokens)
+        texts = [document.as_teacher() for document in batch.documents if document.answer_tokens]
         draw = None if batch.epoch is None else batch.epoch % self.header.draws
-        return _Wanted(tuple(text.content_hash for text in texts), draw)
+        tokens = sum(text.answer_tokens for text in texts)
+        return _Wanted(tuple(text.content_hash for text in texts), draw, tokens)
 
     @torch.no_grad()
     def _read(self, wanted: _Wanted) -> StatesSignal | EntriesSignal:
@@ -102,4 +107,5 @@ class CachedTeacher:
             raise RunError(f"{error.file} {error.what}\nwhy: it changed since the run began\nfix: {FIX}") from error
         if wanted.draw is None:
             return StatesSignal(torch.cat([record[EXACT] for record in records]), self.head).to(self.device)
-        return self.decode(stored=records, head=self.head, fitted=self.header.fitted).to(self.device)
+        known = {"fitted": self.header.fitted, "tokens": wanted.tokens, "serves": self.serves}
+        return self.decode(stored=records, head=self.head, **known).to(self.device)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neoplug.testing.adapters import adapter_kit, check_adapter
+    from neoplug.testing.caches import CACHE, check_cache
     from neoplug.testing.conformance import (
         LOSS,
         check_chunks,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from neoplug.testing.treatments import TREATMENT, check_treatment
 
 __all__ = [
+    "CACHE",
     "CALLED",
     "KITS",
     "LOSS",
@@ -64,6 +66,7 @@ __all__ = [
     "adapter_kit",
     "call",
     "check_adapter",
+    "check_cache",
     "check_chunks",
     "check_closed_form",
     "check_finite",
@@ -97,6 +100,7 @@ __all__ = [
 # those of schedules, stops and trackers need not wait for.
 _NAMES = {
     "adapters": ("adapter_kit", "check_adapter"),
+    "caches": ("CACHE", "check_cache"),
     "conformance": (
         "LOSS", "check_chunks", "check_closed_form", "check_finite", "check_finite_differences",
         "check_inputs_untouched", "check_large_vocabulary", "check_loss", "check_masked", "check_no_tokens",
@@ -150,6 +154,7 @@ KITS: Mapping[str, "Kit"] = _Kits(
     {
         "open_source": "SOURCE",
         "prepare_student": "PREPARATION",
+        "encode_teacher": "CACHE",
         "add_adapter": "adapter_kit",
         "make_optimizer": "OPTIMIZER",
         "rate": "SCHEDULE",
@@ -169,6 +174,7 @@ CALLED: dict[str, tuple[str, ...]] = {
         "check", "penalty", "on_step_end", "base_weights", "save_adapter", "load_adapter", "merge_adapter",
         "state_dict", "load_state_dict",
     ),
+    "encode_teacher": ("fit_cache", "decode_teacher"),
     "on_evaluate": ("after_load",),
     "should_stop": ("state_dict", "load_state_dict"),
     "on_log": ("check", "open_tracker", "close_tracker"),

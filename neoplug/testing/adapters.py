@@ -270,9 +270,10 @@ class AdapterProperties:
         if kept[0] != kept[1]:
             raise Broken("the same generator gives another configuration")
         alike = all(torch.equal(first[name], other[name]) for name in first) and kept[0] == kept[2]
-        if trains_everything(students[0]) or alike == declared(adapter, "seedless"):
+        if alike == declared(adapter, "seedless") or trains_everything(students[0]):
             return
-        raise Broken("another generator gives " + ("the same start: declare `seedless`" if alike else "another start"))
+        found = "the same start: declare `seedless`" if alike else "another start, and it declares `seedless`"
+        raise Broken(f"another generator gives {found}")
 
     def reads_data(self, adapter: Any) -> None:
         """If it declares that it reads data, its start depends on them, and is refused without them."""
@@ -321,10 +322,8 @@ class AdapterProperties:
 
     def planned(self, adapter: Any) -> None:
         """On the meta device, without weights and data, it has the same parameters, as a plan needs."""
-        planned, real = (
-            trainable(self._small.adapted(adapter, self._small.skeleton())),
-            trainable(self._small.adapted(adapter)),
-        )
+        bases = self._small.skeleton(), self._small.model()
+        planned, real = (trainable(self._small.adapted(adapter, base)) for base in bases)
         if planned.keys() != real.keys():
             raise Broken(f"other parameters are trained, as `{min(planned.keys() ^ real.keys())}`")
         counts = [sum(parameter.numel() for parameter in model.values()) for model in (planned, real)]

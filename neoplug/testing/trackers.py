@@ -5,6 +5,12 @@ from neoplug.testing import check_tracker
 def test_mine():
     check_tracker(Mine())
 
+No other machine is reached. A tracker whose library has a server or a database of its own maps in its attribute
+`offline` the library's environment variables to values with which it records on this machine alone; `{folder}` in a
+value is a temporary folder, and None removes a variable:
+
+    offline: ClassVar = {"MY_LIBRARY_MODE": "local", "MY_LIBRARY_FOLDER": "{folder}"}
+
 Not tested: whether a tracker changes its arguments, which are copies in a run; whether its server answers, since a
 tracker that fails ends no run; what it records elsewhere than in files of the run's directory.
 """
@@ -30,8 +36,9 @@ from neoplug.registry.measures import MEASURES
 from neoplug.runs.directory import OF_TRACKERS
 from neoplug.testing.hooks import answer, global_seeds
 from neoplug.testing.loss_examples import hook
+from neoplug.testing.offline import without_network
 from neoplug.testing.refusals import recipe_with
-from neoplug.testing.search import Broken, Kit, properties_of
+from neoplug.testing.search import Broken, Kit, NotApplicable, properties_of
 
 Call = tuple[str, dict[str, Any]]  # a hook, and its arguments
 
@@ -118,7 +125,8 @@ FIRST = Recording(calls=(_line(int(MARKS[1]), losses={MARKS[0]: 1.25}), _evaluat
 def check_tracker(tracker: Any) -> None:
     """Test every property of trackers.
 
-    It records some small runs with the name `neoplug-check`; a tracker that sends runs to a server sends these too.
+    It records some small runs with the name `neoplug-check`, with the environment variables of the attribute `offline`
+    and without a network.
 
     Raises AssertionError for a property that does not hold, with the smallest run that breaks it.
     """
@@ -127,6 +135,16 @@ def check_tracker(tracker: Any) -> None:
 
 class TrackerProperties:
     """The properties of trackers: each method without underscore, which raises Broken where it does not hold."""
+
+    def offline(self, tracker: Any) -> None:
+        """With the environment variables of its `offline`, if it has any, it connects to no other machine."""
+        try:
+            _record_alone(tracker, SHORT)
+        except NotApplicable as error:
+            raise Broken(
+                f"{error}: in `offline`, map environment variables to values with which it records on this machine; or "
+                "give it a server at localhost"
+            ) from error
 
     def records(self, tracker: Any) -> None:
         """It takes all that a run may give it, without an error and without an answer."""
@@ -227,7 +245,7 @@ TRACKER = Kit(
     "tracker",
     {},
     once=properties_of(TrackerProperties()),
-    exempt=("current_folder",),  # where the user's settings say so
+    exempt=("current_folder", "offline"),  # where the user's settings say so; where there is no way
     absent=_absent,
 )
 
@@ -237,16 +255,23 @@ def _record(plugin: Any, path: Path, recording: Recording) -> None:
 
     Raises:
         Broken: the plugin raises an error, or answers.
+        NotApplicable: it connects to another machine.
         TypeError: it is no tracker.
     """
     if hook(plugin, "on_log") is None and hook(plugin, "on_measured") is None:
         raise TypeError(f"{type(plugin).__name__} has neither `on_log` nor `on_measured`")
     opening = {"path": path, "config": recording.config, "group": recording.group}
-    try:
-        for name, arguments in (("open_tracker", opening), *recording.calls, ("close_tracker", {})):
-            answer(plugin, name, **deepcopy(arguments))
-    except NeoplugError as error:
-        raise Broken(error.message().partition("\n")[0]) from error
+    with without_network(getattr(plugin, "offline", {})) as tried:
+        try:
+            for name, arguments in (("open_tracker", opening), *recording.calls, ("close_tracker", {})):
+                answer(plugin, name, **deepcopy(arguments))
+                if tried:
+                    break
+        except NeoplugError as error:
+            if not tried:
+                raise Broken(error.message().partition("\n")[0]) from error
+    if tried:
+        raise NotApplicable(f"it connects to {tried[0]}, and a check reaches no other machine")
 
 
 def _record_alone(tracker: Any, recording: Recording) -> None:

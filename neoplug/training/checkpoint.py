@@ -14,10 +14,10 @@ Random numbers and the order of the data are functions of (seed, step), so check
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from pickle import UnpicklingError
+from pickle import PicklingError, UnpicklingError
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from neoplug.errors import DamageError, RunError, plugin_errors
+from neoplug.answers.plain_values import describe
+from neoplug.errors import AnswerError, DamageError, RunError, plugin_errors
 from neoplug.files import discarded_folder, read_json
 from neoplug.files.contents import damage, recorded_folder
 from neoplug.registry import Plugins
@@ -35,6 +36,7 @@ from neoplug.teachers.itself import WeightAverage
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+PLAIN = (type(None), bool, int, float, complex, str, bytes)  # types of values in a state dict, besides tensors
 TRAINABLE, AVERAGE = "trainable.safetensors", "average.safetensors"
 
 
@@ -174,7 +176,7 @@ def pack(plugins: Plugins) -> bytes:
         if hasattr(plugin, "state_dict"):
             with plugin_errors(name, "state_dict"):
                 states[name] = plugin.state_dict()
-            _validate_loadable(name, _serialised(states[name]))
+            _validate_loadable(name, plugin, states[name])
     return _serialised(states)
 
 
@@ -232,13 +234,24 @@ def _serialised(state: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _validate_loadable(name: str, packed: bytes) -> None:
+def _validate_loadable(name: str, plugin: Any, state: Any) -> None:
     """Refuse a state dict that a resumed run could not load, because only plain data is unpickled."""
     try:
-        torch.load(BytesIO(packed), weights_only=True)
-    except UnpicklingError as error:
-        raise RunError(
-            f"the state_dict of `{name}` cannot be read back: {str(error).splitlines()[0]}\n"
-            "why: a checkpoint holds plain data, so that loading one runs no code\n"
-            "fix: return tensors, numbers, text, lists and maps"
-        ) from error
+        torch.load(BytesIO(_serialised(state)), weights_only=True)
+    except (UnpicklingError, PicklingError, AttributeError, TypeError) as error:
+        what = f"the state_dict of `{name}` cannot be read back" + next((f": it has {v}" for v in _others(state)), "")
+        why = "a checkpoint holds plain data, so that loading one runs no code"
+        fix = "return tensors, numbers, text, lists and maps"
+        raise AnswerError(name, "state_dict", what, why, fix, plugin.state_dict) from error
+
+
+def _others(value: Any, *place: str) -> Iterator[str]:
+    """Yield where a state dict has a value that is neither plain nor a tensor, and what it is."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _others(inner, *place, str(key))
+    elif isinstance(value, list | tuple | set):
+        for number, inner in enumerate(value):
+            yield from _others(inner, *place, str(number))
+    elif type(value) not in PLAIN and not isinstance(value, Tensor):
+        yield f"{describe(value)} at `{'.'.join(place)}`"

@@ -18,6 +18,10 @@ class MLflow(AccelerateTracker):
     """Log to MLflow; the runs of a study have its name as the tag `group`."""
 
     package: ClassVar[str] = "mlflow"
+    offline: ClassVar[dict[str, str]] = {
+        "MLFLOW_TRACKING_URI": "sqlite:///{folder}/mlflow.db",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     exempt: ClassVar[dict[str, str]] = {"current_folder": "MLflow writes where its environment variables say"}
 
     experiment_name: str = "neoplug"

@@ -18,6 +18,11 @@ class Trackio(AccelerateTracker):
     """Log to trackio's local database; the runs of a study are one group."""
 
     package: ClassVar[str] = "trackio"
+    # Its database elsewhere, and no copy of it on a server.
+    offline: ClassVar[dict[str, str | None]] = {
+        "TRACKIO_DIR": "{folder}/trackio",
+        **dict.fromkeys(("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_WEBHOOK_URL")),
+    }
 
     project: str = "neoplug"
 

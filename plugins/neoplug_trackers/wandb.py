@@ -18,6 +18,7 @@ class WandB(AccelerateTracker):
     """Log to Weights & Biases; the runs of a study are one group, and files are in the folder `wandb` of the run."""
 
     package: ClassVar[str] = "wandb"
+    offline: ClassVar[dict[str, str]] = {"WANDB_MODE": "offline"}
 
     project: str = "neoplug"
 

@@ -10,10 +10,16 @@ import pytest
 from neoplug.registry import SPECS
 
 READS = {  # modules that name what is read of the teacher
-    **{f"neoplug/{name}.py": {"full"} for name in ("runs/cache_folder", "training/divergence")},
+    **{f"neoplug/{name}.py": {"full"} for name in ("answers/signals", "runs/cache_folder", "training/divergence")},
     **{
         f"neoplug/{name}.py": {"full", "linear"}
-        for name in ("hookspecs/markers", "recipe/cache_checks", "registry/teacher_reads", "testing/sparse")
+        for name in (
+            "hookspecs/markers",
+            "recipe/cache_checks",
+            "registry/teacher_reads",
+            "testing/caches",
+            "testing/sparse",
+        )
     },
     "neoplug/testing/conformance.py": {"linear"},
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.registry import Plugins
+from neoplug.testing import check_cache
 from neoplug.training.objective import Loss, objective
 from neoplug_losses.forward_kl import ForwardKL
 from neoplug_losses.reverse_kl import ReverseKL
@@ -212,3 +213,12 @@ def test_selected_tokens_are_those_of_the_whole() -> None:
 def test_impossible_samples_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"entries|bytes|draws"):
         Sampled(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [States("float32"), States("int8"), TopK(1), TopK(5), TopK(500), Sampled(2), Sampled(bytes=12), Sampled(draws=3)],
+    ids=repr,
+)
+def test_other_options_have_the_properties_of_every_cache(kind: object) -> None:
+    check_cache(kind)

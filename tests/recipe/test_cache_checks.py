@@ -89,3 +89,37 @@ def test_a_probe_that_compares_with_the_teacher_is_refused_with_any_cache(tmp_pa
 def test_there_is_one_kind(tmp_path: Path) -> None:
     (problem,) = load(tmp_path, "states: {}, top_k: {}", "forward_kl: {}")
     assert "two" in problem
+
+
+KIND = """
+from dataclasses import dataclass
+from neoplug import StatesSignal, hookimpl
+
+@dataclass(eq=False)
+class Kind:
+    serves = SERVES
+
+    @hookimpl
+    def encode_teacher(self, states):
+        return {"states": states}
+"""
+DECODES = """
+    @hookimpl
+    def decode_teacher(self, stored, head):
+        return StatesSignal(stored[0]["states"], head)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (KIND.replace("SERVES", "'full'"), "Kind implements `encode_teacher`, but not `decode_teacher`"),
+        (KIND.replace("SERVES", "'all'") + DECODES, "`./kind.py:Kind` serves 'all', and a kind of cache serves linear"),
+    ],
+)
+def test_a_kind_that_cannot_be_read_is_refused(tmp_path: Path, source: str, words: str) -> None:
+    (tmp_path / "kind.py").write_text(source)
+    (problem,) = load(tmp_path, "./kind.py:Kind: {}", "forward_kl: {}")
+    assert words in problem
+    (tmp_path / "kind.py").write_text(KIND.replace("SERVES", "'full'") + DECODES)
+    assert not load(tmp_path, "./kind.py:Kind: {}", "forward_kl: {}")

@@ -85,7 +85,7 @@ def test_a_gradient_of_another_shape_is_refused(lab):
     ("kind", "message"),
     [
         ("loss", "`loss` from `on_step_end`, a name that is taken"),
-        ("shape", r"the metric `norms`, which is shape \[3\]"),
+        ("shape", r"the value `norms`, which is shape \[3\]"),
         ("exit", "`on_step_end`: SystemExit: 0"),
         ("exit later", r"sys.exit\(0\)"),
         ("end", "`on_step_end`: EndedProcess: it calls os._exit"),
@@ -101,7 +101,8 @@ def test_a_plugin_that_breaks_a_step_is_named(lab, kind, message):
 
 def test_a_state_that_a_resumed_run_cannot_load_is_refused(lab):
     lab.plugin("answers", ANSWERS)
-    with pytest.raises(RunError, match=r"state_dict of .* cannot be read back"):
+    message = r"state_dict of .* cannot be read back: it has .* at `\w[\w.]*`\nat: [^\n]*answers.py:\d+"
+    with pytest.raises(RunError, match=message):
         lab.run("run", probes={"./answers.py:Unloadable": {}})
 
 

@@ -44,6 +44,28 @@ class Interrupt:
 """
 
 
+ODD = """
+@dataclass(eq=False)
+class Odd:
+    @hookimpl
+    def on_step_end(self):
+        return {"odd": float("nan")}
+
+    @hookimpl
+    def on_evaluate(self):
+        return {"odd": float("inf"), "even": 2.0}
+
+
+@dataclass(eq=False)
+class AtNone:
+    @hookimpl
+    def should_stop(self, metrics, measured):
+        if measured is None:
+            return None
+        return f"{metrics['odd']} and {list(measured['probes'].values())}"
+"""
+
+
 @pytest.fixture
 def written(lab):
     lab.plugin("stops", STOPS)
@@ -88,3 +110,16 @@ def test_a_key_of_transformers_and_the_section_name_the_same_plugins(lab):
     for section in ("schedule", "stops"):
         ((name, plugin),), ((other, same),) = (checked.plugins.section(section).items() for checked in (keys, sections))
         assert (name, vars(plugin)) == (other, vars(same))
+
+
+def test_a_number_that_is_not_finite_is_none_as_in_the_files_of_the_run(lab):
+    lab.plugin("odd", ODD)
+    run = lab.run(
+        "run",
+        train={"max_steps": 3, "logging_steps": 1},
+        evaluate={"eval_steps": 1},
+        probes={"./odd.py:Odd": {}},
+        stops={"./odd.py:AtNone": {}},
+    )
+    assert run.lines[0]["odd"] is None
+    assert run.result["stop_reason"] == "./odd.py:AtNone: None and [{'odd': None, 'even': 2.0}]"

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import random
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -299,6 +301,77 @@ class Missing(Lines):
 def test_a_tracker_that_cannot_be_used_here_is_not_tried():
     found = {(finding.verdict, finding.why) for finding in examine(Missing(), TRACKER)}
     assert found == {("not tried", "the package cloud is not installed")}
+
+
+@dataclass(eq=False)
+class Connects(Lines):
+    """A tracker that sends to a server; no test reaches it, whose name is reserved (RFC 2606)."""
+
+    server: str = "api.tracker.invalid"
+
+    @hookimpl
+    def open_tracker(self, path, config, group):
+        if "TRACKER_MODE" not in os.environ:
+            with socket.create_connection((self.server, 443), timeout=1):
+                pass
+        Lines.open_tracker(self, path, config, group)
+
+
+class ConnectsByAddress(Connects):
+    @hookimpl
+    def open_tracker(self, path, config, group):
+        with socket.socket() as connection:
+            connection.connect_ex(("192.0.2.1", 443))  # what it swallows is found too; an address of RFC 5737
+        Lines.open_tracker(self, path, config, group)
+
+
+class HasAnOfflineMode(Connects):
+    offline: ClassVar = {"TRACKER_MODE": "{folder}/here", "TRACKER_SERVER": None}
+
+    @hookimpl
+    def close_tracker(self):
+        assert "TRACKER_SERVER" not in os.environ
+        assert Path(os.environ["TRACKER_MODE"]).parent.is_dir()
+        Lines.close_tracker(self)
+
+
+class HasNoOfflineMode(Connects):
+    exempt: ClassVar = {"offline": "the server is the record"}
+
+
+@pytest.mark.parametrize(("tracker", "host"), [(Connects, "api.tracker.invalid"), (ConnectsByAddress, "192.0.2.1")])
+def test_a_tracker_that_connects_to_another_machine_is_found_and_reaches_none(tracker, host):
+    findings = {finding.name: finding for finding in examine(tracker(), TRACKER)}
+    assert findings.pop("offline").verdict == "does not hold"
+    assert {finding.verdict for finding in findings.values()} == {"not tried"}
+    assert all(f"it connects to {host}" in finding.why for finding in findings.values())
+    with pytest.raises(AssertionError, match=f"it connects to {host}"):
+        check_tracker(tracker())
+
+
+def test_what_a_tracker_declares_keeps_it_off_the_network(monkeypatch):
+    monkeypatch.setenv("TRACKER_SERVER", "https://api.tracker.invalid")
+    check_tracker(HasAnOfflineMode())
+    assert "TRACKER_MODE" not in os.environ
+    assert os.environ["TRACKER_SERVER"] == "https://api.tracker.invalid"
+    verdicts = {finding.name: finding.verdict for finding in examine(HasNoOfflineMode(), TRACKER)}
+    assert verdicts.pop("offline") == "exempt"
+    assert set(verdicts.values()) == {"not tried"}
+
+
+@dataclass(eq=False)
+class ConnectsHere(Lines):
+    port: int
+
+    @hookimpl
+    def open_tracker(self, path, config, group):
+        socket.create_connection(("localhost", self.port)).close()
+        Lines.open_tracker(self, path, config, group)
+
+
+def test_a_server_on_this_machine_is_reached():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        check_tracker(ConnectsHere(server.getsockname()[1]))
 
 
 @pytest.mark.parametrize("tracker", [Lines, Columns, InTheCurrentFolder])

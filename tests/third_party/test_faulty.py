@@ -29,12 +29,16 @@ def package(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, neoplug, package, tiny_teacher, tiny_student, tiny_chat):
-    """Return a function that runs a recipe with these sections: its answer, and the run's directory."""
+    """Return a function that runs a recipe with these sections: its answer, and the run's directory.
 
-    def run(sections):
+    An override of the command follows the sections, after `--`.
+    """
+
+    def run(written):
+        sections, *overrides = written.split("--")
         file = tmp_path / "recipe.yaml"
         file.write_text(RECIPE.format(teacher=tiny_teacher, student=tiny_student, chat=tiny_chat) + sections)
-        return neoplug("run", file, "--output", tmp_path / "run"), tmp_path / "run"
+        return neoplug("run", file, *overrides, "--output", tmp_path / "run"), tmp_path / "run"
 
     return run
 
@@ -45,11 +49,16 @@ def run(tmp_path, neoplug, package, tiny_teacher, tiny_student, tiny_chat):
         ("loss: {detached: {}}\n", "`detached`", "token_loss"),
         ("loss: {of_none: {}}\n", "`of_none`", "token_loss"),
         ("loss: {of_lists: {}}\n", "`of_lists`", "token_loss"),
+        ("loss: {of_floats: {}}\n", "`of_floats`", "token_loss"),
         ("loss: {too_short: {}}\n", "`too_short`", "token_loss"),
         ("loss: {raising: {}}\n", "`raising`", "token_loss"),
         ("loss: {neoplug-faulty-plugins:forward_kl: {}}\n", "`neoplug-faulty-plugins:forward_kl`", "token_loss"),
         (KL + "token_weights: {negative: {}}\n", "`negative`", "token_weight"),
         (KL + "treatments: {wrong_ids: {}}\n", "`wrong_ids`", "edit_batch"),
+        (KL + "treatments: {returned_batch: {}}\n", "`returned_batch`", "edit_batch"),
+        (KL + "treatments: {wrong_documents: {}}\n", "`wrong_documents`", "edit_documents"),
+        (KL + "treatments: {detached_penalty: {}}\n", "`detached_penalty`", "penalty"),
+        (KL + "--teacher.cache={of_rows: {}}", "`of_rows`", "encode_teacher"),
         (KL + "probes: {of_tensors: {}}\n", "`of_tensors`", "on_evaluate"),
         (KL + "optimizer: {no_optimizer: {}}\n", "`no_optimizer`", "make_optimizer"),
     ],
@@ -75,14 +84,16 @@ def test_a_wrong_answer_names_plugin_hook_line_and_package(run, sections, names,
         ("loss: {not_there: {}}\n", ["`not_there`", "neoplug-faulty-plugins 0.2.1", "has no `NotThere`"]),
         (KL + "token_weights: {odd_options: {weight_of_classes: [1]}}\n", ["odd_options", "weight_of_classes"]),
         (KL + "token_weights: {unmarked: {}}\n", ["unmarked", "token_weight", "@hookimpl"]),
+        (KL + "--teacher.cache={unread: {}}", ["unread", "encode_teacher", "decode_teacher"]),
         (KL + "token_weights: {other_arguments: {}}\n", ["other_arguments", "students", "did you mean `student`?"]),
     ],
 )
 def test_what_the_class_shows_is_refused_before_models_are_loaded(run, sections, words):
     answer, folder = run(sections)
     assert answer.code == 2
-    assert [word for word in words if word not in answer.err] == []
-    assert re.search(r"recipe\.yaml:\d+:\d+: ", answer.err)
+    assert [word for word in [*words, "neoplug-faulty-plugins 0.2.1"] if word not in answer.err] == []
+    assert "not_" in sections or re.search(r"neoplug_faulty_plugins/others\.py:\d+", answer.err)  # or has no line
+    assert re.search(r"(recipe\.yaml|override):\d+:\d+: ", answer.err)
     assert "Traceback" not in answer.err
     assert not folder.exists()
 

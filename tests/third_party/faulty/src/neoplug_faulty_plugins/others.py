@@ -1,10 +1,11 @@
 """Plugins of other kinds with wrong answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
-from neoplug import hookimpl
+from neoplug import StatesSignal, hookimpl
 
 
 @dataclass(eq=False)
@@ -26,6 +27,33 @@ class WrongIds:
 
 
 @dataclass(eq=False)
+class ReturnedBatch:
+    """A treatment that returns another batch, as if it were read."""
+
+    @hookimpl
+    def edit_batch(self, batch):
+        return replace(batch)
+
+
+@dataclass(eq=False)
+class WrongDocuments:
+    """A treatment that leaves the teacher an answer token more than the student."""
+
+    @hookimpl
+    def edit_documents(self, documents):
+        return [replace(each, teacher_ids=each.input_ids, teacher_loss_mask=~each.loss_mask) for each in documents]
+
+
+@dataclass(eq=False)
+class DetachedPenalty:
+    """A penalty without a gradient."""
+
+    @hookimpl
+    def penalty(self):
+        return torch.zeros(())
+
+
+@dataclass(eq=False)
 class OfTensors:
     """A probe that returns a tensor where numbers belong."""
 
@@ -41,6 +69,32 @@ class NoOptimizer:
     @hookimpl
     def make_optimizer(self, groups):
         return list(groups)
+
+
+@dataclass(eq=False)
+class OfRows:
+    """A kind of cache that returns a list."""
+
+    serves: ClassVar = "full"
+
+    @hookimpl
+    def encode_teacher(self, states):
+        return list(states)
+
+    @hookimpl
+    def decode_teacher(self, stored, head):
+        return StatesSignal(torch.stack(stored), head)
+
+
+@dataclass(eq=False)
+class Unread:
+    """A kind of cache that nothing decodes."""
+
+    serves: ClassVar = "full"
+
+    @hookimpl
+    def encode_teacher(self, states):
+        return {"states": states}
 
 
 @dataclass(eq=False)
