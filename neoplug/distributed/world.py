@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -10,8 +11,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from neoplug.distributed.processes import Process
+from neoplug.distributed.sharding import is_sharded
 from neoplug.errors import RunError
 
 Value = TypeVar("Value")
@@ -46,18 +50,43 @@ class World:
             )
         self.processes = self.gather([Process.own(self.rank)])
 
+    @cached_property
+    def mesh(self) -> DeviceMesh:
+        """All ranks in one dimension, over which weights are sharded."""
+        return init_device_mesh(self.device.type, (self.size,))
+
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Return the module, wrapped so that backward averages gradients over ranks; unwrapped in a single process."""
-        return module if self.size == 1 else self.accelerator.prepare_model(module)
+        """Return the module, wrapped so that backward averages gradients over ranks.
+
+        Unwrapped in a single process, and where it is sharded: `accumulating` then averages.
+        """
+        return module if self.size == 1 or is_sharded(module) else self.accelerator.prepare_model(module)
 
     @contextmanager
     def accumulating(self, module: nn.Module, last: bool) -> Iterator[None]:
-        """Backward in this context averages gradients over ranks only if `last`: in the last micro-batch of a step."""
-        if last or self.size == 1:
+        """Backward in this context averages gradients over ranks only if `last`: in the last micro-batch of a step.
+
+        Gradients of sharded weights are averaged in each micro-batch, since no rank holds them whole.
+        """
+        if self.size > 1 and is_sharded(module):
+            yield
+            if last:
+                self._average_gradients(module)
+        elif last or self.size == 1:
             yield
         else:
             with self.accelerator.no_sync(module):
                 yield
+
+    def _average_gradients(self, module: nn.Module) -> None:
+        """Average the gradients of trainable weights that are whole on each rank; one without gradient counts as 0."""
+        weights = [weight for weight in module.parameters() if weight.requires_grad and not isinstance(weight, DTensor)]
+        if not weights:
+            return
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        averages = self.sum(torch.cat([gradient.flatten() for gradient in gradients])) / self.size
+        for weight, average in zip(weights, averages.split([weight.numel() for weight in weights]), strict=True):
+            weight.grad = average.view_as(weight)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of the ranks' tensors, on every rank."""

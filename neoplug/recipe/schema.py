@@ -251,6 +251,9 @@ class Train(Section):
 
     `log_gradient_norms`: at logging steps, the gradient norm of each loss alone; takes one more forward pass, and one
     backward pass a loss.
+
+    `shard`: what is divided over the processes of `torchrun`: `base`, the frozen weights of both models' layers;
+    `full`, the trained weights of the student too, for full fine-tuning. A resumed run may have another value.
     """
 
     max_steps: Annotated[int, Field(ge=1, le=10**15)] | None = None
@@ -262,6 +265,7 @@ class Train(Section):
     warmup_steps: Annotated[float, Field(ge=0)] = 0.1
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     gradient_checkpointing: bool = False
+    shard: Literal["none", "base", "full"] = "none"
     logging_steps: Positive = 10
     log_gradient_norms: bool = False
     save_steps: Positive = 500

@@ -118,7 +118,8 @@ def run_to_resume(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir
     directory = RunDir.open(output)
     directory.verify(*REQUIRED, *(SAVED if directory.is_finished and directory.result else ()))
     as_given, as_pinned = (
-        difference(old, checked.resolved()) for old in (directory.lock["recipe"], directory.resolved)
+        [line for line in difference(old, checked.resolved()) if not line.startswith("train.shard: ")]
+        for old in (directory.lock["recipe"], directory.resolved)
     )
     if as_given and as_pinned:
         lines = "\n".join(f"  {line}" for line in as_given)

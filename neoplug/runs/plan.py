@@ -1,6 +1,7 @@
 """The plan of a run: its steps, sizes, memory and disk, from models on the meta device and from the tokenised data.
 
-Everything under "memory_bytes" and "disk_bytes" is an estimate for one process.
+Everything under "memory_bytes" and "disk_bytes" is an estimate for one process; under `train.shard` it is one of
+WORLD_SIZE processes, the variable that a launcher sets.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from neoplug.runs.preflight import (
     validate_room_for_virtual_tokens,
 )
 from neoplug.runs.progress import Silent
+from neoplug.runs.sharding import per_rank, shares_of_layers
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.runs.teacher_cost import CacheCost, estimate_cost, held_out_cost
 from neoplug.training.objective import BLOCK
@@ -79,6 +81,7 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
     skeletons = {role: load_skeleton(checked, role, model) for role, model in located.items()}
     cache = _cache_cost(checked, skeletons, inputs.vocabulary)
     student = skeletons["student"]
+    shares = shares_of_layers(checked, {role: model.skeleton for role, model in skeletons.items()})
     run = _data_and_steps(checked, corpus)
     matched = match(checked, student.skeleton, run["steps"], wanted).as_dict() if wanted is not None else None
     trained = adapt_skeleton(checked, student.skeleton, run["steps"], student.located)
@@ -96,6 +99,8 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
         "memory_bytes": memory_bytes(skeletons, sizes, kept, measured_gradients(checked), recipe.taught_by),
         "disk_bytes": _disk_bytes(checked.recipe, student, sizes, run["steps"]),
     }
+    if shares:
+        planned["memory_bytes"] = per_rank(planned["memory_bytes"], shares, sizes.whole, recipe.train.shard)
     if cache is not None:
         tokens = run["data"]["longest_row"] * recipe.train.per_device_train_batch_size
         _add(planned["memory_bytes"], "teacher_output", round(AT_A_TIME * tokens * cache.decoded))

@@ -1,6 +1,6 @@
 """The steps of a run: how many there are, the rows of each, and the losses that they minimise."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
 from math import ceil
 
@@ -8,8 +8,10 @@ from neoplug.data import BatchSampler, Corpus
 from neoplug.data.batch import Batch, collate
 from neoplug.models.language_model import LanguageModel
 from neoplug.recipe import ResolvedRecipe, Train
+from neoplug.recipe.loss_weights import Weight
 from neoplug.registry import Plugins
 from neoplug.registry.teacher_reads import reads_teacher
+from neoplug.training.checkpoint import current_name
 from neoplug.training.fusion import fuse
 from neoplug.training.objective import Loss
 
@@ -33,6 +35,15 @@ def training_batches(checked: ResolvedRecipe, corpus: Corpus) -> Iterator[Batch]
 def count_steps(train: Train, steps_per_epoch: int) -> int:
     """Return how many optimizer steps a run has."""
     return train.max_steps or ceil((train.num_train_epochs or 1) * steps_per_epoch)
+
+
+def restored_weights(weights: Mapping[str, Weight], measured: Mapping[str, float]) -> dict[str, Weight]:
+    """Return each loss's weight, of which `measured` were calibrated before a resume."""
+    restored = dict(weights)
+    for name, value in measured.items():
+        now = current_name(name, list(restored))
+        restored[now] = restored[now].calibrated(value)
+    return restored
 
 
 def make_losses(plugins: Plugins, reads_entries: bool = False, student: LanguageModel | None = None) -> list[Loss]:

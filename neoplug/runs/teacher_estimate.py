@@ -142,7 +142,7 @@ class _Sample:
         base = trainer.loader.load("student", builder.inputs.base)
         name = head_name(base)
         sampler = make_sampler(builder.checked, builder.inputs.corpus, builder.world.size)
-        adapted = trainer.add_adapter(base, count_steps(builder.checked.recipe.train, sampler.steps_per_epoch))
+        adapted, _ = trainer.add_adapter(base, count_steps(builder.checked.recipe.train, sampler.steps_per_epoch))
         student = trainer.loader.verify_student(adapted, name)
         student.module.eval()
         return StudentWithObjective(student, builder.checked.plugins.functions("token_weight"))
