@@ -182,7 +182,7 @@ class Trainer:
             student=student,
             teacher=teacher,
             average=self.average,
-            losses=make_losses(plugins, self.inputs.has_entries),
+            losses=make_losses(plugins, self.inputs.has_entries, student),
             references=make_losses(self.checked.references, self.inputs.has_entries),
             weights=restored_weights(self.checked.weights, self.state.weights),
             plugins=plugins,
