@@ -45,9 +45,10 @@ def validate_unquantised(checked: ResolvedRecipe, role: Role, located: ResolvedM
     Raises:
         RecipeError: it is quantised; or plugins set the same argument for loading.
     """
-    kwargs, section = plugin_kwargs(checked.plugins, role), getattr(checked.recipe, role)
+    section = getattr(checked.recipe, role)
     if not is_asked(checked) or (role == "teacher" and (section.device or section.cache)):
         return
+    kwargs = plugin_kwargs(checked.plugins, role)
     if "quantization_config" in kwargs or getattr(load_config(located, (role, "model")), "quantization_config", None):
         raise _refused(
             f"the {role} is quantised, and cannot be sharded",
