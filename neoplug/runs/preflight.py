@@ -61,7 +61,7 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
     """
     steps = count_steps(checked.recipe.train, make_sampler(checked, corpus, 1).steps_per_epoch)
     whole, is_known = None, False
-    validate_unquantised(checked, "student", student)
+    validate_unquantised(checked, "student", student, plugin_kwargs(checked.plugins, "student"))
     with meta_device("student", "the student is loaded in float32 until its trainable weights are known"):
         base = load_meta_model(student, "student", checked.recipe.student.attn_implementation)
         base = prepare_skeleton(checked, base)
@@ -83,7 +83,7 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
 def dry_run_teacher(checked: ResolvedRecipe, section: Model, teacher: ResolvedModel) -> None:
     """Refuse conflicting `load` plugins, and an attention or a stored adapter that does not fit the teacher."""
     kwargs = plugin_kwargs(checked.plugins, "teacher")
-    validate_unquantised(checked, "teacher", teacher)
+    validate_unquantised(checked, "teacher", teacher, kwargs)
     if section.attn_implementation is None and teacher.adapter is None:
         return
     with meta_device("teacher", "the teacher is loaded without a dry run"):

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from neoplug.distributed.sharding import Shard, local_bytes, part_like, shard_layers, shard_root, whole
 from neoplug.errors import Problem, RecipeError, RunError
 from neoplug.hookspecs import Role
-from neoplug.models.load import load_config, plugin_kwargs
+from neoplug.models.load import load_config
 from neoplug.models.recorder import decoder_layers
 from neoplug.models.reference import ResolvedModel
 from neoplug.recipe import ResolvedRecipe
@@ -39,17 +39,20 @@ def is_asked(checked: ResolvedRecipe) -> bool:
     return checked.recipe.train.shard != "none" and number_of_processes() > 1
 
 
-def validate_unquantised(checked: ResolvedRecipe, role: Role, located: ResolvedModel) -> None:
+def validate_unquantised(
+    checked: ResolvedRecipe, role: Role, located: ResolvedModel, load_kwargs: Mapping[str, Any]
+) -> None:
     """Refuse to shard a quantised model.
 
+    load_kwargs  what the recipe's `load` plugins load it with
+
     Raises:
-        RecipeError: it is quantised; or plugins set the same argument for loading.
+        RecipeError: it is quantised.
     """
     section = getattr(checked.recipe, role)
     if not is_asked(checked) or (role == "teacher" and (section.device or section.cache)):
         return
-    kwargs = plugin_kwargs(checked.plugins, role)
-    if "quantization_config" in kwargs or getattr(load_config(located, (role, "model")), "quantization_config", None):
+    if "quantization_config" in load_kwargs or getattr(load_config(located, (role, "model")), "quantization_config", None):
         raise _refused(
             f"the {role} is quantised, and cannot be sharded",
             "a quantised weight is a packed tensor with scales apart, which FSDP would divide without them",
