@@ -52,7 +52,9 @@ def validate_unquantised(
     section = getattr(checked.recipe, role)
     if not is_asked(checked) or (role == "teacher" and (section.device or section.cache)):
         return
-    if "quantization_config" in load_kwargs or getattr(load_config(located, (role, "model")), "quantization_config", None):
+    if "quantization_config" in load_kwargs or getattr(
+        load_config(located, (role, "model")), "quantization_config", None
+    ):
         raise _refused(
             f"the {role} is quantised, and cannot be sharded",
             "a quantised weight is a packed tensor with scales apart, which FSDP would divide without them",
