@@ -91,7 +91,8 @@ def unverified_model(
         )
     parameter = next(module.parameters())
     config = _text_config(module)
-    head = Head(heads[0], vocabulary, _multiplier(config), getattr(config, "final_logit_softcapping", None))
+    cap, dtype = getattr(config, "final_logit_softcapping", None), autocast or parameter.dtype
+    head = Head(heads[0], vocabulary, _multiplier(config), cap, dtype)
     pad = getattr(config, "pad_token_id", None)
     return LanguageModel(
         module, head, parameter.device, windows=_windows(config), autocast=autocast, pad_token_id=pad if pad else 0

@@ -89,7 +89,7 @@ class ResolvedRecipe:
             raise RecipeError(_sorted(error.problems, self.tree)) from error
 
     def pinned(self, pinned: Mapping[Key, Any]) -> "ResolvedRecipe":
-        """Return the recipe with the values at these paths in place of its own, as revisions or a date."""
+        """Return the recipe with the values at these paths in place of its own: revisions, a date, or sizes."""
         recipe, values = self.recipe, self.values
         for path, value in pinned.items():
             recipe, values = _replaced(recipe, path, value), _replaced(values, path, value)

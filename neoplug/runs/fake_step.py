@@ -320,9 +320,9 @@ class _Collected(LanguageModel):
         return super().hidden(batch)
 
 
-def _few_blocks(rows: int, vocabulary: int) -> Iterator[slice]:
+def _few_blocks(rows: int, vocabulary: int, device: torch.device, trained: int = 0) -> Iterator[slice]:
     """Yield the first blocks of the objective and the last: the ones between have the shapes of the first."""
-    every = list(blocks(rows, vocabulary))
+    every = list(blocks(rows, vocabulary, device, trained))
     yield from every if len(every) < 4 else [*every[:2], every[-1]]
 
 
@@ -339,6 +339,7 @@ class _Config(LoopConfig):
     """The configuration of the loop, with micro-batches that are made already."""
 
     prepared: list[tuple[Batch, bool]]
+    is_edited = True  # so that no thread makes the micro-batches of a next step
 
     @property
     def batches(self) -> Any:

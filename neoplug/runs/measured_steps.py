@@ -98,7 +98,8 @@ def _loop_of(trainer: Trainer) -> Iterator[LoopConfig]:
     base = loader.load("student", trainer.inputs.base)
     name = head_name(base)
     own = OwnTeacher(loader, loader.verify_student(base, name)) if checked.recipe.taught_by else None
-    student = loader.verify_student(trainer.add_adapter(base, total), name)
+    adapted, _ = trainer.add_adapter(base, total)
+    student = loader.verify_student(adapted, name)
     if own is not None:
         teacher, trainer.average = own.of(student), own.average
     optimizer = make_optimizer(student.module, checked.plugins, checked.recipe.train.learning_rate)

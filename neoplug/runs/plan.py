@@ -1,6 +1,7 @@
 """The plan of a run: its steps, sizes, memory and disk, from models without weights and from the tokenised data.
 
-Everything under "memory_bytes", "resident_bytes" and "disk_bytes" is for one process.
+Everything under "memory_bytes", "resident_bytes" and "disk_bytes" is for one process; under `train.shard` it is one of
+WORLD_SIZE processes, the variable that a launcher sets.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from neoplug.runs.preflight import (
     validate_room_for_virtual_tokens,
 )
 from neoplug.runs.progress import Silent
+from neoplug.runs.sharding import per_rank, shares_of_layers
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.runs.teacher_cost import CacheCost, estimate_cost, held_out_cost
 from neoplug.training.optim import make_optimizer
@@ -87,6 +89,7 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None, *, quick: bool = Fa
     student = skeletons["student"]
     checked = _with_chosen_batch(checked, inputs, skeletons, quick)
     recipe = checked.recipe
+    shares = shares_of_layers(checked, {role: model.skeleton for role, model in skeletons.items()})
     run = _data_and_steps(checked, corpus)
     matched = match(checked, student.skeleton, run["steps"], wanted).as_dict() if wanted is not None else None
     trained = adapt_skeleton(checked, student.skeleton, run["steps"], student.located)
@@ -95,7 +98,9 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None, *, quick: bool = Fa
     stored = round(AT_A_TIME * longest_batch(recipe.train, corpus) * cache.decoded) if cache else 0
     memory = quick_memory(checked, skeletons, sizes, run["data"]["longest_row"], stored)
     notes: list[str] = []
-    if not quick:
+    if shares:
+        memory = replace(memory, parts=per_rank(memory.parts, shares, sizes.whole, recipe.train.shard))
+    elif not quick:
         memory, notes = foretold_memory(memory, checked, located, inputs.vocabulary, corpus, sizes)
     planned = {
         "name": checked.name,

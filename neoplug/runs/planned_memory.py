@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from neoplug.environment.memory import IMPORTS
 from neoplug.runs.fake_step import CannotForetellError, Foretold, foretell
-from neoplug.training.objective import BLOCK
+from neoplug.training.objective import block_rows
 
 if TYPE_CHECKING:
     from neoplug.data import Corpus
@@ -141,7 +143,8 @@ def _activations(student: Skeleton, train: Train, longest_row: int) -> int:
     layer = KEPT_HIDDEN * hidden + KEPT_MLP * (getattr(text, "intermediate_size", None) or 4 * hidden)
     numbers = layers * hidden + layer if train.gradient_checkpointing else layers * layer
     # A block of the teacher's logits and one of the student's, which their gradient overwrites.
-    logits = min(tokens * text.vocab_size, BLOCK) * FLOAT32 * 2
+    rows = min(tokens, block_rows(text.vocab_size, torch.device(student.device)))
+    logits = rows * text.vocab_size * FLOAT32 * 2
     return int(tokens * numbers * student.dtype.itemsize + logits)
 
 

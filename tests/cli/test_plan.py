@@ -1,6 +1,7 @@
 """`plan` and `preview`: what a run would do, compared with the models and with the run itself."""
 
 import json
+import re
 import math
 import shutil
 import threading
@@ -8,17 +9,18 @@ from contextlib import contextmanager
 
 import pytest
 
-DROP_FIRST = '''
+DROP_ODD = '''
 from dataclasses import dataclass
+import torch
 from neoplug import hookimpl
 
 @dataclass(eq=False)
-class DropFirst:
-    """Drops the answers of the first row of each micro-batch."""
+class DropOdd:
+    """Drops the answers of rows that have an odd number of answer tokens."""
 
     @hookimpl
     def edit_batch(self, batch):
-        keep = batch.rows != batch.rows[0]
+        keep = torch.full_like(batch.labels, len(batch.labels) % 2 == 0, dtype=torch.bool)
         batch.positions, batch.labels, batch.rows = batch.positions[keep], batch.labels[keep], batch.rows[keep]
 '''
 
@@ -67,6 +69,33 @@ def test_parameter_counts_are_those_of_the_models(planned, tiny_student, tiny_te
     assert found["memory_bytes"]["gradients"] == 4 * lora
     assert 8 * lora <= found["memory_bytes"]["optimizer"] <= 8 * lora + 1000  # two moments, and a step counter each
     assert found["memory_bytes"]["total"] == sum(v for k, v in found["memory_bytes"].items() if k != "total")
+
+
+def layers_and_rest(folder):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    layers = sum(weight.numel() for weight in model.model.layers.parameters())
+    return layers, model.num_parameters() - layers
+
+
+def test_a_plan_for_several_ranks_divides_what_is_sharded(planned, tiny_student, tiny_teacher, monkeypatch):
+    """Counted on the loaded models; the optimizer has a step counter for each weight, which is not divided."""
+    types = ["student.dtype=float32", "teacher.dtype=float32"]
+    whole = planned(*types, "train.shard=base", "adapter={full: {}}")["memory_bytes"]
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    base, full = (
+        planned(*types, *changes)["memory_bytes"]
+        for changes in (["train.shard=base"], ["train.shard=full", "adapter={full: {}}"])
+    )
+    for role, folder in (("student", tiny_student), ("teacher", tiny_teacher)):
+        layers, rest = layers_and_rest(folder)
+        assert base[f"{role}_weights"] == pytest.approx(4 * (layers / 4 + rest), abs=1)
+    for part in ("trainable_weights", "gradients", "optimizer"):
+        assert full[part] == pytest.approx(whole[part] / 4, rel=1e-3)
+    assert full["teacher_weights"] == base["teacher_weights"]
+    for memory in (base, full):
+        assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
 
 
 def test_each_loss_that_is_measured_separately_needs_memory_for_its_own_gradient(planned):
@@ -281,10 +310,12 @@ def test_a_preview_names_the_treatments_and_what_they_change(neoplug, recipe, tm
     assert [f"  and {count - 20} more\n" in row for count, row in zip(scored, rows, strict=True)] == [
         count > 20 for count in scored
     ]
-    (tmp_path / "drop.py").write_text(DROP_FIRST)
-    dropped = neoplug("preview", recipe, "--rows", "4", f"treatments={{{tmp_path}/drop.py:DropFirst: {{}}}}").out
-    assert dropped.count(", 0 scored, 1 document, dropped by treatments") == 2  # of two micro-batches
-    assert "rows changed: 2; dropped, since no answer token is left: 2" in dropped
+    (tmp_path / "drop.py").write_text(DROP_ODD)
+    dropped = neoplug("preview", recipe, "--rows", "4", f"treatments={{{tmp_path}/drop.py:DropOdd: {{}}}}").out
+    gone = re.findall(r"\nrow (\d+): \d+ tokens, 0 scored, 1 document, dropped by treatments", dropped)
+    assert list(map(int, gone)) == [number for number, count in enumerate(scored, 1) if count % 2]
+    assert f"rows changed: {len(gone)}; dropped, since no answer token is left: {len(gone)}" in dropped
+    assert 0 < len(gone) < 4
     assert "treatments" not in neoplug("preview", recipe).out
 
 
