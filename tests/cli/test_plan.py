@@ -1,26 +1,26 @@
 """`plan` and `preview`: what a run would do, compared with the models and with the run itself."""
 
 import json
-import re
 import math
+import re
 import shutil
 import threading
 from contextlib import contextmanager
 
 import pytest
 
-DROP_ODD = '''
+DROP_SOME = '''
 from dataclasses import dataclass
 import torch
 from neoplug import hookimpl
 
 @dataclass(eq=False)
-class DropOdd:
-    """Drops the answers of rows that have an odd number of answer tokens."""
+class DropSome:
+    """Drops the answers of rows whose number of answer tokens is no multiple of four."""
 
     @hookimpl
     def edit_batch(self, batch):
-        keep = torch.full_like(batch.labels, len(batch.labels) % 2 == 0, dtype=torch.bool)
+        keep = torch.full_like(batch.labels, len(batch.labels) % 4 == 0, dtype=torch.bool)
         batch.positions, batch.labels, batch.rows = batch.positions[keep], batch.labels[keep], batch.rows[keep]
 '''
 
@@ -310,10 +310,10 @@ def test_a_preview_names_the_treatments_and_what_they_change(neoplug, recipe, tm
     assert [f"  and {count - 20} more\n" in row for count, row in zip(scored, rows, strict=True)] == [
         count > 20 for count in scored
     ]
-    (tmp_path / "drop.py").write_text(DROP_ODD)
-    dropped = neoplug("preview", recipe, "--rows", "4", f"treatments={{{tmp_path}/drop.py:DropOdd: {{}}}}").out
+    (tmp_path / "drop.py").write_text(DROP_SOME)
+    dropped = neoplug("preview", recipe, "--rows", "4", f"treatments={{{tmp_path}/drop.py:DropSome: {{}}}}").out
     gone = re.findall(r"\nrow (\d+): \d+ tokens, 0 scored, 1 document, dropped by treatments", dropped)
-    assert list(map(int, gone)) == [number for number, count in enumerate(scored, 1) if count % 2]
+    assert list(map(int, gone)) == [number for number, count in enumerate(scored, 1) if count % 4]
     assert f"rows changed: {len(gone)}; dropped, since no answer token is left: {len(gone)}" in dropped
     assert 0 < len(gone) < 4
     assert "treatments" not in neoplug("preview", recipe).out
