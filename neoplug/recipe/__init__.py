@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from neoplug.recipe.loading import ResolvedRecipe, load
-from neoplug.recipe.schema import Data, Evaluate, Model, Recipe, Student, Train
+from neoplug.recipe.schema import Data, Evaluate, Model, Recipe, Student
+from neoplug.recipe.train import Train
 
 __all__ = ["Data", "Evaluate", "Model", "Recipe", "ResolvedRecipe", "Student", "Train", "json_schema", "load"]
 

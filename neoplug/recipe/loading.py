@@ -24,7 +24,6 @@ from neoplug.recipe.schema import (
     PLUGIN_MAPS,
     SECTIONS,
     Recipe,
-    Train,
     field_at,
     fields_of,
     is_plugin_map,
@@ -43,6 +42,7 @@ from neoplug.recipe.source import (
     shipped,
 )
 from neoplug.recipe.teacher_checks import teacher_problems
+from neoplug.recipe.train import Train
 from neoplug.recipe.tree import Tree
 from neoplug.registry import CORE_KEYS, Entry, Plugins
 from neoplug.registry.consent import Consent

@@ -6,8 +6,8 @@ from typing import Any
 
 from neoplug.errors import UsageError, did_you_mean
 from neoplug.files import read_json
-from neoplug.recipe.schema import Train
 from neoplug.recipe.source import from_values, locate, read_file, read_recipe, shipped
+from neoplug.recipe.train import Train
 from neoplug.recipe.tree import Tree
 from neoplug.recipe.yaml_reader import read
 

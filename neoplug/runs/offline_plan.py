@@ -13,9 +13,9 @@ from neoplug.data import Corpus
 from neoplug.data.batch import Document
 from neoplug.models.facts import configured, facts_of
 from neoplug.models.vocabulary import Vocabulary
-from neoplug.runs.plan import Skeleton, load_skeleton, trained_sizes
 from neoplug.runs.planned_memory import foretold_memory, quick_memory
 from neoplug.runs.preflight import adapt_skeleton
+from neoplug.runs.skeletons import Skeleton, load_skeleton, trained_sizes
 
 if TYPE_CHECKING:
     from neoplug.hookspecs import Role

@@ -10,6 +10,7 @@ import torch
 
 from neoplug.environment.memory import IMPORTS
 from neoplug.runs.fake_step import CannotForetellError, Foretold, foretell
+from neoplug.runs.skeletons import FLOAT32
 from neoplug.training.objective import block_rows
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from neoplug.models.reference import ResolvedModel
     from neoplug.models.vocabulary import Vocabulary
     from neoplug.recipe import ResolvedRecipe, Train
-    from neoplug.runs.plan import Sizes, Skeleton
+    from neoplug.runs.skeletons import Sizes, Skeleton
 
-FLOAT32 = 4  # bytes
+
 AT_A_TIME = 2  # micro-batches of a stored teacher's output: one in use, the next read in a thread
 # Numbers that a layer keeps for backward, per token: of its hidden size and of its MLP's (counted on Llama by
 # autograd's saved tensors; no attention matrix, which sdpa recomputes). Checkpointing keeps a layer's input.

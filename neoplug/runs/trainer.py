@@ -239,8 +239,7 @@ class Trainer:
         weights = list(base.parameters())
         if recipe.train.gradient_checkpointing:
             enable_checkpointing(base)
-        rng = generator(recipe.seed, name)
-        batches = training_batches(self.begun or self.checked, self.inputs.corpus)
+        batches, rng = training_batches(self.begun or self.checked, self.inputs.corpus), generator(recipe.seed, name)
         model = add_adapter(plugins, base, batches=batches, total_steps=total_steps, rng=rng)
         if self.loader.has_rounded(weights, name):
             self.inputs = self.loader.inputs = replace(self.inputs, trains_whole=None)
