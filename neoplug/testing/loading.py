@@ -42,7 +42,7 @@ GAIN = 0.05  # by which a layer's outputs may be larger or smaller: rounding to 
 OUTPUT = 0.3  # of the norm of the weights of one output: nf4, fp4 and 4 bits with a scale for each row are within 0.21
 LOGITS = 0.6  # of the norm of the logits: nf4, fp4 and 4 bits with a scale for each row are within 0.4
 GRADIENT = 0.1  # of the norm of a parameter's gradient: products in bfloat16 are within 0.02
-KERNELS = 0.02  # of the largest logit of a token: another kernel in bfloat16
+KERNELS = 0.01  # of 1 + the largest logit of a token: another kernel in bfloat16
 SEED = 90_210  # of the global generators; no plugin seeds them with the same
 SCALES = 1 / 8  # of the bytes: float32 for each block of 64 weights in 4 bits
 
@@ -129,9 +129,12 @@ class LoadProperties:
         check_close(self._small.logits(model), evaluated, "in the next evaluation, a logit", tolerance=KERNELS)
 
     def documents(self, plugin: Any) -> None:
-        """The logits of a document do not depend on the others of a batch."""
+        """The logits of a document do not depend on the others of a batch, where activations are large too."""
         model, ids = self._loaded(plugin), self._small.text
         with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name.endswith("layernorm.weight"):
+                    weight *= 10  # LLM.int8() treats a column apart where any token of the batch has more than 6 in it
             one, other = (model(input_ids=torch.stack([ids[0], beside])).logits[0] for beside in (ids[1], ids[2]))
         check_close(other, one, "with another document in the batch, a logit", tolerance=1e-4)
 

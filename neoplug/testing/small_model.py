@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from neoplug.data.batch import Batch, Document, collate
+from neoplug.models.quiet import quiet
 from neoplug.testing.families import configuration, random_model, tokenizer
 from neoplug.testing.hooks import answer
 from neoplug.testing.loss_examples import hook
@@ -43,7 +44,8 @@ class SmallModel:
 
         if self.folder is None:
             return random_model("llama", seed=1, **SIZES)
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
         return model.eval().requires_grad_(False)
 
     @cached_property

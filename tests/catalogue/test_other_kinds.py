@@ -1,4 +1,4 @@
-"""Every property of treatments, probes, preparations, caches and ways to load a model holds for every built-in one, with some options."""
+"""Every property of treatments, probes, preparations, caches and ways to load a model holds for the built-in ones."""
 
 import json
 

@@ -148,6 +148,17 @@ class RoundsByBatch(RoundsInEvaluation):
         return (self.rounded_by(given[0], given[0].abs().amax()),)
 
 
+@dataclass(eq=False)
+class LLMInt8:
+    """bitsandbytes as it is: it rounds activations on a CPU in evaluation, but columns with an outlier in the batch."""
+
+    @hookimpl
+    def load_kwargs(self):
+        from transformers import BitsAndBytesConfig
+
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+
+
 class CutsGradients(Rounded):
     """As a repacked layer of bitsandbytes: its input gets no gradient after an evaluation."""
 
@@ -219,6 +230,8 @@ def test_correct_ways_pass(plugin):
         (NewNorms, "near", "the logits are off by"),
         (RoundsInEvaluation, "modes", "in training, a logit is off by"),
         (RoundsByBatch, "documents", "with another document in the batch, a logit is off by"),
+        (LLMInt8, "modes", "in training, a logit is off by"),
+        (LLMInt8, "documents", "with another document in the batch, a logit is off by"),
         (CutsGradients, "gradients", "the gradient of"),
         (Drifts, "trained", "training changes 14 weights of the loaded model"),
         (Shrinks, "planned", "bytes, and"),
