@@ -231,7 +231,7 @@ def weight_bytes(plugins: Plugins, role: Role, skeleton: PreTrainedModel, dtype:
     """Return the bytes of the weights; for a `load` plugin that quantises, transformers' quantiser computes them."""
     kwargs = plugin_kwargs(plugins, role)
     if "quantization_config" not in kwargs:
-        return sum(weight.numel() for weight in skeleton.parameters()) * dtype.itemsize
+        return int(sum(weight.numel() for weight in skeleton.parameters()) * dtype.itemsize)
     return _quantised_bytes(deepcopy(skeleton), kwargs["quantization_config"], dtype)
 
 
@@ -241,7 +241,7 @@ def _quantised_bytes(skeleton: PreTrainedModel, config: Any, dtype: torch.dtype)
     quantiser = AutoHfQuantizer.from_config(config)
     skeleton = skeleton.to(dtype)
     quantiser.preprocess_model(skeleton, dtype=dtype, device_map=None)
-    return round(
+    return int(
         sum(
             weight.numel() * quantiser.param_element_size(skeleton, name, weight)
             for name, weight in skeleton.named_parameters()

@@ -47,7 +47,7 @@ SEED = 90_210  # of the global generators; no plugin seeds them with the same
 SCALES = 1 / 8  # of the bytes: float32 for each block of 64 weights in 4 bits
 
 # What of torch is the same for a whole process -> how it is read and set.
-SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the default data type": (torch.get_default_dtype, torch.set_default_dtype),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "whether gradients are recorded": (torch.is_grad_enabled, torch.set_grad_enabled),
@@ -269,7 +269,7 @@ def _different_weight(one: Any, other: Any) -> str:
     """Return the name of a stored tensor that differs between two models; an empty text where none does."""
     first, second = one.state_dict(), other.state_dict()
     if only := first.keys() ^ second.keys():
-        return min(only)
+        return str(min(only))
     for name, tensor in first.items():
         if tensor.dtype != second[name].dtype or not torch.equal(tensor, second[name]):
             return str(name)

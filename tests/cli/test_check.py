@@ -115,7 +115,7 @@ def test_an_invalid_plugin_exits_2_with_place_and_reason(neoplug, arguments, wor
 def test_hooks_without_properties_are_listed_as_not_checked(neoplug):
     answer = neoplug("check", "loraplus")
     assert answer.code == 0
-    assert "loraplus_lr_ratio=" in answer.out
+    assert "lr_ratio=" in answer.out
     assert "fits under adapter, optimizer" in answer.out
     assert re.search(r"not checked\n  its behaviour in .*param_groups", answer.out)
 
