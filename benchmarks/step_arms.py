@@ -26,6 +26,7 @@ from step_rows import Row, Rows
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 ENDLESS = 10**6
+DEVICE, ROW = "cpu", 256  # and the length of rows without padding; `gpu_arm.py` sets both
 STORED = ("states", "sampled")  # arms of a teacher whose output is stored
 
 
@@ -126,10 +127,11 @@ def limit(
     for batch in endless_batches(rows, passes):
         ids, scored = unpadded(batch)
         with torch.no_grad():
-            theirs = torch.zeros(*ids.shape, teacher.config.hidden_size)
+            theirs = torch.zeros(*ids.shape, teacher.config.hidden_size, device=DEVICE)
             if not stored:
                 theirs = teacher.model(ids, use_cache=False).last_hidden_state
-        hidden = student.base_model.model.model(ids, use_cache=False).last_hidden_state
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE != "cpu"):
+            hidden = student.base_model.model.model(ids, use_cache=False).last_hidden_state
         gradient = torch.full_like(hidden, 1e-6)
         if heads:
             with torch.no_grad():
@@ -150,12 +152,12 @@ def limit(
 
 
 def unpadded(batch: list[Row]) -> tuple[Tensor, int]:
-    """Return the real tokens in rows of equal length, at most 256, and the number of scored positions."""
+    """Return the real tokens in rows of equal length, at most ROW, and the number of scored positions."""
     ids = torch.tensor([token for row in batch for token in row["input_ids"]])
-    count = -(-len(ids) // 256)
+    count = -(-len(ids) // ROW)
     size = round(len(ids) / count)
     ids = torch.cat([ids, ids])[: count * size]  # may add or drop a few tokens
-    return ids.view(count, size), sum(sum(row["scored"]) for row in batch)
+    return ids.view(count, size).to(DEVICE), sum(sum(row["scored"]) for row in batch)
 
 
 def endless_batches(rows: Rows, passes: Passes) -> Iterator[list[Row]]:
@@ -183,12 +185,14 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes, stored: str 
     from neoplug_losses.forward_kl import ForwardKL
 
     plugins = Plugins({"loss": {"cross_entropy": CrossEntropy(), "forward_kl": ForwardKL()}})
-    losses = make_losses(plugins, reads_entries=stored == "sampled")
     vocabulary = Vocabulary(teacher.config.vocab_size)
     name, longest = head_name(teacher), max(len(row["input_ids"]) for batch in rows for row in batch)
     optimizer = optimizer_of(student)
     autocast = None if teacher.dtype == torch.float32 else teacher.dtype
     model = language_model(teacher, name, vocabulary, role="teacher", longest=longest)
+
+    learner = language_model(student, name, vocabulary, longest=longest, autocast=autocast)
+    losses = make_losses(plugins, reads_entries=stored == "sampled", student=learner)
 
     def end() -> bool:
         passes.end()
@@ -197,7 +201,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes, stored: str 
 
     config = LoopConfig(
         teacher=cached(model, stored, documents(rows)) if stored else LiveTeacher(model),
-        student=language_model(student, name, vocabulary, longest=longest, autocast=autocast),
+        student=learner,
         average=None,
         losses=losses,
         references=[],
@@ -207,7 +211,7 @@ def neoplug(teacher: Any, student: Any, rows: Rows, passes: Passes, stored: str 
         sampler=GivenBatches([len(batch) for batch in rows]),  # type: ignore[arg-type]
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
-        world=World("cpu"),
+        world=World(DEVICE),
         settings=Train(max_steps=ENDLESS, save_steps=ENDLESS),
         total_steps=ENDLESS,
         eval_steps=None,
@@ -280,9 +284,9 @@ class GivenBatches:
 def settings(kind: type, **more: Any) -> Any:
     """Return the arguments of a trainer, as an object of its class `kind`."""
     common = {"output_dir": "/tmp/unused", "max_steps": ENDLESS, "learning_rate": 1e-4, "report_to": []}
-    common |= {"save_strategy": "no", "logging_steps": 10, "use_cpu": True, "bf16": False, "disable_tqdm": True}
+    common |= {"save_strategy": "no", "logging_steps": 10, "use_cpu": DEVICE == "cpu", "bf16": DEVICE != "cpu"}
     common |= {"lr_scheduler_type": "constant", "gradient_checkpointing": False, "remove_unused_columns": False}
-    return kind(**common, **more)
+    return kind(**common, disable_tqdm=True, **more)
 
 
 def reporting(passes: Passes) -> Any:
@@ -340,9 +344,8 @@ def gkd(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(Path(sys.argv[1], "student"))
-    batches = [padded(batch) for batch in rows]
     arguments = settings(GKDConfig, lmbda=-0.0, beta=0.0, seq_kd=False)
-    kind = with_batches(GKDTrainer, batches)
+    kind = with_batches(GKDTrainer, [padded(batch) for batch in rows])
     given_rows, callbacks = placeholder_dataset(rows), [reporting(passes)]
     kind(
         model=student, teacher_model=teacher, args=arguments, train_dataset=given_rows, processing_class=tokenizer,
@@ -357,7 +360,7 @@ def trl(teacher: Any, student: Any, rows: Rows, passes: Passes) -> None:
 
     class GivenAnswers(DistillationTrainer):
         def _prepare_inputs(self, inputs: Any) -> Any:
-            return inputs
+            return {name: tensor.to(DEVICE) for name, tensor in inputs.items()}
 
     tokenizer = AutoTokenizer.from_pretrained(Path(sys.argv[1], "student"))
     arguments = settings(DistillationConfig, beta=0.0)

@@ -61,9 +61,9 @@ def result_keys() -> Iterator[str]:
     yield from ("| key | type | meaning |", "| --- | --- | --- |")
     for name, value in sorted(found["properties"].items(), key=lambda item: item[0] not in first):
         yield f"| `{name}` | {kind_of(value)} | {value['description']} |"
-    for title in ("Sample", "Best"):
+    for name, title in {"sample": "Sample", "best": "Best", "dealt_anew": "Dealt"}.items():
         keys = ", ".join(f"`{key}`" for key in found["$defs"][title]["properties"])
-        yield from ("", f"`{title.lower()}` has {keys}.")
+        yield from ("", f"`{name}` has {keys}.")
     yield from folded(found)
 
 

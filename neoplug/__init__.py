@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from neoplug.teachers.base import SparseDistributions
     from neoplug.teachers.signals import EntriesSignal, StatesSignal
     from neoplug.training.divergence import Divergence, Softened, log_mixture
+    from neoplug.training.formula import Formula
 
 __all__ = [
     "API_VERSION",
@@ -37,6 +38,7 @@ __all__ = [
     "Divergence",
     "Document",
     "EntriesSignal",
+    "Formula",
     "OptionError",
     "Problem",
     "Reads",
@@ -77,6 +79,7 @@ _MODULES = {
     "Divergence": "neoplug.training.divergence",
     "Document": "neoplug.data.batch",
     "EntriesSignal": "neoplug.teachers.signals",
+    "Formula": "neoplug.training.formula",
     "Recipe": "neoplug.recipe.schema",
     "Softened": "neoplug.training.divergence",
     "SparseDistributions": "neoplug.teachers.base",

@@ -88,9 +88,42 @@ class Script(Command):
         runpy.run_path(file, run_name="__main__")
 
 
+class Runs(Command):
+    """One rank of several runs, one after the other. Errors go to stderr.
+
+    runs  (recipe, output, resume, the variables that a launcher sets for this rank) of each
+    """
+
+    def __init__(self, runs):
+        super().__init__()
+        self.runs = runs
+
+    def main(self):
+        """Run all; a run that is refused does not end the others."""
+        from accelerate.state import AcceleratorState
+
+        import neoplug
+
+        for recipe, output, resume, variables in self.runs:
+            os.environ.update(variables)
+            try:
+                neoplug.run(recipe, output=output, resume=resume)
+            except Exception as error:
+                print(f"{output}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def start_ranks(number, *words):
     """Start a command on several ranks, and return them."""
     return [Command(*words, **variables).start() for variables in variables_of_ranks(number)]
+
+
+def start_runs_on_ranks(number, runs):
+    """Start several runs, one after the other, on several ranks: (recipe, output, resume) of each."""
+    variables = [variables_of_ranks(number) for _ in runs]
+    return [
+        Runs([(*run, each[rank]) for run, each in zip(runs, variables, strict=True)]).start() for rank in range(number)
+    ]
 
 
 def variables_of_ranks(number):

@@ -1,6 +1,6 @@
-"""The check of `edit_batch`: an edited micro-batch is consistent, and its tokens exist.
+"""The check of `edit_batch`: an edited batch is consistent, and its tokens exist.
 
-T tokens and N answer tokens. A micro-batch is on the CPU when it is edited, so reading its values synchronises nothing.
+T tokens and N answer tokens. A batch is on the CPU when it is edited, so reading its values synchronises nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ANSWERS = ("positions", "labels", "rows")
 
 @dataclass(frozen=True, eq=False)
 class EditedBatch:
-    """A micro-batch as it was before `edit_batch`: copies of what the hook may change."""
+    """A batch as it was before `edit_batch`: copies of what the hook may change."""
 
     input_ids: Tensor
     lengths: list[int]

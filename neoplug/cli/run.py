@@ -32,6 +32,7 @@ def run(
     Writes the adapter, the metrics of each step and the result into the run's directory.
     """
     from neoplug import recipe as recipes
+    from neoplug.distributed.restarts import attempt
     from neoplug.environment.memory import keep_freed
     from neoplug.recipe.scale import at_scale
     from neoplug.runs.directory import chosen_output
@@ -39,6 +40,7 @@ def run(
     keep_freed()
     changes = at_scale(recipe, scale) if scale else None
     checked = recipes.load(recipe, overrides or (), changes, trust=trust or ())
+    resume = resume or attempt() > 0  # torchrun repeats the command as it was
     folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
 
     from neoplug.cli import show, watch

@@ -5,9 +5,9 @@ predicted at index i - 1: this shift happens here and nowhere else.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -84,7 +84,7 @@ class TeacherText:
     input_ids     [S] int64
     lengths       tokens of each document; they add up to S
     position_map  [T] int64: for each position of the student's batch that predicts an answer token, the position in
-                  `input_ids` that predicts the same one; 0 elsewhere
+                  `input_ids` that predicts the same one; any elsewhere
     """
 
     input_ids: Tensor
@@ -147,9 +147,20 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
-        tensors: dict[str, Any] = {name: to_device(getattr(self, name), device) for name in TENSORS}
-        in_answer = None if self.in_answer is None else to_device(self.in_answer, device)
-        return replace(self, **tensors, teacher=self.teacher and _text_to(self.teacher, device), in_answer=in_answer)
+        return self._with_tensors(partial(to_device, device=device))
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in memory that the system does not move: the host does not take part in copies to a GPU."""
+        return self._with_tensors(Tensor.pin_memory)
+
+    def _with_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with `function` of each of its tensors."""
+        tensors: dict[str, Any] = {name: function(getattr(self, name)) for name in TENSORS}
+        in_answer = None if self.in_answer is None else function(self.in_answer)
+        text = self.teacher
+        if text is not None:
+            text = TeacherText(function(text.input_ids), text.lengths, function(text.position_map))
+        return replace(self, **tensors, teacher=text, in_answer=in_answer)
 
     def for_teacher(self) -> "Batch":
         """Return the batch with the teacher's texts: the same answer tokens, in the same order."""
@@ -239,6 +250,33 @@ def collate(documents: Sequence[Document]) -> Batch:
     )
 
 
+def concatenated(batches: Sequence[Batch]) -> Batch:
+    """Return one batch of the documents of several on the CPU, each as plugins left it."""
+    starts = np.cumsum([0, *(batch.tokens for batch in batches[:-1])]).tolist()
+    return Batch(
+        input_ids=torch.cat([batch.input_ids for batch in batches]),
+        lengths=[length for batch in batches for length in batch.lengths],
+        positions=torch.cat([batch.positions + start for batch, start in zip(batches, starts, strict=True)]),
+        labels=torch.cat([batch.labels for batch in batches]),
+        rows=torch.cat([batch.rows for batch in batches]),
+        teacher=_concatenated_texts(batches) if any(batch.teacher for batch in batches) else None,
+        documents=tuple(document for batch in batches for document in batch.documents),
+    )
+
+
+def _concatenated_texts(batches: Sequence[Batch]) -> TeacherText:
+    """Return the teacher's texts of several batches; of one without, the teacher reads the student's."""
+    texts = [
+        batch.teacher or TeacherText(batch.input_ids, batch.lengths, torch.arange(batch.tokens)) for batch in batches
+    ]
+    starts = np.cumsum([0, *(len(text.input_ids) for text in texts[:-1])]).tolist()
+    return TeacherText(
+        torch.cat([text.input_ids for text in texts]),
+        [length for text in texts for length in text.lengths],
+        torch.cat([text.position_map + start for text, start in zip(texts, starts, strict=True)]),
+    )
+
+
 def _hashed_bytes(document: Document) -> bytes:
     """Return the bytes of the student's text that enter the content hash; the first token's mask is not among them."""
     ids, mask = document.input_ids.astype("<i8"), document.loss_mask[1:].astype("u1")
@@ -277,11 +315,6 @@ def _positions(documents: Sequence[Document]) -> Tensor:
 
 def _concatenated(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays))
-
-
-def _text_to(text: TeacherText, device: torch.device | str) -> TeacherText:
-    input_ids, position_map = (to_device(tensor, device) for tensor in (text.input_ids, text.position_map))
-    return TeacherText(input_ids, text.lengths, position_map)
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:

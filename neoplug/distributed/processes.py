@@ -1,6 +1,7 @@
 """The processes of a run: which of those on this machine have ended, and how."""
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -77,3 +78,8 @@ def _end(process: Process) -> Ended | None:
 def is_connection_error(error: BaseException | None) -> bool:
     """Return whether a collective operation raised `error`; gloo's errors have no type of their own."""
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def is_timeout(error: BaseException | None) -> bool:
+    """Return whether a collective operation ended because not all processes took part in it in time."""
+    return is_connection_error(error) and re.search(r"tim(ed|e) ?out", str(error), re.IGNORECASE) is not None

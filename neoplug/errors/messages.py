@@ -134,7 +134,7 @@ class PluginError(RunError):
 
     def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
         super().__init__(plugin, hook)
-        self.plugin = plugin
+        self.plugin, self.hook = plugin, hook
         self.what = f"the plugin `{plugin}` failed in `{hook}`: {type(error).__name__}: {error}"
         for frame, line in islice(walk_tb(error.__traceback__), 2, 3):  # 0 is `plugin_errors`, 1 the call inside it
             self.place = f"{frame.f_code.co_filename}:{line}{_of_package(frame.f_globals.get('__name__'))}"
@@ -153,7 +153,7 @@ class AnswerError(PluginError):
 
     def __init__(self, plugin: str, hook: str, what: str, why: str, fix: str, function: Callable[..., Any]) -> None:
         RunError.__init__(self, plugin, hook)
-        self.plugin, self.what, self.why, self.fix = plugin, what, why, fix
+        self.plugin, self.hook, self.what, self.why, self.fix = plugin, hook, what, why, fix
         self.place = place_of(function)
 
     def __str__(self) -> str:

@@ -72,6 +72,8 @@ def evaluate(
     training = student.module.training
     student.module.eval()
     sums = [_document_sums(student, teacher, batch) for batch in share]
+    if len(share) * world.size < len(batches):  # all ranks run a sharded model equally often
+        _document_sums(student, teacher, batches[0])
     student.module.train(training)
     columns = _columns(teacher)
     values = torch.cat([*sums, torch.zeros(0, len(columns), dtype=torch.float64, device=student.device)]).cpu()

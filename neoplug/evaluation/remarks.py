@@ -1,6 +1,6 @@
 """Remarks on a finished run, as sentences: whether its teacher could improve the student, and whether it did."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from neoplug.recipe.reference import Reference
@@ -15,7 +15,11 @@ def remarks(
     result    has the metrics of the evaluations under before, after and teacher
     adapters  the run's adapters by name
     """
-    about_the_run = [*_about_the_scale(reference), *_about_the_adapters(adapters or {})]
+    about_the_run = [
+        *_about_the_scale(reference),
+        *_about_the_adapters(adapters or {}),
+        *_about_the_resumes(result.get("dealt_anew", [])),
+    ]
     before, after, teacher = (result.get(name) or {} for name in ("before", "after", "teacher"))
     if not all("cross_entropy" in metrics for metrics in (before, after, teacher)):
         return about_the_run
@@ -34,6 +38,15 @@ def _about_the_adapters(adapters: Mapping[str, Any]) -> Iterator[str]:
                 f"What `{name}` computes for a document depends on the other documents of its micro-batch ({why}): "
                 "another micro-batch size, and packing, give other results."
             )
+
+
+def _about_the_resumes(dealt_anew: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if dealt_anew:
+        steps = " and ".join(str(dealt["step"]) for dealt in dealt_anew)
+        yield (
+            f"The run was resumed after step {steps} with other processes or micro-batches (`dealt_anew`): on the same "
+            "rows, but dropout drew other numbers than in a run without a break, and sums differ in their last digits."
+        )
 
 
 def _about_the_teacher(

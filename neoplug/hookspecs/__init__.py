@@ -35,7 +35,7 @@
         for batch in the step's micro-batches:                      all edits of a step come before its first loss
             for row of the batch:
                 edit_documents(documents, progress, rng)            the batch is made of what the last one returns
-            edit_batch(batch, progress, rng)
+                edit_batch(batch, progress, rng)                    of this row alone
         for batch in the step's micro-batches:
             with `teacher.cache`:                                   in a thread, while the batch before is trained on
                 decode_teacher(stored, head, fitted)
@@ -68,7 +68,7 @@
         model = load_adapter(student, path);  merge_adapter(model)
     in `neoplug preview`, without models:
         check(recipe);  open_source()
-        edit_documents(documents, progress, rng);  edit_batch(batch, progress, rng)    of each micro-batch that it shows
+        edit_documents(documents, progress, rng);  edit_batch(batch, progress, rng)    of each row that it shows
 
 Imported by `registry` and by all layers above it. Does not belong here: how hooks are called (`registry`) and how
 answers are checked (`answers`).

@@ -62,13 +62,18 @@ def edit_documents(documents: Sequence[Document], progress: float, rng: Generato
 @returns("edited batch")
 @version_added("0.1")
 def edit_batch(batch: Batch, progress: float, rng: Generator) -> None:
-    """Change a training micro-batch in place, on the CPU, before the forward passes of teacher and student.
+    """Change the batch of a training row in place, on the CPU, before the forward passes of teacher and student.
 
-    batch     a `neoplug.Batch`: `labels` [N] and `input_ids` [T] may be rewritten; shortening `positions`, `labels`
-              and `rows` together drops answer tokens from the objective. Tokens are those that the models share, and
-              with token weights documents keep their lengths and answer tokens their positions
+    Rows are edited one by one and joined to micro-batches afterwards, so neither the size of a micro-batch nor the
+    number of ranks changes what becomes of a row.
+
+    batch     a `neoplug.Batch` of one row, with packing of several documents: `labels` [N] and `input_ids` [T] may be
+              rewritten; shortening `positions`, `labels` and `rows` together drops answer tokens from the objective.
+              Tokens are those that the models share, and with token weights documents keep their lengths and answer
+              tokens their positions
     progress  0.0 at the first optimizer step, 1.0 at the last
-    rng       seeded by (seed, plugin name, step, micro-batch), so a resumed run draws the same numbers
+    rng       seeded by (seed, plugin name, step, row), so draws depend neither on ranks nor on micro-batches, and a
+              resumed run draws the same numbers
     """
     raise NotImplementedError
 

@@ -3,8 +3,10 @@
 n rows of a block, H hidden size, V shared vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from neoplug.errors import RunError
+from neoplug.models.split_products import SplitProducts, has_kernel
 from neoplug.models.vocabulary import Vocabulary
 
 IDENTITY_ROWS = 256  # of the identity matrix that an adapted head is evaluated on at a time
@@ -49,12 +52,14 @@ class Head:
     module      the model's output embedding, or the module that an adapter replaced it with
     multiplier  factor of the model's logits (Granite, Cohere, Falcon-H1)
     cap         soft cap of the logits (Gemma): cap * tanh(logits / cap)
+    dtype       the type that the model computes in
     """
 
     module: nn.Module
     vocabulary: Vocabulary
     multiplier: float = 1.0
     cap: float | None = None
+    dtype: torch.dtype = torch.float32
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return logits [n, V] in float32, with a graph where gradients are enabled."""
@@ -97,7 +102,7 @@ class Head:
 
     def _as_matrix(self, hidden_size: int) -> tuple[Tensor, Tensor | None]:
         """Return weight [rows, H] and bias [rows] of an adapted head, in float32 on the CPU."""
-        project, device = self._adapted_over_all_rows(), next(self.module.parameters()).device
+        project, device = self._adapted_over_all_rows(self._wide_weights()), next(self.module.parameters()).device
         bias = project(torch.zeros(1, hidden_size, device=device))[0]
         identity = torch.split(torch.eye(hidden_size, device=device), IDENTITY_ROWS)
         weight = torch.cat([(project(part) - bias).t().cpu() for part in identity], 1)
@@ -119,18 +124,22 @@ class Head:
         """Return the function of a head that is a linear layer, with or without trainable parameters."""
         weight, bias = module.weight, module.bias
         if self.parameters():
-            return lambda hidden: functional.linear(
-                hidden.float(), self._rows(weight).float(), None if bias is None else self._rows(bias).float()
-            )
+
+            def project(hidden: Tensor) -> Tensor:
+                rows, rows_of_bias = self._rows(weight).float(), None if bias is None else self._rows(bias).float()
+                return functional.linear(hidden.float(), rows, rows_of_bias)
+
+            return self._in_16_bits(project)
         frozen, frozen_bias = self._rows(weight), self._rows(bias)
-        if not weight.is_cuda:  # only CUDA multiplies 16-bit matrices into float32
+        if not has_kernel(weight.device):
             frozen = frozen.float()
         storage = frozen.new_empty(0, dtype=torch.float32).untyped_storage()
         return lambda hidden: FrozenLinear.apply(hidden, frozen, frozen_bias, storage)  # type: ignore[no-untyped-call]
 
     def _adapted(self) -> Callable[[Tensor], Tensor]:
         """Return the function of an adapted head; 16-bit weights become float32, so that logits are not rounded."""
-        project = self._adapted_over_all_rows()
+        wide = self._wide_weights()
+        project = self._in_16_bits(self._adapted_over_all_rows(wide), wide)
 
         def logits_of(hidden: Tensor) -> Tensor:
             shared: Tensor = self._rows(project(hidden).t()).t() * 1  # a copy, since the objective overwrites it
@@ -138,13 +147,29 @@ class Head:
 
         return logits_of
 
-    def _adapted_over_all_rows(self) -> Callable[[Tensor], Tensor]:
-        """Return the function of an adapted head: [n, H] -> float32 logits [n, rows]."""
+    def _in_16_bits(
+        self, project: Callable[[Tensor], Tensor], wide: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Callable[[Tensor], Tensor]:
+        """Return a head's function; where a model computes in bfloat16 on CUDA, its products are made of such ones.
+
+        wide  name -> the float32 copy that `project` reads of a 16-bit weight
+        """
+        weights = dict(self.module.named_parameters())
+        if self.dtype != torch.bfloat16 or not has_kernel(next(iter(weights.values())).device):
+            return project
+        copies = {id(copy): weights[name] for name, copy in wide.items() if weights[name].dtype == torch.bfloat16}
+        return partial(SplitProducts([*weights.values(), *wide.values()], copies).call, project)
+
+    def _wide_weights(self) -> dict[str, Tensor]:
+        """Return float32 copies of the module's 16-bit weights by name."""
         narrow = (torch.float16, torch.bfloat16)
-        wide = {name: weight.float() for name, weight in self.module.named_parameters() if weight.dtype in narrow}
+        return {name: weight.float() for name, weight in self.module.named_parameters() if weight.dtype in narrow}
+
+    def _adapted_over_all_rows(self, wide: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return the function of an adapted head with the weights `wide`: [n, H] -> float32 logits [n, rows]."""
 
         def project(hidden: Tensor) -> Tensor:
-            logits: Tensor = functional_call(self.module, wide, (hidden.float(),))
+            logits: Tensor = functional_call(self.module, dict(wide), (hidden.float(),))
             return logits.float()
 
         return project

@@ -1,16 +1,19 @@
 """Loading of a resolved model: tokenizer, configuration and weights; without weights, on the meta device."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
+from unittest.mock import patch
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, RunError
@@ -131,12 +134,14 @@ def load_model(
     plugins: "Plugins",
     role: Role,
     section: Literal["teacher.load", "student.load"],
+    shard: Callable[[nn.Module], None] | None = None,
 ) -> "PreTrainedModel":
     """Return the model on `device`, frozen, in evaluation mode, with dropout off, loaded as its `load` plugins request.
 
     attn_implementation  None: transformers chooses
     role                 the model's role, passed to the plugins
     section              the section whose plugins apply to this model: "teacher.load" for a teacher
+    shard                shards the model before its weights are read; each rank then reads its own part of them
 
     Raises RecipeError where two plugins set the same argument, or the model is not a causal language model.
     """
@@ -145,11 +150,34 @@ def load_model(
     kwargs: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": {"": str(device)}}
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
-    model = load_weights(located, **kwargs | plugin_kwargs(plugins, role, taken=kwargs))
+    kwargs |= plugin_kwargs(plugins, role, taken=kwargs)
+    sharding: AbstractContextManager[dict[str, Any]] = sharded_on_load(shard) if shard else nullcontext({})
+    with sharding as further:
+        model = load_weights(located, **kwargs, **further)
     _after_load(plugins, model, role, section)
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     return model
+
+
+@contextmanager
+def sharded_on_load(shard: Callable[[nn.Module], None]) -> Iterator[dict[str, Any]]:
+    """Call `shard` on each model, on the meta device, that transformers builds inside the block, before it is loaded.
+
+    Of a sharded weight transformers reads this rank's part only. Its own plans of what to shard do not name the layers
+    of all families, and gather a head and the embedding that it is tied to twice.
+
+    Yields the further arguments of `from_pretrained`.
+    """
+    from transformers import PreTrainedModel
+    from transformers.distributed import DistributedConfig
+
+    def distribute(_: type, model: nn.Module, *__: Any) -> nn.Module:
+        shard(model.requires_grad_(False))
+        return model
+
+    with patch.object(PreTrainedModel, "maybe_distribute_model", classmethod(distribute)):
+        yield {"distributed_config": DistributedConfig()}
 
 
 def _after_load(plugins: "Plugins", model: "PreTrainedModel", role: Role, section: str) -> None:

@@ -95,10 +95,10 @@ def adapter_off(module: nn.Module) -> Switch:
 
     Peft marks all weights of the adapter as trainable when it turns it on again, also those that a plugin froze.
     """
-    parameters = list(module.parameters())
 
     @contextmanager
     def switch() -> Iterator[None]:
+        parameters = list(module.parameters())  # others once the module is sharded
         trained = [parameter.requires_grad for parameter in parameters]
         try:
             with module.disable_adapter():  # type: ignore[operator]

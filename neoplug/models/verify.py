@@ -72,7 +72,8 @@ def language_model(
     parameter = next(module.parameters())
     whole: Any = getattr(module, "config", None)
     config = whole.get_text_config() if whole is not None else None
-    head = Head(heads[0], vocabulary, _multiplier(config), getattr(config, "final_logit_softcapping", None))
+    cap, dtype = getattr(config, "final_logit_softcapping", None), autocast or parameter.dtype
+    head = Head(heads[0], vocabulary, _multiplier(config), cap, dtype)
     pad = getattr(config, "pad_token_id", None)
     model = LanguageModel(
         module, head, parameter.device, windows=_windows(config), autocast=autocast, pad_token_id=pad if pad else 0

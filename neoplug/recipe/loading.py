@@ -88,8 +88,8 @@ class ResolvedRecipe:
         except RecipeError as error:
             raise RecipeError(_sorted(error.problems, self.tree)) from error
 
-    def pinned(self, pinned: Mapping[Key, str]) -> "ResolvedRecipe":
-        """Return the recipe with the values at these paths in place of its own: revisions, or a date."""
+    def pinned(self, pinned: Mapping[Key, Any]) -> "ResolvedRecipe":
+        """Return the recipe with the values at these paths in place of its own: revisions, a date, or sizes."""
         recipe, values = self.recipe, self.values
         for path, value in pinned.items():
             recipe, values = _replaced(recipe, path, value), _replaced(values, path, value)
@@ -100,7 +100,7 @@ class ResolvedRecipe:
         return deepcopy(self.values)
 
 
-def _replaced(section: Any, path: Key, value: str) -> Any:
+def _replaced(section: Any, path: Key, value: Any) -> Any:
     """Return a section, or the map of one, with the value at `path` replaced."""
     key, *below = path
     if below:

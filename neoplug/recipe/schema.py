@@ -251,6 +251,15 @@ class Train(Section):
 
     `log_gradient_norms`: at logging steps, the gradient norm of each loss alone; takes one more forward pass, and one
     backward pass a loss.
+
+    `ddp_timeout`: seconds in which all processes of a run must take part in what they compute together; where one does
+    not, the others end.
+
+    `shard`: what is divided over the processes of `torchrun`: `base`, the frozen weights of both models' layers;
+    `full`, the trained weights of the student too, for full fine-tuning. A resumed run may have another value.
+
+    `full_determinism`: only algorithms that give the same values each time, which may be slower on a GPU; an operator
+    that has none ends the run.
     """
 
     max_steps: Annotated[int, Field(ge=1, le=10**15)] | None = None
@@ -262,10 +271,13 @@ class Train(Section):
     warmup_steps: Annotated[float, Field(ge=0)] = 0.1
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     gradient_checkpointing: bool = False
+    shard: Literal["none", "base", "full"] = "none"
     logging_steps: Positive = 10
     log_gradient_norms: bool = False
     save_steps: Positive = 500
     save_total_limit: Positive | None = None
+    ddp_timeout: Positive = 1800
+    full_determinism: bool = False
 
     @field_validator("warmup_steps")
     @classmethod

@@ -12,7 +12,9 @@ from neoplug.errors import UsageError
 from neoplug.files import cache_root, content_hash, folder_atomically, lock
 from neoplug.recipe import ResolvedRecipe
 from neoplug.reproduction.archive import NEEDED, unpacked
+from neoplug.reproduction.differences import Difference, find_differences
 from neoplug.runs.directory import RunDir, as_json, as_yaml
+from neoplug.runs.global_batch import Dealt
 from neoplug.runs.lock import pinned
 from neoplug.runs.measurements import Record, measurements_of
 from neoplug.runs.run_files import read_lock
@@ -26,12 +28,21 @@ class Original:
     recipe  the file that is replayed
     lock    the content of lock.json
     record  what a replay is compared with; None where there is only the lock
+    dealt_anew  how the rows of a step were dealt after each resume that changed it
     """
 
     name: str
     recipe: Path
     lock: Mapping[str, Any]
     record: Record | None = None
+    dealt_anew: Sequence[Dealt] = ()
+
+    def differences(self, here: Mapping[str, Any]) -> list[Difference]:
+        """Return what differs between the run and the lock `here`, of a replay or of this machine."""
+        resumes = [
+            Difference("ranks", f"dealt_anew, from step {dealt.step} on", str(dealt), None) for dealt in self.dealt_anew
+        ]
+        return find_differences(self.lock, here) + resumes
 
     def load(self, overrides: Sequence[str], trust: Sequence[str], changes: Mapping[str, Any]) -> ResolvedRecipe:
         """Return the recipe with all that the run used and its recipe need not name. Raises RecipeError."""
@@ -65,7 +76,8 @@ def _of_run(run: RunDir, name: str) -> Original:
             f"{run.path} is not finished, so there is nothing to compare with\n"
             "fix: continue it with `neoplug run RECIPE --output RUN --resume`"
         )
-    return Original(name, run.path / "recipe.yaml", _complete(run.lock), Record(measurements_of(run), measurements_of))
+    record = Record(measurements_of(run), measurements_of)
+    return Original(name, run.path / "recipe.yaml", _complete(run.lock), record, result.dealt_anew)
 
 
 def _of_lock(content: Mapping[str, Any], name: str) -> Original:

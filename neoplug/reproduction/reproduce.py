@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from neoplug.errors import Interrupted, NeoplugError, UsageError
 from neoplug.reproduction.comparison import Comparison, Judgement, compare, judge
-from neoplug.reproduction.differences import Difference, find_differences, tolerance
+from neoplug.reproduction.differences import Difference, tolerance
 from neoplug.reproduction.original import Original, open_original
 from neoplug.runs.directory import RunDir, chosen_output
 from neoplug.runs.execute import execute, lock_here
@@ -116,7 +116,7 @@ def reproduce(
         record = record or original.record
         given, replayed = _recipes(original, overrides, trust)
         here = lock_here(replayed, progress) | {"recipe": given.resolved()}
-        differences = find_differences(original.lock, here)
+        differences = original.differences(here)
         reference = given.recipe.reference
         if not dry_run and record is None and not (reference and reference.targets):
             raise UsageError(
@@ -132,7 +132,7 @@ def reproduce(
     return Reproduction(
         str(path),
         original.lock,
-        find_differences(original.lock, run.lock | {"recipe": given.resolved()}),
+        original.differences(run.lock | {"recipe": given.resolved()}),
         folder,
         compare(record.measured, record.measure(run)) if record else None,
         judge(reference, measurements_of(run).after) if reference else [],

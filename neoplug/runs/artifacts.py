@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from neoplug.distributed.sharding import is_sharded, whole_tensors
 from neoplug.errors import RunError
 from neoplug.files import folder_atomically, write_atomically
 from neoplug.files.contents import RECORD
@@ -22,17 +23,33 @@ from neoplug.runs.saved_form import is_peft
 from neoplug.runs.trained_tokenizer import has_other_template, log_template
 
 
+def whole_weights(model: Any, checked: ResolvedRecipe, *, keep: bool) -> dict[str, Tensor] | None:
+    """Return the weights that are saved in place of a model's own: a changed base, or a sharded model, gathered.
+
+    None where there are none. Every rank calls it; `keep`: whether this one writes the files.
+    """
+    if checked.plugins.implements("base_weights"):
+        weights = checked.plugins.one("base_weights", model=model)
+    elif is_sharded(model) and not is_peft(model) and not checked.plugins.implements("save_adapter"):
+        weights = model.state_dict(keep_vars=True)  # tied weights are then one object
+    else:
+        return None
+    return whole_tensors(weights, keep=keep)
+
+
 def save_student(
-    model: nn.Module, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, directory: RunDir
-) -> None:
+    model: nn.Module, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, directory: RunDir,
+    weights: dict[str, Tensor] | None = None,
+) -> None:  # fmt: skip
     """Write adapter/, and student/ if its base is not the original model; or model/, for a model without an adapter.
 
     tokenizer  with the chat template of the data; adapter/ has it if the base has another template
+    weights    from `whole_weights`
     """
     has_own_template = checked.recipe.data.chat_template is not None and has_other_template(tokenizer, base)
     if has_own_template:
         log_template(base)
-    _save_base(model, checked, base, tokenizer, directory)
+    _save_base(model, checked, base, tokenizer, directory, weights)
     if is_peft(model):
         has_base = directory.student.exists()
         source = str(directory.student.absolute()) if has_base else base.path
@@ -44,7 +61,7 @@ def save_student(
                 tokenizer.save_pretrained(draft)
     else:
         with folder_atomically(_removed(directory.model)) as draft:
-            _save_whole(model, draft, base, tokenizer)
+            _save_whole(model, draft, base, tokenizer, weights)
 
 
 def save_adapter(model: nn.Module, checked: ResolvedRecipe, path: Path) -> None:
@@ -55,19 +72,21 @@ def save_adapter(model: nn.Module, checked: ResolvedRecipe, path: Path) -> None:
         _save_peft(model, path)
 
 
-def save_changed_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, path: Path) -> None:
-    """Write the base to the folder `path` if the adapter changed it."""
-    if not checked.plugins.implements("base_weights"):
-        return
-    weights = checked.plugins.one("base_weights", model=model)
+def save_changed_base(
+    model: Any, base: ResolvedModel, tokenizer: Any, path: Path, weights: dict[str, Tensor] | None
+) -> None:
+    """Write the base, with `weights`, to the folder `path`."""
     with folder_atomically(_removed(path)) as draft:
         _save_whole(model.get_base_model() if is_peft(model) else model, draft, base, tokenizer, weights)
 
 
-def _save_base(model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, directory: RunDir) -> None:
+def _save_base(
+    model: Any, checked: ResolvedRecipe, base: ResolvedModel, tokenizer: Any, directory: RunDir,
+    weights: dict[str, Tensor] | None,
+) -> None:  # fmt: skip
     """Write student/ if the adapter's base is not the original model: it was prepared, or changed by the adapter."""
     if checked.plugins.implements("base_weights"):
-        save_changed_base(model, checked, base, tokenizer, directory.student)
+        save_changed_base(model, base, tokenizer, directory.student, weights)
     elif base.kind == "prepared":
         with folder_atomically(_removed(directory.student)) as draft:
             shutil.copytree(base.path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RECORD))

@@ -33,6 +33,7 @@ from neoplug.errors.text import has_credential
 from neoplug.files import exclusive_lock, folder_atomically, read_json, remove_abandoned, write_atomically
 from neoplug.files.atomic import too_long
 from neoplug.files.contents import RECORD, damage, record, recorded
+from neoplug.runs.global_batch import GlobalBatch
 from neoplug.runs.metrics_file import MetricsFile, finite
 from neoplug.runs.result import RunResult
 from neoplug.runs.run_files import (
@@ -70,11 +71,17 @@ def chosen_output(output: Path | str | None, output_dir: str | None, name: str, 
     """Return where a run is written: `output`, else the recipe's `output_dir`, else a new folder under runs/.
 
     Raises:
-        UsageError: `resume` is True and no directory is given, or the directory's name holds a credential.
+        UsageError: `resume` is True, or torchrun may start the run again, and no directory is given; or the directory's
+            name holds a credential.
     """
     chosen = output or output_dir
     if chosen and has_credential(str(chosen)):
         raise UsageError(f"{chosen} holds a password or an access token\nfix: name a local folder without it")
+    if not chosen and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise UsageError(
+            "torchrun is to start this run again where a process fails (--max-restarts), and would not find it\n"
+            "fix: name its directory with --output DIR"
+        )
     if resume and not chosen:
         raise UsageError("--resume needs to know which run\nfix: name its directory with --output DIR")
     return Path(chosen) if chosen else default_output(name)
@@ -219,6 +226,14 @@ class RunDir:
         """The lock of the run, as `lock_record` made it; of an older run, `recipe` is that of recipe.yaml."""
         lock = read_lock(self.path / "lock.json")
         return lock if "recipe" in lock else {"recipe": self.resolved, **lock}
+
+    @property
+    def global_batch(self) -> GlobalBatch | None:
+        """How the rows of a step were dealt when the run was started; None where its lock lacks the processes."""
+        train = self.resolved["train"]
+        sizes = {name: train[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps")}
+        computation = self.lock.get("computation")
+        return computation and GlobalBatch(ranks=computation["ranks"], **sizes)
 
     @property
     def chat_template_date(self) -> str | None:

@@ -11,22 +11,24 @@ import torch
 
 from neoplug import recipe as recipes
 from neoplug.data.encode.clock import today
+from neoplug.distributed.restarts import attempt
 from neoplug.distributed.world import World
+from neoplug.environment.determinism import deterministic
 from neoplug.environment.dtypes import resolve_dtype
-from neoplug.errors import UsageError
 from neoplug.errors.text import TextFormatter
 from neoplug.files.contents import RECORD
 from neoplug.hookspecs import Role
 from neoplug.recipe import ResolvedRecipe
 from neoplug.registry import given_classes
 from neoplug.registry.confinement import exits_refused
-from neoplug.runs.directory import REQUIRED, SAVED, RunDir, chosen_output, validate_output_path
+from neoplug.runs.directory import RunDir, chosen_output
 from neoplug.runs.failure import lost_processes_named
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
-from neoplug.runs.lock import difference, found_contents, lock_record, pinned
+from neoplug.runs.lock import lock_record, pinned
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.process import isolated
 from neoplug.runs.progress import Progress, Silent
+from neoplug.runs.resuming import begun_with, run_to_resume, validate_global_batch, validate_same_lock
 from neoplug.runs.signals import stopping
 from neoplug.runs.teacher_build import with_cache
 from neoplug.runs.trainer import Trainer
@@ -53,6 +55,7 @@ def run(
     """
     with given_classes(plugins):
         checked = recipes.load(recipe, changes=overrides, trust=trust)
+        resume = resume or attempt() > 0
         folder = chosen_output(output, checked.recipe.output_dir, checked.name, resume)
         return execute(checked, folder, resume, progress or Silent())
 
@@ -64,7 +67,7 @@ def execute(
 
     group  what the run belongs to in trackers, such as the name of a study
     """
-    with isolated(), exits_refused():
+    with isolated(), exits_refused(), deterministic(checked.recipe.train.full_determinism):
         return _execute(checked, output, resume, progress, group)
 
 
@@ -77,15 +80,17 @@ def _execute(
         return result.as_dict()
     with stopping() as stop, checked.marking(), buffered_log() as log_buffer, ExitStack() as cleanup:
         validate_devices(checked.recipe)
-        world = World(checked.recipe.student.device)
+        world = World(checked.recipe.student.device, checked.recipe.train.ddp_timeout)
         if directory is not None and world.is_main:
             cleanup.enter_context(directory.held())
+        if directory is not None:
+            validate_global_batch(directory, checked, world.size)
         with lost_processes_named(world):
-            as_begun = checked.pinned(pinned(directory.lock)) if directory else checked
-            inputs = prepare_student(checked, resolve_inputs(as_begun, progress, world.broadcast(today())), progress)
+            as_begun = checked.pinned(begun_with(directory)) if directory else checked
+            inputs = prepare_student(as_begun, resolve_inputs(as_begun, progress, world.broadcast(today())), progress)
             inputs = with_cache(checked, inputs, world, progress)
             if directory is not None:
-                validate_same_lock(directory, checked, inputs, world)
+                validate_same_lock(directory, build_lock(checked, inputs, world))
             else:
                 directory = create_directory(Path(world.broadcast(str(output))), checked, inputs, world)
                 if world.is_main:
@@ -93,7 +98,7 @@ def _execute(
         if world.is_main:
             checked.consent.remember()
             log_buffer.setTarget(_log_file_handler(directory.log))
-        result = Trainer(checked, inputs, directory, world, progress, stop, group).run()
+        result = Trainer(checked, inputs, directory, world, progress, stop, group, as_begun).run()
         world.end()
         return result.as_dict()
 
@@ -101,32 +106,6 @@ def _execute(
 def _is_complete(directory: RunDir) -> bool:
     """Return whether nothing is left to do. A run that was killed before it recorded its contents repeats its end."""
     return directory.is_finished and (directory.is_recorded or not (directory.path / RECORD).exists())
-
-
-def run_to_resume(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir | None:
-    """Return the run in the directory `output`; None where the run is a new one.
-
-    A run that failed before its first step is begun anew, unless `resume` is True.
-
-    Raises:
-        UsageError: there is a run and `resume` is False, or its recipe differs from `checked`; or `output` cannot be
-            created.
-    """
-    if not (resume and RunDir.is_run(output)):
-        validate_output_path(output)
-        return None
-    directory = RunDir.open(output)
-    directory.verify(*REQUIRED, *(SAVED if directory.is_finished and directory.result else ()))
-    as_given, as_pinned = (
-        difference(old, checked.resolved()) for old in (directory.lock["recipe"], directory.resolved)
-    )
-    if as_given and as_pinned:
-        lines = "\n".join(f"  {line}" for line in as_given)
-        raise UsageError(
-            f"the recipe changed since {output} was started:\n{lines}\n"
-            "why: a resumed run continues what was begun, bit for bit\nfix: undo the change, or start a new run"
-        )
-    return directory
 
 
 def create_directory(output: Path, checked: ResolvedRecipe, inputs: RunInputs, world: World) -> RunDir:
@@ -139,24 +118,6 @@ def create_directory(output: Path, checked: ResolvedRecipe, inputs: RunInputs, w
         RunDir.create(output, checked.pinned(pinned(lock)).resolved(), lock)
     world.wait()
     return RunDir.open(output)
-
-
-def validate_same_lock(directory: RunDir, checked: ResolvedRecipe, inputs: RunInputs, world: World) -> None:
-    """Refuse to resume if models or data have changed; warn of changed plugin files and versions.
-
-    Raises:
-        UsageError: the files of a model or the tokenised data differ from those of the earlier process.
-    """
-    before, now = map(found_contents, (directory.lock, build_lock(checked, inputs, world)))
-    must_match = ("models", "data")
-    if changed := difference(*({name: record[name] for name in must_match} for record in (before, now))):
-        lines = "\n".join(f"  {line}" for line in changed)
-        raise UsageError(
-            f"models or data changed since {directory.path} was started:\n{lines}\n"
-            "why: a resumed run continues what was begun, bit for bit\nfix: bring them back, or start a new run"
-        )
-    for line in difference(before, now):
-        logger.warning("resuming although this changed since the run was started: %s", line)
 
 
 def lock_here(checked: ResolvedRecipe, progress: Progress) -> dict[str, Any]:

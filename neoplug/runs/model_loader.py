@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from neoplug.data.batch import Batch
+from neoplug.distributed.sharding import shard_layers, shard_root
 from neoplug.distributed.world import World
 from neoplug.environment.dtypes import resolve_dtype
 from neoplug.evaluation.evaluate import Evaluation, evaluate, held_out_batches, metrics_of
@@ -17,6 +18,7 @@ from neoplug.evaluation.probes import probe
 from neoplug.hookspecs import Role
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.load import load_model
+from neoplug.models.recorder import decoder_layers
 from neoplug.models.reference import ResolvedModel
 from neoplug.models.stored_adapter import load_adapter
 from neoplug.models.verify import head_name, language_model
@@ -39,10 +41,11 @@ class ModelLoader:
     inputs: RunInputs
     world: World
 
-    def load(self, role: Role, located: ResolvedModel, plugins: Plugins | None = None) -> Any:
+    def load(self, role: Role, located: ResolvedModel, plugins: Plugins | None = None, *, sharded: bool = False) -> Any:
         """Load the weights of a model with the settings of its section of the recipe.
 
         plugins  whose hooks are called in place of those of all plugins of the recipe
+        sharded  shard the weights of its layers over the ranks; every rank loads it
         """
         section = getattr(self.checked.recipe, role)
         return load_model(
@@ -53,6 +56,7 @@ class ModelLoader:
             plugins=plugins or self.checked.plugins,
             role=role,
             section="teacher.load" if role == "teacher" else "student.load",
+            shard=(lambda model: shard_layers(decoder_layers(model), self.world.mesh)) if sharded else None,
         )
 
     def load_trained(self, folder: Path) -> Any:
@@ -79,22 +83,32 @@ class ModelLoader:
         return resolve_dtype(section.dtype, section.device or self.world.device)
 
     def load_teacher(self) -> Teacher | None:
-        """Load the teacher, if the recipe has one: its model, or what the recipe's cache stores of its output."""
+        """Load the teacher, if the recipe has one: its model, or what the recipe's cache stores of its output.
+
+        The model is sharded over the ranks if the recipe says so, unless it has a device of its own.
+        """
         if self.inputs.teacher is None:
             return None
-        if self.inputs.cache is None:
-            return LiveTeacher(self.load_teacher_model())
         section = self.checked.recipe.teacher
+        if self.inputs.cache is None:
+            return LiveTeacher(self.load_teacher_model(sharded=self.shards and not (section and section.device)))
         device = torch.device((section and section.device) or self.world.device)
         return self.inputs.cache.teacher(self.inputs.vocabulary, device)
 
-    def load_teacher_model(self) -> LanguageModel:
-        """Load the model of the recipe's teacher."""
+    @property
+    def shards(self) -> bool:
+        """Whether models are sharded over the ranks."""
+        return self.world.size > 1 and self.checked.recipe.train.shard != "none"
+
+    def load_teacher_model(self, *, sharded: bool = False) -> LanguageModel:
+        """Load the model of the recipe's teacher; `sharded`: every rank runs it equally often."""
         assert self.inputs.teacher is not None
-        module = self.load("teacher", self.inputs.teacher)
+        module = self.load("teacher", self.inputs.teacher, sharded=sharded)
         name, longest = head_name(module), self.checked.recipe.data.max_length
         if stored := self.inputs.teacher.adapter:
             module = load_adapter(module, stored)
+        if sharded:
+            shard_root(module, self.world.mesh)
         return language_model(module, name, self.inputs.vocabulary, role="teacher", longest=longest)
 
     def verify_student(self, module: nn.Module, name: str) -> LanguageModel:

@@ -1,6 +1,7 @@
 """The plan of a run: its steps, sizes, memory and disk, from models on the meta device and from the tokenised data.
 
-Everything under "memory_bytes" and "disk_bytes" is an estimate for one process.
+Everything under "memory_bytes" and "disk_bytes" is an estimate for one process; under `train.shard` it is one of
+WORLD_SIZE processes, the variable that a launcher sets.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from neoplug.runs.preflight import (
     validate_room_for_virtual_tokens,
 )
 from neoplug.runs.progress import Silent
+from neoplug.runs.sharding import per_rank, shares_of_layers
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.runs.teacher_cost import CacheCost, estimate_cost, held_out_cost
-from neoplug.training.objective import BLOCK
+from neoplug.training.objective import block_rows
 from neoplug.training.optim import make_optimizer
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
     skeletons = {role: load_skeleton(checked, role, model) for role, model in located.items()}
     cache = _cache_cost(checked, skeletons, inputs.vocabulary)
     student = skeletons["student"]
+    shares = shares_of_layers(checked, {role: model.skeleton for role, model in skeletons.items()})
     run = _data_and_steps(checked, corpus)
     matched = match(checked, student.skeleton, run["steps"], wanted).as_dict() if wanted is not None else None
     trained = adapt_skeleton(checked, student.skeleton, run["steps"], student.located)
@@ -97,6 +100,8 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None) -> dict[str, Any]:
         "memory_bytes": memory_bytes(skeletons, sizes, kept, measured_gradients(checked), recipe.taught_by),
         "disk_bytes": _disk_bytes(checked.recipe, student, sizes, run["steps"]),
     }
+    if shares:
+        planned["memory_bytes"] = per_rank(planned["memory_bytes"], shares, sizes.whole, recipe.train.shard)
     if cache is not None:
         tokens = run["data"]["longest_row"] * recipe.train.per_device_train_batch_size
         _add(planned["memory_bytes"], "teacher_output", round(AT_A_TIME * tokens * cache.decoded))
@@ -307,7 +312,8 @@ def activations(student: Skeleton, train: Train, longest_row: int) -> int:
     layer = KEPT_HIDDEN * hidden + KEPT_MLP * (getattr(text, "intermediate_size", None) or 4 * hidden)
     numbers = layers * hidden + layer if train.gradient_checkpointing else layers * layer
     # A block of the teacher's logits and one of the student's, which their gradient overwrites.
-    logits = min(tokens * text.vocab_size, BLOCK) * FLOAT32 * 2
+    rows = min(tokens, block_rows(text.vocab_size, torch.device(student.device)))
+    logits = rows * text.vocab_size * FLOAT32 * 2
     return int(tokens * numbers * student.dtype.itemsize + logits)
 
 

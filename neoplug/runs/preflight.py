@@ -30,6 +30,7 @@ from neoplug.registry import path_of
 from neoplug.registry.compatibility import validate_compatibility
 from neoplug.registry.consent import Consent
 from neoplug.runs.adapted_weights import add_adapter, copied_modules
+from neoplug.runs.sharding import number_of_processes, validate_sharded, validate_unquantised
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.seeds import generator
 from neoplug.training.optim import make_optimizer, make_schedule, warn_without_warmup
@@ -60,7 +61,7 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
     """
     steps = count_steps(checked.recipe.train, make_sampler(checked, corpus, 1).steps_per_epoch)
     whole, is_known = None, False
-    plugin_kwargs(checked.plugins, "student")
+    validate_unquantised(checked, "student", student, plugin_kwargs(checked.plugins, "student"))
     with meta_device("student", "the student is loaded in float32 until its trainable weights are known"):
         base = load_meta_model(student, "student", checked.recipe.student.attn_implementation)
         base = prepare_skeleton(checked, base)
@@ -82,6 +83,7 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
 def dry_run_teacher(checked: ResolvedRecipe, section: Model, teacher: ResolvedModel) -> None:
     """Refuse conflicting `load` plugins, and an attention or a stored adapter that does not fit the teacher."""
     kwargs = plugin_kwargs(checked.plugins, "teacher")
+    validate_unquantised(checked, "teacher", teacher, kwargs)
     if section.attn_implementation is None and teacher.adapter is None:
         return
     with meta_device("teacher", "the teacher is loaded without a dry run"):
@@ -175,7 +177,8 @@ def adapt_skeleton(checked: ResolvedRecipe, model: Any, steps: int, student: Res
 
     Raises:
         RecipeError: the adapter is known not to work with this kind of model, changes other weights than its options
-            select, has no trainable parameter, or differs in form from the stored adapter that it is to start from.
+            select, has no trainable parameter, cannot be sharded as the recipe says, or differs in form from the stored
+            adapter that it is to start from.
     """
     validate_compatibility(checked, model.config.get_text_config().model_type)
     weights = list(model.parameters())
@@ -185,6 +188,7 @@ def adapt_skeleton(checked: ResolvedRecipe, model: Any, steps: int, student: Res
     if not any(weight.requires_grad and weight.numel() for weight in found.parameters()):
         what, fix = f"`{name}` leaves nothing of the student to train", "give its options other values"
         raise RecipeError([Problem(what, "it has no trainable parameter", fix, path_of(section, name))])
+    validate_sharded(checked, found, weights)
     if checked.recipe.taught_by == "base":
         validate_separate_adapter(weights, found, name)
     if student.adapter is not None:
@@ -217,6 +221,10 @@ def validate_devices(recipe: Recipe) -> None:
     problems, present = [], devices()
     for role, section in (("student", recipe.student), ("teacher", recipe.teacher)):
         device = (section and section.device) or "cpu"
+        if ":" in device and number_of_processes() > 1:
+            what = f"`{role}.device` is {device}, and there are {number_of_processes()} processes"
+            why = "each process has a device of its own, which the launcher's LOCAL_RANK numbers"
+            problems.append(Problem(what, why, "leave `device` out, or name the kind alone", (role, "device")))
         if device not in present and f"{device}:0" not in present:
             what, why = f"there is no {device} device here", f"the devices here are {', '.join(present)}"
             fix = "leave `device` out: the best one here is taken, and `neoplug doctor` shows it"

@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from neoplug.errors import UsageError
 from neoplug.evaluation.model_selection import Best
+from neoplug.runs.global_batch import Dealt, GlobalBatch
 from neoplug.runs.run_files import validated
 
 Status = Literal["completed", "interrupted", "failed"]
@@ -53,6 +53,11 @@ class Measured(BaseModel):
         default=None, description="optimizer step after which a plugin of `stops` ended training; absent where none did"
     )
     stop_reason: str | None = Field(default=None, description="why, and which plugin; absent where none did")
+    dealt_anew: list[Dealt] = Field(
+        default=[],
+        description="each resume with other processes or micro-batches: `step`, from which on rows were dealt so; "
+        "absent where there was none",
+    )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that were set, as plain data for JSON."""
@@ -73,7 +78,7 @@ class RunState(Measured):
     """The content of a checkpoint's state.json, from which a resumed run continues its measurements."""
 
     step: int = Field(description="optimizer steps done")
-    world: int = Field(description="processes that trained; a resumed run needs as many")
+    world: int = Field(description="processes that trained")
     seconds: float = Field(description="wall time of the run so far, over all its sessions")
     metrics_sha256: str | None = Field(default=None, description="hash of the lines of metrics.jsonl up to this step")
 
@@ -81,14 +86,18 @@ class RunState(Measured):
         """Return the measurements alone, as plain data."""
         return self.model_dump(exclude_unset=True, exclude={"step", "world", "seconds", "metrics_sha256"})
 
-    def validate_world_size(self, size: int, run: Path) -> None:
-        """Refuse to resume with another number of processes: each step would train on other rows."""
-        if size != self.world:
-            raise UsageError(
-                f"{run} was trained by {self.world} processes, and there are {size} now\n"
-                "why: a step trains on the rows of all processes, so the steps would differ\n"
-                f"fix: resume with {self.world}, or start a new run"
-            )
+    def deal(self, now: GlobalBatch, begun: GlobalBatch) -> GlobalBatch | None:
+        """Record how the rows of a step are dealt from here on; return how they were before, None if it is the same.
+
+        begun  how they were dealt when the run was started
+        """
+        last = self.dealt_anew[-1] if self.dealt_anew else begun
+        before = GlobalBatch(**{name: getattr(last, name) for name in GlobalBatch.model_fields})
+        self.world = now.ranks
+        if before == now:
+            return None
+        self.dealt_anew = [*self.dealt_anew, Dealt(step=self.step, **now.model_dump())]
+        return before
 
 
 class RunResult(Measured):

@@ -15,7 +15,7 @@ from neoplug.errors import Problem, RecipeError
 from neoplug.files import discarded_folder
 from neoplug.models.language_model import LanguageModel
 from neoplug.registry import path_of
-from neoplug.runs.artifacts import save_adapter, save_changed_base
+from neoplug.runs.artifacts import save_adapter, save_changed_base, whole_weights
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.saved_comparison import (
     TOLERANCE,
@@ -92,5 +92,6 @@ def moved(module: nn.Module, excerpt: Excerpt, seed: int, tolerance: float) -> I
 @torch.no_grad()
 def _save(module: nn.Module, loader: ModelLoader, folder: Path) -> None:
     (folder / "adapter").mkdir()
-    save_changed_base(module, loader.checked, loader.inputs.base, loader.inputs.tokenizer, folder / "student")
+    if weights := whole_weights(module, loader.checked, keep=True):
+        save_changed_base(module, loader.inputs.base, loader.inputs.tokenizer, folder / "student", weights)
     save_adapter(module, loader.checked, folder / "adapter")

@@ -1,14 +1,18 @@
 """The steps of a run: how many there are, the rows of each, and the losses that they minimise."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
 from math import ceil
 
 from neoplug.data import BatchSampler, Corpus
 from neoplug.data.batch import Batch, collate
+from neoplug.models.language_model import LanguageModel
 from neoplug.recipe import ResolvedRecipe, Train
+from neoplug.recipe.loss_weights import Weight
 from neoplug.registry import Plugins
 from neoplug.registry.teacher_reads import reads_teacher
+from neoplug.training.checkpoint import current_name
+from neoplug.training.fusion import fuse
 from neoplug.training.objective import Loss
 
 
@@ -33,11 +37,22 @@ def count_steps(train: Train, steps_per_epoch: int) -> int:
     return train.max_steps or ceil((train.num_train_epochs or 1) * steps_per_epoch)
 
 
-def make_losses(plugins: Plugins, reads_entries: bool = False) -> list[Loss]:
+def restored_weights(weights: Mapping[str, Weight], measured: Mapping[str, float]) -> dict[str, Weight]:
+    """Return each loss's weight, of which `measured` were calibrated before a resume."""
+    restored = dict(weights)
+    for name, value in measured.items():
+        now = current_name(name, list(restored))
+        restored[now] = restored[now].calibrated(value)
+    return restored
+
+
+def make_losses(plugins: Plugins, reads_entries: bool = False, student: LanguageModel | None = None) -> list[Loss]:
     """Return the losses among the plugins, sorted by name, with weight 1; the loop sets the weights at each step.
 
     reads_entries  whether the teacher's signal has entries and no logits: losses that read the teacher then do so by
                    `token_loss_sparse`
+    student        whose logits they read, to compute them in one kernel if that is possible on its device; None: by
+                   their hooks
     """
     values = plugins.functions("token_loss", section="loss")
     gradients = plugins.functions("token_gradient", section="loss")
@@ -46,4 +61,7 @@ def make_losses(plugins: Plugins, reads_entries: bool = False) -> list[Loss]:
         gradients = {name: gradient for name, gradient in gradients.items() if name not in reading}
         values |= plugins.functions("token_loss_sparse", section="loss")
         gradients |= plugins.functions("token_gradient_sparse", section="loss")
-    return [Loss(name, 1.0, value, gradients.get(name)) for name, value in sorted(values.items())]
+    losses = [Loss(name, 1.0, value, gradients.get(name)) for name, value in sorted(values.items())]
+    if student is None or reads_entries:
+        return losses
+    return fuse(losses, plugins.section("loss"), student.head.vocabulary.size, student.device)

@@ -142,7 +142,7 @@ class _Sample:
         base = trainer.loader.load("student", builder.inputs.base)
         name = head_name(base)
         sampler = make_sampler(builder.checked, builder.inputs.corpus, builder.world.size)
-        adapted = trainer.add_adapter(base, count_steps(builder.checked.recipe.train, sampler.steps_per_epoch))
+        adapted, _ = trainer.add_adapter(base, count_steps(builder.checked.recipe.train, sampler.steps_per_epoch))
         student = trainer.loader.verify_student(adapted, name)
         student.module.eval()
         return StudentWithObjective(student, builder.checked.plugins.functions("token_weight"))
@@ -180,7 +180,7 @@ def divergence(stored: Signal, exact: StatesSignal, tokens: int) -> float:
     Of the teacher's largest entries, all other tokens are one outcome; of a sample, its entries are all outcomes.
     """
     total = 0.0
-    for rows in blocks(tokens, exact.head.vocabulary.size):
+    for rows in blocks(tokens, exact.head.vocabulary.size, exact.states.device):
         log_p = torch.log_softmax(exact.logits(rows), -1)
         if SPARSE not in stored.provides:
             log_q = torch.log_softmax(require_logits(stored).logits(rows).to(log_p.device), -1)

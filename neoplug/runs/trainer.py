@@ -25,10 +25,9 @@ from neoplug.models.language_model import LanguageModel, count_parameters
 from neoplug.models.stored_adapter import load_adapter_weights
 from neoplug.models.verify import head_name
 from neoplug.recipe import ResolvedRecipe
-from neoplug.recipe.loss_weights import Weight
 from neoplug.registry import Plugins
 from neoplug.runs.adapted_weights import add_adapter
-from neoplug.runs.artifacts import save_student, write_card
+from neoplug.runs.artifacts import save_student, whole_weights, write_card
 from neoplug.runs.directory import RunDir
 from neoplug.runs.failure import FailureWriter
 from neoplug.runs.inputs import RunInputs
@@ -36,12 +35,14 @@ from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.own_teacher import OwnTeacher
 from neoplug.runs.progress import Progress
 from neoplug.runs.result import EvaluationValues, RunResult, RunState, Sample
+from neoplug.runs.resuming import deal_rows
 from neoplug.runs.sample import continuation, sample_prompt
 from neoplug.runs.save_dry_run import dry_run_save
 from neoplug.runs.saved_comparison import Excerpt, on_main, validate_saved_student
 from neoplug.runs.saved_student import trainable_as_float32
+from neoplug.runs.sharding import shard_student, validate_optimizer
 from neoplug.runs.signals import ImmediateStop, Stop
-from neoplug.runs.steps import count_steps, make_losses, make_sampler, training_batches
+from neoplug.runs.steps import count_steps, make_losses, make_sampler, restored_weights, training_batches
 from neoplug.runs.stopping import Stopping
 from neoplug.runs.trackers import Trackers
 from neoplug.seeds import derive, generator
@@ -66,6 +67,7 @@ class Trainer:
     progress: Progress
     stop: Stop
     group: str | None = None  # what the run belongs to in trackers
+    begun: ResolvedRecipe | None = None  # the recipe as a resumed run was started: its micro-batches may be others
 
     def __post_init__(self) -> None:
         self.loader = ModelLoader(self.checked, self.inputs, self.world)
@@ -82,7 +84,7 @@ class Trainer:
         earlier = checkpoint.latest(self.directory.checkpoints, with_best=needs_best)
         if earlier is not None:
             self.state = RunState.read(checkpoint.read_state(earlier), earlier / "state.json")
-            self.state.validate_world_size(self.world.size, self.directory.path)
+        deal_rows(self.state, self.checked.recipe.train, self.world.size, self.directory, earlier)
         self.began = started - self.state.seconds
         failures = FailureWriter(self.directory, self.world, self.stop)
         if self.world.is_main:
@@ -125,6 +127,7 @@ class Trainer:
         sampler = make_sampler(self.checked, self.inputs.corpus, self.world.size)
         total = count_steps(recipe.train, sampler.steps_per_epoch)
         batches = self.loader.held_out()
+        validate_optimizer(self.checked, self.world)
         self.phase("loading the models")
         teacher = self.loader.load_teacher()
         base = self.loader.load("student", self.inputs.base)
@@ -135,7 +138,8 @@ class Trainer:
             own = OwnTeacher(self.loader, unadapted) if recipe.taught_by else None
         if begins:
             self.evaluate_before(unadapted, own.base if own else teacher, batches)
-        student = self.loader.verify_student(self.add_adapter(base, total), name)
+        module, names_of_base = self.add_adapter(base, total)
+        student = self.loader.verify_student(module, name)
         if own is not None:
             teacher, self.average = own.of(student), own.average
         if teacher is not None:
@@ -145,6 +149,7 @@ class Trainer:
         if earlier is None:
             self.phase("trying to save the student")
             on_main(self.loader, partial(dry_run_save, student, self.loader, self.directory.path))
+        shard_student(self.checked, module, names_of_base, self.world)
         optimizer = make_optimizer(student.module, plugins, recipe.train.learning_rate)
         schedule = make_schedule(optimizer, plugins, recipe.train, total)
         if earlier is not None:
@@ -177,9 +182,9 @@ class Trainer:
             student=student,
             teacher=teacher,
             average=self.average,
-            losses=make_losses(plugins, self.inputs.has_entries),
+            losses=make_losses(plugins, self.inputs.has_entries, student),
             references=make_losses(self.checked.references, self.inputs.has_entries),
-            weights=self.loss_weights(),
+            weights=restored_weights(self.checked.weights, self.state.weights),
             plugins=plugins,
             corpus=self.inputs.corpus,
             sampler=sampler,
@@ -209,14 +214,6 @@ class Trainer:
             stop_requested=self.stop_requested,
         )
 
-    def loss_weights(self) -> dict[str, Weight]:
-        """Return each loss's weight; weights that were calibrated before a resume are restored."""
-        weights = dict(self.checked.weights)
-        for name, value in self.state.weights.items():
-            now = checkpoint.current_name(name, list(weights))
-            weights[now] = weights[now].calibrated(value)
-        return weights
-
     def record_calibrated_weights(self, weights: dict[str, float]) -> None:
         """Record calibrated weights for the result and for checkpoints, and log them."""
         self.state.weights = weights
@@ -227,8 +224,11 @@ class Trainer:
         logger.debug(text)
         self.progress.phase(text)
 
-    def add_adapter(self, base: Any, total_steps: int) -> nn.Module:
-        """Add the recipe's adapter, with stored weights if the recipe names them; trainable weights become float32."""
+    def add_adapter(self, base: Any, total_steps: int) -> tuple[nn.Module, set[str]]:
+        """Add the recipe's adapter, with stored weights if the recipe names them; trainable weights become float32.
+
+        Returns the model, and the names of those of its weights that are the base's.
+        """
         recipe, plugins = self.checked.recipe, self.checked.plugins
         (name,) = plugins.implements("add_adapter")
         self.phase("adding the adapter")
@@ -237,7 +237,8 @@ class Trainer:
             enable = getattr(base, "activation_checkpointing_enable", None)  # its newer name
             (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
         weights = list(base.parameters())
-        batches, rng = training_batches(self.checked, self.inputs.corpus), generator(recipe.seed, name)
+        rng = generator(recipe.seed, name)
+        batches = training_batches(self.begun or self.checked, self.inputs.corpus)
         model = add_adapter(plugins, base, batches=batches, total_steps=total_steps, rng=rng)
         if self.loader.has_rounded(weights, name):
             self.inputs = self.loader.inputs = replace(self.inputs, trains_whole=None)
@@ -245,7 +246,8 @@ class Trainer:
         if stored := self.inputs.base.adapter:
             load_adapter_weights(model, stored, name)
         self.loader.round_frozen_weights(weights)
-        return trainable_as_float32(model)
+        of_base = set(map(id, weights))
+        return trainable_as_float32(model), {name for name, w in model.named_parameters() if id(w) in of_base}
 
     def evaluate_before(self, student: LanguageModel, teacher: Teacher | None, batches: list[Batch]) -> None:
         """Evaluate the untrained student and the teacher, and generate a sample; record all in `state`."""
@@ -282,13 +284,14 @@ class Trainer:
 
     def save_checkpoint(self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
         """Write a checkpoint on the main process, with the plugin states of all ranks."""
-        plugin_states = self.world.gather([checkpoint.pack(self.checked.plugins)])
-        if self.world.is_main:
+        plugins, folder, main = self.checked.plugins, self.directory.checkpoints, self.world.is_main
+        packed = self.world.gather([checkpoint.pack(plugins)])
+        if main:
             self.state.step, self.state.seconds = step, monotonic() - self.began
             self.state.metrics_sha256 = self.directory.metrics.sha256()
-            state, folder = self.state.as_dict(), self.directory.checkpoints
-            plugins = self.checked.plugins
-            checkpoint.save(folder, step, model, optimizer, schedule, plugins, plugin_states, state, self.average)
+        state = self.state.as_dict()
+        checkpoint.save(folder, step, model, optimizer, schedule, plugins, packed, state, self.average, writes=main)
+        if main:
             best = self.state.best.step if self.state.best else None
             checkpoint.prune(folder, self.checked.recipe.train.save_total_limit, best)
         self.world.wait()
@@ -338,9 +341,10 @@ class Trainer:
         }
         excerpt = Excerpt.of(student, self.loader)
         expected = excerpt.logits(module)
+        weights = whole_weights(module, self.checked, keep=self.world.is_main)
         if self.world.is_main:
             self.phase("saving the student")
-            save_student(module, self.checked, self.inputs.base, self.inputs.tokenizer, self.directory)
+            save_student(module, self.checked, self.inputs.base, self.inputs.tokenizer, self.directory, weights)
         adapters = self.checked.plugins.section("adapter")
         measured["remarks"] = remarks(measured, self.checked.recipe.reference, adapters)
         for remark in measured["remarks"]:
@@ -354,7 +358,7 @@ class Trainer:
         result = RunResult(**measured, seconds=monotonic() - self.began)
         if self.world.is_main:
             write_card(self.directory, result)
-        self.write_result(result)
+            self.directory.write_result(result)
         self.progress.finished(result.as_dict())
         self.world.wait()
         return result
@@ -392,8 +396,3 @@ class Trainer:
         if self.world.is_main:
             self.directory.write_evaluation(name, evaluation.documents)
         return evaluation.values
-
-    def write_result(self, result: RunResult) -> None:
-        """Write result.json on the main process."""
-        if self.world.is_main:
-            self.directory.write_result(result)

@@ -24,6 +24,7 @@ from neoplug.testing.loss_examples import Example, arguments_of, call, closed_fo
 from neoplug.testing.optimizer_step import optimizer_step
 from neoplug.testing.search import ROUNDING, Broken, Kit, check_close
 from neoplug.testing.sparse import check_buckets, check_linear, check_sparse_closed_form, unread
+from neoplug.training.formula import formula_of
 
 COARSE = 1e-2  # tolerance of finite differences of a loss that computes in float32 even for float64 inputs
 EXTREME = 320  # factor that makes an example's logits extreme
@@ -140,6 +141,18 @@ def check_closed_form(loss: Any, example: Example) -> None:
     check_close(answer[1], gradient(loss, example), "the gradient that token_gradient returns")
 
 
+def check_formula(loss: Any, example: Example) -> None:
+    """Its `formula` is the loss, and has its gradient."""
+    if (formula := formula_of(loss)) is None:
+        return
+    arguments = arguments_of(example)
+    logits = example.student.detach().to(arguments["student"].dtype).requires_grad_()
+    found = formula.value(logits.log_softmax(-1), arguments["teacher"], example.labels)
+    (by_logits,) = torch.autograd.grad(found.sum(), logits)
+    check_close(found.detach(), value(loss, example), "the loss that `formula` states")
+    check_close(by_logits, gradient(loss, example), "the gradient of the loss that `formula` states")
+
+
 def check_not_negative(loss: Any, example: Example) -> None:
     """The loss is at least 0."""
     found = value(loss, example)
@@ -187,7 +200,8 @@ def check_large_vocabulary(loss: Any) -> None:
 def _absent(loss: Any) -> dict[str, str]:
     """Return the properties that do not apply to a loss, with the reason."""
     no_closed_form = {"closed_form": "there is no token_gradient"} if hook(loss, "token_gradient") is None else {}
-    return no_closed_form | unread(loss)
+    no_formula = {"formula": "there is none"} if formula_of(loss) is None else {}
+    return no_closed_form | no_formula | unread(loss)
 
 
 LOSS = Kit(
@@ -198,6 +212,7 @@ LOSS = Kit(
         "chunks": check_chunks,
         "shift": check_shift,
         "closed_form": check_closed_form,
+        "formula": check_formula,
         "not_negative": check_not_negative,
         "zero_where_equal": check_zero_where_equal,
         "finite_differences": check_finite_differences,

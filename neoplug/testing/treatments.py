@@ -8,19 +8,23 @@ def test_mine():
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from neoplug.data import without_answers
-from neoplug.data.batch import Batch, Document, collate
+from neoplug.data import BatchSampler, without_answers
+from neoplug.data.batch import Batch, Document, collate, concatenated
 from neoplug.errors import NeoplugError
+from neoplug.registry import Plugins
 from neoplug.testing.hooks import answer, global_seeds
 from neoplug.testing.loss_examples import hook
 from neoplug.testing.search import Broken, Kit, properties_of
+from neoplug.training.batch_source import BatchSource
 
 VOCABULARY = 64
 HOOKS = ("edit_documents", "edit_batch")
@@ -64,6 +68,17 @@ class TreatmentProperties:
         for name in BATCHES:
             if not _same(_edited(used, name), _edited(replace(treatment), name)):
                 raise Broken(f"{name}: edited after other batches it is another, and `state_dict` stores nothing")
+
+    def dealt(self, treatment: Any) -> None:
+        """What it does to a row depends neither on ranks nor on micro-batches, unless it has a state that is stored."""
+        if hook(treatment, "state_dict") is not None:
+            return
+        (together,) = _of_ranks(treatment, 1)
+        ranks = _of_ranks(treatment, 2)
+        alone = [batch for batches in zip(*ranks, strict=True) for batch in batches]  # in the order of the rows
+        rows = [batch for batch, has_documents in alone if has_documents]
+        if rows and not _same(concatenated(rows), together[0][0]):
+            raise Broken("rows that are trained one by one on two ranks are not those of one process")
 
     def documents(self, treatment: Any) -> None:
         """It leaves the documents of the data set as they are."""
@@ -124,6 +139,29 @@ def _edited(treatment: Any, name: str, *, seed: int = 0, progress: float = 0.5) 
     except NeoplugError as error:
         raise Broken(f"{name}: {error.message().partition(chr(10))[0]}") from error
     return batch
+
+
+def _of_ranks(treatment: Any, world: int) -> list[list[tuple[Batch, bool]]]:
+    """Return what each of `world` ranks reads of BATCHES in one step: one process all rows at once, others one by one.
+
+    Raises Broken where the treatment raises an error.
+    """
+    rows = list(BATCHES.values())
+    corpus: Any = SimpleNamespace(rows=rows, longest={"student": 99})  # what a BatchSource reads of a Corpus
+    size = len(rows) if world == 1 else 1
+    sampler = BatchSampler(len(rows), size, len(rows) // (size * world), world, seed=0)
+    before, found = os.environ.get("RANK"), []
+    try:
+        for rank in range(world):
+            os.environ["RANK"] = str(rank)
+            plugins = Plugins({"treatments": {"treatment": replace(treatment)}})
+            source = BatchSource(corpus=corpus, sampler=sampler, plugins=plugins, seed=0, rank=rank)
+            found.append(list(source.micro_batches(0, 0.5)))
+    except NeoplugError as error:
+        raise Broken(error.message().partition("\n")[0]) from error
+    finally:
+        os.environ.pop("RANK") if before is None else os.environ.update(RANK=before)
+    return found
 
 
 def _same(one: Batch, other: Batch) -> bool:

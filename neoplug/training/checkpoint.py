@@ -1,4 +1,4 @@
-"""Checkpoints: each a folder that is written atomically, from which a run resumes bit for bit.
+"""Checkpoints: each a folder that is written atomically, from which a run resumes bit for bit on as many ranks.
 
     trainable.safetensors   trainable parameters and persistent buffers
     average.safetensors     the average of the trainable parameters, where it is the teacher
@@ -27,6 +27,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from neoplug.answers.plain_values import describe
+from neoplug.distributed.sharding import (
+    part_like,
+    part_of_optimizer_state,
+    reshard,
+    whole_optimizer_state,
+    whole_tensors,
+)
 from neoplug.errors import AnswerError, DamageError, RunError, plugin_errors
 from neoplug.files import discarded_folder, read_json
 from neoplug.files.contents import damage, recorded_folder
@@ -50,20 +57,28 @@ def save(
     plugin_states: Sequence[bytes],
     state: dict[str, Any],
     average: WeightAverage | None = None,
+    *,
+    writes: bool = True,
 ) -> Path:
     """Write `folder/step-N` and return it; `plugin_states` are the results of `pack` by rank, `state` becomes JSON.
 
     Checkpoints of this and later steps, which a resumed run skipped because they are damaged, are removed.
+
+    writes  whether this process writes the files; the others give it their parts of sharded weights
     """
     path = at(folder, step)
+    trained = whole_tensors(_trained_tensors(model), keep=writes)
+    training = {"optimizer": whole_optimizer_state(optimizer, keep=writes)}
+    if not writes:
+        return path
     for damaged in folder.glob("step-*"):
         if _step(damaged) >= step:  # `latest` skipped it, so a resumed run repeats its steps
             shutil.rmtree(damaged)
     with recorded_folder(path) as draft:
-        save_file(_trained_tensors(model), draft / TRAINABLE)
+        save_file(trained, draft / TRAINABLE)
         if average is not None:
             save_file(average.values, draft / AVERAGE)
-        torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, draft / "training.pt")
+        torch.save(training | {"schedule": schedule.state_dict()}, draft / "training.pt")
         for rank, packed in enumerate(plugin_states):
             (draft / f"plugins-{rank}.pt").write_bytes(packed)
         plugins.each("on_save", model=model, path=draft)
@@ -123,12 +138,14 @@ def load(
 ) -> None:  # fmt: skip
     """Load a checkpoint into model, average, optimizer and schedule, and the plugin states of `rank` into the plugins.
 
+    Of a checkpoint of N ranks, a rank from N on loads the states of rank modulo N.
+
     Raises:
         RunError: the checkpoint holds other parameters than the model trains.
     """
     restore(path, model, plugins, rank, average)
     training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(training["optimizer"])
+    optimizer.load_state_dict(part_of_optimizer_state(training["optimizer"], optimizer))
     schedule.load_state_dict(training["schedule"])
 
 
@@ -143,7 +160,18 @@ def restore(
     _load_tensors(path / TRAINABLE, _trained_tensors(model))
     if average is not None:
         _load_tensors(path / AVERAGE, average.values)
-    _load_states(path / f"plugins-{rank}.pt", plugins)
+    _load_states(_states_of(path)[rank % len(_states_of(path))], plugins)
+
+
+def differing_states(path: Path) -> list[str]:
+    """Return the plugins whose state in a checkpoint is not the same on all ranks, as where each reads other rows."""
+    first, *others = (torch.load(file, map_location="cpu", weights_only=True) for file in _states_of(path))
+    return [name for name in first if any(_serialised(first[name]) != _serialised(state[name]) for state in others)]
+
+
+def _states_of(path: Path) -> list[Path]:
+    """Return the files of a checkpoint with the states of plugins, by rank."""
+    return sorted(path.glob("plugins-*.pt"), key=lambda file: int(file.stem.partition("-")[2]))
 
 
 def _load_tensors(file: Path, present: dict[str, Tensor]) -> None:
@@ -154,7 +182,7 @@ def _load_tensors(file: Path, present: dict[str, Tensor]) -> None:
         raise RunError(f"{file.parent} does not fit the model: {len(odd)} names differ, such as {odd[0]}")
     with torch.no_grad():
         for name, tensor in present.items():
-            tensor.copy_(stored[name])
+            tensor.copy_(part_like(stored[name], tensor))
 
 
 def _load_states(file: Path | BytesIO, plugins: Plugins) -> None:
@@ -221,7 +249,11 @@ def _step(path: Path) -> int:
 
 
 def _trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that training changes: trainable parameters and persistent buffers."""
+    """Return the tensors that training changes: trainable parameters and persistent buffers.
+
+    Of a sharded parameter it is this rank's part.
+    """
+    reshard(model)
     buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
     changed: dict[str, Tensor] = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     changed |= {name: buffer for name, buffer in model.named_buffers() if name in buffers}

@@ -28,7 +28,7 @@ from neoplug.seeds import derive
 from neoplug.teachers.base import Teacher
 from neoplug.teachers.cached import SAMPLED, CachedTeacher
 from neoplug.teachers.itself import WeightAverage
-from neoplug.training.batch_source import BatchSource, progress_at
+from neoplug.training.batch_source import BatchSource, progress_at, step_batches
 from neoplug.training.diagnostics import Diagnosis
 from neoplug.training.metrics import Metrics, StepValues, add_plugin_metrics, peak_memory
 from neoplug.training.module import StudentWithObjective, gradient_norms, plugin_state_restored
@@ -121,84 +121,87 @@ def distil(config: LoopConfig, events: LoopEvents, first: int = 0) -> int:
     module = world.wrap(unwrapped)
     parameters = [parameter for parameter in config.student.module.parameters() if parameter.requires_grad]
     module.train()
-    for step in range(first, config.total_steps):
-        started = perf_counter()
-        progress = progress_at(step, config.total_steps)
-        torch.manual_seed(derive(config.seed, "step", step, world.rank))  # dropout repeats in a resumed run
-        batches = list(config.batches.micro_batches(step, progress))
-        counts = torch.tensor([sum(b.answer_tokens for b, _ in batches), sum(b.tokens for b, real in batches if real)])
-        counts = world.sum(counts.to(world.device, non_blocking=True))
-        scale = world.size / counts[0].clamp(min=1)  # a wrapper averages gradients over ranks, where a sum is needed
+    with step_batches(config.batches, world.device, first, config.total_steps) as batches_of:
+        for step in range(first, config.total_steps):
+            started = perf_counter()
+            progress = progress_at(step, config.total_steps)
+            torch.manual_seed(derive(config.seed, "step", step, world.rank))  # dropout repeats in a resumed run
+            batches = batches_of(step)
+            tokens = sum(batch.tokens for batch, real in batches if real)
+            counts = torch.tensor([sum(batch.answer_tokens for batch, _ in batches), tokens])
+            counts = world.sum(counts.to(world.device, non_blocking=True))
+            # A wrapper averages gradients over ranks, where a sum is needed.
+            scale = world.size / counts[0].clamp(min=1)
 
-        done = step + 1
-        logs, ends = done % settings.logging_steps == 0, done == config.total_steps
-        diagnosis = Diagnosis(world.device) if logs or ends else None
-        if step == 0 and any(weight.calibrate and not weight.measured for weight in weights.values()):
-            losses = [*config.losses, *config.references]
-            weights = calibrate(weights, measure_gradient_norms(config, unwrapped, losses, batches, step, progress))
-            events.on_calibrated({name: weight.value for name, weight in weights.items()})
-        losses = [replace(loss, weight=weights[loss.name].at(progress)) for loss in config.losses]
-        norms = {}
-        if (logs or ends) and settings.log_gradient_norms:
-            norms = measure_gradient_norms(config, unwrapped, losses, batches, step, progress)
-        values = []
-        for number, (batch, _) in enumerate(batches):
-            signal = None if config.teacher is None else config.teacher.signal(batch)  # it may be on another device
-            if config.teacher is not None and (following := following_batch(config, batches[number + 1 :], done)):
-                config.teacher.prefetch(following)
-            batch = batch.to(world.device)
-            with world.accumulating(module, last=number == len(batches) - 1):
-                total, each = module(losses, batch, signal, progress, diagnosis)
-                del signal  # it holds a block of logits
-                (total * scale).backward()
-            values.append((batch.rows, each))
+            done = step + 1
+            logs, ends = done % settings.logging_steps == 0, done == config.total_steps
+            diagnosis = Diagnosis(world.device) if logs or ends else None
+            if step == 0 and any(weight.calibrate and not weight.measured for weight in weights.values()):
+                losses = [*config.losses, *config.references]
+                weights = calibrate(weights, measure_gradient_norms(config, unwrapped, losses, batches, step, progress))
+                events.on_calibrated({name: weight.value for name, weight in weights.items()})
+            losses = [replace(loss, weight=weights[loss.name].at(progress)) for loss in config.losses]
+            norms = {}
+            if (logs or ends) and settings.log_gradient_norms:
+                norms = measure_gradient_norms(config, unwrapped, losses, batches, step, progress)
+            values = []
+            for number, (batch, _) in enumerate(batches):
+                signal = None if config.teacher is None else config.teacher.signal(batch)  # it may be on another device
+                if config.teacher is not None and (following := following_batch(config, batches[number + 1 :], done)):
+                    config.teacher.prefetch(following)
+                batch = batch.to(world.device)
+                with world.accumulating(module, last=number == len(batches) - 1):
+                    total, each = module(losses, batch, signal, progress, diagnosis)
+                    del signal  # it holds a block of logits
+                    (total * scale).backward()
+                values.append((batch.rows, each))
 
-        extras: dict[str, Any] = {}
-        penalties = config.plugins.each("penalty", model=config.student.module, progress=progress)
-        if penalties:
-            extras["penalty"] = add_penalty(penalties, parameters)
-        extras["grad_norm"] = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
-        if isinstance(config.teacher, CachedTeacher) and config.teacher.is_sampled:
-            extras["teacher_signal"] = SAMPLED
-        rate = config.schedule.get_last_lr()[0]
-        config.optimizer.step()
-        config.schedule.step()
+            extras: dict[str, Any] = {}
+            penalties = config.plugins.each("penalty", model=config.student.module, progress=progress)
+            if penalties:
+                extras["penalty"] = add_penalty(penalties, parameters)
+            extras["grad_norm"] = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
+            if isinstance(config.teacher, CachedTeacher) and config.teacher.is_sampled:
+                extras["teacher_signal"] = SAMPLED
+            rate = config.schedule.get_last_lr()[0]
+            config.optimizer.step()
+            config.schedule.step()
 
-        sums = world.sum(torch.stack([each.sum(-1) for _, each in values]).sum(0))
-        means = dict(zip([loss.name for loss in config.losses], sums / counts[0].clamp(min=1), strict=True))
-        seen = {"step": done, "counts": counts, "sums": sums, "losses": means, **extras}
-        answers = config.plugins.each(
-            "on_step_end", step=done, progress=progress, model=config.student.module, metrics=seen
-        )
-        for name, answer in answers.items():
-            add_plugin_metrics(extras, name, answer)
-        if config.average is not None:
-            config.average.update()
-        config.optimizer.zero_grad()
-        host_values = {"step": done, "started": started, "learning_rate": rate, "seconds": perf_counter() - started}
-        host_values["peak_memory_bytes"] = peak_memory(world.device)
-        rows = [(rows, each.isfinite().all(0)) for rows, each in values]
-        diagnosed = None if diagnosis is None else world.sum(diagnosis.sums)
-        used = {loss.name: loss.weight for loss in losses}
-        events.metrics.add(
-            StepValues(host_values, counts, sums, extras, rows, diagnosed, used, norms, unwrapped.invalid_weights())
-        )
+            sums = world.sum(torch.stack([each.sum(-1) for _, each in values]).sum(0))
+            means = dict(zip([loss.name for loss in config.losses], sums / counts[0].clamp(min=1), strict=True))
+            seen = {"step": done, "counts": counts, "sums": sums, "losses": means, **extras}
+            answers = config.plugins.each(
+                "on_step_end", step=done, progress=progress, model=config.student.module, metrics=seen
+            )
+            for name, answer in answers.items():
+                add_plugin_metrics(extras, name, answer)
+            if config.average is not None:
+                config.average.update()
+            config.optimizer.zero_grad()
+            host_values = {"step": done, "started": started, "learning_rate": rate, "seconds": perf_counter() - started}
+            host_values["peak_memory_bytes"] = peak_memory(world.device)
+            rows = [(rows, each.isfinite().all(0)) for rows, each in values]
+            diagnosed = None if diagnosis is None else world.sum(diagnosis.sums)
+            used = {loss.name: loss.weight for loss in losses}
+            events.metrics.add(
+                StepValues(host_values, counts, sums, extras, rows, diagnosed, used, norms, unwrapped.invalid_weights())
+            )
 
-        stops = (world.size == 1 or logs) and events.stop_requested()  # several ranks synchronise for it
-        saves = done % settings.save_steps == 0 or ends or stops
-        evaluates = config.eval_steps is not None and done % config.eval_steps == 0 and not ends
-        verdict = Verdict(improved=False, stop=False)
-        if logs or saves or evaluates:
-            events.metrics.flush()
-            verdict = Verdict(improved=False, stop=not ends and events.ends_early(done))
-        if evaluates:
-            improved, stop = events.evaluate(done)
-            verdict = Verdict(improved, verdict.stop or stop)
-            module.train()
-        if saves or any(verdict):
-            events.save(done)
-        if stops or verdict.stop:
-            return done
+            stops = (world.size == 1 or logs) and events.stop_requested()  # several ranks synchronise for it
+            saves = done % settings.save_steps == 0 or ends or stops
+            evaluates = config.eval_steps is not None and done % config.eval_steps == 0 and not ends
+            verdict = Verdict(improved=False, stop=False)
+            if logs or saves or evaluates:
+                events.metrics.flush()
+                verdict = Verdict(improved=False, stop=not ends and events.ends_early(done))
+            if evaluates:
+                improved, stop = events.evaluate(done)
+                verdict = Verdict(improved, verdict.stop or stop)
+                module.train()
+            if saves or any(verdict):
+                events.save(done)
+            if stops or verdict.stop:
+                return done
     return config.total_steps
 
 

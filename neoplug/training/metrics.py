@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neoplug.distributed.sharding import whole
 from neoplug.environment.memory import peak_resident
 from neoplug.errors import DivergenceError, RunError
 from neoplug.training.diagnostics import means
@@ -93,7 +94,7 @@ class Metrics:
             for step in steps
         ]
         device = steps[0].counts.device
-        scalars = [tensor.detach().to(device, torch.float64).reshape(()) for row in tensors for tensor in row]
+        scalars = [whole(tensor.detach()).to(device, torch.float64).reshape(()) for row in tensors for tensor in row]
         flat = torch.stack(scalars).tolist()
         if device.type != "cpu":
             _share_time(steps)

@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 
 from neoplug.data.batch import Batch
+from neoplug.distributed.sharding import reshard, whole
 from neoplug.distributed.world import World
 from neoplug.errors import plugin_errors
 from neoplug.models.language_model import LanguageModel
@@ -91,11 +94,14 @@ def gradient_norms(
     batches  this rank's micro-batches of a step, after all edits
 
     Takes one forward and K backwards per micro-batch, and memory for K gradients. `.grad` is not changed, and a wrapper
-    for several ranks is not involved.
+    for several ranks is not involved. Where trained weights are sharded, it takes K forwards, and `.grad` must be None.
     """
     student = module.student
     unweighted = [replace(loss, weight=1.0) for loss in losses]
+    reshard(student.module)
     trained = [parameter for parameter in student.module.parameters() if parameter.requires_grad]
+    if any(isinstance(parameter, DTensor) for parameter in trained):
+        return _norms_of_sharded(module, trained, teacher, unweighted, batches, progress, world)
     sums = [[torch.zeros_like(parameter) for parameter in trained] for _ in losses]
     for batch in batches:
         signal = None if teacher is None else teacher.signal(batch)
@@ -109,6 +115,25 @@ def gradient_norms(
                     gradient.add_(part)
     answers = world.sum(torch.tensor(sum(batch.answer_tokens for batch in batches)).to(world.device, non_blocking=True))
     norms = [torch.stack([world.sum(gradient).norm() for gradient in sum_of]).norm() for sum_of in sums]
+    return torch.stack(norms) / answers.clamp(min=1)
+
+
+def _norms_of_sharded(
+    module: StudentWithObjective, trained: Sequence[nn.Parameter], teacher: Teacher | None, losses: Sequence[Loss],
+    batches: Sequence[Batch], progress: float, world: World,
+) -> Tensor:  # fmt: skip
+    """Return what `gradient_norms` returns: FSDP leaves the gradients in `.grad`, and `autograd.grad` finds none."""
+    norms = []
+    for loss in losses:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # the same dropout for each loss
+            for batch in batches:
+                signal = None if teacher is None else teacher.signal(batch)
+                total, _ = module([loss], batch.to(world.device), signal, progress)
+                (total * world.size).backward()  # FSDP averages over ranks
+        norms.append(whole(get_total_norm([weight.grad for weight in trained if weight.grad is not None])))
+        for weight in trained:
+            weight.grad = None
+    answers = world.sum(torch.tensor(sum(batch.answer_tokens for batch in batches)).to(world.device, non_blocking=True))
     return torch.stack(norms) / answers.clamp(min=1)
 
 

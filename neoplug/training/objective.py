@@ -21,9 +21,12 @@ from neoplug.data.batch import to_device
 from neoplug.models.head import Head
 from neoplug.teachers.base import LOGITS, SPARSE, Signal, SparseSignal, require_logits
 from neoplug.training.diagnostics import Diagnosis
+from neoplug.training.formula import Formula
 
-BLOCK = 2**24  # elements of a block of logits: 64 MiB in float32
-TILE = 2**20  # elements of a tile on a CPU: 4 MiB stay in its cache; a GPU takes the whole block
+BLOCK = 2**24  # elements of a block of logits on a CPU: 64 MiB in float32
+TILE = 2**20  # elements of a tile on a CPU: 4 MiB stay in its cache
+ROWS = 512  # of a block and of a tile on a GPU: with fewer, a product waits for the head's weight to be read
+MOST_ROWS = 2048  # of a block on a GPU where the gradient of the head's weight is read and written for each
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +37,14 @@ class Loss:
                     (student, ids, probabilities, rest, teacher_entropy, labels, progress). Both are called with all
                     of these arguments that there are
     token_gradient  the same arguments -> ([t] nats, [t, V] gradient of the student's logits), or None: autograd then
+    formula         of a loss that the fused kernel computes in place of both, where all others have formulas too
     """
 
     name: str
     weight: float
     token_loss: Callable[..., Tensor]
     token_gradient: Callable[..., tuple[Tensor, Tensor]] | None = None
+    formula: Formula | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,34 +109,70 @@ class _Objective(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         labels = head.vocabulary.index(labels)
         values = torch.zeros(len(losses), len(hidden), device=hidden.device)
+        weights = torch.tensor([loss.weight for loss in losses]).to(hidden.device, non_blocking=True)
+        fuses = bool(losses) and all(loss.formula for loss in losses) and diagnosis is None and token_weights is None
         gradients = [torch.empty_like(hidden), *map(torch.zeros_like, parameters)]
         with torch.autocast(hidden.device.type, enabled=False):
             logits_of = head.prepare_logits_fn()
-            for rows in blocks(len(hidden), head.vocabulary.size):
+            trained = sum(parameter.numel() for parameter in parameters)
+            for rows in blocks(len(hidden), head.vocabulary.size, hidden.device, trained):
                 states = hidden[rows].detach().requires_grad_()
                 with torch.enable_grad():
                     logits = logits_of(states)
                 block = logits.detach()  # shares the memory: the gradient overwrites the logits tile by tile
-                teacher_of = _teacher_block(signal, rows, hidden.device)
-                for tile in tiles(block):
-                    at = slice(rows.start + tile.start, rows.start + tile.stop)
-                    arguments = {**teacher_of(tile), "labels": labels[at], "progress": progress}
-                    weigh = None if token_weights is None else partial(token_weights.of, at)
-                    values[:, at] = _tile(losses, block[tile], arguments, diagnosis, weigh)
+                if fuses:
+                    values[:, rows] = _fused(losses, block, signal, rows, labels[rows], weights)
+                else:
+                    values[:, rows] = _tile_by_tile(
+                        losses, block, signal, rows, labels, progress, diagnosis, token_weights
+                    )
                 parts = torch.autograd.grad(logits, [states, *parameters], block)
                 gradients[0][rows] = parts[0]
                 for total, part in zip(gradients[1:], parts[1:], strict=True):
                     total += part
-                del logits, block, teacher_of, arguments, parts  # freed before the next block is computed
+                del logits, block, parts  # freed before the next block is computed
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(values)
-        weights = torch.tensor([loss.weight for loss in losses]).to(hidden.device, non_blocking=True)
         return weights @ values.sum(-1), values
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, *parameters = (gradient.mul_(scale) for gradient in ctx.saved_tensors)
         return hidden, None, None, None, None, None, None, None, *parameters
+
+
+def _fused(
+    losses: Sequence[Loss], block: Tensor, signal: Signal | None, rows: slice, labels: Tensor, weights: Tensor
+) -> Tensor:
+    """Overwrite a block of logits [n, V] with the gradient by the fused kernel; return each loss of each token, [K, n].
+
+    labels, weights  [n] columns of the block; [K] of the losses
+    """
+    from neoplug.training.fused_tile import fused_tile  # imports Triton
+
+    formulas = [loss.formula for loss in losses if loss.formula]
+    teacher = None
+    if signal is not None and any(formula.compares for formula in formulas):
+        teacher = to_device(require_logits(signal).logits(rows), block.device)
+    return fused_tile(formulas, block, teacher, labels, weights)
+
+
+def _tile_by_tile(
+    losses: Sequence[Loss], block: Tensor, signal: Signal | None, rows: slice, labels: Tensor, progress: float,
+    diagnosis: Diagnosis | None, token_weights: TokenWeights | None,
+) -> Tensor:  # fmt: skip
+    """Overwrite a block of logits [n, V] with the gradient, by the hooks; return each loss of each token, [K, n].
+
+    labels  [N] of all answer tokens, as columns of the block
+    """
+    values = block.new_empty(len(losses), len(block))
+    teacher_of = _teacher_block(signal, rows, block.device)
+    for tile in tiles(block):
+        at = slice(rows.start + tile.start, rows.start + tile.stop)
+        arguments = {**teacher_of(tile), "labels": labels[at], "progress": progress}
+        weigh = None if token_weights is None else partial(token_weights.of, at)
+        values[:, tile] = differentiate_tile(losses, block[tile], arguments, diagnosis, weigh)
+    return values
 
 
 def _teacher_block(
@@ -151,9 +192,9 @@ def _teacher_block(
     return lambda tile: {"teacher": torch.log_softmax(logits[tile], -1, out=logits[tile])}
 
 
-def _tile(
-    losses: Sequence[Loss], logits: Tensor, arguments: dict[str, Any], diagnosis: Diagnosis | None,
-    weigh: Callable[..., Tensor] | None,
+def differentiate_tile(
+    losses: Sequence[Loss], logits: Tensor, arguments: dict[str, Any], diagnosis: Diagnosis | None = None,
+    weigh: Callable[..., Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """Overwrite `logits` [t, V] with the gradient of the weighted sum; return each loss of each token, [K, t].
 
@@ -210,7 +251,7 @@ def log_probabilities(
     """Yield rows with the student's and the teacher's log-probabilities [t, V] in float32, tile by tile."""
     logits_of = head.prepare_logits_fn()
     teacher_logits = None if signal is None else require_logits(signal).logits
-    for rows in blocks(len(hidden), head.vocabulary.size):
+    for rows in blocks(len(hidden), head.vocabulary.size, hidden.device):
         logits = logits_of(hidden[rows])
         teacher = None if teacher_logits is None else teacher_logits(rows).to(hidden.device)
         for tile in tiles(logits):
@@ -218,16 +259,33 @@ def log_probabilities(
             yield slice(rows.start + tile.start, rows.start + tile.stop), torch.log_softmax(logits[tile], -1), log_p
 
 
-def blocks(rows: int, vocabulary: int) -> Iterator[slice]:
-    """Yield slices of at most BLOCK logits that cover `rows`, as even as they can be."""
-    count = -(-rows * vocabulary // BLOCK) if rows else 0
-    size = -(-rows // count) if count else 1
+def blocks(rows: int, vocabulary: int, device: torch.device, trained: int = 0) -> Iterator[slice]:
+    """Yield slices that cover `rows`, each of the rows of a block of logits.
+
+    On a CPU they are as even as they can be.
+
+    trained  how many numbers of the head are trained
+    """
+    size = block_rows(vocabulary, device, trained)
+    if device.type == "cpu" and rows:
+        size = -(-rows // -(-rows * vocabulary // BLOCK))
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 
 
+def block_rows(vocabulary: int, device: torch.device, trained: int = 0) -> int:
+    """Return the most rows of a block: BLOCK logits on a CPU; ROWS on a GPU, where they need not fit into a cache.
+
+    On a GPU a block is as large as the trained weights of the head, up to MOST_ROWS: adding up their gradients then
+    takes no more time than reading the logits.
+    """
+    if device.type == "cpu":
+        return max(1, BLOCK // vocabulary)
+    return min(MOST_ROWS, max(ROWS, trained // vocabulary))
+
+
 def tiles(block: Tensor) -> Iterator[slice]:
     """Yield slices that cover the rows of a block of logits [n, V]."""
-    size = max(1, TILE // block.shape[1]) if block.device.type == "cpu" else len(block)
+    size = max(1, TILE // block.shape[1]) if block.device.type == "cpu" else ROWS
     for start in range(0, len(block), size):
         yield slice(start, min(start + size, len(block)))

@@ -22,6 +22,7 @@ from neoplug_adapters.experts import (
     select,
     unpaired_projection,
 )
+from neoplug_adapters.input_casts import leave_casts_to_autocast
 from neoplug_adapters.targets import linear_sizes, target_names, unmatched, validate_regexes
 from neoplug_adapters.tuner import Tuner, is_transposed
 
@@ -227,6 +228,7 @@ class LowRank(Tuner):
         self._validate_shared(model)
         adapted = super()._adapt(model, config, batches)
         self._validate_embeddings(adapted)
+        leave_casts_to_autocast(adapted)
         return adapted
 
     def _validate_shared(self, model: PreTrainedModel) -> None:

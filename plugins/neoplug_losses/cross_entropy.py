@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from neoplug import hookimpl
+from neoplug import Formula, hookimpl
 
 
 @dataclass(eq=False)
@@ -29,6 +29,11 @@ class CrossEntropy:
             )
 
     exempt: ClassVar = {"zero_where_equal": "it compares with the data, not with the teacher"}
+
+    @property
+    def formula(self) -> Formula:
+        """Return the cross-entropy with the label and that with the uniform distribution."""
+        return Formula(label=1 - self.label_smoothing, uniform=self.label_smoothing)
 
     @hookimpl
     def token_loss(self, student: Tensor, labels: Tensor) -> Tensor:

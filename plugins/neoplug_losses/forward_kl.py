@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from neoplug import Divergence, Reads, hookimpl
+from neoplug import Divergence, Formula, Reads, hookimpl
 
 
 @dataclass(eq=False)
@@ -34,6 +34,11 @@ class ForwardKL(Divergence):
         """Return the properties of losses that do not hold here, each with its reason."""
         left_out = {"zero_where_equal": "the teacher's entropy is left out, as torchtune and DistiLLM do"}
         return left_out if self.omit_teacher_entropy else {}
+
+    @property
+    def formula(self) -> Formula | None:
+        """Return KL(p, q), from whose value the teacher's entropy is not left out."""
+        return None if self.omit_teacher_entropy else Formula(teacher=1, temperature=self.temperature)
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return sum p log(p / q), or -sum p log q."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from neoplug import Divergence, log_mixture
+from neoplug import Divergence, Formula, log_mixture
 
 
 @dataclass(eq=False)
@@ -30,6 +30,11 @@ class JensenShannon(Divergence):
         super().__post_init__()
         if not 0 < self.beta < 1:
             raise ValueError(f"beta is {self.beta}, but must lie in (0, 1); its limits are forward_kl and reverse_kl")
+
+    @property
+    def formula(self) -> Formula:
+        """Return beta KL(p, m) + (1 - beta) KL(q, m)."""
+        return Formula(self.beta, 1 - self.beta, self._share, temperature=self.temperature)
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return beta KL(p, m) + (1 - beta) KL(q, m)."""

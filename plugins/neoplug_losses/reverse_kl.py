@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from neoplug import Divergence
+from neoplug import Divergence, Formula
 
 
 @dataclass(eq=False)
@@ -19,6 +19,11 @@ class ReverseKL(Divergence):
     """KL from the student to the teacher: mode-seeking."""
 
     sums_tokens: ClassVar[bool] = True
+
+    @property
+    def formula(self) -> Formula:
+        """Return KL(q, p)."""
+        return Formula(student=1, share=1, temperature=self.temperature)
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return sum q log(q / p)."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neoplug import Divergence, log_mixture
+from neoplug import Divergence, Formula, log_mixture
 
 
 @dataclass(eq=False)
@@ -24,6 +24,11 @@ class SkewReverseKL(Divergence):
         super().__post_init__()
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha is {self.alpha}, but must lie in (0, 1); at 0 it is reverse_kl, at 1 always 0")
+
+    @property
+    def formula(self) -> Formula:
+        """Return KL(q, m)."""
+        return Formula(student=1, share=1 - self.alpha, temperature=self.temperature)
 
     def value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return sum q log(q / m)."""

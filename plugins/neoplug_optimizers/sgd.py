@@ -5,6 +5,7 @@ from math import inf
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from neoplug import hookimpl
 from neoplug_optimizers.fused import can_fuse
@@ -34,5 +35,5 @@ class SGD:
             momentum=self.momentum,
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
-            fused=can_fuse(groups),
+            fused=can_fuse(groups) and not any(isinstance(p, DTensor) for group in groups for p in group["params"]),
         )

@@ -1,8 +1,8 @@
 """Symmetric label noise: measures how much a method depends on clean labels.
 
 Each label is replaced, with a given probability, independently, by another token drawn uniformly from the distinct
-answer tokens of the same micro-batch, so every drawn token occurs in the data. A micro-batch with only one distinct
-answer token stays unchanged. The text that the models read is not changed, only the labels: cross-entropy is affected,
+answer tokens of the same training row, so every drawn token occurs in the data. A row with only one distinct answer
+token stays unchanged. The text that the models read is not changed, only the labels: cross-entropy is affected,
 a divergence from the teacher is not.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class LabelNoise:
-    """Replace training labels at random by other answer tokens of the micro-batch."""
+    """Replace training labels at random by other answer tokens of the training row."""
 
     probability: float  # of each label, in [0, 1]
 
@@ -31,7 +31,7 @@ class LabelNoise:
 
     @hookimpl
     def edit_batch(self, batch: Batch, rng: torch.Generator) -> None:
-        """Replace labels of the batch in place."""
+        """Replace labels of the row's batch in place."""
         tokens, index = batch.labels.unique(return_inverse=True)
         if len(tokens) < 2:
             return

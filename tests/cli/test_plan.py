@@ -69,6 +69,33 @@ def test_parameter_counts_are_those_of_the_models(planned, tiny_student, tiny_te
     assert found["memory_bytes"]["total"] == sum(v for k, v in found["memory_bytes"].items() if k != "total")
 
 
+def layers_and_rest(folder):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    layers = sum(weight.numel() for weight in model.model.layers.parameters())
+    return layers, model.num_parameters() - layers
+
+
+def test_a_plan_for_several_ranks_divides_what_is_sharded(planned, tiny_student, tiny_teacher, monkeypatch):
+    """Counted on the loaded models; the optimizer has a step counter for each weight, which is not divided."""
+    types = ["student.dtype=float32", "teacher.dtype=float32"]
+    whole = planned(*types, "train.shard=base", "adapter={full: {}}")["memory_bytes"]
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    base, full = (
+        planned(*types, *changes)["memory_bytes"]
+        for changes in (["train.shard=base"], ["train.shard=full", "adapter={full: {}}"])
+    )
+    for role, folder in (("student", tiny_student), ("teacher", tiny_teacher)):
+        layers, rest = layers_and_rest(folder)
+        assert base[f"{role}_weights"] == pytest.approx(4 * (layers / 4 + rest), abs=1)
+    for part in ("trainable_weights", "gradients", "optimizer"):
+        assert full[part] == pytest.approx(whole[part] / 4, rel=1e-3)
+    assert full["teacher_weights"] == base["teacher_weights"]
+    for memory in (base, full):
+        assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
+
+
 def test_each_loss_that_is_measured_separately_needs_memory_for_its_own_gradient(planned):
     """A loss's gradient is as large as the adapter; calibration measures all losses and their reference."""
     assert "measured_gradients" not in planned()["memory_bytes"]

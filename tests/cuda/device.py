@@ -193,7 +193,7 @@ def record_copy(source, goes, non_blocking=False, device=None, **_):
     if came == goes or torch.device(device or "cpu").type == "meta":
         return
     direction = "to the host" if came else "to the device"
-    record("copy", direction)
+    record("copy", direction + ", from pinned memory" * (hasattr(source, "pinned")))
     if came or not non_blocking:
         record("wait", f"copy {direction}" + (", which non_blocking does not wait for: a race" * bool(non_blocking)))
 

@@ -12,6 +12,8 @@ from tests.cuda.results import computed
 
 PACKED = {"data": {"packing": True}}
 BFLOAT16 = {"teacher": {"dtype": "bfloat16"}, "student": {"dtype": "bfloat16"}, **PACKED}
+HEAD = {**BFLOAT16, "adapter": {"lora": {"r": 4, "target_modules": ["q_proj", "lm_head"]}}}
+KINDS = {"chat": {}, "packed": PACKED, "bfloat16": BFLOAT16, "adapted head": HEAD}
 
 
 class Fault(NamedTuple):
@@ -71,6 +73,10 @@ FAULTS = {
         "min(start + size, len(block)) - block.is_cuda",
         ("values", "loss"),
     ),
+    "an adapted head adds its product twice on a GPU": Fault(
+        "neoplug.models.split_products:SplitLinear.forward", "output = multiply(", "output = 2 * multiply(",
+        ("error", "cannot compute the student's logits"), HEAD,
+    ),
     "logits are rounded to 16 bits on a GPU": Fault(
         "neoplug.models.head:FrozenLinear.forward",
         "torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32)",
@@ -97,7 +103,7 @@ def on_cpu(lab):
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAULTS])
 def test_a_run_on_the_device_finds_a_fault(driver, lab, on_cpu, name):
     fault = FAULTS[name]
-    kind = "bfloat16" if fault.recipe is BFLOAT16 else "packed" if fault.recipe else "chat"
+    kind = next(name for name, sections in KINDS.items() if sections == fault.recipe)
     recipe = lab.recipe(kind, **fault.recipe, train={"max_steps": 2})
     outcome = driver.run(recipe, lab.folder / name, {"function": fault.function, "old": fault.old, "new": fault.new})
     found = []

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from neoplug.distributed.processes import Ended, Process, ended, is_connection_error
+from neoplug.distributed.processes import Ended, Process, ended, is_connection_error, is_timeout
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -49,3 +49,9 @@ def test_living_processes_and_those_of_other_machines_have_not_ended():
 def test_other_errors_are_no_errors_of_a_connection():
     assert not is_connection_error(None)
     assert not is_connection_error(RuntimeError("shapes differ"))
+
+
+def test_a_timeout_is_told_from_a_closed_connection():
+    assert is_timeout(RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 5000ms for recv"))
+    assert not is_timeout(RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"))
+    assert not is_timeout(TimeoutError("timed out"))

@@ -36,7 +36,12 @@ ALLOWED = {
     "neoplug/testing/four_bits.py": {"nf4"},  # how a recipe names 4 bits
     "neoplug/teachers/cached.py": {"linear", "sampled"},  # what is read of a teacher; what metrics say of a signal
     "neoplug/models/stored_adapter.py": {"eva"},  # a value in peft's files
-    "neoplug/recipe/schema.py": {"adamw", *TRACKERS},  # the default optimizer; what `report_to` may name
+    "neoplug/recipe/schema.py": {
+        "adamw",
+        "full",
+        *TRACKERS,
+    },  # the default optimizer; a value; what `report_to` may name
+    **{f"neoplug/{name}/sharding.py": {"full"} for name in ("distributed", "runs")},  # a value of `train.shard`
     "neoplug/runs/directory.py": {"mlflow", "tensorboard", "wandb"},  # folders that these write
     "neoplug/recipe/shorthands.py": {"cosine", "early_stopping"},  # the default schedule; what a key names
     "neoplug/recipe/loss_weights.py": {"constant", "cosine", "linear"},  # of the weight of a loss

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,10 @@ def test_the_loss_passes_the_conformance_kit(jeffreys):
 def test_every_example_is_a_recipe_without_mistakes(file, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert recipe.load(file).name == file.stem
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.rglob("*.sbatch")), ids=lambda file: file.name)
+def test_every_job_script_is_a_script_of_bash(file):
+    subprocess.run(["bash", "-n", file], check=True)
+    options = re.findall(r"^#SBATCH --([a-z-]+)=\S+$", file.read_text(), re.MULTILINE)
+    assert {"nodes", "ntasks-per-node", "gpus-per-node"} <= set(options)

@@ -16,7 +16,8 @@ import neoplug.testing
 ROOT = Path(__file__).parents[2]
 
 PUBLIC = [
-    "API_VERSION", "AdaptableWeight", "AdapterTraits", "Batch", "CodePath", "Divergence", "Document", "OptionError",
+    "API_VERSION", "AdaptableWeight", "AdapterTraits", "Batch", "CodePath", "Divergence", "Document", "Formula",
+    "OptionError",
     "Problem", "Recipe", "RecipeError", "Reads", "Role", "RunError", "Softened", "Source", "SparseDistributions",
     "StatesSignal",
     "EntriesSignal", "UsageError", "__version__", "adaptable_weights",

@@ -178,15 +178,19 @@ def test_rows_without_a_treatment_are_the_first_of_the_data(lab):
 
 @pytest.mark.parametrize("documents", [True, False])
 def test_a_treatment_may_change_lengths_and_documents(treated, documents):
-    file, folders = treated("cut", {"./treat.py:Cut": {"documents": documents}})
+    file, folders = treated("cut", {"./treat.py:Cut": {"documents": documents}}, data={"packing": documents})
     rows = preview(recipes.load(file), rows=2).rows
-    before, after = (recorded(folder)[0]["lengths"] for folder in folders)
-    if documents:  # a micro-batch of two rows has one document left
-        assert [(row.rows, row.tokens, row.changes) for row in rows[:1]] == [(2, after[0], ["1 documents, before 2"])]
+    before, after = ([row["lengths"] for row in recorded(folder)[:2]] for folder in folders)  # of one micro-batch
+    if documents:
+        change = f"2 documents, before {sum(map(len, before))}"
+        assert [(row.rows, row.tokens, row.changes) for row in rows[:1]] == [(2, sum(map(sum, after)), [change])]
+        assert sum(map(len, before)) > 2
     else:
-        assert rows[0].changes == [f"the document has {after[0]} tokens, before {before[0]}"]
-        assert rows[1].changes == []
-    assert [row.tokens for row in rows][: len(after)] == after
+        lengths = [(old, new) for (old,), (new,) in zip(before, after, strict=True)]
+        assert [row.changes for row in rows] == [
+            [f"the document has {new} tokens, before {old}"] for old, new in lengths
+        ]
+        assert [row.tokens for row in rows] == [new for _, new in lengths]
 
 
 def test_a_treatment_that_fails_is_blamed(treated):

@@ -164,7 +164,7 @@ def test_two_ranks_train_as_one(lab, drop, adapter):
     lab.plugin("parts", PARTS)
     sections = {
         "adapter": {adapter: {} if adapter == "full" else {"r": 4}},
-        "treatments": {drop: {"rows": [1, 5, 6, 9]}, "./parts.py:Ridge": {}},
+        "treatments": {drop: {"rows": [1, 5, 6, 9]}, "./parts.py:Ridge": {}, "label_noise": {"probability": 0.3}},
         "optimizer": {"sgd": {"momentum": 0.5}},
         "loss": {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0, "calibrate": "reverse_kl"}},
         "token_weights": {"student_confidence": {}},
@@ -247,7 +247,7 @@ def test_a_fault_on_another_rank_is_named(lab):
     assert {int(row) for row in rows.group(1).split(",")} <= {4, 9, 15}
 
 
-def test_each_rank_loads_its_own_state_and_another_number_of_ranks_is_refused(lab):
+def test_each_rank_loads_its_own_state(lab):
     lab.plugin("parts", PARTS)
     counts = {"./parts.py:Counts": {"folder": str(lab.folder)}}
     recipe = lab.recipe(treatments=counts, train={"max_steps": 2, "save_steps": 1})
@@ -257,11 +257,6 @@ def test_each_rank_loads_its_own_state_and_another_number_of_ranks_is_refused(la
     kept, found = ([(lab.folder / f"{what}-{rank}").read_text() for rank in (0, 1)] for what in ("kept", "found"))
     assert kept == found
     assert kept[0] != kept[1]
-    (lab.folder / "run" / "result.json").unlink()
-    from neoplug.errors import UsageError
-
-    with pytest.raises(UsageError, match="trained by 2 processes, and there are 1 now"):
-        lab.run("run", recipe, resume=True)
 
 
 def test_a_plugin_that_ends_training_on_one_rank_ends_all_at_the_same_step(lab):

@@ -6,7 +6,7 @@ import torch
 EDITS = """
 @dataclass(eq=False)
 class Halve:
-    '''Keeps the first half of the answer tokens of each micro-batch.'''
+    '''Keeps the first half of the answer tokens of each row.'''
 
     @hookimpl
     def edit_batch(self, batch):
@@ -76,10 +76,11 @@ def test_training_uses_the_edited_batch(lab):
     plain = lab.run("plain", loss=loss, train={"max_steps": 2})
     assert all(line["losses"]["./labels.py:LabelIs"] > 0.5 for line in plain.lines)
     treatments = {"./edits.py:Constant": {"token": 9}, "./edits.py:Halve": {}}
-    run = lab.run("run", loss=loss, treatments=treatments, train={"max_steps": 2, "gradient_accumulation_steps": 1})
+    train = {"max_steps": 2, "gradient_accumulation_steps": 1, "per_device_train_batch_size": 1}
+    run = lab.run("run", loss=loss, treatments=treatments, train=train)
     for line in run.lines:
         assert line["losses"]["./labels.py:LabelIs"] == 0
-    whole = lab.run("whole", loss=loss, train={"max_steps": 2, "gradient_accumulation_steps": 1})
+    whole = lab.run("whole", loss=loss, train=train)
     assert [line["answer_tokens"] for line in run.lines] == [line["answer_tokens"] // 2 for line in whole.lines]
     assert [line["tokens"] for line in run.lines] == [line["tokens"] for line in whole.lines]
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from neoplug import Formula
 from neoplug.testing import LOSS, check_loss, examine
 
 
@@ -124,6 +125,10 @@ class GradientOfLogProbabilities(ForwardKL):
         return self.token_loss(student, teacher), -teacher.exp()
 
 
+class WrongFormula(ForwardKL):
+    formula = Formula(student=1, share=1)
+
+
 class CrashesWithoutTokens(ForwardKL):
     def token_loss(self, student, teacher):
         return super().token_loss(student, teacher) + 0 * student.max()
@@ -182,6 +187,7 @@ FAULTS = {
     ReturnsNone: {"shape"},
     WritesIntoTheStudent: {"inputs_untouched", "shape"},
     WritesIntoTheTeacher: {"inputs_untouched", "masked", "splits", "teacher_gradient"},  # the objective refuses it
+    WrongFormula: {"formula"},
     WrongSign: {"closed_form"},
 }
 

@@ -1,5 +1,6 @@
 """The kits of adapters, optimizers, schedules, stops, treatments, probes and preparations find faults by property."""
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -345,6 +346,12 @@ class Counting(Noise):
         batch.labels = batch.labels.roll(self.calls)
 
 
+class OfRank(Noise):
+    @hookimpl
+    def edit_batch(self, batch):
+        batch.labels = batch.labels.roll(int(os.environ.get("RANK", "0")))
+
+
 class Shortens(Noise):
     @hookimpl
     def edit_batch(self, batch):
@@ -406,14 +413,15 @@ class WritesInPlace(Reversed):
     [
         (Noise, set()),
         (Reversed, set()),
-        (GloballyShuffled, {"repeated", "stateless"}),
-        (NoisyTeacher, {"repeated", "stateless"}),
-        (LosesAnAnswer, {"valid", "repeated", "stateless", "documents"}),
+        (GloballyShuffled, {"repeated", "stateless", "dealt"}),
+        (NoisyTeacher, {"repeated", "stateless", "dealt"}),
+        (LosesAnAnswer, {"valid", "repeated", "stateless", "dealt", "documents"}),
         (WritesInPlace, {"documents"}),
-        (GlobalNoise, {"repeated", "stateless"}),
-        (Counting, {"stateless"}),
-        (Shortens, {"valid", "repeated", "stateless", "documents"}),
-        (WritesIntoDocuments, {"documents", "repeated", "stateless"}),
+        (GlobalNoise, {"repeated", "stateless", "dealt"}),
+        (Counting, {"stateless", "dealt"}),
+        (OfRank, {"dealt"}),
+        (Shortens, {"valid", "repeated", "stateless", "dealt", "documents"}),
+        (WritesIntoDocuments, {"documents", "repeated", "stateless", "dealt"}),
     ],
 )
 def test_faults_of_treatments(treatment, properties):

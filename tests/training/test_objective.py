@@ -345,3 +345,19 @@ def test_a_loss_that_writes_into_shared_arguments_is_refused(closed, name):
     hidden, labels = torch.randn(3, HIDDEN, requires_grad=True), torch.arange(3)
     with pytest.raises(RunError, match=f"the plugin `odd` in `{hook}` wrote into `{name}`"):
         objective([odd, *losses()], hidden, head, StatesSignal(hidden.detach(), head), labels, 0.0)
+
+
+def test_blocks_on_a_gpu_are_by_rows():
+    """Their number does not depend on the vocabulary; more rows share the sum into a large weight's gradient."""
+    device, vocabulary = torch.device("cuda"), 128_256
+
+    def sizes(trained):
+        found = list(module.blocks(5000, vocabulary, device, trained))
+        assert [row for part in found for row in range(part.start, part.stop)] == list(range(5000))
+        return [part.stop - part.start for part in found]
+
+    assert sizes(0) == [512] * 9 + [392]
+    assert sizes(16 * (vocabulary + 2048)) == sizes(0)
+    assert sizes(1024 * vocabulary) == [1024] * 4 + [904]
+    assert sizes(4096 * vocabulary) == [2048, 2048, 904]
+    assert list(module.blocks(0, vocabulary, device)) == []

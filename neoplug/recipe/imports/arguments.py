@@ -70,7 +70,7 @@ def training(draft: Draft) -> None:
     for key in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_grad_norm"):
         draft.move(key, f"train.{key}")
     _schedule(draft)
-    for key in ("gradient_checkpointing", "logging_steps", "save_steps", "save_total_limit"):
+    for key in ("gradient_checkpointing", "logging_steps", "save_steps", "save_total_limit", "full_determinism"):
         draft.move(key, f"train.{key}")
     _optimizer(draft)
     draft.move("per_device_eval_batch_size", "evaluate.per_device_eval_batch_size")

@@ -1,0 +1,226 @@
+"""Sharding of a run's models over its processes: what can be sharded, and the student with its adapter, sharded."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from neoplug.distributed.sharding import Shard, local_bytes, part_like, shard_layers, shard_root, whole
+from neoplug.errors import Problem, RecipeError, RunError
+from neoplug.hookspecs import Role
+from neoplug.models.load import load_config
+from neoplug.models.recorder import decoder_layers
+from neoplug.models.reference import ResolvedModel
+from neoplug.recipe import ResolvedRecipe
+from neoplug.registry import Plugins, path_of
+from neoplug.training.optim import make_optimizer
+
+if TYPE_CHECKING:
+    from neoplug.distributed.world import World
+
+logger = logging.getLogger(__name__)
+
+PATH = ("train", "shard")
+
+
+def number_of_processes() -> int:
+    """Return how many processes the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_asked(checked: ResolvedRecipe) -> bool:
+    """Return whether a recipe asks for sharding, and there are processes to shard over."""
+    return checked.recipe.train.shard != "none" and number_of_processes() > 1
+
+
+def validate_unquantised(
+    checked: ResolvedRecipe, role: Role, located: ResolvedModel, load_kwargs: Mapping[str, Any]
+) -> None:
+    """Refuse to shard a quantised model.
+
+    load_kwargs  what the recipe's `load` plugins load it with
+
+    Raises:
+        RecipeError: it is quantised.
+    """
+    section = getattr(checked.recipe, role)
+    if not is_asked(checked) or (role == "teacher" and (section.device or section.cache)):
+        return
+    if "quantization_config" in load_kwargs or getattr(
+        load_config(located, (role, "model")), "quantization_config", None
+    ):
+        raise _refused(
+            f"the {role} is quantised, and cannot be sharded",
+            "a quantised weight is a packed tensor with scales apart, which FSDP would divide without them",
+            "load it unquantised, or leave `shard` out: quantised, it takes a quarter of the memory or less",
+        )
+
+
+def validate_sharded(checked: ResolvedRecipe, adapted: nn.Module, of_base: Sequence[nn.Parameter]) -> None:
+    """Refuse a student of which `train.shard` would shard nothing, or something that must be whole.
+
+    adapted  the student with its adapter, on the meta device
+    of_base  those of its weights that are the base's
+    """
+    recipe = checked.recipe
+    if not is_asked(checked):
+        return
+    try:
+        layers = decoder_layers(adapted)
+    except RunError as error:
+        why = "each of its decoder layers is gathered by itself, and its class does not have them as one list"
+        raise _refused("the student cannot be sharded", why, "leave `shard` out") from error
+    (name,) = checked.plugins.implements("add_adapter")
+    if recipe.train.shard == "base":
+        inside = {id(weight) for layer in layers for weight in layer.parameters()}
+        if all(weight.requires_grad for weight in of_base if id(weight) in inside):
+            why = f"`base` shards frozen weights, and `{name}` trains all of the layers"
+            raise _refused("nothing of the student would be sharded", why, "set `shard: full`")
+        return
+    base = set(map(id, of_base))
+    if any(weight.requires_grad and id(weight) not in base for weight in adapted.parameters()):
+        why = f"`full` shards what trains of the base, and `{name}` adds weights of its own, which are small"
+        raise _refused(f"the weights of `{name}` cannot be sharded", why, "set `shard: base`: each rank has them whole")
+    if recipe.taught_by == "ema":
+        why = "`self: ema` exchanges the student's weights for their average, and `full` leaves a rank parts of them"
+        raise _refused("the teacher cannot be sharded with the student", why, "set `shard: base`, or name a teacher")
+
+
+def validate_optimizer(checked: ResolvedRecipe, world: World) -> None:
+    """Try the optimizer of a student that is to be sharded whole; in one process, warn that nothing will be.
+
+    Two steps on a layer of every rank's own must be two steps on the same layer, sharded.
+
+    Raises:
+        RecipeError: it steps otherwise on sharded weights, or its state cannot be gathered.
+    """
+    plugins, shard = checked.plugins, checked.recipe.train.shard
+    if shard != "none" and world.size == 1:
+        logger.warning("train.shard: %s shards nothing: there is one process", shard)
+    if shard != "full" or world.size == 1:
+        return
+    ((section, name),) = plugins.named("make_optimizer")
+    try:
+        fault = _fault_on_parts(plugins, world, checked.recipe.train.learning_rate)
+    except Exception as error:  # torch raises NotImplementedError, others what they like
+        fault = f"on sharded weights it fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if fault:
+        what, fix = (
+            f"`{name}` cannot train with `shard: full`",
+            "name another optimizer; or set `shard: base`, and an adapter",
+        )
+        raise RecipeError([Problem(what, fault, fix, path_of(section, name))])
+
+
+def _fault_on_parts(plugins: Plugins, world: World, learning_rate: float) -> str | None:
+    """Return what is wrong with the optimizer of a sharded layer; None where nothing is."""
+    rng = torch.Generator().manual_seed(0)
+    values = [torch.randn(shape, generator=rng) for shape in ((8, 6), (8,))]
+    gradients = [[torch.randn(value.shape, generator=rng) for value in values] for _ in range(2)]
+    layers = [nn.Linear(6, 8, device=world.device) for _ in range(2)]
+    for layer in layers:
+        layer.load_state_dict({"weight": values[0], "bias": values[1]})
+    shard_layers(layers[1:], world.mesh)
+    for layer in layers:
+        optimizer = make_optimizer(layer, plugins, learning_rate)
+        for step in gradients:
+            for weight, gradient in zip(layer.parameters(), step, strict=True):
+                weight.grad = part_like(gradient.to(world.device), weight)
+            optimizer.step()
+    state = optimizer.state_dict()
+    if set(state) != {"state", "param_groups"}:
+        return f"its state has the keys {', '.join(sorted(state))}, and not those of torch's optimizers"
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, kept in state["state"].items():
+        for key, value in kept.items():
+            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != weights[number].shape:
+                return f"its `{key}` has the shape {list(value.shape)}, another than the weight, so it has no part"
+    for alone, sharded in zip(*(layer.parameters() for layer in layers), strict=True):
+        if not torch.allclose(alone, whole(sharded.detach()), rtol=1e-4, atol=1e-6):
+            return "its steps on sharded weights are others than on whole ones"
+    return None
+
+
+def _refused(what: str, why: str, fix: str) -> RecipeError:
+    return RecipeError([Problem(what, why, fix, PATH)])
+
+
+def shard_student(checked: ResolvedRecipe, module: nn.Module, of_base: Container[str], world: World) -> None:
+    """Shard the student with its adapter as the recipe says, in place, before its optimizer is made.
+
+    Its weights are then other objects; whoever still refers to one keeps it in memory, whole.
+
+    of_base  names of those of its weights that are the base's: all others are whole on each rank
+    """
+    if not is_asked(checked):
+        return
+    before, trains = local_bytes(module), checked.recipe.train.shard == "full"
+    kept = [w for name, w in module.named_parameters() if name not in of_base or (w.requires_grad and not trains)]
+    shard_layers(decoder_layers(module), world.mesh, kept)
+    shard_root(module, world.mesh, rest=trains)
+    logger.info("the student is sharded: %.2f of its %.2f GB on a rank", local_bytes(module) / 1e9, before / 1e9)
+
+
+@dataclass(frozen=True)
+class LayersShare:
+    """The share of a model's weights that its decoder layers have, and the number of layers."""
+
+    share: float
+    layers: int
+
+
+def shares_of_layers(checked: ResolvedRecipe, models: Mapping[Role, nn.Module]) -> dict[Role, LayersShare]:
+    """Return the share of each model that would be sharded: none in one process.
+
+    models  on the meta device, without an adapter
+    """
+    if not is_asked(checked):
+        return {}
+    shares: dict[Role, LayersShare] = {}
+    for role, model in models.items():
+        section = getattr(checked.recipe, role)
+        if role == "teacher" and (section.device or section.cache):
+            continue
+        layers, total = decoder_layers(model), sum(weight.numel() for weight in model.parameters())
+        shares[role] = LayersShare(sum(weight.numel() for weight in layers.parameters()) / total, len(layers))
+    return shares
+
+
+def per_rank(
+    parts: Mapping[str, int], shares: Mapping[Role, LayersShare], trains_whole: bool, shard: Shard
+) -> dict[str, int]:
+    """Return the memory in bytes of one of several ranks over which `train.shard` divides the weights.
+
+    A model's layers are divided; its embedding, norm and head are whole, but for those of a student that is trained
+    under `full`, with its gradients and its optimizer. Two layers are gathered: one that runs, and the next.
+
+    parts   the parts of the memory of one process, as `plan` estimates them, with their total
+    shares  of the models that are sharded
+    """
+    parts, ranks = dict(parts), number_of_processes()
+    del parts["total"]
+    divided, gathered = dict(parts), []
+    for role, of in shares.items():
+        name, layer = f"{role}_weights", of.share / of.layers
+        if role == "student" and trains_whole and shard == "full":
+            held = parts["trainable_weights"]
+            for part in ("trainable_weights", "gradients", "optimizer"):
+                divided[part] = round(parts[part] / ranks)
+            gathered.append(held * (2 * (1 - of.share) + 3 * layer))  # with the gradients of what is gathered
+        elif name in parts:
+            divided[name] = round(parts[name] * (1 - of.share + of.share / ranks))
+            gathered.append(2 * parts[name] * layer)
+    divided["gathered_weights"] = round(max(gathered, default=0))
+    del divided["saved_copy"]
+    # The student is whole on each rank until its adapter is added, and the copy on which saving is tried is whole too.
+    whole = (
+        parts["trainable_weights"] if trains_whole else 2 * parts["student_weights"] + 3 * parts["trainable_weights"]
+    )
+    divided["whole_student"] = max(0, whole - sum(divided.values()) + divided.get("teacher_weights", 0))
+    return divided | {"total": sum(divided.values())}
