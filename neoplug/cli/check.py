@@ -42,8 +42,8 @@ def check(
     """Check a plugin, or all of a package; test the properties of its kind.
 
     Builds it from its options, lists the hooks that it implements, and tests what holds for every plugin of its kind: a
-    loss, token weight, adapter, optimizer, schedule, stop, tracker, treatment, probe, source, preparation or cache.
-    Where something does not hold, it says how, with the smallest example, and the exit code is 1.
+    loss, token weight, adapter, optimizer, schedule, stop, tracker, treatment, probe, source, preparation, cache or
+    way to load a model. Where something does not hold, it says how, with the smallest example, and the exit code is 1.
     """
     from neoplug.registry.options import build
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from neoplug.hookspecs import Role
     from neoplug.models.reference import ResolvedModel
     from neoplug.recipe import ResolvedRecipe
+    from neoplug.registry import Plugins
 
 logger = logging.getLogger(__name__)
 
@@ -82,24 +83,24 @@ def load_skeleton(checked: ResolvedRecipe, role: Role, located: ResolvedModel) -
     if role == "student":
         prepare_skeleton(checked, skeleton)
     parameters = sum(weight.numel() for weight in skeleton.parameters())
-    return Skeleton(located, device, dtype, skeleton, parameters, round(_weight_bytes(checked, role, skeleton, dtype)))
+    return Skeleton(located, device, dtype, skeleton, parameters, weight_bytes(checked.plugins, role, skeleton, dtype))
 
 
-def _weight_bytes(checked: ResolvedRecipe, role: Role, skeleton: PreTrainedModel, dtype: torch.dtype) -> float:
+def weight_bytes(plugins: Plugins, role: Role, skeleton: PreTrainedModel, dtype: torch.dtype) -> int:
     """Return the bytes of the weights; for a `load` plugin that quantises, transformers' quantiser computes them."""
-    kwargs = plugin_kwargs(checked.plugins, role)
+    kwargs = plugin_kwargs(plugins, role)
     if "quantization_config" not in kwargs:
-        return float(sum(weight.numel() for weight in skeleton.parameters()) * dtype.itemsize)
+        return int(sum(weight.numel() for weight in skeleton.parameters()) * dtype.itemsize)
     return _quantised_bytes(deepcopy(skeleton), kwargs["quantization_config"], dtype)
 
 
-def _quantised_bytes(skeleton: PreTrainedModel, config: Any, dtype: torch.dtype) -> float:
+def _quantised_bytes(skeleton: PreTrainedModel, config: Any, dtype: torch.dtype) -> int:
     from transformers.quantizers import AutoHfQuantizer
 
     quantiser = AutoHfQuantizer.from_config(config)
     skeleton = skeleton.to(dtype)
     quantiser.preprocess_model(skeleton, dtype=dtype, device_map=None)
-    return float(
+    return int(
         sum(
             weight.numel() * quantiser.param_element_size(skeleton, name, weight)
             for name, weight in skeleton.named_parameters()

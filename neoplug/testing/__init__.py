@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         check_teacher_gradient,
         check_zero_where_equal,
     )
+    from neoplug.testing.loading import LOAD, check_load
     from neoplug.testing.loss_examples import Example, call, examples, value
     from neoplug.testing.optimizers import OPTIMIZER, check_optimizer
     from neoplug.testing.preparations import PREPARATION, check_prepare
@@ -48,6 +49,7 @@ __all__ = [
     "CACHE",
     "CALLED",
     "KITS",
+    "LOAD",
     "LOSS",
     "OPTIMIZER",
     "PREPARATION",
@@ -73,6 +75,7 @@ __all__ = [
     "check_finite_differences",
     "check_inputs_untouched",
     "check_large_vocabulary",
+    "check_load",
     "check_loss",
     "check_masked",
     "check_no_tokens",
@@ -107,6 +110,7 @@ _NAMES = {
         "check_not_negative", "check_shape", "check_shift", "check_splits", "check_teacher_gradient",
         "check_zero_where_equal",
     ),
+    "loading": ("LOAD", "check_load"),
     "loss_examples": ("Example", "call", "examples", "value"),
     "optimizers": ("OPTIMIZER", "check_optimizer"),
     "preparations": ("PREPARATION", "check_prepare"),
@@ -153,6 +157,7 @@ class _Kits(Mapping[str, "Kit"]):
 KITS: Mapping[str, "Kit"] = _Kits(
     {
         "open_source": "SOURCE",
+        "load_kwargs": "LOAD",
         "prepare_student": "PREPARATION",
         "encode_teacher": "CACHE",
         "add_adapter": "adapter_kit",
@@ -174,6 +179,7 @@ CALLED: dict[str, tuple[str, ...]] = {
         "check", "penalty", "on_step_end", "base_weights", "save_adapter", "load_adapter", "merge_adapter",
         "state_dict", "load_state_dict",
     ),
+    "load_kwargs": ("after_load",),
     "encode_teacher": ("fit_cache", "decode_teacher"),
     "on_evaluate": ("after_load",),
     "should_stop": ("state_dict", "load_state_dict"),

@@ -11,10 +11,7 @@ A property is tested as the adapter declares it in `traits`: a restriction that 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,7 +35,16 @@ from neoplug.testing.loss_examples import hook
 from neoplug.testing.options import each_option
 from neoplug.testing.refusals import recipe_with, refused_by_check, refusing
 from neoplug.testing.search import Broken, Kit, NotApplicable, check_close, properties_of
-from neoplug.testing.small_model import SIZES, STEPS, SmallModel, optimizer_of, same, trainable, trains_everything
+from neoplug.testing.small_model import (
+    SIZES,
+    STEPS,
+    SmallModel,
+    optimizer_of,
+    quietly,
+    same,
+    trainable,
+    trains_everything,
+)
 from neoplug.training import checkpoint
 
 RATES = (1e-2,)
@@ -60,7 +66,7 @@ def adapter_kit(folder: Path | None = None, rates: tuple[float, ...] = RATES) ->
     rates  learning rates, of which one must lower the loss within STEPS steps
     """
     properties = properties_of(AdapterProperties(folder, rates))
-    return Kit("adapter", {}, once={name: _quietly(check) for name, check in properties.items()})
+    return Kit("adapter", {}, once={name: quietly(check) for name, check in properties.items()})
 
 
 class AdapterProperties:
@@ -378,19 +384,6 @@ class AdapterProperties:
             largest = max(largest, 0.0 if wanted is None else float(wanted.abs().max()))
         if largest < 1e-3:
             raise Broken("no gradient is larger than 0.001")
-
-
-def _quietly(check: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Return the property without the warnings that peft and transformers give of their own code."""
-
-    @wraps(check)
-    def checked(adapter: Any) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(peft|transformers)\.")
-            warnings.filterwarnings("ignore", ".* will be removed in v", FutureWarning)  # reported where it is called
-            check(adapter)
-
-    return checked
 
 
 def declared(adapter: Any, trait: str) -> bool:

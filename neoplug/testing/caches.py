@@ -29,14 +29,13 @@ from neoplug.teachers.base import LOGITS, SPARSE, LogitsSignal, Signal, SparseDi
 from neoplug.teachers.cache_files import Shards, ShardWriter
 from neoplug.testing.hooks import global_seeds
 from neoplug.testing.loss_examples import hook
-from neoplug.testing.search import Broken, Kit, NotApplicable, properties_of
+from neoplug.testing.search import Broken, Kit, NotApplicable, as_broken, properties_of
 from neoplug.testing.stored_documents import (
     DOCUMENTS,
     HIDDEN,
     LONG,
     SIZE,
     Stored,
-    as_broken,
     bytes_of,
     random_logits,
     states_of,

@@ -15,18 +15,26 @@ def each_option(plugin: Any, make: Callable[[Any], Any]) -> Iterator[tuple[str, 
     An option of which no value is tried or accepted is left out. An error of `make` that does not name the option is
     raised.
     """
-    hints = typing.get_type_hints(type(plugin))
-    for option in (field.name for field in fields(plugin)):
-        for value in _others(hints[option], getattr(plugin, option)):
-            try:
-                made = make(replace(plugin, **{option: value}))
-            except (ValueError, RecipeError) as error:
-                paths = [problem.path for problem in getattr(error, "problems", ())]
-                if option not in str(error) and not any(option in path for path in paths):
-                    raise
-            else:
-                yield option, value, made
-                break
+    for option in fields(plugin):
+        for value, made in accepted(plugin, option.name, make):
+            yield option.name, value, made
+            break
+
+
+def accepted(plugin: Any, option: str, make: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield (value, what `make` returns of the plugin with it) for each other value of an option that is accepted.
+
+    An error of `make` that does not name the option is raised.
+    """
+    for value in _others(typing.get_type_hints(type(plugin))[option], getattr(plugin, option)):
+        try:
+            made = make(replace(plugin, **{option: value}))
+        except (ValueError, RecipeError) as error:
+            paths = [problem.path for problem in getattr(error, "problems", ())]
+            if option not in str(error) and not any(option in path for path in paths):
+                raise
+        else:
+            yield value, made
 
 
 def _others(hint: Any, value: Any) -> Iterator[Any]:

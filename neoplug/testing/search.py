@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
 
-from neoplug.errors import did_you_mean, line_in
+from neoplug.errors import NeoplugError, did_you_mean, line_in
 from neoplug.registry import answered
 from neoplug.testing.loss_examples import Example, examples
 
@@ -40,6 +40,16 @@ class Broken(AssertionError):
 
 class NotApplicable(Exception):
     """A property that does not apply to a plugin, with the reason."""
+
+
+@contextmanager
+def as_broken() -> Iterator[None]:
+    """Raise Broken in place of the error that a run would show."""
+    try:
+        yield
+    except NeoplugError as error:
+        what, *more = error.message().split("\n")
+        raise Broken("; ".join([what, *(line for line in more if line.startswith("why: "))])) from error
 
 
 def check_close(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from functools import cached_property
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from neoplug.data.batch import Batch, Document, collate
+from neoplug.models.quiet import quiet
 from neoplug.testing.families import configuration, random_model, tokenizer
 from neoplug.testing.hooks import answer
 from neoplug.testing.loss_examples import hook
@@ -33,16 +35,17 @@ class SmallModel:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+        self.folder = folder
 
     @cached_property
     def base(self) -> Any:
         """Return the model without adapter, frozen, in evaluation mode."""
         from transformers import AutoModelForCausalLM
 
-        if self._folder is None:
+        if self.folder is None:
             return random_model("llama", seed=1, **SIZES)
-        model = AutoModelForCausalLM.from_pretrained(self._folder, dtype=torch.float32)
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
         return model.eval().requires_grad_(False)
 
     @cached_property
@@ -50,7 +53,7 @@ class SmallModel:
         """Return [6, 16] int64: documents of 16 tokens."""
         from transformers import AutoTokenizer
 
-        own = tokenizer() if self._folder is None else AutoTokenizer.from_pretrained(self._folder)
+        own = tokenizer() if self.folder is None else AutoTokenizer.from_pretrained(self.folder)
         ids = own(" ".join([TEXT] * 3))["input_ids"]
         return torch.tensor(ids[:96]).reshape(6, 16)
 
@@ -69,7 +72,7 @@ class SmallModel:
         """Return the base on the meta device."""
         from transformers import AutoModelForCausalLM
 
-        config = configuration("llama", **SIZES) if self._folder is None else self.base.config
+        config = configuration("llama", **SIZES) if self.folder is None else self.base.config
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config).requires_grad_(False)
 
@@ -128,6 +131,19 @@ class SmallModel:
             optimizer.step()
             answer(adapter, "on_step_end", step=step + 1, progress=progress, model=model, metrics={}, name="adapter")
             optimizer.zero_grad()
+
+
+def quietly(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return the property without the warnings that peft and transformers give of their own code."""
+
+    @wraps(check)
+    def checked(plugin: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(peft|transformers)\.")
+            warnings.filterwarnings("ignore", ".* will be removed in v", FutureWarning)  # reported where it is called
+            check(plugin)
+
+    return checked
 
 
 def optimizer_of(model: nn.Module, rate: float = 1e-2) -> torch.optim.Optimizer:

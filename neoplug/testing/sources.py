@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
@@ -18,12 +17,11 @@ from typing import Any
 
 from neoplug.data.ingest.sources import PluginRows
 from neoplug.data.ingest.values import Reason, Row
-from neoplug.errors import NeoplugError
 from neoplug.files import content_hash, sha256_of
 from neoplug.registry import Plugins
 from neoplug.testing.hooks import global_seeds
 from neoplug.testing.loss_examples import hook
-from neoplug.testing.search import Broken, Kit, properties_of
+from neoplug.testing.search import Broken, Kit, as_broken, properties_of
 
 MOST_ROWS = 1000  # the first ones, which are read
 
@@ -111,7 +109,7 @@ def _opened(source: Any) -> PluginRows:
     name = type(source).__name__
     if hook(source, "open_source") is None:
         raise TypeError(f"{name} has no `open_source`")
-    with _as_broken():
+    with as_broken():
         return PluginRows(Plugins({"data.source": {name: replace(source)}}).source("data.source"))
 
 
@@ -120,23 +118,14 @@ def _rows(source: Any) -> Iterator[Row | Reason]:
 
 
 def _reading(opened: PluginRows) -> Iterator[Row | Reason]:
-    with _as_broken():
+    with as_broken():
         yield from islice(opened.rows(), MOST_ROWS)
 
 
 def _identity(opened: PluginRows) -> Any:
     """Return the hash of the source's code, and its identity."""
-    with _as_broken():
+    with as_broken():
         return opened.identity()
-
-
-@contextmanager
-def _as_broken() -> Iterator[None]:
-    """Raise Broken in place of the error that a run would show."""
-    try:
-        yield
-    except NeoplugError as error:
-        raise Broken(error.message().partition("\n")[0]) from error
 
 
 def _compare(found: list[Row | Reason], expected: list[Row | Reason], when: str) -> None:

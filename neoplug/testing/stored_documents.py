@@ -5,8 +5,7 @@ N answer tokens of a document, V shared vocabulary, H the teacher's hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -15,13 +14,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from neoplug.errors import NeoplugError
 from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.teachers.base import Signal
 from neoplug.testing.hooks import answer
 from neoplug.testing.loss_examples import hook
-from neoplug.testing.search import Broken
+from neoplug.testing.search import Broken, as_broken
 
 ROWS, HIDDEN = 29, 32  # of the teacher's head
 SHARED = [row for row in range(ROWS) if row % 6 != 2]  # rows of tokens that the student has too
@@ -117,12 +115,3 @@ def bytes_of(record: Mapping[str, Tensor]) -> bytes:
         return save(dict(record))
     except Exception as error:  # safetensors raises its own
         raise Broken(f"no file can hold what `encode_teacher` returns: {error}") from error
-
-
-@contextmanager
-def as_broken() -> Iterator[None]:
-    """Raise Broken in place of the error that a run would show."""
-    try:
-        yield
-    except NeoplugError as error:
-        raise Broken(error.message().partition("\n")[0]) from error

@@ -1,17 +1,18 @@
-"""Every property of treatments, probes, preparations and caches holds for every built-in one, with some options."""
+"""Every property of treatments, probes, preparations, caches and ways to load a model holds for the built-in ones."""
 
 import json
 
 import pytest
 
 from neoplug.registry import answered, installed
-from neoplug.testing import CACHE, PREPARATION, PROBE, TREATMENT, NotApplicable
+from neoplug.testing import CACHE, LOAD, PREPARATION, PROBE, TREATMENT, NotApplicable
 
 KITS = {
     **dict.fromkeys(("edit_documents", "edit_batch"), TREATMENT),
     "on_evaluate": PROBE,
     "prepare_student": PREPARATION,
     "encode_teacher": CACHE,
+    "load_kwargs": LOAD,
 }
 # Options of the plugins that need some.
 OPTIONS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from neoplug.testing import KITS, LOSS, OPTIMIZER, PREPARATION, PROBE, TOKEN_WEIGHT, TRACKER, TREATMENT
+from neoplug.testing import KITS, LOAD, LOSS, OPTIMIZER, PREPARATION, PROBE, TOKEN_WEIGHT, TRACKER, TREATMENT
 
 FILE = Path(__file__).parent / "checked.py"
 EVERY = set(LOSS.properties)
@@ -113,11 +113,11 @@ def test_an_invalid_plugin_exits_2_with_place_and_reason(neoplug, arguments, wor
 
 
 def test_hooks_without_properties_are_listed_as_not_checked(neoplug):
-    answer = neoplug("check", "nf4", "compute_dtype=float32")
+    answer = neoplug("check", "loraplus")
     assert answer.code == 0
-    assert "compute_dtype=" in answer.out
-    assert "fits under load" in answer.out
-    assert re.search(r"not checked\n  its behaviour in .*load_kwargs", answer.out)
+    assert "lr_ratio=" in answer.out
+    assert "fits under adapter, optimizer" in answer.out
+    assert re.search(r"not checked\n  its behaviour in .*param_groups", answer.out)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,7 @@ def test_hooks_without_properties_are_listed_as_not_checked(neoplug):
         (["label_noise", "probability=0.2"], TREATMENT),
         (["sgd"], OPTIMIZER),
         (["calibration"], PROBE),
+        (["nf4", "compute_dtype=float32"], LOAD),
         (["prune_depth", "num_hidden_layers=3"], PREPARATION),
         (["tensorboard"], TRACKER),
     ],

@@ -26,11 +26,12 @@ PUBLIC = [
     "rename_cache_argument", "resolve_dtype", "run", "study",
 ]  # fmt: skip
 TESTING = [
-    "CACHE", "CALLED", "KITS", "LOSS", "OPTIMIZER", "PREPARATION", "PROBE", "SCHEDULE", "SOURCE", "STOP",
+    "CACHE", "CALLED", "KITS", "LOAD", "LOSS", "OPTIMIZER", "PREPARATION", "PROBE", "SCHEDULE", "SOURCE", "STOP",
     "TOKEN_WEIGHT", "TRACKER", "TREATMENT", "Broken", "Example", "Finding", "Kit", "NotApplicable",
     "adapter_kit", "call", "check_adapter", "check_cache", "check_chunks", "check_closed_form", "check_finite",
     "check_finite_differences", "check_inputs_untouched", "check_large_vocabulary", "check_loss",
-    "check_masked", "check_no_tokens", "check_not_negative", "check_optimizer", "check_prepare", "check_probe",
+    "check_load", "check_masked", "check_no_tokens", "check_not_negative", "check_optimizer", "check_prepare",
+    "check_probe",
     "check_schedule", "check_shape", "check_shift", "check_source", "check_splits", "check_stop",
     "check_teacher_gradient", "check_token_weight", "check_tracker", "check_treatment",
     "check_zero_where_equal", "examine", "examples", "value",
