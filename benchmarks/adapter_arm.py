@@ -60,7 +60,7 @@ def train(session: Trainer, line: Connection) -> None:
     base = in_memory(session.loader.load("student", session.inputs.base))
     name, turns = head_name(base), Turns(line, resident("VmRSS"))
     started = perf_counter()
-    module = session.add_adapter(base, STEPS)
+    module, _ = session.add_adapter(base, STEPS)
     trained = sum(each.numel() for each in module.parameters() if each.requires_grad)
     line.send({"begin_seconds": perf_counter() - started, "parameters": trained})
     student, checked = session.loader.verify_student(module, name), session.checked

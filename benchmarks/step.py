@@ -54,7 +54,8 @@ ARMS = {
     "chat": (*OURS, "trainer", "trainer bucketed", "gkd", "gkd bucketed", "trl", "trl bucketed"),
     "cached": ("heads", "neoplug", *BARE, *BARE.values()),
 }
-QUICK = ("heads", "neoplug")  # each is a process, and importing takes longer than the rest
+# Each is a process, and importing takes longer than the rest.
+QUICK = {"chat": ("heads", "neoplug"), "cached": ("heads", "neoplug", "neoplug states", "heads states")}
 RELATIVE_TO = ("heads", *BARE.values(), "neoplug", "trainer", "trainer bucketed", "trl")
 BATCHES = 4  # per pass
 
@@ -107,7 +108,8 @@ def prepare(folder: Path, chosen: argparse.Namespace) -> None:
 
 def measure(folder: Path, shape: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """Return the measurements of each arm; the arms take turns, one pass each."""
-    names = [name for name in chosen.arm or (QUICK if chosen.quick else ARMS[shape]) if name in ARMS[shape]]
+    usual = QUICK.get(shape, QUICK["chat"]) if chosen.quick else ARMS[shape]
+    names = [name for name in chosen.arm or usual if name in ARMS[shape]]
     arms = {name: Arm(folder, shape, name) for name in names if possible(name)}
     if chosen.memory:
         return {name: peak_tensor_bytes(arm) for name, arm in arms.items()}
@@ -221,6 +223,8 @@ def cached_table(shape: str, arms: dict[str, Any]) -> str:
         "|---|" * 5,
     ]
     for name, bare in BARE.items():
+        if name not in arms:
+            continue
         ratio = arms[name][f"relative to {bare}"]
         of = {arm: arms[arm]["cpu_seconds"] for arm in ("heads", "heads states", "neoplug", name)}
         removed = (of["neoplug"] - of[name]) / (of["heads"] - of["heads states"])

@@ -31,5 +31,6 @@ def leave_casts_to_autocast(adapted: nn.Module) -> None:
 
 
 def cast_outside_autocast(states: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return a layer's input in `dtype`; unchanged under autocast."""
-    return states if torch.is_autocast_enabled(states.device.type) else states.to(dtype)
+    """Return a layer's input in `dtype`; unchanged under autocast, which the meta device does not have."""
+    under_autocast = not states.is_meta and torch.is_autocast_enabled(states.device.type)
+    return states if under_autocast else states.to(dtype)

@@ -18,6 +18,7 @@ from neoplug.data.batch import Document, collate
 from neoplug.errors import RecipeError
 from neoplug.models.prepared import prepare
 from neoplug.models.resolve import locate
+from neoplug.recipe import Train
 from neoplug.registry import Plugins
 from neoplug_models.prune_depth import PruneDepth
 from neoplug_models.prune_width import PruneWidth
@@ -45,7 +46,7 @@ class Shift:
 
 
 def run(model, plugins, *, seed=0, fingerprint="f", batches=(1.0,), weight=None):
-    train = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    train = Train(per_device_train_batch_size=4)
     parts = {name: SimpleNamespace(weight=weight if name == "a" else weight and 1.0) for name in ("a", "b")}
     recipe = SimpleNamespace(seed=seed, train=train, data=SimpleNamespace(parts=parts))
     checked = SimpleNamespace(recipe=recipe, plugins=Plugins({"student.prepare": plugins}), entries={})

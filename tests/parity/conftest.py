@@ -39,9 +39,9 @@ def run(tmp_path, monkeypatch):
     own = Trainer.add_adapter
 
     def add_adapter(session, bare, total_steps):
-        model = own(session, bare, total_steps)
+        model, names_of_base = own(session, bare, total_steps)
         start.update({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
-        return model
+        return model, names_of_base
 
     def finish(output="run", **sections):
         (tmp_path / "recipe.yaml").write_text(json.dumps(sections))
