@@ -34,13 +34,12 @@ ALLOWED = {
     "neoplug/export/peft_files.py": {"lora"},  # in the name of vLLM's option
     "neoplug/export/gguf_lora.py": {"lora"},  # a value in llama.cpp's files
     "neoplug/testing/four_bits.py": {"nf4"},  # how a recipe names 4 bits
+    "neoplug/testing/loading.py": {"lora"},  # what trains on a base that is loaded otherwise
+    "neoplug/runs/fake_step.py": {"full"},  # what is read of a teacher
     "neoplug/teachers/cached.py": {"linear", "sampled"},  # what is read of a teacher; what metrics say of a signal
     "neoplug/models/stored_adapter.py": {"eva"},  # a value in peft's files
-    "neoplug/recipe/schema.py": {
-        "adamw",
-        "full",
-        *TRACKERS,
-    },  # the default optimizer; a value; what `report_to` may name
+    "neoplug/recipe/schema.py": {"adamw", *TRACKERS},  # the default optimizer; what `report_to` may name
+    "neoplug/recipe/train.py": {"full"},  # a value of `train.shard`
     **{f"neoplug/{name}/sharding.py": {"full"} for name in ("distributed", "runs")},  # a value of `train.shard`
     "neoplug/runs/directory.py": {"mlflow", "tensorboard", "wandb"},  # folders that these write
     "neoplug/recipe/shorthands.py": {"cosine", "early_stopping"},  # the default schedule; what a key names

@@ -12,7 +12,7 @@ from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
 
 DROP = '''
-"""Remove the answer tokens of some micro-batches."""
+"""Remove the answer tokens of some rows."""
 from dataclasses import dataclass
 import torch
 from neoplug import hookimpl
@@ -49,13 +49,13 @@ def test_a_micro_batch_without_answer_tokens_has_loss_zero(model, losses, docume
 
 
 def test_a_run_with_steps_without_answer_tokens_continues(run, tmp_path, tiny_teacher):
-    """One of the two micro-batches of step 1 has no answer tokens, and both of step 2."""
+    """One of the two micro-batches of step 1 has no answer tokens, and both of step 2; each has two rows."""
     (tmp_path / "drop.py").write_text(DROP)
     lines, _ = run(
         teacher={"model": str(tiny_teacher)},
         adapter={"full": {}},  # the trainable head has a gradient, too
         loss={"cross_entropy": {}, "forward_kl": {}},
-        treatments={"./drop.py:Drop": {"calls": [0, 2, 3]}},
+        treatments={"./drop.py:Drop": {"calls": [0, 1, 4, 5, 6, 7]}},
         train={"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
     )
     full, none, after = lines
