@@ -22,6 +22,7 @@ N tokens of a row, V vocabulary.
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from inspect import signature
@@ -291,21 +292,31 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def family(name: str) -> str:
+    """Return the kind of a cell without its size: "top-12 truncated" -> "top-k truncated"."""
+    if name.startswith("states"):
+        return "states"
+    return re.sub(r"\s*\b\d+\s*", " ", name.replace("top-", "top-k ")).strip()
+
+
 def draw(found: dict[str, Any]) -> bytes:
-    """Return the SVG: angle against bytes, a panel for each student and number of tokens."""
+    """Return the SVG: angle against bytes, a line for each kind, a panel for each student and number of tokens."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context({"svg.hashsalt": "neoplug", "svg.fonttype": "none", "font.size": 8}):
-        figure = Figure(figsize=(8, 2.6 * -(-len(found) // 2)), layout="constrained")
+        figure = Figure(figsize=(8, 2.8 * -(-len(found) // 2)), layout="constrained")
         panels = figure.subplots(-(-len(found) // 2), 2, squeeze=False).flat
         for panel, (title, kinds) in zip(panels, found.items(), strict=False):
+            lines: dict[str, list[tuple[float, float, float]]] = {}
             for name, cell in kinds.items():
                 angles = torch.tensor([draw["angle"] for draw in cell["draws"]])
                 spread = float(angles.std()) if len(angles) > 1 else 0.0
-                panel.errorbar(cell["bytes"], max(float(angles.mean()), 1e-3), spread, fmt="o", markersize=3)
-                panel.annotate(name, (cell["bytes"], max(float(angles.mean()), 1e-3)), fontsize=5)
+                lines.setdefault(family(name), []).append((cell["bytes"], max(float(angles.mean()), 1e-3), spread))
+            for name, points in lines.items():
+                panel.errorbar(*zip(*sorted(points), strict=True), fmt="o-", markersize=3, linewidth=0.8, label=name)
             panel.set(xscale="log", yscale="log", xlabel="bytes per token", ylabel="degrees", title=title)
+        figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
         file = BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
     return file.getvalue()
