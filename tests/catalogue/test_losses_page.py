@@ -54,7 +54,9 @@ def test_every_loss_has_one_row_one_section_and_one_picture(maker):
     assert [name for name, _ in rows()] == names
     assert [name for name, _ in sections()] == names
     assert sorted(maker.WHEN) == names
-    assert sorted(file.stem for file in maker.PICTURES.glob("*")) == sorted([*names, "llm_neo_tiny", "statistics", "teacher_cache"])
+    assert sorted(file.stem for file in maker.PICTURES.glob("*")) == sorted(
+        [*names, "llm_neo_tiny", "statistics", "teacher_cache"]
+    )
 
 
 def test_a_section_has_the_options_formula_and_source_of_the_file(maker):
