@@ -17,6 +17,7 @@ MFU counts the products of `bare` and the three with the heads that an exact obj
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny models; writes nothing")
     quick = parser.parse_args().quick
+    if "torch" in sys.modules:  # as in a process that was forked from one which has it
+        raise SystemExit(subprocess.run([sys.executable, __file__, *sys.argv[1:]], check=False).returncode)
     load_pretended_gpu()
     length = 64 if quick else LENGTH
     found = {arm: step(arm, length, quick) for arm in ARMS}
