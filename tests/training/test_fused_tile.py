@@ -227,7 +227,9 @@ assert made.asm["cubin"]
 
 @needs_triton
 def test_it_compiles_for_a_gpu(tmp_path):
-    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {
+        "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0", "PYTHONWARNINGS": "ignore"
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", PTX], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
