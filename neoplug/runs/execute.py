@@ -15,7 +15,6 @@ from neoplug.distributed.restarts import attempt
 from neoplug.distributed.world import World
 from neoplug.environment.determinism import deterministic
 from neoplug.environment.dtypes import resolve_dtype
-from neoplug.errors import Path as Key
 from neoplug.errors.text import TextFormatter
 from neoplug.files.contents import RECORD
 from neoplug.hookspecs import Role
@@ -26,7 +25,7 @@ from neoplug.runs.directory import RunDir, chosen_output
 from neoplug.runs.failure import lost_processes_named
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import lock_record, pinned
-from neoplug.runs.micro_batch import chosen_sizes
+from neoplug.runs.micro_batch import chosen_sizes, with_chosen
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.process import isolated
 from neoplug.runs.progress import Progress, Silent
@@ -92,8 +91,7 @@ def _execute(
             as_begun = checked.pinned(begun_with(directory)) if directory else checked
             inputs = resolve_inputs(as_begun, progress, world.broadcast(today()))
             chosen = {} if directory else sizes_here(checked, inputs, world)
-            sizes: dict[Key, int] = {("train", key): size for key, size in chosen.items()}
-            sized, as_begun = checked.pinned(sizes), as_begun.pinned(sizes)
+            sized, as_begun = with_chosen(checked, chosen), with_chosen(as_begun, chosen)
             inputs = with_cache(sized, prepare_student(as_begun, inputs, progress), world, progress)
             if directory is not None:
                 validate_same_lock(directory, build_lock(checked, inputs, world))
@@ -142,8 +140,7 @@ def lock_here(checked: ResolvedRecipe, progress: Progress) -> dict[str, Any]:
         world = World(checked.recipe.student.device)
         inputs = resolve_inputs(checked, progress, world.broadcast(today()))
         chosen = sizes_here(checked, inputs, world)
-        sized = checked.pinned({("train", key): size for key, size in chosen.items()})
-        return build_lock(checked, prepare_student(sized, inputs, progress), world, chosen)
+        return build_lock(checked, prepare_student(with_chosen(checked, chosen), inputs, progress), world, chosen)
 
 
 def build_lock(

@@ -219,13 +219,9 @@ class _Step:
             optimizer=_bytes(of_optimizer),
         )
 
-    def has_model(self, teacher: Teacher | None) -> bool:
-        """Return whether the teacher is a second model in memory."""
-        return teacher is not None and teacher.model is not None and not self.checked.recipe.taught_by
-
     def teacher_tensors(self, teacher: Teacher | None) -> list[Tensor]:
         """Return the tensors of a second model in memory; none where the student is its own teacher."""
-        model = teacher.model if teacher is not None and self.has_model(teacher) else None
+        model = teacher.model if teacher is not None and not self.checked.recipe.taught_by else None
         return [] if model is None else tensors_of(model.module)
 
     def sampler(self) -> BatchSampler:
@@ -352,7 +348,7 @@ class _Config(LoopConfig):
 
 
 class _Unread:
-    """Metrics whose values nobody reads."""
+    """Metrics that are not read."""
 
     def add(self, values: object) -> None:
         """Drop the values of a step."""

@@ -18,7 +18,7 @@ from neoplug.environment.storage_tracker import StorageTracker, tensors_of
 from neoplug.models.verify import head_name
 from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import prepare_student, resolve_inputs
-from neoplug.runs.micro_batch import chosen_sizes
+from neoplug.runs.micro_batch import chosen_sizes, with_chosen
 from neoplug.runs.own_teacher import OwnTeacher
 from neoplug.runs.process import isolated
 from neoplug.runs.progress import Silent
@@ -68,8 +68,7 @@ def measure_steps(checked: ResolvedRecipe, steps: int = STEPS) -> Measured:
     with isolated():
         world = World(checked.recipe.student.device)
         inputs = resolve_inputs(checked, Silent(), today())
-        sizes = chosen_sizes(checked, inputs, world.device)
-        checked = checked.pinned({("train", key): size for key, size in sizes.items()})
+        checked = with_chosen(checked, chosen_sizes(checked, inputs, world.device))
         inputs = prepare_student(checked, inputs, Silent())
         few = checked.pinned({("train", "max_steps"): steps, ("train", "num_train_epochs"): None})
         inputs = with_cache(few, inputs, world, Silent())

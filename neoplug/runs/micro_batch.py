@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -81,7 +81,12 @@ def largest_micro_batch(checked: ResolvedRecipe, needed: Callable[[ResolvedRecip
 
 def with_sizes(checked: ResolvedRecipe, size: int, accumulation: int) -> ResolvedRecipe:
     """Return the recipe with a number of rows in a micro-batch, and of micro-batches in a step."""
-    return checked.pinned({("train", SIZE): size, ("train", ACCUMULATION): accumulation})
+    return with_chosen(checked, {SIZE: size, ACCUMULATION: accumulation})
+
+
+def with_chosen(checked: ResolvedRecipe, chosen: Mapping[str, int]) -> ResolvedRecipe:
+    """Return the recipe with the numbers that were chosen for keys of `train`; unchanged where none was."""
+    return checked.pinned({("train", key): number for key, number in chosen.items()})
 
 
 def halved(checked: ResolvedRecipe) -> ResolvedRecipe | None:

@@ -22,7 +22,7 @@ from neoplug.data.encode.differences import DIFFERENCE
 from neoplug.environment.info import hardware
 from neoplug.runs.inputs import find_models, resolve_text, validate_inputs
 from neoplug.runs.match_size import match
-from neoplug.runs.micro_batch import AUTO, chosen_sizes, largest_micro_batch, room_of
+from neoplug.runs.micro_batch import AUTO, chosen_sizes, largest_micro_batch, room_of, with_chosen
 from neoplug.runs.planned_memory import (
     AT_A_TIME,
     Memory,
@@ -123,8 +123,7 @@ def _with_chosen_batch(
     """Return the recipe with the micro-batch that a run on this machine would take for `auto`."""
     device = torch.device(skeletons["student"].device)
     if not quick:
-        sizes = chosen_sizes(checked, inputs, device)
-        return checked.pinned({("train", key): size for key, size in sizes.items()})
+        return with_chosen(checked, chosen_sizes(checked, inputs, device))
     if checked.recipe.train.per_device_train_batch_size != AUTO:
         return checked
     trained = adapt_skeleton(checked, deepcopy(skeletons["student"].skeleton), 1000, inputs.student)

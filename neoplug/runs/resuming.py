@@ -11,7 +11,7 @@ from neoplug.recipe import ResolvedRecipe, Train
 from neoplug.runs.directory import REQUIRED, SAVED, RunDir, validate_output_path
 from neoplug.runs.global_batch import GlobalBatch
 from neoplug.runs.lock import difference, found_contents, pinned
-from neoplug.runs.micro_batch import AUTO
+from neoplug.runs.micro_batch import AUTO, with_chosen
 from neoplug.runs.result import RunState
 from neoplug.training import checkpoint
 
@@ -63,7 +63,7 @@ def sized_as_begun(directory: RunDir, checked: ResolvedRecipe) -> ResolvedRecipe
     """Return the recipe with the sizes that were chosen for `auto` when the run was started; unchanged without it."""
     if checked.recipe.train.per_device_train_batch_size != AUTO:
         return checked
-    return checked.pinned({("train", key): size for key, size in directory.lock.get("chosen", {}).items()})
+    return with_chosen(checked, directory.lock.get("chosen", {}))
 
 
 def validate_same_lock(directory: RunDir, lock: Mapping[str, Any]) -> None:

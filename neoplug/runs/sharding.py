@@ -85,7 +85,7 @@ def validate_sharded(checked: ResolvedRecipe, adapted: nn.Module, of_base: Seque
         return
     base = set(map(id, of_base))
     if any(weight.requires_grad and id(weight) not in base for weight in adapted.parameters()):
-        why = f"`full` shards what trains of the base, and `{name}` adds weights of its own, which are small"
+        why = f"`full` shards the trained weights of the base, and `{name}` adds small weights of its own"
         raise _refused(f"the weights of `{name}` cannot be sharded", why, "set `shard: base`: each rank has them whole")
     if recipe.taught_by == "ema":
         why = "`self: ema` exchanges the student's weights for their average, and `full` leaves a rank parts of them"

@@ -34,7 +34,7 @@ ALLOWED = {
     "neoplug/export/peft_files.py": {"lora"},  # in the name of vLLM's option
     "neoplug/export/gguf_lora.py": {"lora"},  # a value in llama.cpp's files
     "neoplug/testing/four_bits.py": {"nf4"},  # how a recipe names 4 bits
-    "neoplug/testing/loading.py": {"lora"},  # what trains on a base that is loaded otherwise
+    "neoplug/testing/loading.py": {"lora"},  # the adapter that the kit trains
     "neoplug/runs/fake_step.py": {"full"},  # what is read of a teacher
     "neoplug/teachers/cached.py": {"linear", "sampled"},  # what is read of a teacher; what metrics say of a signal
     "neoplug/models/stored_adapter.py": {"eva"},  # a value in peft's files
