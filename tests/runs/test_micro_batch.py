@@ -8,7 +8,7 @@ import yaml
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from neoplug import recipe as recipes
-from neoplug.errors import RecipeError
+from neoplug.errors import PluginError, RecipeError
 from neoplug.runs.micro_batch import MARGIN, largest_micro_batch
 from neoplug.runs.plan import plan
 from neoplug.training import module
@@ -46,6 +46,36 @@ def test_a_run_with_auto_is_the_run_with_the_number_that_was_chosen(lab, room):
     assert run.lock["recipe"]["train"]["per_device_train_batch_size"] == "auto"
     written = yaml.safe_load((run.path / "recipe.yaml").read_text())["train"]
     assert (written["per_device_train_batch_size"], written["gradient_accumulation_steps"]) == (2, 2)
+
+
+FAILS = """
+@dataclass(eq=False)
+class Fails:
+    file: str
+
+    @hookimpl
+    def on_step_end(self, step):
+        if step == 3 and Path(self.file).exists():
+            raise RuntimeError("stopped")
+"""
+
+
+def test_a_run_with_auto_resumes_with_the_number_that_was_chosen(lab, room):
+    """Also where less memory is free by then."""
+    lab.plugin("fails", FAILS)
+    file = lab.folder / "fails.txt"
+    sections = {"probes": {"./fails.py:Fails": {"file": str(file)}}, "train": {**AUTO, "max_steps": 4, "save_steps": 2}}
+    room(10**12)
+    whole = lab.run("whole", **sections)
+    assert whole.lock["chosen"] == {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    file.touch()
+    with pytest.raises(PluginError, match="stopped"):
+        lab.run("run", **sections)
+    file.unlink()
+    room(1)
+    resumed = lab.run("run", lab.recipe(**sections), resume=True)
+    assert resumed.facts == whole.facts
+    assert "dealt_anew" not in resumed.result
 
 
 @pytest.fixture
