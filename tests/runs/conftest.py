@@ -147,6 +147,13 @@ def drop(lab):
 
 
 @pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Return an empty folder for neoplug's cache."""
+    monkeypatch.setenv("NEOPLUG_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
 def lab(tmp_path, tiny_student, tiny_teacher, tiny_chat):
     """Return a lab in a temporary folder of the test."""
     return Lab(tmp_path, tiny_student, tiny_teacher, tiny_chat)

@@ -150,8 +150,9 @@ def test_a_wrong_answer_names_the_plugin_the_hook_and_the_fault(lab, kind):
 
 
 @pytest.mark.parametrize("treatment", [{"truncated_context": {"tokens": 3}}, {"data_fraction": {"fraction": 0.5}}])
-def test_edits_of_the_students_text_give_the_numbers_of_the_live_run_with_a_cache(lab, treatment):
-    # Bit for bit only where the teacher's batches are those of the build: one row, without padding.
+def test_edits_of_the_students_text_give_the_numbers_of_the_live_run_with_a_cache(lab, home, treatment):
+    # Bit for bit only where the teacher's batches are those of the build: one row, without padding. An empty cache,
+    # since the records of another test may be of other batches.
     train = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     live = lab.run("live", treatments=treatment, train=train)
     assert live.facts != lab.run("plain", train=train).facts

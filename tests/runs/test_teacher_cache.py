@@ -32,13 +32,6 @@ TEMPLATE = "Be wise.\n{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """Return an empty folder for neoplug's cache."""
-    monkeypatch.setenv("NEOPLUG_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def computed(monkeypatch):
     """Return a list to which the content hash of each document that the teacher is run on is added."""
     seen, states_of = [], teacher_build.states_of
