@@ -101,21 +101,6 @@ def stored_teacher(checked: ResolvedRecipe) -> ResolvedModel | None:
     return ResolvedModel(str(folder / TEACHER), None, read_json(folder / SOURCE, FIX)["model"], "local")
 
 
-def _stored_header(checked: ResolvedRecipe, folder: Path) -> Header:
-    """Return the header of a folder that `neoplug cache --output` wrote. Raises RecipeError."""
-    ((section, name),) = checked.plugins.named("cache_folder")
-    path = path_of(section, name)
-    if not (folder / HEADER).is_file():
-        fix = "name a folder that `neoplug cache RECIPE --output DIR` wrote"
-        raise RecipeError([Problem(f"{folder} holds no teacher's cache", "it has no header.json", fix, path)])
-    if found := damage(folder):
-        raise RecipeError([damage_problem(path, f"{folder} is damaged: {found}")])
-    try:
-        return Header.read(folder)
-    except DamageError as error:
-        raise RecipeError([damage_problem(path, f"{error.file} {error.what}")]) from error
-
-
 def stored_kind(checked: ResolvedRecipe, folder: Path) -> tuple[Header, Plugins]:
     """Return the header of the cache in the folder that the recipe names, and the plugin that encoded it.
 
@@ -123,8 +108,8 @@ def stored_kind(checked: ResolvedRecipe, folder: Path) -> tuple[Header, Plugins]
         RecipeError: the folder is no complete cache, its kind is not installed, or a loss of the recipe reads more than
             it stores.
     """
-    header = _stored_header(checked, folder)
-    entry = _installed_kind(checked, folder, header.kind["name"])
+    ((section, stored),) = checked.plugins.named("cache_folder")
+    header, entry = open_folder(folder, path_of(section, stored))
     kind: Any = build(entry.load(), header.kind["options"])
     problems = [
         problem
@@ -140,15 +125,32 @@ def stored_kind(checked: ResolvedRecipe, folder: Path) -> tuple[Header, Plugins]
     return header, Plugins({SECTION: {header.kind["name"]: kind}})
 
 
-def _installed_kind(checked: ResolvedRecipe, folder: Path, name: str) -> Entry:
-    """Return the entry of the kind that encoded a cache; files and modules that the folder names do not run."""
+def open_folder(folder: Path, path: Key) -> tuple[Header, Entry]:
+    """Return the header of a folder that `neoplug cache --output` wrote, and the entry of its kind.
+
+    Shards are not read. Files and modules that the folder names do not run.
+
+    path  of the plugin in the recipe that names the folder
+
+    Raises:
+        RecipeError: the folder is no complete cache, or its kind is not installed.
+    """
+    if not (folder / HEADER).is_file():
+        fix = "name a folder that `neoplug cache RECIPE --output DIR` wrote"
+        raise RecipeError([Problem(f"{folder} holds no teacher's cache", "it has no header.json", fix, path)])
+    if found := damage(folder):
+        raise RecipeError([damage_problem(path, f"{folder} is damaged: {found}")])
+    try:
+        header = Header.read(folder)
+    except DamageError as error:
+        raise RecipeError([damage_problem(path, f"{error.file} {error.what}")]) from error
+    name = header.kind["name"]
     entry = find(name, folder)
     if not entry.is_installed or "decode_teacher" not in answered(entry.load()):
-        ((section, stored),) = checked.plugins.named("cache_folder")
         what = f"the cache in {folder} is of the kind `{name}`, which no installed package has"
         why, fix = "a folder of data does not say which code runs", "install its package, or build another kind"
-        raise RecipeError([Problem(what, why, fix, path_of(section, stored))])
-    return entry
+        raise RecipeError([Problem(what, why, fix, path)])
+    return header, entry
 
 
 def damage_problem(path: Key, what: str) -> Problem:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from neoplug.testing.search import Broken, Finding, Kit, NotApplicable, examine
     from neoplug.testing.sources import SOURCE, check_source
     from neoplug.testing.stops import STOP, check_stop
+    from neoplug.testing.stored_caches import STORED_CACHE, check_stored_cache
     from neoplug.testing.token_weights import TOKEN_WEIGHT, check_token_weight
     from neoplug.testing.trackers import TRACKER, check_tracker
     from neoplug.testing.treatments import TREATMENT, check_treatment
@@ -57,6 +58,7 @@ __all__ = [
     "SCHEDULE",
     "SOURCE",
     "STOP",
+    "STORED_CACHE",
     "TOKEN_WEIGHT",
     "TRACKER",
     "TREATMENT",
@@ -89,6 +91,7 @@ __all__ = [
     "check_source",
     "check_splits",
     "check_stop",
+    "check_stored_cache",
     "check_teacher_gradient",
     "check_token_weight",
     "check_tracker",
@@ -119,6 +122,7 @@ _NAMES = {
     "search": ("Broken", "Finding", "Kit", "NotApplicable", "examine"),
     "sources": ("SOURCE", "check_source"),
     "stops": ("STOP", "check_stop"),
+    "stored_caches": ("STORED_CACHE", "check_stored_cache"),
     "token_weights": ("TOKEN_WEIGHT", "check_token_weight"),
     "trackers": ("TRACKER", "check_tracker"),
     "treatments": ("TREATMENT", "check_treatment"),
@@ -160,6 +164,7 @@ KITS: Mapping[str, "Kit"] = _Kits(
         "load_kwargs": "LOAD",
         "prepare_student": "PREPARATION",
         "encode_teacher": "CACHE",
+        "cache_folder": "STORED_CACHE",
         "add_adapter": "adapter_kit",
         "make_optimizer": "OPTIMIZER",
         "rate": "SCHEDULE",

@@ -27,13 +27,13 @@ PUBLIC = [
 ]  # fmt: skip
 TESTING = [
     "CACHE", "CALLED", "KITS", "LOAD", "LOSS", "OPTIMIZER", "PREPARATION", "PROBE", "SCHEDULE", "SOURCE", "STOP",
-    "TOKEN_WEIGHT", "TRACKER", "TREATMENT", "Broken", "Example", "Finding", "Kit", "NotApplicable",
+    "STORED_CACHE", "TOKEN_WEIGHT", "TRACKER", "TREATMENT", "Broken", "Example", "Finding", "Kit", "NotApplicable",
     "adapter_kit", "call", "check_adapter", "check_cache", "check_chunks", "check_closed_form", "check_finite",
     "check_finite_differences", "check_inputs_untouched", "check_large_vocabulary", "check_loss",
     "check_load", "check_masked", "check_no_tokens", "check_not_negative", "check_optimizer", "check_prepare",
     "check_probe",
     "check_schedule", "check_shape", "check_shift", "check_source", "check_splits", "check_stop",
-    "check_teacher_gradient", "check_token_weight", "check_tracker", "check_treatment",
+    "check_stored_cache", "check_teacher_gradient", "check_token_weight", "check_tracker", "check_treatment",
     "check_zero_where_equal", "examine", "examples", "value",
 ]  # fmt: skip
 NOT_DOCUMENTED = {"API_VERSION", "__version__", "CodePath", "Reads", "Role"}  # a string and types have no docstring
