@@ -262,8 +262,8 @@ def _problem(details: list[Any], place: Key, path: Key, keys_at: KeysAt, field_a
     close = did_you_mean(str(value), choices)
     what = f"`{_label(full)}` is {as_written(value)}, but must be {' or '.join(expected)}{close}"
     why = NO_NUMBER if isinstance(value, bool) and any("number" in words for words in expected) else ""
-    is_name = bool(choices) and not any("number" in words for words in expected)  # the message says which there are
-    fix = "" if is_name else suggest_fix(value, expected, field.default if field else None)
+    may_be_number = isinstance(value, int | float) and any(detail["type"] != "literal_error" for detail in details)
+    fix = "" if choices and not may_be_number else suggest_fix(value, expected, field.default if field else None)
     return Problem(what, why, fix, full)
 
 
