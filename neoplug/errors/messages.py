@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import entry_points
+from inspect import unwrap
 from itertools import islice
 from linecache import getline, getlines
 from traceback import walk_tb
@@ -132,11 +133,16 @@ class PluginError(RunError):
     log: pathlib.Path | None = None
     place = ""
 
-    def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
+    def __init__(
+        self, plugin: str, hook: str, error: BaseException, function: Callable[..., Any] | None = None
+    ) -> None:
         super().__init__(plugin, hook)
         self.plugin, self.hook = plugin, hook
         self.what = f"the plugin `{plugin}` failed in `{hook}`: {type(error).__name__}: {error}"
-        for frame, line in islice(walk_tb(error.__traceback__), 2, 3):  # 0 is `plugin_errors`, 1 the call inside it
+        frames = list(walk_tb(error.__traceback__))[2:]  # 0 is `plugin_errors`, 1 the call inside it
+        code = getattr(unwrap(function), "__code__", None) if function else None
+        own = [found for found in frames if found[0].f_code is code] or frames  # after those of its decorators
+        for frame, line in own[:1]:
             self.place = f"{frame.f_code.co_filename}:{line}{_of_package(frame.f_globals.get('__name__'))}"
 
     def __str__(self) -> str:
@@ -177,8 +183,8 @@ def place_of(function: Callable[..., Any]) -> str:
 
 
 def definition(function: Callable[..., Any]) -> str:
-    """Return `file:line` of a function's `def`; an empty text where there is no source."""
-    code = getattr(function, "__code__", None)
+    """Return `file:line` of a function's `def`, without its decorators; an empty text where there is no source."""
+    code = getattr(unwrap(function), "__code__", None)
     if code is None:
         return ""
     first = code.co_firstlineno  # that of the first decorator
@@ -199,14 +205,17 @@ class OptionError(ValueError):
 
 
 @contextmanager
-def plugin_errors(plugin: str, hook: str) -> Iterator[None]:
-    """Raise PluginError in place of an exception (or SystemExit) of a plugin's hook; NeoplugErrors are unchanged."""
+def plugin_errors(plugin: str, hook: str, function: Callable[..., Any] | None = None) -> Iterator[None]:
+    """Raise PluginError in place of an exception (or SystemExit) of a plugin's hook; NeoplugErrors are unchanged.
+
+    function  the method that implements the hook, where that is called
+    """
     try:
         yield
     except NeoplugError:
         raise
     except (Exception, SystemExit) as error:
-        raise PluginError(plugin, hook, error) from error
+        raise PluginError(plugin, hook, error, function) from error
 
 
 def line_in(error: BaseException, file: str) -> int | None:

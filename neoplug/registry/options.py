@@ -11,6 +11,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -267,9 +268,11 @@ def _problem(details: list[Any], place: Key, path: Key, keys_at: KeysAt, field_a
 
 
 def literals(field: FieldInfo | None) -> list[str]:
-    """Return the values of the `Literal`s in a field's type, as text."""
-    named = [part for part in _nested_types(field.annotation) if get_origin(part) is Literal] if field else []
-    return list(dict.fromkeys(str(value) for part in named for value in get_args(part)))
+    """Return the values of the `Literal`s and enumerations in a field's type, as text."""
+    parts = _nested_types(field.annotation) if field else []
+    named = [value for part in parts if get_origin(part) is Literal for value in get_args(part)]
+    named += [member.value for part in parts if inspect.isclass(part) and issubclass(part, Enum) for member in part]
+    return list(dict.fromkeys(map(str, named)))
 
 
 def _label(path: Key) -> str:
@@ -291,7 +294,7 @@ def unknown_key(known: Sequence[str], path: Key) -> UnknownKey:
 def _expected(detail: Any, field: FieldInfo | None) -> str:
     """Return what the value must be, as "a whole number" or "at least 1"."""
     kind, context = detail["type"], detail.get("ctx") or {}
-    if kind == "literal_error":
+    if kind in ("literal_error", "enum"):
         choices = literals(field)
         return f"one of {', '.join(choices)}" if len(choices) > 1 else str(context["expected"])
     if kind == "string_pattern_mismatch" and field and field.examples:

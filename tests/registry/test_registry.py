@@ -2,6 +2,8 @@
 
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
 
 import pytest
 import torch
@@ -308,9 +310,80 @@ class OldWrapper:
         yield
 
 
+@dataclass(eq=False)
+class Async:
+    @hookimpl
+    async def on_evaluate(self, model):
+        return model
+
+
+@dataclass(eq=False)
+class Yielding:
+    @hookimpl
+    def on_evaluate(self, model):
+        yield model
+
+
+@dataclass(eq=False)
+class Property:
+    @property
+    @hookimpl
+    def on_evaluate(self):
+        return lambda model: model
+
+
+@dataclass(eq=False)
+class Cached:
+    @hookimpl
+    @lru_cache  # noqa: B019
+    def on_evaluate(self, model):
+        return model
+
+
+@dataclass(eq=False)
+class Twice:
+    @hookimpl
+    def on_evaluate(self, model):
+        return model
+
+    @hookimpl(specname="on_evaluate")
+    def another(self, model):
+        return model
+
+
+@dataclass(eq=False)
+class WithOption(Loss):
+    temperature: float = 1.0
+
+
+class Undecorated(WithOption):
+    margin: float = 2.0
+
+
+@dataclass(eq=False)
+class WithoutAnnotation(WithOption):
+    temperature = 2.0
+
+
+class OnlyAConstant(WithOption):
+    reads_teacher: ClassVar = "full"
+    format = 2
+
+
+def test_a_subclass_of_a_plugin_may_change_what_is_no_option():
+    assert class_problems(OnlyAConstant, "loss") == []
+
+
 @pytest.mark.parametrize(
     ("cls", "expected"),
     [
+        (Async, "Async.on_evaluate is async"),
+        (Yielding, "Yielding.on_evaluate has a `yield`"),
+        (Property, "Property.on_evaluate is marked @hookimpl, but is no method: it is a property"),
+        (Cached, "Cached.on_evaluate is marked @hookimpl, but is no method"),
+        (Twice, "Twice.another implements `on_evaluate`, and so does `on_evaluate`"),
+        (Undecorated, "Undecorated is not a dataclass itself, so `margin` is no option of it"),
+        (WithoutAnnotation, "gives the option `temperature` the value 2.0 without an annotation"),
         (Unmarked, "Unmarked.on_evaluate is named like a hook, but is not marked"),
         (Child, "Child.token_loss is named like a hook, but is not marked"),
         (Keyword, "Keyword.on_evaluate must take `model` by position, without a default"),
@@ -318,7 +391,7 @@ class OldWrapper:
         (OldWrapper, "OldWrapper.on_evaluate is a hook wrapper"),
     ],
 )
-def test_what_pluggy_ignores_is_refused(cls, expected):
+def test_what_pluggy_and_dataclasses_ignore_is_refused(cls, expected):
     assert expected in messages(lambda: Plugins({"probes": {"x": cls()}}))[0]
     assert expected in class_problems(cls)[0].what
 
