@@ -143,7 +143,7 @@ class PluginError(RunError):
         code = getattr(unwrap(function), "__code__", None) if function else None
         own = [found for found in frames if found[0].f_code is code] or frames  # after those of its decorators
         for frame, line in own[:1]:
-            self.place = f"{frame.f_code.co_filename}:{line}{_of_package(frame.f_globals.get('__name__'))}"
+            self.place = f"{frame.f_code.co_filename}:{line}{of_package(frame.f_globals.get('__name__'))}"
 
     def __str__(self) -> str:
         more = f"{self.log} holds the traceback" if self.log else "`neoplug --traceback ...` shows the traceback"
@@ -167,8 +167,8 @@ class AnswerError(PluginError):
         return "\n".join([self.what, *place, f"why: {self.why}", f"fix: {self.fix}"])
 
 
-def _of_package(module: str | None) -> str:
-    """Return, in brackets, the package with its version that registers a plugin of this module; empty for neoplug's."""
+def of_package(module: str | None) -> str:
+    """Return " (PACKAGE VERSION)" of the package that registers a plugin of this module; empty for neoplug's."""
     top = (module or "").partition(".")[0]
     for entry in entry_points(group="neoplug"):
         if entry.dist and entry.dist.name != "neoplug" and entry.module.partition(".")[0] == top:
@@ -179,7 +179,7 @@ def _of_package(module: str | None) -> str:
 def place_of(function: Callable[..., Any]) -> str:
     """Return `file:line` of a plugin's method, and its package with the version; empty where there is no source."""
     found = definition(function)
-    return found and found + _of_package(getattr(function, "__module__", None))
+    return found and found + of_package(getattr(function, "__module__", None))
 
 
 def definition(function: Callable[..., Any]) -> str:
@@ -206,7 +206,7 @@ class OptionError(ValueError):
 
 @contextmanager
 def plugin_errors(plugin: str, hook: str, function: Callable[..., Any] | None = None) -> Iterator[None]:
-    """Raise PluginError in place of an exception (or SystemExit) of a plugin's hook; NeoplugErrors are unchanged.
+    """Raise PluginError in place of an exception of a plugin's hook; NeoplugErrors are unchanged.
 
     function  the method that implements the hook, where that is called
     """
@@ -214,13 +214,15 @@ def plugin_errors(plugin: str, hook: str, function: Callable[..., Any] | None = 
         yield
     except NeoplugError:
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also SystemExit, and a panic of a library in Rust
         raise PluginError(plugin, hook, error, function) from error
 
 
 def line_in(error: BaseException, file: str) -> int | None:
     """Return the line of the last frame in `file` of an exception's traceback; None without one."""
-    return next((line for name, line in reversed(_lines(error)) if name == file), None)
+    return next((line for name, line in reversed(lines_of(error)) if name == file), None)
 
 
 def innermost(error: BaseException, outside: str = "") -> tuple[str, int, str]:
@@ -228,11 +230,11 @@ def innermost(error: BaseException, outside: str = "") -> tuple[str, int, str]:
 
     outside  a file whose frames do not count
     """
-    file, line = next((file, line) for file, line in reversed(_lines(error)) if file != outside)
+    file, line = next((file, line) for file, line in reversed(lines_of(error)) if file != outside)
     return file, line, getline(file, line).strip()
 
 
-def _lines(error: BaseException) -> list[tuple[str, int]]:
+def lines_of(error: BaseException) -> list[tuple[str, int]]:
     """Return (file, line) of each frame of an exception's traceback, the outermost first."""
     return [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
 

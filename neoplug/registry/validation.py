@@ -125,7 +125,7 @@ def _uncalled(cls: type) -> Iterator[Problem]:
 
 
 def _options_without_effect(cls: type) -> Iterator[Problem]:
-    """Yield what a class that inherits options says of options, and dataclasses ignore."""
+    """Yield what a class says of options that a recipe, or a dataclass that inherits options, ignores."""
     options = {field.name for field in dataclasses.fields(cls)}
     annotated = inspect.get_annotations(cls)
     new = [name for name, kind in annotated.items() if name not in options and "ClassVar" not in str(kind)]
@@ -134,6 +134,11 @@ def _options_without_effect(cls: type) -> Iterator[Problem]:
         yield Problem(
             what, "its options are those of the class that it inherits", "write @dataclass(eq=False) above it"
         )
+    for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+        is_given = parameter.name in options or parameter.default is not parameter.empty
+        if not is_given and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            what = f"{cls.__qualname__} cannot be built without `{parameter.name}`, which is no option"
+            yield Problem(what, "options are the fields of the dataclass, without `InitVar`", "make it a field")
     for base in cls.__mro__:
         for name in sorted(options & vars(base).keys() - inspect.get_annotations(base).keys()):
             value = vars(base)[name]
