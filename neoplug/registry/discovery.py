@@ -103,8 +103,8 @@ class Entry:
             fix = "fix the file" if self.file else f"fix or reinstall {self.package}, or name another plugin"
             raise RecipeError([Problem(what, fix=fix)]) from error
         if not inspect.isclass(plugin):
-            what = f"{owner} is `{self.target}`, which is not a class"
-            raise RecipeError([Problem(what, fix="a plugin is a dataclass")])
+            of_package = f" ({self.package} {self.version})" if self.version else ""
+            raise RecipeError([Problem(f"`{self.target}`{of_package} is not a class", fix="a plugin is a dataclass")])
         return plugin
 
     def _place(self, error: BaseException) -> str:
