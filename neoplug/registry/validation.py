@@ -134,7 +134,7 @@ def _options_without_effect(cls: type) -> Iterator[Problem]:
         yield Problem(
             what, "its options are those of the class that it inherits", "write @dataclass(eq=False) above it"
         )
-    for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+    for parameter in inspect.signature(cls).parameters.values():
         is_given = parameter.name in options or parameter.default is not parameter.empty
         if not is_given and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             what = f"{cls.__qualname__} cannot be built without `{parameter.name}`, which is no option"
