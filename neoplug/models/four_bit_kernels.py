@@ -3,8 +3,9 @@
 Weights are quantised in blocks of 64, which run over the flattened matrix: a block may end in the next row. The kernel
 that dequantises them on such a CPU lets each row start a block of its own (bitsandbytes 0.50, csrc/cpu_ops.cpp,
 `dequantizeBlockwise4bitCpu`). In a layer whose number of inputs is a multiple of 16 and not of 64, nearly every weight
-then has the scale of another block: weights are off by 0.2 to 0.4 of their norm in place of 0.09 or 0.12. Products,
-their gradients, merges and dequantised copies all come from these kernels, so they are repaired once for a process.
+then has the scale of another block, which doubles or triples the error of its rounding. Products, their gradients,
+merges and dequantised copies all come from these kernels, so they are repaired once for a process. The kernels for CUDA,
+by their source, count blocks over the flattened matrix.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def defined(layer, of_blocks=None):
 
 def off(found, wanted):
     """Return the distance from `wanted` as a share of its norm."""
-    return float((found.double() - wanted).norm() / wanted.norm())
+    return float((found.double() - wanted).detach().norm() / wanted.detach().norm())
 
 
 @pytest.mark.parametrize(("kind", "double"), KINDS)
