@@ -1,11 +1,11 @@
 """A repair of bitsandbytes: on processors with AVX-512 it dequantises 4-bit weights with the scales of other blocks.
 
 Weights are quantised in blocks of 64, which run over the flattened matrix: a block may end in the next row. The kernel
-that dequantises them on such a CPU lets each row start a block of its own (bitsandbytes 0.50, csrc/cpu_ops.cpp,
-`dequantizeBlockwise4bitCpu`). In a layer whose number of inputs is a multiple of 16 and not of 64, nearly every weight
-then has the scale of another block, which doubles or triples the error of its rounding. Products, their gradients,
-merges and dequantised copies all come from these kernels, so they are repaired once for a process. The kernels for CUDA,
-by their source, count blocks over the flattened matrix.
+that dequantises them on such a CPU lets each row start a block of its own (`dequantizeBlockwise4bitCpu` in
+csrc/cpu_ops.cpp of bitsandbytes 0.50). In a layer whose number of inputs is a multiple of 16 and not of 64, nearly
+every weight then has the scale of another block, which doubles or triples the error of its rounding. Products, their
+gradients, merges and dequantised copies all come from these kernels, so they are repaired once for a process. The
+kernels for CUDA, by their source, count blocks over the flattened matrix.
 """
 
 from __future__ import annotations
