@@ -19,6 +19,7 @@ from neoplug.errors import Path as Key
 from neoplug.errors import Problem, RecipeError, RunError
 from neoplug.hookspecs import Role
 from neoplug.models import dropout
+from neoplug.models.four_bit_kernels import repair_four_bit_kernels
 from neoplug.models.quiet import quiet
 from neoplug.models.reference import ResolvedModel
 
@@ -106,6 +107,8 @@ def load_weights(located: ResolvedModel, **kwargs: Any) -> "PreTrainedModel":
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RunError(f"`{located.source}` could not be loaded\nwhy: {type(error).__name__}: {error}") from error
     _validate_complete_weights(located, loading_info)
+    if getattr(model, "is_loaded_in_4bit", False):
+        repair_four_bit_kernels()
     return model
 
 

@@ -105,10 +105,15 @@ class LoftQ(LoRA):
 
 
 def _nf4(weight: Tensor) -> Tensor:
-    """Return the weight, quantised to nf4 in blocks of 64, as floats."""
+    """Return the weight, quantised to nf4 in blocks of 64, as floats.
+
+    It is passed as one row: some CPUs dequantise several with wrong scales where blocks do not end with rows
+    (bitsandbytes 0.50).
+    """
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    return dequantize_4bit(*quantize_4bit(weight.contiguous(), quant_type="nf4", blocksize=64))
+    packed, state = quantize_4bit(weight.reshape(1, -1), quant_type="nf4", blocksize=64)
+    return dequantize_4bit(packed, state).view(weight.shape)
 
 
 def _int8(weight: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from neoplug import hookimpl
 from neoplug.errors import UsageError
 from neoplug.export.merge import export
+from neoplug.models.load import load_weights
 from neoplug.models.resolve import locate
 from neoplug.runs.directory import RunDir
 
@@ -82,9 +83,8 @@ def test_merged_equals_base_and_adapter(tmp_path, tiny_teacher, options):
 
 
 def quantised(folder, kind):
-    return AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=BitsAndBytesConfig(**QUANTISED[kind]), device_map={"": "cpu"}, dtype=torch.float32
-    )
+    config = BitsAndBytesConfig(**QUANTISED[kind])
+    return load_weights(locate(str(folder)), quantization_config=config, device_map={"": "cpu"}, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("kind", QUANTISED)

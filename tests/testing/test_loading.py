@@ -122,6 +122,17 @@ class Transposed(Rounded):
         return (weight / scale[:, None]).round() * (scale if len(weight) == weight.shape[1] else scale[:, None])
 
 
+class ScalesByRow(Rounded):
+    """Blocks of 64 weights run over the flattened matrix, but scales are read as if each row started a block."""
+
+    def changed(self, weight):
+        rows, width = weight.shape
+        blocks = weight.reshape(-1, 64)
+        scale = blocks.abs().amax(-1) / 7
+        levels = (blocks / scale[:, None]).round().view(weight.shape)
+        return levels * scale[torch.arange(rows)[:, None] * (width // 64) + torch.arange(width) // 64]
+
+
 class NewNorms(Rounded):
     @hookimpl
     def after_load(self, model):
@@ -227,6 +238,7 @@ def test_correct_ways_pass(plugin):
         (OneStepTooMany, "weights", "multiplies by 0.87"),
         (WrongRow, "weights", "the weights of an output of"),
         (Transposed, "weights", "the weights of an output of `model.layers.0.self_attn.q_proj` are off by"),
+        (ScalesByRow, "weights", "the weights of an output of `model.layers.0.mlp.down_proj` are off by"),
         (NewNorms, "near", "the logits are off by"),
         (RoundsInEvaluation, "modes", "in training, a logit is off by"),
         (RoundsByBatch, "documents", "with another document in the batch, a logit is off by"),
