@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from neoplug.registry.nested import numbers
-from tests.commands import start_runs_on_ranks
-from tests.runs.conftest import DROP, Lab
+from tests.commands import start_ranks, start_runs_on_ranks
+from tests.runs.conftest import DROP, Lab, cut
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +38,17 @@ class Whole:
         whole = [w for w in weights if not isinstance(w, DTensor) and w.untyped_storage().nbytes()]
         return {"whole_weights": sum(tuple(w.shape) in ((96, 48), (128, 64)) for w in whole)}
 """
+PART = """
+@dataclass(eq=False)
+class Part:
+    '''Trains a part of the base's weights, inside and outside its layers, so that `base` and `full` both fit.'''
+
+    @hookimpl
+    def add_adapter(self, model):
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name.endswith(("q_proj.weight", "norm.weight")))
+        return model
+"""
 TREATMENTS = {"./drop.py:Drop": {"rows": [1, 5, 6, 9]}, "./ridge.py:Ridge": {}, "./whole.py:Whole": {}}
 CALIBRATED = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0, "calibrate": "reverse_kl"}}
 BEST = {"eval_steps": 1, "metric_for_best_model": "cross_entropy", "load_best_model_at_end": True}
@@ -54,10 +65,19 @@ CASES = {
          "probes": {"calibration": {}, "cka": {"layers": {1: 2}}},
          "train": {"gradient_checkpointing": True, "learning_rate": 0.002}},
     ),
+    "part": ("base", {"adapter": {"./part.py:Part": {}}, "treatments": {"./whole.py:Whole": {}}}),
     "full untied": ("full", {"adapter": {"full": {}}, "untied": True, "optimizer": SGD, "evaluate": BEST}),
 }  # fmt: skip
 ON_FOUR = ("lora", "full")
-RESUMED = ("lora", "full")
+# A run, and how it goes on: from which step, on how many ranks, with which `train.shard`.
+RESUMED = {
+    "lora-1": [(1, 2, "base"), (2, 1, "none")],
+    "lora-4": [(1, 2, "none")],
+    "part-2": [(1, 2, "full"), (2, 2, "base")],
+    "full-1": [(1, 2, "full"), (2, 1, "base")],
+    "full-2": [(1, 2, "none"), (2, 2, "full")],
+    "full-4": [(1, 1, "none")],
+}
 
 
 class Sharded(Lab):
@@ -85,6 +105,7 @@ def sharded(tmp_path_factory, tiny_student, tiny_teacher, tiny_chat):
     lab.plugin("drop", DROP)
     lab.plugin("ridge", RIDGE)
     lab.plugin("whole", WHOLE)
+    lab.plugin("part", PART)
     runs = [(lab.case(name, 2), lab.path(name, 2), False) for name in CASES]
     four = [(lab.case(name, 4), lab.path(name, 4), False) for name in ON_FOUR]
     lab.errors = [rank.end(600).err for rank in start_runs_on_ranks(2, runs)]
@@ -159,20 +180,21 @@ def test_four_ranks_train_as_one(sharded, in_one_process, name):
     compare(sharded.at(f"{name}-4"), in_one_process(name))
 
 
-def test_a_checkpoint_resumes_under_another_value(sharded, in_one_process):
-    runs = []
-    for name in RESUMED:
-        folder = sharded.folder / f"{name}-resumed"
-        shutil.copytree(sharded.path(name, 2), folder)
-        (folder / "result.json").unlink()  # as after a kill in step 3
-        shutil.rmtree(folder / "checkpoints" / "step-3")
-        recipe = sharded.case(name, 2, shard="none")
-        runs.append((recipe.rename(recipe.with_stem(f"{name}-resumed")), folder, True))
-    errors = [rank.end(600).err for rank in start_runs_on_ranks(2, runs)]
-    for name in RESUMED:
-        run = sharded.at(f"{name}-resumed")
-        assert run.result["status"] == "completed", errors
-        compare(run, in_one_process(name))
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_checkpoint_resumes_on_other_ranks_and_under_another_value(sharded, in_one_process, name):
+    """By the command line, as if the run had been killed after a step."""
+    case, _, ranks = name.partition("-")
+    whole, folder = in_one_process(case), sharded.path(case, f"{ranks}-resumed")
+    shutil.copytree(sharded.path(case, ranks), folder)
+    for step, ranks, shard in RESUMED[name]:
+        cut(sharded.at(folder), step)
+        train = (f"train.shard={shard}", f"train.gradient_accumulation_steps={4 // ranks}")
+        words = ("run", sharded.folder / f"{name}.yaml", "--output", folder, "--resume", *train)
+        ended = [rank.end() for rank in start_ranks(ranks, *words)]
+        assert not any(rank.exitcode for rank in ended), "\n".join(rank.err for rank in ended)
+        compare(sharded.at(folder), whole)
+        is_sharded = ranks > 1 and shard != "none"
+        assert {line["whole_weights"] for line in sharded.at(folder).lines[step:]} == {0 if is_sharded else 12}
 
 
 REFUSED = {
