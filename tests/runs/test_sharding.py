@@ -36,7 +36,8 @@ class Whole:
     def on_step_end(self):
         weights = [each for each in gc.get_objects() if isinstance(each, torch.nn.Parameter)]
         whole = [w for w in weights if not isinstance(w, DTensor) and w.untyped_storage().nbytes()]
-        return {"whole_weights": sum(tuple(w.shape) in ((96, 48), (128, 64)) for w in whole)}
+        shapes = ((96, 48), (128, 64), (96 * 48 // 2, 1), (128 * 64 // 2, 1))  # the last two: packed to 4 bits
+        return {"whole_weights": sum(tuple(w.shape) in shapes for w in whole)}
 """
 PART = """
 @dataclass(eq=False)
@@ -55,6 +56,7 @@ BEST = {"eval_steps": 1, "metric_for_best_model": "cross_entropy", "load_best_mo
 SGD = {"sgd": {"momentum": 0.5}}
 # 21 rows: steps of 8, 8 and 5, in the last of which a rank of two has fewer, and of four none.
 TRAIN = {"max_steps": 3, "max_grad_norm": 0.5, "save_steps": 1, "logging_steps": 1, "log_gradient_norms": True}
+FOUR_BITS = {"load": {"nf4": {"compute_dtype": "float32"}}}
 CASES = {
     "lora": ("base", {"adapter": {"lora": {"r": 4}}, "loss": CALIBRATED, "treatments": TREATMENTS, "optimizer": SGD}),
     "dora": ("base", {"adapter": {"dora": {"r": 4}}, "optimizer": SGD, "train": {"gradient_checkpointing": True}}),
@@ -65,6 +67,11 @@ CASES = {
          "probes": {"calibration": {}, "cka": {"layers": {1: 2}}},
          "train": {"gradient_checkpointing": True, "learning_rate": 0.002}},
     ),
+    "nf4": (
+        "base",
+        {"adapter": {"lora": {"r": 4}}, "student": FOUR_BITS, "teacher": FOUR_BITS, "treatments": TREATMENTS,
+         "loss": CALIBRATED, "train": {"gradient_checkpointing": True}},
+    ),
     "part": ("base", {"adapter": {"./part.py:Part": {}}, "treatments": {"./whole.py:Whole": {}}}),
     "full untied": ("full", {"adapter": {"full": {}}, "untied": True, "optimizer": SGD, "evaluate": BEST}),
 }  # fmt: skip
@@ -73,6 +80,7 @@ ON_FOUR = ("lora", "full")
 RESUMED = {
     "lora-1": [(1, 2, "base"), (2, 1, "none")],
     "lora-4": [(1, 2, "none")],
+    "nf4-2": [(1, 1, "none"), (2, 2, "base")],
     "part-2": [(1, 2, "full"), (2, 2, "base")],
     "full-1": [(1, 2, "full"), (2, 1, "base")],
     "full-2": [(1, 2, "none"), (2, 2, "full")],
@@ -169,9 +177,10 @@ def test_two_ranks_train_as_one(sharded, in_one_process, name):
     compare(sharded.at(f"{name}-2"), in_one_process(name))
 
 
-@pytest.mark.parametrize("name", ON_FOUR)
-def test_no_rank_holds_a_layer_whole_after_a_step(sharded, in_one_process, name):
-    assert [line["whole_weights"] for line in in_one_process(name).lines] == [12] * 3  # gate and up of 2 + 4 layers
+@pytest.mark.parametrize(("name", "weights"), [("lora", 12), ("full", 12), ("nf4", 18)])
+def test_no_rank_holds_a_layer_whole_after_a_step(sharded, in_one_process, name, weights):
+    """Gate and up of 2 + 4 layers; packed, down has as many numbers."""
+    assert [line["whole_weights"] for line in in_one_process(name).lines] == [weights] * 3
     assert [line["whole_weights"] for line in sharded.at(f"{name}-2").lines] == [0] * 3
 
 
@@ -194,12 +203,14 @@ def test_a_checkpoint_resumes_on_other_ranks_and_under_another_value(sharded, in
         assert not any(rank.exitcode for rank in ended), "\n".join(rank.err for rank in ended)
         compare(sharded.at(folder), whole)
         is_sharded = ranks > 1 and shard != "none"
-        assert {line["whole_weights"] for line in sharded.at(folder).lines[step:]} == {0 if is_sharded else 12}
+        assert {line["whole_weights"] for line in sharded.at(folder).lines[step:]} == {
+            0 if is_sharded else whole.lines[0]["whole_weights"]
+        }
 
 
 REFUSED = {
-    "student.load": ({"student": {"load": {"nf4": {}}}}, "base", "the student is quantised"),
-    "teacher.load": ({"teacher": {"load": {"nf4": {}}}}, "base", "the teacher is quantised"),
+    "student.load": ({"student": {"load": {"int8": {}}}}, "base", "the student is quantised"),
+    "teacher.load": ({"teacher": {"load": {"int8": {}}}}, "base", "the teacher is quantised"),
     "device": ({"student": {"device": "cuda:0"}}, "none", "there are 2 processes"),
     "nothing frozen": ({"adapter": {"full": {}}}, "base", "nothing of the student would be sharded"),
     "adapter": ({}, "full", "the weights of `lora` cannot be sharded"),
