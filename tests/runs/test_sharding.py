@@ -69,7 +69,7 @@ CASES = {
     ),
     "nf4": (
         "base",
-        {"adapter": {"lora": {"r": 4}}, "student": FOUR_BITS, "teacher": FOUR_BITS, "treatments": TREATMENTS,
+        {"adapter": {"dora": {"r": 4}}, "student": FOUR_BITS, "teacher": FOUR_BITS, "treatments": TREATMENTS,
          "loss": CALIBRATED, "train": {"gradient_checkpointing": True}},
     ),
     "part": ("base", {"adapter": {"./part.py:Part": {}}, "treatments": {"./whole.py:Whole": {}}}),
