@@ -99,7 +99,7 @@ def test_a_plan_for_several_ranks_divides_what_is_sharded(planned, tiny_student,
 
 
 def test_a_plan_for_several_ranks_divides_packed_weights(planned, tiny_student, tiny_teacher, monkeypatch):
-    """Half a byte for each weight of a matrix in a layer; norms, embedding and head have 4. The teacher is read whole."""
+    """Half a byte for each weight of a matrix in a layer; norms, embedding and head have 4."""
     four = "{load: {nf4: {}}, dtype: float32, model: %s}"
     monkeypatch.setenv("WORLD_SIZE", "4")
     found = planned(f"student={four % tiny_student}", f"teacher={four % tiny_teacher}", "train.shard=base")
