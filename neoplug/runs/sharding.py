@@ -45,8 +45,8 @@ def validate_quantisation(
 ) -> None:
     """Refuse to shard a model that is quantised otherwise than to the 4 bits of bitsandbytes, by a `load` plugin.
 
-    FSDP divides the bytes of packed weights. A layer of 4 bits keeps the scales itself, whole, and finds them again for
-    the weight that FSDP gathers; one of 8 bits keeps a second reference to its weight, which is then never freed.
+    FSDP divides the bytes of packed weights. A layer of 4 bits has the scales itself, whole, and gives them to the
+    weight that FSDP gathers; one of 8 bits reads attributes of its weight that this one lacks (bitsandbytes 0.50).
 
     load_kwargs  what the recipe's `load` plugins load it with
 
