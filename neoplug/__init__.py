@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from neoplug.models.load import meta_model, reload_config
     from neoplug.models.quiet import quiet_peft
     from neoplug.models.stored_adapter import rename_cache_argument
+    from neoplug.recipe.metric_checks import prefers_greater, ranking_problem
     from neoplug.recipe.schema import Recipe
     from neoplug.registry.adapter_traits import AdapterTraits
     from neoplug.registry.confinement import confined
@@ -61,7 +62,9 @@ __all__ = [
     "hookimpl",
     "log_mixture",
     "meta_model",
+    "prefers_greater",
     "quiet_peft",
+    "ranking_problem",
     "reload_config",
     "rename_cache_argument",
     "resolve_dtype",
@@ -91,7 +94,9 @@ _MODULES = {
     "export_model": "neoplug.export.merge",
     "log_mixture": "neoplug.training.divergence",
     "meta_model": "neoplug.models.load",
+    "prefers_greater": "neoplug.recipe.metric_checks",
     "quiet_peft": "neoplug.models.quiet",
+    "ranking_problem": "neoplug.recipe.metric_checks",
     "reload_config": "neoplug.models.load",
     "rename_cache_argument": "neoplug.models.stored_adapter",
     "resolve_dtype": "neoplug.environment.dtypes",

@@ -18,7 +18,8 @@ def recipes(
     ] = None,
 ) -> None:
     """List the shipped recipes, print or copy one."""
-    known = {key: file.read_text(encoding="utf-8") for key, file in shipped().items()}
+    # A file of another package may not be UTF-8; a run that names it says so.
+    known = {key: file.read_text(encoding="utf-8", errors="replace") for key, file in shipped().items()}
     if name is None:
         if copy is not None:
             raise UsageError("--copy needs the name of a recipe\nfix: neoplug recipes NAME --copy FILE")

@@ -23,6 +23,8 @@ from neoplug.errors.messages import (
     did_you_mean,
     innermost,
     line_in,
+    lines_of,
+    of_package,
     place_of,
     plugin_errors,
 )
@@ -48,6 +50,8 @@ __all__ = [
     "did_you_mean",
     "innermost",
     "line_in",
+    "lines_of",
+    "of_package",
     "place_of",
     "plugin_errors",
     "redacted",

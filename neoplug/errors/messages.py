@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import entry_points
+from inspect import unwrap
 from itertools import islice
 from linecache import getline, getlines
 from traceback import walk_tb
@@ -132,12 +133,17 @@ class PluginError(RunError):
     log: pathlib.Path | None = None
     place = ""
 
-    def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
+    def __init__(
+        self, plugin: str, hook: str, error: BaseException, function: Callable[..., Any] | None = None
+    ) -> None:
         super().__init__(plugin, hook)
         self.plugin, self.hook = plugin, hook
         self.what = f"the plugin `{plugin}` failed in `{hook}`: {type(error).__name__}: {error}"
-        for frame, line in islice(walk_tb(error.__traceback__), 2, 3):  # 0 is `plugin_errors`, 1 the call inside it
-            self.place = f"{frame.f_code.co_filename}:{line}{_of_package(frame.f_globals.get('__name__'))}"
+        frames = list(walk_tb(error.__traceback__))[2:]  # 0 is `plugin_errors`, 1 the call inside it
+        code = getattr(unwrap(function), "__code__", None) if function else None
+        own = [found for found in frames if found[0].f_code is code] or frames  # after those of its decorators
+        for frame, line in own[:1]:
+            self.place = f"{frame.f_code.co_filename}:{line}{of_package(frame.f_globals.get('__name__'))}"
 
     def __str__(self) -> str:
         more = f"{self.log} holds the traceback" if self.log else "`neoplug --traceback ...` shows the traceback"
@@ -161,8 +167,8 @@ class AnswerError(PluginError):
         return "\n".join([self.what, *place, f"why: {self.why}", f"fix: {self.fix}"])
 
 
-def _of_package(module: str | None) -> str:
-    """Return, in brackets, the package with its version that registers a plugin of this module; empty for neoplug's."""
+def of_package(module: str | None) -> str:
+    """Return " (PACKAGE VERSION)" of the package that registers a plugin of this module; empty for neoplug's."""
     top = (module or "").partition(".")[0]
     for entry in entry_points(group="neoplug"):
         if entry.dist and entry.dist.name != "neoplug" and entry.module.partition(".")[0] == top:
@@ -173,12 +179,12 @@ def _of_package(module: str | None) -> str:
 def place_of(function: Callable[..., Any]) -> str:
     """Return `file:line` of a plugin's method, and its package with the version; empty where there is no source."""
     found = definition(function)
-    return found and found + _of_package(getattr(function, "__module__", None))
+    return found and found + of_package(getattr(function, "__module__", None))
 
 
 def definition(function: Callable[..., Any]) -> str:
-    """Return `file:line` of a function's `def`; an empty text where there is no source."""
-    code = getattr(function, "__code__", None)
+    """Return `file:line` of a function's `def`, without its decorators; an empty text where there is no source."""
+    code = getattr(unwrap(function), "__code__", None)
     if code is None:
         return ""
     first = code.co_firstlineno  # that of the first decorator
@@ -199,19 +205,24 @@ class OptionError(ValueError):
 
 
 @contextmanager
-def plugin_errors(plugin: str, hook: str) -> Iterator[None]:
-    """Raise PluginError in place of an exception (or SystemExit) of a plugin's hook; NeoplugErrors are unchanged."""
+def plugin_errors(plugin: str, hook: str, function: Callable[..., Any] | None = None) -> Iterator[None]:
+    """Raise PluginError in place of an exception of a plugin's hook; NeoplugErrors are unchanged.
+
+    function  the method that implements the hook, where that is called
+    """
     try:
         yield
     except NeoplugError:
         raise
-    except (Exception, SystemExit) as error:
-        raise PluginError(plugin, hook, error) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also SystemExit, and a panic of a library in Rust
+        raise PluginError(plugin, hook, error, function) from error
 
 
 def line_in(error: BaseException, file: str) -> int | None:
     """Return the line of the last frame in `file` of an exception's traceback; None without one."""
-    return next((line for name, line in reversed(_lines(error)) if name == file), None)
+    return next((line for name, line in reversed(lines_of(error)) if name == file), None)
 
 
 def innermost(error: BaseException, outside: str = "") -> tuple[str, int, str]:
@@ -219,11 +230,11 @@ def innermost(error: BaseException, outside: str = "") -> tuple[str, int, str]:
 
     outside  a file whose frames do not count
     """
-    file, line = next((file, line) for file, line in reversed(_lines(error)) if file != outside)
+    file, line = next((file, line) for file, line in reversed(lines_of(error)) if file != outside)
     return file, line, getline(file, line).strip()
 
 
-def _lines(error: BaseException) -> list[tuple[str, int]]:
+def lines_of(error: BaseException) -> list[tuple[str, int]]:
     """Return (file, line) of each frame of an exception's traceback, the outermost first."""
     return [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem, did_you_mean
@@ -15,7 +16,7 @@ def without_folder(metric: str) -> str:
 
 
 def prefers_greater(metric: str, greater_is_better: bool | None) -> bool:
-    """Return whether a greater value is the better one: as `evaluate.greater_is_better` says, else by the metric."""
+    """Return whether a greater value of a metric is the better one: as the recipe says, else as the metric does."""
     if greater_is_better is not None:
         return greater_is_better
     return metric not in RANKING or bool(RANKING[metric].greater_is_better)
@@ -54,9 +55,18 @@ def _ranking_problems(recipe: Recipe) -> Iterator[Problem]:
     if section.eval_steps is None:
         why = "without it the student is measured before and after training only"
         yield Problem("`metric_for_best_model` needs `eval_steps`", why, "set the steps between evaluations", path)
-    unmeasured = list(_unmeasured(recipe, metric, RANKING, path))
-    yield from unmeasured
-    if not unmeasured and metric not in RANKING and section.greater_is_better is None:
-        what = f"`{metric}` may be better when greater or when smaller"
-        fix = "set `greater_is_better` to true or false"
-        yield Problem(what, "a probe does not declare the direction of its numbers", fix, path)
+    if problem := ranking_problem(recipe, metric, section.greater_is_better):
+        yield replace(problem, path=path)
+
+
+def ranking_problem(recipe: Recipe, metric: str, greater_is_better: bool | None) -> Problem | None:
+    """Return why evaluations of a run cannot be ranked by a metric: it is not measured, or has no direction.
+
+    greater_is_better  None: as the metric says, which one of a probe does not
+    """
+    if unmeasured := next(_unmeasured(recipe, metric, RANKING, ()), None):
+        return unmeasured
+    if metric in RANKING or greater_is_better is not None:
+        return None
+    what, fix = f"`{metric}` may be better when greater or when smaller", "set `greater_is_better` to true or false"
+    return Problem(what, "a probe does not declare the direction of its numbers", fix)

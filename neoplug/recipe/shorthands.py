@@ -8,7 +8,6 @@ from pydantic import ValidationError
 
 from neoplug.errors import Path as Key
 from neoplug.errors import Problem
-from neoplug.recipe.metric_checks import prefers_greater
 from neoplug.recipe.schema import TRACKERS, Evaluate
 from neoplug.recipe.source import relative_place
 from neoplug.recipe.tree import Tree
@@ -63,8 +62,7 @@ def _early_stopping(tree: Tree) -> dict[str, Any]:
     metric, patience = section.metric_for_best_model, section.early_stopping_patience
     if patience is None or metric is None:
         return {}
-    greater = prefers_greater(metric, section.greater_is_better)
-    options = {"metric": metric, "patience": patience, "greater_is_better": greater}
+    options = {"metric": metric, "patience": patience, "greater_is_better": section.greater_is_better}
     return options | {"threshold": section.early_stopping_threshold}
 
 

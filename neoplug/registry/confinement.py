@@ -1,4 +1,4 @@
-"""Confinement of code while it is imported: it cannot end the process, read its arguments or stdin, or print as it.
+"""Confinement of code while it is imported: it cannot end the process, move it, read its arguments, or print as it.
 
 Later, when the code is called, `exits_refused` keeps it from ending the process as if the command were done. This
 protects a command from mistakes and from tricks that are plain to see. It is no sandbox: the code runs with the
@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from tempfile import TemporaryFile
 from threading import RLock
 from typing import IO, Any
@@ -53,8 +54,8 @@ def exits_refused() -> Iterator[None]:
 def confined(name: str) -> Iterator[None]:
     """Confine the code that is imported in this block.
 
-    sys.argv and stdin are empty in it. What it prints, also by other processes that it starts, is printed on stderr
-    at the end, escaped, each line as `NAME printed: LINE`.
+    sys.argv and stdin are empty in it, and the working folder is the same after it. What it prints, also by other
+    processes that it starts, is printed on stderr at the end, escaped, each line as `NAME printed: LINE`.
 
     name  what the code is called in these lines
 
@@ -63,7 +64,8 @@ def confined(name: str) -> Iterator[None]:
     """
     with _one_at_a_time, _scratch_file() as printed:
         try:
-            with _printing_to(printed.fileno()), _without_input(), _kept_alive((*ENDINGS, *SIGNALS, TO_ITSELF)):
+            alive = _kept_alive((*ENDINGS, *SIGNALS, TO_ITSELF))
+            with _printing_to(printed.fileno()), _without_input(), _in_one_folder(), alive:
                 yield
         except SystemExit as error:
             code = "" if error.code is None else repr(error.code)
@@ -117,6 +119,20 @@ def _without_input() -> Iterator[None]:
     finally:
         sys.argv, sys.orig_argv, sys.stdin = before
         os.close(nothing)
+
+
+@contextmanager
+def _in_one_folder() -> Iterator[None]:
+    """Return to the working folder after the block: relative paths, as of a run, mean the same as before."""
+    try:
+        before = Path.cwd()
+    except OSError:  # it was removed
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextmanager

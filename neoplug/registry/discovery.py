@@ -22,8 +22,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from neoplug.errors import Problem, RecipeError, UsageError, did_you_mean, line_in
+from neoplug.errors import Problem, RecipeError, UsageError, did_you_mean, line_in, lines_of
 from neoplug.files import sha256_of
+from neoplug.registry import confinement
 from neoplug.registry.confinement import confined
 from neoplug.registry.modules import module_files
 
@@ -32,6 +33,7 @@ SHIPPED = "neoplug"  # the package whose names no other package changes
 NEAR = 5  # names in the message about an unknown one
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<attribute>[A-Za-z_][\w.]*)")
 _TAG = re.compile(r"[\w-]+")
+_IMPORTERS = (__file__, confinement.__file__, importlib.__file__)  # whose lines are in every traceback of an import
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Entry:
         if self.given:
             return self.given
         module, _, attribute = self.target.rpartition(":")
+        owner = f"the plugin `{self.name}` of {f'{self.package} {self.version}'.strip()}"
         try:
             if not module:
                 raise ValueError(f"`{self.target}` names no class; the form is module:Class")
@@ -93,16 +96,24 @@ class Entry:
                 plugin: Any = _import_file(self.file) if self.file else importlib.import_module(module)
                 for part in attribute.split("."):  # a module may define `__getattr__`
                     plugin = _attribute(plugin, part, module)
-        except Exception as error:
-            owner = f"{self.package} {self.version}".strip()
-            line = line_in(error, str(self.file))
-            place = f" ({self.file.name}, line {line})" if self.file and line else ""  # the form of a SyntaxError
-            what = f"the plugin `{self.name}` of {owner} cannot be imported: {type(error).__name__}: {error}{place}"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also a panic of a library in Rust, or a test library's skip
+            what = f"{owner} cannot be imported: {type(error).__name__}: {error}{self._place(error)}"
             fix = "fix the file" if self.file else f"fix or reinstall {self.package}, or name another plugin"
             raise RecipeError([Problem(what, fix=fix)]) from error
         if not inspect.isclass(plugin):
-            raise RecipeError([Problem(f"`{self.target}` is not a class", fix="a plugin is a dataclass")])
+            of_package = f" ({self.package} {self.version})" if self.version else ""
+            raise RecipeError([Problem(f"`{self.target}`{of_package} is not a class", fix="a plugin is a dataclass")])
         return plugin
+
+    def _place(self, error: BaseException) -> str:
+        """Return, in brackets, the line of the plugin's own code that cannot be imported; empty where there is none."""
+        if self.file:
+            line = line_in(error, str(self.file))
+            return f" ({self.file.name}, line {line})" if line else ""  # the form of a SyntaxError
+        lines = [found for found in lines_of(error) if found[0].endswith(".py") and found[0] not in _IMPORTERS]
+        return f" ({lines[-1][0]}:{lines[-1][1]})" if lines and not isinstance(error, SyntaxError) else ""
 
 
 def _attribute(owner: Any, name: str, module: str) -> Any:
@@ -193,7 +204,8 @@ def _read_entries(entry_points: Callable[..., Any], _: tuple[tuple[Path, int], .
     owners: dict[Any, tuple[str, str]] = {}
     for dist in {point.dist for point in points}:
         owners[dist] = (dist.name, dist.version) if dist else ("?", "")  # once each, since both parse a file
-    entries = {Entry(point.name, *owners[point.dist], point.value) for point in points}
+    # A value may end in the extras that the plugin needs, as "module:Class [extra]".
+    entries = {Entry(point.name, *owners[point.dist], point.value.partition("[")[0].rstrip()) for point in points}
     return sorted(entries, key=lambda entry: (entry.name, entry.package, entry.target))
 
 
@@ -235,7 +247,11 @@ def find(name_in_recipe: str, base: Path) -> Entry:
     more = f"{len(every) - len(near)} {'more' if near else 'plugins, none of a similar name'}"
     why = f"installed: {' and '.join([', '.join(near)] * bool(near) + [more] * (len(every) > len(near)))}"
     fix = "`neoplug plugins` lists what is installed; a file is `./file.py:Class`, a module `package.module:Class`"
-    fix += "" if package else f"; the class of a notebook is given in Python, `neoplug.run(..., plugins=[{short}])`"
+    fix += (
+        ""
+        if package or not short.isidentifier()
+        else f"; the class of a notebook is given in Python, `neoplug.run(..., plugins=[{short}])`"
+    )
     raise RecipeError([Problem(f"no plugin is named `{name}`{did_you_mean(name, names)}", why, fix)])
 
 

@@ -80,7 +80,7 @@ def checked_call(
     """
     rule: Returns = SPECS[hook].returns  # type: ignore[attr-defined]
     before = before_call(rule, arguments)
-    with plugin_errors(label, hook):
+    with plugin_errors(label, hook, function):
         answer = function(*taken)
         answer = list(answer) if isgenerator(answer) else answer
     try:

@@ -11,13 +11,15 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from neoplug.errors import NeoplugError, OptionError, Problem, RecipeError, did_you_mean, innermost
+from neoplug.errors import NeoplugError, OptionError, Problem, RecipeError, did_you_mean, innermost, of_package
 from neoplug.errors import Path as Key
+from neoplug.registry.class_source import source_mark
 from neoplug.registry.per_class import per_class
 from neoplug.registry.strict_model import StrictModel
 from neoplug.registry.suggestions import NO_NUMBER, as_written, suggest_fix
@@ -76,7 +78,8 @@ def options_model(cls: type) -> type[BaseModel]:
     except Exception as error:
         alone = ((name, _type_error(cls, name)) for name in options)
         name, reason = next(((name, reason) for name, reason in alone if reason), ("", error))
-        why = f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
+        first_line = next(iter(str(reason).splitlines()), "")
+        why = f"{type(reason).__name__}: {first_line.partition('. Set ')[0]}"  # pydantic goes on with advice on itself
         option = f"the option `{name}`" if name else "the options"
         place = f" ({found})" if (found := definition_of_option(cls, name)) else ""
         what = f"{option} of {cls.__qualname__} cannot be read from a recipe{place}"
@@ -168,7 +171,9 @@ def build(cls: type[T], options: Mapping[str, Any], *, path: Key = (), core: Seq
         return cls(**given)
     except RecipeError:
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise RecipeError([_constructor_problem(cls, error, options, path)]) from error
 
 
@@ -195,7 +200,10 @@ def _constructor_problem(cls: type, error: BaseException, options: Mapping[str, 
     what = str(error).strip() or type(error).__name__
     file, line, text = innermost(error)
     if not isinstance(error, ValueError | NeoplugError) or (text and not re.search(r"\braise\b", text)):
-        what = f"{cls.__qualname__} cannot be built: {type(error).__name__}: {what} ({file}:{line})"
+        mark = source_mark(cls, "") if file == __file__ else None  # the call of the constructor failed
+        place = f"{mark.file}:{mark.line}" if mark else f"{file}:{line}"
+        owner = of_package(cls.__module__)
+        what = f"{cls.__qualname__} cannot be built: {type(error).__name__}: {what} ({place}){owner}"
     option = error.option if isinstance(error, OptionError) else first_named(what, options)
     return Problem(what, path=(*path, option) if option else path)
 
@@ -262,14 +270,17 @@ def _problem(details: list[Any], place: Key, path: Key, keys_at: KeysAt, field_a
     close = did_you_mean(str(value), choices)
     what = f"`{_label(full)}` is {as_written(value)}, but must be {' or '.join(expected)}{close}"
     why = NO_NUMBER if isinstance(value, bool) and any("number" in words for words in expected) else ""
-    fix = "" if choices else suggest_fix(value, expected, field.default if field else None)
+    may_be_number = isinstance(value, int | float) and any(detail["type"] != "literal_error" for detail in details)
+    fix = "" if choices and not may_be_number else suggest_fix(value, expected, field.default if field else None)
     return Problem(what, why, fix, full)
 
 
 def literals(field: FieldInfo | None) -> list[str]:
-    """Return the values of the `Literal`s in a field's type, as text."""
-    named = [part for part in _nested_types(field.annotation) if get_origin(part) is Literal] if field else []
-    return list(dict.fromkeys(str(value) for part in named for value in get_args(part)))
+    """Return the values of the `Literal`s and enumerations in a field's type, as text."""
+    parts = _nested_types(field.annotation) if field else []
+    named = [value for part in parts if get_origin(part) is Literal for value in get_args(part)]
+    named += [member.value for part in parts if inspect.isclass(part) and issubclass(part, Enum) for member in part]
+    return list(dict.fromkeys(map(str, named)))
 
 
 def _label(path: Key) -> str:
@@ -291,7 +302,7 @@ def unknown_key(known: Sequence[str], path: Key) -> UnknownKey:
 def _expected(detail: Any, field: FieldInfo | None) -> str:
     """Return what the value must be, as "a whole number" or "at least 1"."""
     kind, context = detail["type"], detail.get("ctx") or {}
-    if kind == "literal_error":
+    if kind in ("literal_error", "enum"):
         choices = literals(field)
         return f"one of {', '.join(choices)}" if len(choices) > 1 else str(context["expected"])
     if kind == "string_pattern_mismatch" and field and field.examples:

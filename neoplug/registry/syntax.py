@@ -39,6 +39,8 @@ class Summary:
 def summary(entry: Entry) -> Summary:
     """Return kind and description of a plugin, or why they cannot be read."""
     module, _, attribute = entry.target.rpartition(":")
+    if not module:
+        return Summary(fault=f"its entry point `{entry.target}` names no class; the form is module:Class")
     try:
         place = _Module("", _parsed(entry.file.read_bytes())) if entry.file else _module(module)
         owner, node = place.find(attribute.split("."))

@@ -13,6 +13,7 @@ from math import isfinite
 from typing import Any
 
 from neoplug.errors import NeoplugError
+from neoplug.registry import answered
 from neoplug.testing.hooks import answer, global_seeds
 from neoplug.testing.loss_examples import hook
 from neoplug.testing.search import Broken, Kit, NotApplicable, properties_of
@@ -48,8 +49,8 @@ class ScheduleProperties:
 
     def warmup(self, schedule: Any) -> None:
         """During the warm-up, if it has one, its rates do not fall."""
-        function = hook(schedule, "rate")
-        if function is None or REQUIRED not in function.__code__.co_varnames[: function.__code__.co_argcount]:
+        implementation = answered(type(schedule)).get("rate")
+        if implementation is None or REQUIRED not in implementation.signature.parameters:
             raise NotApplicable(f"its `rate` does not take `{REQUIRED}`")
         for total, warmup in RUNS:
             rates = _rates(schedule, total, warmup)[: min(total, warmup + 1)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-from neoplug import Problem, Recipe, hookimpl
+from neoplug import Problem, Recipe, hookimpl, prefers_greater, ranking_problem
 
 
 @dataclass(eq=False)
@@ -15,7 +15,7 @@ class EarlyStopping:
     metric: str  # of the evaluation, or probes.NAME.KEY
     patience: int = 3  # evaluations, from 1
     threshold: float = 0.0  # an improvement is larger
-    greater_is_better: bool = False
+    greater_is_better: bool | None = None  # None: as the metric says, which one of a probe does not
     _best: float | None = field(default=None, init=False)
     _without: int = field(default=0, init=False)  # evaluations since the last improvement
 
@@ -27,11 +27,12 @@ class EarlyStopping:
 
     @hookimpl
     def check(self, recipe: Recipe) -> list[Problem]:
-        """Refuse a recipe without evaluations during training."""
-        if recipe.evaluate.eval_steps is not None:
-            return []
-        why, fix = "it compares evaluations during training", "set `evaluate.eval_steps`"
-        return [Problem("`early_stopping` needs `eval_steps`", why, fix)]
+        """Refuse a recipe without evaluations during training, and a metric that cannot be compared."""
+        problems = [ranking_problem(recipe, self.metric, self.greater_is_better)]
+        if recipe.evaluate.eval_steps is None:
+            why, fix = "it compares evaluations during training", "set `evaluate.eval_steps`"
+            problems.append(Problem("`early_stopping` needs `eval_steps`", why, fix))
+        return [problem for problem in problems if problem]
 
     @hookimpl
     def should_stop(self, measured: dict[str, Any] | None) -> str | None:
@@ -42,7 +43,7 @@ class EarlyStopping:
         if self._best is None:
             self._best = value
             return None
-        gain = (value - self._best) * (1 if self.greater_is_better else -1)
+        gain = (value - self._best) * (1 if prefers_greater(self.metric, self.greater_is_better) else -1)
         self._without = 0 if gain > self.threshold else self._without + 1
         self._best = value if gain > 0 else self._best
         if self._without < self.patience:

@@ -167,6 +167,19 @@ def test_an_answer_that_breaks_the_rule_is_refused_with_plugin_hook_and_place(ho
     assert fix[5:]
 
 
+@pytest.mark.parametrize(("answer", "fault"), [(3, "answered `on_train_end` with an int"), (None, "KeyError: 'gone'")])
+def test_the_place_of_a_decorated_hook_is_in_the_plugins_file(answer, fault):
+    @torch.no_grad()
+    def decorated(self, result):
+        return answer or result["gone"]
+
+    with pytest.raises(RunError, match=fault) as caught:
+        plugins("on_train_end", decorated).each("on_train_end", model=None, result={})
+    _, first = inspect.getsourcelines(decorated)
+    line = first + (1 if answer else 2)  # the `def`, or the line that fails
+    assert f"at: {__file__}:{line}" in str(caught.value)
+
+
 @pytest.mark.parametrize("hook", SPECS)
 def test_a_rule_stands_next_to_each_specification(hook):
     rule = SPECS[hook].returns

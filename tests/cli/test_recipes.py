@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.packages import install
+
 
 @pytest.fixture(scope="module")
 def shipped():
@@ -70,3 +72,16 @@ def test_a_scale_needs_a_published_recipe_and_a_known_name(neoplug):
     misspelt = neoplug("plan", "published/llm_neo/neo", "--scale", "tinny")
     assert misspelt.code == 2
     assert "did you mean `tiny`?" in misspelt.err
+
+
+def test_a_file_of_a_package_that_is_no_text_hides_no_recipe(neoplug, shipped, tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "vendor"\nversion = "1"\n[project.entry-points."neoplug.recipes"]\nvendor = "vendor"\n'
+    )
+    (folder := tmp_path / "src" / "vendor").mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "broken.yaml").write_bytes(b"\xff\xfe")
+    install(tmp_path, monkeypatch)
+    answer = neoplug("recipes")
+    assert answer.code == 0, answer.err
+    assert {"vendor/broken", *shipped} == {line.split()[0] for line in answer.out.splitlines()}

@@ -22,7 +22,7 @@ PUBLIC = [
     "StatesSignal",
     "EntriesSignal", "UsageError", "__version__", "adaptable_weights",
     "collate", "confined", "did_you_mean", "evaluate", "export_model", "hookimpl", "log_mixture", "meta_model",
-    "quiet_peft", "reload_config",
+    "prefers_greater", "quiet_peft", "ranking_problem", "reload_config",
     "rename_cache_argument", "resolve_dtype", "run", "study",
 ]  # fmt: skip
 TESTING = [

@@ -2,6 +2,7 @@
 
 import pytest
 
+from neoplug import Recipe
 from neoplug_stops import time_budget
 from neoplug_stops.early_stopping import EarlyStopping
 from neoplug_stops.loss_spike import LossSpike
@@ -58,6 +59,33 @@ def test_a_budget_counts_the_sessions_of_a_resumed_run(monkeypatch):
 def test_a_metric_that_is_not_measured_is_named():
     with pytest.raises(ValueError, match="measured no_metric as None"):
         EarlyStopping("no_metric").should_stop({"forward_kl": 1.0, "probes": {}})
+
+
+@pytest.mark.parametrize(("metric", "end"), [("forward_kl", 4), ("top1_agreement", 2)])
+def test_early_stopping_takes_the_direction_from_the_metric(metric, end):
+    plugin = EarlyStopping(metric, patience=1)
+    falling = [plugin.should_stop({metric: value}) for value in (0.9, 0.7, 0.5, 0.6)]
+    assert next(number for number, reason in enumerate(falling, 1) if reason) == end
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"metric": "forward_k"}, "there is no metric `forward_k`; did you mean `forward_kl`?"),
+        ({"metric": "entropy"}, "there is no metric `entropy`"),
+        ({"metric": "probes.calibration.ece"}, "`probes.calibration.ece` may be better when greater or when smaller"),
+        ({"metric": "probes.calibration.ece", "greater_is_better": False}, None),
+        ({"metric": "top1_agreement"}, None),
+    ],
+)
+def test_early_stopping_refuses_a_metric_that_cannot_be_compared_before_training(options, words):
+    common = {"max_length": 8, "source": "rows.jsonl"}
+    recipe = Recipe(
+        teacher={"model": "a"}, student={"model": "b"}, data=common, loss={"forward_kl": {}}, adapter={"lora": {}},
+        train={"max_steps": 1}, evaluate={"eval_steps": 1}, probes={"calibration": {}},
+    )  # fmt: skip
+    problems = [problem.what for problem in EarlyStopping(**options).check(recipe)]
+    assert problems == [] if words is None else len(problems) == 1 and problems[0].startswith(words)
 
 
 @pytest.mark.parametrize(

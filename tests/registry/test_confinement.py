@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -60,6 +61,12 @@ def test_an_import_that_ends_the_process_is_an_error_of_the_plugin(written, code
     assert answer.out == ""
     assert "the plugin `Probe` of" in answer.err
     assert "EndedProcess: it calls" in answer.err
+
+
+def test_an_import_does_not_move_the_process(written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    find(f"{written('import os; os.chdir(os.sep)')}:Probe", tmp_path).load()
+    assert Path.cwd() == tmp_path
 
 
 @pytest.mark.parametrize("code", ENDINGS[::3])  # the same confinement as of plugins, and a run takes longer to begin

@@ -1,6 +1,7 @@
 """Options of plugins: strict validation, all mistakes at once, and an unchanged plugin class."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Literal
 
@@ -127,6 +128,22 @@ def test_a_fix_is_suggested_where_it_is_certain(options, fix):
 @pytest.mark.parametrize(("wrong", "meant"), [("LEFT", "left"), ("rihgt", "right")])
 def test_the_nearest_literal_is_suggested_whatever_its_case(wrong, meant):
     assert refused(Everything, {"count": 1, "side": wrong})[("side",)].endswith(f"; did you mean `{meant}`?")
+
+
+class Side(Enum):
+    LEFT = "left"
+    RIGHT = "right"
+
+
+@dataclass(eq=False)
+class Chosen:
+    side: Side = Side.LEFT
+
+
+def test_an_enumeration_is_read_by_its_values():
+    assert build(Chosen, {"side": "right"}).side is Side.RIGHT
+    what = '`side` is "rihgt", but must be one of left, right; did you mean `right`?'
+    assert refused(Chosen, {"side": "rihgt"}) == {("side",): what}
 
 
 def test_all_mistakes_are_reported_at_once():

@@ -1,7 +1,10 @@
 """Plugins: discovery without import, validation of what pluggy would ignore, calls in the order of names."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -89,7 +92,7 @@ def test_an_invalid_tag_is_refused(name, tmp_path, packages):
     [
         ("no_such_module:A", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("pathlib:Pth", "AttributeError: pathlib has no `Pth`; did you mean `Path`?"),
-        ("json:dumps", "`json:dumps` is not a class"),
+        ("json:dumps", "`json:dumps` (its-package 3.4) is not a class"),
         ("json", "ValueError: `json` names no class; the form is module:Class"),
         ("", "cannot be imported"),
     ],
@@ -97,8 +100,29 @@ def test_an_invalid_tag_is_refused(name, tmp_path, packages):
 def test_an_import_error_names_its_cause_and_the_package(target, expected, packages, tmp_path):
     (message,) = messages(Entry("broken", "its-package", "3.4", target).load)
     assert expected in message
-    if "is not a class" not in expected:
-        assert "`broken` of its-package 3.4" in message
+    assert "its-package 3.4" in message
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("import a_library_that_is_not", "ModuleNotFoundError: No module named 'a_library_that_is_not'"),
+        ("import sys; sys.exit(0)", "EndedProcess: it calls sys.exit(0)"),
+        ("raise type('Panic', (BaseException,), {})('of a library')", "Panic: of a library"),
+    ],
+)
+def test_an_import_error_of_a_package_names_the_line(source, fault, packages, tmp_path, monkeypatch):
+    file = tmp_path / "a_module_that_fails.py"
+    file.write_text(f'"""Its second line fails."""\n{source}\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    packages(vendor={"failing": "a_module_that_fails:A"})
+    (message,) = messages(find("failing", tmp_path).load)
+    assert f"the plugin `failing` of vendor 1.2 cannot be imported: {fault} ({file}:2)" in message
+
+
+def test_an_entry_point_may_name_extras(packages, tmp_path):
+    packages(vendor={"path": "pathlib:Path [extra]"})
+    assert find("path", tmp_path).load() is Path
 
 
 PLUGIN = """from __future__ import annotations
@@ -308,9 +332,86 @@ class OldWrapper:
         yield
 
 
+@dataclass(eq=False)
+class Async:
+    @hookimpl
+    async def on_evaluate(self, model):
+        return model
+
+
+@dataclass(eq=False)
+class Yielding:
+    @hookimpl
+    def on_evaluate(self, model):
+        yield model
+
+
+@dataclass(eq=False)
+class Property:
+    @property
+    @hookimpl
+    def on_evaluate(self):
+        return lambda model: model
+
+
+@dataclass(eq=False)
+class Cached:
+    @hookimpl
+    @lru_cache  # noqa: B019
+    def on_evaluate(self, model):
+        return model
+
+
+@dataclass(eq=False)
+class Twice:
+    @hookimpl
+    def on_evaluate(self, model):
+        return model
+
+    @hookimpl(specname="on_evaluate")
+    def another(self, model):
+        return model
+
+
+@dataclass(eq=False)
+class WithOption(Loss):
+    temperature: float = 1.0
+
+
+@dataclass(eq=False)
+class Initial(Loss):
+    size: InitVar[int]
+
+
+class Undecorated(WithOption):
+    margin: float = 2.0
+
+
+@dataclass(eq=False)
+class WithoutAnnotation(WithOption):
+    temperature = 2.0
+
+
+class OnlyAConstant(WithOption):
+    reads_teacher: ClassVar = "full"
+    format = 2
+
+
+def test_a_subclass_of_a_plugin_may_change_what_is_no_option():
+    assert class_problems(OnlyAConstant, "loss") == []
+
+
 @pytest.mark.parametrize(
     ("cls", "expected"),
     [
+        (Async, "Async.on_evaluate is async"),
+        (Yielding, "Yielding.on_evaluate has a `yield`"),
+        (Property, "Property.on_evaluate is marked @hookimpl, but is no method: it is a property"),
+        (Cached, "Cached.on_evaluate is marked @hookimpl, but is no method"),
+        (Twice, "Twice.another implements `on_evaluate`, and so does `on_evaluate`"),
+        (Undecorated, "Undecorated is not a dataclass itself, so `margin` is no option of it"),
+        (Initial, "Initial cannot be built without `size`, which is no option"),
+        (WithoutAnnotation, "gives the option `temperature` the value 2.0 without an annotation"),
         (Unmarked, "Unmarked.on_evaluate is named like a hook, but is not marked"),
         (Child, "Child.token_loss is named like a hook, but is not marked"),
         (Keyword, "Keyword.on_evaluate must take `model` by position, without a default"),
@@ -318,8 +419,8 @@ class OldWrapper:
         (OldWrapper, "OldWrapper.on_evaluate is a hook wrapper"),
     ],
 )
-def test_what_pluggy_ignores_is_refused(cls, expected):
-    assert expected in messages(lambda: Plugins({"probes": {"x": cls()}}))[0]
+def test_what_pluggy_and_dataclasses_ignore_is_refused(cls, expected):
+    assert expected in messages(lambda: Plugins({"probes": {"x": cls.__new__(cls)}}))[0]
     assert expected in class_problems(cls)[0].what
 
 

@@ -124,3 +124,7 @@ def test_what_cannot_be_parsed_is_a_fault_and_no_error(package, module):
 def test_a_compiled_module_and_one_without_a_file_have_no_description():
     assert read("_json:Scanner")[2] or read("math:Sum")[2]
     assert read("sys:Flags")[2] == "there is no module sys, or it has no file"
+
+
+def test_an_entry_point_that_names_no_class_is_a_fault():
+    assert read("only.a.module")[2] == "its entry point `only.a.module` names no class; the form is module:Class"
