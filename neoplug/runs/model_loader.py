@@ -27,6 +27,7 @@ from neoplug.registry import Plugins
 from neoplug.runs.inputs import RunInputs
 from neoplug.runs.preflight import sets_stored_form
 from neoplug.runs.saved_student import with_adapter
+from neoplug.runs.sharding import is_read_in_parts
 from neoplug.teachers.base import Teacher
 from neoplug.teachers.cached import CachedTeacher
 from neoplug.teachers.live import LiveTeacher
@@ -102,12 +103,18 @@ class ModelLoader:
         return self.world.size > 1 and self.checked.recipe.train.shard != "none"
 
     def load_teacher_model(self, *, sharded: bool = False) -> LanguageModel:
-        """Load the model of the recipe's teacher; `sharded`: every rank runs it equally often."""
+        """Load the model of the recipe's teacher; `sharded`: every rank runs it equally often.
+
+        Each rank reads its part of the weights alone, or all where they are quantised while they are read.
+        """
         assert self.inputs.teacher is not None
-        module = self.load("teacher", self.inputs.teacher, sharded=sharded)
+        in_parts = sharded and is_read_in_parts(self.checked.plugins, "teacher")
+        module = self.load("teacher", self.inputs.teacher, sharded=in_parts)
         name, longest = head_name(module), self.checked.recipe.data.max_length
         if stored := self.inputs.teacher.adapter:
             module = load_adapter(module, stored)
+        if sharded and not in_parts:
+            shard_layers(decoder_layers(module), self.world.mesh)
         if sharded:
             shard_root(module, self.world.mesh)
         return language_model(module, name, self.inputs.vocabulary, role="teacher", longest=longest)

@@ -81,7 +81,7 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None, *, quick: bool = Fa
     student = skeletons["student"]
     checked = _with_chosen_batch(checked, inputs, skeletons, quick)
     recipe = checked.recipe
-    shares = shares_of_layers(checked, {role: model.skeleton for role, model in skeletons.items()})
+    shares = shares_of_layers(checked, skeletons)
     run = _data_and_steps(checked, corpus)
     matched = match(checked, student.skeleton, run["steps"], wanted).as_dict() if wanted is not None else None
     trained = adapt_skeleton(checked, student.skeleton, run["steps"], student.located)

@@ -30,7 +30,7 @@ from neoplug.registry import path_of
 from neoplug.registry.compatibility import validate_compatibility
 from neoplug.registry.consent import Consent
 from neoplug.runs.adapted_weights import add_adapter, copied_modules
-from neoplug.runs.sharding import number_of_processes, validate_sharded, validate_unquantised
+from neoplug.runs.sharding import number_of_processes, validate_quantisation, validate_sharded
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.seeds import generator
 from neoplug.training.optim import make_optimizer, make_schedule, warn_without_warmup
@@ -61,7 +61,7 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
     """
     steps = count_steps(checked.recipe.train, make_sampler(checked, corpus, 1).steps_per_epoch)
     whole, is_known = None, False
-    validate_unquantised(checked, "student", student, plugin_kwargs(checked.plugins, "student"))
+    validate_quantisation(checked, "student", student, plugin_kwargs(checked.plugins, "student"))
     with meta_device("student", "the student is loaded in float32 until its trainable weights are known"):
         base = load_meta_model(student, "student", checked.recipe.student.attn_implementation)
         base = prepare_skeleton(checked, base)
@@ -83,7 +83,7 @@ def dry_run_student(checked: ResolvedRecipe, student: ResolvedModel, corpus: Cor
 def dry_run_teacher(checked: ResolvedRecipe, section: Model, teacher: ResolvedModel) -> None:
     """Refuse conflicting `load` plugins, and an attention or a stored adapter that does not fit the teacher."""
     kwargs = plugin_kwargs(checked.plugins, "teacher")
-    validate_unquantised(checked, "teacher", teacher, kwargs)
+    validate_quantisation(checked, "teacher", teacher, kwargs)
     if section.attn_implementation is None and teacher.adapter is None:
         return
     with meta_device("teacher", "the teacher is loaded without a dry run"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from neoplug.distributed.sharding import Shard, local_bytes, part_like, shard_layers, shard_root, whole
 from neoplug.errors import Problem, RecipeError, RunError
 from neoplug.hookspecs import Role
-from neoplug.models.load import load_config
+from neoplug.models.load import load_config, plugin_kwargs
 from neoplug.models.recorder import decoder_layers
 from neoplug.models.reference import ResolvedModel
 from neoplug.recipe import ResolvedRecipe
@@ -23,6 +23,7 @@ from neoplug.training.optim import make_optimizer
 
 if TYPE_CHECKING:
     from neoplug.distributed.world import World
+    from neoplug.runs.skeletons import Skeleton
 
 logger = logging.getLogger(__name__)
 
@@ -39,27 +40,41 @@ def is_asked(checked: ResolvedRecipe) -> bool:
     return checked.recipe.train.shard != "none" and number_of_processes() > 1
 
 
-def validate_unquantised(
+def validate_quantisation(
     checked: ResolvedRecipe, role: Role, located: ResolvedModel, load_kwargs: Mapping[str, Any]
 ) -> None:
-    """Refuse to shard a quantised model.
+    """Refuse to shard a model that is quantised otherwise than to the 4 bits of bitsandbytes, by a `load` plugin.
+
+    FSDP divides the bytes of packed weights. A layer of 4 bits has the scales itself, whole, and gives them to the
+    weight that FSDP gathers; one of 8 bits reads attributes of its weight that this one lacks (bitsandbytes 0.50).
 
     load_kwargs  what the recipe's `load` plugins load it with
 
     Raises:
-        RecipeError: it is quantised.
+        RecipeError: it is quantised so.
     """
     section = getattr(checked.recipe, role)
     if not is_asked(checked) or (role == "teacher" and (section.device or section.cache)):
         return
-    if "quantization_config" in load_kwargs or getattr(
-        load_config(located, (role, "model")), "quantization_config", None
-    ):
+    chosen = load_kwargs.get("quantization_config")
+    stored = getattr(load_config(located, (role, "model")), "quantization_config", None)
+    if (chosen or stored) and not (chosen and all(map(_is_in_four_bits, filter(None, (chosen, stored))))):
         raise _refused(
             f"the {role} is quantised, and cannot be sharded",
-            "a quantised weight is a packed tensor with scales apart, which FSDP would divide without them",
-            "load it unquantised, or leave `shard` out: quantised, it takes a quarter of the memory or less",
+            "of quantised weights only those that a `load` plugin has in 4 bits of bitsandbytes, as bytes, are divided",
+            f"name a plugin of 4 bits under `{role}.load`, load the model unquantised, or leave `shard` out",
         )
+
+
+def _is_in_four_bits(quantisation: Any) -> bool:
+    """Return whether a quantisation config, or the map of one in a config.json, is of 4 bits that are kept as bytes."""
+    options = quantisation if isinstance(quantisation, dict) else quantisation.to_dict()
+    return bool(options.get("load_in_4bit")) and options.get("bnb_4bit_quant_storage", "uint8") == "uint8"
+
+
+def is_read_in_parts(plugins: Plugins, role: Role) -> bool:
+    """Return whether a rank reads only its part of a sharded model: a weight that is quantised then is read whole."""
+    return "quantization_config" not in plugin_kwargs(plugins, role)
 
 
 def validate_sharded(checked: ResolvedRecipe, adapted: nn.Module, of_base: Sequence[nn.Parameter]) -> None:
@@ -169,16 +184,20 @@ def shard_student(checked: ResolvedRecipe, module: nn.Module, of_base: Container
 
 @dataclass(frozen=True)
 class LayersShare:
-    """The share of a model's weights that its decoder layers have, and the number of layers."""
+    """The share of a model's bytes that its decoder layers have, and the number of layers.
+
+    in_parts  whether a rank reads only its part of the weights
+    """
 
     share: float
     layers: int
+    in_parts: bool
 
 
-def shares_of_layers(checked: ResolvedRecipe, models: Mapping[Role, nn.Module]) -> dict[Role, LayersShare]:
+def shares_of_layers(checked: ResolvedRecipe, models: Mapping[Role, Skeleton]) -> dict[Role, LayersShare]:
     """Return the share of each model that would be sharded: none in one process.
 
-    models  on the meta device, without an adapter
+    models  without an adapter
     """
     if not is_asked(checked):
         return {}
@@ -187,8 +206,10 @@ def shares_of_layers(checked: ResolvedRecipe, models: Mapping[Role, nn.Module]) 
         section = getattr(checked.recipe, role)
         if role == "teacher" and (section.device or section.cache):
             continue
-        layers, total = decoder_layers(model), sum(weight.numel() for weight in model.parameters())
-        shares[role] = LayersShare(sum(weight.numel() for weight in layers.parameters()) / total, len(layers))
+        layers = decoder_layers(model.skeleton)
+        outside = model.parameters - sum(weight.numel() for weight in layers.parameters())  # is never quantised
+        share = 1 - outside * model.dtype.itemsize / model.bytes
+        shares[role] = LayersShare(share, len(layers), role == "teacher" and is_read_in_parts(checked.plugins, role))
     return shares
 
 
@@ -222,5 +243,7 @@ def per_rank(
     whole = (
         parts["trainable_weights"] if trains_whole else 2 * parts["student_weights"] + 3 * parts["trainable_weights"]
     )
-    divided["whole_student"] = max(0, whole - sum(divided.values()) + divided.get("teacher_weights", 0))
+    at_start = [whole + divided.get("teacher_weights", 0)]
+    at_start += [parts["teacher_weights"] for role, of in shares.items() if role == "teacher" and not of.in_parts]
+    divided["whole_models"] = max(0, max(at_start) - sum(divided.values()))
     return divided | {"total": sum(divided.values())}

@@ -98,6 +98,20 @@ def test_a_plan_for_several_ranks_divides_what_is_sharded(planned, tiny_student,
         assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
 
 
+def test_a_plan_for_several_ranks_divides_packed_weights(planned, tiny_student, tiny_teacher, monkeypatch):
+    """Half a byte for each weight of a matrix in a layer; norms, embedding and head have 4."""
+    four = "{load: {nf4: {}}, dtype: float32, model: %s}"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    found = planned(f"student={four % tiny_student}", f"teacher={four % tiny_teacher}", "train.shard=base")
+    memory = found["memory_bytes"]
+    for role, folder, norms in (("student", tiny_student, 2 * 2 * 48), ("teacher", tiny_teacher, 4 * 2 * 64)):
+        layers, rest = layers_and_rest(folder)
+        packed = (layers - norms) / 2 + 4 * norms
+        assert found["models"][role]["bytes"] == pytest.approx(packed + 4 * rest)
+        assert memory[f"{role}_weights"] == pytest.approx(packed / 4 + 4 * rest, abs=1)
+    assert memory["total"] >= found["models"]["teacher"]["bytes"]
+
+
 def test_each_loss_that_is_measured_separately_needs_memory_for_its_own_gradient(planned):
     """A loss's gradient is as large as the adapter; calibration measures all losses and their reference."""
     assert "measured_gradients" not in planned("--quick")["memory_bytes"]

@@ -1,6 +1,7 @@
 """Complete runs on tiny models: a lab that writes recipes and plugin files, runs them, and reads the results."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -76,6 +77,16 @@ class Run:
     def hidden_leftovers(self):
         """Half-written files and folders, anywhere in the run."""
         return [str(path.relative_to(self.path)) for path in self.path.rglob(".*")]
+
+
+def cut(run, step):
+    """Leave of a run what it had when it was killed after the checkpoint of a step."""
+    (run.path / "result.json").unlink()
+    for saved in ("adapter", "model"):
+        shutil.rmtree(run.path / saved, ignore_errors=True)
+    for later in run.steps_saved:
+        if later > step:
+            shutil.rmtree(run.path / "checkpoints" / f"step-{later}")
 
 
 class Lab:

@@ -1,7 +1,5 @@
 """A checkpoint of any number of ranks and micro-batches resumes on another with as many rows in a step."""
 
-import shutil
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,6 +8,7 @@ from neoplug.errors import UsageError
 from neoplug.reproduction.original import open_original
 from neoplug.runs.global_batch import GlobalBatch
 from tests.commands import start_ranks
+from tests.runs.conftest import cut
 
 SIZES = {  # of 4 rows in a step
     1: {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
@@ -40,15 +39,6 @@ class Counts:
     def load_state_dict(self, state):
         self.rows = state["rows"]
 """
-
-
-def cut(run, step):
-    """Leave of a run what it had when it was killed after the checkpoint of a step."""
-    (run.path / "result.json").unlink()
-    shutil.rmtree(run.path / "adapter")
-    for later in run.steps_saved:
-        if later > step:
-            shutil.rmtree(run.path / "checkpoints" / f"step-{later}")
 
 
 def run_on(ranks, lab, output, *options, **sections):

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from neoplug.registry.nested import numbers
-from tests.commands import start_runs_on_ranks
-from tests.runs.conftest import DROP, Lab
+from tests.commands import start_ranks, start_runs_on_ranks
+from tests.runs.conftest import DROP, Lab, cut
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,19 @@ class Whole:
     def on_step_end(self):
         weights = [each for each in gc.get_objects() if isinstance(each, torch.nn.Parameter)]
         whole = [w for w in weights if not isinstance(w, DTensor) and w.untyped_storage().nbytes()]
-        return {"whole_weights": sum(tuple(w.shape) in ((96, 48), (128, 64)) for w in whole)}
+        shapes = ((96, 48), (128, 64), (96 * 48 // 2, 1), (128 * 64 // 2, 1))  # the last two: packed to 4 bits
+        return {"whole_weights": sum(tuple(w.shape) in shapes for w in whole)}
+"""
+PART = """
+@dataclass(eq=False)
+class Part:
+    '''Trains a part of the base's weights, inside and outside its layers, so that `base` and `full` both fit.'''
+
+    @hookimpl
+    def add_adapter(self, model):
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name.endswith(("q_proj.weight", "norm.weight")))
+        return model
 """
 TREATMENTS = {"./drop.py:Drop": {"rows": [1, 5, 6, 9]}, "./ridge.py:Ridge": {}, "./whole.py:Whole": {}}
 CALIBRATED = {"cross_entropy": {"weight": 0.5}, "forward_kl": {"weight": 2.0, "calibrate": "reverse_kl"}}
@@ -44,6 +56,7 @@ BEST = {"eval_steps": 1, "metric_for_best_model": "cross_entropy", "load_best_mo
 SGD = {"sgd": {"momentum": 0.5}}
 # 21 rows: steps of 8, 8 and 5, in the last of which a rank of two has fewer, and of four none.
 TRAIN = {"max_steps": 3, "max_grad_norm": 0.5, "save_steps": 1, "logging_steps": 1, "log_gradient_norms": True}
+FOUR_BITS = {"load": {"nf4": {"compute_dtype": "float32"}}}
 CASES = {
     "lora": ("base", {"adapter": {"lora": {"r": 4}}, "loss": CALIBRATED, "treatments": TREATMENTS, "optimizer": SGD}),
     "dora": ("base", {"adapter": {"dora": {"r": 4}}, "optimizer": SGD, "train": {"gradient_checkpointing": True}}),
@@ -54,10 +67,25 @@ CASES = {
          "probes": {"calibration": {}, "cka": {"layers": {1: 2}}},
          "train": {"gradient_checkpointing": True, "learning_rate": 0.002}},
     ),
+    "nf4": (
+        "base",
+        {"adapter": {"dora": {"r": 4}}, "student": FOUR_BITS, "teacher": FOUR_BITS, "treatments": TREATMENTS,
+         "loss": CALIBRATED, "train": {"gradient_checkpointing": True}},
+    ),
+    "part": ("base", {"adapter": {"./part.py:Part": {}}, "treatments": {"./whole.py:Whole": {}}}),
     "full untied": ("full", {"adapter": {"full": {}}, "untied": True, "optimizer": SGD, "evaluate": BEST}),
 }  # fmt: skip
 ON_FOUR = ("lora", "full")
-RESUMED = ("lora", "full")
+# A run, and how it goes on: from which step, on how many ranks, with which `train.shard`.
+RESUMED = {
+    "lora-1": [(1, 2, "base"), (2, 1, "none")],
+    "lora-4": [(1, 2, "none")],
+    "nf4-2": [(1, 1, "none"), (2, 2, "base")],
+    "part-2": [(1, 2, "full"), (2, 2, "base")],
+    "full-1": [(1, 2, "full"), (2, 1, "base")],
+    "full-2": [(1, 2, "none"), (2, 2, "full")],
+    "full-4": [(1, 1, "none")],
+}
 
 
 class Sharded(Lab):
@@ -85,6 +113,7 @@ def sharded(tmp_path_factory, tiny_student, tiny_teacher, tiny_chat):
     lab.plugin("drop", DROP)
     lab.plugin("ridge", RIDGE)
     lab.plugin("whole", WHOLE)
+    lab.plugin("part", PART)
     runs = [(lab.case(name, 2), lab.path(name, 2), False) for name in CASES]
     four = [(lab.case(name, 4), lab.path(name, 4), False) for name in ON_FOUR]
     lab.errors = [rank.end(600).err for rank in start_runs_on_ranks(2, runs)]
@@ -148,9 +177,10 @@ def test_two_ranks_train_as_one(sharded, in_one_process, name):
     compare(sharded.at(f"{name}-2"), in_one_process(name))
 
 
-@pytest.mark.parametrize("name", ON_FOUR)
-def test_no_rank_holds_a_layer_whole_after_a_step(sharded, in_one_process, name):
-    assert [line["whole_weights"] for line in in_one_process(name).lines] == [12] * 3  # gate and up of 2 + 4 layers
+@pytest.mark.parametrize(("name", "weights"), [("lora", 12), ("full", 12), ("nf4", 18)])
+def test_no_rank_holds_a_layer_whole_after_a_step(sharded, in_one_process, name, weights):
+    """Gate and up of 2 + 4 layers; packed, down has as many numbers."""
+    assert [line["whole_weights"] for line in in_one_process(name).lines] == [weights] * 3
     assert [line["whole_weights"] for line in sharded.at(f"{name}-2").lines] == [0] * 3
 
 
@@ -159,25 +189,28 @@ def test_four_ranks_train_as_one(sharded, in_one_process, name):
     compare(sharded.at(f"{name}-4"), in_one_process(name))
 
 
-def test_a_checkpoint_resumes_under_another_value(sharded, in_one_process):
-    runs = []
-    for name in RESUMED:
-        folder = sharded.folder / f"{name}-resumed"
-        shutil.copytree(sharded.path(name, 2), folder)
-        (folder / "result.json").unlink()  # as after a kill in step 3
-        shutil.rmtree(folder / "checkpoints" / "step-3")
-        recipe = sharded.case(name, 2, shard="none")
-        runs.append((recipe.rename(recipe.with_stem(f"{name}-resumed")), folder, True))
-    errors = [rank.end(600).err for rank in start_runs_on_ranks(2, runs)]
-    for name in RESUMED:
-        run = sharded.at(f"{name}-resumed")
-        assert run.result["status"] == "completed", errors
-        compare(run, in_one_process(name))
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_checkpoint_resumes_on_other_ranks_and_under_another_value(sharded, in_one_process, name):
+    """By the command line, as if the run had been killed after a step."""
+    case, _, ranks = name.partition("-")
+    whole, folder = in_one_process(case), sharded.path(case, f"{ranks}-resumed")
+    shutil.copytree(sharded.path(case, ranks), folder)
+    for step, ranks, shard in RESUMED[name]:
+        cut(sharded.at(folder), step)
+        train = (f"train.shard={shard}", f"train.gradient_accumulation_steps={4 // ranks}")
+        words = ("run", sharded.folder / f"{name}.yaml", "--output", folder, "--resume", *train)
+        ended = [rank.end() for rank in start_ranks(ranks, *words)]
+        assert not any(rank.exitcode for rank in ended), "\n".join(rank.err for rank in ended)
+        compare(sharded.at(folder), whole)
+        is_sharded = ranks > 1 and shard != "none"
+        assert {line["whole_weights"] for line in sharded.at(folder).lines[step:]} == {
+            0 if is_sharded else whole.lines[0]["whole_weights"]
+        }
 
 
 REFUSED = {
-    "student.load": ({"student": {"load": {"nf4": {}}}}, "base", "the student is quantised"),
-    "teacher.load": ({"teacher": {"load": {"nf4": {}}}}, "base", "the teacher is quantised"),
+    "student.load": ({"student": {"load": {"int8": {}}}}, "base", "the student is quantised"),
+    "teacher.load": ({"teacher": {"load": {"int8": {}}}}, "base", "the teacher is quantised"),
     "device": ({"student": {"device": "cuda:0"}}, "none", "there are 2 processes"),
     "nothing frozen": ({"adapter": {"full": {}}}, "base", "nothing of the student would be sharded"),
     "adapter": ({}, "full", "the weights of `lora` cannot be sharded"),
