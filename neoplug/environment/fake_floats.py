@@ -1,8 +1,9 @@
 """A mode in which tensors of floats have shapes but no data, so that a step of any size runs in little memory.
 
 Torch's own fake mode (`torch._subclasses.fake_tensor`) has no values at all. A step reads some on the host: lengths of
-documents, labels, counters of optimizers. Integers of small tensors, and single numbers, therefore keep their values
-here, if they do not depend on a tensor without data; all other tensors are those of torch's fake mode.
+documents, labels, counters of optimizers, tables of a quantisation. Integers of small tensors, single numbers, and
+evenly spaced floats therefore keep their values here, if they do not depend on a tensor without data; all other tensors
+are those of torch's fake mode.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class FakeFloats(TorchDispatchMode):  # type: ignore[no-untyped-call]
             shaped = func(*args, **kwargs)
         if not isinstance(shaped, Tensor):
             return func(*args, **kwargs)
-        floats = shaped.is_floating_point() and shaped.numel() != 1
+        floats = shaped.is_floating_point() and shaped.numel() != 1 and func is not torch.ops.aten.linspace.default
         return shaped if leaves_cpu or floats or shaped.numel() > LARGEST else func(*args, **kwargs)
 
 

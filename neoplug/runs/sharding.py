@@ -217,10 +217,10 @@ def per_rank(
             divided[name] = round(parts[name] * (1 - of.share + of.share / ranks))
             gathered.append(2 * parts[name] * layer)
     divided["gathered_weights"] = round(max(gathered, default=0))
-    del divided["saved_copy"]
     # The student is whole on each rank until its adapter is added, and the copy on which saving is tried is whole too.
     whole = (
         parts["trainable_weights"] if trains_whole else 2 * parts["student_weights"] + 3 * parts["trainable_weights"]
     )
-    divided["whole_student"] = max(0, whole - sum(divided.values()) + divided.get("teacher_weights", 0))
+    del divided["at_start"]
+    divided["at_start"] = max(0, whole - sum(divided.values()) + divided.get("teacher_weights", 0))
     return divided | {"total": sum(divided.values())}
