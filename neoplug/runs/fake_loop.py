@@ -1,4 +1,4 @@
-"""The loop of a step on shapes: its micro-batches are made already, have the longest rows, and nothing is kept of it."""
+"""The loop of a step on shapes: its micro-batches are made already and have the longest rows; nothing is kept of it."""
 
 from __future__ import annotations
 

@@ -117,6 +117,7 @@ def foretell(
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
         stack.enter_context(_quiet())
         stack.enter_context(warnings.catch_warnings(action="ignore"))
+        stack.enter_context(_older_left_out())
         world = PretendedWorld(checked.recipe.student.device, number_of_processes())
         shards = is_asked(checked) and not torch.distributed.is_initialized()
         if shards:
@@ -142,6 +143,17 @@ def _reason(error: Exception) -> str:
     operator = getattr(cause, "func", None)
     text = f"the operator {operator}" if operator is not None else f"{type(cause).__name__}: {cause}".splitlines()[0]
     return f"`{error.plugin}`, {text}" if isinstance(error, PluginError) else text
+
+
+@contextmanager
+def _older_left_out() -> Iterator[None]:
+    """Let the garbage collector look at new objects only: it is called in each pass, and there are many older ones."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
