@@ -178,4 +178,4 @@ def test_a_model_without_data_has_tensors_like_those_of_the_loaded_one(tmp_path,
         shapes = load(folder, plugin, using=model_of_shapes)
     kinds = [sorted((tuple(t.shape), str(t.dtype)) for t in tensors_of(model)) for model in (loaded, shapes)]
     assert kinds[0] == kinds[1]
-    assert any(shape for shape, _ in kinds[0]) and any("int8" in kind for _, kind in kinds[0])
+    assert any("int8" in kind for _, kind in kinds[0])
