@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --quick  the same parts with tiny models on the CPU; writes nothing
 
     kernels  what needs a GPU, against closed forms in float64 (`gpu_kernels.py`)
-    tests    tests/cuda, and those of the fused kernel
+    tests    tests/cuda, and those of the fused kernel and of Liger's
     arms     Llama-3.1-8B to Llama-3.2-1B with random weights, LoRA r 64, 4 documents of 2,048 tokens, bfloat16: seconds
              of a step, MFU, and the peak of the memory that torch allocates (`gpu_arm.py`); all arms have 4 rows of one
              document and no padding, and neoplug its layout
@@ -37,7 +37,7 @@ ARMS = {
 }
 QUICK = ("limit", "neoplug", "trainer")
 BUDGETS = {"kernels": 60, "tests": 60, "arm": 60}
-TESTS = ("tests/cuda", "tests/training/test_fused_tile.py")
+TESTS = ("tests/cuda", "tests/training/test_fused_tile.py", "tests/plugins/test_liger.py")
 
 
 def main() -> None:

@@ -262,7 +262,8 @@ def _problem(details: list[Any], place: Key, path: Key, keys_at: KeysAt, field_a
     close = did_you_mean(str(value), choices)
     what = f"`{_label(full)}` is {as_written(value)}, but must be {' or '.join(expected)}{close}"
     why = NO_NUMBER if isinstance(value, bool) and any("number" in words for words in expected) else ""
-    fix = "" if choices else suggest_fix(value, expected, field.default if field else None)
+    is_name = bool(choices) and not any("number" in words for words in expected)  # the message says which there are
+    fix = "" if is_name else suggest_fix(value, expected, field.default if field else None)
     return Problem(what, why, fix, full)
 
 

@@ -32,6 +32,7 @@ from neoplug.runs.preflight import (
     dry_run_student,
     dry_run_teacher,
     find_model,
+    sets_stored_form,
     validate_document_lengths,
 )
 from neoplug.runs.progress import Progress
@@ -194,7 +195,7 @@ def prepare_student(checked: ResolvedRecipe, inputs: RunInputs, progress: Progre
     base = prepare(inputs.student, checked, batches, inputs.corpus.fingerprint)
     if base.adapter:
         warn_other_base(base.adapter, base)
-    return replace(inputs, base=base, trains_whole=False if section.load else whole)
+    return replace(inputs, base=base, trains_whole=False if sets_stored_form(checked) else whole)
 
 
 def _log_data(text: TextInputs) -> None:

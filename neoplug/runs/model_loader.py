@@ -25,6 +25,7 @@ from neoplug.models.verify import head_name, language_model
 from neoplug.recipe import ResolvedRecipe
 from neoplug.registry import Plugins
 from neoplug.runs.inputs import RunInputs
+from neoplug.runs.preflight import sets_stored_form
 from neoplug.runs.saved_student import with_adapter
 from neoplug.teachers.base import Teacher
 from neoplug.teachers.cached import CachedTeacher
@@ -136,7 +137,7 @@ class ModelLoader:
 
         The dry run on the meta device may not find out which weights `plugin` trains.
         """
-        if self.inputs.trains_whole is not False or self.checked.recipe.student.load:
+        if self.inputs.trains_whole is not False or sets_stored_form(self.checked):
             return False
         rounded = sum(weight.requires_grad and weight.dtype != torch.float32 for weight in weights)
         if rounded:

@@ -25,7 +25,7 @@ from neoplug.models.stored_adapter import (
     virtual_tokens,
     warn_other_base,
 )
-from neoplug.recipe import Model, Recipe, ResolvedRecipe, Student
+from neoplug.recipe import Model, Recipe, ResolvedRecipe
 from neoplug.registry import path_of
 from neoplug.registry.compatibility import validate_compatibility
 from neoplug.registry.consent import Consent
@@ -148,20 +148,26 @@ def is_impossible_on_meta(error: BaseException) -> bool:
 
 def prepare_skeleton(checked: ResolvedRecipe, model: Any) -> Any:
     """Prepare a student on the meta device with the recipe's `prepare` plugins, in place; return it."""
-    validate_quantised_student(checked.recipe.student, model.config)
+    validate_quantised_student(checked, model.config)
     rng = generator(checked.recipe.seed, "rehearsal")
     checked.plugins.each("prepare_student", section="prepare", model=model, batches=None, rng=rng)
     return model
 
 
-def validate_quantised_student(section: Student, config: Any) -> None:
-    """Refuse to prepare a student with quantised stored weights, and to load it without a plugin under `load`."""
+def sets_stored_form(checked: ResolvedRecipe) -> bool:
+    """Return whether a plugin under `student.load` says in which form weights are in memory, as one that quantises."""
+    return any(section == "student.load" for section, _ in checked.plugins.named("load_kwargs"))
+
+
+def validate_quantised_student(checked: ResolvedRecipe, config: Any) -> None:
+    """Refuse to prepare a student with quantised stored weights, and to load it without a plugin that sets them up."""
+    section = checked.recipe.student
     stored = getattr(config, "quantization_config", None) or {}
     if stored and section.prepare:
         what = f"the weights of `{section.model}` are stored quantised, and cannot be prepared"
         why, fix = "packed integers are no matrices that could be cut", "take the unquantised model"
         raise RecipeError([Problem(what, why, fix, ("student", "prepare"))])
-    if section.load or stored.get("quant_method") != "bitsandbytes":
+    if sets_stored_form(checked) or stored.get("quant_method") != "bitsandbytes":
         return
     problem = Problem(
         what=f"the weights of `{section.model}` are stored quantised, and no plugin under `load` sets them up",

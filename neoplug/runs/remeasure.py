@@ -18,7 +18,7 @@ from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import resolve_inputs
 from neoplug.runs.model_loader import ModelLoader
 from neoplug.runs.own_teacher import teacher_of_saved
-from neoplug.runs.preflight import validate_devices
+from neoplug.runs.preflight import sets_stored_form, validate_devices
 from neoplug.runs.progress import Progress, Silent
 from neoplug.runs.saved_student import adapter_errors, adapter_plugins, base_of
 from neoplug.runs.teacher_build import with_cache
@@ -116,7 +116,7 @@ def _trains_whole(directory: RunDir, checked: ResolvedRecipe) -> bool | None:
     """Return `RunInputs.trains_whole`: whether the base is loaded in float32; None where its adapter decides."""
     if directory.model.is_dir():
         return True
-    return None if checked.plugins.implements("load_adapter") and not checked.recipe.student.load else False
+    return None if checked.plugins.implements("load_adapter") and not sets_stored_form(checked) else False
 
 
 def _load_student(loader: ModelLoader, directory: RunDir | None) -> LanguageModel:

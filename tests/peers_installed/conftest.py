@@ -26,9 +26,12 @@ with warnings.catch_warnings():
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
+import triton.language as tl
 from torch import Tensor
+from triton.runtime import interpreter
 
 from neoplug.models.head import Head
 from neoplug.models.vocabulary import Vocabulary
@@ -43,6 +46,19 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "peers_installed" in item.path.parts:
             item.add_marker(pytest.mark.filterwarnings("ignore"))  # neoplug's other tests fail on its warnings
+
+
+@pytest.fixture
+def scalars(monkeypatch):
+    """Pass float32 scalars to a kernel, as Triton does on a GPU; its interpreter passes Python numbers."""
+    convert = interpreter._implicit_cvt
+
+    def with_floats(value):
+        if not isinstance(value, float):
+            return convert(value)
+        return tl.tensor(interpreter.TensorHandle(np.array([value], np.float32), tl.float32), tl.float32)
+
+    monkeypatch.setattr(interpreter, "_implicit_cvt", with_floats)
 
 
 @dataclass(frozen=True, eq=False)

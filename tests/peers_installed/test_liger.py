@@ -4,12 +4,9 @@ Its beta weights the teacher, as here; 0 is the forward and 1 the reverse KL. No
 over the labels that are not -100.
 """
 
-import numpy as np
 import pytest
-import triton.language as tl
 from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 from liger_kernel.transformers import LigerFusedLinearJSD, LigerJSD, LigerKLDIVLoss, LigerTVDLoss
-from triton.runtime import interpreter
 
 from neoplug_losses.cross_entropy import CrossEntropy
 from neoplug_losses.forward_kl import ForwardKL
@@ -58,19 +55,6 @@ def test_fused_linear_jsd_kernel(micro, ours, theirs, beta, temperature):
 
     found = ours(micro, (temperature**-2, divergence(beta, temperature)))
     found.agrees_with(theirs(fused, micro))
-
-
-@pytest.fixture
-def scalars(monkeypatch):
-    """Pass float32 scalars to a kernel, as Triton does on a GPU; its interpreter passes Python numbers."""
-    convert = interpreter._implicit_cvt
-
-    def with_floats(value):
-        if not isinstance(value, float):
-            return convert(value)
-        return tl.tensor(interpreter.TensorHandle(np.array([value], np.float32), tl.float32), tl.float32)
-
-    monkeypatch.setattr(interpreter, "_implicit_cvt", with_floats)
 
 
 @pytest.mark.usefixtures("scalars")

@@ -21,6 +21,21 @@ def test_teacher_and_student_are_quantised_independently(lab):
         assert 0 < abs(ours / theirs - 1) < noise
 
 
+def test_a_plugin_that_reads_weights_as_they_are_leaves_all_of_them_to_be_trained(lab):
+    """The base that `full` trains is loaded in float32 with it too, and not rounded to the student's dtype."""
+    lab.plugin("watch", """
+    @dataclass(eq=False)
+    class Watch:
+        @hookimpl
+        def after_load(self, model, role):
+            Path(__file__).with_name("dtype").write_text(str(model.dtype))
+    """)  # fmt: skip
+    student, more = {"dtype": "bfloat16"}, {"adapter": {"full": {}}, **steps(2)}
+    run = lab.run("run", student=student | {"load": {"./watch.py:Watch": {}}}, **more)
+    assert (lab.folder / "dtype").read_text() == "torch.float32"
+    assert run.facts == lab.run("plain", student=student, **more).facts
+
+
 def test_two_plugins_for_one_key_are_refused_before_weights_are_loaded(lab, monkeypatch):
     monkeypatch.setattr("neoplug.models.load.load_weights", pytest.fail)
     for role in ("teacher", "student"):
