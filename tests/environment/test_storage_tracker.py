@@ -54,7 +54,7 @@ def test_a_resized_storage_counts_what_it_holds():
 
 
 def test_of_sharded_layers_each_rank_holds_its_part_and_what_is_gathered():
-    """Two layers of 4 MB on four ranks: FSDP frees the buffer of a collective when the next layer is copied from its own.
+    """Two layers of 4 MB on four ranks: FSDP frees a buffer after the next layer is copied out of its own.
 
     So the second layer's buffer, its weight, and the first layer's buffer are there at a time.
     """
