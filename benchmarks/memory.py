@@ -3,16 +3,23 @@
     python benchmarks/memory.py           measures all combinations; resumes memory.json next to this file
     python benchmarks/memory.py --quick   two of them; writes nothing
 
-Models are random Llamas of three sizes. Each combination is planned, and then trained for two steps of the same recipe
-with a tracker of storages; memory that a saved adapter's copy needs before training is left out of both.
+Models are random Llamas of three sizes, and the packaged SmolLM2-135M-Instruct with a cut of itself. Each combination
+is planned, and then trained for two steps of the same recipe with a tracker of storages, on two ranks where it is
+sharded or copied; the larger rank counts. Memory that is needed before training only is left out of both.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
+import socket
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -55,9 +62,41 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {
     "muon, full": ("adapter={full: {}}", "optimizer={muon: {}}"),
     "adamw_8bit": ("optimizer={adamw_8bit: {}}",),
 }
+QUANTISED = {
+    "int8": ("student.load={int8: {}}", "teacher.load={int8: {}}"),
+    "int8, checkpointing": ("student.load={int8: {}}", "train.gradient_checkpointing=true"),
+}
+ON_TWO_RANKS = {
+    "lora": (),
+    "lora, base": ("train.shard=base",),
+    "adapted head, base": ("train.shard=base", "adapter={lora: {target_modules: [q_proj, lm_head], r: 8}}"),
+    "checkpointing, base": ("train.shard=base", "train.gradient_checkpointing=true"),
+    "states cache, base": ("train.shard=base", "teacher.cache={states: {}}"),
+    "full": ("adapter={full: {}}",),
+    "full, full": ("train.shard=full", "adapter={full: {}}"),
+    "full, checkpointing, full": ("train.shard=full", "adapter={full: {}}", "train.gradient_checkpointing=true"),
+}
+PACKAGED = {
+    "length 128": ("data.max_length=128",),
+    "length 256, two rows": ("train.per_device_train_batch_size=2",),
+    "length 512": ("data.max_length=512",),
+    "length 512, two rows, checkpointing": (
+        "data.max_length=512", "train.per_device_train_batch_size=2", "train.gradient_checkpointing=true",
+    ),
+    "full, checkpointing": ("adapter={full: {}}", "train.gradient_checkpointing=true"),
+    "nf4": ("student.load={nf4: {}}", "teacher.load={nf4: {}}"),
+    "int8": ("student.load={int8: {}}", "teacher.load={int8: {}}"),
+    "top_k cache": ("teacher.cache={top_k: {}}",),
+    "states cache, length 512": ("teacher.cache={states: {}}", "data.max_length=512"),
+    "base as teacher": ("teacher={self: base}",),
+}  # fmt: skip
 CASES = {f"{name}, {size}": (size, COMBINATIONS[name]) for size in ("small", "medium") for name in COMBINATIONS}
 CASES |= {f"{name}, large": ("large", COMBINATIONS[name]) for name in ("lora", "full", "checkpointing", "nf4")}
+CASES |= {f"{name}, {size}": (size, QUANTISED[name]) for size in ("small", "medium") for name in QUANTISED}
+CASES |= {f"two ranks: {name}, {size}": (size, ON_TWO_RANKS[name]) for size in SIZES for name in ON_TWO_RANKS}
+CASES |= {f"SmolLM2-135M: {name}": ("", PACKAGED[name]) for name in PACKAGED}
 QUICK = ("lora, small", "states cache, small")
+RECIPE = "llm_neo_tiny"  # of the packaged model
 
 
 def main() -> None:
@@ -70,7 +109,7 @@ def main() -> None:
         base = write_inputs(Path(folder))
         for name in QUICK if quick else CASES:
             if name not in found:
-                found[name] = compared(base, *CASES[name])
+                found[name] = compared(base, *CASES[name], ranks=2 if name.startswith("two ranks") else 1)
                 print(row(name, found[name]), flush=True)
                 if not quick:
                     write_atomically(STORED, json.dumps({"versions": versions(), "cases": found}, indent=1) + "\n")
@@ -104,17 +143,37 @@ def write_inputs(folder: Path) -> Path:
     return folder / "recipe.yaml"
 
 
-def compared(recipe: Path, size: str, changes: tuple[str, ...]) -> dict[str, Any]:
-    """Return the foretold and the measured peak of tensors, and what the formula says, in bytes."""
-    models = [f"student.model={recipe.parent}/{size}/student"]
-    if not any(change.startswith("teacher={") or change == "teacher=null" for change in changes):
+def compared(recipe: Path, size: str, changes: tuple[str, ...], ranks: int) -> dict[str, Any]:
+    """Return the foretold and the measured peak of a rank's tensors, and what the formula says, in bytes.
+
+    size  of the random models; empty: those of `RECIPE`
+    """
+    models = [f"student.model={recipe.parent}/{size}/student"] if size else []
+    if size and not any(change.startswith("teacher={") or change == "teacher=null" for change in changes):
         models.append(f"teacher.model={recipe.parent}/{size}/teacher")
-    checked = recipes.load(recipe, (*models, *changes))
-    planned, quick = plan(checked), plan(checked, quick=True)
-    peaks = [found["memory_bytes"]["total"] - found["memory_bytes"]["saved_copy"] for found in (planned, quick)]
-    measured = measure_steps(recipes.load(recipe, (*models, *changes)), 2).tensor_bytes
+    load = partial(recipes.load, recipe if size else RECIPE, (*models, *changes))
+    with patch.dict(os.environ, {} if ranks == 1 else {"WORLD_SIZE": str(ranks)}):
+        planned, quick = plan(load()), plan(load(), quick=True)
+    peaks = [found["memory_bytes"]["total"] - found["memory_bytes"]["at_start"] for found in (planned, quick)]
+    measured = measure_steps(load(), 2).tensor_bytes if ranks == 1 else on_ranks(ranks, load)
     notes = [line for line in planned["warnings"] if "on shapes" in line]
     return {"foretold": peaks[0], "formula": peaks[1], "measured": measured, "notes": notes}
+
+
+def on_ranks(number: int, load: Any) -> int:
+    """Return the bytes that two steps measure on the rank with the most."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    with ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as ranks:
+        return max(ranks.map(partial(of_rank, shared, load), range(number)))
+
+
+def of_rank(shared: dict[str, str], load: Any, rank: int) -> int:
+    """Return what one of several ranks measures."""
+    os.environ.update(shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+    return measure_steps(load(), 2).tensor_bytes
 
 
 def row(name: str, case: dict[str, Any]) -> str:

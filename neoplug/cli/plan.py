@@ -100,7 +100,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     for part in ("memory", "disk"):
         print_sizes(plan, part)
     if "measured" in plan:
-        measured, foretold = plan["measured"], plan["memory_bytes"]["total"] - plan["memory_bytes"]["saved_copy"]
+        measured, foretold = plan["measured"], plan["memory_bytes"]["total"] - plan["memory_bytes"]["at_start"]
         heading("measured")
         echo(f"  {', '.join(f'{seconds:.2f}' for seconds in measured['seconds'])} seconds a step")
         minutes = measured["run_seconds"] / 60

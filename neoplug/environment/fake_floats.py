@@ -1,8 +1,9 @@
 """A mode in which tensors of floats have shapes but no data, so that a step of any size runs in little memory.
 
 Torch's own fake mode (`torch._subclasses.fake_tensor`) has no values at all. A step reads some on the host: lengths of
-documents, labels, counters of optimizers. Integers of small tensors, and single numbers, therefore keep their values
-here, if they do not depend on a tensor without data; all other tensors are those of torch's fake mode.
+documents, labels, counters of optimizers, tables of a quantisation. Integers of small tensors, single numbers, and
+evenly spaced floats therefore keep their values here, if they do not depend on a tensor without data; all other tensors
+are those of torch's fake mode.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class FakeFloats(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator on shapes where an input has no data or the result would not keep its values."""
         kwargs = kwargs or {}
+        if in_fake_mode():
+            return func(*args, **kwargs)
         tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
         if func is torch.ops.aten.set_.source_Storage and isinstance(args[0], FakeTensor):
             with in_kernel_invocation_manager(self._fake):  # torch's fake mode would keep the storage for ever
@@ -59,8 +62,13 @@ class FakeFloats(TorchDispatchMode):  # type: ignore[no-untyped-call]
             shaped = func(*args, **kwargs)
         if not isinstance(shaped, Tensor):
             return func(*args, **kwargs)
-        floats = shaped.is_floating_point() and shaped.numel() != 1
+        floats = shaped.is_floating_point() and shaped.numel() != 1 and func is not torch.ops.aten.linspace.default
         return shaped if leaves_cpu or floats or shaped.numel() > LARGEST else func(*args, **kwargs)
+
+
+def in_fake_mode() -> bool:
+    """Return whether a fake mode of torch's own is active, in which a sharded tensor computes the shape of a result."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
 def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -38,7 +38,7 @@ def model_of_shapes(
     Must be called in the mode that leaves data out, since the weights are allocated in full otherwise.
 
     Raises:
-        NotImplementedError: the weights are quantised in another way than to 4 bits by bitsandbytes.
+        NotImplementedError: the weights are quantised by another library than bitsandbytes.
     """
     config = load_config(located, (role, "model"))
     dropout.switch_off(config)
@@ -54,22 +54,35 @@ def model_of_shapes(
 
 
 def _quantise(model: Any, config: Any, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Replace linear layers by layers in 4 bits, as transformers does while it loads a model."""
-    from bitsandbytes.nn import Linear4bit
+    """Replace linear layers by layers in 4 or 8 bits, as transformers does while it loads a model."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
     from transformers.quantizers import AutoHfQuantizer
 
     quantiser = AutoHfQuantizer.from_config(config)
     with _disable_current_modes():  # the new layers are on the meta device, in classes that modes cannot make
         quantiser.preprocess_model(model, dtype=dtype, device_map=None)
     model.config.quantization_config = quantiser.quantization_config
-    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    for layer in layers:
-        _fill(layer, dtype, torch.device(device))
-    if not layers or any(weight.is_meta for weight in model.parameters()):
-        raise NotImplementedError("only weights quantised to 4 bits by bitsandbytes can be run on shapes")
+    for layer in model.modules():
+        if not isinstance(layer, Linear4bit | Linear8bitLt):
+            continue
+        fill = _fill_4bit if isinstance(layer, Linear4bit) else _fill_8bit
+        fill(layer, dtype, torch.device(device))
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(torch.empty(layer.bias.shape, dtype=dtype, device=device), requires_grad=False)
+    if any(weight.is_meta for weight in model.parameters()):
+        raise NotImplementedError("only weights quantised by bitsandbytes can be run on shapes")
 
 
-def _fill(layer: Any, dtype: torch.dtype, device: torch.device) -> None:
+def _fill_8bit(layer: Any, dtype: torch.dtype, device: torch.device) -> None:
+    """Give an 8-bit layer its weight [out, in] int8 and a scale [out] for each row."""
+    shape = layer.weight.shape
+    weight = nn.Parameter(torch.empty(shape, dtype=torch.int8, device=device), requires_grad=False)
+    weight.CB, weight.SCB = weight.data, torch.empty(shape[0], device=device)  # type: ignore[attr-defined]
+    weight.has_fp16_weights = False  # type: ignore[attr-defined]
+    layer.weight = weight
+
+
+def _fill_4bit(layer: Any, dtype: torch.dtype, device: torch.device) -> None:
     """Give a 4-bit layer its packed weight and what its scales are, in the shapes that bitsandbytes gives them."""
     from bitsandbytes.functional import QuantState
 

@@ -25,7 +25,7 @@ from neoplug.runs.directory import RunDir, chosen_output
 from neoplug.runs.failure import lost_processes_named
 from neoplug.runs.inputs import RunInputs, prepare_student, resolve_inputs
 from neoplug.runs.lock import lock_record, pinned
-from neoplug.runs.micro_batch import chosen_sizes, with_chosen
+from neoplug.runs.micro_batch import sizes_here, with_chosen
 from neoplug.runs.preflight import validate_devices
 from neoplug.runs.process import isolated
 from neoplug.runs.progress import Progress, Silent
@@ -105,12 +105,6 @@ def _execute(
         result = Trainer(sized, inputs, directory, world, progress, stop, group, as_begun).run()
         world.end()
         return result.as_dict()
-
-
-def sizes_here(checked: ResolvedRecipe, inputs: RunInputs, world: World) -> dict[str, int]:
-    """Return the sizes that are chosen for `auto` by their keys in `train`, those of the main process on every rank."""
-    chosen = chosen_sizes(checked, inputs, world.device) if world.is_main else {}
-    return world.broadcast(chosen)
 
 
 def _is_complete(directory: RunDir) -> bool:

@@ -2,7 +2,8 @@
 
 Models, adapter, optimizer and its state are built in a mode in which tensors have shapes but no data, and `distil`
 takes one step on the largest micro-batch while a tracker counts the storages that are alive. So the numbers hold for
-any adapter, loss, head, quantisation or teacher whose operators torch can run on shapes.
+any adapter, loss, head, quantisation or teacher whose operators torch can run on shapes. Of several ranks it is the
+first, which shards what the recipe says with ranks that are not there.
 """
 
 from __future__ import annotations
@@ -21,19 +22,23 @@ from torch import Tensor, nn
 
 from neoplug.data.batch import Batch, Document
 from neoplug.data.sampler import BatchSampler
-from neoplug.distributed.world import World, accelerate_state_restored
+from neoplug.distributed.pretended import PretendedWorld, pretended_ranks
+from neoplug.distributed.sharding import shard_layers, shard_root
 from neoplug.environment.dtypes import resolve_dtype
 from neoplug.environment.fake_floats import FakeFloats
-from neoplug.environment.storage_tracker import StorageTracker, tensors_of
+from neoplug.environment.storage_tracker import StorageTracker, local_part, tensors_of
 from neoplug.errors import PluginError
 from neoplug.models.language_model import LanguageModel
 from neoplug.models.load import enable_checkpointing
+from neoplug.models.recorder import decoder_layers
 from neoplug.models.shapes import model_of_shapes, with_adapter_of_shapes
 from neoplug.models.verify import head_name, likely_layout, unverified_model
 from neoplug.runs.adapted_weights import add_adapter
+from neoplug.runs.fake_loop import EVENTS, LongestRows, OneStep
 from neoplug.runs.fake_teacher import StoredShapes, hidden_size, stored_shapes
 from neoplug.runs.own_teacher import average_teacher, base_teacher
 from neoplug.runs.saved_student import trainable_as_float32
+from neoplug.runs.sharding import is_asked, number_of_processes, shard_student
 from neoplug.runs.steps import make_losses
 from neoplug.runs.teacher_cost import decoded_sample
 from neoplug.seeds import generator
@@ -41,7 +46,7 @@ from neoplug.teachers.itself import WeightAverage
 from neoplug.teachers.live import LiveTeacher
 from neoplug.training import objective
 from neoplug.training.batch_source import BatchSource
-from neoplug.training.loop import LoopConfig, LoopEvents, Verdict, distil, measure_gradient_norms
+from neoplug.training.loop import distil, measure_gradient_norms
 from neoplug.training.module import StudentWithObjective
 from neoplug.training.objective import blocks
 from neoplug.training.optim import make_optimizer, make_schedule
@@ -65,7 +70,7 @@ class CannotForetellError(Exception):
 
 @dataclass(frozen=True)
 class Foretold:
-    """Bytes of tensors in a training step.
+    """Bytes of tensors of one rank in a training step.
 
     peak       of all devices together
     on_device  device -> its peak
@@ -75,6 +80,8 @@ class Foretold:
     trainable  of the trainable weights
     average    of their average, where that is the teacher
     optimizer  of the optimizer's state
+    at_start   of all devices together before training: models that are whole until the adapter is there, and a copy of
+               an adapted student, with its original trained weights, on which saving is tried
     """
 
     peak: int
@@ -85,6 +92,7 @@ class Foretold:
     trainable: int
     average: int
     optimizer: int
+    at_start: int
 
 
 def foretell(
@@ -94,7 +102,8 @@ def foretell(
 
     models  the resolved student, and the teacher where it is a model or is stored
 
-    Nothing of the process changes: random state, accelerate's state and plugins are as before.
+    Nothing of the process changes: random state, process groups and plugins are as before. Where ranks are connected
+    already, as for `train.per_device_train_batch_size: auto` in a run, nothing is sharded: they use no more than that.
 
     Raises:
         CannotForetellError: an operator, a plugin or a model cannot run on shapes.
@@ -105,14 +114,17 @@ def foretell(
         raise CannotForetellError(f"a micro-batch of {rows:,} rows has more than {LARGEST:,} tokens")
     count = min(AT_ONCE, max(1, train.gradient_accumulation_steps))
     with ExitStack() as stack:
-        stack.enter_context(accelerate_state_restored())
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
         stack.enter_context(_quiet())
         stack.enter_context(warnings.catch_warnings(action="ignore"))
-        world = World(checked.recipe.student.device)
+        stack.enter_context(_older_left_out())
+        world = PretendedWorld(checked.recipe.student.device, number_of_processes())
+        shards = is_asked(checked) and not torch.distributed.is_initialized()
+        if shards:
+            stack.enter_context(pretended_ranks(world.size))
         try:
             copied = replace(checked, plugins=checked.plugins.copied(), references=checked.references.copied())
-            step = _Step(copied, models, vocabulary, corpus, rows, count, world)
+            step = _Step(copied, models, vocabulary, corpus, rows, count, world, shards)
             return step.run()
         except Exception as error:
             raise CannotForetellError(_reason(error)) from error
@@ -134,6 +146,17 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
+def _older_left_out() -> Iterator[None]:
+    """Let the garbage collector look at new objects only: it is called in each pass, and there are many older ones."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Log nothing: what plugins report of a model, the plan has reported of its skeleton."""
     before = logging.root.manager.disable
@@ -148,8 +171,9 @@ def _quiet() -> Iterator[None]:
 class _Step:
     """One step on shapes; arguments as of `foretell`.
 
-    rows   of a micro-batch
-    count  micro-batches of the step
+    rows    of a micro-batch
+    count   micro-batches of the step
+    shards  whether models are sharded over the ranks of `world`
     """
 
     checked: ResolvedRecipe
@@ -158,7 +182,8 @@ class _Step:
     corpus: Corpus
     rows: int
     count: int
-    world: World
+    world: PretendedWorld
+    shards: bool
 
     def run(self) -> Foretold:
         """Build the models, take the step, and return what the tracker counted."""
@@ -166,7 +191,7 @@ class _Step:
         prepared, sample = self.batches(), self.sample()
         tracker = StorageTracker()
         with FakeFloats(), tracker, patch.object(objective, "blocks", _few_blocks):
-            student = self.student()
+            student, at_start = self.student()
             average = None
             if recipe.taught_by == "ema" and recipe.teacher is not None:
                 average = WeightAverage.of(student.module, recipe.teacher.decay or 0.0)
@@ -178,7 +203,7 @@ class _Step:
                 weight.grad = torch.zeros_like(weight)
             optimizer.step()  # all steps but the first have the state that it makes
             optimizer.zero_grad()
-            config = _Config(
+            config = OneStep(
                 student=student,
                 teacher=teacher,
                 average=average,
@@ -205,18 +230,20 @@ class _Step:
             if any(weight.calibrate for weight in self.checked.weights.values()):
                 module = StudentWithObjective(student, plugins.functions("token_weight"))
                 measure_gradient_norms(config, module, [*config.losses, *config.references], prepared, 0, 0.0)
-            distil(config, _EVENTS)
-        weights = {weight.untyped_storage()._cdata for weight in trained}
+            distil(config, EVENTS)
+        weights = {local_part(weight).untyped_storage()._cdata for weight in trained}
         every = tensors_of(student.module)
+        of_teacher = _bytes(teacher.tensors() if isinstance(teacher, StoredShapes) else self.teacher_tensors(teacher))
         return Foretold(
             peak=tracker.total_peak,
             on_device={device: size for device, size in tracker.peak.items() if size},
             device=str(student.device),
-            teacher=_bytes(teacher.tensors() if isinstance(teacher, StoredShapes) else self.teacher_tensors(teacher)),
-            frozen=_bytes([tensor for tensor in every if tensor.untyped_storage()._cdata not in weights]),
+            teacher=of_teacher,
+            frozen=_bytes([tensor for tensor in every if local_part(tensor).untyped_storage()._cdata not in weights]),
             trainable=_bytes(trained),
             average=_bytes(average.values.values()) if average else 0,
             optimizer=_bytes(of_optimizer),
+            at_start=of_teacher + at_start,
         )
 
     def teacher_tensors(self, teacher: Teacher | None) -> list[Tensor]:
@@ -226,7 +253,7 @@ class _Step:
 
     def sampler(self) -> BatchSampler:
         """Return a sampler whose only step has the longest rows in each of its micro-batches."""
-        return _LongestRows(self.rows, self.rows, self.count, 1, 0)
+        return LongestRows(self.rows, self.rows, self.count, 1, 0)
 
     def batches(self) -> list[tuple[Batch, bool]]:
         """Return the micro-batches of the step, as the recipe's plugins edit them; made with their values."""
@@ -258,11 +285,15 @@ class _Step:
         section = getattr(self.checked.recipe, role)
         return resolve_dtype(section.dtype, section.device or self.world.device)
 
-    def student(self) -> LanguageModel:
-        """Return the student with its adapter: trainable weights in float32, frozen ones in its dtype."""
+    def student(self) -> tuple[LanguageModel, int]:
+        """Return the student with its adapter: trainable weights in float32, frozen ones in its dtype.
+
+        And the bytes of what there is of it before training.
+        """
         recipe, plugins = self.checked.recipe, self.checked.plugins
         ((_, name),) = plugins.named("add_adapter")
         base = self.load("student", self.dtype("student"))
+        weights = set(map(id, base.parameters()))
         rng = generator(recipe.seed, "rehearsal")
         plugins.each("prepare_student", section="prepare", model=base, batches=None, rng=rng)
         head = head_name(base)
@@ -273,7 +304,15 @@ class _Step:
         autocast = None if self.dtype("student") == torch.float32 else self.dtype("student")
         student = _Collected(**vars(unverified_model(model, head, self.vocabulary, autocast=autocast)))
         student.layout = likely_layout(student)
-        return student
+        every, trained = tensors_of(model), [weight for weight in model.parameters() if weight.requires_grad]
+        at_start = _bytes(every)
+        if len(trained) < len(list(model.parameters())):
+            at_start += _bytes(every) + _bytes(trained)
+        del every, trained
+        if self.shards:
+            names = {name for name, weight in model.named_parameters() if id(weight) in weights}
+            shard_student(self.checked, model, names, self.world)
+        return student, at_start
 
     def sample(self) -> StatesSignal | EntriesSignal | None:
         """Return what the recipe's cache gives for a few tokens; None without one."""
@@ -299,9 +338,13 @@ class _Step:
                 self.checked, self.models["teacher"], self.dtype("teacher"), self.vocabulary, device, sample
             )
         module: nn.Module = self.load("teacher", self.dtype("teacher"))
-        name = head_name(module)
+        name, sharded = head_name(module), self.shards and not section.device
+        if sharded:
+            shard_layers(decoder_layers(module), self.world.mesh)
         if stored := self.models["teacher"].adapter:
             module = with_adapter_of_shapes(module, stored)
+        if sharded:
+            shard_root(module, self.world.mesh)
         teacher = unverified_model(module, name, self.vocabulary, role="teacher")
         teacher.layout = likely_layout(teacher)
         return LiveTeacher(teacher)
@@ -322,51 +365,6 @@ def _few_blocks(rows: int, vocabulary: int, device: torch.device, trained: int =
     yield from every if len(every) < 4 else [*every[:2], every[-1]]
 
 
-class _LongestRows(BatchSampler):
-    """Puts all rows into each micro-batch of its only step."""
-
-    def micro_batches(self, step: int, rank: int) -> list[list[int]]:
-        """Return the numbers of all rows, once for each micro-batch."""
-        return [list(range(self.batch_size))] * self.accumulation
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Config(LoopConfig):
-    """The configuration of the loop, with micro-batches that are made already."""
-
-    prepared: list[tuple[Batch, bool]]
-    is_edited = True  # so that no thread makes the micro-batches of a next step
-
-    @property
-    def batches(self) -> Any:
-        """Return the micro-batches of the loop."""
-        return self
-
-    def micro_batches(self, step: int, progress: float) -> list[tuple[Batch, bool]]:
-        """Return the micro-batches of the only step."""
-        return self.prepared
-
-
-class _Unread:
-    """Metrics that are not read."""
-
-    def add(self, values: object) -> None:
-        """Drop the values of a step."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-
-_EVENTS = LoopEvents(
-    metrics=_Unread(),  # type: ignore[arg-type]
-    on_calibrated=lambda weights: None,
-    save=lambda step: None,
-    evaluate=lambda step: Verdict(improved=False, stop=False),
-    ends_early=lambda step: False,
-    stop_requested=lambda: False,
-)
-
-
 def _tensors(batch: Batch) -> Iterator[Tensor]:
     values = [*vars(batch).values(), *(vars(batch.teacher).values() if batch.teacher else ())]
     yield from (value for value in values if isinstance(value, Tensor))
@@ -374,5 +372,5 @@ def _tensors(batch: Batch) -> Iterator[Tensor]:
 
 def _bytes(tensors: Any) -> int:
     """Return the bytes of the storages of tensors, each once."""
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+    storages = [local_part(tensor).untyped_storage() for tensor in tensors]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())

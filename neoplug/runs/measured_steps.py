@@ -18,10 +18,11 @@ from neoplug.environment.storage_tracker import StorageTracker, tensors_of
 from neoplug.models.verify import head_name
 from neoplug.runs.directory import RunDir
 from neoplug.runs.inputs import prepare_student, resolve_inputs
-from neoplug.runs.micro_batch import chosen_sizes, with_chosen
+from neoplug.runs.micro_batch import sizes_here, with_chosen
 from neoplug.runs.own_teacher import OwnTeacher
 from neoplug.runs.process import isolated
 from neoplug.runs.progress import Silent
+from neoplug.runs.sharding import shard_student
 from neoplug.runs.signals import Stop
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.runs.teacher_build import with_cache
@@ -42,7 +43,7 @@ class Measured:
     """What some steps took.
 
     seconds       of each step
-    tensor_bytes  peak of tensors in them, on all devices
+    tensor_bytes  peak of this rank's tensors in them, on all devices
     run_seconds   of all steps of the run, at the median of those after the first; without evaluations and loading
     """
 
@@ -68,7 +69,7 @@ def measure_steps(checked: ResolvedRecipe, steps: int = STEPS) -> Measured:
     with isolated():
         world = World(checked.recipe.student.device)
         inputs = resolve_inputs(checked, Silent(), today())
-        checked = with_chosen(checked, chosen_sizes(checked, inputs, world.device))
+        checked = with_chosen(checked, sizes_here(checked, inputs, world))
         inputs = prepare_student(checked, inputs, Silent())
         few = checked.pinned({("train", "max_steps"): steps, ("train", "num_train_epochs"): None})
         inputs = with_cache(few, inputs, world, Silent())
@@ -91,16 +92,17 @@ def measure_steps(checked: ResolvedRecipe, steps: int = STEPS) -> Measured:
 def _loop_of(trainer: Trainer) -> Iterator[LoopConfig]:
     """Yield the loop of a run from its start, with its models loaded and verified; free them afterwards."""
     checked, loader = trainer.checked, trainer.loader
-    sampler = make_sampler(checked, trainer.inputs.corpus, 1)
+    sampler = make_sampler(checked, trainer.inputs.corpus, trainer.world.size)
     total = count_steps(checked.recipe.train, sampler.steps_per_epoch)
     teacher = loader.load_teacher()
     base = loader.load("student", trainer.inputs.base)
     name = head_name(base)
     own = OwnTeacher(loader, loader.verify_student(base, name)) if checked.recipe.taught_by else None
-    adapted, _ = trainer.add_adapter(base, total)
+    adapted, names_of_base = trainer.add_adapter(base, total)
     student = loader.verify_student(adapted, name)
     if own is not None:
         teacher, trainer.average = own.of(student), own.average
+    shard_student(checked, adapted, names_of_base, trainer.world)
     optimizer = make_optimizer(student.module, checked.plugins, checked.recipe.train.learning_rate)
     schedule = make_schedule(optimizer, checked.plugins, checked.recipe.train, total)
     if student.layout == "padded" and not checked.recipe.data.packing:

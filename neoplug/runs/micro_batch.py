@@ -19,6 +19,7 @@ from neoplug.errors import Problem, RecipeError
 from neoplug.runs.fake_step import CannotForetellError, foretell
 
 if TYPE_CHECKING:
+    from neoplug.distributed.world import World
     from neoplug.hookspecs import Role
     from neoplug.models.reference import ResolvedModel
     from neoplug.recipe import ResolvedRecipe
@@ -53,6 +54,12 @@ def chosen_sizes(checked: ResolvedRecipe, inputs: RunInputs, device: torch.devic
         what = f"`{SIZE}` cannot be chosen"
         why, fix = f"a step of this recipe cannot be run on shapes: {error}", "give it a number"
         raise RecipeError([Problem(what, why, fix, ("train", SIZE))]) from error
+
+
+def sizes_here(checked: ResolvedRecipe, inputs: RunInputs, world: World) -> dict[str, int]:
+    """Return the sizes that are chosen for `auto` by their keys in `train`, those of the main process on every rank."""
+    chosen = chosen_sizes(checked, inputs, world.device) if world.is_main else {}
+    return world.broadcast(chosen)
 
 
 def largest_micro_batch(checked: ResolvedRecipe, needed: Callable[[ResolvedRecipe], int], room: int) -> ResolvedRecipe:

@@ -15,6 +15,7 @@ from neoplug.models.facts import configured, facts_of
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.runs.planned_memory import foretold_memory, quick_memory
 from neoplug.runs.preflight import adapt_skeleton
+from neoplug.runs.sharding import shares_of_layers
 from neoplug.runs.skeletons import Skeleton, load_skeleton, trained_sizes
 
 if TYPE_CHECKING:
@@ -51,15 +52,15 @@ def offline_plan(checked: ResolvedRecipe, *, quick: bool = False) -> dict[str, A
         for model in skeletons.values():
             model.skeleton.set_experts_implementation("batched_mm")  # its shapes do not depend on the routing
         student = skeletons["student"]
+        shares = shares_of_layers(checked, {role: model.skeleton for role, model in skeletons.items()})
         trained = adapt_skeleton(checked, student.skeleton, train.max_steps or UNKNOWN_STEPS, student.located)
         sizes = trained_sizes(checked, trained)
         notes: list[str] = []
-        memory = quick_memory(checked, skeletons, sizes, length)
+        memory = quick_memory(checked, skeletons, sizes, length, shares=shares)
         if not quick:
             vocabulary = Vocabulary(min(model.config.get_text_config().vocab_size for model in skeletons.values()))
-            memory, notes = foretold_memory(
-                memory, checked, located, vocabulary, _rows_of(length, train.micro_batch), sizes
-            )
+            corpus = _rows_of(length, train.micro_batch)
+            memory, notes = foretold_memory(memory, checked, located, vocabulary, corpus)
         rows = train.micro_batch * train.gradient_accumulation_steps
         counts = {role: rows * _flops(skeleton.skeleton, length) for role, skeleton in skeletons.items()}
         counts["student"] = rows * _flops(trained, length)

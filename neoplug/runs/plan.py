@@ -37,7 +37,7 @@ from neoplug.runs.preflight import (
     validate_room_for_virtual_tokens,
 )
 from neoplug.runs.progress import Silent
-from neoplug.runs.sharding import per_rank, shares_of_layers
+from neoplug.runs.sharding import shares_of_layers
 from neoplug.runs.skeletons import FLOAT32, Sizes, Skeleton, load_skeleton, trained_sizes
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.runs.teacher_cost import CacheCost, estimate_cost, held_out_cost
@@ -88,12 +88,10 @@ def plan(checked: ResolvedRecipe, wanted: int | None = None, *, quick: bool = Fa
     validate_room_for_virtual_tokens(recipe, corpus, student.located, trained)
     sizes = trained_sizes(checked, trained)
     stored = round(AT_A_TIME * longest_batch(recipe.train, corpus) * cache.decoded) if cache else 0
-    memory = quick_memory(checked, skeletons, sizes, run["data"]["longest_row"], stored)
+    memory = quick_memory(checked, skeletons, sizes, run["data"]["longest_row"], stored, shares)
     notes: list[str] = []
-    if shares:
-        memory = replace(memory, parts=per_rank(memory.parts, shares, sizes.whole, recipe.train.shard))
-    elif not quick:
-        memory, notes = foretold_memory(memory, checked, located, inputs.vocabulary, corpus, sizes)
+    if not quick:
+        memory, notes = foretold_memory(memory, checked, located, inputs.vocabulary, corpus)
     planned = {
         "name": checked.name,
         "recipe": checked.resolved(),

@@ -10,6 +10,7 @@ import torch
 
 from neoplug.environment.memory import IMPORTS
 from neoplug.runs.fake_step import CannotForetellError, Foretold, foretell
+from neoplug.runs.sharding import LayersShare, number_of_processes, per_rank
 from neoplug.runs.skeletons import FLOAT32
 from neoplug.training.objective import block_rows
 
@@ -48,12 +49,14 @@ class Memory:
 
 
 def quick_memory(
-    checked: ResolvedRecipe, skeletons: Mapping[Role, Skeleton], sizes: Sizes, longest_row: int, stored: int = 0
-) -> Memory:
-    """Return the memory by the formula.
+    checked: ResolvedRecipe, skeletons: Mapping[Role, Skeleton], sizes: Sizes, longest_row: int, stored: int = 0,
+    shares: Mapping[Role, LayersShare] | None = None,
+) -> Memory:  # fmt: skip
+    """Return the memory of one rank by the formula.
 
     longest_row  tokens
     stored       bytes of a stored teacher's output
+    shares       of the models that are sharded
     """
     student = skeletons["student"]
     parts = {f"{role}_weights": model.bytes for role, model in skeletons.items()}
@@ -63,6 +66,7 @@ def quick_memory(
     training = {
         **({"average_weights": trainable} if checked.recipe.taught_by == "ema" else {}),
         "gradients": trainable,
+        **({"gradient_buckets": trainable} if number_of_processes() > 1 and not shares else {}),
         **({"measured_gradients": gradients * trainable} if gradients else {}),
         "optimizer": sizes.optimizer,
         "activations": _activations(student, checked.recipe.train, longest_row),
@@ -70,8 +74,10 @@ def quick_memory(
     parts |= {"trainable_weights": trainable, **training}
     # The copy of the student that a saved adapter is tried on, with the original trainable weights, precedes training.
     copied = 0 if sizes.whole else parts["student_weights"] + 2 * trainable
-    parts["saved_copy"] = max(0, copied - sum(training.values()))
+    parts["at_start"] = max(0, copied - sum(training.values()))
     parts["total"] = sum(parts.values())
+    if shares:
+        parts = per_rank(parts, shares, sizes.whole, checked.recipe.train.shard)
     if stored:
         add_part(parts, "teacher_output", stored)
     elsewhere = sum(
@@ -84,17 +90,17 @@ def quick_memory(
 
 def foretold_memory(
     estimate: Memory, checked: ResolvedRecipe, models: Mapping[Role, ResolvedModel], vocabulary: Vocabulary,
-    corpus: Corpus, sizes: Sizes,
+    corpus: Corpus,
 ) -> tuple[Memory, list[str]]:  # fmt: skip
     """Return the memory of a step on shapes; where there can be none, the estimate, and a line that says why."""
     try:
         found = foretell(checked, models, vocabulary, corpus)
     except CannotForetellError as error:
         return estimate, [f"memory is estimated by a formula, since the step cannot be run on shapes: {error}"]
-    return _by_part(found, estimate, sizes), []
+    return _by_part(found, estimate), []
 
 
-def _by_part(found: Foretold, estimate: Memory, sizes: Sizes) -> Memory:
+def _by_part(found: Foretold, estimate: Memory) -> Memory:
     """Return the parts of a step's peak; what is not counted by itself is "activations".
 
     estimate  names the parts that the run has
@@ -106,19 +112,17 @@ def _by_part(found: Foretold, estimate: Memory, sizes: Sizes) -> Memory:
         "trainable_weights": found.trainable,
         "average_weights": found.average,
         "gradients": found.trainable,
+        "gradient_buckets": found.trainable,
         "optimizer": found.optimizer,
     }
-    weights = sum(parts[name] for name in ("teacher_weights", "student_weights", "trainable_weights"))
     parts = {name: size for name, size in parts.items() if name in present}
     rest = found.peak - sum(parts.values())
-    for name in ("measured_gradients", "teacher_output"):
+    for name in ("gathered_weights", "measured_gradients", "teacher_output"):
         if name in present:
             parts[name] = max(0, min(present[name], rest))
             rest -= parts[name]
     parts["activations"] = rest
-    copied = 0 if sizes.whole else found.frozen + 2 * found.trainable
-    parts["saved_copy"] = max(0, weights + copied - found.peak)
-    more = parts["saved_copy"]
+    more = parts["at_start"] = max(0, found.at_start - found.peak)
     by_device = {device: size + more for device, size in found.on_device.items()}
     parts["total"] = sum(parts.values())
     return Memory(

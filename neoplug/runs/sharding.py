@@ -238,12 +238,12 @@ def per_rank(
             divided[name] = round(parts[name] * (1 - of.share + of.share / ranks))
             gathered.append(2 * parts[name] * layer)
     divided["gathered_weights"] = round(max(gathered, default=0))
-    del divided["saved_copy"]
     # The student is whole on each rank until its adapter is added, and the copy on which saving is tried is whole too.
     whole = (
         parts["trainable_weights"] if trains_whole else 2 * parts["student_weights"] + 3 * parts["trainable_weights"]
     )
+    del divided["at_start"]
     at_start = [whole + divided.get("teacher_weights", 0)]
     at_start += [parts["teacher_weights"] for role, of in shares.items() if role == "teacher" and not of.in_parts]
-    divided["whole_models"] = max(0, max(at_start) - sum(divided.values()))
+    divided["at_start"] = max(0, max(at_start) - sum(divided.values()))
     return divided | {"total": sum(divided.values())}

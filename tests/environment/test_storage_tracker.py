@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from neoplug.distributed.pretended import PretendedWorld, pretended_ranks
+from neoplug.distributed.sharding import shard_layers, shard_root
 from neoplug.environment.fake_floats import FakeFloats
 from neoplug.environment.storage_tracker import StorageTracker
 
@@ -38,6 +40,37 @@ def test_a_storage_counts_once_until_its_last_view_is_gone(has_data):
             seen = steps_of(tracker)
     assert seen == [FLOATS, FLOATS, FLOATS, 40, 40 + FLOATS, 0]
     assert tracker.total_peak == tracker.peak["cpu"] == FLOATS + 40
+
+
+def test_a_resized_storage_counts_what_it_holds():
+    """FSDP frees a gathered weight so, and gathers into it again."""
+    vector, tracker = torch.ones(1000), StorageTracker()
+    tracker.count([vector])
+    with tracker:
+        vector.untyped_storage().resize_(0)
+        assert tracker.now["cpu"] == 0
+        vector.untyped_storage().resize_(FLOATS)
+    assert tracker.now["cpu"] == tracker.peak["cpu"] == FLOATS
+
+
+def test_of_sharded_layers_each_rank_holds_its_part_and_what_is_gathered():
+    """Two layers of 4 MB on four ranks: FSDP frees a buffer after the next layer is copied out of its own.
+
+    So the second layer's buffer, its weight, and the first layer's buffer are there at a time.
+    """
+    whole, tracker = 4 * 1000**2, StorageTracker()
+    with pretended_ranks(4), FakeFloats(), tracker:
+        layers = torch.nn.Sequential(*(torch.nn.Linear(1000, 1000, bias=False) for _ in range(2)))
+        assert tracker.now["cpu"] == 2 * whole
+        mesh = PretendedWorld("cpu", 4).mesh
+        shard_layers(layers.requires_grad_(False), mesh)
+        shard_root(layers, mesh)
+        assert tracker.count(layers.parameters()) == 0
+        assert tracker.now["cpu"] == pytest.approx(2 * whole / 4, abs=100)
+        tracker.reset_peak()
+        layers(torch.ones(1, 1000))
+        assert tracker.peak["cpu"] - 2 * whole / 4 == pytest.approx(3 * whole, rel=0.01)
+    assert not torch.distributed.is_initialized()
 
 
 def test_what_backward_keeps_counts_until_it_has_run():

@@ -4,10 +4,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from neoplug.environment.fake_floats import FakeFloats
+from neoplug.environment.storage_tracker import tensors_of
 from neoplug.errors import RecipeError
 from neoplug.models.load import load_model
 from neoplug.models.resolve import locate
+from neoplug.models.shapes import model_of_shapes
 from neoplug.registry import Plugins
+from neoplug.testing.families import make
 from neoplug_models.fp4 import FP4
 from neoplug_models.int8 import Int8
 from neoplug_models.nf4 import NF4
@@ -20,10 +24,10 @@ PLUGINS = [NF4(compute_dtype="float32"), FP4(compute_dtype="float32"), Int8()]
 everyone = pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: type(plugin).__name__)
 
 
-def load(folder, plugin, **more):
+def load(folder, plugin, using=load_model, **more):
     options = {"dtype": torch.float32, "device": "cpu", "attn_implementation": None} | more
     plugins = Plugins({"student.load": {"it": plugin}})
-    return load_model(locate(str(folder)), plugins=plugins, role="student", section="student.load", **options)
+    return using(locate(str(folder)), plugins=plugins, role="student", section="student.load", **options)
 
 
 def layers(model):
@@ -163,3 +167,15 @@ def test_quant_type_and_double_quant_apply_to_the_weights(tiny_student, kind, do
 def test_compute_dtype_is_the_configured_one(tiny_student, asked, expected):
     found = layers(load(tiny_student, NF4(compute_dtype=asked)))
     assert {layer.compute_dtype for layer in found.values()} == {expected}
+
+
+@everyone
+def test_a_model_without_data_has_tensors_like_those_of_the_loaded_one(tmp_path, plugin):
+    """Qwen2 has biases."""
+    folder = make("qwen2", tmp_path)
+    loaded = load(folder, plugin)
+    with FakeFloats():
+        shapes = load(folder, plugin, using=model_of_shapes)
+    kinds = [sorted((tuple(t.shape), str(t.dtype)) for t in tensors_of(model)) for model in (loaded, shapes)]
+    assert kinds[0] == kinds[1]
+    assert any("int8" in kind for _, kind in kinds[0])

@@ -39,7 +39,7 @@ def room(monkeypatch):
 def test_a_run_with_auto_is_the_run_with_the_number_that_was_chosen(lab, room):
     """The room is that of a step of two rows, by its plan."""
     two = plan(recipes.load(lab.recipe("two")))["memory_bytes"]
-    room(int((two["total"] - two["saved_copy"]) * MARGIN) + 1)
+    room(int((two["total"] - two["at_start"]) * MARGIN) + 1)
     run, number = lab.run("auto", train=AUTO), lab.run("number")
     assert run.facts == number.facts
     assert run.lock["chosen"] == {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
