@@ -55,7 +55,7 @@ def test_every_loss_has_one_row_one_section_and_one_picture(maker):
     assert [name for name, _ in sections()] == names
     assert sorted(maker.WHEN) == names
     assert sorted(file.stem for file in maker.PICTURES.glob("*")) == sorted(
-        [*names, "llm_neo_tiny", "statistics", "teacher_cache"]
+        [*names, "length", "llm_neo_tiny", "statistics", "teacher_cache"]
     )
 
 

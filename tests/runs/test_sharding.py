@@ -37,7 +37,8 @@ class Whole:
         weights = [each for each in gc.get_objects() if isinstance(each, torch.nn.Parameter)]
         whole = [w for w in weights if not isinstance(w, DTensor) and w.untyped_storage().nbytes()]
         shapes = ((96, 48), (128, 64), (96 * 48 // 2, 1), (128 * 64 // 2, 1))  # the last two: packed to 4 bits
-        return {"whole_weights": sum(tuple(w.shape) in shapes for w in whole)}
+        stored = {w.untyped_storage().data_ptr() for w in whole if tuple(w.shape) in shapes}  # without aliases
+        return {"whole_weights": len(stored)}
 """
 PART = """
 @dataclass(eq=False)
