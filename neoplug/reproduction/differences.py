@@ -9,6 +9,7 @@ from typing import Any
 
 from neoplug.registry.discovery import SHIPPED
 from neoplug.registry.nested import leaves
+from neoplug.runs.lock import with_newer_keys
 from neoplug.runs.publishable import publishable
 
 # Keys of a recipe that have no part in its results, and keys in its sections whose content is compared.
@@ -82,7 +83,8 @@ def tolerance(differences: list[Difference], lock: Mapping[str, Any]) -> float |
 
 def find_differences(lock: Mapping[str, Any], here: Mapping[str, Any]) -> list[Difference]:
     """Return what differs between two locks in what a result depends on, the most important first."""
-    before, now = _sorted_by_kind(lock), _sorted_by_kind(here)
+    known = {**lock, "recipe": with_newer_keys(lock["recipe"], here["recipe"])}
+    before, now = _sorted_by_kind(known), _sorted_by_kind(here)
     if "cache" not in now:  # it is not known before the replay
         before["cache"] = {}
     return [

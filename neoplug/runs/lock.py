@@ -72,6 +72,30 @@ def found_contents(lock: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in lock.items() if key not in ("recipe", "chosen")} | {"data": data}
 
 
+def with_newer_keys(recipe: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe of an older neoplug with the keys that it had not, where another recipe has their defaults.
+
+    The default of a new key is what an older neoplug did.
+    """
+    from neoplug.recipe import Data, Evaluate, Student, Train
+    from neoplug.recipe.schema import Teacher
+
+    sections: dict[str, Any] = {
+        "teacher": Teacher,
+        "student": Student,
+        "data": Data,
+        "train": Train,
+        "evaluate": Evaluate,
+    }
+    completed = dict(recipe)
+    for name, section in sections.items():
+        before, now = recipe.get(name), newer.get(name)
+        if before is not None and now is not None:
+            defaults = {key: field.default for key, field in section.model_fields.items() if key not in before}
+            completed[name] = before | {key: now[key] for key in defaults.keys() & now if now[key] == defaults[key]}
+    return completed
+
+
 def pinned(lock: Mapping[str, Any]) -> dict[Path, Any]:
     """Return what a run used and its recipe need not name, by its key in a recipe.
 

@@ -10,7 +10,7 @@ from neoplug.errors import UsageError
 from neoplug.recipe import ResolvedRecipe, Train
 from neoplug.runs.directory import REQUIRED, SAVED, RunDir, validate_output_path
 from neoplug.runs.global_batch import GlobalBatch
-from neoplug.runs.lock import difference, found_contents, pinned
+from neoplug.runs.lock import difference, found_contents, pinned, with_newer_keys
 from neoplug.runs.micro_batch import AUTO, with_chosen
 from neoplug.runs.result import RunState
 from neoplug.training import checkpoint
@@ -39,8 +39,9 @@ def run_to_resume(output: Path, checked: ResolvedRecipe, resume: bool) -> RunDir
         return None
     directory = RunDir.open(output)
     directory.verify(*REQUIRED, *(SAVED if directory.is_finished and directory.result else ()))
+    now = checked.resolved()
     as_given, as_pinned = (
-        [line for line in difference(old, checked.resolved()) if line.partition(":")[0] not in MAY_CHANGE]
+        [line for line in difference(with_newer_keys(old, now), now) if line.partition(":")[0] not in MAY_CHANGE]
         for old in (directory.lock["recipe"], directory.resolved)
     )
     if as_given and as_pinned:

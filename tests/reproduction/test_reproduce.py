@@ -9,6 +9,7 @@ import re
 import shutil
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
@@ -128,6 +129,23 @@ def test_each_difference_of_the_stack_has_its_kind_and_tolerance(original, comma
     assert (one["kind"], one["what"], one["locked"]) == (kind, ".".join(path), value)
     assert one["may_change"]
     assert answer.json["tolerance"] > 0
+
+
+@pytest.mark.parametrize(("value", "kinds_found"), [(None, set()), (True, {"recipe"})])
+def test_a_key_that_the_run_did_not_know_is_no_difference_at_its_default(original, command, value, kinds_found):
+    """Neither for a reproduction nor for `--resume`."""
+    recipe, lock = original.recipe, original.lock
+    for each in (recipe, lock["recipe"]):
+        for key in ("shard", "ddp_timeout", "full_determinism"):
+            del each["train"][key]
+    original.write(lock=lock, recipe=recipe)
+    given = recipe | {"train": recipe["train"] | ({"full_determinism": value} if value else {})}
+    (original.folder / "again.yaml").write_text(yaml.safe_dump(given))
+    resumed = command("run", original.folder / "again.yaml", "--output", original.run, "--resume")
+    assert resumed.code == (2 if value else 0), resumed.err
+    original.write(recipe=given)
+    found = command("reproduce", original.run, "--dry-run", "--json")
+    assert kinds(found) == kinds_found
 
 
 def test_cores_memory_and_trackers_are_no_difference(original, command):
