@@ -295,9 +295,10 @@ def draw(found: dict[str, Any]) -> bytes:
         figure = Figure(figsize=(8, 2.4), layout="constrained")
         time, memory, length = figure.subplots(1, 3)
         time.plot(at, [1e3 * value for value in long["seconds"]])
-        time.set(xlabel="step", ylabel="ms, median of a part", ylim=(0, None))
-        memory.plot(at, [value / 2**20 if value else None for value in long["resident_bytes"]])
-        memory.set(xlabel="step", ylabel="MiB resident", ylim=(0, None))
+        time.set(xlabel="step", ylabel="ms, median of a part", ylim=(0, 1.2e3 * max(long["seconds"])))
+        resident = [value / 2**20 if value else None for value in long["resident_bytes"]]
+        memory.plot(at, resident)
+        memory.set(xlabel="step", ylabel="MiB resident", ylim=(0, 1.2 * max(filter(None, resident))))
         length.plot([row["tokens"] for row in rows], [row["peak_bytes"] / 2**30 for row in rows], marker="o")
         length.set(xlabel="tokens of a document", ylabel="GiB of tensors", xlim=(0, None), ylim=(0, None))
         file = BytesIO()
