@@ -206,7 +206,7 @@ class OptionError(ValueError):
 
 @contextmanager
 def plugin_errors(plugin: str, hook: str, function: Callable[..., Any] | None = None) -> Iterator[None]:
-    """Raise PluginError in place of an exception of a plugin's hook; NeoplugErrors are unchanged.
+    """Raise PluginError in place of an exception (or SystemExit) of a plugin's hook; NeoplugErrors are unchanged.
 
     function  the method that implements the hook, where that is called
     """
@@ -214,9 +214,7 @@ def plugin_errors(plugin: str, hook: str, function: Callable[..., Any] | None = 
         yield
     except NeoplugError:
         raise
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # also SystemExit, and a panic of a library in Rust
+    except (Exception, SystemExit) as error:
         raise PluginError(plugin, hook, error, function) from error
 
 
@@ -282,6 +280,14 @@ class Interrupted(NeoplugError):
     def __init__(self, signal: int, message: str) -> None:
         self.exit_code = 128 + signal
         super().__init__(message)
+
+
+class ImmediateStop(BaseException):
+    """Raised by a signal outside training. A BaseException, because libraries catch Exception and raise others."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = number
+        super().__init__("stopped by a signal; nothing was to be saved")
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

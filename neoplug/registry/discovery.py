@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from neoplug.errors import Problem, RecipeError, UsageError, did_you_mean, line_in, lines_of
+from neoplug.errors import ImmediateStop, Problem, RecipeError, UsageError, did_you_mean, line_in, lines_of
 from neoplug.files import sha256_of
 from neoplug.registry import confinement
 from neoplug.registry.confinement import confined
@@ -96,7 +96,7 @@ class Entry:
                 plugin: Any = _import_file(self.file) if self.file else importlib.import_module(module)
                 for part in attribute.split("."):  # a module may define `__getattr__`
                     plugin = _attribute(plugin, part, module)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ImmediateStop):
             raise
         except BaseException as error:  # also a panic of a library in Rust, or a test library's skip
             what = f"{owner} cannot be imported: {type(error).__name__}: {error}{self._place(error)}"

@@ -17,7 +17,16 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from pydantic import BaseModel, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from neoplug.errors import NeoplugError, OptionError, Problem, RecipeError, did_you_mean, innermost, of_package
+from neoplug.errors import (
+    ImmediateStop,
+    NeoplugError,
+    OptionError,
+    Problem,
+    RecipeError,
+    did_you_mean,
+    innermost,
+    of_package,
+)
 from neoplug.errors import Path as Key
 from neoplug.registry.class_source import source_mark
 from neoplug.registry.per_class import per_class
@@ -171,7 +180,7 @@ def build(cls: type[T], options: Mapping[str, Any], *, path: Key = (), core: Seq
         return cls(**given)
     except RecipeError:
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ImmediateStop):
         raise
     except BaseException as error:
         raise RecipeError([_constructor_problem(cls, error, options, path)]) from error

@@ -10,10 +10,10 @@ from neoplug.distributed.notices import LOST, PAUSE, TIMED_OUT, faults
 from neoplug.distributed.processes import Ended, Process, ended, is_connection_error, is_timeout
 from neoplug.distributed.world import World
 from neoplug.environment.determinism import without_algorithm
-from neoplug.errors import Interrupted, NeoplugError, PluginError, RunError, redacted
+from neoplug.errors import ImmediateStop, Interrupted, NeoplugError, PluginError, RunError, redacted
 from neoplug.runs.directory import RunDir
 from neoplug.runs.result import RunResult, RunState, Status
-from neoplug.runs.signals import CAUGHT, ImmediateStop, Stop
+from neoplug.runs.signals import CAUGHT, Stop
 from neoplug.training import checkpoint
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from neoplug.models.facts import configured, facts_of
 from neoplug.models.vocabulary import Vocabulary
 from neoplug.runs.planned_memory import foretold_memory, quick_memory
 from neoplug.runs.preflight import adapt_skeleton
-from neoplug.runs.sharding import shares_of_layers
+from neoplug.runs.sharded_memory import shares_of_layers
 from neoplug.runs.skeletons import Skeleton, load_skeleton, trained_sizes
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from neoplug.runs.preflight import (
     validate_room_for_virtual_tokens,
 )
 from neoplug.runs.progress import Silent
-from neoplug.runs.sharding import shares_of_layers
+from neoplug.runs.sharded_memory import shares_of_layers
 from neoplug.runs.skeletons import FLOAT32, Sizes, Skeleton, load_skeleton, trained_sizes
 from neoplug.runs.steps import count_steps, make_sampler
 from neoplug.runs.teacher_cost import CacheCost, estimate_cost, held_out_cost

@@ -10,7 +10,8 @@ import torch
 
 from neoplug.environment.memory import IMPORTS
 from neoplug.runs.fake_step import CannotForetellError, Foretold, foretell
-from neoplug.runs.sharding import LayersShare, number_of_processes, per_rank
+from neoplug.runs.sharded_memory import LayersShare, per_rank
+from neoplug.runs.sharding import number_of_processes
 from neoplug.runs.skeletons import FLOAT32
 from neoplug.training.objective import block_rows
 

@@ -6,17 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from neoplug.errors import Interrupted
+from neoplug.errors import ImmediateStop, Interrupted
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
-
-
-class ImmediateStop(BaseException):
-    """Raised by a signal outside training. A BaseException, because libraries catch Exception and raise others."""
-
-    def __init__(self, number: int) -> None:
-        self.signal = number
-        super().__init__("stopped by a signal; nothing was to be saved")
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from neoplug.data import BatchSampler
 from neoplug.data.batch import Batch
 from neoplug.distributed.world import World
-from neoplug.errors import Interrupted, RunError
+from neoplug.errors import ImmediateStop, Interrupted, RunError
 from neoplug.evaluation.evaluate import Evaluation
 from neoplug.evaluation.model_selection import criterion
 from neoplug.evaluation.remarks import remarks
@@ -43,7 +43,7 @@ from neoplug.runs.save_dry_run import dry_run_save
 from neoplug.runs.saved_comparison import Excerpt, on_main, validate_saved_student
 from neoplug.runs.saved_student import trainable_as_float32
 from neoplug.runs.sharding import shard_student, validate_optimizer
-from neoplug.runs.signals import ImmediateStop, Stop
+from neoplug.runs.signals import Stop
 from neoplug.runs.steps import count_steps, make_losses, make_sampler, restored_weights, training_batches
 from neoplug.runs.stopping import Stopping
 from neoplug.runs.trackers import Trackers
