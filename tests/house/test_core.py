@@ -40,7 +40,9 @@ ALLOWED = {
     "neoplug/models/stored_adapter.py": {"eva"},  # a value in peft's files
     "neoplug/recipe/schema.py": {"adamw", *TRACKERS},  # the default optimizer; what `report_to` may name
     "neoplug/recipe/train.py": {"full"},  # a value of `train.shard`
-    **{f"neoplug/{name}/sharding.py": {"full"} for name in ("distributed", "runs")},  # a value of `train.shard`
+    **{  # a value of `train.shard`
+        f"neoplug/{name}.py": {"full"} for name in ("distributed/sharding", "runs/sharding", "runs/sharded_memory")
+    },
     "neoplug/runs/directory.py": {"mlflow", "tensorboard", "wandb"},  # folders that these write
     "neoplug/recipe/shorthands.py": {"cosine", "early_stopping"},  # the default schedule; what a key names
     "neoplug/recipe/loss_weights.py": {"constant", "cosine", "linear"},  # of the weight of a loss
