@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,8 +33,11 @@ def model_of_shapes(
     plugins: Plugins,
     role: Role,
     section: Literal["teacher.load", "student.load"],
+    prepare: Callable[[PreTrainedModel], None] = lambda model: None,
 ) -> PreTrainedModel:
     """Return a frozen model with the shapes, types and device of `load_model`, whose arguments these are.
+
+    prepare  prepares the model in place; a run does this first, and loads what it gives
 
     Must be called in the mode that leaves data out, since the weights are allocated in full otherwise.
 
@@ -44,6 +48,7 @@ def model_of_shapes(
     dropout.switch_off(config)
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     model: Any = meta_model(config, device, dtype, trust_remote_code=located.trust_remote_code, **chosen)
+    prepare(model)
     kwargs = plugin_kwargs(plugins, role)
     quantisation = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
     if quantisation is not None:

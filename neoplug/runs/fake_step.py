@@ -278,7 +278,13 @@ class _Step:
             plugins=self.checked.plugins,
             role=role,
             section="teacher.load" if role == "teacher" else "student.load",
+            **({"prepare": self.prepare} if role == "student" else {}),
         )
+
+    def prepare(self, model: Any) -> None:
+        """Prepare the student as the recipe says."""
+        rng = generator(self.checked.recipe.seed, "rehearsal")
+        self.checked.plugins.each("prepare_student", section="prepare", model=model, batches=None, rng=rng)
 
     def dtype(self, role: Role) -> torch.dtype:
         """Return a model's compute type."""
@@ -294,8 +300,6 @@ class _Step:
         ((_, name),) = plugins.named("add_adapter")
         base = self.load("student", self.dtype("student"))
         weights = set(map(id, base.parameters()))
-        rng = generator(recipe.seed, "rehearsal")
-        plugins.each("prepare_student", section="prepare", model=base, batches=None, rng=rng)
         head = head_name(base)
         if recipe.train.gradient_checkpointing:
             enable_checkpointing(base)
