@@ -23,10 +23,11 @@ COMBINATIONS = {
     "its own average": {"teacher": {"model": None, "self": "ema", "decay": 0.9}},
     "nf4": {"student": {"load": {"nf4": {}}}},
     "int8, pruned": {
-        "student": {"load": {"int8": {}}, "prepare": {"prune_depth": {"layers": [0]}}}, "teacher": {"load": {"int8": {}}},
+        "student": {"load": {"int8": {}}, "prepare": {"prune_depth": {"layers": [0]}}},
+        "teacher": {"load": {"int8": {}}},
     },
     "adamw_8bit": {"optimizer": {"adamw_8bit": {"min_8bit_size": 0}}},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
