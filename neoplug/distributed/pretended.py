@@ -1,4 +1,4 @@
-"""A world of ranks that are not there: for a training step on shapes, which communicates with nobody."""
+"""Simulated ranks, for a training step on shapes: this process is the first of them, and nothing is sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neoplug.distributed.world import Value, World
 
 
 class PretendedWorld(World):
-    """Rank 0 of so many: collective operations return what it gives them, and memory is taken as if all were there.
+    """Rank 0 of `size` simulated ranks: a collective operation returns its input, and takes the memory of a real one.
 
     It reads no variable of a launcher, and leaves accelerate's state as it is.
 
@@ -49,7 +49,7 @@ class PretendedWorld(World):
 
 @contextmanager
 def pretended_ranks(size: int) -> Iterator[None]:
-    """Let torch.distributed be of so many ranks, of which this process is the first, with nobody to hear it.
+    """Give torch.distributed a process group of `size` simulated ranks, of which this process is the first.
 
     There must be no process group yet.
     """

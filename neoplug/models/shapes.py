@@ -33,7 +33,7 @@ def model_of_shapes(
     plugins: Plugins,
     role: Role,
     section: Literal["teacher.load", "student.load"],
-    prepare: Callable[[PreTrainedModel], None] = lambda model: None,
+    prepare: Callable[[PreTrainedModel], object] | None = None,
 ) -> PreTrainedModel:
     """Return a frozen model with the shapes, types and device of `load_model`, whose arguments these are.
 
@@ -48,7 +48,8 @@ def model_of_shapes(
     dropout.switch_off(config)
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     model: Any = meta_model(config, device, dtype, trust_remote_code=located.trust_remote_code, **chosen)
-    prepare(model)
+    if prepare is not None:
+        prepare(model)
     kwargs = plugin_kwargs(plugins, role)
     quantisation = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
     if quantisation is not None:

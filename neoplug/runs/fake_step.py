@@ -3,7 +3,7 @@
 Models, adapter, optimizer and its state are built in a mode in which tensors have shapes but no data, and `distil`
 takes one step on the largest micro-batch while a tracker counts the storages that are alive. So the numbers hold for
 any adapter, loss, head, quantisation or teacher whose operators torch can run on shapes. Of several ranks it is the
-first, which shards what the recipe says with ranks that are not there.
+first; the others are simulated.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -37,6 +38,7 @@ from neoplug.runs.adapted_weights import add_adapter
 from neoplug.runs.fake_loop import EVENTS, LongestRows, OneStep
 from neoplug.runs.fake_teacher import StoredShapes, hidden_size, stored_shapes
 from neoplug.runs.own_teacher import average_teacher, base_teacher
+from neoplug.runs.preflight import prepare_skeleton
 from neoplug.runs.saved_student import trainable_as_float32
 from neoplug.runs.sharding import is_asked, number_of_processes, shard_student
 from neoplug.runs.steps import make_losses
@@ -278,13 +280,8 @@ class _Step:
             plugins=self.checked.plugins,
             role=role,
             section="teacher.load" if role == "teacher" else "student.load",
-            **({"prepare": self.prepare} if role == "student" else {}),
+            prepare=partial(prepare_skeleton, self.checked) if role == "student" else None,
         )
-
-    def prepare(self, model: Any) -> None:
-        """Prepare the student as the recipe says."""
-        rng = generator(self.checked.recipe.seed, "rehearsal")
-        self.checked.plugins.each("prepare_student", section="prepare", model=model, batches=None, rng=rng)
 
     def dtype(self, role: Role) -> torch.dtype:
         """Return a model's compute type."""

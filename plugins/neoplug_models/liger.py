@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from neoplug import Problem, Role, hookimpl
 
@@ -71,12 +72,13 @@ def fuse(model: nn.Module) -> tuple[Counter[str], Counter[str]]:
     """Replace the forward of each layer where a kernel agrees with it; return layers by kind, and by what kept them."""
     fused: Counter[str] = Counter()
     kept: Counter[str] = Counter()
+    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
     for layer in list(model.modules()):
         kind = kind_of(layer)
         if kind is None:
             continue
         try:
-            found = agreeing(layer, kind)
+            found = agreeing(layer, kind, dtype)
         except Exception as error:  # of an import, a compiler, a driver or the device: the layer does without
             kept[f"its kernel does not run ({type(error).__name__}: {error})"] += 1
             continue
@@ -102,24 +104,27 @@ def epsilon(norm: Any) -> float | None:
     return found
 
 
-def agreeing(layer: Any, kind: str) -> Forward | None:
-    """Return the way through a kernel that is nearest to the layer's own; None where all differ beyond rounding."""
+def agreeing(layer: Any, kind: str, dtype: torch.dtype) -> Forward | None:
+    """Return the way through a kernel that is nearest to the layer's own; None where all differ beyond rounding.
+
+    dtype  of the hidden states, where the layer's weights are quantised
+    """
     own = layer.forward
     weight = layer.weight if kind == "RMSNorm" else None
-    hidden = _examples(layer)
+    hidden = _examples(layer, dtype)
     expected = list(_results(own, hidden, weight))
     best, least = None, 1.0
-    for way in _ways(layer, kind, own):
+    for way in _ways(layer, kind, own, hidden.dtype):
         off = max(map(_difference, _results(way, hidden, weight), expected))
         if off <= least:
             best, least = way, off
     return best
 
 
-def _ways(layer: Any, kind: str, own: Forward) -> Iterator[Forward]:
-    """Yield the ways through a kernel that may compute what a layer does."""
+def _ways(layer: Any, kind: str, own: Forward, dtype: torch.dtype) -> Iterator[Forward]:
+    """Yield the ways through a kernel that may compute what a layer does; `dtype`: in which they are compared."""
     if kind == "SwiGLU":
-        yield partial(_swiglu, layer)
+        yield partial(_swiglu, layer, dtype)
         return
     for offset, casting in VARIANTS:
         yield partial(_norm, layer, own, offset, casting)
@@ -136,9 +141,13 @@ def _norm(layer: Any, own: Forward, offset: float, casting: str, hidden: Tensor)
     return normed
 
 
-def _swiglu(layer: Any, hidden: Tensor) -> Tensor:
-    """[..., H] -> [..., H], through the layer's three projections as they are, also with adapters or in 4 bits."""
-    gated = GatedSiLU.apply(layer.gate_proj(hidden), layer.up_proj(hidden))
+def _swiglu(layer: Any, compared: torch.dtype, hidden: Tensor) -> Tensor:
+    """[..., H] -> [..., H], through the layer's three projections as they are, also with adapters or in 4 bits.
+
+    compared  the type in which the kernel was compared; in another one, as under autocast, torch multiplies
+    """
+    gate, up = layer.gate_proj(hidden), layer.up_proj(hidden)
+    gated = GatedSiLU.apply(gate, up) if gate.dtype == up.dtype == compared else functional.silu(gate) * up
     projected: Tensor = layer.down_proj(gated)
     return projected
 
@@ -166,11 +175,11 @@ class GatedSiLU(torch.autograd.Function):
         return by_gate, by_up
 
 
-def _examples(layer: Any) -> Tensor:
+def _examples(layer: Any, dtype: torch.dtype) -> Tensor:
     """Return inputs [2, ROWS / 2, H] of a layer, from small to large."""
     weight = layer.weight if hasattr(layer, "weight") else layer.gate_proj.weight
     width = weight.shape[0] if weight.dim() == 1 else layer.gate_proj.in_features
-    dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
+    dtype = weight.dtype if weight.is_floating_point() else dtype
     hidden = torch.randn(2, ROWS // 2, width, generator=torch.Generator().manual_seed(0))
     sizes = SMALLEST * 10.0 ** torch.arange(ROWS)
     return (hidden * sizes.view(2, ROWS // 2, 1)).to(weight.device, dtype)

@@ -67,7 +67,7 @@ def test_a_model_computes_the_same(tmp_path, family, times):
             torch.testing.assert_close(by[name], expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
-class Scaled(nn.Module):
+class ScaledRMSNorm(nn.Module):
     """An RMSNorm by its name, whose numbers are another's."""
 
     def __init__(self):
@@ -76,10 +76,6 @@ class Scaled(nn.Module):
 
     def forward(self, hidden):
         return 1.01 * functional.rms_norm(hidden, (16,), self.weight, self.eps)
-
-
-class ScaledRMSNorm(Scaled):
-    pass
 
 
 class Gated(nn.Module):
@@ -132,6 +128,16 @@ def test_types_that_differ_are_left_to_the_norm(tmp_path):
     del expected.forward
     assert torch.equal(model.model.norm(hidden), expected(hidden))
     assert model.model.norm(hidden).dtype == torch.float32
+
+
+def test_swiglu_in_a_type_without_proof_is_computed_as_before(tmp_path):
+    """Under autocast, a model with float32 weights multiplies in bfloat16, which the interpreter cannot."""
+    folder = make("llama", tmp_path / "model")
+    plain, fast = (loaded(folder).model.layers[0].mlp for _ in range(2))
+    assert fuse(fast)[0] == Counter(SwiGLU=1)
+    hidden = torch.randn(2, 3, fast.gate_proj.in_features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(hidden), plain(hidden))
 
 
 def test_a_copy_reads_its_own_weights(tmp_path):
